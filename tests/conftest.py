@@ -1,0 +1,58 @@
+"""For all tests: no network, repeatable randomness, two threads, and a folder that the documentation's code runs in."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+NANO = ROOT / "zoomiqa_reward" / "checkpoints" / "nano"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture
+def nano() -> str:
+    """The embedded model's name; a test that uses it waits for the checkpoint to be there."""
+    if not (NANO / "model.safetensors").exists():
+        pytest.skip("the nano checkpoint is not in this checkout")  # tests/test_project.py fails in that case
+    return "nano"
+
+
+@pytest.fixture(scope="session")
+def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 256 x 256 part of a public-domain photograph that scikit-image's wheel holds."""
+    from restoration.demo import bundled_photograph
+
+    path = tmp_path_factory.mktemp("photograph") / "photo.png"
+    Image.open(bundled_photograph()).crop((96, 0, 352, 256)).save(path)
+    return path
+
+
+@pytest.fixture
+def desk(tmp_path: Path, photograph: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder of the documentation's examples: `photo.png` and three pictures in `candidates/`."""
+    shutil.copy(photograph, tmp_path / "photo.png")
+    (tmp_path / "candidates").mkdir()
+    image = Image.open(photograph)
+    for side in (32, 64, 256):
+        image.resize((side, side)).resize((128, 128)).save(tmp_path / "candidates" / f"from{side:03d}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
