@@ -1,0 +1,254 @@
+"""Any image in, float32 CHW RGB in [0, 1] out: the one way pixels enter the package, and the one way out to PNG.
+
+What a file says about its pixels is followed (EXIF orientation, transparency, bit depth, first frame); colour
+profiles are not applied. What cannot be read faithfully is refused by an ImageError that names the image, the rule
+and the way out: a wrong pixel is a wrong rating that nobody notices.
+"""
+
+import os
+import struct
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+MAX_PIXELS = 89_478_485
+"""Largest image that is decoded. It is where Pillow starts to warn of decompression bombs; float32 RGB takes 1 GB."""
+
+RANGE_TOLERANCE = 1e-3
+"""How far outside [0, 1] a tensor may be, then clamped: resampling and half precision overshoot by about this."""
+
+# Pillow's decoders raise these, by format, on damaged data, and the last on a closed file.
+_DECODE_ERRORS = (
+    OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, OverflowError, struct.error, zlib.error,
+    AssertionError,
+)  # fmt: skip
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # the warning, where filters make it an error
+_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
+
+
+class ImageError(ValueError):
+    """An image that cannot be used; the message names it, the rule it breaks and the way out."""
+
+
+def describe(source: Any, index: int | None = None) -> str:
+    """Return how messages call an image: its path, or its kind and size, after its place in the list (from 0).
+
+    >>> describe("a.png"), describe("a.png", 2), describe(torch.zeros(3, 64, 48), 3)
+    ('a.png', 'image 2 (a.png)', 'image 3 (tensor 3x64x48)')
+    """
+    if isinstance(source, str | os.PathLike):
+        if index is None:
+            return os.fspath(source)
+        kind = os.fspath(source)
+    elif isinstance(source, Image.Image):
+        kind = f"PIL {source.mode} {source.width}x{source.height}"
+    elif isinstance(source, np.ndarray):
+        kind = f"{source.dtype} array {_by(source.shape)}"
+    elif isinstance(source, Tensor):
+        kind = f"tensor {_by(source.shape)}"
+    else:
+        kind = type(source).__name__
+    return f"image ({kind})" if index is None else f"image {index} ({kind})"
+
+
+def load_image(source: Any) -> Tensor:
+    """Return one image as a float32 CHW RGB tensor in [0, 1].
+
+    Takes a path, a PIL image, a numpy array uint8 or uint16 (HW, or HWC with 1, 3 or 4 channels), or a float tensor
+    in [0, 1] (CHW with 1 or 3 channels, or BCHW with B = 1). Everything comes to the CPU, except that a tensor stays
+    on its device and **keeps its autograd graph**; values outside [0, 1] by at most `RANGE_TOLERANCE` are clamped,
+    and their gradient passes as if they were not. A float32 tensor that needs no change is returned as it is.
+
+    Grey is repeated to three channels. Transparency (alpha, or a palette's or file's transparent colour) is put on
+    white. EXIF orientation is applied. Of an animation the first frame is read (of an open PIL image, the current
+    one). 8-bit values are divided by 255, 16-bit ones (grey PNG and TIFF, uint16) by 65535; Pillow itself reduces
+    16-bit **colour** files to 8 bits. CMYK is converted without colour profile.
+
+    Raises ImageError: missing file, folder, not an image, truncated or damaged, more than `MAX_PIXELS` (checked
+    before decoding), no pixels, unsupported dtype or channels, NaN or infinity, values out of range. A program that
+    sets Pillow's `LOAD_TRUNCATED_IMAGES` switches the check for truncated files off.
+    """
+    return _load(source, describe(source))
+
+
+def load_images(images: Any) -> list[Tensor]:
+    """Return every image as `load_image` does, in order; their sizes may differ.
+
+    Takes one source, or a list or tuple of sources of any mixture; a BCHW tensor and a numpy NHWC array are split
+    into their images. Raises ImageError, also for an empty list, naming the image by its place (from 0).
+    """
+    is_batch = isinstance(images, Tensor | np.ndarray) and images.ndim == 4
+    if not is_batch and not isinstance(images, list | tuple):
+        return [load_image(images)]
+    if len(images) == 0:
+        raise ImageError(f"no images: got an empty {type(images).__name__}; pass at least one")
+    return [_load(source, describe(source, index)) for index, source in enumerate(images)]
+
+
+def to_pil(tensor: Tensor) -> Image.Image:
+    """Return an RGB PIL image of a float tensor in [0, 1] (CHW with 1 or 3 channels).
+
+    Values are rounded half up, so that an 8-bit image comes back from `load_image` bit for bit. Raises ImageError
+    as `load_image` does.
+    """
+    if not isinstance(tensor, Tensor):
+        raise ImageError(f"{describe(tensor)}: to_pil takes a float CHW tensor; use load_image first")
+    pixels = _load(tensor.detach(), describe(tensor)).mul(255.0).add(0.5).floor().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def save_png(image: Tensor | Image.Image, path: str | os.PathLike[str]) -> Path:
+    """Write a PNG in one step (a reader never sees half a file) and return where it is.
+
+    A tensor is written as `to_pil` gives it; a PIL image keeps its mode where PNG has it and becomes RGB otherwise,
+    turned as its EXIF orientation says. The folder must exist. Raises ImageError, OSError.
+    """
+    if isinstance(image, Image.Image):
+        picture = ImageOps.exif_transpose(image) if image.mode in _PNG_MODES else to_pil(load_image(image))
+    else:
+        picture = to_pil(image)
+    target = Path(path)
+    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".tmp", delete=False) as tmp:
+        try:
+            picture.save(tmp, format="PNG")
+        except BaseException:  # an interrupt too must not leave the half file behind
+            os.unlink(tmp.name)
+            raise
+    os.chmod(tmp.name, 0o644)
+    os.replace(tmp.name, target)
+    return target
+
+
+def _load(source: Any, name: str) -> Tensor:
+    if isinstance(source, Tensor):
+        return _from_tensor(source, name)
+    if isinstance(source, np.ndarray):
+        return _from_array(source, name)
+    if isinstance(source, Image.Image):
+        return _from_pil(source, name)
+    if isinstance(source, str | os.PathLike):
+        return _from_file(Path(source), name)
+    raise ImageError(f"{name}: an image is a path, a PIL image, a numpy array or a tensor; open file objects with PIL")
+
+
+def _from_file(path: Path, name: str) -> Tensor:
+    try:
+        with Image.open(path) as image:
+            return _from_pil(image, name)
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        hint = "; download it first" if "://" in name else ""
+        raise ImageError(f"{name}: no such file{hint}") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{name}: is a folder; pass the image files in it") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not an image that Pillow can read; convert it to PNG or JPEG") from error
+    except _BOMBS as error:
+        raise ImageError(_too_large(name)) from error
+    except _DECODE_ERRORS as error:
+        raise ImageError(f"{name}: cannot be read ({error}); check or re-export the file") from error
+
+
+def _from_pil(image: Image.Image, name: str) -> Tensor:
+    if min(image.size) < 1:
+        raise ImageError(f"{name}: has no pixels ({image.width}x{image.height}); both sides must be at least 1")
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(_too_large(name, image.width * image.height))
+    try:
+        image.load()  # reads all of the file: a truncated one fails here
+        return _from_array(_pixels(_upright(image), name), name)
+    except ImageError:
+        raise
+    except _BOMBS as error:
+        raise ImageError(_too_large(name)) from error
+    except _DECODE_ERRORS as error:
+        raise ImageError(f"{name}: truncated, damaged or closed ({error!r}); check or re-export the file") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except (*_DECODE_ERRORS, UserWarning):  # unreadable EXIF says nothing; viewers show such photos as stored
+        return image
+
+
+def _pixels(image: Image.Image, name: str) -> np.ndarray:
+    if image.mode in _SIXTEEN_BIT_MODES:
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ImageError(
+                f"{name}: mode {image.mode} with values {values.min()}..{values.max()}, but only 16 bits (0..65535) "
+                "are read; scale it yourself and pass a float tensor in [0, 1]"
+            )
+        transparent = image.info.get("transparency")
+        return (values if transparent is None else np.where(values == transparent, 65535, values)).astype(np.uint16)
+    if image.mode == "F":
+        raise ImageError(f"{name}: mode F has no fixed range; scale it yourself and pass a float tensor in [0, 1]")
+    return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+
+
+def _from_array(array: np.ndarray, name: str) -> Tensor:
+    if array.dtype.kind != "u" or array.dtype.itemsize > 2:
+        raise ImageError(
+            f"{name}: a numpy image is uint8 (0..255) or uint16 (0..65535), not {array.dtype}; "
+            "for values in [0, 1] pass a float CHW tensor: torch.from_numpy(array).permute(2, 0, 1)"
+        )
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+        hint = "; transpose it: array.transpose(1, 2, 0)" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
+        raise ImageError(f"{name}: a numpy image is HW, or HWC with 1, 3 or 4 channels, not {_by(array.shape)}{hint}")
+    if array.size == 0:
+        raise ImageError(f"{name}: has no pixels ({_by(array.shape)}); both sides must be at least 1")
+    values = array.transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(np.iinfo(array.dtype).max)
+    if len(values) == 4:
+        values = values[:3] * values[3] + (1 - values[3])
+    return torch.from_numpy(values if len(values) == 3 else np.repeat(values, 3, axis=0))
+
+
+def _from_tensor(tensor: Tensor, name: str) -> Tensor:
+    if not tensor.is_floating_point():
+        raise ImageError(
+            f"{name}: a tensor image holds floats in [0, 1], not {tensor.dtype}; for 0..255 pass tensor.float() / 255"
+        )
+    if tensor.ndim == 4 and len(tensor) == 1:
+        tensor = tensor[0]
+    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
+        hint = "; one image is wanted here; pass a batch alone to load_images" if tensor.ndim == 4 else ""
+        if tensor.ndim == 3 and tensor.shape[2] in (1, 3):
+            hint = "; permute it: tensor.permute(2, 0, 1)"
+        elif tensor.ndim == 3 and tensor.shape[0] == 4:
+            hint = "; put the alpha channel on a background first"
+        raise ImageError(f"{name}: a tensor image is CHW with 1 or 3 channels, not {_by(tensor.shape)}{hint}")
+    if tensor.numel() == 0:
+        raise ImageError(f"{name}: has no pixels; both sides must be at least 1")
+    image = tensor.to(torch.float32)
+    lowest, highest = (float(value) for value in torch.aminmax(image.detach()))  # NaN goes through both
+    if not np.isfinite([lowest, highest]).all():
+        raise ImageError(f"{name}: holds NaN or infinity; find where the image was made or decoded wrongly")
+    if lowest < -RANGE_TOLERANCE or highest > 1 + RANGE_TOLERANCE:
+        raise ImageError(
+            f"{name}: values {lowest:.4g}..{highest:.4g} are not in [0, 1]; "
+            "divide 0..255 by 255, map -1..1 by (x + 1) / 2, or clamp(0, 1) if the excess means nothing"
+        )
+    if lowest < 0 or highest > 1:
+        image = image + (image.clamp(0, 1) - image).detach()  # clamp alone would stop the gradient there
+    return image.repeat(3, 1, 1) if image.shape[0] == 1 else image
+
+
+def _too_large(name: str, pixels: int | None = None) -> str:
+    size = "" if pixels is None else f"{pixels / 1e6:.0f} million pixels, "
+    limit = f"more than {MAX_PIXELS / 1e6:.0f} million are not decoded (decompression bomb?)"
+    return f"{name}: {size}{limit}; resize it first"
+
+
+def _by(shape: Any) -> str:
+    return "x".join(str(int(side)) for side in shape) or "scalar"
