@@ -1,0 +1,245 @@
+"""Import of the official prompts: reads the constants of the official evaluator's `protocol.py` without running it.
+
+The official checkpoint was trained on its authors' prompts, which this project does not ship. Whoever has their
+source file turns it into a local `zoomiqa_protocol.json` here. The file is parsed with `ast` and never imported: its
+package pins versions of other libraries, and a prompt file has no business running code.
+"""
+
+import ast
+import os
+import re
+import textwrap
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from zoomiqa_reward.protocol.spec import CropPolicy, Decoding, Prompt, Protocol, ProtocolError
+
+OFFICIAL_NAME = "zoom-iqa-official"
+DIRECT_PREFIX = '<answer>{"bbox_2d": [0, 0, 0, 0], "rating": '
+"""Start of an answer in the official form, up to where the rating's first digit stands."""
+
+# What is looked for -> names it may have. The first group must be found; the others have the official values as
+# defaults of `Protocol`, because they are facts of the evaluator's behaviour and no text of its authors.
+_NEEDED = {
+    "STAGE1_PROMPT": r"(STAGE|ROUND|TURN)_?(1|ONE)_(USER_)?PROMPT(_TEMPLATE)?",
+    "STAGE2_PROMPT": r"(STAGE|ROUND|TURN)_?(2|TWO)_(USER_)?PROMPT(_TEMPLATE)?",
+    "RANDOM_QUESTIONS": r"(\w+_)?QUESTIONS|(DEFAULT_)?QUESTION",
+}
+_OPTIONAL = {
+    "GENERATION_CONFIG": r"(DEFAULT_)?GENERATION_(CONFIG|KWARGS|PARAMS)",
+    "DEFAULT_QUESTION": r"(DEFAULT_)?QUESTION",
+    "ORIGINAL_LABEL": r"(ORIGINAL|WHOLE)_(IMAGE_)?(LABEL|PREFIX|TEXT)",
+    "CROP_LABEL": r"CROP(PED)?_(IMAGE_)?(LABEL|PREFIX|TEXT)",
+    "min_area_frac": r"(CROP_)?MIN(IMUM)?_(CROP_|BBOX_|BOX_)?AREA(_\w+)?",
+    "max_area_frac": r"(CROP_)?MAX(IMUM)?_(CROP_|BBOX_|BOX_)?AREA(_\w+)?",
+    "min_side_px": r"(CROP_)?MIN(IMUM)?_(CROP_|BBOX_|BOX_)?(SIDE|SIZE|EDGE)(_\w+)?",
+    "min_pixels": r"MIN_PIXELS",
+    "max_pixels": r"MAX_PIXELS",
+}
+_STRIP = ("strip", "lstrip", "rstrip")
+
+
+def import_official(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Protocol:
+    """Return the protocol of the official checkpoint, read from its evaluator's `protocol.py`.
+
+    `path` is that file, or a folder (the evaluator's repository) that holds exactly one `protocol.py`. With `out` the
+    protocol is also written there (a file, or an existing folder, which gets `zoomiqa_protocol.json`).
+
+    Taken from the file: round 1's prompt (a format template if it names `{question}`), round 2's prompt (sent
+    verbatim, braces and all, as the official evaluator does), the questions (a default question comes first), the
+    generation settings (sampling is kept as the file has it), and, where they stand as constants, image labels, crop
+    numbers and pixel budget. Everything else is the official behaviour, which is `Protocol`'s default.
+
+    Raises ProtocolError if the file is missing, is not Python, lacks a prompt (the message lists the constants that
+    were found and those that are needed) or holds a value of the wrong kind.
+    """
+    file = _find(Path(path))
+    constants = read_constants(file)
+    try:
+        protocol = _assemble(constants)
+    except ProtocolError as error:
+        raise ProtocolError(f"{file}: {error}") from error
+    if out is not None:
+        protocol.save(out)
+    return protocol
+
+
+def read_constants(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return name -> value of the file's top-level constants, evaluated from its syntax tree; no code is run.
+
+    Understood: literals, earlier constants, concatenation and arithmetic, f-strings of these, `.strip()`,
+    `textwrap.dedent`, and calls with keywords only (`dict(...)`, `GenerationConfig(...)`), which give a dict.
+    What is not understood is left out. Raises ProtocolError if the file cannot be read or is not Python.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # unknown escapes in someone else's prompts
+            tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"{path}: cannot be read ({error})") from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ProtocolError(f"{path}: is not a Python file ({error})") from error
+    constants: dict[str, Any] = {}
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign):
+            targets, node = statement.targets, statement.value
+        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+            targets, node = [statement.target], statement.value
+        elif isinstance(statement, ast.AugAssign):
+            targets, node = [statement.target], ast.BinOp(statement.target, statement.op, statement.value)
+        else:
+            continue
+        names = [target.id for target in targets if isinstance(target, ast.Name)]
+        try:
+            constants.update(dict.fromkeys(names, _evaluate(node, constants)))
+        except (ValueError, TypeError, ArithmeticError, LookupError, RecursionError):
+            for name in names:  # computed at run time: not a constant, and no longer the one it may have been
+                constants.pop(name, None)
+    return constants
+
+
+def decoding_of(config: Mapping[str, Any]) -> Decoding:
+    """Return transformers' generation settings as `Decoding`; `do_sample` false, or missing, is temperature 0.
+
+    Raises ProtocolError if `config` is no mapping or a setting no number.
+    """
+    if not isinstance(config, Mapping):
+        raise ProtocolError(f"GENERATION_CONFIG is a {type(config).__name__}; expected a dict of generation settings")
+    default = Decoding()
+    temperature = _number(config, "temperature", 1.0) if config.get("do_sample", False) else 0.0
+    return Decoding(
+        temperature=temperature,
+        top_p=_number(config, "top_p", default.top_p),
+        top_k=int(_number(config, "top_k", default.top_k)),
+        max_new_tokens=int(_number(config, "max_new_tokens", default.max_new_tokens)),
+    )
+
+
+def _find(path: Path) -> Path:
+    if not path.is_dir():
+        if not path.exists():
+            raise ProtocolError(f"{path}: no such file; pass the official evaluator's protocol.py or its repository")
+        return path
+    found = sorted(path.rglob("protocol.py"))
+    if len(found) != 1:
+        names = ", ".join(map(str, found[:5])) or "none"
+        raise ProtocolError(f"{path}: must hold exactly one protocol.py, found {len(found)} ({names}); name the file")
+    return found[0]
+
+
+def _assemble(constants: Mapping[str, Any]) -> Protocol:
+    found = {wanted: _look_up(constants, wanted, pattern) for wanted, pattern in {**_NEEDED, **_OPTIONAL}.items()}
+    if missing := [wanted for wanted in _NEEDED if found[wanted] is None]:
+        raise ProtocolError(
+            f"no constant {', '.join(missing)}; needed: {', '.join(_NEEDED)}; "
+            f"found: {', '.join(sorted(constants)) or 'no constants'}. Is this the official evaluator's protocol.py?"
+        )
+    round1 = _text(found, "STAGE1_PROMPT")
+    protocol = Protocol(
+        name=OFFICIAL_NAME,
+        round1=Prompt(text=round1, style="format" if "{question}" in round1 else "verbatim"),
+        round2=Prompt(text=_text(found, "STAGE2_PROMPT"), style="verbatim"),
+        questions=_questions(found),
+        direct_prefix=DIRECT_PREFIX,
+    )
+    protocol.round1.render(protocol.questions[0])  # a template that does not render must fail here, not when asked
+    whole, crop = protocol.image_labels
+    return replace(
+        protocol,
+        image_labels=(_text(found, "ORIGINAL_LABEL", whole), _text(found, "CROP_LABEL", crop)),
+        crop=_crop_policy(found),
+        decoding=protocol.decoding if found["GENERATION_CONFIG"] is None else decoding_of(found["GENERATION_CONFIG"]),
+        min_pixels=int(_number(found, "min_pixels", protocol.min_pixels)),
+        max_pixels=int(_number(found, "max_pixels", protocol.max_pixels)),
+    )
+
+
+def _crop_policy(found: Mapping[str, Any]) -> CropPolicy:
+    default = CropPolicy()
+    smallest = _number(found, "min_area_frac", default.min_area_frac)
+    largest = _number(found, "max_area_frac", default.max_area_frac)
+    if not 0 < smallest <= largest <= 1:
+        raise ProtocolError(f"crop areas {smallest}..{largest} are no shares of the image; expected a range in (0, 1]")
+    side = int(_number(found, "min_side_px", default.min_side_px))
+    return CropPolicy(min_area_frac=smallest, max_area_frac=largest, min_side_px=side)
+
+
+def _look_up(constants: Mapping[str, Any], wanted: str, pattern: str) -> Any:
+    if wanted in constants:
+        return constants[wanted]
+    names = [name for name in constants if re.fullmatch(pattern, name.lstrip("_"), re.IGNORECASE)]
+    return constants[names[0]] if names else None
+
+
+def _questions(found: Mapping[str, Any]) -> tuple[str, ...]:
+    questions = found["RANDOM_QUESTIONS"]
+    questions = [questions] if isinstance(questions, str) else questions
+    if not isinstance(questions, list | tuple) or not questions or not all(isinstance(q, str) for q in questions):
+        raise ProtocolError("RANDOM_QUESTIONS must be a list of at least one text")
+    first = found["DEFAULT_QUESTION"]
+    if isinstance(first, str):
+        questions = [first, *(question for question in questions if question != first)]
+    return tuple(questions)
+
+
+def _text(found: Mapping[str, Any], key: str, default: str | None = None) -> str:
+    value = default if found[key] is None else found[key]
+    if not isinstance(value, str) or not value.strip():
+        raise ProtocolError(f"{key} is {value!r:.80}; expected a text")
+    return value
+
+
+def _number(found: Mapping[str, Any], key: str, default: float) -> float:
+    value = found.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ProtocolError(f"{key} is {value!r:.80}; expected a number")
+    return value
+
+
+def _evaluate(node: ast.expr, known: Mapping[str, Any]) -> Any:
+    """Return the value of an expression made of literals and `known` names; ValueError for anything else."""
+    match node:
+        case ast.Name(id=name):
+            return known[name]
+        case ast.List(elts=items) | ast.Tuple(elts=items):
+            return [_evaluate(item, known) for item in items]
+        case ast.Dict(keys=keys, values=values):
+            if None in keys:
+                raise ValueError("unpacking in a dict")
+            return {_evaluate(k, known): _evaluate(v, known) for k, v in zip(keys, values, strict=True) if k}
+        case ast.JoinedStr(values=parts):
+            return "".join(str(_evaluate(part, known)) for part in parts)
+        case ast.FormattedValue(value=value, conversion=-1, format_spec=None):
+            return _evaluate(value, known)
+        case ast.BinOp(left=left, op=ast.Add() | ast.Mult() | ast.Div() as op, right=right):
+            return _operate(op, _evaluate(left, known), _evaluate(right, known))
+        case ast.Call():
+            return _evaluate_call(node, known)
+        case _:
+            return ast.literal_eval(node)
+
+
+def _evaluate_call(call: ast.Call, known: Mapping[str, Any]) -> Any:
+    match call:
+        case ast.Call(func=ast.Attribute(value=value, attr=name), args=[], keywords=[]) if name in _STRIP:
+            return getattr(str(_evaluate(value, known)), name)()
+        case ast.Call(func=ast.Name(id="dedent") | ast.Attribute(attr="dedent"), args=[value], keywords=[]):
+            return textwrap.dedent(_evaluate(value, known))
+        case ast.Call(args=[], keywords=keywords) if keywords and all(keyword.arg for keyword in keywords):
+            return {str(keyword.arg): _evaluate(keyword.value, known) for keyword in keywords}
+        case _:
+            raise ValueError("a call that only running the file could answer")
+
+
+def _operate(op: ast.operator, left: Any, right: Any) -> Any:
+    numbers = all(isinstance(side, int | float) for side in (left, right))
+    if isinstance(op, ast.Add) and (numbers or type(left) is type(right)):
+        return left + right
+    if numbers:  # no multiplication of texts: a file must not be able to fill the memory
+        return left * right if isinstance(op, ast.Mult) else left / right
+    raise ValueError("neither concatenation nor arithmetic")

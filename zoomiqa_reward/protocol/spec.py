@@ -1,0 +1,221 @@
+"""The protocol file `zoomiqa_protocol.json`: all that a checkpoint needs beyond transformers' own files.
+
+A model must be asked with the prompts that it was trained on, so prompts, crop policy, pixel budget and the way
+several views of one image combine travel with the weights. Nothing else in the package knows which model it has.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+PROTOCOL_FILE = "zoomiqa_protocol.json"
+FORMAT_VERSION = 1
+
+
+class ProtocolError(ValueError):
+    """A protocol file that is missing, unreadable or breaks a rule; the message names the field and the way out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One prompt text."""
+
+    text: str
+    style: str = "format"
+    """`format`: `text.format(question=...)` (doubled braces become single); `verbatim`: sent as it stands."""
+
+    def __post_init__(self) -> None:
+        if self.style not in ("format", "verbatim"):
+            raise ProtocolError(f"prompt style {self.style!r}: must be 'format' or 'verbatim'")
+
+    def render(self, question: str) -> str:
+        """Return the text as sent to the model."""
+        if self.style == "verbatim":
+            return self.text
+        try:
+            return self.text.format(question=question)
+        except (KeyError, IndexError, ValueError) as error:
+            raise ProtocolError(
+                f"a 'format' prompt may only hold {{question}} and doubled braces: {error!r}"
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropPolicy:
+    """How round 2's region is cut; defaults are the official evaluator's."""
+
+    min_area_frac: float = 0.25
+    """A smaller box is scaled up about its centre to this share of the image's area."""
+    max_area_frac: float = 0.75
+    """A larger box is scaled down about its centre to this share."""
+    min_side_px: int = 28
+    """Shortest side of a crop, where the image is that large."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewPolicy:
+    """Which views of an image `direct` reads, and how their ratings combine.
+
+    The rating distributions of a scale's tiles are mixed by the share of pixels that are nearest to each tile, then
+    the scales and the whole by their weights. Scales that an image is too small for are left out and the rest
+    renormalised; an image too small for all is read whole.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    """Scales (1 = native) read as overlapping tiles; nothing is resampled at 1."""
+    weights: tuple[float, ...] = (1.0,)
+    """Weight of each scale of `scales`, at least 0."""
+    whole_weight: float = 0.0
+    """Weight of the whole image as the processor resizes it. An image that it would not change is its own native
+    view: it is read once, whole, with this weight and scale 1's together."""
+    tile_px: int = 336
+    """Longest side of a tile in pixels; a multiple of patch x merge."""
+    min_side_px: int = 56
+    """A scale at which the image's shorter side falls below this is left out."""
+
+    def __post_init__(self) -> None:
+        if len(self.scales) != len(self.weights):
+            raise ProtocolError(f"views: {len(self.scales)} scales but {len(self.weights)} weights")
+        if any(not 0 < s <= 1 for s in self.scales) or len(set(self.scales)) != len(self.scales):
+            raise ProtocolError(f"views: scales {self.scales} must be different and in (0, 1]")
+        if any(w < 0 for w in (*self.weights, self.whole_weight)) or sum(self.weights) + self.whole_weight <= 0:
+            raise ProtocolError(f"views: weights {self.weights} and {self.whole_weight} must be >= 0, not all 0")
+        if self.tile_px < 28 or self.min_side_px < 1:
+            raise ProtocolError(f"views: tile_px {self.tile_px} must be >= 28, min_side_px {self.min_side_px} >= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """Default decoding of the reasoning rounds."""
+
+    temperature: float = 0.0
+    """0 is greedy: one image, one rating."""
+    top_p: float = 0.95
+    top_k: int = 50
+    max_new_tokens: int = 1024
+    """Per round."""
+
+
+ROUND1_SECTIONS = (
+    "Image Quality Summary", "Directions for Improvement", "Issues to Avoid", "Decision & Rationale",
+)  # fmt: skip
+ROUND2_SECTIONS = (
+    "Crop Inspection Summary", "Directions for Improvement", "Issues to Avoid", "Final Decision & Rationale",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a Zoom-IQA model is asked and read. Source: official evaluator (shape), `docs/protocol.md` (fields)."""
+
+    name: str
+    """Whose prompts these are, for messages and fingerprints."""
+    round1: Prompt
+    round2: Prompt
+    questions: tuple[str, ...]
+    """The first one is the default question."""
+    direct_prefix: str
+    """Start of the assistant's answer up to where the rating's first digit stands."""
+    sections1: tuple[str, ...] = ROUND1_SECTIONS
+    sections2: tuple[str, ...] = ROUND2_SECTIONS
+    image_labels: tuple[str, str] = ("Original image: ", "Cropped Image: ")
+    """Texts before the whole image and before the crop in round 2."""
+    image_order: str = "text_first"
+    """Round 1: `text_first` or `image_first`."""
+    history_style: str = "question_answer"
+    """Round 2's history: `question_answer` (bare question without image, then round 1's whole answer) or `none`."""
+    crop: CropPolicy = field(default_factory=CropPolicy)
+    views: ViewPolicy = field(default_factory=ViewPolicy)
+    decoding: Decoding = field(default_factory=Decoding)
+    min_pixels: int = 3136
+    """Pixel budget of one image that the processor may resize: lower bound."""
+    max_pixels: int = 1003520
+    """Upper bound."""
+    label_metrics: tuple[str, ...] = ()
+    """Full-reference metrics that made the pseudo-MOS this model was trained on; refused as a headline elsewhere."""
+
+    def __post_init__(self) -> None:
+        if not self.questions:
+            raise ProtocolError("protocol: `questions` is empty; the first one is the default question")
+        if self.image_order not in ("text_first", "image_first"):
+            raise ProtocolError(f"protocol: image_order {self.image_order!r} must be text_first or image_first")
+        if self.history_style not in ("question_answer", "none"):
+            raise ProtocolError(f"protocol: history_style {self.history_style!r} must be question_answer or none")
+        if not 0 < self.min_pixels <= self.max_pixels:
+            raise ProtocolError(f"protocol: pixels {self.min_pixels}..{self.max_pixels} is no range")
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of all fields: two models asked differently are two rewards."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        """Return the file's text."""
+        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the file (or `zoomiqa_protocol.json` into the folder `path`) in one step and return where it is."""
+        target = Path(path)
+        if target.is_dir():
+            target = target / PROTOCOL_FILE
+        with tempfile.NamedTemporaryFile("w", dir=target.parent, suffix=".tmp", delete=False, encoding="utf-8") as tmp:
+            tmp.write(self.to_json())
+        os.chmod(tmp.name, 0o644)
+        os.replace(tmp.name, target)
+        return target
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Protocol":
+        """Build from the parsed JSON. Raises ProtocolError naming the field that is missing, unknown or wrong."""
+        version = data.get("format_version")
+        if version != FORMAT_VERSION:
+            raise ProtocolError(f"format_version is {version!r}; this release reads {FORMAT_VERSION}")
+        return _build(cls, {key: value for key, value in data.items() if key != "format_version"}, "protocol")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Protocol":
+        """Read a protocol file, or the one in the folder `path`. Raises ProtocolError."""
+        target = Path(path)
+        if target.is_dir():
+            target = target / PROTOCOL_FILE
+        try:
+            data = json.loads(target.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ProtocolError(f"{target}: no such protocol file") from error
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ProtocolError(f"{target}: not a readable JSON protocol file ({error})") from error
+        if not isinstance(data, dict):
+            raise ProtocolError(f"{target}: a protocol file holds one JSON object, not a {type(data).__name__}")
+        try:
+            return cls.from_dict(data)
+        except ProtocolError as error:
+            raise ProtocolError(f"{target}: {error}") from error
+
+
+_NESTED = {
+    "round1": Prompt, "round2": Prompt, "crop": CropPolicy, "views": ViewPolicy, "decoding": Decoding,
+}  # fmt: skip
+
+
+def _build(cls: Any, data: Mapping[str, Any], where: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise ProtocolError(f"{where}: must be a JSON object, not a {type(data).__name__}")
+    known = {f.name for f in fields(cls)}
+    if unknown := sorted(set(data) - known):
+        raise ProtocolError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        if key in _NESTED:
+            values[key] = _build(_NESTED[key], value, f"{where}.{key}")
+        else:
+            values[key] = tuple(value) if isinstance(value, list) else value
+    try:
+        return cls(**values)
+    except TypeError as error:  # a missing field, or a comparison between wrong types in __post_init__
+        raise ProtocolError(f"{where}: {error}") from error
