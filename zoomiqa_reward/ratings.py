@@ -1,0 +1,74 @@
+"""What measuring returns: ratings, scores and assessments. A failed measurement is NaN with `valid=False`."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from zoomiqa_reward.turns import Turn
+
+STD_KINDS = ("token", "samples", "none")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ratings:
+    """Ratings of a batch of images, one entry for each image in the order given."""
+
+    mean: Tensor
+    """[batch] float32 in 1..5; NaN where not valid."""
+    std: Tensor
+    """[batch] float32, at least 0; NaN where not valid or where nothing was there to spread."""
+    valid: Tensor
+    """[batch] bool; False: this image could not be measured."""
+    std_kind: str
+    """`token`: spread of the rating-token distribution; `samples`: spread over sampled answers (NaN for a greedy
+    one, whose text already names the number); `none`: the source knows no spread."""
+
+    def __post_init__(self) -> None:
+        if self.std_kind not in STD_KINDS:
+            raise ValueError(f"std_kind {self.std_kind!r}: must be one of {', '.join(STD_KINDS)}")
+        if not self.mean.shape == self.std.shape == self.valid.shape or self.mean.ndim != 1:
+            shapes = [tuple(t.shape) for t in (self.mean, self.std, self.valid)]
+            raise ValueError(f"mean, std and valid must all be [batch], not {shapes}")
+
+    def __len__(self) -> int:
+        return self.mean.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scores:
+    """What a reward returns for a batch of images. Higher is better, always."""
+
+    value: Tensor
+    """[batch] float32; NaN where not valid."""
+    valid: Tensor
+    """[batch] bool; False: not measured. Drop the sample, never read it as a low score."""
+    std: Tensor
+    """[batch] float32; NaN where the reward knows no spread."""
+    info: dict[str, Any] = field(default_factory=dict)
+    """At least `errors`: a list with one entry an image, None or why it could not be measured."""
+
+    def __post_init__(self) -> None:
+        if not self.value.shape == self.std.shape == self.valid.shape or self.value.ndim != 1:
+            shapes = [tuple(t.shape) for t in (self.value, self.std, self.valid)]
+            raise ValueError(f"value, std and valid must all be [batch], not {shapes}")
+
+    def __len__(self) -> int:
+        return self.value.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assessment:
+    """One image's rating in words: what was asked, answered and looked at, round by round."""
+
+    rating: float
+    """Clipped to 1..5; NaN if invalid."""
+    std: float
+    """Spread over samples; NaN for one answer."""
+    turns: tuple[Turn, ...]
+    """One or two rounds. An unreadable round 2 stands here with round 1 before it."""
+    valid: bool
+    error: str | None = None
+    """Why there is no rating."""
+    warning: str | None = None
+    """What was odd about a rating that stands: round 1 could not be routed, or an answer was cut short."""

@@ -1,0 +1,230 @@
+"""What best-of-N, tuning and the self-test optimise: any `Reward`, from Zoom-IQA or from a metric of your own."""
+
+import functools
+import hashlib
+import inspect
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from zoomiqa_reward.images import ImageError, load_image
+from zoomiqa_reward.model import MODES, ZoomIQA, split_images
+from zoomiqa_reward.ratings import Scores
+
+NEEDS = frozenset({"lq", "hr", "prompts"})
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Anything that scores images. Higher is better, always: `value` comes back oriented."""
+
+    name: str
+    higher_is_better: bool
+    """True; the value returned is already oriented."""
+    score_range: tuple[float, float]
+    """Smallest and largest value returned."""
+    differentiable: bool
+    deterministic: bool
+    fingerprint: str
+    """Cache key: what else would have to be the same for the same value."""
+    needs: frozenset[str]
+    """Which of lq, hr and prompts must be given."""
+
+    def __call__(self, images: Any, lq: Any = None, hr: Any = None, prompts: Sequence[str] | None = None) -> Scores:
+        """Return one score an image, in order."""
+        ...
+
+
+class MetricReward:
+    """Any callable as a reward.
+
+    `fn(image)` gets one float32 CHW image in [0, 1], on the CPU unless it came as a tensor, and returns a number (a
+    float or a tensor of one element). What `needs` names is passed by keyword, for that image: `lq` and `hr` as
+    such tensors, `prompts` as `prompt`, a text.
+    """
+
+    higher_is_better = True
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        name: str,
+        higher_is_better: bool,
+        score_range: tuple[float, float],
+        needs: Collection[str] = (),
+        *,
+        differentiable: bool = False,
+        deterministic: bool = True,
+        fingerprint: str | None = None,
+    ) -> None:
+        """Wrap `fn`. higher_is_better and score_range are the metric's own; a lower-is-better one is negated.
+
+        fingerprint: by default a hash of the name and of fn's source, which does not see weights or files that fn
+        reads: give one that does where the cache must notice them.
+        Raises ValueError for unknown needs or an empty range.
+        """
+        low, high = score_range
+        if not low < high:
+            raise ValueError(f"score_range={score_range}: the first number must be below the second")
+        if unknown := sorted(set(needs) - NEEDS):
+            raise ValueError(f"needs={unknown[0]!r}: must be among {', '.join(sorted(NEEDS))}")
+        self.fn = fn
+        self.name = name
+        self.metric_higher_is_better = higher_is_better
+        self.score_range = (float(low), float(high)) if higher_is_better else (-float(high), -float(low))
+        self.needs = frozenset(needs)
+        self.differentiable = differentiable
+        self.deterministic = deterministic
+        own = source_fingerprint(fn) if fingerprint is None else fingerprint
+        text = f"{name}|{higher_is_better}|{own}"
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __call__(self, images: Any, lq: Any = None, hr: Any = None, prompts: Sequence[str] | None = None) -> Scores:
+        """Return the oriented values; `info["raw"]` holds the metric's own.
+
+        An image that cannot be read, and a result of NaN or infinity, is not valid. Any other exception of `fn` is
+        its bug and is raised. Raises ValueError where something that is needed is missing or of another length.
+        """
+        sources = split_images(images)
+        given = self._needed(len(sources), lq=lq, hr=hr, prompts=prompts)
+        values, errors = [], []
+        for index, source in enumerate(sources):
+            value, error = self._measure(source, {key: items[index] for key, items in given.items()})
+            values.append(value)
+            errors.append(error)
+        home = next((value.device for value, error in zip(values, errors, strict=True) if error is None), None)
+        raw = torch.stack([value.to(home) for value in values]) if values else torch.zeros(0)
+        valid = torch.isfinite(raw.detach())
+        nan = torch.full_like(raw, math.nan)
+        value = torch.where(valid, raw if self.metric_higher_is_better else -raw, nan)
+        return Scores(value=value, valid=valid, std=nan.clone(), info={"errors": errors, "raw": raw.detach().tolist()})
+
+    def _needed(self, count: int, **given: Any) -> dict[str, list[Any]]:
+        found = {}
+        for key in sorted(self.needs):
+            if given[key] is None:
+                raise ValueError(f"reward {self.name!r} needs {key}=")
+            found[key] = split_images(given[key])  # a list of texts is split as well
+            if len(found[key]) != count:
+                raise ValueError(f"reward {self.name!r}: {key} holds {len(found[key])} for {count} images")
+        return found
+
+    def _measure(self, source: Any, given: dict[str, Any]) -> tuple[Tensor, str | None]:
+        try:
+            others = {key: load_image(given[key]) for key in ("lq", "hr") if key in given}
+            if "prompts" in given:
+                others["prompt"] = given["prompts"]
+            value = self.fn(load_image(source), **others)
+        except ImageError as error:
+            return torch.tensor(math.nan), str(error)
+        value = value if isinstance(value, Tensor) else torch.tensor(float(value))
+        value = value.to(torch.float32).reshape(())
+        if not self.differentiable:
+            value = value.detach().cpu()
+        return value, None if bool(torch.isfinite(value)) else f"{self.name} returned {value.item()}"
+
+
+class ZoomIQAReward:
+    """A Zoom-IQA model as a reward: the rating, 1 bad .. 5 excellent."""
+
+    higher_is_better = True
+    score_range = (1.0, 5.0)
+    needs: frozenset[str] = frozenset()
+    differentiable = False
+
+    def __init__(
+        self,
+        iqa: ZoomIQA,
+        mode: str = "direct",
+        *,
+        strict: bool = True,
+        batch_size: int = 8,
+        question: str | None = None,
+        num_samples: int = 1,
+        seed: int | None = 0,
+    ) -> None:
+        """Wrap `iqa`; the arguments are those of `ZoomIQA.rate`. strict=True is the canonical rating."""
+        if mode not in MODES:
+            raise ValueError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
+        self.iqa = iqa
+        self.mode = mode
+        self.strict = strict
+        self._options: dict[str, Any] = {"batch_size": batch_size, "question": question}
+        if mode == "reason":
+            self._options |= {"num_samples": num_samples, "seed": seed}
+        elif num_samples != 1:
+            raise ValueError("num_samples belongs to mode='reason'; 'direct' samples nothing")
+        self.name = f"zoomiqa-{iqa.name}-{mode}"
+        self.deterministic = mode == "direct" or num_samples == 1 or seed is not None
+
+    @property
+    def fingerprint(self) -> str:
+        """The model's, with how it is asked and whether each image is read alone."""
+        asked = {key: value for key, value in self._options.items() if not self.strict or key != "batch_size"}
+        text = f"{self.iqa.fingerprint}|{self.mode}|{self.strict}|{sorted(asked.items())}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __call__(
+        self,
+        images: Any,
+        lq: Any = None,
+        hr: Any = None,
+        prompts: Sequence[str] | None = None,
+        *,
+        grad: bool = False,
+    ) -> Scores:
+        """Return the ratings; lq, hr and prompts are not looked at.
+
+        An image that cannot be read is not valid and named in `info["errors"]`; the others are measured.
+        Raises NotImplementedError for grad=True.
+        """
+        if grad:
+            raise NotImplementedError("ZoomIQAReward has no gradient yet: use iqa.rate(tensor, grad=True)")
+        sources = split_images(images)
+        errors: list[str | None] = [None] * len(sources)
+        value, std = torch.full((len(sources),), math.nan), torch.full((len(sources),), math.nan)
+        step = 1 if self.strict else int(self._options["batch_size"])
+        for start in range(0, len(sources), step):
+            readable: list[int] = []
+            loaded: list[Tensor] = []
+            for index in range(start, min(start + step, len(sources))):
+                try:
+                    loaded.append(load_image(sources[index]))
+                    readable.append(index)
+                except ImageError as error:
+                    errors[index] = str(error)
+            self._rate(readable, loaded, value, std, errors)
+        return Scores(value=value, valid=~value.isnan(), std=std, info={"errors": errors})
+
+    def _rate(
+        self, places: list[int], images: list[Tensor], value: Tensor, std: Tensor, errors: list[str | None]
+    ) -> None:
+        if not images:
+            return
+        try:
+            ratings = self.iqa.rate(images, mode=self.mode, strict=self.strict, **self._options)
+        except ImageError as error:  # readable, but of a shape that the processor refuses
+            if len(images) == 1:
+                errors[places[0]] = str(error)
+                return
+            for place, image in zip(places, images, strict=True):
+                self._rate([place], [image], value, std, errors)
+            return
+        for row, place in enumerate(places):
+            value[place], std[place] = ratings.mean[row], ratings.std[row]
+            if not bool(ratings.valid[row]):
+                errors[place] = "the answer could not be read as a rating"
+
+
+def source_fingerprint(fn: Callable[..., Any]) -> str:
+    """Return a text that changes with the code of `fn`; a partial's arguments and a callable object's class count."""
+    if isinstance(fn, functools.partial):
+        return f"{source_fingerprint(fn.func)}{fn.args!r}{sorted(fn.keywords.items())!r}"
+    code = fn if inspect.isroutine(fn) or inspect.isclass(fn) else type(fn)
+    try:
+        return inspect.getsource(code)
+    except (OSError, TypeError):  # built in, or typed at a prompt
+        return f"{getattr(code, '__module__', '')}.{getattr(code, '__qualname__', repr(code))}"

@@ -1,0 +1,94 @@
+"""The ratings 1.00 .. 5.00 as a trie of this tokenizer's tokens, so that one forward pass prices all 401 of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RATING_TEXTS = tuple(f"{hundredths // 100}.{hundredths % 100:02d}" for hundredths in range(100, 501))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatingTrie:
+    """Nodes in one flat list: first the inner ones (parents before children), then one leaf for each rating.
+
+    Only inner nodes are fed to the model: a leaf's probability stands in its parent's logits.
+    """
+
+    prefix_ids: tuple[int, ...]
+    """Tokens that all ratings share: the answer's start, up to where the first of them differs."""
+    tokens: tuple[int, ...]
+    """Token of each node."""
+    parents: tuple[int, ...]
+    """Index of each node's parent; -1: the prefix."""
+    depths: tuple[int, ...]
+    """1 for a child of the prefix."""
+    num_inner: int
+    ratings: tuple[float, ...]
+    """Rating of each leaf, rising; leaf i is node `num_inner + i`."""
+
+    @property
+    def paths(self) -> tuple[tuple[int, ...], ...]:
+        """Node indices from below the prefix to each leaf, the leaf included."""
+        found = []
+        for node in range(self.num_inner, len(self.tokens)):
+            path = [node]
+            while (parent := self.parents[path[0]]) != -1:
+                path.insert(0, parent)
+            found.append(tuple(path))
+        return tuple(found)
+
+    def inner_mask(self) -> Tensor:
+        """Return bool [inner, inner]: row attends to column, which is itself or an ancestor."""
+        mask = torch.eye(self.num_inner, dtype=torch.bool)
+        for node in range(self.num_inner):
+            if self.parents[node] != -1:
+                mask[node] |= mask[self.parents[node]]
+        return mask
+
+    def inner_depths(self) -> Tensor:
+        """Return int64 [inner]: positions after the prefix's last token."""
+        return torch.tensor(self.depths[: self.num_inner], dtype=torch.long)
+
+    def leaf_logprobs(self, logits: Tensor) -> Tensor:
+        """Return [batch, leaves] log-probabilities from logits [batch, 1 + inner, vocabulary] (prefix end first)."""
+        logits = logits.float()
+        rows = torch.tensor(self.parents, device=logits.device) + 1
+        tokens = torch.tensor(self.tokens, device=logits.device)
+        normaliser = torch.logsumexp(logits, dim=-1)  # [batch, 1 + inner]
+        edges = logits[:, rows, tokens] - normaliser[:, rows]  # [batch, nodes]
+        edges = torch.cat([edges, edges.new_zeros(edges.shape[0], 1)], dim=1)  # last: an edge that costs nothing
+        deepest = max(self.depths)
+        steps = [path + (len(self.tokens),) * (deepest - len(path)) for path in self.paths]
+        return edges[:, torch.tensor(steps, device=logits.device)].sum(dim=-1)
+
+
+def build_trie(encode: Callable[[str], Sequence[int]], prefix: str) -> RatingTrie:
+    """Return the trie of all ratings after `prefix`, for a tokenizer's `encode` (text to ids, no special tokens).
+
+    Each whole text `prefix + rating` is tokenised; what all 401 share is the prefix. So a token that merges the end
+    of the prefix with the first digit falls into the trie, and digits may be tokens of any length.
+    Raises ValueError if two ratings cannot be told apart (a tokenizer that drops digits).
+    """
+    encoded = [tuple(encode(prefix + text)) for text in RATING_TEXTS]
+    shortest = min(len(ids) for ids in encoded)
+    common = 0
+    while common < shortest and len({ids[common] for ids in encoded}) == 1:
+        common += 1
+    tails = [ids[common:] for ids in encoded]
+    inner_paths = {tail[:end] for tail in tails for end in range(1, len(tail))}
+    if len(set(tails)) < len(tails) or any(not tail or tail in inner_paths for tail in tails):
+        raise ValueError("this tokenizer cannot tell all ratings 1.00 .. 5.00 apart: check tokenizer and direct_prefix")
+
+    inner = sorted(inner_paths, key=lambda path: (len(path), path))
+    index = {path: node for node, path in enumerate(inner)}
+    nodes = [*inner, *tails]
+    return RatingTrie(
+        prefix_ids=encoded[0][:common],
+        tokens=tuple(path[-1] for path in nodes),
+        parents=tuple(index[path[:-1]] if len(path) > 1 else -1 for path in nodes),
+        depths=tuple(len(path) for path in nodes),
+        num_inner=len(inner),
+        ratings=tuple(float(text) for text in RATING_TEXTS),
+    )
