@@ -1,0 +1,115 @@
+"""The program `zoomiqa`: finds its subcommands by entry point, so that the core never imports the other packages.
+
+Machine output (JSON, one line an image) goes to stdout, talk and progress to stderr. Exit code 0 done, 1 failed,
+2 ran but some image could not be measured, 130 interrupted.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import Any
+
+import typer
+
+GROUP = "zoomiqa.commands"
+DISTRIBUTION = "zoomiqa-reward"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code; never raises, and never exits the interpreter.
+
+    >>> main(["no-such-command"])
+    1
+    """
+    args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    try:
+        return _run(args)
+    except typer.TyperException as error:  # wrong options; click's own code for them, 2, means something else here
+        if message := error.format_message():  # none where the help was shown instead
+            _say(f"zoomiqa: {message}\nTry: zoomiqa {_command_of(args)}--help")
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BrokenPipeError:  # the reader of stdout has gone (`zoomiqa ... | head`): say nothing more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # a CLI's last line: one message, the traceback on request
+        if os.environ.get("ZOOMIQA_TRACEBACK"):
+            raise
+        # Ours and the system's (ImageError, CheckpointError, no such file) say by themselves what to do.
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        _say(f"zoomiqa: {kind}{error}\n(ZOOMIQA_TRACEBACK=1 shows where)")
+        return 1
+
+
+def commands() -> dict[str, EntryPoint]:
+    """Return every registered subcommand by name, none of them loaded."""
+    return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)}
+
+
+def _run(args: list[str]) -> int:
+    known = commands()
+    if args[0] == "--version":
+        print(f"{DISTRIBUTION} {version(DISTRIBUTION)}")
+        return 0
+    if args[0] in known:
+        known = {args[0]: known[args[0]]}
+    app = typer.Typer(
+        name="zoomiqa", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+        help="Zoom-IQA: how good is this image, why, how sure are we, which of these is best. "
+        "JSON on stdout, talk on stderr. Exit code 0 done, 1 failed, 2 some image could not be measured.",
+    )  # fmt: skip
+    app.callback()(lambda: None)  # keeps a lone command a subcommand
+    for name, point in known.items():
+        _add(app, name, point, wanted=name == args[0])
+    try:
+        code = app(args=args, prog_name="zoomiqa", standalone_mode=False)
+    except ModuleNotFoundError as error:
+        if args[0] not in known or not known[args[0]].extras:
+            raise
+        _say(_missing(known[args[0]], error))
+        return 1
+    return code or 0
+
+
+def _add(app: typer.Typer, name: str, point: EntryPoint, *, wanted: bool) -> None:
+    """Register one subcommand; one whose extra is missing says so when it is called, and in the overview."""
+    try:
+        command: Any = point.load()
+    except ModuleNotFoundError as error:
+        if wanted and not point.extras:
+            raise
+        message = _missing(point, error)
+
+        def command() -> int:
+            _say(message)
+            return 1
+
+        anything = {"allow_extra_args": True, "ignore_unknown_options": True}
+        app.command(name, help=f"(not installed: {message})", context_settings=anything)(command)
+        return
+    if isinstance(command, typer.Typer):
+        app.add_typer(command, name=name)
+    else:
+        app.command(name)(command)
+
+
+def _missing(point: EntryPoint, error: ModuleNotFoundError) -> str:
+    extras = ",".join(point.extras)
+    install = f"pip install '{DISTRIBUTION}[{extras}]'" if extras else f"reinstall {DISTRIBUTION}"
+    return f"zoomiqa {point.name} needs {error.name!r}, which is not installed: {install}"
+
+
+def _command_of(args: list[str]) -> str:
+    return f"{args[0]} " if args[0] in commands() else ""
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

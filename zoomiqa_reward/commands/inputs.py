@@ -1,0 +1,60 @@
+"""What the measuring commands share: their options, the files they are given, and the model they load."""
+
+import glob
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+Images = Annotated[list[str], typer.Argument(help="Files, folders or glob patterns.", show_default=False)]
+Model = Annotated[str, typer.Option(help="'nano' (embedded), a hub id, or a folder.")]
+Mode = Literal["direct", "reason"]
+ModeOption = Annotated[Mode, typer.Option(help="One look at the rating's distribution, or the full answer in words.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON line an image on stdout.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the best one there is.")]
+Strict = Annotated[
+    bool, typer.Option("--strict/--batched", help="Each image in its own forward pass (bit-equal), or several.")
+]
+Question = Annotated[str | None, typer.Option(help="What to ask, instead of the checkpoint's own question.")]
+ProtocolFile = Annotated[str | None, typer.Option("--protocol", help="Protocol file, for a model that brings none.")]
+Adapter = Annotated[str | None, typer.Option(help="LoRA adapter: a hub id or a folder.")]
+SheetFile = Annotated[
+    str | None, typer.Option("--sheet", help="Write a contact sheet here: ratings, reasons, zoomed regions.")
+]
+
+IMAGE_SUFFIXES = frozenset(
+    (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif",
+     ".tiff", ".webp")
+)  # fmt: skip
+"""Files that a folder stands for; a file named by itself may be called anything."""
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """Return the image files that the arguments name, each argument's own in sorted order.
+
+    A folder gives its images (not those of its subfolders), a pattern its matches. What names nothing is returned as
+    it stands, so that the failure to read it is reported like any other.
+
+    >>> expand(["no/such/file.png"])
+    ['no/such/file.png']
+    """
+    found: list[str] = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            files = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        else:
+            # A file may itself be called "a[1].png": a pattern is only what is no file.
+            files = [] if path.exists() else sorted(glob.glob(argument, recursive=True))
+        found += files or [argument]
+    return found
+
+
+def load_model(name: str, *, device: str | None, adapter: str | None, protocol: str | None) -> Any:
+    """Return the `ZoomIQA` that all commands measure with, saying on stderr what is loaded."""
+    from zoomiqa_reward import ZoomIQA
+
+    print(f"loading {name} ...", file=sys.stderr)
+    return ZoomIQA.from_pretrained(name, device=device, adapter=adapter, protocol=protocol)

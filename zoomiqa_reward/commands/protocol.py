@@ -1,0 +1,29 @@
+"""`zoomiqa protocol import`: read the official evaluator's prompts into a local protocol file."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Prompts that travel with a checkpoint.", no_args_is_help=True)
+
+Source = Annotated[Path, typer.Argument(help="The official evaluator's protocol.py, or a folder that holds it.")]
+Out = Annotated[Path, typer.Option(help="Protocol file to write, or the folder to write it into.")]
+
+
+@app.callback()
+def _group() -> None:
+    """Prompts that travel with a checkpoint."""
+
+
+@app.command("import")
+def import_(source: Source, out: Out = Path("zoomiqa_protocol.json")) -> int:
+    """Read the official prompts into a protocol file. Nothing of the source is imported or installed."""
+    from zoomiqa_reward.protocol import import_official
+
+    protocol = import_official(source)
+    target = protocol.save(out)
+    print(target)
+    print(f"protocol {protocol.name}: pass it with --protocol {target}, or put it beside the weights", file=sys.stderr)
+    return 0
