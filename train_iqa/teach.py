@@ -1,0 +1,356 @@
+"""Teach the language side of a small Qwen2.5-VL: `direct` ratings and the two reasoning rounds, on one mixture.
+
+The vision tower is frozen here, so its tokens are computed once (`FeatureBank`) and a step costs the language model
+alone. An auxiliary read-out makes the middle layer say of each image token where it lies and whether the damage
+covers it: rotary positions are relative, and without it a small model needs far longer to learn coordinates.
+"""
+
+import json
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+from train_iqa.labels import LabelScale
+from train_iqa.nano_model import MERGE, TOKEN_PX
+from train_iqa.number_targets import FRACTIONS, RATINGS, bell, draw_path
+from train_iqa.optimizers import SplitOptimizer
+from train_iqa.pretrain import cosine_lr, tower_tokens
+from train_iqa.rationale import answer1, answer2
+from train_iqa.synthetic import Record, Sample
+from zoomiqa_reward.protocol import Protocol, zoom
+from zoomiqa_reward.turns import Prompted, round1, round2
+
+AUX_LAYER = 3
+NO_IMAGE = torch.empty(0)  # rows are built from cached features; the request needs only its texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachConfig:
+    """Supervised rows for the language side."""
+
+    steps: int = 900
+    direct_rows: int = 20
+    """224 px crops with a direct rating, a step."""
+    direct_large_rows: int = 4
+    """Whole pictures with a direct rating, a step."""
+    round1_rows: int = 8
+    round2_rows: int = 3
+    learning_rate: float = 6e-4
+    """Peak; warm-up 60 steps, cosine to 2 %."""
+    weight_decay: float = 0.02
+    rating_sigma: float = 0.15
+    """Width of the bell about the rating."""
+    box_sigma: float = 0.02
+    aux_weight: float = 0.5
+    save_every: int = 100
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One picture as the language model sees it."""
+
+    features: Tensor
+    """(tokens, width) float16, raster order."""
+    grid: tuple[int, int]
+    """Rows and columns of tokens."""
+    label: float
+    record: Record
+    crop: "tuple[Tensor, tuple[int, int]] | None" = None
+    """Features and grid of the enlarged region, for pictures that zoom."""
+
+
+def _mirror(record: Record) -> Record:
+    if record.box is None:
+        return record
+    left, top, right, bottom = record.box
+    return Record(steps=record.steps, box=(1 - right, top, 1 - left, bottom))
+
+
+def _fit(image: Tensor, protocol: Protocol) -> Tensor:
+    """Return the image at the size that the processor gives it (bicubic, antialiased)."""
+    height, width = smart_resize(*image.shape[1:], TOKEN_PX, protocol.min_pixels, protocol.max_pixels)
+    if (height, width) == tuple(image.shape[1:]):
+        return image
+    size = (height, width)
+    return nn.functional.interpolate(image[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+
+
+@torch.no_grad()
+def _features(tower: nn.Module, image_processor: object, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = tower_tokens(tower, image_processor, image[None])[0]
+    return tokens.half(), (image.shape[1] // TOKEN_PX, image.shape[2] // TOKEN_PX)
+
+
+def build_bank(
+    tower: nn.Module,
+    image_processor: object,
+    samples: list[Sample],
+    scale: LabelScale,
+    protocol: Protocol,
+    *,
+    mirrored: bool,
+    crops: bool,
+    seed: int,
+) -> list[Entry]:
+    """Return the samples as entries; `mirrored` adds the flipped picture, `crops` the region, where damage is local.
+
+    The crop is cut from the true box moved by up to 6 % of the frame, since at run time the model names it.
+    """
+    rng, bank = np.random.default_rng([seed, 77]), []
+    for sample in tqdm(samples, desc="vision tokens", mininterval=5):
+        label = float(scale.pseudo_mos(sample.scores[None].astype(np.float64))[0])
+        for flip in (False, True) if mirrored and sample.record.box is not None else (False,):
+            image = torch.from_numpy(sample.image.astype(np.float32) / 255).permute(2, 0, 1)
+            image = image.flip(2).contiguous() if flip else image.contiguous()
+            record = _mirror(sample.record) if flip else sample.record
+            features, grid = _features(tower, image_processor, _fit(image, protocol))
+            crop = None
+            if crops and record.box is not None and not flip:
+                moved = np.clip(np.asarray(record.box) + rng.uniform(-0.06, 0.06, 4), 0, 1).tolist()
+                crop = _features(tower, image_processor, _fit(zoom(image, moved, protocol.crop)[0], protocol))
+            bank.append(Entry(features=features, grid=grid, label=label, record=record, crop=crop))
+    return bank
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One training row."""
+
+    ids: list[int]
+    prompt_length: int
+    images: list[tuple[Tensor, tuple[int, int]]]
+    soft: dict[int, tuple[list[int], list[float], bool]]
+    """Position of a target token -> (token ids, probabilities, is it a digit of a box)."""
+    hard: list[int]
+    """Positions of the target tokens that are exact."""
+    entry: Entry
+    is_round1: bool = False
+
+
+class RowBuilder:
+    """Turns entries into rows with the very requests that inference sends."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, protocol: Protocol, config: TeachConfig) -> None:
+        self.tokenizer, self.protocol, self.config = tokenizer, protocol, config
+        self.character_ids = {c: tokenizer.convert_tokens_to_ids(c) for c in "0123456789."}
+
+    def _prompt_ids(self, prompted: Prompted, grids: list[tuple[int, int]]) -> list[int]:
+        text = self.tokenizer.apply_chat_template(list(prompted.messages), tokenize=False, add_generation_prompt=True)
+        pieces = text.split("<|image_pad|>")
+        for k, (rows, columns) in enumerate(grids):
+            pieces[k] += "<|image_pad|>" * (rows * columns)
+        return self.tokenizer("".join(pieces), add_special_tokens=False)["input_ids"]
+
+    def _row(
+        self,
+        prompt: list[int],
+        completion: str,
+        numbers: list[tuple[list[dict[str, float]], bool]],
+        images: list[tuple[Tensor, tuple[int, int]]],
+        entry: Entry,
+        *,
+        only_numbers: bool = False,
+        is_round1: bool = False,
+    ) -> Row:
+        encoded = self.tokenizer(completion, add_special_tokens=False, return_offsets_mapping=True)
+        starts = {offset[0]: k for k, offset in enumerate(encoded["offset_mapping"])}
+        answer = completion.index("<answer>")
+        spans = [m.start() + answer for m in re.finditer(r"\d\.\d\d", completion[answer:])]
+        soft: dict[int, tuple[list[int], list[float], bool]] = {}
+        for span, (steps, is_box) in zip(spans, numbers, strict=True):
+            for k, step in enumerate(steps):
+                if len(step) > 1:
+                    ids = [self.character_ids[c] for c in step]
+                    soft[len(prompt) + starts[span + k]] = (ids, list(step.values()), is_box)
+        ids = [*prompt, *encoded["input_ids"]]
+        if not only_numbers:
+            ids.append(self.tokenizer.convert_tokens_to_ids("<|im_end|>"))
+        hard = [] if only_numbers else [k for k in range(len(prompt), len(ids)) if k not in soft]
+        return Row(
+            ids=ids, prompt_length=len(prompt), images=images, soft=soft, hard=hard, entry=entry, is_round1=is_round1
+        )
+
+    def _rating(self, entry: Entry, rng: np.random.Generator) -> tuple[str, list[dict[str, float]]]:
+        return draw_path(RATINGS, bell(RATINGS, entry.label, self.config.rating_sigma), rng)
+
+    def _question(self, rng: np.random.Generator) -> str:
+        questions = self.protocol.questions
+        return questions[0] if rng.random() < 0.7 else questions[int(rng.integers(0, len(questions)))]
+
+    def direct(self, entry: Entry, rng: np.random.Generator) -> Row:
+        """Return a row whose only targets are the digits of the rating."""
+        prompt = self._prompt_ids(round1(self.protocol, NO_IMAGE, self._question(rng)), [entry.grid])
+        text, steps = self._rating(entry, rng)
+        images = [(entry.features, entry.grid)]
+        return self._row(prompt, self.protocol.direct_prefix + text, [(steps, False)], images, entry, only_numbers=True)
+
+    def _first_answer(
+        self, entry: Entry, rng: np.random.Generator
+    ) -> tuple[str, list[tuple[list[dict[str, float]], bool]]]:
+        numbers: list[tuple[list[dict[str, float]], bool]] = []
+        box_texts = None
+        if entry.record.box is not None:
+            drawn = [draw_path(FRACTIONS, bell(FRACTIONS, v, self.config.box_sigma), rng) for v in entry.record.box]
+            box_texts = tuple(text for text, _ in drawn)
+            numbers = [(steps, True) for _, steps in drawn]
+        rating, steps = self._rating(entry, rng)
+        return answer1(entry.record, entry.label, rating, box_texts), [*numbers, (steps, False)]
+
+    def first(self, entry: Entry, rng: np.random.Generator) -> Row:
+        """Return round 1's row."""
+        prompt = self._prompt_ids(round1(self.protocol, NO_IMAGE, self._question(rng)), [entry.grid])
+        completion, numbers = self._first_answer(entry, rng)
+        return self._row(prompt, completion, numbers, [(entry.features, entry.grid)], entry, is_round1=True)
+
+    def second(self, entry: Entry, rng: np.random.Generator) -> Row:
+        """Return round 2's row; the entry has a crop. The quoted round 1 rates with an error, or it would be copied."""
+        assert entry.crop is not None
+        question = self._question(rng)
+        guess = float(np.clip(entry.label + rng.normal(0, 0.5), 1, 5))
+        quoted, _ = self._first_answer(
+            Entry(features=entry.features, grid=entry.grid, label=guess, record=entry.record), rng
+        )
+        request = round2(self.protocol, NO_IMAGE, NO_IMAGE, quoted, question)
+        prompt = self._prompt_ids(request, [entry.grid, entry.crop[1]])
+        rating, steps = self._rating(entry, rng)
+        completion = answer2(entry.record, entry.label, rating)
+        return self._row(prompt, completion, [(steps, False)], [(entry.features, entry.grid), entry.crop], entry)
+
+
+def token_truth(entry: Entry) -> Tensor:
+    """Return (tokens, 3): x and y of each token's centre in 0..1 and whether damage covers it (0 or 1)."""
+    rows, columns = entry.grid
+    y, x = torch.meshgrid((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij")
+    damaged = torch.full_like(x, float(bool(entry.record.steps)))
+    if entry.record.box is not None:
+        left, top, right, bottom = entry.record.box
+        damaged = ((x >= left) & (x < right) & (y >= top) & (y < bottom)).float()
+    return torch.stack([x, y, damaged], dim=-1).reshape(-1, 3)
+
+
+def rows_loss(
+    model: Qwen2_5_VLForConditionalGeneration, aux: nn.Linear, rows: list[Row], aux_weight: float
+) -> tuple[Tensor, dict[str, float]]:
+    """Return the loss of right-padded rows and its parts."""
+    length, image_id = max(len(r.ids) for r in rows), model.config.image_token_id
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for k, row in enumerate(rows):
+        ids[k, : len(row.ids)], mask[k, : len(row.ids)] = torch.tensor(row.ids), 1
+    is_image = (ids == image_id) & mask.bool()
+    features = torch.cat([f for row in rows for f, _ in row.images]).float()
+    grids = torch.tensor([[1, MERGE * g[0], MERGE * g[1]] for row in rows for _, g in row.images])
+    assert int(is_image.sum()) == len(features), "image tokens and image features differ"
+    positions, _ = model.model.get_rope_index(ids, is_image.int(), image_grid_thw=grids, attention_mask=mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        embeds = model.get_input_embeddings()(ids)
+        embeds = embeds.masked_scatter(is_image[..., None], features.to(embeds.dtype))
+        out = model.model.language_model(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        hidden = out.last_hidden_state
+        hard = [(k, p) for k, row in enumerate(rows) for p in row.hard]
+        soft = [(k, p, *row.soft[p]) for k, row in enumerate(rows) for p in row.soft]
+        where = torch.tensor([(k, p - 1) for k, p in hard] + [(s[0], s[1] - 1) for s in soft])
+        logits = model.lm_head(hidden[where[:, 0], where[:, 1]]).float()
+        aux_rows = [k for k, row in enumerate(rows) if row.is_round1]
+        aux_out = aux(out.hidden_states[AUX_LAYER]).float() if aux_rows else None
+    logp = logits.log_softmax(-1)
+    parts: dict[str, Tensor] = {}
+    if hard:
+        targets = torch.tensor([rows[k].ids[p] for k, p in hard])
+        parts["text"] = nn.functional.nll_loss(logp[: len(hard)], targets)
+    for name, wanted in (("rating", False), ("box", True)):
+        losses = [-(logp[len(hard) + j, s[2]] * torch.tensor(s[3])).sum() for j, s in enumerate(soft) if s[4] is wanted]
+        if losses:
+            parts[name] = torch.stack(losses).mean()
+    if aux_out is not None:
+        guesses = torch.cat([aux_out[k][is_image[k]] for k in aux_rows])
+        truth = torch.cat([token_truth(rows[k].entry) for k in aux_rows])
+        place = nn.functional.mse_loss(guesses[:, :2], truth[:, :2])
+        cover = nn.functional.binary_cross_entropy_with_logits(guesses[:, 2], truth[:, 2])
+        parts["aux"] = aux_weight * (2 * place + cover)
+    return torch.stack(list(parts.values())).sum(), {k: float(v.detach()) for k, v in parts.items()}
+
+
+def teach(
+    model: Qwen2_5_VLForConditionalGeneration,
+    builder: RowBuilder,
+    small: list[Entry],
+    large: list[Entry],
+    folder: Path,
+) -> None:
+    """Train the language side in place; continues from `folder/state.pt`, logs to `folder/log.jsonl`."""
+    config = builder.config
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    aux = nn.Linear(model.config.text_config.hidden_size, 3)
+    zooming = [e for e in large if e.crop is not None]
+    named = [(n, p) for n, p in model.named_parameters() if "visual" not in n]
+    optimizer = SplitOptimizer([*named, *aux.named_parameters(prefix="aux")], weight_decay=config.weight_decay)
+    state_file, start = folder / "state.pt", 0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        aux.load_state_dict(state["aux"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    model.train()
+    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="teaching", mininterval=5)
+    running: dict[str, float] = {}
+    began = time.time()
+    for step in bar:
+        rng = np.random.default_rng([config.seed, 5, step])
+
+        def pick(entries: list[Entry], count: int, rng: np.random.Generator = rng) -> list[Entry]:
+            return [entries[k] for k in rng.integers(0, len(entries), count)]
+
+        # Rows of like length go together, so little of a batch is padding.
+        groups = [
+            [builder.direct(e, rng) for e in pick(small, config.direct_rows)],
+            [builder.direct(e, rng) for e in pick(large, config.direct_large_rows)]
+            + [builder.first(e, rng) for e in pick(large, config.round1_rows)],
+            [builder.second(e, rng) for e in pick(zooming, config.round2_rows)],
+        ]
+        for name, rows in zip(("direct", "first", "second"), groups, strict=True):
+            if not rows:
+                continue
+            loss, parts = rows_loss(model, aux, rows, config.aux_weight)
+            loss.backward()
+            for key, value in parts.items():
+                key = f"{name}_{key}"
+                running[key] = value if key not in running else 0.95 * running[key] + 0.05 * value
+        optimizer.step(cosine_lr(step, config.steps, config.learning_rate))
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            row = {
+                "step": step + 1,
+                "seconds": round(time.time() - began, 1),
+                **{k: round(v, 4) for k, v in running.items()},
+            }
+            with open(folder / "log.jsonl", "a") as log:
+                log.write(json.dumps(row) + "\n")
+            tqdm.write(json.dumps(row))
+            state = {
+                "model": model.state_dict(),
+                "aux": aux.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step + 1,
+            }
+            torch.save(state, folder / "state.tmp")
+            os.replace(folder / "state.tmp", state_file)
+    model.eval()

@@ -1,0 +1,117 @@
+"""How the scales of one image combine: weights chosen on held-out photographs, never on opinion scores.
+
+Two groups count alike: photographs at their own size, and soft ones enlarged two to three times, as 4K pictures are,
+with the damage enlarged too. A picture's label is the mean of its pseudo-MOS at full, half and quarter size, because
+people look from more than one distance. All mixtures on a grid are tried; ties go to the more even one.
+"""
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from train_iqa.degradations import Array, degrade, resize, sample_steps
+from train_iqa.labels import LabelScale, pseudo_mos
+from zoomiqa_reward import ZoomIQA
+from zoomiqa_reward.protocol import Protocol, ViewPolicy
+
+ENLARGEMENTS = (1.0, 2.4)
+PER_PHOTOGRAPH = 4
+
+
+def _chw(image: Array) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+
+
+def multi_scale_label(image: Tensor, reference: Tensor, scale: LabelScale) -> float:
+    """Return the mean pseudo-MOS of a CHW pair at full, half and quarter size (sizes below 96 px left out)."""
+    values = []
+    for share in (1.0, 0.5, 0.25):
+        size = [max(1, round(side * share)) for side in image.shape[1:]]
+        if min(size) < 96 and share < 1:
+            continue
+        pair = [
+            nn.functional.interpolate(x[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+            for x in (image, reference)
+        ]
+        values.append(float(pseudo_mos([pair[0]], [pair[1]], scale)[0]))
+    return float(np.mean(values))
+
+
+def validation_pictures(
+    paths: list[Path], scale: LabelScale, enlargement: float, seed: int
+) -> tuple[list[Tensor], NDArray[np.float64]]:
+    """Return degraded pictures (CHW) of photographs enlarged by `enlargement`, and their labels."""
+    rng = np.random.default_rng([seed, round(enlargement * 10)])
+    pictures, labels = [], []
+    for path in tqdm(paths, desc=f"validation pictures x{enlargement:g}"):
+        with Image.open(path) as photograph:
+            own = np.asarray(photograph.convert("RGB"), dtype=np.float32) / 255
+        width, height = own.shape[1], own.shape[0]
+        reference = own
+        if enlargement != 1:
+            reference = resize(own, round(width * enlargement), round(height * enlargement), "bicubic")
+        for _ in range(PER_PHOTOGRAPH):
+            steps = sample_steps(rng)
+            if enlargement == 1:
+                image, _ = degrade(own, steps, rng)
+            elif rng.random() < 0.5:  # damage of the enlarged size: done before enlarging
+                image = resize(degrade(own, steps, rng)[0], reference.shape[1], reference.shape[0], "bicubic")
+            else:
+                image, _ = degrade(reference, steps, rng)
+            pictures.append(_chw(image))
+            labels.append(multi_scale_label(pictures[-1], _chw(reference), scale))
+    return pictures, np.array(labels)
+
+
+def choose_view_weights(
+    checkpoint: Path, paths: list[Path], scale: LabelScale, folder: Path, *, seed: int, limit: int = 30
+) -> ViewPolicy:
+    """Return the checkpoint's view policy with the best weights; writes what was tried to `views.json`."""
+    protocol = Protocol.load(checkpoint)
+    scales = protocol.views.scales
+    columns: list[list[NDArray[np.float64]]] = []
+    labels: list[NDArray[np.float64]] = []
+    for enlargement in ENLARGEMENTS:
+        pictures, truth = validation_pictures(paths[:limit], scale, enlargement, seed)
+        labels.append(truth)
+        columns.append([])
+        for share in (*scales, None):  # None: the whole image alone
+            views = replace(
+                protocol.views,
+                scales=(share,) if share else (1.0,),
+                weights=(1.0,) if share else (0.0,),
+                whole_weight=0.0 if share else 1.0,
+            )
+            iqa = ZoomIQA.from_pretrained(str(checkpoint), protocol=replace(protocol, views=views))
+            means = [float(iqa.rate([p], strict=True).mean[0]) for p in tqdm(pictures, desc=f"scale {share}")]
+            columns[-1].append(np.array(means))
+    tried = []
+    steps = np.arange(0, 11)
+    for parts in itertools.product(steps, repeat=len(scales) + 1):
+        if sum(parts) != 10:
+            continue
+        weights = np.array(parts) / 10
+        srcc = [
+            float(spearmanr(weights @ np.stack(group), truth).statistic)
+            for group, truth in zip(columns, labels, strict=True)
+        ]
+        tried.append((float(np.mean(srcc)), -float((weights**2).sum()), weights.tolist(), srcc))
+    tried.sort(key=lambda row: (round(row[0], 3), row[1]), reverse=True)
+    best = tried[0]
+    report = {
+        "scales": [*scales, "whole"],
+        "enlargements": ENLARGEMENTS,
+        "single": [[float(spearmanr(c, t).statistic) for c in g] for g, t in zip(columns, labels, strict=True)],
+        "best": {"weights": best[2], "srcc": best[3]},
+    }
+    (folder / "views.json").write_text(json.dumps(report, indent=1) + "\n")
+    return replace(protocol.views, weights=tuple(best[2][:-1]), whole_weight=best[2][-1])
