@@ -1,0 +1,52 @@
+"""What the benchmark scripts share: statistics with bootstrap intervals, and result files that name their command."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def srcc(a: Sequence[float] | NDArray[Any], b: Sequence[float] | NDArray[Any]) -> float:
+    """Return Spearman's rank correlation; NaN pairs are an error, not a silent omission."""
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("NaN in a correlation: count failures before calling")
+    return float(spearmanr(a, b).statistic)
+
+
+def bootstrap(statistic: Callable[[NDArray[np.int64]], float], count: int, *, draws: int = 1000) -> list[float]:
+    """Return the 2.5 and 97.5 percentiles of `statistic(indices)` over resampled indices 0..count-1."""
+    rng = np.random.default_rng(0)
+    values = [statistic(rng.integers(0, count, count)) for _ in range(draws)]
+    return [float(v) for v in np.nanpercentile(values, [2.5, 97.5])]
+
+
+def write_result(name: str, result: dict[str, Any]) -> None:
+    """Write `results/<name>.json` with command and versions, and print it."""
+    result = {
+        "command": shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *_without_paths(sys.argv[1:])]),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        **result,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+def _without_paths(arguments: Sequence[str]) -> list[str]:
+    """Absolute paths say nothing elsewhere: their last parts do."""
+    return ["DIR/" + Path(a).name if a.startswith("/") else a for a in arguments]
