@@ -11,7 +11,7 @@ from PIL import Image
 from train_iqa.degradations import Record, Step
 from train_iqa.labels import LabelScale
 from train_iqa.nano import NanoConfig, make_nano
-from train_iqa.nano_model import build_model, build_tokenizer, init_energy_units, init_patch_embedding
+from train_iqa.nano_model import CHROMA, LUMA, build_model, build_tokenizer, init_energy_meters
 from train_iqa.pretrain import CropBatches, PretrainConfig, pretrain
 from train_iqa.rationale import nano_protocol
 from train_iqa.synthetic import list_photographs, read_samples, split_photographs
@@ -112,14 +112,26 @@ def test_held_out_photographs_are_a_seeded_fifth(photographs):
         list_photographs(photographs / "none")
 
 
-def test_energy_units_measure_each_components_energy():
-    """After block 0's norm, unit pair k of gate x up is silu(z) z + silu(-z)(-z) = z^2 for component k."""
+def test_energy_meters_saturate_each_component_at_its_threshold():
+    """Channel (band, t) is the sum over the band's components of that t of sat(|e| / t), e after normalisation.
+
+    sat(u) = f(u) + f(-u) - f(u - 1) - f(-u - 1) with f(u) = silu(4 u) / 4, close to min(|u|, 1): by hand, for |u| well
+    above 1 it is u - (u - 1) = 1, and for u = 0.5 it is 0.44 + (-0.06) - (-0.06) - 0.00 = 0.44.
+    """
     tower = build_model(None, seed=0).model.visual
-    init_patch_embedding(tower.patch_embed, [torch.rand(3, 112, 112) for _ in range(40)])
-    init_energy_units(tower)
-    mlp, z = tower.blocks[0].mlp, torch.randn(5, 192)
-    gate = torch.nn.functional.silu(z @ mlp.gate_proj.weight.T) * (z @ mlp.up_proj.weight.T)
-    assert torch.allclose(gate[:, :192] + gate[:, 192:384], z**2, atol=1e-4)
+    init_energy_meters(tower)
+    block, components = tower.blocks[0], LUMA + 2 * CHROMA
+    block.mlp.down_proj.weight.data[:, 4 * components :] = 0
+    block.mlp.down_proj.bias.data.zero_()
+    residual = torch.zeros(1, 192)
+    residual[0, 0], residual[0, 1], residual[0, 8], residual[0, -1] = 10.0, -0.25, 0.075, 30.0
+    out = block.mlp(block.norm2(residual))[0].detach()
+    channels = dict(zip(("band 0, t0", "band 0, t1", "band 1, t0"), out[[112, 113, 116]].tolist(), strict=True))
+    idle = float(out[114])  # no component of its own is active
+    assert channels["band 0, t0"] == pytest.approx(1, abs=0.05)
+    assert channels["band 0, t1"] == pytest.approx(0.44, abs=0.08)
+    assert channels["band 1, t0"] == pytest.approx(0.44, abs=0.08)
+    assert abs(idle) < 0.05
 
 
 def _builder():

@@ -28,9 +28,10 @@ from train_iqa.nano_model import (
 )
 from train_iqa.pretrain import CropBatches, PretrainConfig, pretrain
 from train_iqa.rationale import answer1, answer2, nano_protocol
-from train_iqa.synthetic import list_photographs, read_samples, split_photographs, write_samples
+from train_iqa.synthetic import Sample, list_photographs, read_samples, split_photographs, write_samples
 from train_iqa.teach import RowBuilder, TeachConfig, build_bank, teach
 from train_iqa.view_weights import choose_view_weights
+from zoomiqa_reward.protocol import Protocol
 from zoomiqa_reward.turns import round1, round2
 
 LOCAL_SHARE_SMALL, LOCAL_SHARE_LARGE = 0.2, 0.45
@@ -93,6 +94,22 @@ def write_run_record(config: NanoConfig) -> None:
     (config.out / "run.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
+def tokenizer_corpus(samples: list[Sample], scale: LabelScale, protocol: Protocol, seed: int) -> list[str]:
+    """Return the prompts and answers of both rounds for each sample, which the tokenizer is trained on."""
+    rng, no_image = np.random.default_rng(seed), torch.empty(0)
+    texts: list[str] = []
+    for sample in samples:
+        label = float(scale.pseudo_mos(sample.scores[None].astype(np.float64))[0])
+        box = tuple(f"{v:.2f}" for v in sample.record.box) if sample.record.box else None
+        first = answer1(sample.record, label, f"{label:.2f}", box)
+        question = protocol.questions[int(rng.integers(0, len(protocol.questions)))]
+        for asked in (round1(protocol, no_image, question), round2(protocol, no_image, no_image, first, question)):
+            for message in asked.messages:
+                texts.append(str(message["role"]) + "\n" + "".join(item.get("text", "") for item in message["content"]))
+        texts += [first, answer2(sample.record, label, f"{label:.2f}")]
+    return texts
+
+
 def make_nano(config: NanoConfig) -> Path:
     """Run what is missing of all stages and return the checkpoint's folder."""
     config.out.mkdir(parents=True, exist_ok=True)
@@ -124,20 +141,7 @@ def make_nano(config: NanoConfig) -> Path:
         LabelScale.fit(np.stack([s.scores for s in small]).astype(np.float64)).save(scale_file)
     scale = LabelScale.load(scale_file)
 
-    rng = np.random.default_rng(config.seed)
-    no_image = torch.empty(0)
-    texts = []
-    for sample in large:
-        label = float(scale.pseudo_mos(sample.scores[None].astype(np.float64))[0])
-        box = tuple(f"{v:.2f}" for v in sample.record.box) if sample.record.box else None
-        first = answer1(sample.record, label, f"{label:.2f}", box)
-        question = protocol.questions[int(rng.integers(0, len(protocol.questions)))]
-        asked = (round1(protocol, no_image, question), round2(protocol, no_image, no_image, first, question))
-        prompts = [
-            str(m["role"]) + "\n" + "".join(i.get("text", "") for i in m["content"]) for p in asked for m in p.messages
-        ]
-        texts += [*prompts, first, answer2(sample.record, label, f"{label:.2f}")]
-    tokenizer = build_tokenizer(texts)
+    tokenizer = build_tokenizer(tokenizer_corpus(large, scale, protocol, config.seed))
     image_processor = build_image_processor(protocol.min_pixels, protocol.max_pixels)
     model = build_model(tokenizer, seed=config.seed)
     tower = model.model.visual

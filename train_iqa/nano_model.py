@@ -207,7 +207,8 @@ def init_energy_meters(tower: nn.Module) -> None:
     components = LUMA + 2 * CHROMA
     block.attn.proj.bias.zero_()
     block.attn.proj.bias[-1] = CONSTANT
-    norms = [block.norm2, *(norm for later in tower.blocks[1:] for norm in (later.norm1, later.norm2)), tower.merger.ln_q]
+    later = [norm for other in tower.blocks[1:] for norm in (other.norm1, other.norm2)]
+    norms = [block.norm2, *later, tower.merger.ln_q]
     for norm in norms:  # after them: the other channels as they were, the constant as 1
         norm.weight.fill_(CONSTANT / width**0.5)
         norm.weight[-1] = width**-0.5
