@@ -153,7 +153,7 @@ def test_rows_carry_only_the_assistants_tokens_as_targets():
     assert row.ids.count(builder.tokenizer.convert_tokens_to_ids("<|image_pad|>")) == 6
     assert sum(is_box for _, _, is_box in row.soft.values()) >= 8
     direct = builder.direct(_entry(None), rng)
-    assert not direct.hard
+    assert [direct.ids[k] for k in direct.hard] == [builder.character_ids["."]]
     assert len(direct.soft) == 3
     assert all(sum(p) == pytest.approx(1) for _, p, _ in direct.soft.values())
 

@@ -94,6 +94,11 @@ def choose_view_weights(
             iqa = ZoomIQA.from_pretrained(str(checkpoint), protocol=replace(protocol, views=views))
             means = [float(iqa.rate([p], strict=True).mean[0]) for p in tqdm(pictures, desc=f"scale {share}")]
             columns[-1].append(np.array(means))
+    unread = 0
+    for k, group in enumerate(columns):  # a picture that some scale could not rate says nothing about their mixture
+        read = np.isfinite(np.stack(group)).all(axis=0)
+        unread += int((~read).sum())
+        columns[k], labels[k] = [column[read] for column in group], labels[k][read]
     tried = []
     steps = np.arange(0, 11)
     for parts in itertools.product(steps, repeat=len(scales) + 1):
@@ -110,6 +115,7 @@ def choose_view_weights(
     report = {
         "scales": [*scales, "whole"],
         "enlargements": ENLARGEMENTS,
+        "unread_pictures": unread,
         "single": [[float(spearmanr(c, t).statistic) for c in g] for g, t in zip(columns, labels, strict=True)],
         "best": {"weights": best[2], "srcc": best[3]},
     }
