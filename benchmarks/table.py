@@ -22,61 +22,84 @@ def interval(result: dict[str, Any], key: str) -> str:
     return f"{result[key]:.3f} [{low:.2f}, {high:.2f}]"
 
 
-def rows() -> list[tuple[str, str, str]]:
-    """Return (what, figure, result file)."""
-    found: list[tuple[str, str, str]] = []
-    s = load("nano_synthetic")
-    where = f"{s['images']} degraded BSDS500 test photographs"
+def synthetic_rows(s: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `nano_synthetic`."""
+    found = []
     for target, name in (("pseudo_mos", "pseudo-MOS"), ("fsim", "held-out FSIM")):
         figure = f"{interval(s, f'srcc_direct_{target}')}; NIQE {interval(s, f'srcc_niqe_{target}')}"
-        found.append((f"SRCC of `direct` with {name}, {where}", figure, "nano_synthetic"))
-    found += [
-        ("readable answers in `reason`", f"{s['readable_share']:.1%}", "nano_synthetic"),
-        ("SRCC of `direct` with `reason`", f"{s['srcc_direct_reason']:.3f}", "nano_synthetic"),
+        found.append((f"SRCC of `direct` with {name}, {s['images']} degraded BSDS500 test photographs", figure))
+    terciles = ", ".join(
+        f"{s[f'iou_tercile_{k}']['named']:.2f} ({s[f'iou_tercile_{k}']['central']:.2f})" for k in (1, 2, 3)
+    )
+    rates = (s["zoom_rate"], s["zoom_rate_local"], s["zoom_rate_global"])
+    return [
+        *found,
+        ("readable answers in `reason`", f"{s['readable_share']:.1%}"),
+        ("SRCC of `direct` with `reason`", f"{s['srcc_direct_reason']:.3f}"),
+        ("zoom rate: all, local damage, global damage", ", ".join(f"{rate:.0%}" for rate in rates)),
         (
-            "zoom rate: all, local damage, global damage",
-            f"{s['zoom_rate']:.0%}, {s['zoom_rate_local']:.0%}, {s['zoom_rate_global']:.0%}",
-            "nano_synthetic",
-        ),
-        (
-            "IoU of the named box with the true region (central box)",
-            f"{s['iou_named']:.3f} ({s['iou_central']:.3f}); by area tercile "
-            + ", ".join(
-                f"{s[f'iou_tercile_{k}']['named']:.2f} ({s[f'iou_tercile_{k}']['central']:.2f})" for k in (1, 2, 3)
-            ),
-            "nano_synthetic",
+            "IoU of the named box with the true region (central box); by area tercile",
+            f"{s['iou_named']:.2f} ({s['iou_central']:.2f}); {terciles}",
         ),
     ]
-    m = load("sr_mos")
-    for key, name in (
-        ("srcc_overall", "SRCC overall"),
-        ("srcc_within_scene", "SRCC within a scene"),
-        ("pair_accuracy", "pair accuracy, MOS 0.5 apart"),
-        ("regret_scene", f"MOS lost by its pick (random {m['random_regret_scene']:.2f})"),
-        ("regret_pools_of_4", "MOS lost by its pick of 4"),
-    ):
-        figure = f"{interval(m['direct'], key)}; NIQE {interval(m['niqe'], key)}"
-        found.append((f"human MOS of {m['images']} super-resolved pictures: {name}", figure, "sr_mos"))
-    r = load("repeatability")
-    strict = all(v for k, v in r.items() if k.startswith("strict_equal"))
-    found += [
-        ("strict: bit-equal in any order, company, process", "yes" if strict else "NO", "repeatability"),
+
+
+def mos_rows(m: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `sr_mos`."""
+    measures = {
+        "srcc_overall": "SRCC overall",
+        "srcc_within_scene": "SRCC within a scene",
+        "pair_accuracy": "pair accuracy, MOS 0.5 apart",
+        "regret_scene": f"MOS lost by its pick (random {m['random_regret_scene']:.2f})",
+        "regret_pools_of_4": "MOS lost by its pick of 4",
+    }
+    return [
         (
-            "batched: largest difference of `direct`; same text in `reason`",
-            f"{r['batched_direct_max_difference']:.1e}; {r['batched_reason_same_text_share']:.0%}",
-            "repeatability",
-        ),
+            f"human MOS of {m['images']} super-resolved pictures: {name}",
+            f"{interval(m['direct'], key)}; NIQE {interval(m['niqe'], key)}",
+        )
+        for key, name in measures.items()
     ]
-    memory = load("memory")
+
+
+def repeatability_rows(r: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `repeatability`."""
+    strict = all(value for key, value in r.items() if key.startswith("strict_equal"))
+    difference, same = r["batched_direct_max_difference"], r["batched_reason_same_text_share"]
+    return [
+        ("strict: bit-equal in any order, company, process", "yes" if strict else "NO"),
+        ("batched: largest difference of `direct`; same text in `reason`", f"{difference:.1e}; {same:.0%}"),
+    ]
+
+
+def memory_rows(memory: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `memory`."""
     size = " x ".join(map(str, memory["pixels"]))
     figure = f"{memory['peak_over_idle_mib'] / 1024:.2f} GiB, {memory['seconds']:.0f} s"
-    found.append((f"{size} image: peak memory over idle, time", figure, "memory"))
-    ladders = load("ladders")
-    for name in ("blur", "noise", "jpeg", "downsample"):
-        ladder = ladders[name]
-        steps = " > ".join(f"{v:.2f}" for v in ladder["mean_ratings"])
-        found.append((f"mean rating down a ladder of {name}", steps, "ladders"))
-    return found
+    return [(f"{size} image: peak memory over idle, time", figure)]
+
+
+def ladder_rows(ladders: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `ladders`."""
+    return [
+        (f"mean rating down a ladder of {name}", ", ".join(f"{v:.2f}" for v in ladders[name]["mean_ratings"]))
+        for name in ("blur", "noise", "jpeg", "downsample")
+    ]
+
+
+PARTS = {
+    "nano_synthetic": synthetic_rows,
+    "sr_mos": mos_rows,
+    "repeatability": repeatability_rows,
+    "memory": memory_rows,
+    "ladders": ladder_rows,
+}
+
+
+def rows() -> list[tuple[str, str, str]]:
+    """Return (what, figure, script) of every benchmark that has been run."""
+    run = [name for name in PARTS if (ROOT / "benchmarks" / "results" / f"{name}.json").exists()]
+    return [(what, figure, name) for name in run for what, figure in PARTS[name](load(name))]
 
 
 def markdown() -> str:
