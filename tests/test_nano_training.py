@@ -131,7 +131,7 @@ def test_energy_meters_saturate_each_component_at_its_threshold():
     assert channels["band 0, t0"] == pytest.approx(1, abs=0.05)
     assert channels["band 0, t1"] == pytest.approx(0.44, abs=0.08)
     assert channels["band 1, t0"] == pytest.approx(0.44, abs=0.08)
-    assert abs(idle) < 0.05
+    assert idle == pytest.approx(2 * 0.036, abs=0.005)  # two silent components, each -2 f(-1) = 0.036
 
 
 def _builder():
