@@ -15,7 +15,7 @@ from train_iqa.nano_model import CHROMA, LUMA, build_model, build_tokenizer, ini
 from train_iqa.pretrain import CropBatches, PretrainConfig, pretrain
 from train_iqa.rationale import nano_protocol
 from train_iqa.synthetic import list_photographs, read_samples, split_photographs
-from train_iqa.teach import Entry, RowBuilder, TeachConfig, rows_loss, token_truth
+from train_iqa.teach import Entry, Readouts, RowBuilder, TeachConfig, rows_loss, token_truth
 from zoomiqa_reward import ZoomIQA
 
 
@@ -40,7 +40,9 @@ def toy(photographs, tmp_path_factory):
         shard_size=2,
         view_photographs=1,
         pretrain=PretrainConfig(steps=2, batch_size=1, small_batch_size=2, save_every=1),
-        teach=TeachConfig(steps=2, direct_rows=2, direct_large_rows=1, round1_rows=1, round2_rows=1, save_every=1),
+        teach=TeachConfig(
+            steps=2, direct_rows=2, direct_large_rows=1, round1_rows=1, local_rows=1, round2_rows=1, save_every=1
+        ),
     )
 
 
@@ -163,11 +165,11 @@ def test_row_loss_ignores_padding_and_company():
     builder, rng = _builder(), np.random.default_rng(0)
     torch.manual_seed(0)
     model = build_model(builder.tokenizer, seed=0).eval()
-    aux = torch.nn.Linear(256, 3)
+    readouts = Readouts(256)
     short, long = builder.direct(_entry(None), rng), builder.first(_entry((0.1, 0.1, 0.5, 0.5)), rng)
-    alone = rows_loss(model, aux, [short], 0.0)[1]["rating"]
-    double = rows_loss(model, aux, [short, long], 0.0)[1]["rating"]
-    other = rows_loss(model, aux, [long], 0.0)[1]["rating"]
+    alone = rows_loss(model, readouts, [short], builder.config)[1]["rating"]
+    double = rows_loss(model, readouts, [short, long], builder.config)[1]["rating"]
+    other = rows_loss(model, readouts, [long], builder.config)[1]["rating"]
     assert double == pytest.approx((alone + other) / 2, abs=0.02)  # both rows have three rating digits; bfloat16
 
 

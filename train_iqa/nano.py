@@ -48,7 +48,7 @@ class NanoConfig:
     seed: int = 0
     small_samples: int = 5120
     """224 px crops."""
-    large_samples: int = 3072
+    large_samples: int = 2048
     """Whole pictures of up to 448 x 448 px."""
     validation_samples: int = 512
     shard_size: int = 64

@@ -4,11 +4,10 @@ A randomly initialised tower taught by one number an image learned almost nothin
 tower with a target for each token learns within minutes. The heads are thrown away afterwards.
 """
 
-import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +16,12 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from train_iqa.bands import NUM_BANDS
 from train_iqa.degradations import DEGRADATIONS
+from train_iqa.equal_windows import equal_windows
 from train_iqa.labels import TOKEN_PX, LabelScale
 from train_iqa.optimizers import SplitOptimizer
+from train_iqa.run_folder import RunFolder
 from train_iqa.synthetic import SMALL_PX, Sample
 
 KINDS = tuple(DEGRADATIONS)
@@ -30,31 +32,59 @@ GRID = SMALL_PX // TOKEN_PX
 class PretrainConfig:
     """Dense pretraining of the vision tower."""
 
-    steps: int = 2200
+    steps: int = 3000
     batch_size: int = 12
     """Crops of 224 px a step."""
     small_batch_size: int = 48
     """Crops of 112 px a step: four times the pictures for the same work, so gradients are less noisy."""
-    learning_rate: float = 5e-4
+    learning_rate: float = 7e-4
     """Peak; warm-up 60 steps, then cosine to 2 %."""
     weight_decay: float = 0.03
+    bands_weight: float = 0.6
+    """Weight of the band energies (Huber loss of standardised values)."""
     save_every: int = 100
     """Steps between checkpoints and validations."""
     seed: int = 0
 
 
+class Dense(NamedTuple):
+    """Dense predictions or targets of a batch of crops."""
+
+    quality: Tensor
+    """Local quality 0..1, (batch, tokens)."""
+    kinds: Tensor
+    """Degradations, (batch, tokens, kinds): logits or 0/1."""
+    bands: Tensor
+    """Band energies in standard deviations, (batch, tokens, 3 * NUM_BANDS)."""
+    whole: Tensor
+    """Quality of the whole picture 0..1, (batch,); NaN where the crop is only a part of it."""
+
+    def loss(self, target: "Dense", bands_weight: float) -> tuple[Tensor, dict[str, float]]:
+        """Return the weighted sum and its parts."""
+        parts = {
+            "quality": nn.functional.mse_loss(self.quality.float(), target.quality),
+            "kinds": 0.3 * nn.functional.binary_cross_entropy_with_logits(self.kinds.float(), target.kinds),
+            "bands": bands_weight * nn.functional.smooth_l1_loss(self.bands.float(), target.bands),
+        }
+        if (known := ~target.whole.isnan()).any():
+            parts["whole"] = 0.5 * nn.functional.mse_loss(self.whole.float()[known], target.whole[known])
+        return torch.stack(list(parts.values())).sum(), {k: float(v.detach()) for k, v in parts.items()}
+
+
 class DenseHeads(nn.Module):
-    """Linear read-outs of a tower's tokens: local quality, degradation logits, and quality of the mean token."""
+    """Linear read-outs of a tower's tokens: local quality, degradations, band energies; and of their mean, quality."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.quality = nn.Linear(width, 1)
         self.kinds = nn.Linear(width, len(KINDS))
+        self.bands = nn.Linear(width, 3 * NUM_BANDS)
         self.whole = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (batch, tokens), (batch, tokens, kinds) and (batch,) for (batch, tokens, width)."""
-        return self.quality(tokens)[..., 0], self.kinds(tokens), self.whole(tokens.mean(1))[..., 0]
+    def forward(self, tokens: Tensor) -> Dense:
+        """Read (batch, tokens, width)."""
+        whole = self.whole(tokens.mean(1))[..., 0]
+        return Dense(self.quality(tokens)[..., 0], self.kinds(tokens), self.bands(tokens), whole)
 
 
 def kind_map(sample: Sample) -> NDArray[np.float32]:
@@ -79,34 +109,42 @@ class CropBatches:
         # A large picture holds more crops than a small one.
         sizes = np.array([s.local.size for s in samples], dtype=np.float64)
         self.shares = sizes / sizes.sum()
+        bands = np.concatenate([s.bands.reshape(-1, s.bands.shape[-1]) for s in samples[:1024]]).astype(np.float32)
+        self.band_mean, self.band_std = bands.mean(axis=0), bands.std(axis=0)
 
-    def crop(self, sample: Sample, rng: np.random.Generator, grid: int = GRID) -> tuple[Tensor, Tensor, Tensor, float]:
-        """Return image, local quality 0..1, kinds and the label 0..1 (NaN where only the whole picture has one)."""
+    def crop(self, sample: Sample, rng: np.random.Generator, grid: int = GRID) -> tuple[Tensor, Dense]:
+        """Return an image (3, px, px) and its targets, without the batch's axis."""
         rows, columns = sample.local.shape
         top, left = rng.integers(0, rows - grid + 1), rng.integers(0, columns - grid + 1)
         y, x = slice(top * TOKEN_PX, (top + grid) * TOKEN_PX), slice(left * TOKEN_PX, (left + grid) * TOKEN_PX)
         image = torch.from_numpy(sample.image[y, x].astype(np.float32) / 255).permute(2, 0, 1)
         tokens = slice(top, top + grid), slice(left, left + grid)
         local = self.scale.rank("haarpsi", sample.local[tokens].astype(np.float64))
-        quality, kinds = torch.from_numpy(local.astype(np.float32)), torch.from_numpy(kind_map(sample)[tokens])
+        bands = (sample.bands[tokens].astype(np.float32) - self.band_mean) / self.band_std
+        # (rows, columns, targets): one array, so that flips keep them together.
+        dense = torch.from_numpy(
+            np.concatenate([local.astype(np.float32)[..., None], kind_map(sample)[tokens], bands], 2)
+        )
         whole = (self.scale.pseudo_mos(sample.scores[None].astype(np.float64))[0] - 1) / 4
         label = float(whole) if rows == columns == grid else math.nan
         if rng.random() < 0.5:
-            image, quality, kinds = image.flip(2), quality.flip(1), kinds.flip(1)
+            image, dense = image.flip(2), dense.flip(1)
         if rng.random() < 0.5:
-            image, quality, kinds = image.flip(1), quality.flip(0), kinds.flip(0)
+            image, dense = image.flip(1), dense.flip(0)
         if rng.random() < 0.5:
-            image, quality, kinds = image.transpose(1, 2), quality.T, kinds.transpose(0, 1)
-        return image.contiguous(), quality.reshape(-1), kinds.reshape(-1, len(KINDS)), label
+            image, dense = image.transpose(1, 2), dense.transpose(0, 1)
+        quality, kinds, bands = dense.flatten(0, 1).split((1, len(KINDS), 3 * NUM_BANDS), dim=1)
+        return image.contiguous(), Dense(quality[:, 0], kinds, bands, torch.tensor(label))
 
-    def __call__(self, step: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Return two groups of images (B, 3, px, px), quality (B, tokens), kinds (B, tokens, kinds), labels (B,)."""
+    def __call__(self, step: int) -> list[tuple[Tensor, Dense]]:
+        """Return the step's groups of equally large images (B, 3, px, px) with their targets."""
         rng, groups = np.random.default_rng([self.config.seed, step]), []
         for count, grid in ((self.config.batch_size, GRID), (self.config.small_batch_size, GRID // 2)):
+            if not count:
+                continue
             chosen = rng.choice(len(self.samples), size=count, p=self.shares)
-            crops = [self.crop(self.samples[k], rng, grid) for k in chosen]
-            stacked = [torch.stack([c[k] for c in crops]) for k in range(3)]
-            groups.append((stacked[0], stacked[1], stacked[2], torch.tensor([c[3] for c in crops])))
+            images, targets = zip(*(self.crop(self.samples[k], rng, grid) for k in chosen), strict=True)
+            groups.append((torch.stack(images), Dense(*map(torch.stack, zip(*targets, strict=True)))))
         return groups
 
 
@@ -135,10 +173,10 @@ def validate(tower: nn.Module, heads: DenseHeads, image_processor: object, batch
     for start in range(0, len(small), 32):
         crops = [batches.crop(s, rng) for s in small[start : start + 32]]
         with torch.autocast("cpu", torch.bfloat16):
-            quality, _, pooled = heads(tower_tokens(tower, image_processor, torch.stack([c[0] for c in crops])))
-        local += quality.float().mean(1).tolist()
-        whole += pooled.float().tolist()
-        labels += [c[3] for c in crops]
+            dense = heads(tower_tokens(tower, image_processor, torch.stack([image for image, _ in crops])))
+        local += dense.quality.float().mean(1).tolist()
+        whole += dense.whole.float().tolist()
+        labels += [float(target.whole) for _, target in crops]
     tower.train()
     return {
         "srcc_local": float(spearmanr(local, labels).statistic),
@@ -150,52 +188,28 @@ def pretrain(
     tower: nn.Module, image_processor: object, train: CropBatches, validation: CropBatches, folder: Path
 ) -> DenseHeads:
     """Train `tower` in place and return its heads; continues from `folder/state.pt`, logs to `folder/log.jsonl`."""
-    config = train.config
-    folder.mkdir(parents=True, exist_ok=True)
+    config, run = train.config, RunFolder(folder)
     torch.manual_seed(config.seed)
     heads = DenseHeads(tower.config.out_hidden_size)
     named = [*tower.named_parameters(), *heads.named_parameters(prefix="heads")]
     optimizer = SplitOptimizer(named, weight_decay=config.weight_decay)
-    state_file, start = folder / "state.pt", 0
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        tower.load_state_dict(state["tower"])
-        heads.load_state_dict(state["heads"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
+    parts = {"tower": tower, "heads": heads, "optimizer": optimizer}
+    start = run.load(parts)
     tower.train()
-    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="dense pretraining")
+    running: dict[str, float] = {}
+    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="dense pretraining", mininterval=5)
     for step in bar:
-        for images, quality, kinds, labels in train(step):
-            with torch.autocast("cpu", torch.bfloat16):
-                predicted, logits, whole = heads(tower_tokens(tower, image_processor, images))
-            loss_quality = nn.functional.mse_loss(predicted.float(), quality)
-            loss_kinds = nn.functional.binary_cross_entropy_with_logits(logits.float(), kinds)
-            loss = loss_quality + 0.3 * loss_kinds
-            if (known := ~labels.isnan()).any():
-                loss_whole = nn.functional.mse_loss(whole.float()[known], labels[known])
-                loss = loss + 0.5 * loss_whole
+        for images, targets in train(step):
+            with torch.autocast("cpu", torch.bfloat16), equal_windows(tower):
+                dense = heads(tower_tokens(tower, image_processor, images))
+            loss, values = dense.loss(targets, config.bands_weight)
             loss.backward()
+            for key, value in values.items():
+                running[key] = 0.95 * running.get(key, value) + 0.05 * value
         optimizer.step(cosine_lr(step, config.steps, config.learning_rate))
-        if (step + 1) % 10 == 0:
-            bar.set_postfix(q=f"{loss_quality:.4f}", k=f"{loss_kinds:.3f}")
+        bar.set_postfix({k: f"{v:.3f}" for k, v in running.items()}, refresh=False)
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            row = {
-                "step": step + 1,
-                "loss_quality": float(loss_quality.detach()),
-                "loss_kinds": float(loss_kinds.detach()),
-            }
-            row |= validate(tower, heads, image_processor, validation)
-            with open(folder / "log.jsonl", "a") as log:
-                log.write(json.dumps(row) + "\n")
-            tqdm.write(json.dumps(row))
-            state = {
-                "tower": tower.state_dict(),
-                "heads": heads.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step + 1,
-            }
-            torch.save(state, folder / "state.tmp")
-            os.replace(folder / "state.tmp", state_file)
+            run.log({"step": step + 1, **running, **validate(tower, heads, image_processor, validation)})
+            run.save(step + 1, parts)
     tower.eval()
     return heads

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from train_iqa.bands import band_targets
 from train_iqa.degradations import Array, Record, Step, degrade, resize, sample_box, sample_steps
 from train_iqa.labels import local_haarpsi, reference_scores
 
@@ -37,6 +38,8 @@ class Sample:
     """Oriented full-reference scores in `LABEL_METRICS`' order."""
     local: NDArray[np.float32]
     """Local HaarPSI of each 28 px token (rows, columns)."""
+    bands: NDArray[np.float16]
+    """`band_targets` of each token (rows, columns, 3 * NUM_BANDS)."""
     record: Record
 
 
@@ -72,13 +75,21 @@ def _reference(path: Path, width: int, height: int, scale: float, rng: np.random
     return np.asarray(window, dtype=np.float32) / 255
 
 
+def intrinsic_scale(rng: np.random.Generator) -> float:
+    """Return a factor 0.5..3 for a photograph: 45 % reduced, 40 % as stored, 15 % enlarged (soft references)."""
+    draw = rng.random()
+    if draw < 0.4:
+        return 1.0
+    return float(np.exp(rng.uniform(np.log(0.5), 0.0) if draw < 0.85 else rng.uniform(0.0, np.log(3.0))))
+
+
 def make_sample(path: Path, rng: np.random.Generator, *, large: bool, local_share: float) -> Sample:
     """Return one sample of a photograph; `large` is a whole picture for the reasoning rounds, else a 224 px crop."""
     torch.set_num_threads(1)
     width, height = LARGE_PX[rng.integers(0, len(LARGE_PX))] if large else (SMALL_PX, SMALL_PX)
     # A fifth of the crops are half-scale views: degraded on a canvas twice as large, then reduced.
     zoom_out = 2 if not large and rng.random() < 0.2 else 1
-    scale = float(np.exp(rng.uniform(np.log(0.5), np.log(3.0)))) * (1.0 if zoom_out == 1 else 1.4)
+    scale = intrinsic_scale(rng) * (1.0 if zoom_out == 1 else 1.4)
     reference = _reference(path, width * zoom_out, height * zoom_out, scale, rng)
     draw = rng.random()
     if draw < 0.04:
@@ -94,6 +105,7 @@ def make_sample(path: Path, rng: np.random.Generator, *, large: bool, local_shar
         image=image8,
         scores=reference_scores(tensors[0][None], tensors[1][None])[0].numpy(),
         local=local_haarpsi(*tensors).numpy().astype(np.float32),
+        bands=band_targets(image8.astype(np.float32) / 255, reference).astype(np.float16),
         record=record,
     )
 
@@ -106,6 +118,7 @@ def _write_shard(
     for k in range(size):
         sample = make_sample(paths[rng.integers(0, len(paths))], rng, large=large, local_share=local_share)
         arrays[f"image{k}"], arrays[f"scores{k}"], arrays[f"local{k}"] = sample.image, sample.scores, sample.local
+        arrays[f"bands{k}"] = sample.bands
         arrays[f"record{k}"] = np.frombuffer(json.dumps(asdict(sample.record)).encode(), dtype=np.uint8)
     target = folder / f"{index:05d}.npz"
     temporary = folder / f"{index:05d}.tmp"
@@ -154,6 +167,7 @@ def read_samples(folder: Path, limit: int | None = None) -> Iterator[Sample]:
                     image=arrays[f"image{k}"],
                     scores=arrays[f"scores{k}"],
                     local=arrays[f"local{k}"],
+                    bands=arrays[f"bands{k}"],
                     record=_record(arrays[f"record{k}"].tobytes()),
                 )
                 done += 1

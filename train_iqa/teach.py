@@ -5,8 +5,6 @@ alone. An auxiliary read-out makes the middle layer say of each image token wher
 covers it: rotary positions are relative, and without it a small model needs far longer to learn coordinates.
 """
 
-import json
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -25,11 +23,13 @@ from train_iqa.number_targets import FRACTIONS, RATINGS, bell, draw_path
 from train_iqa.optimizers import SplitOptimizer
 from train_iqa.pretrain import cosine_lr, tower_tokens
 from train_iqa.rationale import answer1, answer2
+from train_iqa.run_folder import RunFolder
 from train_iqa.synthetic import Record, Sample
 from zoomiqa_reward.protocol import Protocol, zoom
 from zoomiqa_reward.turns import Prompted, round1, round2
 
 AUX_LAYER = 3
+EDGE_LAYER = 4
 NO_IMAGE = torch.empty(0)  # rows are built from cached features; the request needs only its texts
 
 
@@ -38,12 +38,14 @@ class TeachConfig:
     """Supervised rows for the language side."""
 
     steps: int = 900
-    direct_rows: int = 20
+    direct_rows: int = 12
     """224 px crops with a direct rating, a step."""
     direct_large_rows: int = 4
     """Whole pictures with a direct rating, a step."""
-    round1_rows: int = 8
-    round2_rows: int = 3
+    round1_rows: int = 6
+    local_rows: int = 4
+    """More round-1 rows, of locally damaged pictures alone: boxes take longest to learn."""
+    round2_rows: int = 2
     learning_rate: float = 6e-4
     """Peak; warm-up 60 steps, cosine to 2 %."""
     weight_decay: float = 0.02
@@ -51,6 +53,8 @@ class TeachConfig:
     """Width of the bell about the rating."""
     box_sigma: float = 0.02
     aux_weight: float = 0.5
+    edge_weight: float = 3.0
+    """Weight of the box edges read from the middle layers as plain numbers."""
     save_every: int = 100
     seed: int = 0
 
@@ -135,7 +139,20 @@ class Row:
     hard: list[int]
     """Positions of the target tokens that are exact."""
     entry: Entry
+    edges: dict[int, float]
+    """Position of the first decimal of a box edge -> the true edge, 0..1."""
     is_round1: bool = False
+
+
+class Readouts(nn.Module):
+    """Linear read-outs of middle layers, thrown away afterwards."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.tokens = nn.Linear(width, 3)
+        """Of an image token: x, y, and whether damage covers it."""
+        self.edge = nn.Linear(width, 1)
+        """Before the first decimal of a box edge: that edge, 0..1. A number is learned sooner than its digits."""
 
 
 class RowBuilder:
@@ -169,7 +186,10 @@ class RowBuilder:
         spans = [m.start() + answer for m in re.finditer(r"\d\.\d\d", completion[answer:])]
         soft: dict[int, tuple[list[int], list[float], bool]] = {}
         exact: list[int] = []  # the decimal points
-        for span, (steps, is_box) in zip(spans, numbers, strict=True):
+        edges: dict[int, float] = {}
+        for number, (span, (steps, is_box)) in enumerate(zip(spans, numbers, strict=True)):
+            if is_box and entry.record.box is not None:
+                edges[len(prompt) + starts[span + 2]] = entry.record.box[number]
             for k, step in enumerate(steps):
                 if len(step) > 1:
                     ids = [self.character_ids[c] for c in step]
@@ -182,7 +202,14 @@ class RowBuilder:
         # Without the points as targets `direct` leaks probability there, up to more than half of it.
         hard = exact if only_numbers else [k for k in range(len(prompt), len(ids)) if k not in soft]
         return Row(
-            ids=ids, prompt_length=len(prompt), images=images, soft=soft, hard=hard, entry=entry, is_round1=is_round1
+            ids=ids,
+            prompt_length=len(prompt),
+            images=images,
+            soft=soft,
+            hard=hard,
+            entry=entry,
+            edges=edges,
+            is_round1=is_round1,
         )
 
     def _rating(self, entry: Entry, rng: np.random.Generator) -> tuple[str, list[dict[str, float]]]:
@@ -244,7 +271,7 @@ def token_truth(entry: Entry) -> Tensor:
 
 
 def rows_loss(
-    model: Qwen2_5_VLForConditionalGeneration, aux: nn.Linear, rows: list[Row], aux_weight: float
+    model: Qwen2_5_VLForConditionalGeneration, readouts: Readouts, rows: list[Row], config: TeachConfig
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the loss of right-padded rows and its parts."""
     length, image_id = max(len(r.ids) for r in rows), model.config.image_token_id
@@ -273,7 +300,11 @@ def rows_loss(
         where = torch.tensor([(k, p - 1) for k, p in hard] + [(s[0], s[1] - 1) for s in soft])
         logits = model.lm_head(hidden[where[:, 0], where[:, 1]]).float()
         aux_rows = [k for k, row in enumerate(rows) if row.is_round1]
-        aux_out = aux(out.hidden_states[AUX_LAYER]).float() if aux_rows else None
+        aux_out = readouts.tokens(out.hidden_states[AUX_LAYER]).float() if aux_rows else None
+        edges = [(k, p, v) for k, row in enumerate(rows) for p, v in row.edges.items()]
+        if edges:
+            at = torch.tensor([(k, p - 1) for k, p, _ in edges])
+            edge_out = readouts.edge(out.hidden_states[EDGE_LAYER][at[:, 0], at[:, 1]]).float()[:, 0]
     logp = logits.log_softmax(-1)
     parts: dict[str, Tensor] = {}
     if hard:
@@ -288,7 +319,10 @@ def rows_loss(
         truth = torch.cat([token_truth(rows[k].entry) for k in aux_rows])
         place = nn.functional.mse_loss(guesses[:, :2], truth[:, :2])
         cover = nn.functional.binary_cross_entropy_with_logits(guesses[:, 2], truth[:, 2])
-        parts["aux"] = aux_weight * (2 * place + cover)
+        parts["aux"] = config.aux_weight * (2 * place + cover)
+    if edges:
+        wanted_edges = torch.tensor([v for _, _, v in edges], dtype=torch.float32)
+        parts["edge"] = config.edge_weight * nn.functional.l1_loss(edge_out, wanted_edges)
     return torch.stack(list(parts.values())).sum(), {k: float(v.detach()) for k, v in parts.items()}
 
 
@@ -300,20 +334,16 @@ def teach(
     folder: Path,
 ) -> None:
     """Train the language side in place; continues from `folder/state.pt`, logs to `folder/log.jsonl`."""
-    config = builder.config
-    folder.mkdir(parents=True, exist_ok=True)
+    config, run = builder.config, RunFolder(folder)
     torch.manual_seed(config.seed)
-    aux = nn.Linear(model.config.text_config.hidden_size, 3)
+    readouts = Readouts(model.config.text_config.hidden_size)
+    local = [e for e in large if e.record.box is not None]
     zooming = [e for e in large if e.crop is not None]
     named = [(n, p) for n, p in model.named_parameters() if "visual" not in n]
-    optimizer = SplitOptimizer([*named, *aux.named_parameters(prefix="aux")], weight_decay=config.weight_decay)
-    state_file, start = folder / "state.pt", 0
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        aux.load_state_dict(state["aux"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
+    named += readouts.named_parameters(prefix="readouts")
+    optimizer = SplitOptimizer(named, weight_decay=config.weight_decay)
+    parts = {"model": model, "readouts": readouts, "optimizer": optimizer}
+    start = run.load(parts)
     model.train()
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="teaching", mininterval=5)
     running: dict[str, float] = {}
@@ -322,39 +352,26 @@ def teach(
         rng = np.random.default_rng([config.seed, 5, step])
 
         def pick(entries: list[Entry], count: int, rng: np.random.Generator = rng) -> list[Entry]:
-            return [entries[k] for k in rng.integers(0, len(entries), count)]
+            return [entries[k] for k in rng.integers(0, len(entries), count)] if entries else []
 
         # Rows of like length go together, so little of a batch is padding.
         groups = [
             [builder.direct(e, rng) for e in pick(small, config.direct_rows)],
             [builder.direct(e, rng) for e in pick(large, config.direct_large_rows)]
-            + [builder.first(e, rng) for e in pick(large, config.round1_rows)],
+            + [builder.first(e, rng) for e in pick(large, config.round1_rows)]
+            + [builder.first(e, rng) for e in pick(local, config.local_rows)],
             [builder.second(e, rng) for e in pick(zooming, config.round2_rows)],
         ]
         for name, rows in zip(("direct", "first", "second"), groups, strict=True):
             if not rows:
                 continue
-            loss, parts = rows_loss(model, aux, rows, config.aux_weight)
+            loss, values = rows_loss(model, readouts, rows, config)
             loss.backward()
-            for key, value in parts.items():
+            for key, value in values.items():
                 key = f"{name}_{key}"
                 running[key] = value if key not in running else 0.95 * running[key] + 0.05 * value
         optimizer.step(cosine_lr(step, config.steps, config.learning_rate))
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            row = {
-                "step": step + 1,
-                "seconds": round(time.time() - began, 1),
-                **{k: round(v, 4) for k, v in running.items()},
-            }
-            with open(folder / "log.jsonl", "a") as log:
-                log.write(json.dumps(row) + "\n")
-            tqdm.write(json.dumps(row))
-            state = {
-                "model": model.state_dict(),
-                "aux": aux.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step + 1,
-            }
-            torch.save(state, folder / "state.tmp")
-            os.replace(folder / "state.tmp", state_file)
+            run.log({"step": step + 1, "seconds": time.time() - began, **running})
+            run.save(step + 1, parts)
     model.eval()

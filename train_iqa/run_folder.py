@@ -1,0 +1,40 @@
+"""State and log of a training run: written in one step, so a kill at any moment loses at most the steps since."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+
+class RunFolder:
+    """A folder with `state.pt` (what is needed to continue) and `log.jsonl` (one row a report)."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+
+    def load(self, parts: dict[str, Any]) -> int:
+        """Restore each part (anything with `load_state_dict`) and return the steps done; 0 in a new folder."""
+        file = self.folder / "state.pt"
+        if not file.exists():
+            return 0
+        state = torch.load(file, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        return int(state["step"])
+
+    def save(self, step: int, parts: dict[str, Any]) -> None:
+        """Write the state of all parts."""
+        temporary = self.folder / "state.tmp"
+        torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, temporary)
+        os.replace(temporary, self.folder / "state.pt")
+
+    def log(self, row: dict[str, float]) -> None:
+        """Append a row, rounded to four decimals, and show it above the progress bar."""
+        text = json.dumps({name: round(value, 4) for name, value in row.items()})
+        with open(self.folder / "log.jsonl", "a") as log:
+            log.write(text + "\n")
+        tqdm.write(text)
