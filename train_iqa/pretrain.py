@@ -21,8 +21,8 @@ from train_iqa.degradations import DEGRADATIONS
 from train_iqa.equal_windows import equal_windows
 from train_iqa.labels import TOKEN_PX, LabelScale
 from train_iqa.optimizers import SplitOptimizer
-from train_iqa.run_folder import RunFolder
 from train_iqa.synthetic import SMALL_PX, Sample
+from zoomiqa_reward.run_folder import RunFolder, RunningMeans
 
 KINDS = tuple(DEGRADATIONS)
 GRID = SMALL_PX // TOKEN_PX
@@ -193,10 +193,10 @@ def pretrain(
     heads = DenseHeads(tower.config.out_hidden_size)
     named = [*tower.named_parameters(), *heads.named_parameters(prefix="heads")]
     optimizer = SplitOptimizer(named, weight_decay=config.weight_decay)
-    parts = {"tower": tower, "heads": heads, "optimizer": optimizer}
+    running = RunningMeans()
+    parts = {"tower": tower, "heads": heads, "optimizer": optimizer, "running": running}
     start = run.load(parts)
     tower.train()
-    running: dict[str, float] = {}
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="dense pretraining", mininterval=5)
     for step in bar:
         for images, targets in train(step):
@@ -204,12 +204,11 @@ def pretrain(
                 dense = heads(tower_tokens(tower, image_processor, images))
             loss, values = dense.loss(targets, config.bands_weight)
             loss.backward()
-            for key, value in values.items():
-                running[key] = 0.95 * running.get(key, value) + 0.05 * value
+            running.update(values)
         optimizer.step(cosine_lr(step, config.steps, config.learning_rate))
-        bar.set_postfix({k: f"{v:.3f}" for k, v in running.items()}, refresh=False)
+        bar.set_postfix({k: f"{v:.3f}" for k, v in running.means.items()}, refresh=False)
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            run.log({"step": step + 1, **running, **validate(tower, heads, image_processor, validation)})
+            run.log({"step": step + 1, **running.means, **validate(tower, heads, image_processor, validation)})
             run.save(step + 1, parts)
     tower.eval()
     return heads

@@ -23,9 +23,9 @@ from train_iqa.number_targets import FRACTIONS, RATINGS, bell, draw_path
 from train_iqa.optimizers import SplitOptimizer
 from train_iqa.pretrain import cosine_lr, tower_tokens
 from train_iqa.rationale import answer1, answer2
-from train_iqa.run_folder import RunFolder
 from train_iqa.synthetic import Record, Sample
 from zoomiqa_reward.protocol import Protocol, zoom
+from zoomiqa_reward.run_folder import RunFolder, RunningMeans
 from zoomiqa_reward.turns import Prompted, round1, round2
 
 AUX_LAYER = 3
@@ -342,11 +342,11 @@ def teach(
     named = [(n, p) for n, p in model.named_parameters() if "visual" not in n]
     named += readouts.named_parameters(prefix="readouts")
     optimizer = SplitOptimizer(named, weight_decay=config.weight_decay)
-    parts = {"model": model, "readouts": readouts, "optimizer": optimizer}
+    running = RunningMeans()
+    parts = {"model": model, "readouts": readouts, "optimizer": optimizer, "running": running}
     start = run.load(parts)
     model.train()
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="teaching", mininterval=5)
-    running: dict[str, float] = {}
     began = time.time()
     for step in bar:
         rng = np.random.default_rng([config.seed, 5, step])
@@ -367,11 +367,9 @@ def teach(
                 continue
             loss, values = rows_loss(model, readouts, rows, config)
             loss.backward()
-            for key, value in values.items():
-                key = f"{name}_{key}"
-                running[key] = value if key not in running else 0.95 * running[key] + 0.05 * value
+            running.update({f"{name}_{key}": value for key, value in values.items()})
         optimizer.step(cosine_lr(step, config.steps, config.learning_rate))
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            run.log({"step": step + 1, "seconds": time.time() - began, **running})
+            run.log({"step": step + 1, "seconds": time.time() - began, **running.means})
             run.save(step + 1, parts)
     model.eval()

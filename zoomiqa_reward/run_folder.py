@@ -38,3 +38,24 @@ class RunFolder:
         with open(self.folder / "log.jsonl", "a") as log:
             log.write(text + "\n")
         tqdm.write(text)
+
+
+class RunningMeans:
+    """Exponential means of named losses, for reports; part of a run's state, so that its curve goes on unbroken."""
+
+    def __init__(self, decay: float = 0.95) -> None:
+        self.decay = decay
+        self.means: dict[str, float] = {}
+
+    def update(self, values: dict[str, float]) -> None:
+        """Mix in one step's values; a name's first value starts its mean."""
+        for name, value in values.items():
+            self.means[name] = self.decay * self.means.get(name, value) + (1 - self.decay) * value
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the means."""
+        return dict(self.means)
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Restore what `state_dict` returned."""
+        self.means = dict(state)
