@@ -1,8 +1,34 @@
-"""Candidates for image restoration, judged by `zoomiqa_reward`.
+"""Restoration of images, judged and tuned by `zoomiqa_reward`.
 
->>> from restoration import classical_candidates
+>>> from restoration import Restorer, best_of_n
+
+Names are loaded when they are first used: looking at the command line's help imports neither torch nor diffusers.
 """
 
-from restoration.classical import classical_candidates, degrade_for_demo
+from importlib import import_module
+from typing import Any
 
-__all__ = ["classical_candidates", "degrade_for_demo"]
+_HOMES = {
+    "BestOfN": "candidates",
+    "Candidate": "candidates",
+    "Cascade": "selection",
+    "EarlyStop": "early_stop",
+    "Restored": "restorer",
+    "Restorer": "restorer",
+    "best_of_n": "selection",
+    "classical_candidates": "classical",
+    "degrade_for_demo": "classical",
+    "evaluate": "evaluation",
+    "measure": "metrics",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

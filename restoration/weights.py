@@ -1,0 +1,50 @@
+"""What makes two restorers the same: hashes of weights as they are in memory, adapters and their switches included."""
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightsDigests:
+    """Digests of modules, made again only after their weights have changed."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[tuple[Any, ...], str]] = {}
+
+    def of(self, name: str, module: nn.Module) -> str:
+        """Return 16 hex digits of a module's weights. Reads all of them the first time: seconds for a large model.
+
+        A change in place, such as an optimizer's step, is noticed by the tensors' version counters.
+        """
+        tensors = [*module.parameters(), *module.buffers()]
+        stamp = (*((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors), *_adapters(module))
+        if name not in self._known or self._known[name][0] != stamp:
+            self._known[name] = (stamp, weights_digest(module))
+        return self._known[name][1]
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Return 16 hex digits of every parameter and buffer by name, dtype, shape and bytes, and of adapter switches."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if not isinstance(tensor, Tensor):
+            total.update(f"{name}|{tensor!r}\n".encode())
+            continue
+        total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}\n".encode())
+        if not tensor.is_meta:  # offloaded layer by layer: only its shape is there to be read
+            flat = tensor.detach().cpu().contiguous().flatten()
+            total.update(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"")
+    for switch in _adapters(module):
+        total.update(f"{switch}\n".encode())
+    return total.hexdigest()[:16]
+
+
+def _adapters(module: nn.Module) -> tuple[str, ...]:
+    """Which LoRA adapters are on, and how strongly; peft keeps this beside the weights."""
+    return tuple(
+        f"{name}|{layer.active_adapters}|{layer.disable_adapters}|{layer.scaling}"
+        for name, layer in module.named_modules()
+        if hasattr(layer, "lora_A") and hasattr(layer, "scaling")
+    )
