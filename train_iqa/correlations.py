@@ -4,11 +4,12 @@ A fit on the test set itself flatters: isotonic regression, which the official Z
 0.01 PLCC. So the three kinds are always reported side by side, under their names.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import curve_fit
+from scipy.optimize import OptimizeWarning, curve_fit
 from scipy.stats import pearsonr, spearmanr
 from sklearn.isotonic import IsotonicRegression
 
@@ -57,7 +58,9 @@ def logistic_correlations(predictions: Sequence[float], targets: Sequence[float]
         return raw
     low, high = (y.min(), y.max()) if raw.srcc >= 0 else (y.max(), y.min())
     try:
-        parameters, _ = curve_fit(_logistic, x, y, p0=(high, low, x.mean(), x.std()), maxfev=_MAX_FIT_STEPS)
+        with warnings.catch_warnings():  # only the curve is wanted; four points leave no covariance
+            warnings.simplefilter("ignore", OptimizeWarning)
+            parameters, _ = curve_fit(_logistic, x, y, p0=(high, low, x.mean(), x.std()), maxfev=_MAX_FIT_STEPS)
     except (RuntimeError, TypeError):  # no convergence; fewer points than parameters
         return Correlations(plcc=float("nan"), srcc=raw.srcc)
     return Correlations(plcc=_correlate(_logistic(x, *parameters), y).plcc, srcc=raw.srcc)

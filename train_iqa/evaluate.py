@@ -1,0 +1,222 @@
+"""`python -m train_iqa.evaluate`: how well a model agrees with people, how sure it is, and how still its ratings hold.
+
+    python -m train_iqa.evaluate --model nano --data koniq=DIR --data csv=photos.csv --mode direct --out runs/eval
+    accelerate launch --num_processes 8 -m train_iqa.evaluate --model DIR --data koniq=DIR --out runs/eval
+
+The same command goes on where it was killed: one line an image stands in OUT, and what has a line is not measured
+again. With several processes each takes its share of the images. At the end `report.json` and the plots are in OUT.
+"""
+
+import datetime
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from train_iqa.datasets import FAMILIES, DatasetProblems, IqaDataset, LabelledImage, load_datasets, select
+from train_iqa.evaluation.lines import LineWriter, null, read_lines
+from train_iqa.evaluation.measuring import measure_images, probed
+from train_iqa.evaluation.options import EvaluateConfig, build_parser, config_of
+from train_iqa.evaluation.provenance import provenance
+from zoomiqa_reward.images import ImageError
+from zoomiqa_reward.model import ZoomIQA
+
+PATIENCE = datetime.timedelta(days=2)
+"""How long processes wait for each other: their shares of the images may take very different times."""
+HEADLINE = ("plcc_raw", "srcc_raw", "krcc_raw", "plcc_logistic4", "plcc_isotonic", "srcc_isotonic")
+
+
+def evaluate(config: EvaluateConfig, iqa: ZoomIQA, arguments: list[str] | None = None) -> dict[str, Any] | None:
+    """Measure what has no line yet, write the report and return it (None in processes other than the first).
+
+    Raises DatasetProblems before anything is measured; ValueError where OUT holds a run with other settings.
+    """
+    state = process_state(is_cpu=iqa.device.type == "cpu")
+    # One process decodes every file for all; unless images may be left out, which all must know of.
+    checks = config.checks if state.is_main_process or config.accept else "paths"
+    datasets = load_datasets(config.sources, checks=checks, accept=config.accept)
+    chosen = {dataset.name: select(dataset, config.part, seed=config.seed) for dataset in datasets}
+    if state.is_main_process:
+        _keep_settings(config.out, _settings(config, iqa, datasets, chosen))
+    state.wait_for_everyone()
+    _measure(config, iqa, chosen, state)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return None
+    report = _report(config, iqa, datasets, chosen, sys.argv[1:] if arguments is None else arguments)
+    _write(config.out / "report.json", report)
+    return report
+
+
+def _measure(config: EvaluateConfig, iqa: ZoomIQA, chosen: Mapping[str, tuple[LabelledImage, ...]], state: Any) -> None:
+    done = read_lines(config.out)
+    state.wait_for_everyone()  # so that all processes share out the same rest
+    probes = {(name, one) for name, images in chosen.items() for one in probed(images, config.num_probes, config.seed)}
+    todo = [image for images in chosen.values() for image in images if (image.dataset, image.id) not in done]
+    mine = todo[state.process_index :: state.num_processes]
+    if done and state.is_main_process:
+        _say(f"{config.out}: {len(done)} images are there already, {len(todo)} to do")
+    with LineWriter(config.out, state.process_index) as writer:
+        lines = measure_images(iqa, mine, probes, config.asking)
+        for line in tqdm(lines, f"process {state.process_index}", len(mine), disable=None):
+            writer.write(line)
+
+
+def _report(
+    config: EvaluateConfig,
+    iqa: ZoomIQA,
+    datasets: list[IqaDataset],
+    chosen: Mapping[str, tuple[LabelledImage, ...]],
+    arguments: list[str],
+) -> dict[str, Any]:
+    from train_iqa.evaluation.plots import calibration_plot, scatter_plot
+    from train_iqa.evaluation.report import compare, report_of
+
+    lines, results = read_lines(config.out), {}
+    for dataset in datasets:
+        images = chosen[dataset.name]
+        result = report_of(images, lines, mode=config.asking.mode, draws=config.draws, seed=config.seed)
+        results[dataset.name] = result
+        rated = [
+            (lines[dataset.name, image.id], image.mos) for image in images if lines[dataset.name, image.id]["valid"]
+        ]
+        numbers = f"SRCC {_value(result, 'srcc_raw'):.3f}, PLCC {_value(result, 'plcc_raw'):.3f}, n = {len(rated)}"
+        title, file = f"{iqa.name} on {dataset.name}\n{numbers}", _file_name(dataset.name)
+        scatter_plot(
+            [line["rating"] for line, _ in rated], [mos for _, mos in rated], title, config.out / f"{file}.png"
+        )
+        if result["std_calibration"] and result["std_calibration"]["bins"]:
+            calibration_plot(result["std_calibration"], title, config.out / f"{file}_std.png")
+    keys = {(name, image.id) for name, images in chosen.items() for image in images}
+    mine = {key: line for key, line in lines.items() if key in keys}
+    return {
+        "provenance": provenance(iqa, arguments),
+        "settings": _settings(config, iqa, datasets, chosen) | {"draws": config.draws},
+        "data": {dataset.name: _about(dataset, len(chosen[dataset.name])) for dataset in datasets},
+        "results": results,
+        "compared": None if config.compare is None else compare(mine, read_lines(config.compare)),
+    }
+
+
+def _settings(
+    config: EvaluateConfig,
+    iqa: ZoomIQA,
+    datasets: list[IqaDataset],
+    chosen: Mapping[str, tuple[LabelledImage, ...]],
+) -> dict[str, Any]:
+    """Return all that decides what a line says, so that a run is not continued with something else."""
+    return {
+        "model_fingerprint": iqa.fingerprint,
+        "asking": asdict(config.asking),
+        "part": config.part,
+        "seed": config.seed,
+        "num_probes": config.num_probes,
+        "data": {
+            dataset.name: {
+                "digest": dataset.digest,
+                "images": hashlib.sha256("\n".join(i.id for i in chosen[dataset.name]).encode()).hexdigest()[:16],
+            }
+            for dataset in datasets
+        },
+    }
+
+
+def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "settings.json"
+    if file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        changed = [name for name in settings if before.get(name) != null(settings[name])]
+        if changed:
+            raise ValueError(f"{out}: holds a run with another {', '.join(changed)}; give another --out, or remove it")
+    _write(file, settings)
+
+
+def _about(dataset: IqaDataset, used: int) -> dict[str, Any]:
+    return {
+        "family": FAMILIES[dataset.family].title,
+        "images": len(dataset),
+        "images_of_the_whole_set": FAMILIES[dataset.family].count,
+        "used": used,
+        "has_official_split": dataset.has_official_split,
+        "raw_at_1": dataset.scale.worst,
+        "raw_at_5": dataset.scale.best,
+        "digest": dataset.digest,
+        "left_out": [str(problem) for problem in dataset.left_out],
+    }
+
+
+def _value(result: Mapping[str, Any], name: str) -> float:
+    return float(result["agreement"][name]["value"])
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)
+
+
+def _write(file: Path, content: Any) -> None:
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(
+        json.dumps(null(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    os.replace(temporary, file)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns 0, 1 (failed), or 2 (some image could not be measured)."""
+    args = build_parser().parse_args(argv)
+    try:
+        config = config_of(args)
+        iqa = ZoomIQA.from_pretrained(
+            args.model, device=_own_device(args.device), dtype=args.dtype, adapter=args.adapter,
+            protocol=args.protocol,
+        )  # fmt: skip
+        report = evaluate(config, iqa, argv)
+    except (DatasetProblems, ImageError, ValueError, OSError) as error:
+        _say(f"{type(error).__name__}: {error}")
+        return 1
+    if report is None:
+        return 0
+    for name, result in report["results"].items():
+        values = {key: _value(result, key) for key in HEADLINE}
+        print(json.dumps(null({"dataset": name, "images": result["images"], "failed": result["failed"], **values})))
+    _say(f"report: {config.out / 'report.json'}")
+    return 2 if any(result["failed"] for result in report["results"].values()) else 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def process_state(*, is_cpu: bool) -> Any:
+    """Return accelerate's view of the processes that were launched together; alone, there is one.
+
+    Raises ValueError where the launcher started several and accelerate sees one: each would then measure everything.
+    """
+    from accelerate import PartialState  # slow to import, and not needed to show --help
+
+    state = PartialState(cpu=is_cpu, timeout=PATIENCE)
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if state.num_processes != launched:
+        raise ValueError(
+            f"{launched} processes were launched, accelerate sees {state.num_processes}; on a machine without "
+            "accelerator use --device cpu"
+        )
+    return state
+
+
+def _own_device(asked: str | None) -> str | None:
+    """Return the device of this process where there are several, else what was asked for."""
+    state = process_state(is_cpu=asked == "cpu" or (asked is None and not torch.accelerator.is_available()))
+    return str(state.device) if state.num_processes > 1 else asked
+
+
+if __name__ == "__main__":
+    sys.exit(main())

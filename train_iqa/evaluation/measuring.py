@@ -1,0 +1,114 @@
+"""One image measured: its rating, what it was read from, and for some the probes of repetition and robustness."""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from train_iqa.datasets import LabelledImage
+from train_iqa.evaluation.grounding import as_shares
+from train_iqa.robustness import perturbed_ratings
+from zoomiqa_reward.commands.measuring import Measured, measure
+from zoomiqa_reward.images import load_image
+from zoomiqa_reward.ratings import Assessment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How the model is asked."""
+
+    mode: str = "direct"
+    """`direct` or `reason`."""
+    strict: bool = True
+    """Each image in its own forward pass, bit-equal every time; False: 8 together."""
+    question: str | None = None
+    """None: the checkpoint's own."""
+    calls: int = 3
+    """Of each probed image: so many deterministic ratings, and so many sampled answers."""
+    is_sampling: bool = True
+    """Whether probed images also get sampled answers in words: slow, but what people compare with."""
+    seed: int = 0
+    """Of the sampled answers; call k uses seed + k."""
+
+
+def probed(images: Sequence[LabelledImage], count: int, seed: int = 0) -> set[str]:
+    """Return the ids of `count` images (or all), drawn by a hash of seed and id: the same in any order and process."""
+    ranked = sorted(images, key=lambda image: hashlib.sha256(f"{seed}:{image.id}".encode()).digest())
+    return {image.id for image in ranked[:count]}
+
+
+def measure_images(
+    iqa: Any, images: Sequence[LabelledImage], probes: set[tuple[str, str]], asking: Asking
+) -> Iterator[dict[str, Any]]:
+    """Yield one line an image, in order, each as soon as it is there.
+
+    `probes` are the (data set, id) that get the probes. What cannot be measured has `valid` false, a reason, and a NaN
+    rating; it never stops the others.
+    """
+    files = [str(image.path) for image in images]
+    found = measure(iqa, files, mode=asking.mode, strict=asking.strict, question=asking.question)
+    started = time.perf_counter()
+    for image, measured in zip(images, found, strict=True):
+        line = _line(image, measured)
+        if (image.dataset, image.id) in probes:
+            line["probe"] = _probe(iqa, image, asking)
+        yield line | {"seconds": round(time.perf_counter() - started, 4)}
+        started = time.perf_counter()
+
+
+def _line(image: LabelledImage, measured: Measured) -> dict[str, Any]:
+    record, assessment = measured.record, measured.assessment
+    return {
+        "dataset": image.dataset,
+        "id": image.id,
+        "mos": image.mos,
+        "rating": record.rating,
+        "std": record.std,
+        "valid": record.valid,
+        "error": record.error,
+        "warning": None if assessment is None else assessment.warning,
+        "rounds": record.rounds,
+        "bbox": None if assessment is None else _named_box(image, assessment),
+        "ratings_by_round": [] if assessment is None else [turn.rating for turn in assessment.turns],
+    }
+
+
+def _named_box(image: LabelledImage, assessment: Assessment) -> list[float] | None:
+    """Return the box of round 1 as shares of the sides, None where it names none."""
+    bbox = assessment.turns[0].bbox if assessment.turns else None
+    if bbox is None:
+        return None
+    height, width = load_image(image.path).shape[1:]
+    return list(as_shares(bbox, width, height))
+
+
+def _probe(iqa: Any, image: LabelledImage, asking: Asking) -> dict[str, Any]:
+    pixels = load_image(image.path)
+
+    def rate(one: Tensor) -> float:
+        return _rating(lambda: iqa.rate([one], mode=asking.mode, strict=True, question=asking.question).mean[0])
+
+    def sample(call: int) -> float:
+        temperature = iqa.protocol.decoding.temperature or 1.0
+        seed = asking.seed + call
+        return _rating(
+            lambda: iqa.assess([pixels], asking.question, temperature=temperature, seed=seed, strict=True)[0].rating
+        )
+
+    return {
+        "repeated": [rate(pixels) for _ in range(asking.calls)],
+        "sampled": [sample(call) for call in range(asking.calls)] if asking.is_sampling else [],
+        "perturbed": perturbed_ratings(rate, pixels),
+    }
+
+
+def _rating(measure_one: Any) -> float:
+    """Return the measured rating, NaN where the model refuses the image or runs out of memory with it."""
+    try:
+        return float(measure_one())
+    except (ValueError, torch.OutOfMemoryError):
+        return float("nan")

@@ -1,0 +1,105 @@
+"""What an evaluation is told: its configuration, and the command line that makes one."""
+
+import argparse
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+from train_iqa.datasets import FAMILIES, Scale, Source
+from train_iqa.datasets.checking import ACCEPTABLE, CHECKS
+from train_iqa.datasets.splits import PARTS
+from train_iqa.evaluation.measuring import Asking
+from zoomiqa_reward.model import MODES
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What is measured, and where the results go."""
+
+    sources: tuple[Source, ...]
+    out: Path
+    """Run folder; an unfinished run in it is continued."""
+    part: str = "standard"
+    """Of each data set, see `datasets.select`; by-reference parts are drawn with `seed`."""
+    asking: Asking = field(default_factory=Asking)
+    num_probes: int = 100
+    """Images of each data set that are also rated repeatedly, by sampling, and after imperceptible changes."""
+    draws: int = 1000
+    """Bootstrap resamples; 0: no intervals."""
+    seed: int = 0
+    checks: str = "full"
+    """Of the files before the start, see `datasets.load_datasets`."""
+    accept: tuple[str, ...] = ()
+    """Kinds of problem for which an image is left out."""
+    compare: Path | None = None
+    """Run folder of another evaluation, to be compared with."""
+
+    def __post_init__(self) -> None:
+        if self.num_probes < 0 or self.draws < 0 or self.asking.calls < 1 or self.asking.mode not in MODES:
+            raise ValueError(
+                f"num_probes={self.num_probes}, draws={self.draws}, calls={self.asking.calls}, "
+                f"mode={self.asking.mode!r}: counts must not be negative, calls at least 1, mode one of {MODES}"
+            )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:  # exit code 2 means that some image could not be measured
+        self.print_usage(sys.stderr)
+        self.exit(1, f"{self.prog}: {message}\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line's options."""
+    parser = _Parser(prog="python -m train_iqa.evaluate", description="Evaluate a quality model against people.")
+    add = parser.add_argument
+    add("--model", default="nano", help="embedded name, folder or hub id")
+    add("--adapter", help="LoRA adapter: folder or hub id")
+    add("--protocol", help="protocol file, for a model that brings none")
+    add("--device", help="cpu, cuda, cuda:1; default: the process's own")
+    add("--dtype", help="float32, bfloat16 or float16")
+    add("--data", action="append", required=True, metavar="FAMILY=PATH", help=f"families: {', '.join(FAMILIES)}")
+    add("--name", action="append", default=[], help="what reports call the data sets, in the order of --data")
+    add("--image-root", type=Path, help="folder that paths of json and csv lists are relative to")
+    add("--scale", metavar="WORST:BEST", help="raw labels of json and csv lists that become 1 and 5")
+    add("--part", choices=PARTS, default="standard", help="standard: official test part, else all")
+    add("--checks", choices=CHECKS, default="full", help="full: every file is decoded and hashed first")
+    add("--accept", choices=ACCEPTABLE, action="append", default=[], help="leave such images out instead of stopping")
+    add("--mode", choices=MODES, default="direct")
+    add("--question", help="asked instead of the checkpoint's own question")
+    add("--batched", action="store_true", help="several images in one forward pass: faster, equal to about 1e-4")
+    add("--probes", type=int, default=100, help="images of each set for repeats, sampling, robustness (default 100)")
+    add("--calls", type=int, default=3, help="ratings of each probed image (default 3)")
+    add("--no-sampling", action="store_true", help="no sampled answers of the probed images")
+    add("--draws", type=int, default=1000, help="bootstrap resamples (default 1000)")
+    add("--seed", type=int, default=0)
+    add("--compare", type=Path, help="OUT of another evaluation, to be compared with")
+    add("--out", type=Path, required=True, help="run folder; an unfinished run in it is continued")
+    return parser
+
+
+def config_of(args: argparse.Namespace) -> EvaluateConfig:
+    """Return the configuration of parsed arguments. Raises ValueError."""
+    if args.name and len(args.name) != len(args.data):
+        raise ValueError(f"{len(args.name)} names for {len(args.data)} data sets; give one each, or none")
+    scale = None
+    if args.scale is not None:
+        worst, colon, best = args.scale.partition(":")
+        if not colon:
+            raise ValueError(f"--scale {args.scale!r}: must be WORST:BEST, for instance 0:100")
+        scale = Scale(worst=float(worst), best=float(best))
+    sources = []
+    for text, name in zip(args.data, args.name or [""] * len(args.data), strict=True):
+        family, equals, path = text.partition("=")
+        if not equals or family not in FAMILIES:
+            raise ValueError(f"--data {text!r}: must be FAMILY=PATH with a family of {', '.join(FAMILIES)}")
+        lists = {"image_root": args.image_root, "scale": scale} if FAMILIES[family].is_list else {}
+        sources.append(Source(family=family, root=Path(path), name=name, **lists))
+    asking = Asking(
+        mode=args.mode, strict=not args.batched, question=args.question, calls=args.calls,
+        is_sampling=not args.no_sampling, seed=args.seed,
+    )  # fmt: skip
+    return EvaluateConfig(
+        sources=tuple(sources), out=args.out, part=args.part, asking=asking, num_probes=args.probes, draws=args.draws,
+        seed=args.seed, checks=args.checks, accept=tuple(args.accept), compare=args.compare,
+    )  # fmt: skip
