@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zoomiqa_reward.cache import CachedReward
+    from zoomiqa_reward.composite import CompositeReward, Term
     from zoomiqa_reward.model import ZoomIQA
     from zoomiqa_reward.ranking import Ranking, rank
     from zoomiqa_reward.ratings import Assessment, Ratings, Scores
@@ -14,11 +16,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Assessment": "ratings",
+    "CachedReward": "cache",
+    "CompositeReward": "composite",
     "MetricReward": "reward",
     "Ranking": "ranking",
     "Ratings": "ratings",
     "Reward": "reward",
     "Scores": "ratings",
+    "Term": "composite",
     "Turn": "turns",
     "ZoomIQA": "model",
     "ZoomIQAReward": "reward",
@@ -27,11 +32,14 @@ _HOMES = {
 
 __all__ = [
     "Assessment",
+    "CachedReward",
+    "CompositeReward",
     "MetricReward",
     "Ranking",
     "Ratings",
     "Reward",
     "Scores",
+    "Term",
     "Turn",
     "ZoomIQA",
     "ZoomIQAReward",

@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +15,7 @@ from zoomiqa_reward.checkpoint import Checkpoint, load_checkpoint
 from zoomiqa_reward.direct import rate_direct, trie_of
 from zoomiqa_reward.fingerprint import fingerprint, fingerprint_parts
 from zoomiqa_reward.generate import Sampling
+from zoomiqa_reward.gradients import graph_to_pixels, require_gradient
 from zoomiqa_reward.images import ImageError, load_image
 from zoomiqa_reward.protocol.spec import Protocol
 from zoomiqa_reward.ratings import Assessment, Ratings
@@ -121,11 +121,13 @@ class ZoomIQA:
         temperature: float | None = None,
         seed: int | None = 0,
         max_new_tokens: int | None = None,
+        gradient_checkpointing: bool = False,
     ) -> Ratings:
         """Return the ratings [batch] of images: 1 bad .. 5 excellent, NaN with `valid=False` where not measured.
 
         direct: mean and standard deviation of the rating tokens' distribution over the image's views; not valid
-        where the ratings hold less than half of the probability. grad=True keeps the graph to tensor images.
+        where the ratings hold less than half of the probability. grad=True keeps the graph to the images, which must
+        be tensors that require a gradient; gradient_checkpointing then recomputes activations in `backward`.
         reason: the number that the answer names (std NaN), or over `num_samples` sampled answers their mean and
         unbiased standard deviation; valid where more than half of them could be read. Sampling uses the protocol's
         temperature (1 if that is greedy) unless one is given.
@@ -134,6 +136,8 @@ class ZoomIQA:
         """
         if mode not in MODES:
             raise ValueError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
+        if gradient_checkpointing and not grad:
+            raise ValueError("gradient_checkpointing belongs to grad=True; without a graph nothing is kept anyway")
         if mode == "reason":
             if grad:
                 raise ValueError("grad=True needs mode='direct': text has no gradient")
@@ -141,7 +145,10 @@ class ZoomIQA:
                                      max_new_tokens)  # fmt: skip
         if num_samples != 1 or temperature is not None:
             raise ValueError("num_samples and temperature belong to mode='reason'; 'direct' samples nothing")
-        with nullcontext() if grad else torch.no_grad():
+        if grad:
+            require_gradient(split_images(images))
+        model = self.checkpoint.model
+        with graph_to_pixels(model, gradient_checkpointing=gradient_checkpointing) if grad else torch.no_grad():
             found = rate_direct(
                 self.checkpoint, self.trie, _load(images), question=question, strict=strict, batch_size=batch_size
             )

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from zoomiqa_reward.gradients import require_gradient, require_graph
 from zoomiqa_reward.images import ImageError, load_image
 from zoomiqa_reward.model import MODES, ZoomIQA, split_images
 from zoomiqa_reward.ratings import Scores
@@ -82,13 +83,28 @@ class MetricReward:
         text = f"{name}|{higher_is_better}|{own}"
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def __call__(self, images: Any, lq: Any = None, hr: Any = None, prompts: Sequence[str] | None = None) -> Scores:
+    def __call__(
+        self,
+        images: Any,
+        lq: Any = None,
+        hr: Any = None,
+        prompts: Sequence[str] | None = None,
+        *,
+        grad: bool = False,
+    ) -> Scores:
         """Return the oriented values; `info["raw"]` holds the metric's own.
 
         An image that cannot be read, and a result of NaN or infinity, is not valid. Any other exception of `fn` is
-        its bug and is raised. Raises ValueError where something that is needed is missing or of another length.
+        its bug and is raised. A differentiable metric keeps the graph of tensor images; `grad=True` makes sure that
+        there is one. Raises ValueError where there is none then, or where something needed is missing or too short.
         """
         sources = split_images(images)
+        if grad:
+            if not self.differentiable:
+                raise ValueError(
+                    f"grad=True: reward {self.name!r} is not differentiable; wrap it with differentiable=True"
+                )
+            require_gradient(sources)
         given = self._needed(len(sources), lq=lq, hr=hr, prompts=prompts)
         values, errors = [], []
         for index, source in enumerate(sources):
@@ -100,6 +116,8 @@ class MetricReward:
         valid = torch.isfinite(raw.detach())
         nan = torch.full_like(raw, math.nan)
         value = torch.where(valid, raw if self.metric_higher_is_better else -raw, nan)
+        if grad:
+            require_graph(self.name, value, valid)
         return Scores(value=value, valid=valid, std=nan.clone(), info={"errors": errors, "raw": raw.detach().tolist()})
 
     def _needed(self, count: int, **given: Any) -> dict[str, list[Any]]:
@@ -133,7 +151,6 @@ class ZoomIQAReward:
     higher_is_better = True
     score_range = (1.0, 5.0)
     needs: frozenset[str] = frozenset()
-    differentiable = False
 
     def __init__(
         self,
@@ -145,13 +162,19 @@ class ZoomIQAReward:
         question: str | None = None,
         num_samples: int = 1,
         seed: int | None = 0,
+        gradient_checkpointing: bool = False,
     ) -> None:
-        """Wrap `iqa`; the arguments are those of `ZoomIQA.rate`. strict=True is the canonical rating."""
+        """Wrap `iqa`; the arguments are those of `ZoomIQA.rate`. strict=True is the canonical rating.
+
+        gradient_checkpointing: calls with grad=True recompute the layers' activations in `backward`, which takes
+        less memory and more time; ratings and gradients are the same.
+        """
         if mode not in MODES:
             raise ValueError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
         self.iqa = iqa
         self.mode = mode
         self.strict = strict
+        self.gradient_checkpointing = gradient_checkpointing
         self._options: dict[str, Any] = {"batch_size": batch_size, "question": question}
         if mode == "reason":
             self._options |= {"num_samples": num_samples, "seed": seed}
@@ -159,6 +182,11 @@ class ZoomIQAReward:
             raise ValueError("num_samples belongs to mode='reason'; 'direct' samples nothing")
         self.name = f"zoomiqa-{iqa.name}-{mode}"
         self.deterministic = mode == "direct" or num_samples == 1 or seed is not None
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether grad=True works: in mode `direct`; text has no gradient."""
+        return self.mode == "direct"
 
     @property
     def fingerprint(self) -> str:
@@ -179,42 +207,56 @@ class ZoomIQAReward:
         """Return the ratings; lq, hr and prompts are not looked at.
 
         An image that cannot be read is not valid and named in `info["errors"]`; the others are measured.
-        Raises NotImplementedError for grad=True.
+        grad=True: the values keep a graph to the images, which must all be tensors that require a gradient. Each
+        value depends on its own image only, all of its views included; one that could not be measured has none. The
+        model's parameters get no gradient. The numbers are those without grad, on the model's device.
+        Raises ValueError where there can be no graph: mode `reason`, other images, inside `torch.no_grad()`.
         """
-        if grad:
-            raise NotImplementedError("ZoomIQAReward has no gradient yet: use iqa.rate(tensor, grad=True)")
         sources = split_images(images)
+        if grad:
+            if not self.differentiable:
+                raise ValueError(
+                    f"grad=True: mode={self.mode!r} answers in text, which has no gradient; use mode='direct'"
+                )
+            require_gradient(sources)
         errors: list[str | None] = [None] * len(sources)
-        value, std = torch.full((len(sources),), math.nan), torch.full((len(sources),), math.nan)
+        found: dict[int, tuple[Tensor, Tensor]] = {}
         step = 1 if self.strict else int(self._options["batch_size"])
         for start in range(0, len(sources), step):
-            readable: list[int] = []
-            loaded: list[Tensor] = []
+            readable: dict[int, Tensor] = {}
             for index in range(start, min(start + step, len(sources))):
                 try:
-                    loaded.append(load_image(sources[index]))
-                    readable.append(index)
+                    readable[index] = load_image(sources[index])
                 except ImageError as error:
                     errors[index] = str(error)
-            self._rate(readable, loaded, value, std, errors)
-        return Scores(value=value, valid=~value.isnan(), std=std, info={"errors": errors})
+            self._rate(readable, found, errors, grad)
+        home = next((mean.device for mean, _ in found.values()), torch.device("cpu"))
+        missing = (torch.tensor(math.nan, device=home),) * 2
+        pairs = [found.get(index, missing) for index in range(len(sources))]
+        value = torch.stack([mean for mean, _ in pairs]) if pairs else torch.zeros(0)
+        std = torch.stack([spread for _, spread in pairs]).detach() if pairs else torch.zeros(0)
+        return Scores(value=value, valid=~value.detach().isnan(), std=std, info={"errors": errors})
 
     def _rate(
-        self, places: list[int], images: list[Tensor], value: Tensor, std: Tensor, errors: list[str | None]
+        self, images: dict[int, Tensor], found: dict[int, tuple[Tensor, Tensor]], errors: list[str | None], grad: bool
     ) -> None:
+        """Put (rating, std) of the images, by their places, into `found`, and what went wrong into `errors`."""
         if not images:
             return
+        options = self._options | (
+            {"grad": True, "gradient_checkpointing": self.gradient_checkpointing} if grad else {}
+        )
         try:
-            ratings = self.iqa.rate(images, mode=self.mode, strict=self.strict, **self._options)
+            ratings = self.iqa.rate(list(images.values()), mode=self.mode, strict=self.strict, **options)
         except ImageError as error:  # readable, but of a shape that the processor refuses
             if len(images) == 1:
-                errors[places[0]] = str(error)
+                errors[next(iter(images))] = str(error)
                 return
-            for place, image in zip(places, images, strict=True):
-                self._rate([place], [image], value, std, errors)
+            for place, image in images.items():
+                self._rate({place: image}, found, errors, grad)
             return
-        for row, place in enumerate(places):
-            value[place], std[place] = ratings.mean[row], ratings.std[row]
+        for row, place in enumerate(images):
+            found[place] = (ratings.mean[row], ratings.std[row])
             if not bool(ratings.valid[row]):
                 errors[place] = "the answer could not be read as a rating"
 

@@ -1,0 +1,120 @@
+"""Zoom-IQA in BasicSR: the loss `ZoomIQALoss` and the metric `calculate_zoomiqa`, registered when this is imported.
+
+Put `import zoomiqa_reward.integrations.basicsr` into the script that starts BasicSR; then its YAML may say
+
+    train:  pixel_opt: {type: L1Loss, loss_weight: 1.0}
+            perceptual_opt: ...                            # or pixel_opt itself: {type: ZoomIQALoss, loss_weight: 0.05}
+    val:    metrics: {zoomiqa: {type: calculate_zoomiqa, model: nano, better: higher}}
+
+The loss alone rewards invented detail: keep a fidelity loss beside it.
+"""
+
+import math
+import warnings
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from zoomiqa_reward.model import ZoomIQA
+from zoomiqa_reward.reward import ZoomIQAReward
+
+try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from basicsr.utils.registry import LOSS_REGISTRY, METRIC_REGISTRY
+except ImportError as error:
+    raise ImportError(
+        f"zoomiqa_reward.integrations.basicsr needs basicsr ({error}): pip install 'zoomiqa-reward[restoration]'; "
+        "if libGL is missing, install the Debian package libgl1"
+    ) from error
+
+
+@LOSS_REGISTRY.register()
+class ZoomIQALoss(nn.Module):
+    """loss_weight * mean over the batch of (5 - rating) / 4: 0 for excellent pictures, loss_weight for bad ones.
+
+    The model is kept outside the module tree: it is in no state_dict, and `.to()` does not move it.
+    """
+
+    def __init__(
+        self,
+        loss_weight: float = 1.0,
+        model: str = "nano",
+        device: str | None = None,
+        gradient_checkpointing: bool = False,
+        strict: bool = True,
+        reduction: str = "mean",
+    ) -> None:
+        """Load `model` (a name, a folder or a hub id) onto `device`. reduction: `mean` or `sum`."""
+        super().__init__()
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction={reduction!r}: must be mean or sum")
+        self.loss_weight = float(loss_weight)
+        self.reduction = reduction
+        self.reward = ZoomIQAReward(_load(model, device), strict=strict, gradient_checkpointing=gradient_checkpointing)
+
+    def forward(self, pred: Tensor, target: Any = None, weight: Any = None, **_: Any) -> Tensor:
+        """Return the loss of a float BCHW batch in [0, 1]; `target` is not looked at.
+
+        What a network puts outside [0, 1] is judged clamped, and its gradient passes as if it were not. An image that
+        cannot be measured is left out of the mean. Raises RuntimeError where none can be, ValueError for a `weight`.
+        """
+        if weight is not None:
+            raise ValueError("ZoomIQALoss takes no element-wise weight: a rating is of the whole picture")
+        pred = pred + (pred.clamp(0, 1) - pred).detach()
+        scores = self.reward(pred, grad=pred.requires_grad and torch.is_grad_enabled())
+        if not bool(scores.valid.any()):
+            raise RuntimeError(
+                f"ZoomIQALoss: none of {len(scores)} images could be measured: {scores.info['errors'][0]}"
+            )
+        losses = (5 - scores.value[scores.valid]) / 4
+        total = losses.mean() if self.reduction == "mean" else losses.sum()
+        return (self.loss_weight * total).to(pred.device)
+
+
+@METRIC_REGISTRY.register()
+def calculate_zoomiqa(
+    img: NDArray[Any],
+    img2: NDArray[Any] | None = None,
+    crop_border: int = 0,
+    input_order: str = "HWC",
+    model: str = "nano",
+    mode: str = "direct",
+    device: str | None = None,
+    **_: Any,
+) -> float:
+    """Return the rating 1..5 of one picture as BasicSR's validation passes it; NaN where it cannot be measured.
+
+    img: BGR in [0, 255] (uint8, or float, which is not rounded), HWC or CHW by `input_order`, or grey HW. crop_border:
+    pixels cut from each side before. img2, the reference, is not looked at. Other options (`better`, ...) are
+    BasicSR's own. Raises ValueError for another order, shape or range.
+    """
+    del img2
+    if input_order not in ("HWC", "CHW"):
+        raise ValueError(f"input_order={input_order!r}: must be HWC or CHW")
+    pixels = np.asarray(img, dtype=np.float32)
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    elif input_order == "CHW":
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
+        raise ValueError(f"img of shape {np.shape(img)} in order {input_order}: must have 1 or 3 channels")
+    if min(pixels.shape[:2]) <= 2 * crop_border:
+        raise ValueError(f"crop_border={crop_border} leaves nothing of {pixels.shape[1]} x {pixels.shape[0]} px")
+    if crop_border:
+        pixels = pixels[crop_border:-crop_border, crop_border:-crop_border]
+    if not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > 255:
+        raise ValueError(f"img holds {pixels.min():.4g}..{pixels.max():.4g}: must be in [0, 255]")
+    image = torch.from_numpy(np.ascontiguousarray(pixels[:, :, ::-1].transpose(2, 0, 1))) / 255
+    scores = ZoomIQAReward(_load(model, device), mode=mode)(image)
+    return float(scores.value[0]) if bool(scores.valid[0]) else math.nan
+
+
+@lru_cache(maxsize=4)
+def _load(model: str, device: str | None) -> ZoomIQA:
+    """One copy of a model, however often validation asks."""
+    return ZoomIQA.from_pretrained(model, device=device)

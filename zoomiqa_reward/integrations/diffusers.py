@@ -1,0 +1,164 @@
+"""Watch a diffusers pipeline think: score the picture that each denoising step is heading for.
+
+`score_steps` wraps `pipe.scheduler.step`, which every pipeline calls, whether or not it offers callbacks. After a step
+the predicted clean sample x0 is decoded and scored; the pipeline gets what it would have got, bit for bit. Nothing is
+imported from diffusers: what is used of it are `step`, its output's fields, and the scheduler's tables.
+
+x0 is the scheduler's own (`pred_original_sample`, or `denoised`) where its output has it. Else, with a and s the
+signal's and the noise's part of the sample, x = a x0 + s noise:
+
+    epsilon: (x - s e) / a      v_prediction: a x - s v      sample: the output itself      flow: x - s v
+
+Source: the schedulers' documentation; for a and s of those that work in sigmas, a = 1 / sqrt(1 + sigma^2), s = sigma a.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoomiqa_reward.ratings import Scores
+from zoomiqa_reward.reward import Reward
+
+_IN_SIGMAS = (
+    "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler",
+    "SASolverScheduler",
+)  # fmt: skip
+"""Schedulers that have no x0 in their output and whose samples keep their variance."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepScore:
+    """One scored step."""
+
+    step: int
+    """Counted from 0, of all calls inside the `with`."""
+    timestep: float
+    scores: Scores
+    """One an image of the step's batch."""
+
+
+@contextmanager
+def score_steps(
+    pipe: Any,
+    reward: Reward,
+    every: int = 1,
+    *,
+    lq: Any = None,
+    hr: Any = None,
+    prompts: Sequence[str] | None = None,
+    decode: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[list[StepScore]]:
+    """Yield a list that grows by one `StepScore` at steps 0, every, 2 every, ... of the calls made inside.
+
+    lq, hr, prompts: handed to the reward, one an image of the batch. decode: x0 -> float BCHW in [0, 1]; by default
+    the pipeline's `vae` or `vqvae`, or x0 itself, mapped from [-1, 1], where it has neither. Scoring draws nothing from
+    torch's random numbers. On leaving, also by an exception, the scheduler is as it was; do not swap it inside.
+
+    Raises ValueError for every < 1; TypeError, at the first step, for a scheduler whose x0 is not known, or for latents
+    that only the pipeline can unpack (give `decode`).
+    """
+    if every < 1:
+        raise ValueError(f"every={every}: must be at least 1")
+    scheduler = pipe.scheduler
+    original = scheduler.step
+    own = vars(scheduler).get("step")
+    call = inspect.signature(original)
+    found: list[StepScore] = []
+    count = 0
+
+    @functools.wraps(original)  # pipelines read the signature to see whether `eta` may be passed
+    def step(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        bound = call.bind(*args, **kwargs)
+        wants_tuple = bound.arguments.get("return_dict", True) is False
+        bound.arguments["return_dict"] = True
+        output = original(*bound.args, **bound.kwargs)
+        if count % every == 0:
+            given = bound.arguments
+            with torch.no_grad(), _untouched_random_numbers(given["sample"]):
+                x0 = predicted_x0(scheduler, output, given["model_output"], given["timestep"], given["sample"])
+                images = decode(x0) if decode is not None else decoded(pipe, x0)
+                scores = reward(images.float(), lq=lq, hr=hr, prompts=prompts)
+            found.append(StepScore(step=count, timestep=float(given["timestep"]), scores=scores))
+        count += 1
+        return output.to_tuple() if wants_tuple else output
+
+    scheduler.step = step
+    try:
+        yield found
+    finally:
+        if own is None:
+            del scheduler.step
+        else:
+            scheduler.step = own
+
+
+def predicted_x0(scheduler: Any, output: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
+    """Return the clean sample that a step just taken predicted, [batch, ...] as `sample`.
+
+    output: what `step` returned. Raises TypeError for a scheduler that neither gives it nor is known here.
+    """
+    for field in ("pred_original_sample", "denoised"):
+        x0 = getattr(output, field, None)
+        if x0 is not None:
+            return x0
+    kind, prediction = type(scheduler).__name__, scheduler.config.get("prediction_type")
+    if kind.startswith("FlowMatch") or scheduler.config.get("use_flow_sigmas"):
+        return sample - _sigma(scheduler).to(sample) * model_output
+    if kind in _IN_SIGMAS:
+        sigma = _sigma(scheduler).to(sample)
+        signal = (1 + sigma**2).rsqrt()
+        noise = sigma * signal
+    elif hasattr(scheduler, "alphas_cumprod") and not hasattr(scheduler, "sigmas"):
+        share = scheduler.alphas_cumprod[int(timestep)].to(sample)
+        signal, noise = share.sqrt(), (1 - share).sqrt()
+    else:
+        raise TypeError(
+            f"score_steps cannot tell the predicted sample of {kind}; use DDIM, Euler, DPM-Solver or flow match"
+        )
+    if model_output.shape[1] == 2 * sample.shape[1]:
+        model_output = model_output[:, : sample.shape[1]]  # the second half is a learned variance
+    if prediction == "epsilon":
+        return (sample - noise * model_output) / signal
+    if prediction == "v_prediction":
+        return signal * sample - noise * model_output
+    if prediction == "sample":
+        return model_output
+    raise TypeError(f"{kind} predicts {prediction!r}: must be epsilon, v_prediction or sample")
+
+
+def decoded(pipe: Any, x0: Tensor) -> Tensor:
+    """Return x0 as pictures, float BCHW in [0, 1], by the pipeline's autoencoder where it has one.
+
+    A `vae` undoes its scaling and shift first; a `vqvae` takes latents as they are. Raises TypeError for latents that
+    are packed or normalised in the pipeline's own way.
+    """
+    if x0.ndim != 4:
+        raise TypeError(f"score_steps: latents of shape {tuple(x0.shape)} are packed; give decode=")
+    vae = getattr(pipe, "vae", None)
+    if vae is not None:
+        if getattr(vae.config, "latents_mean", None) is not None:
+            raise TypeError("score_steps: this pipeline normalises its latents by channel; give decode=")
+        x0 = x0 / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+    autoencoder = vae if vae is not None else getattr(pipe, "vqvae", None)
+    if autoencoder is not None:
+        x0 = autoencoder.decode(x0.to(autoencoder.dtype)).sample
+    return (x0 / 2 + 0.5).clamp(0, 1)
+
+
+def _sigma(scheduler: Any) -> Tensor:
+    """The sigma of the step just taken: by now the scheduler counts one further."""
+    return scheduler.sigmas[scheduler.step_index - 1]
+
+
+@contextmanager
+def _untouched_random_numbers(sample: Tensor) -> Iterator[None]:
+    devices = [sample.device] if sample.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield

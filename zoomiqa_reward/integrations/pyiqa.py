@@ -1,0 +1,70 @@
+"""Zoom-IQA as a metric in the manner of pyiqa, with or without pyiqa.
+
+`ZoomIQAScorer()` is used as pyiqa's metrics are. pyiqa's licence is non-commercial, so nothing here needs it; where
+it is installed, `register()` makes `pyiqa.create_metric("zoomiqa")` work.
+Source of the interface: chaofengc/IQA-PyTorch, `pyiqa/models/inference_model.py` (a network from ARCH_REGISTRY, built
+from `metric_opts` of DEFAULT_CONFIGS, called with a BCHW batch, averaged over the batch when used as a loss).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoomiqa_reward.model import ZoomIQA
+from zoomiqa_reward.reward import ZoomIQAReward
+
+METRIC_NAME = "zoomiqa"
+
+
+class ZoomIQAScorer(nn.Module):
+    """The rating of each picture, [batch, 1], 1 bad .. 5 excellent. The model is no submodule and does not move."""
+
+    lower_better = False
+    metric_mode = "NR"
+    score_range = "1, 5"
+
+    def __init__(
+        self,
+        model: str | ZoomIQA = "nano",
+        mode: str = "direct",
+        strict: bool = True,
+        device: str | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        """Load `model` (a name, a folder, a hub id, or a loaded one)."""
+        super().__init__()
+        iqa = model if isinstance(model, ZoomIQA) else ZoomIQA.from_pretrained(model, device=device)
+        self.reward = ZoomIQAReward(iqa, mode, strict=strict, gradient_checkpointing=gradient_checkpointing)
+
+    def forward(self, x: Any, ref: Any = None, **_: Any) -> Tensor:
+        """Return the ratings of a float BCHW batch in [0, 1], or of one image of any kind; NaN where not measured.
+
+        A batch that requires a gradient gets one where gradients are switched on (pyiqa: `as_loss=True`). `ref` is
+        not looked at. Raises ValueError for mode `reason` then: text has no gradient.
+        """
+        wants = isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
+        value = self.reward(x, grad=wants).value
+        return (value.to(x.device) if isinstance(x, Tensor) else value)[:, None]
+
+
+def register() -> None:
+    """Make the metric known to pyiqa as `zoomiqa`. Calling it again changes nothing.
+
+    Raises ImportError where pyiqa is not installed: `ZoomIQAScorer` works without it.
+    """
+    try:
+        from pyiqa.default_model_configs import DEFAULT_CONFIGS
+        from pyiqa.utils.registry import ARCH_REGISTRY
+    except ImportError as error:
+        raise ImportError(
+            "register() needs pyiqa, whose licence is non-commercial: pip install pyiqa; ZoomIQAScorer works without"
+        ) from error
+    if ZoomIQAScorer.__name__ not in ARCH_REGISTRY:
+        ARCH_REGISTRY.register()(ZoomIQAScorer)
+    DEFAULT_CONFIGS[METRIC_NAME] = {
+        "metric_opts": {"type": ZoomIQAScorer.__name__},
+        "metric_mode": ZoomIQAScorer.metric_mode,
+        "lower_better": ZoomIQAScorer.lower_better,
+        "score_range": ZoomIQAScorer.score_range,
+    }

@@ -1,0 +1,65 @@
+"""The mean rating of a data set as a `torchmetrics.Metric`: any reward that needs nothing but the image."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoomiqa_reward.reward import Reward
+
+try:
+    from torchmetrics import Metric
+except ImportError as error:
+    raise ImportError(
+        "zoomiqa_reward.integrations.torchmetrics needs torchmetrics: pip install torchmetrics"
+    ) from error
+
+ON_INVALID = ("nan", "drop")
+
+
+class ZoomIQAMetric(Metric):
+    """Mean of a reward over all images seen, over all processes. Its model is no submodule and does not move.
+
+    on_invalid: what an image that could not be measured does to the mean. `nan` (default) makes it NaN, so that nobody
+    overlooks it; `drop` leaves it out. `failed` counts them either way.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    total: Tensor
+    measured: Tensor
+    failed: Tensor
+
+    def __init__(self, reward: Reward, *, on_invalid: str = "nan", **kwargs: Any) -> None:
+        """Measure with `reward`; kwargs are torchmetrics' own. Raises ValueError for a reward that needs more."""
+        super().__init__(**kwargs)
+        if on_invalid not in ON_INVALID:
+            raise ValueError(f"on_invalid={on_invalid!r}: must be one of {', '.join(ON_INVALID)}")
+        if reward.needs:
+            raise ValueError(
+                f"reward {reward.name!r} needs {', '.join(sorted(reward.needs))}; update() gets images only"
+            )
+        self.reward = reward
+        self.on_invalid = on_invalid
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("measured", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("failed", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, preds: Any) -> None:
+        """Add images: a float BCHW or CHW tensor in [0, 1], a uint8 NHWC array, or a list of any images."""
+        with torch.no_grad():
+            scores = self.reward(preds)
+        valid = scores.valid.to(self.total.device)
+        value = scores.value.detach().to(self.total.device, torch.float64)
+        self.total += value[valid].sum()
+        self.measured += valid.sum()
+        self.failed += (~valid).sum()
+
+    def compute(self) -> Tensor:
+        """Return the mean, float32; NaN where nothing was measured, or anything failed and `on_invalid` is `nan`."""
+        if self.measured == 0 or (self.failed > 0 and self.on_invalid == "nan"):
+            return torch.tensor(math.nan, device=self.total.device)
+        return (self.total / self.measured).float()
