@@ -20,6 +20,7 @@ from zoomiqa_reward.images import load_images, to_pil
 
 SCALE = 4
 RESIDUAL_CHANNELS = 3 * SCALE * SCALE
+LARGEST_ETA = 1 - 1e-5
 
 
 class NanoSROutput(NamedTuple):
@@ -127,6 +128,8 @@ class NanoSRPipeline(DiffusionPipeline):
         padded = self.pad(lq)
         shape = (len(lq), RESIDUAL_CHANNELS, *padded.shape[-2:])
         self.scheduler.set_timesteps(num_inference_steps, device=lq.device)
+        # At eta = 1 the first step's 1 - alpha - std^2 is 0, which rounding takes below 0 at 3, 7, 14, ... steps: NaN.
+        eta = min(eta, LARGEST_ETA)
         residual = temperature * randn_tensor(shape, generator=generator, device=lq.device, dtype=torch.float32)
         for step in self.progress_bar(self.scheduler.timesteps):
             velocity = self.unet(self.condition(padded, residual).to(self.unet.dtype), step).sample.float()

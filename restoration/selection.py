@@ -116,7 +116,7 @@ def settings_of(
     """
     prints = {id(one.restorer): one.restorer.fingerprint for one in sources}
     return {
-        "image": _digest(given["lq"]), "hr": _digest(given["hr"]),
+        "image": image_digest(given["lq"]), "hr": image_digest(given["hr"]),
         "sources": [
             {"restorer": one.restorer.name, "fingerprint": prints[id(one.restorer)], "prompt": one.prompt}
             for one in sources
@@ -173,7 +173,7 @@ def report_of(
     }  # fmt: skip
 
 
-def _digest(image: Tensor | None) -> str | None:
+def image_digest(image: Tensor | None) -> str | None:
     if image is None:
         return None
     return hashlib.sha256(f"{tuple(image.shape)}".encode() + image.contiguous().numpy().tobytes()).hexdigest()[:16]

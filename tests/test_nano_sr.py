@@ -75,6 +75,12 @@ def test_a_denoiser_that_knows_the_answer_restores_it(eta):
     assert torch.allclose(out, hr, atol=1e-3)
 
 
+@pytest.mark.parametrize("steps", [1, 3, 7, 14])
+def test_every_number_of_steps_gives_a_picture(pipe, steps):
+    out = pipe(torch.rand(3, 4, 4), num_inference_steps=steps, eta=1.0, generator=_seeded(0), output_type="pt").images
+    assert torch.isfinite(out).all()
+
+
 def test_saved_and_loaded(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     again = NanoSRPipeline.from_pretrained(tmp_path)

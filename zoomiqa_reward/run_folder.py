@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class RunFolder:
         text = json.dumps({name: round(value, 4) for name, value in row.items()})
         with open(self.folder / "log.jsonl", "a") as log:
             log.write(text + "\n")
-        tqdm.write(text)
+        tqdm.write(text, file=sys.stderr)
 
 
 class RunningMeans:

@@ -1,0 +1,11 @@
+"""Tune a diffusion restorer on a reward: five algorithms on one surface, with a monitor for reward hacking.
+
+Light to import: diffusers, peft and accelerate are loaded when a run starts. `recipes.py` holds ready settings,
+`trainer.tune` runs them, `zoomiqa tune` does it from a shell; `docs/tune.md` says which to take.
+"""
+
+from restoration.tune.config import MonitorConfig, Recipe, TuneConfig
+from restoration.tune.data import Example, load_examples
+from restoration.tune.trainer import TuneResult, tune
+
+__all__ = ["Example", "MonitorConfig", "Recipe", "TuneConfig", "TuneResult", "load_examples", "tune"]

@@ -1,0 +1,149 @@
+"""Diffusion-DPO on mined pairs: the better candidate is to be denoised better than the worse one, relative to the base.
+
+Sources: Wallace et al. 2024 (Diffusion-DPO; beta 5000 presumes the mean over latent elements), DP2O-SR (Wu et al. 2025:
+pairs and weights, lr 2e-5, 500 to 1000 updates). Winner, loser and both networks see the same time and the same noise.
+The pairs are mined once, from the base model, and lie in `pairs.parquet` of the run folder; a file of one's own takes
+their place.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from restoration.tune.context import Collected, LossTerm, Part, Tuning
+from restoration.tune.data import Example, pick
+from restoration.tune.denoising import denoising_errors, random_noise
+from restoration.tune.groups import check_failures
+from restoration.tune.lora import POLICY, reference
+from restoration.tune.pairs import Pair, mine_pairs, read_pairs, weighted, write_pairs
+from restoration.tune.rollout import draw_candidates, draw_piece, encode, score
+from zoomiqa_reward.images import load_image
+from zoomiqa_reward.normalise import group_keys
+
+
+def dpo_loss(winner: Tensor, loser: Tensor, winner_base: Tensor, loser_base: Tensor, beta: float) -> Tensor:
+    """Return [pairs] -log sigmoid(-beta / 2 ((e_w - e_w_base) - (e_l - e_l_base))) of denoising errors [pairs].
+
+    >>> zero = torch.zeros(1)
+    >>> dpo_loss(zero, zero, zero, zero, 5000.0)
+    tensor([0.6931])
+    """
+    return -logsigmoid(-beta / 2 * ((winner - winner_base) - (loser - loser_base)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPO:
+    """Settings."""
+
+    name: ClassVar[str] = "dpo"
+    adapters: ClassVar[tuple[str, ...]] = (POLICY,)
+    beta: float = 5000.0
+    share: float = 0.25
+    """Of a picture's candidates: the best and the worst are paired. 1/16 for big models with many candidates."""
+    pairs_per_image: int = 4
+    """Drawn of a picture for a round."""
+    pairs_file: Path | None = None
+    """Pairs that are there already; None: mined from the base model first."""
+    _held: dict[str, list[Pair]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _pictures: dict[str, Example] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0 or not 0 < self.share <= 0.5 or self.pairs_per_image < 1:
+            raise ValueError(f"{self}: beta above 0, share above 0 up to 0.5, pairs_per_image at least 1")
+
+    def prepare(self, tuning: Tuning) -> None:
+        """Mine the pairs, or read them. Raises ValueError where there are none, or where a picture is missing."""
+        crops = pick(tuning.examples, len(tuning.examples), tuning.config.crop_px, (tuning.seed(1),))
+        keys = group_keys([one.lq for one in crops], [one.prompt for one in crops])
+        file = self.pairs_file
+        if file is None:
+            file = tuning.folder / f"pairs{f'.{tuning.process}' if tuning.process else ''}.parquet"
+            if not file.exists():
+                mined = weighted(self._mine(tuning, crops))
+                write_pairs(file, mined, reward=tuning.reward.name, steps=tuning.config.steps, eta=tuning.config.eta)
+        else:
+            whole = group_keys([one.lq for one in tuning.examples], [one.prompt for one in tuning.examples])
+            crops, keys = [*crops, *tuning.examples], [*keys, *whole]
+        self._pictures.clear()
+        self._pictures.update(zip(keys, crops, strict=True))
+        self._held.clear()
+        for one in read_pairs(file)[0]:
+            if one.lr_hash in self._pictures:
+                self._held.setdefault(one.lr_hash, []).append(one)
+            elif tuning.num_processes == 1:
+                raise ValueError(f"{file}: no training picture has the hash {one.lr_hash}; give the pictures it is of")
+        if not self._held:
+            raise ValueError(f"{file}: no pairs; all groups were tied or could not be measured")
+
+    def collect(self, tuning: Tuning, number: int) -> Collected:
+        """Choose a round's pairs and make their latents again from their seeds."""
+        rng = np.random.default_rng(tuning.seed(2, number))
+        keys = sorted(self._held)
+        chosen = rng.choice(len(keys), size=min(tuning.images_here, len(keys)), replace=False)
+        parts, count = [], 0
+        for key in (keys[int(k)] for k in chosen):
+            own = self._held[key]
+            picked = rng.choice(len(own), size=min(self.pairs_per_image, len(own)), replace=False)
+            pairs = [own[int(k)] for k in picked]
+            count += len(pairs)
+            parts.append(Part(loss=partial(self._loss, tuning, self._pictures[key], pairs)))
+        return Collected(parts=parts, report={"pairs": count})
+
+    def after_round(self, tuning: Tuning, updates: int) -> None:
+        """The pairs stay those of the base model."""
+
+    def _mine(self, tuning: Tuning, crops: Sequence[Example]) -> list[Pair]:
+        found: list[Pair] = []
+        with reference(tuning.denoiser.module):
+            for place, example in enumerate(crops):
+                drawn = draw_candidates(tuning, [example], [tuning.seed(4, place)])
+                scores = score(tuning, drawn)
+                check_failures(scores, tuning.config.max_failure_rate)
+                found += mine_pairs(
+                    [float(v) if ok else float("nan") for v, ok in zip(scores.value, scores.valid, strict=True)],
+                    drawn.seeds, lr_hash=drawn.keys[0], prompt=example.prompt, reward=tuning.reward.fingerprint,
+                    share=self.share,
+                )  # fmt: skip
+        return found
+
+    def _latent(self, tuning: Tuning, example: Example, seed: int, file: str | None) -> Tensor:
+        """One candidate's x0 [1, ...]: encoded from its file, or drawn again, alone, from the base model."""
+        if file is not None:
+            generator = torch.Generator().manual_seed(seed)
+            condition = encode(tuning, example, [generator])
+            with torch.no_grad():
+                return tuning.denoiser.encode_target(load_image(file)[None].to(tuning.device), condition)
+        with reference(tuning.denoiser.module):
+            return draw_piece(tuning, example, [seed]).trajectory.x0
+
+    def _loss(self, tuning: Tuning, example: Example, pairs: list[Pair], generator: torch.Generator) -> LossTerm:
+        sides = [
+            torch.cat([self._latent(tuning, example, seed, file) for seed, file in rows])
+            for rows in (
+                [(one.seed_winner, one.file_winner) for one in pairs],
+                [(one.seed_loser, one.file_loser) for one in pairs],
+            )
+        ]
+        rows = len(pairs)
+        seeds = torch.randint(2**62, (rows,), generator=generator).tolist()
+        condition = encode(tuning, example, [torch.Generator().manual_seed(seed) for seed in seeds])
+        both = condition.rows([*range(rows), *range(rows)])
+        noise = random_noise(sides[0], generator).repeat(2, *[1] * (sides[0].ndim - 1))
+        levels = tuple(torch.cat([part, part]) for part in tuning.denoiser.schedule.draw(rows, generator))
+        x0 = torch.cat(sides)
+        with torch.no_grad(), reference(tuning.denoiser.module):
+            base = denoising_errors(tuning.denoiser, both, x0, noise, levels)  # type: ignore[arg-type]
+        now = denoising_errors(tuning.denoiser, both, x0, noise, levels)  # type: ignore[arg-type]
+        weights = torch.tensor([one.weight for one in pairs], device=now.device)
+        loss = weights * dpo_loss(now[:rows], now[rows:], base[:rows], base[rows:], self.beta)
+        gain = (base[:rows] - now[:rows]) - (base[rows:] - now[rows:])
+        margin = self.beta / 2 * float(gain.detach().mean())
+        report = {"accuracy": float((gain.detach() > 0).float().mean()), "margin": margin}
+        return LossTerm(loss.mean(), rows, report)

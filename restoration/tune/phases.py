@@ -1,0 +1,58 @@
+"""The pipeline and the reward take turns on the device: a 7B reward and a diffusion model rarely fit side by side."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class TimeShare:
+    """Whose turn it is on the device."""
+
+    def __init__(self, pipeline: Any, reward: Any, device: torch.device, *, enabled: bool) -> None:
+        """Without `enabled` both stay where they are."""
+        self._drawing = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+        self._scoring = reward_modules(reward)
+        self._device, self.enabled = device, enabled
+        if enabled and not self._scoring:
+            raise ValueError(
+                f"offload=True: no network was found in the reward {reward.name!r}, so nothing could be moved; give it "
+                "an attribute `modules` (a list of torch modules), or switch offload off"
+            )
+        if enabled:
+            self._move(self._scoring, torch.device("cpu"))
+            self._move(self._drawing, device)
+
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """The reward on the device, the pipeline in main memory; the other way round afterwards."""
+        if not self.enabled:
+            yield
+            return
+        self._move(self._drawing, torch.device("cpu"))
+        self._move(self._scoring, self._device)
+        try:
+            yield
+        finally:
+            self._move(self._scoring, torch.device("cpu"))
+            self._move(self._drawing, self._device)
+
+    def _move(self, parts: list[nn.Module], to: torch.device) -> None:
+        for part in parts:
+            part.to(to)
+        if to.type == "cpu" and torch.cuda.is_available():
+            torch.cuda.empty_cache()  # or the other side would not find the room
+
+
+def reward_modules(reward: Any) -> list[nn.Module]:
+    """Return the networks behind a reward: its own `modules` list, its Zoom-IQA model, those of its terms."""
+    if isinstance(reward, nn.Module):
+        return [reward]
+    found = [part for part in getattr(reward, "modules", []) if isinstance(part, nn.Module)]
+    if hasattr(reward, "iqa"):
+        found.append(reward.iqa.checkpoint.model)
+    for term in getattr(reward, "terms", ()):
+        found += reward_modules(term.reward)
+    return found

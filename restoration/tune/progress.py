@@ -1,0 +1,100 @@
+"""What a run knows of itself beside weights: counts, its best look, whether an alarm has ended it, its processes."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Progress:
+    """A part of a run's state."""
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        """Start with `weights`, those of the base, as the best."""
+        self.updates, self.seconds = 0, 0.0
+        self.best_round, self.best_reward, self.best = 0, -math.inf, weights
+        self.alarms: list[str] = []
+        self.alarm_round = 0
+        """Round of the first alarm; 0: none yet."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether an alarm has ended the run."""
+        return bool(self.alarms)
+
+    def offer(self, number: int, reward: float, weights: dict[str, Tensor]) -> bool:
+        """Take the weights of a look without alarm as the best if its reward is the highest; return whether it was."""
+        if not reward > self.best_reward:
+            return False
+        self.best_round, self.best_reward, self.best = number, reward, weights
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        vars(self).update(state)
+
+
+def trim_rows(file: Path, last: int) -> None:
+    """Drop a log's rows of later rounds than `last`, and a half-written end: they will be made again, the same."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if row["round"] <= last:
+            kept.append(line)
+    half = file.with_suffix(".tmp")
+    half.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    os.replace(half, file)
+
+
+def read_rows(file: Path) -> list[dict[str, float]]:
+    """Return a log's rows; none where there is no file."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def finite(values: dict[str, float]) -> dict[str, float]:
+    """Return what can be logged: numbers that were measured.
+
+    >>> finite({"a": 1.0, "b": math.nan})
+    {'a': 1.0}
+    """
+    return {name: float(value) for name, value in values.items() if math.isfinite(float(value))}
+
+
+def processes(device: Any = None) -> Any:
+    """Return accelerate's state of this process among all that were launched.
+
+    Several processes on CPUs find each other only where accelerate is told that CPUs are meant.
+    """
+    from accelerate import PartialState
+
+    on_cpu = not torch.cuda.is_available() if device is None else torch.device(device).type == "cpu"
+    return PartialState(cpu=True) if on_cpu and int(os.environ.get("WORLD_SIZE", 1)) > 1 else PartialState()
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """Return the sum over all processes; the tensor itself where there is one."""
+    from accelerate.utils import reduce
+
+    with torch.no_grad():
+        return reduce(tensor, reduction="sum")  # type: ignore[no-any-return]
+
+
+def agree(value: Any) -> Any:
+    """Return the main process's value in every process."""
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]

@@ -1,0 +1,124 @@
+"""Ready settings, as functions: `nano_*` for the embedded restorer on a CPU, `sdx4_*` for SD-x4 on one 24 GB GPU.
+
+Keyword arguments replace fields of `TuneConfig`. The numbers are those of the algorithms' papers, scaled down for nano.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from restoration.tune.config import MonitorConfig, Recipe, TuneConfig
+from restoration.tune.dpo import DPO
+from restoration.tune.grpo import GRPO
+from restoration.tune.nft import NFT
+from restoration.tune.reward_gradient import RewardGradient
+from restoration.tune.sft import SFT
+from zoomiqa_reward.composite import CompositeReward, Term
+from zoomiqa_reward.reward import Reward, ZoomIQAReward
+
+SD_X4 = "stabilityai/stable-diffusion-x4-upscaler"
+CONSISTENCY_WEIGHT = 0.5
+"""Of LR-consistency beside the rating, both as z-scores of their group: a no-reference reward alone is hacked."""
+
+
+def rating(iqa: Any) -> Reward:
+    """Return the Zoom-IQA rating alone: differentiable, and hackable without the losses beside it."""
+    return ZoomIQAReward(iqa)
+
+
+def rating_and_consistency(iqa: Any) -> Reward:
+    """Return the rating and LR-consistency, each normalised in its group."""
+    from restoration.metrics import as_reward
+
+    return CompositeReward([
+        Term(ZoomIQAReward(iqa), 1.0, "z"), Term(as_reward("lr_consistency"), CONSISTENCY_WEIGHT, "z"),
+    ])  # fmt: skip
+
+
+def nano_grpo(**changes: Any) -> Recipe:
+    """Return GRPO on the embedded restorer."""
+    config = _nano({"learning_rate": 3e-4, "num_samples": 8} | changes)
+    return Recipe(name="nano_grpo", source="nano", algorithm=GRPO(), config=config, reward=rating_and_consistency)
+
+
+def nano_nft(**changes: Any) -> Recipe:
+    """Return DiffusionNFT on the embedded restorer."""
+    config = _nano({"learning_rate": 3e-4, "num_samples": 8, "updates_per_round": 2} | changes)
+    return Recipe(name="nano_nft", source="nano", algorithm=NFT(), config=config, reward=rating_and_consistency)
+
+
+def nano_dpo(pairs_file: Path | None = None, **changes: Any) -> Recipe:
+    """Return DPO on the embedded restorer, with pairs mined from it or read from a file."""
+    config = _nano({"learning_rate": 1e-4, "num_samples": 16, "rounds": 100} | changes)
+    return Recipe(name="nano_dpo", source="nano", algorithm=DPO(pairs_file=pairs_file), config=config,
+                  reward=rating_and_consistency)  # fmt: skip
+
+
+def nano_sft(**changes: Any) -> Recipe:
+    """Return rejection-sampling fine-tuning of the embedded restorer."""
+    config = _nano({"learning_rate": 1e-4, "num_samples": 8, "updates_per_round": 2} | changes)
+    return Recipe(name="nano_sft", source="nano", algorithm=SFT(), config=config, reward=rating_and_consistency)
+
+
+def nano_reward_gradient(**changes: Any) -> Recipe:
+    """Return the reward's gradient through the embedded restorer's last step; the rating alone has one."""
+    config = _nano({"learning_rate": 1e-4, "num_samples": 2} | changes)
+    return Recipe(name="nano_reward_gradient", source="nano", algorithm=RewardGradient(reward_weight=0.1),
+                  config=config, reward=rating)  # fmt: skip
+
+
+def sdx4_grpo(**changes: Any) -> Recipe:
+    """Return GRPO on SD-x4."""
+    return _sdx4("sdx4_grpo", GRPO(), {"learning_rate": 1e-4} | changes)
+
+
+def sdx4_nft(**changes: Any) -> Recipe:
+    """Return DiffusionNFT on SD-x4: the first to try, since any sampler will do and nothing is re-scored."""
+    return _sdx4("sdx4_nft", NFT(), {"learning_rate": 3e-4} | changes)
+
+
+def sdx4_dpo(pairs_file: Path | None = None, **changes: Any) -> Recipe:
+    """Return DPO on SD-x4."""
+    settings = {"learning_rate": 2e-5, "num_samples": 16, "rounds": 500} | changes
+    return _sdx4("sdx4_dpo", DPO(pairs_file=pairs_file), settings)
+
+
+def sdx4_sft(**changes: Any) -> Recipe:
+    """Return rejection-sampling fine-tuning of SD-x4."""
+    return _sdx4("sdx4_sft", SFT(), {"learning_rate": 5e-5} | changes)
+
+
+def sdx4_reward_gradient(**changes: Any) -> Recipe:
+    """Return the reward's gradient through SD-x4; both models side by side, so a 7B reward needs more than 24 GB."""
+    settings = {"learning_rate": 1e-5, "num_samples": 1, "rows_at_once": 1, "offload": False} | changes
+    return _sdx4("sdx4_reward_gradient", RewardGradient(reward_weight=1e-2), settings, rating)
+
+
+RECIPES: dict[str, Callable[..., Recipe]] = {
+    one.__name__: one
+    for one in (nano_grpo, nano_nft, nano_dpo, nano_sft, nano_reward_gradient, sdx4_grpo, sdx4_nft, sdx4_dpo, sdx4_sft,
+                sdx4_reward_gradient)
+}  # fmt: skip
+
+
+def find_recipe(name: str, **changes: Any) -> Recipe:
+    """Return the recipe of that name. Raises ValueError that lists the known ones."""
+    if name not in RECIPES:
+        raise ValueError(f"recipe {name!r}: must be among {', '.join(RECIPES)}")
+    return RECIPES[name](**changes)
+
+
+def _nano(settings: dict[str, Any]) -> TuneConfig:
+    common = {"lora_rank": 16, "lora_alpha": 32, "steps": 8, "crop_px": 32}
+    return TuneConfig(**(common | settings))
+
+
+def _sdx4(
+    name: str, algorithm: Any, settings: dict[str, Any], reward: Callable[[Any], Reward] = rating_and_consistency
+) -> Recipe:
+    common = {
+        "rounds": 100, "steps": 20, "crop_px": 128, "rows_at_once": 2, "mixed_precision": "bf16", "offload": True,
+        "gradient_checkpointing": True,
+    }  # fmt: skip
+    return Recipe(name=name, source=SD_X4, algorithm=algorithm, config=TuneConfig(**(common | settings)), reward=reward,
+                  monitor=MonitorConfig(crop_px=128))  # fmt: skip

@@ -1,0 +1,124 @@
+"""Candidates of low-quality pictures, and their scores: drawn in pieces that fit, scored together, by turns."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from restoration.rng import candidate_seed
+from restoration.tune.context import Tuning
+from restoration.tune.data import Example
+from restoration.tune.denoiser import Condition
+from restoration.tune.sampling import Trajectory, sample
+from zoomiqa_reward.normalise import group_keys
+from zoomiqa_reward.ratings import Scores
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Piece:
+    """Some candidates of one LR picture, drawn in one pass; re-scoring runs the same rows together again."""
+
+    condition: Condition
+    trajectory: Trajectory
+    first: int
+    """Place of its first candidate in the round."""
+
+    def places(self) -> list[int]:
+        """Return the places of its candidates in the round."""
+        return list(range(self.first, self.first + len(self.condition)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Drawn:
+    """A round's candidates, picture after picture."""
+
+    pieces: list[Piece]
+    pictures: list[Tensor]
+    """CHW in [0, 1] on the CPU, one a candidate."""
+    owners: list[Example]
+    """The LR picture of each candidate."""
+    keys: list[str]
+    """The group of each candidate."""
+    seeds: list[int]
+
+
+def draw_candidates(
+    tuning: Tuning, examples: Sequence[Example], seeds: Sequence[int], *, keep: bool = False,
+    random_steps: Collection[int] | None = None, count: int | None = None,
+) -> Drawn:  # fmt: skip
+    """Return `count` candidates (default: the run's) of each picture, by the adapter that is active.
+
+    seeds: one a picture; candidate k of a picture has `candidate_seed(seed, k)`. keep: hold the states of every step.
+    """
+    count = tuning.config.num_samples if count is None else count
+    numbers = [candidate_seed(seed, k) for seed in seeds for k in range(count)]
+    owners = [one for one in examples for _ in range(count)]
+    keys = group_keys([one.lq for one in examples], [one.prompt for one in examples])
+    pieces, pictures = [], []
+    for place in range(0, len(numbers), count):
+        for start in range(place, place + count, tuning.config.rows_at_once):
+            stop = min(place + count, start + tuning.config.rows_at_once)
+            piece = draw_piece(tuning, owners[start], numbers[start:stop], first=start, keep=keep,
+                               random_steps=random_steps)  # fmt: skip
+            pieces.append(piece)
+            with torch.no_grad(), tuning.autocast():
+                pictures += list(tuning.denoiser.decode(piece.trajectory.x0, piece.condition).float().cpu())
+    return Drawn(pieces=pieces, pictures=pictures, owners=owners, seeds=numbers,
+                 keys=[key for key in keys for _ in range(count)])  # fmt: skip
+
+
+def draw_piece(
+    tuning: Tuning, example: Example, seeds: Sequence[int], *, first: int = 0, keep: bool = False,
+    random_steps: Collection[int] | None = None,
+) -> Piece:  # fmt: skip
+    """Return candidates of one picture with these seeds, drawn in one pass."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    with tuning.autocast():
+        condition = encode(tuning, example, generators)
+        drawn = sample(tuning.denoiser, condition, tuning.path, generators, eta=tuning.config.eta, keep=keep,
+                       random_steps=random_steps)  # fmt: skip
+    return Piece(condition=condition, trajectory=drawn, first=first)
+
+
+def encode(tuning: Tuning, example: Example, generators: Sequence[torch.Generator]) -> Condition:
+    """Return the condition of one picture, a row a generator."""
+    rows = len(generators)
+    lq = example.lq[None].to(tuning.device).expand(rows, -1, -1, -1)
+    with torch.no_grad():
+        return tuning.denoiser.encode(lq, [example.prompt] * rows, generators)
+
+
+def score(tuning: Tuning, drawn: Drawn) -> Scores:
+    """Return the reward of the candidates, groups whole, with the reward on the device."""
+    return score_pictures(tuning, drawn.pictures, drawn.owners)
+
+
+def score_pictures(tuning: Tuning, pictures: Sequence[Tensor], owners: Sequence[Example]) -> Scores:
+    """Return the reward of pictures that restore `owners`."""
+    with tuning.share.scoring(), torch.no_grad():
+        return tuning.reward(list(pictures), **reward_inputs(tuning, owners))
+
+
+def reward_inputs(tuning: Tuning, owners: Sequence[Example]) -> dict[str, list]:
+    """Return the keywords that the reward gets. Raises ValueError where it needs a ground truth that is not there."""
+    given: dict[str, list] = {"lq": [one.lq for one in owners], "prompts": [one.prompt for one in owners]}
+    if "hr" in tuning.reward.needs:
+        for one in owners:
+            if one.hr is None:
+                raise ValueError(f"reward {tuning.reward.name!r} needs hr, which {one.name} does not have")
+        given["hr"] = [one.hr for one in owners]
+    return given
+
+
+def score_report(scores: Scores, keys: Sequence[str]) -> dict[str, float]:
+    """Return the mean score and the mean spread within groups; nothing where nothing was measured."""
+    if not bool(scores.valid.any()):
+        return {}
+    groups: dict[str, list[float]] = {}
+    for key, value, valid in zip(keys, scores.value.tolist(), scores.valid.tolist(), strict=True):
+        if valid:
+            groups.setdefault(key, []).append(value)
+    spreads = [float(torch.tensor(own).std(correction=0)) for own in groups.values()]
+    mean = float(scores.value[scores.valid].mean())
+    return {"score": mean, "score_std": sum(spreads) / len(spreads)}

@@ -1,0 +1,63 @@
+"""Rejection-sampling fine-tuning: denoise the best candidates of each picture. The baseline that all must beat."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+
+from restoration.tune.context import Collected, LossTerm, Part, Tuning
+from restoration.tune.data import pick
+from restoration.tune.denoising import denoising_errors, random_noise
+from restoration.tune.groups import group_advantages
+from restoration.tune.lora import POLICY
+from restoration.tune.rollout import Piece, draw_candidates, score, score_report
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFT:
+    """Settings."""
+
+    name: ClassVar[str] = "sft"
+    adapters: ClassVar[tuple[str, ...]] = (POLICY,)
+    top: int = 1
+    """Best candidates of a picture that are learned."""
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise ValueError(f"top={self.top}: must be at least 1")
+
+    def prepare(self, tuning: Tuning) -> None:
+        """Check that there is something to reject. Raises ValueError."""
+        if self.top >= tuning.config.num_samples:
+            raise ValueError(f"top={self.top} of {tuning.config.num_samples} candidates: nothing would be rejected")
+
+    def collect(self, tuning: Tuning, number: int) -> Collected:
+        """Draw a round with the model as it is now, score it, keep the best of each group."""
+        examples = pick(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
+        seeds = [tuning.seed(2, number, place) for place in range(len(examples))]
+        drawn = draw_candidates(tuning, examples, seeds)
+        scores = score(tuning, drawn)
+        advantages = group_advantages(scores, drawn.keys, max_failure_rate=tuning.config.max_failure_rate,
+                                      score_range=tuning.reward.score_range)  # fmt: skip
+        best: set[int] = set()
+        for key in dict.fromkeys(drawn.keys):
+            members = [k for k, own in enumerate(drawn.keys) if own == key and bool(advantages.kept[k])]
+            # By the score itself: a clipped advantage could tie. Of equals the earlier one.
+            best |= set(sorted(members, key=lambda k: -float(scores.value[k]))[: self.top])
+        parts = []
+        for piece in drawn.pieces:
+            kept = [row for row, place in enumerate(piece.places()) if place in best]
+            if kept:
+                parts.append(Part(loss=partial(self._loss, tuning, piece, kept)))
+        return Collected(parts=parts, report=score_report(scores, drawn.keys) | advantages.report())
+
+    def after_round(self, tuning: Tuning, updates: int) -> None:
+        """The model that draws is the one that is trained."""
+
+    def _loss(self, tuning: Tuning, piece: Piece, kept: list[int], generator: torch.Generator) -> LossTerm:
+        x0 = piece.trajectory.x0[kept]
+        levels = tuning.denoiser.schedule.draw(len(kept), generator)
+        noise = random_noise(x0, generator)
+        errors = denoising_errors(tuning.denoiser, piece.condition.rows(kept), x0, noise, levels)
+        return LossTerm(errors.mean(), len(kept), {"denoising": float(errors.detach().mean())})

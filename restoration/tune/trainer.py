@@ -1,0 +1,283 @@
+"""`tune`: run a recipe on pictures with a reward, watch it, and leave a folder that loads as a `Restorer`.
+
+    run.json              what the run is made of; another run refuses the folder
+    state.pt, log.jsonl   to continue from, and one row a round
+    monitor_limits.json   limits of the base model, written before the first update
+    monitor.jsonl, looks/, reward_vs_held_out.png, strip.png    what the monitor saw
+    lora/                 the adapter, as diffusers' `load_lora_weights` reads it
+    pipeline/             the whole pipeline with the adapter fused: `Restorer.from_pretrained(out / "pipeline")`
+    result.json           rounds, best round, alarms, seconds
+
+One process or many (`accelerate launch`): each draws and scores its own pictures, and the few LoRA gradients are summed
+by hand, weighted by what was kept, since dropped groups leave the processes with different amounts.
+Every random number follows from the seed and the round, so a run killed and started again makes the same curve.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from restoration.loading import is_pipeline, load_pipeline
+from restoration.run_folder import append_line, check_settings, write_json
+from restoration.tune.config import Recipe
+from restoration.tune.context import Collected, Part, Tuning
+from restoration.tune.data import Example
+from restoration.tune.denoiser import denoiser_of
+from restoration.tune.ema import EMA
+from restoration.tune.lora import POLICY, AdapterState, add_lora, fused, save_lora, weights_of
+from restoration.tune.monitor import Monitor, Reading
+from restoration.tune.monitor_pictures import plot_reward, save_look, strip
+from restoration.tune.phases import TimeShare
+from restoration.tune.progress import Progress, agree, all_sum, finite, processes, read_rows, trim_rows
+from restoration.weights import weights_digest
+from zoomiqa_reward.normalise import group_keys
+from zoomiqa_reward.reward import Reward
+from zoomiqa_reward.run_folder import RunFolder, RunningMeans
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneResult:
+    """Where a run's result lies, and how it ended."""
+
+    folder: Path
+    pipeline: Path
+    """The whole tuned pipeline, adapter fused."""
+    lora: Path
+    """The adapter alone."""
+    rounds: int
+    """Done, the one with the alarm included."""
+    best_round: int
+    """Whose weights are the result; 0: the base model, which nothing was better than."""
+    alarms: tuple[str, ...]
+    """Why the monitor ended the run; empty: it did not."""
+    seconds: float
+    """Of drawing, scoring and updating, over all sessions; looks of the monitor are not counted."""
+
+    def restorer(self, **options: Any) -> Any:
+        """Return the tuned pipeline as a `Restorer`; options as in `Restorer.from_pretrained`."""
+        from restoration.restorer import Restorer
+
+        return Restorer.from_pretrained(self.pipeline, **options)
+
+
+def tune(
+    recipe: Recipe, examples: Sequence[Example], reward: Reward, out: Any, *,
+    validation: Sequence[Example] | None, pipeline: Any = None, device: Any = None,
+) -> TuneResult:  # fmt: skip
+    """Run the recipe, or go on with what `out` holds of it, and return where the result lies.
+
+    examples: pictures to learn on; see `load_examples`. validation: at least 4 others, for the monitor; None: without
+    monitor, and the last weights are the result. reward: any `Reward`; higher is better. pipeline: a diffusers pipeline
+    instead of the recipe's source; LoRA adapters are put on its denoiser, and stay on it.
+
+    With a monitor the result are the weights of the look with the highest reward and no alarm; at an alarm the run
+    stops there. With `MonitorConfig(stop=False)` they are the last ones.
+    Raises ValueError for settings that do not fit, or a folder of another run; TooManyFailures; ImageError.
+    """
+    state = processes(device)
+    here = state.device if device is None or state.num_processes > 1 else torch.device(device)
+    source = load_pipeline(recipe.source) if pipeline is None else pipeline
+    if not is_pipeline(source):
+        raise ValueError(f"pipeline={type(source).__name__}: must be a diffusers pipeline")
+    source.to(here)
+    mine = list(examples)[state.process_index :: state.num_processes]
+    if not mine:
+        raise ValueError(f"{len(examples)} pictures for {state.num_processes} processes: each needs at least one")
+    folder = Path(out)
+    denoiser = denoiser_of(source, **recipe.denoiser_options)
+    if state.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        check_settings(folder, _settings(recipe, denoiser.module, reward, examples, validation))
+    state.wait_for_everyone()
+    add_lora(denoiser, recipe.config.lora_rank, recipe.config.lora_alpha, recipe.algorithm.adapters, recipe.config.seed)
+    if recipe.config.gradient_checkpointing:
+        denoiser.module.enable_gradient_checkpointing()
+    half = recipe.config.mixed_precision == "bf16"
+    tuning = Tuning(
+        denoiser=denoiser, reward=reward, examples=mine, config=recipe.config, folder=folder, device=here,
+        share=TimeShare(source, reward, here, enabled=recipe.config.offload),
+        autocast=(lambda: torch.autocast(here.type, torch.bfloat16)) if half else contextlib.nullcontext,
+        process=state.process_index, num_processes=state.num_processes,
+    )  # fmt: skip
+    monitor = None if validation is None else Monitor(tuning, validation, recipe.monitor)
+    return _Run(recipe, tuning, monitor, is_main=state.is_main_process).go()
+
+
+class _Run:
+    """One session of a run."""
+
+    def __init__(self, recipe: Recipe, tuning: Tuning, monitor: Monitor | None, *, is_main: bool) -> None:
+        self.recipe, self.tuning, self.monitor, self.is_main = recipe, tuning, monitor, is_main
+        config, module = recipe.config, tuning.denoiser.module
+        self.weights = list(weights_of(module).values())
+        self.policy = AdapterState(module, POLICY)
+        self.optimizer = torch.optim.AdamW(
+            self.weights, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        )
+        self.ema = EMA(self.weights, config.ema_decay)
+        self.progress = Progress(self.policy.state_dict())
+        self.running = RunningMeans()
+        self.run = RunFolder(tuning.folder)
+        others = {name: AdapterState(module, name) for name in recipe.algorithm.adapters[1:]}
+        self.parts: dict[str, Any] = {
+            "policy": self.policy, **others, "optimizer": self.optimizer, "ema": self.ema,
+            "progress": self.progress, "running": self.running,
+        }  # fmt: skip
+
+    def go(self) -> TuneResult:
+        """Run what is missing."""
+        done = self.run.load(self.parts)
+        if self.is_main:
+            for name in ("log.jsonl", "monitor.jsonl"):
+                trim_rows(self.tuning.folder / name, done if done else -1)
+        if self.monitor is not None and self.is_main:
+            base = self.monitor.start()
+            if done == 0:
+                self._record(0, base)
+        if done == 0 and self.monitor is not None:
+            self.progress.best_reward = agree(base.values["reward"] if self.is_main else None)
+        if done < self.recipe.config.rounds and not self.progress.stopped:
+            self.recipe.algorithm.prepare(self.tuning)
+        while done < self.recipe.config.rounds and not self.progress.stopped:
+            done = self._round(done)
+        return self._finish(done)
+
+    def _round(self, number: int) -> int:
+        began = time.monotonic()
+        collected = self.recipe.algorithm.collect(self.tuning, number)
+        report = collected.report | self._updates(collected, number)
+        self.recipe.algorithm.after_round(self.tuning, self.progress.updates)
+        self.progress.seconds += time.monotonic() - began
+        done, config = number + 1, self.recipe.config
+        self.running.update({"score_mean": report["score"]} if "score" in report else {})
+        if self.monitor is not None and (done % self.recipe.monitor.every == 0 or done == config.rounds):
+            self._look(done)
+        if self.is_main:
+            self.run.log({"round": done} | finite(report) | self.running.means)
+            if done % config.save_every == 0 or done == config.rounds or self.progress.stopped:
+                self.run.save(done, self.parts)
+        return done
+
+    def _updates(self, collected: Collected, number: int) -> dict[str, float]:
+        """Take the round's optimizer steps; return the mean of what the losses reported, weighted by rows."""
+        config, sums, rows = self.recipe.config, dict[str, float](), 0
+        for epoch in range(config.epochs):
+            order = np.random.default_rng(self.tuning.seed(8, number, epoch)).permutation(len(collected.parts))
+            for chunk in np.array_split(order, config.updates_per_round):
+                seeds = [self.tuning.seed(9, number, epoch, int(k)) for k in chunk]
+                found = self._update([collected.parts[int(k)] for k in chunk], seeds, number)
+                rows += found.pop("rows")  # type: ignore[arg-type]
+                sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
+        return {name: value / max(1, rows) for name, value in sums.items()}
+
+    def _update(self, parts: Sequence[Part], seeds: Sequence[int], number: int) -> dict[str, float]:
+        """Take one optimizer step; return the sums of what the losses reported, times their rows, and the rows."""
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, float] = {"rows": 0}
+        for part, seed in zip(parts, seeds, strict=True):
+            with self.tuning.autocast():
+                term = part.loss(torch.Generator().manual_seed(seed))
+            if term.value is None:
+                continue
+            if not bool(torch.isfinite(term.value)):
+                raise FloatingPointError(f"round {number + 1}: the loss is {float(term.value)}; lower learning_rate")
+            (term.value * term.rows).backward()
+            for name, value in (term.report | {"loss": float(term.value.detach())}).items():
+                sums[name] = sums.get(name, 0.0) + value * term.rows
+            sums["rows"] += term.rows
+        total = int(all_sum(torch.tensor(sums["rows"], device=self.tuning.device)))
+        if total == 0:
+            return sums
+        for weight in self.weights:
+            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            weight.grad = all_sum(gradient) / total
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.recipe.config.max_grad_norm)
+        sums["gradient_norm"] = float(norm) * sums["rows"]
+        self.optimizer.step()
+        self.ema.update()
+        self.progress.updates += 1
+        return sums
+
+    def _look(self, done: int) -> None:
+        assert self.monitor is not None
+        with self.ema.applied():
+            seen = self.monitor.look() if self.is_main else None
+            if self.is_main:
+                assert seen is not None
+                self._record(done, seen)
+            reward, alarms = agree((seen.values["reward"], list(seen.alarms)) if seen is not None else None)
+            if not alarms:
+                self.progress.offer(done, reward, self.policy.state_dict())
+        if alarms and self.progress.alarm_round == 0:
+            self.progress.alarm_round = done
+        if alarms and self.recipe.monitor.stop:
+            self.progress.alarms = alarms
+
+    def _record(self, done: int, seen: Reading) -> None:
+        folder = self.tuning.folder
+        row = {"round": done, "alarms": len(seen.alarms), **finite(seen.values)}
+        append_line(folder / "monitor.jsonl", row | ({"why": list(seen.alarms)} if seen.alarms else {}))
+        save_look(seen.pictures, folder / "looks", done)
+        held_out = next(iter(self.recipe.monitor.metrics), "lr_consistency")
+        plot_reward(read_rows(folder / "monitor.jsonl"), held_out, folder / "reward_vs_held_out.png")
+        strip(folder / "looks", folder / "strip.png")
+
+    def _finish(self, done: int) -> TuneResult:
+        """Put the result's weights on the adapter and write them."""
+        best = self.monitor is not None and (self.recipe.monitor.stop or self.progress.stopped)
+        if best:
+            self.policy.load_state_dict(self.progress.best)
+        else:
+            self.ema._set(self.ema.averages)
+        folder = self.tuning.folder
+        result = TuneResult(
+            folder=folder, pipeline=folder / "pipeline", lora=folder / "lora", rounds=done,
+            best_round=self.progress.best_round if best else done, alarms=tuple(self.progress.alarms),
+            seconds=self.progress.seconds,
+        )  # fmt: skip
+        if self.is_main:
+            save_lora(self.tuning.denoiser, result.lora)
+            _save_pipeline(self.tuning, result.pipeline)
+            reward = self.progress.best_reward
+            write_json(folder / "result.json", {
+                "rounds": done, "best_round": result.best_round, "updates": self.progress.updates,
+                "best_reward": reward if math.isfinite(reward) else None, "alarms": list(result.alarms),
+                "first_alarm_round": self.progress.alarm_round or None, "seconds": round(result.seconds, 3),
+            })  # fmt: skip
+        agree(None)  # nobody reads the folder before it is written
+        return result
+
+
+def _save_pipeline(tuning: Tuning, folder: Path) -> None:
+    """Write the pipeline with the adapter fused; the one in memory keeps its adapters."""
+    denoiser = tuning.denoiser
+    try:
+        denoiser.pipeline.register_modules(**{denoiser.module_name: fused(denoiser.module)})
+        denoiser.pipeline.save_pretrained(folder, safe_serialization=True)
+    finally:
+        denoiser.pipeline.register_modules(**{denoiser.module_name: denoiser.module})
+
+
+def _settings(
+    recipe: Recipe, module: torch.nn.Module, reward: Reward, examples: Sequence[Example],
+    validation: Sequence[Example] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return what a run is made of: another one must not continue in its folder."""
+
+    def digests(pictures: Sequence[Example]) -> list[str]:
+        with_truth: list[Tensor] = [one.lq if one.hr is None else one.hr for one in pictures]
+        lows = group_keys([one.lq for one in pictures], [one.prompt for one in pictures])
+        return [f"{low}/{high}" for low, high in zip(lows, group_keys(with_truth), strict=True)]
+
+    return recipe.settings() | {
+        "weights": weights_digest(module), "reward": {"name": reward.name, "fingerprint": reward.fingerprint},
+        "examples": digests(examples), "validation": None if validation is None else digests(validation),
+    }  # fmt: skip
