@@ -1,0 +1,31 @@
+"""A reward to compare with: the sharper the better. It is what a reward must not be, and what naive ones are."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoomiqa_reward.reward import MetricReward
+
+_LUMA = (0.299, 0.587, 0.114)  # BT.601
+_LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
+MOST = 16.0
+"""The Laplacian lies within -4..4, so its variance cannot exceed the square of 4."""
+
+
+def laplacian_variance(image: Tensor) -> Tensor:
+    """Return the variance of the 4-neighbour Laplacian of the luma of a CHW picture in [0, 1]: 0 flat, more is sharper.
+
+    A 0-dimensional tensor with a graph to the picture. Source: Pech-Pacheco et al. 2000 (focus measure).
+
+    >>> float(laplacian_variance(torch.full((3, 8, 8), 0.5)))
+    0.0
+    """
+    weights = torch.tensor(_LUMA, dtype=image.dtype, device=image.device)
+    luma = (image * weights[:, None, None]).sum(0)[None, None]
+    kernel = torch.tensor(_LAPLACIAN, dtype=image.dtype, device=image.device)[None, None]
+    return F.conv2d(luma, kernel).var(correction=0)
+
+
+def laplacian() -> MetricReward:
+    """Return it as a differentiable reward: `zoomiqa check --reward zoomiqa_reward.check.baselines:laplacian`."""
+    return MetricReward(laplacian_variance, "laplacian", True, (0, MOST), differentiable=True)

@@ -1,0 +1,122 @@
+"""The ladders in one picture: what was shown, what the reward said, and where it goes the wrong way.
+
+Each row is a kind of damage: the middle of the first photograph step by step, at its own pixels (nothing is resampled),
+with the mean value over all photographs beneath, red where it does not fall from the step before. At the end of the
+row, all photographs as lines. Pillow alone, with the font that it bundles.
+"""
+
+import itertools
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from zoomiqa_reward.check.measures import LadderMeasure
+from zoomiqa_reward.check.report import CheckReport
+from zoomiqa_reward.check.table import number, percent
+from zoomiqa_reward.check.verdict import FIT, UNFIT
+from zoomiqa_reward.images import to_pil
+
+CELL_PX = 144
+"""Side of the square cut from the middle of each picture."""
+CAPTION_PX = 40
+HEAD_PX = 56
+LABEL_PX = 128
+GAP_PX = 10
+
+_BACK, _CARD, _INK, _MUTED = (22, 24, 29), (34, 37, 44), (240, 241, 243), (164, 170, 180)
+_LINE, _GOOD, _BAD, _UNSURE = (84, 90, 102), (82, 199, 122), (232, 92, 92), (255, 176, 32)
+
+
+def ladder_figure(report: CheckReport, path: str | os.PathLike[str] | None = None) -> Image.Image:
+    """Return the figure as an RGB picture and, with `path`, write it there (by its suffix)."""
+    ladders = report.measures.ladders
+    columns = max(len(ladder.labels) for ladder in ladders) + 1  # the graph
+    width = LABEL_PX + columns * (CELL_PX + GAP_PX) + GAP_PX
+    row_px = CELL_PX + CAPTION_PX + GAP_PX
+    figure = Image.new("RGB", (width, HEAD_PX + len(ladders) * row_px + GAP_PX), _BACK)
+    draw = ImageDraw.Draw(figure)
+    _head(draw, report)
+    every = [value for ladder in ladders for row in ladder.rows for value in row if math.isfinite(value)]
+    scale = (min(every), max(every)) if every else (0.0, 1.0)
+    for place, ladder in enumerate(ladders):
+        top = HEAD_PX + place * row_px
+        _label(draw, ladder, top)
+        pictures = [to_pil(image) for image in report.shown.ladders[ladder.kind]]
+        for step, picture in enumerate(pictures):
+            left = LABEL_PX + step * (CELL_PX + GAP_PX)
+            _step(figure, picture, (left, top))
+            _caption(draw, ladder, step, (left, top + CELL_PX))
+        _graph(draw, ladder, scale, (LABEL_PX + (columns - 1) * (CELL_PX + GAP_PX), top))
+    if path is not None:
+        figure.save(path)
+    return figure
+
+
+def _head(draw: ImageDraw.ImageDraw, report: CheckReport) -> None:
+    big, small = ImageFont.load_default(18), ImageFont.load_default(13)
+    draw.text((GAP_PX, 8), report.reward, font=big, fill=_INK)
+    x = GAP_PX + draw.textlength(report.reward, font=big) + 24
+    for verdict in report.verdicts:
+        colour = {FIT: _GOOD, UNFIT: _BAD}.get(verdict.verdict, _UNSURE)
+        text = f"{verdict.use}: {verdict.verdict}"
+        draw.text((x, 8), text, font=big, fill=colour)
+        x += draw.textlength(text, font=big) + 24
+    count = report.measures.num_photographs
+    about = f"pictures: the middle of {Path(report.shown.name).name}; numbers: mean over {count} photographs"
+    draw.text((GAP_PX, 33), about, font=small, fill=_MUTED)
+
+
+def _label(draw: ImageDraw.ImageDraw, ladder: LadderMeasure, top: int) -> None:
+    small = ImageFont.load_default(13)
+    draw.text((GAP_PX, top + 2), ladder.kind, font=ImageFont.load_default(17), fill=_INK)
+    lines = (f"pairs {percent(ladder.pairs_in_order)}", f"steps {percent(ladder.steps_in_order)}", "in order")
+    for place, line in enumerate(lines):
+        draw.text((GAP_PX, top + 28 + 18 * place), line, font=small, fill=_MUTED)
+
+
+def _step(figure: Image.Image, picture: Image.Image, at: tuple[int, int]) -> None:
+    width, height = (min(side, CELL_PX) for side in picture.size)
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    figure.paste(_CARD, (*at, at[0] + CELL_PX, at[1] + CELL_PX))
+    middle = picture.crop((left, top, left + width, top + height))
+    figure.paste(middle, (at[0] + (CELL_PX - width) // 2, at[1] + (CELL_PX - height) // 2))
+
+
+def _caption(draw: ImageDraw.ImageDraw, ladder: LadderMeasure, step: int, at: tuple[int, int]) -> None:
+    value = ladder.means[step]
+    falls = step == 0 or value < ladder.means[step - 1]  # NaN is red as well
+    draw.text((at[0], at[1] + 2), ladder.labels[step], font=ImageFont.load_default(12), fill=_MUTED)
+    colour = _INK if falls and math.isfinite(value) else _BAD
+    draw.text((at[0], at[1] + 17), number(value), font=ImageFont.load_default(16), fill=colour)
+
+
+def _graph(draw: ImageDraw.ImageDraw, ladder: LadderMeasure, scale: tuple[float, float], at: tuple[int, int]) -> None:
+    """Draw every photograph's values, and their mean, over the steps; the scale is the same in every row."""
+    draw.rectangle((*at, at[0] + CELL_PX - 1, at[1] + CELL_PX - 1), fill=_CARD)
+    for values in ladder.rows:
+        _polyline(draw, values, scale, at, _LINE, 1)
+    _polyline(draw, ladder.means, scale, at, _GOOD if ladder.steps_in_order == 1 else _UNSURE, 3)
+
+
+def _polyline(
+    draw: ImageDraw.ImageDraw,
+    values: Sequence[float],
+    scale: tuple[float, float],
+    at: tuple[int, int],
+    colour: tuple[int, int, int],
+    width: int,
+) -> None:
+    low, high = scale
+    inside = CELL_PX - 2 * GAP_PX
+    points = [
+        (at[0] + GAP_PX + inside * step / (len(values) - 1),
+         at[1] + GAP_PX + inside * (1 - (value - low) / ((high - low) or 1.0)))
+        if math.isfinite(value) else None
+        for step, value in enumerate(values)
+    ]  # fmt: skip
+    for first, second in itertools.pairwise(points):
+        if first is not None and second is not None:
+            draw.line((*first, *second), fill=colour, width=width)

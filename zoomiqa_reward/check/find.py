@@ -1,0 +1,56 @@
+"""A reward by name: a metric of `restoration.metrics`, or what a dotted path leads to.
+
+This package never imports restoration by itself: a metric's name is looked up when one is asked for.
+"""
+
+import inspect
+from importlib import import_module
+
+from zoomiqa_reward.reward import Reward
+
+METRICS_MODULE = "restoration.metrics"
+_PARTS = ("name", "score_range", "differentiable", "deterministic", "fingerprint", "needs")
+
+
+def find_reward(name: str) -> Reward:
+    """Return the reward that `name` stands for: `niqe` and other metrics, or `package.module:factory`.
+
+    A factory is called without arguments; a path may also lead to a reward itself.
+    Raises ValueError that names what is missing: module, attribute, extra, or what the object lacks to be a reward.
+    """
+    module_name, colon, attribute = name.partition(":")
+    if not colon:
+        return _metric(name)
+    try:
+        module = import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"reward {name!r}: cannot import {module_name!r} ({error})") from error
+    if not hasattr(module, attribute):
+        raise ValueError(f"reward {name!r}: {module_name} has no {attribute!r}")
+    found = getattr(module, attribute)
+    if inspect.isroutine(found) or inspect.isclass(found):
+        found = found()
+    missing = [part for part in _PARTS if not hasattr(found, part)]
+    if missing or not callable(found):
+        lacks = ", ".join(missing) or "__call__"
+        raise ValueError(
+            f"reward {name!r} gives {type(found).__name__}, which is no reward: it lacks {lacks}; "
+            "wrap a function with zoomiqa_reward.MetricReward"
+        )
+    return found
+
+
+def _metric(name: str) -> Reward:
+    try:
+        metrics = import_module(METRICS_MODULE)
+    except ImportError as error:
+        raise ValueError(
+            f"reward {name!r}: metrics need an extra: pip install 'zoomiqa-reward[restoration]' ({error}); "
+            "a reward of your own is package.module:factory"
+        ) from error
+    try:
+        return metrics.as_reward(name)
+    except ValueError as error:
+        raise ValueError(
+            f"reward {name!r}: neither 'zoomiqa', nor package.module:factory, nor a metric ({error})"
+        ) from error

@@ -1,0 +1,82 @@
+"""The report for people: one table of the measures, then the verdicts with what decided them."""
+
+import math
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from zoomiqa_reward.check.measures import Measures
+from zoomiqa_reward.check.report import CheckReport
+from zoomiqa_reward.check.verdict import FIT, UNFIT
+
+_STYLES = {FIT: "bold green", UNFIT: "bold red"}
+
+
+def print_report(report: CheckReport, console: Console) -> None:
+    """Print table, verdicts, notes and the first few failures."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column(f"{report.reward}, {report.measures.num_photographs} photographs")
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for row in rows(report.measures):
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+    for verdict in report.verdicts:
+        line = Text(f"{verdict.use:<10}", style="bold")
+        line.append(verdict.verdict, style=_STYLES.get(verdict.verdict, "bold yellow"))
+        line.append("".join(f"\n  {criterion}" for criterion in verdict.reasons))
+        console.print(line)
+    for note in report.notes:
+        console.print(Text(f"note: {note}", style="yellow"))
+    for error in report.errors[:3]:
+        console.print(Text(f"not measured: {error}", style="red"))
+    if len(report.errors) > 3:
+        console.print(Text(f"not measured: {len(report.errors) - 3} more", style="red"))
+
+
+def rows(measures: Measures) -> list[tuple[str, str, str]]:
+    """Return (measure, number, more about it) line by line."""
+    found = [
+        ("pairs in order, all ladders", percent(measures.pairs_in_order), "ranking within one photograph; chance 50 %"),
+        ("  of these far apart", percent(measures.far_pairs_in_order), ""),
+    ]
+    for ladder in measures.ladders:
+        means = " > ".join(number(value) for value in ladder.means)
+        found.append((f"  {ladder.kind}", percent(ladder.pairs_in_order),
+                      f"steps in order {percent(ladder.steps_in_order)}; {means}"))  # fmt: skip
+    spread = f"asked again {number(measures.repeat_deviation)}, within one source {number(measures.spread)}"
+    found.append(("noise to signal", number(measures.noise_to_signal), spread))
+    for way in measures.transports:
+        about = f"of the spread; shift {number(way.shift)}, order kept {percent(way.order_kept)}"
+        found.append((f"change by {way.name}", number(way.change_to_spread), about))
+    ascent = measures.ascent
+    if ascent.error and math.isnan(ascent.rise):
+        found.append(("rise by 2/255, 5 steps", "-", ascent.error))
+    else:
+        about = f"of the spread; rise {number(ascent.rise)}, by random signs {number(ascent.random_change)}"
+        found.append(("rise by 2/255, 5 steps", number(ascent.rise_to_spread), about))
+    speed = f"images a second, {number(measures.megapixels_per_s)} megapixels"
+    return [
+        *found,
+        ("measured", percent(measures.measured_share), "of the pictures"),
+        ("throughput", number(measures.images_per_s), speed),
+    ]
+
+
+def number(value: float) -> str:
+    """Return three figures; a dash where there is none.
+
+    >>> number(0.12345), number(math.nan), number(math.inf)
+    ('0.123', '-', 'inf')
+    """
+    return "-" if math.isnan(value) else f"{value:.3g}"
+
+
+def percent(value: float) -> str:
+    """Return a share in percent; a dash where there is none.
+
+    >>> percent(0.956), percent(math.nan)
+    ('96 %', '-')
+    """
+    return "-" if math.isnan(value) else f"{100 * value:.0f} %"
