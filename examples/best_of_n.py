@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from restoration import degrade_for_demo
-from restoration.selection import best_of_n
 from restoration.demo import bundled_photograph
 from restoration.restorer import Restorer
+from restoration.selection import best_of_n
 from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.images import load_image
 

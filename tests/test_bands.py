@@ -67,4 +67,4 @@ def test_a_run_goes_on_from_its_last_save(tmp_path):
     assert torch.equal(other.weight, layer.weight)
     assert not (tmp_path / "run/state.tmp").exists()
     run.log({"step": 7, "loss": 1 / 3})
-    assert (tmp_path / "run/log.jsonl").read_text() == '{"step": 7, "loss": 0.3333}\n'
+    assert (tmp_path / "run/log.jsonl").read_text() == '{"step": 7.0, "loss": 0.333333}\n'

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from train_iqa.bank import Entry
 from train_iqa.degradations import Record, Step
 from train_iqa.labels import LabelScale
 from train_iqa.nano import NanoConfig, make_nano
@@ -15,7 +16,7 @@ from train_iqa.nano_model import CHROMA, LUMA, build_model, build_tokenizer, ini
 from train_iqa.pretrain import CropBatches, PretrainConfig, pretrain
 from train_iqa.rationale import nano_protocol
 from train_iqa.synthetic import list_photographs, read_samples, split_photographs
-from train_iqa.teach import Entry, Readouts, RowBuilder, TeachConfig, rows_loss, token_truth
+from train_iqa.teach import Readouts, RowBuilder, TeachConfig, rows_loss, token_truth
 from zoomiqa_reward import ZoomIQA
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import transformers
 
+from train_iqa.bank import build_bank
 from train_iqa.labels import LabelScale
 from train_iqa.nano_model import (
     build_image_processor,
@@ -29,7 +30,7 @@ from train_iqa.nano_model import (
 from train_iqa.pretrain import CropBatches, PretrainConfig, pretrain
 from train_iqa.rationale import answer1, answer2, nano_protocol
 from train_iqa.synthetic import Sample, list_photographs, read_samples, split_photographs, write_samples
-from train_iqa.teach import RowBuilder, TeachConfig, build_bank, teach
+from train_iqa.teach import RowBuilder, TeachConfig, teach
 from train_iqa.view_weights import choose_view_weights
 from zoomiqa_reward.protocol import Protocol
 from zoomiqa_reward.turns import round1, round2
@@ -53,7 +54,7 @@ class NanoConfig:
     validation_samples: int = 512
     shard_size: int = 64
     """Samples in one file; a shard is drawn from its own seed."""
-    view_photographs: int = 16
+    view_photographs: int = 10
     """Held-out photographs on which the view weights are chosen."""
     workers: int = 2
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)

@@ -32,7 +32,7 @@ GRID = SMALL_PX // TOKEN_PX
 class PretrainConfig:
     """Dense pretraining of the vision tower."""
 
-    steps: int = 3000
+    steps: int = 2500
     batch_size: int = 12
     """Crops of 224 px a step."""
     small_batch_size: int = 48

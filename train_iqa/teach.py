@@ -1,6 +1,6 @@
 """Teach the language side of a small Qwen2.5-VL: `direct` ratings and the two reasoning rounds, on one mixture.
 
-The vision tower is frozen here, so its tokens are computed once (`FeatureBank`) and a step costs the language model
+The vision tower is frozen here, so its tokens are computed once (`bank.py`) and a step costs the language model
 alone. An auxiliary read-out makes the middle layer say of each image token where it lies and whether the damage
 covers it: rotary positions are relative, and without it a small model needs far longer to learn coordinates.
 """
@@ -15,16 +15,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from train_iqa.labels import LabelScale
-from train_iqa.nano_model import MERGE, TOKEN_PX
+from train_iqa.bank import Entry
+from train_iqa.nano_model import MERGE
 from train_iqa.number_targets import FRACTIONS, RATINGS, bell, draw_path
 from train_iqa.optimizers import SplitOptimizer
-from train_iqa.pretrain import cosine_lr, tower_tokens
+from train_iqa.pretrain import cosine_lr
 from train_iqa.rationale import answer1, answer2
-from train_iqa.synthetic import Record, Sample
-from zoomiqa_reward.protocol import Protocol, zoom
+from zoomiqa_reward.protocol import Protocol
 from zoomiqa_reward.run_folder import RunFolder, RunningMeans
 from zoomiqa_reward.turns import Prompted, round1, round2
 
@@ -37,7 +35,7 @@ NO_IMAGE = torch.empty(0)  # rows are built from cached features; the request ne
 class TeachConfig:
     """Supervised rows for the language side."""
 
-    steps: int = 900
+    steps: int = 700
     direct_rows: int = 12
     """224 px crops with a direct rating, a step."""
     direct_large_rows: int = 4
@@ -57,74 +55,6 @@ class TeachConfig:
     """Weight of the box edges read from the middle layers as plain numbers."""
     save_every: int = 100
     seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One picture as the language model sees it."""
-
-    features: Tensor
-    """(tokens, width) float16, raster order."""
-    grid: tuple[int, int]
-    """Rows and columns of tokens."""
-    label: float
-    record: Record
-    crop: "tuple[Tensor, tuple[int, int]] | None" = None
-    """Features and grid of the enlarged region, for pictures that zoom."""
-
-
-def _mirror(record: Record) -> Record:
-    if record.box is None:
-        return record
-    left, top, right, bottom = record.box
-    return Record(steps=record.steps, box=(1 - right, top, 1 - left, bottom))
-
-
-def _fit(image: Tensor, protocol: Protocol) -> Tensor:
-    """Return the image at the size that the processor gives it (bicubic, antialiased)."""
-    height, width = smart_resize(*image.shape[1:], TOKEN_PX, protocol.min_pixels, protocol.max_pixels)
-    if (height, width) == tuple(image.shape[1:]):
-        return image
-    size = (height, width)
-    return nn.functional.interpolate(image[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
-
-
-@torch.no_grad()
-def _features(tower: nn.Module, image_processor: object, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    with torch.autocast("cpu", torch.bfloat16):
-        tokens = tower_tokens(tower, image_processor, image[None])[0]
-    return tokens.half(), (image.shape[1] // TOKEN_PX, image.shape[2] // TOKEN_PX)
-
-
-def build_bank(
-    tower: nn.Module,
-    image_processor: object,
-    samples: list[Sample],
-    scale: LabelScale,
-    protocol: Protocol,
-    *,
-    mirrored: bool,
-    crops: bool,
-    seed: int,
-) -> list[Entry]:
-    """Return the samples as entries; `mirrored` adds the flipped picture, `crops` the region, where damage is local.
-
-    The crop is cut from the true box moved by up to 6 % of the frame, since at run time the model names it.
-    """
-    rng, bank = np.random.default_rng([seed, 77]), []
-    for sample in tqdm(samples, desc="vision tokens", mininterval=5):
-        label = float(scale.pseudo_mos(sample.scores[None].astype(np.float64))[0])
-        for flip in (False, True) if mirrored and sample.record.box is not None else (False,):
-            image = torch.from_numpy(sample.image.astype(np.float32) / 255).permute(2, 0, 1)
-            image = image.flip(2).contiguous() if flip else image.contiguous()
-            record = _mirror(sample.record) if flip else sample.record
-            features, grid = _features(tower, image_processor, _fit(image, protocol))
-            crop = None
-            if crops and record.box is not None and not flip:
-                moved = np.clip(np.asarray(record.box) + rng.uniform(-0.06, 0.06, 4), 0, 1).tolist()
-                crop = _features(tower, image_processor, _fit(zoom(image, moved, protocol.crop)[0], protocol))
-            bank.append(Entry(features=features, grid=grid, label=label, record=record, crop=crop))
-    return bank
 
 
 @dataclass(frozen=True, kw_only=True)

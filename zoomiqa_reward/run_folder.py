@@ -34,8 +34,8 @@ class RunFolder:
         os.replace(temporary, self.folder / "state.pt")
 
     def log(self, row: dict[str, float]) -> None:
-        """Append a row, rounded to four decimals, and show it above the progress bar."""
-        text = json.dumps({name: round(value, 4) for name, value in row.items()})
+        """Append a row, rounded to six significant digits, and show it above the progress bar."""
+        text = json.dumps({name: float(f"{value:.6g}") for name, value in row.items()})
         with open(self.folder / "log.jsonl", "a") as log:
             log.write(text + "\n")
         tqdm.write(text, file=sys.stderr)

@@ -1,0 +1,372 @@
+"""GRPO on two-round trajectories: `python -m train_iqa.grpo CONFIG.yaml` or `--recipe NAME --data koniq=DIR`.
+
+A step: draw images (Progressive Re-sampling), sample K trajectories each with real crops, reward them, give each
+trajectory's advantage to its rows, choose the tokens that are held to the reference policy (KL-Coverage), update.
+Everything random comes from (seed, step, image), so a resumed run goes on with the same curve and the number of
+processes changes nothing but rounding.
+
+What differs from the paper, as far as that is known: the score and rank rewards, the re-sampling schedule and the
+defaults of KL-Coverage are our choices (its equations could not be read); see each file of `train_iqa/rl`.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from train_iqa.datasets import IqaDataset, LabelledImage, Source, load_datasets, select
+from train_iqa.rl.coverage import KlConfig, clip_cov_mask, covariance, coverage_mask, quadrant_counts
+from train_iqa.rl.generation import Generation, make_generation, page_groups
+from train_iqa.rl.learner import ModelConfig, load_base, make_accelerator, make_learner, seed_of
+from train_iqa.rl.loss import clipped_loss, k3, mismatch_weight, old_policy_penalty, rows_loss
+from train_iqa.rl.metrics import MetricLog
+from train_iqa.rl.page import write_page
+from train_iqa.rl.policy import TuningConfig, answering, save_policy
+from train_iqa.rl.reference import AdapterOff, FrozenCopy
+from train_iqa.rl.resampling import ResamplingConfig, draw_images
+from train_iqa.rl.rewards import RewardConfig, all_rewards, format_reward
+from train_iqa.rl.rollout import roll_out
+from train_iqa.rl.run_state import RunState, open_run
+from train_iqa.rl.statistics import mean_over_processes, token_mean, trajectory_statistics
+from train_iqa.rl.updates import gather_rows, optimizer_step, pad_parts, total_of
+from train_iqa.rows.completions import TrainingRow, answer_logprobs, collate_completions, micro_batches
+from train_iqa.rows.schedule import plan_rows
+from zoomiqa_reward.generate import Sampling, suppressed_tokens
+from zoomiqa_reward.images import load_image
+
+PAGE_GROUPS = 4
+"""Images on a page of trajectories."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrpoConfig:
+    """One run of RL."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    rewards: RewardConfig = field(default_factory=RewardConfig)
+    kl: KlConfig = field(default_factory=KlConfig)
+    resampling: ResamplingConfig = field(default_factory=ResamplingConfig)
+    data: tuple[Source, ...] = ()
+    part: str = "training"
+    """Of each data set; validation images choose, test images never."""
+    out: Path = Path("runs/grpo")
+    """Run folder; continued if it exists. What was learned is in its `policy`."""
+    seed: int = 0
+    steps: int = 1000
+    images_per_step: int = 8
+    """Over all processes, all of one data set: the cohort of the rank reward."""
+    images_per_rollout: int = 1
+    """Whose first rounds are written in one batch on one process."""
+    num_samples: int = 8
+    """Trajectories of one image: the group."""
+    max_new_tokens: int = 1024
+    """Of one round."""
+    temperature: float = 1.0
+    micro_rows: int = 2
+    """Rows of one forward pass of the trainer."""
+    updates: int = 1
+    """Optimizer steps on one generation batch; each uses all of it."""
+    learning_rate: float = 1e-6
+    """Constant after `warmup_steps`."""
+    warmup_steps: int = 5
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    clip: float = 0.2
+    """The ratio's room on either side of 1."""
+    mismatch_cap: float = 2.0
+    """Highest weight of a token for which sampler and trainer disagree."""
+    count_tokens: bool = False
+    """False: every trajectory counts once, as the mean of its rows' means. True: every token does (ablation)."""
+    reference_dtype: str = "bfloat16"
+    """Of the frozen copy that full tuning keeps."""
+    reference_offload: bool = False
+    """Keep that copy in main memory while it is not asked."""
+    save_every: int = 10
+    page_every: int = 20
+    """Steps between pages of trajectories; 0: none."""
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 2:
+            raise ValueError(f"num_samples={self.num_samples}: a group needs at least 2 to have an advantage")
+        if self.rewards.rank > 0 and self.images_per_step < 8:
+            raise ValueError(
+                f"images_per_step={self.images_per_step}: the rank reward compares at least 8 images; raise it or set "
+                f"rewards.rank to 0"
+            )
+        counts = (self.steps, self.images_per_step, self.images_per_rollout, self.micro_rows, self.updates)
+        if min(counts) < 1 or self.save_every < 1 or self.page_every < 0 or self.max_new_tokens < 1:
+            raise ValueError("steps, images_per_step, images_per_rollout, micro_rows, updates, save_every and "
+                             "max_new_tokens must be at least 1, page_every at least 0")  # fmt: skip
+        if self.temperature <= 0 or self.learning_rate <= 0 or not 0 < self.clip < 1 or self.mismatch_cap < 1:
+            raise ValueError(
+                f"temperature={self.temperature} and learning_rate={self.learning_rate} must be above 0, "
+                f"clip={self.clip} in (0, 1), mismatch_cap={self.mismatch_cap} at least 1"
+            )
+        if self.tuning.lora_dropout:
+            raise ValueError("lora_dropout must be 0: with dropout, recomputed log-probabilities are not the sampled")
+
+
+class Trainer:
+    """The state of one run on one process; `train` is the way in."""
+
+    def __init__(self, config: GrpoConfig, parts: Sequence[Sequence[LabelledImage]], accelerator: Accelerator) -> None:
+        self.config, self.parts, self.accelerator = config, parts, accelerator
+        self.checkpoint = load_base(config.model, accelerator, config.tuning)
+        self.suppressed = suppressed_tokens(self.checkpoint)
+        self.reference: AdapterOff | FrozenCopy | None = None
+        if config.kl.needs_initial and not config.tuning.is_lora:
+            dtype = getattr(torch, config.reference_dtype)
+            self.reference = FrozenCopy(self.checkpoint.model, dtype, offload=config.reference_offload)
+        self.model, self.optimizer = make_learner(
+            self.checkpoint, accelerator, config.tuning, weight_decay=config.weight_decay, seed=config.seed
+        )
+        if config.kl.needs_initial and config.tuning.is_lora:
+            self.reference = AdapterOff(accelerator, self.model)
+        self.cohorts = plan_rows([1] * len(parts), [len(part) for part in parts], config.steps, config.seed)[:, 0]
+
+    def draw(self, step: int) -> list[LabelledImage]:
+        """Return the step's images, all of one data set, the same on every process."""
+        part = self.parts[int(self.cohorts[step])]
+        rng, progress = np.random.default_rng([self.config.seed, 11, step]), step / max(1, self.config.steps - 1)
+        mos = [image.mos for image in part]
+        return [part[k] for k in draw_images(mos, self.config.images_per_step, self.config.resampling, progress, rng)]
+
+    def generate(self, step: int) -> Generation:
+        """Return this process's trajectories with rewards and advantages; rank rewards see all processes' images."""
+        config, drawn = self.config, self.draw(step)
+        share = len(drawn) // self.accelerator.num_processes
+        first = self.accelerator.process_index * share
+        images = drawn[first : first + share]
+        pixels, groups = [load_image(image.path) for image in images], []
+        with answering(self.checkpoint, self.accelerator, self.model) as checkpoint:
+            for start in range(0, share, config.images_per_rollout):
+                sampling = Sampling(
+                    temperature=config.temperature, top_p=1.0, top_k=0, max_new_tokens=config.max_new_tokens,
+                    seed=seed_of(config.seed, step, first + start),
+                )  # fmt: skip
+                some = pixels[start : start + config.images_per_rollout]
+                groups += roll_out(checkpoint, some, num_samples=config.num_samples, sampling=sampling)
+        protocol = self.checkpoint.protocol
+        ratings = torch.tensor([[one.assessment.rating for one in group] for group in groups])
+        forms = torch.tensor([[format_reward(protocol, one.assessment) for one in group] for group in groups])
+        everyone, place = gather_rows(self.accelerator, torch.stack([ratings, forms], dim=1))
+        mos = torch.tensor([image.mos for image in drawn])
+        found = all_rewards(everyone[:, 0], everyone[:, 1], mos, config.rewards)
+        rewards = {name: values[place : place + share] for name, values in found.items()}
+        return make_generation(images, pixels, groups, rewards, count_tokens=config.count_tokens)
+
+    def _batches(self, rows: Sequence[TrainingRow]) -> tuple[list[list[int]], int]:
+        return pad_parts(micro_batches([row.length for row in rows], self.config.micro_rows), self.accelerator)
+
+    def _logprobs(self, model: Any, rows: Sequence[TrainingRow], *, entropy: bool = False) -> tuple[Any, Any, Any]:
+        batch = collate_completions(self.checkpoint, rows)
+        temperature = self.config.temperature
+        found, spread = answer_logprobs(
+            model, batch, temperature=temperature, suppressed=self.suppressed, entropy=entropy
+        )
+        return batch, found, spread
+
+    @torch.no_grad()
+    def price(self, model: Any, rows: Sequence[TrainingRow]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return each row's log-probabilities and entropies [tokens] under `model`, on the CPU."""
+        priced: list[Tensor] = [torch.empty(0)] * len(rows)
+        spreads = list(priced)
+        for group in self._batches(rows)[0]:
+            batch, found, spread = self._logprobs(model, [rows[k] for k in group], entropy=True)
+            for place, k in enumerate(group):
+                priced[k] = found[place][batch.mask[place]].cpu()
+                spreads[k] = spread[place][batch.mask[place]].cpu()
+        return priced, spreads
+
+    def hold(self, made: Generation, step: int) -> dict[str, float]:
+        """Choose the tokens that the KL acts on, over all processes' tokens; price them under the reference."""
+        kl, counts = self.config.kl, [len(row) for row in made.old]
+        values = torch.cat(made.old)
+        advantages = made.row_advantages.repeat_interleave(torch.tensor(counts))
+        pairs, place = gather_rows(self.accelerator, torch.stack([values, advantages], dim=1))
+        logprobs, advantages = pairs.unbind(dim=1)
+        held = torch.full_like(logprobs, kl.kind == "all", dtype=torch.bool)
+        if kl.kind == "coverage":
+            held = coverage_mask(logprobs, advantages, share=kl.share, quadrant=kl.quadrant)
+        dropped = torch.zeros_like(held)
+        if kl.clip_cov:
+            generator = torch.Generator().manual_seed(seed_of(self.config.seed, step))
+            dropped = clip_cov_mask(logprobs, advantages, generator)
+        made.held = list(held[place : place + len(values)].split(counts))
+        made.dropped = list(dropped[place : place + len(values)].split(counts))
+        made.reference = [torch.zeros(count) for count in counts]
+        if self.reference is not None:
+            asked = [k for k, tokens in enumerate(made.held) if tokens.any()] or [0]
+            with self.reference.active() as model:
+                priced, _ = self.price(model, [made.rows[k] for k in asked])
+            for k, found in zip(asked, priced, strict=True):
+                made.reference[k] = found
+        distances = [k3(old, ref)[tokens] for old, ref, tokens in zip(made.old, made.reference, made.held, strict=True)]
+        return {
+            "covariance": float(covariance(logprobs, advantages).mean()),
+            "held_tokens": float(held.sum()),
+            "tokens": float(len(held)),
+            "held_kl": token_mean(distances) if self.reference is not None else float("nan"),
+            **{f"held_{name}": float(n) for name, n in quadrant_counts(logprobs, advantages, held).items()},
+        }
+
+    def part_loss(self, made: Generation, group: list[int], total: float, seen: dict[str, float]) -> Tensor:
+        """Return one micro-batch's part of the loss; notes the largest |ratio - 1| and the clipped tokens in `seen`."""
+        batch, logprobs, _ = self._logprobs(self.model, [made.rows[k] for k in group])
+        device, width = logprobs.device, logprobs.shape[1]
+
+        def padded(rows: list[Tensor]) -> Tensor:
+            out = torch.zeros(len(group), width, dtype=rows[0].dtype)
+            for place, k in enumerate(group):
+                out[place, : len(rows[k])] = rows[k]
+            return out.to(device)
+
+        old, held, kl = padded(made.old), padded(made.held), self.config.kl
+        losses = clipped_loss(logprobs, old, made.row_advantages[group].to(device)[:, None], self.config.clip)
+        losses = losses * mismatch_weight(old, padded(made.sampled), self.config.mismatch_cap) * ~padded(made.dropped)
+        if kl.kind != "none" and kl.beta > 0:
+            distance = old_policy_penalty(logprobs, old)
+            if kl.reference == "initial":
+                # where: an unheld token's reference is a placeholder, and its exponential may overflow
+                distance = k3(logprobs, torch.where(held, padded(made.reference), logprobs.detach()))
+            losses = losses + kl.beta * held * distance
+        apart = ((logprobs.detach() - old).exp() - 1).abs() * batch.mask
+        seen["ratio_off"] = max(seen["ratio_off"], float(apart.max()))
+        seen["clipped"] += float((apart > self.config.clip).sum())
+        return rows_loss(losses, batch.mask, made.row_weights[group].to(device)) / total
+
+    def update(self, made: Generation, learning_rate: float) -> dict[str, float]:
+        """Take the optimizer steps on a generation batch."""
+        total = total_of(self.accelerator, float(made.row_weights.sum()))
+        groups, real = self._batches(made.rows)
+        loss = norm = 0.0
+        seen = {"ratio_off": 0.0, "clipped": 0.0}
+        for _ in range(self.config.updates):
+            parts = [
+                lambda group=group, factor=float(k < real): factor * self.part_loss(made, group, total, seen)
+                for k, group in enumerate(groups)
+            ]
+            seen["ratio_off"] = seen["clipped"] = 0.0
+            loss, norm = optimizer_step(
+                self.accelerator, self.model, self.optimizer, parts, learning_rate=learning_rate,
+                max_norm=self.config.max_grad_norm,
+            )  # fmt: skip
+        return {"loss": total_of(self.accelerator, loss), "grad_norm": norm, "learning_rate": learning_rate, **seen}
+
+    def step(self, step: int) -> tuple[Generation, dict[str, float]]:
+        """Do one step; return what was generated and the metrics."""
+        began = time.monotonic()
+        made = self.generate(step)
+        generated = time.monotonic()
+        made.old, entropies = self.price(self.model, made.rows)
+        held = self.hold(made, step)
+        rate = self.config.learning_rate * min(1.0, (step + 1) / max(1, self.config.warmup_steps))
+        updated = self.update(made, rate)
+        differences = [(old - sampled).abs() for old, sampled in zip(made.old, made.sampled, strict=True)]
+        local = {
+            **{f"reward_{name}": float(values.mean()) for name, values in made.rewards.items()},
+            "reward_std": float(made.rewards["total"].std(dim=1).mean()),
+            "entropy": token_mean(entropies),
+            "mismatch": token_mean(differences),
+            **trajectory_statistics(made.groups),
+            "mos": float(np.mean([image.mos for image in made.images])),
+        }
+        alpha = self.config.resampling.alpha(step / max(1, self.config.steps - 1))
+        ended = time.monotonic()
+        return made, {
+            **mean_over_processes(self.accelerator, local), **held, **updated, "alpha": alpha,
+            "generate_s": generated - began, "train_s": ended - generated,
+            "tokens_per_s": held["tokens"] / (ended - began),
+        }  # fmt: skip
+
+    def page(self, made: Generation, step: int) -> None:
+        """Write a page of this process's first trajectories."""
+        file = self.config.out / "pages" / f"{step + 1:06d}.html"
+        write_page(file, f"step {step + 1}", page_groups(made, PAGE_GROUPS), self.checkpoint.protocol)
+
+
+def train(config: GrpoConfig, datasets: Sequence[IqaDataset] | None = None) -> Path:
+    """Run what is missing of the training and return the folder of what was learned.
+
+    `datasets`: already loaded ones, instead of `config.data`. Raises DatasetProblems, ValueError for a run folder of
+    another configuration and for counts that do not fit, FloatingPointError for a gradient that is not finite.
+    """
+    if datasets is None:
+        if not config.data:
+            raise ValueError("no data: give at least one labelled data set, such as koniq=DIR")
+        datasets = load_datasets(config.data, checks="paths")
+    accelerator = make_accelerator(config.model)
+    world = accelerator.num_processes
+    if config.images_per_step % world or (config.images_per_step // world) % config.images_per_rollout:
+        raise ValueError(
+            f"images_per_step={config.images_per_step} must be a multiple of processes x images_per_rollout = "
+            f"{world} x {config.images_per_rollout}"
+        )
+    open_run(config, config.out, accelerator)
+    trainer = Trainer(config, [select(one, config.part, seed=config.seed) for one in datasets], accelerator)
+    state = RunState(config.out, accelerator, trainer.model, trainer.optimizer)
+    start, is_main = state.load(), accelerator.is_main_process
+    with MetricLog(config.out, resumed_at=start, is_main=is_main, tensorboard=config.tensorboard) as log:
+        for step in range(start, config.steps):
+            made, values = trainer.step(step)
+            log.write(step + 1, values)
+            if config.page_every and is_main and (step % config.page_every == 0 or step + 1 == config.steps):
+                trainer.page(made, step)
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                state.save(step + 1)
+    save_policy(trainer.checkpoint, accelerator, trainer.model, config.tuning, config.out / "policy")
+    return config.out / "policy"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line."""
+    from train_iqa.recipes import RECIPES
+    from train_iqa.rl.config_file import read_config
+
+    parser = argparse.ArgumentParser(prog="python -m train_iqa.grpo", description=__doc__)
+    parser.add_argument("config", nargs="?", type=Path, help="YAML or JSON file with the fields of GrpoConfig")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), help="instead of a file")
+    parser.add_argument("--data", action="append", help="FAMILY=PATH, such as koniq=DIR or csv=FILE (may be repeated)")
+    parser.add_argument("--model", help="what training starts from: nano, a folder or a hub id")
+    parser.add_argument("--adapter", help="LoRA of SFT, merged first")
+    parser.add_argument("--out", type=Path, help="run folder (continued if it exists)")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--device", choices=["cpu"])
+    args = parser.parse_args(argv)
+    if (args.config is None) == (args.recipe is None):
+        parser.error("give either a configuration file or --recipe")
+    try:
+        config = RECIPES[args.recipe]().grpo if args.recipe else read_config(GrpoConfig, args.config)
+        given = {"name": args.model, "adapter": args.adapter, "device": args.device}
+        config = replace(config, model=replace(config.model, **{k: v for k, v in given.items() if v is not None}))
+        given = {"out": args.out, "seed": args.seed, "steps": args.steps}
+        if args.data:
+            given["data"] = tuple(_source(text) for text in args.data)
+        config = replace(config, **{k: v for k, v in given.items() if v is not None})
+        print(train(config))
+    except (ValueError, FloatingPointError) as error:
+        print(f"train_iqa.grpo: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _source(text: str) -> Source:
+    family, equals, root = text.partition("=")
+    if not equals:
+        raise ValueError(f"--data {text!r}: must be FAMILY=PATH, such as koniq=DIR or csv=FILE")
+    return Source(family=family, root=Path(root))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""A configuration from a YAML or JSON file: the fields of a frozen dataclass, nested ones as mappings.
+
+Nothing is guessed: an unknown field is an error that lists the known ones.
+"""
+
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+def read_config(kind: type[T], path: Path) -> T:
+    """Return the configuration that the file holds. Raises ValueError naming the file and the field."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: not a readable YAML or JSON file: {error}") from error
+    try:
+        return _build(kind, data, "")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _fields(kind, value, where)
+    if origin in (typing.Union, types.UnionType):
+        return _member(inner, value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where[:-1]}: must be a list, not {value!r}")
+        return tuple(_build(inner[0], item, f"{where[:-1]}[{k}].") for k, item in enumerate(value))
+    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        return float(value)  # YAML reads 1e-6 as a text
+    wanted = str if kind is Path else kind
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise ValueError(f"{where[:-1]}: must be of type {kind.__name__}, not {value!r}")
+    return Path(value) if kind is Path else value
+
+
+def _fields(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where[:-1] or 'the file'}: must be a mapping of fields, not {value!r}")
+    hints = typing.get_type_hints(kind)
+    known = [field.name for field in dataclasses.fields(kind)]
+    if unknown := sorted(set(value) - set(known)):
+        raise ValueError(f"unknown field {where}{unknown[0]}; known: {', '.join(known)}")
+    return kind(**{name: _build(hints[name], item, f"{where}{name}.") for name, item in value.items()})
+
+
+def _member(members: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in members:
+        return None
+    nested = [one for one in members if dataclasses.is_dataclass(one)]
+    plain = [one for one in members if one not in nested and one is not type(None)]
+    chosen = nested if isinstance(value, dict) and nested else plain or nested
+    return _build(chosen[0], value, where)

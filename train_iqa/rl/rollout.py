@@ -1,0 +1,143 @@
+"""Sampled trajectories: what the model answers to an image, with real crops, through the very path of inference.
+
+`assess_images` does the asking, reading and cropping; only its writer is replaced by one that samples and keeps, for
+each answer, the tokens and their log-probabilities. A trajectory of two rounds is two independent rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from train_iqa.rows.completions import TrainingRow
+from zoomiqa_reward.checkpoint import Checkpoint
+from zoomiqa_reward.generate import Completion, Sampling, end_tokens, suppressed_tokens
+from zoomiqa_reward.ratings import Assessment
+from zoomiqa_reward.reason import assess_images
+from zoomiqa_reward.rows import Row, collate
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledTurn:
+    """One sampled answer as a row."""
+
+    row: TrainingRow
+    """On the CPU; all its tokens are targets."""
+    logprobs: Tensor
+    """float32 [tokens] as the sampler saw them."""
+    is_truncated: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """One sampled assessment of an image."""
+
+    assessment: Assessment
+    turns: tuple[SampledTurn, ...]
+    """One for each turn of the assessment."""
+
+
+def roll_out(
+    checkpoint: Checkpoint, images: Sequence[Tensor], *, num_samples: int, sampling: Sampling
+) -> list[list[Trajectory]]:
+    """Return for each float32 CHW image `num_samples` trajectories, all images' first rounds written in one batch.
+
+    The checkpoint's model must be in eval mode. With a seed the result depends on seed, weights and images alone.
+    Raises ValueError for decoding whose log-probabilities could not be recomputed: greedy, top-p or top-k.
+    """
+    if sampling.temperature == 0 or sampling.top_p < 1 or sampling.top_k > 0:
+        raise ValueError(
+            f"temperature={sampling.temperature}, top_p={sampling.top_p}, top_k={sampling.top_k}: rollouts sample "
+            f"from the whole distribution; use a temperature above 0, top_p=1 and top_k=0"
+        )
+    writer = _Writer()
+    found = assess_images(
+        checkpoint, images, sampling=sampling, num_samples=num_samples, batch_size=num_samples * len(images),
+        write=writer,
+    )  # fmt: skip
+    flat = [assessment for samples in found for assessment in samples]
+    firsts = writer.calls[0]
+    seconds = iter(writer.calls[1] if len(writer.calls) > 1 else ())
+    trajectories = []
+    for assessment, first in zip(flat, firsts, strict=True):
+        turns = (first,) if len(assessment.turns) == 1 else (first, next(seconds))
+        trajectories.append(Trajectory(assessment=assessment, turns=turns))
+    assert next(seconds, None) is None, "a second round belongs to no trajectory"
+    return [trajectories[start : start + num_samples] for start in range(0, len(trajectories), num_samples)]
+
+
+class _Recorder(LogitsProcessor):
+    """Keeps the log-probability of each token that is chosen; memory is one step's logits, not all steps'.
+
+    transformers calls it after the suppressed tokens are out and before the temperature, which it applies itself.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+        self.held: Tensor | None = None
+        self.logprobs: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.take(input_ids)
+        self.held = (scores.float() / self.temperature).log_softmax(dim=-1)
+        return scores
+
+    def take(self, input_ids: Tensor) -> None:
+        """Price the last token of each row under the distribution that it was drawn from."""
+        if self.held is not None:
+            self.logprobs.append(self.held.gather(-1, input_ids[:, -1:])[:, 0])
+            self.held = None
+
+
+class _Writer:
+    """The `write` of `assess_images`: samples, and keeps what was sampled, call by call."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[SampledTurn]] = []
+
+    @torch.no_grad()
+    def __call__(self, checkpoint: Checkpoint, rows: Sequence[Row], sampling: Sampling) -> list[Completion]:
+        tokenizer, ends = checkpoint.tokenizer, end_tokens(checkpoint)
+        config = GenerationConfig(
+            do_sample=True, temperature=sampling.temperature, top_p=1.0, top_k=0, repetition_penalty=1.0, num_beams=1,
+            max_new_tokens=sampling.max_new_tokens, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id,
+            suppress_tokens=suppressed_tokens(checkpoint),
+        )  # fmt: skip
+        recorder, batch = _Recorder(sampling.temperature), collate(checkpoint, rows)
+        devices = [checkpoint.device] if checkpoint.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices, enabled=sampling.seed is not None):
+            if sampling.seed is not None:
+                torch.manual_seed(sampling.seed)
+            ids = checkpoint.model.generate(
+                **batch, generation_config=config, logits_processor=LogitsProcessorList([recorder])
+            )
+        recorder.take(ids)
+        new, logprobs = ids[:, batch["input_ids"].shape[1] :].cpu(), torch.stack(recorder.logprobs, dim=1).cpu()
+        turns, answers = [], []
+        shared = _on_cpu(rows)
+        for index, tokens in enumerate(new.tolist()):
+            end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+            count = min(end + 1, len(tokens))
+            row = TrainingRow(
+                prompt=shared[index], completion_ids=new[index, :count].clone(),
+                targets=torch.ones(count, dtype=torch.bool),
+            )  # fmt: skip
+            is_truncated = end == len(tokens)
+            turns.append(SampledTurn(row=row, logprobs=logprobs[index, :count].clone(), is_truncated=is_truncated))
+            text = tokenizer.decode(tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            answers.append(Completion(text=text, is_truncated=is_truncated))
+        self.calls.append(turns)
+        return answers
+
+
+def _on_cpu(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows on the CPU; neighbours of equal pixels (the samples of one image) share them."""
+    moved: list[Row] = []
+    for row in rows:
+        pixels = row.pixel_values.cpu()
+        if moved and moved[-1].pixel_values.shape == pixels.shape and torch.equal(moved[-1].pixel_values, pixels):
+            pixels = moved[-1].pixel_values
+        moved.append(replace(row, pixel_values=pixels, image_grid_thw=row.image_grid_thw.cpu()))
+    return moved

@@ -1,0 +1,108 @@
+"""Where a training run stands: opened, continued and saved so that a kill at any moment loses only the steps since.
+
+One process, and several that each hold the whole model, keep `state.pt` (`RunFolder`) with the weights that learn and
+the optimizer. Sharded models (FSDP, ZeRO-3) are written by accelerate into a folder of their own; `sharded.json`
+names the last complete one.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+from torch import nn
+
+from train_iqa.rl.policy import TrainedWeights
+from zoomiqa_reward.run_folder import RunFolder
+
+FREE_FIELDS = ("out", "save_every", "page_every", "tensorboard")
+"""Of a configuration: may differ when a run is continued, since they do not change its curve."""
+
+
+class RunState:
+    """Loads and saves one run. All processes call its methods."""
+
+    def __init__(self, folder: Path, accelerator: Accelerator, model: nn.Module, optimizer: Any) -> None:
+        self.folder, self.accelerator = RunFolder(folder), accelerator
+        self.parts = {"weights": TrainedWeights(accelerator.unwrap_model(model)), "optimizer": optimizer}
+        self.is_sharded = accelerator.distributed_type.value in ("FSDP", "DEEPSPEED")
+
+    def load(self) -> int:
+        """Restore the last saved state and return the steps done; 0 in a new folder."""
+        if not self.is_sharded:
+            return self.folder.load(self.parts)
+        pointer = self.folder.folder / "sharded.json"
+        if not pointer.exists():
+            return 0
+        step = int(json.loads(pointer.read_text())["step"])
+        self.accelerator.load_state(str(self._shards(step)))
+        return step
+
+    def save(self, step: int) -> None:
+        """Write the state after `step` steps."""
+        if not self.is_sharded:
+            if self.accelerator.is_main_process:
+                self.folder.save(step, self.parts)
+            self.accelerator.wait_for_everyone()
+            return
+        self.accelerator.save_state(str(self._shards(step)))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            pointer = self.folder.folder / "sharded.json"
+            temporary = pointer.with_suffix(".tmp")
+            temporary.write_text(json.dumps({"step": step}))
+            os.replace(temporary, pointer)
+            for old in self.folder.folder.glob("sharded-*"):
+                if old != self._shards(step):
+                    shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def _shards(self, step: int) -> Path:
+        return self.folder.folder / f"sharded-{step:08d}"
+
+
+def open_run(config: Any, folder: Path, accelerator: Accelerator) -> None:
+    """Write `run.json` (configuration, command, commit, versions), or check that the folder holds this very run.
+
+    Raises ValueError where the folder belongs to a run of another configuration: its curve could not be continued.
+    """
+    file = folder / "run.json"
+    wanted = json.loads(json.dumps(asdict(config), default=str))
+    if file.exists():
+        found = json.loads(file.read_text())["config"]
+        names = sorted(set(wanted) | set(found))
+        differ = [n for n in names if n not in FREE_FIELDS and wanted.get(n) != found.get(n)]
+        if differ:
+            raise ValueError(f"{folder} holds a run with another {', '.join(differ)}: continue it as it was begun, "
+                             f"or take a new folder")  # fmt: skip
+    elif accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {"config": wanted, "command": sys.argv, **_provenance(accelerator)}
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+        os.replace(temporary, file)
+    accelerator.wait_for_everyone()
+
+
+def _provenance(accelerator: Accelerator) -> dict[str, Any]:
+    root = Path(__file__).resolve().parent
+    git = ["git", "-C", str(root)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False)
+    return {
+        "commit": commit.stdout.strip() or None,
+        "dirty": bool(dirty.stdout.strip()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "processes": accelerator.num_processes,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+    }
