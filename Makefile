@@ -13,7 +13,7 @@ demo: $(VENV)/.demo-ready
 	$(BIN)/python -m restoration.demo $(if $(IMAGE),--image "$(IMAGE)") --out demo
 
 test: $(VENV)/.test-ready
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.lint-ready
 	$(BIN)/ruff check .

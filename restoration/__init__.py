@@ -13,6 +13,7 @@ _HOMES = {
     "Candidate": "candidates",
     "Cascade": "selection",
     "EarlyStop": "early_stop",
+    "Refined": "refinement",
     "Restored": "restorer",
     "Restorer": "restorer",
     "best_of_n": "selection",
@@ -20,6 +21,7 @@ _HOMES = {
     "degrade_for_demo": "classical",
     "evaluate": "evaluation",
     "measure": "metrics",
+    "refine": "refinement",
 }
 __all__ = sorted(_HOMES)
 

@@ -94,7 +94,7 @@ class BestOfN:
         For a run with `out` they are there already. Raises OSError, and ValueError for a folder that holds another
         run.
         """
-        from restoration.run_folder import save_result
+        from restoration.draw_folder import save_result
 
         return save_result(self, Path(folder))
 

@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from restoration.candidates import Candidate, ranked
+from restoration.draw_folder import DrawFolder
 from restoration.early_stop import EarlyStop
 from restoration.hooks import RestorationError
 from restoration.restorer import Restored
 from restoration.rng import candidate_seed
-from restoration.run_folder import RunFolder
 from zoomiqa_reward.commands import output
 from zoomiqa_reward.images import load_image, to_pil
 from zoomiqa_reward.reward import Reward
@@ -35,7 +35,7 @@ class Drawing:
 
     def __init__(
         self, sources: list[Source], given: dict[str, Tensor | None], reward: Reward, seed: int,
-        folder: RunFolder | None, keep: int, batch_size: int | None,
+        folder: DrawFolder | None, keep: int, batch_size: int | None,
     ) -> None:  # fmt: skip
         """given: lq, and hr or None. keep: most pictures held. batch_size: None in strict mode."""
         self.sources, self.given, self.reward, self.seed = sources, given, reward, seed

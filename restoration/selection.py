@@ -19,10 +19,10 @@ from typing import Any
 from torch import Tensor
 
 from restoration.candidates import BestOfN, Candidate, identical, ranked
+from restoration.draw_folder import open_run, write_artefacts
 from restoration.drawing import Drawing, Source
 from restoration.early_stop import EarlyStop
 from restoration.restorer import Restorer
-from restoration.run_folder import open_run, write_artefacts
 from zoomiqa_reward.images import load_image
 from zoomiqa_reward.reward import Reward
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from restoration.draw_folder import write_json
 from restoration.metrics import find_metrics
-from restoration.run_folder import write_json
 from restoration.tune.config import MonitorConfig
 
 RESAMPLES = 2000

@@ -132,7 +132,7 @@ def pairs_from_best_of_n(folder: Path, image_lq: Any, *, prompt: str = "", share
     image_lq: the picture that it restored. prompt: as the tuning run will call it. Candidates that are copies of
     another, or were not measured, are left out. Raises ValueError where `image_lq` is another picture.
     """
-    from restoration.run_folder import read_lines
+    from restoration.draw_folder import read_lines
     from restoration.selection import image_digest
 
     image = load_image(image_lq)

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from restoration.draw_folder import append_line, check_settings, write_json
 from restoration.loading import is_pipeline, load_pipeline
-from restoration.run_folder import append_line, check_settings, write_json
 from restoration.tune.config import Recipe
 from restoration.tune.context import Collected, Part, Tuning
 from restoration.tune.data import Example

@@ -29,7 +29,7 @@ SHEET_CANDIDATES = 24
 _NOT_RECORDED = {"rank", "held", "cascade_score", "cascade_error"}
 
 
-class RunFolder:
+class DrawFolder:
     """Candidates on disk; use `open_run`."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -69,12 +69,12 @@ class RunFolder:
 
 
 @contextmanager
-def open_run(folder: Path, settings: dict[str, Any]) -> Iterator[RunFolder]:
+def open_run(folder: Path, settings: dict[str, Any]) -> Iterator[DrawFolder]:
     """Open the folder for one process. Raises ValueError where another one works in it, or it holds another run."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
         _lock(lock, folder)
-        yield RunFolder(folder, settings)
+        yield DrawFolder(folder, settings)
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:

@@ -1,0 +1,156 @@
+"""What `refine` returns: the picture, and every round with what it tried and why it was kept or not."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from restoration.candidates import BestOfN
+from restoration.refinement.guidance import Wish
+from zoomiqa_reward.turns import PixelBox
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One restoration of a region, blended in and measured as the whole 8-bit picture."""
+
+    seed: int
+    reward: float = math.nan
+    """Higher is better; NaN where not valid."""
+    lr_consistency: float = math.nan
+    """dB, see `fidelity.lr_consistency`; NaN where the picture could not be made."""
+    valid: bool = False
+    error: str | None = None
+    """Why there is no reward."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Round:
+    """One round; number 0 is the start, the best of several restorations of the whole picture."""
+
+    number: int
+    wish: Wish | None
+    """What the model asked for. In round 0 of the low-quality picture, None for a restorer that takes no text."""
+    region: PixelBox | None = None
+    """What was restored again, in pixels of the low-quality picture; None in round 0, and where nothing was."""
+    prompt: str | None = None
+    """What the restorer was told; None where it takes no prompt."""
+    negative_prompt: str | None = None
+    attempts: tuple[Attempt, ...] = ()
+    """In the order of their seeds. Those of round 0 are `Refined.start.candidates`."""
+    reward: float = math.nan
+    """Of this round's best try, kept or not."""
+    lr_consistency: float = math.nan
+    accepted: bool = False
+    reason: str = ""
+    """Why it was kept, or not, or why the run stops here."""
+    stop: str | None = None
+    """The run ends with this round: `satisfied`, `unreadable` or `deterministic`."""
+    pixels: str | None = None
+    """Hash of this round's best try; None where there is no picture."""
+    file: Path | None = None
+    """Its PNG, where the run has a folder."""
+    held: Image.Image | None = field(default=None, repr=False)
+
+    @property
+    def image(self) -> Image.Image:
+        """This round's best try, the whole picture, RGB. Raises ValueError for a round that made none."""
+        if self.held is not None:
+            return self.held
+        if self.file is None:
+            raise ValueError(f"round {self.number} made no picture: {self.reason}")
+        with Image.open(self.file) as picture:
+            return picture.convert("RGB")
+
+    def has_image(self) -> bool:
+        """Return whether `image` has something to give."""
+        return self.held is not None or self.file is not None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Refined:
+    """A restoration, and how it came about."""
+
+    history: tuple[Round, ...]
+    """Round 0 first. The last one may have made no picture, and then says why the run stopped."""
+    start: BestOfN
+    """The candidates of round 0."""
+    image_lq: Tensor
+    """[3, height, width] float32 in [0, 1]: what was restored."""
+    stopped: str
+    """`satisfied`: the model asks for no closer look. `budget`: all rounds are used. `unreadable`: it cannot be told
+    what the model asks for. `deterministic`: the region would come out the same again."""
+    report: dict[str, Any]
+    """What stands in run.json."""
+
+    @property
+    def kept(self) -> Round:
+        """The last round that was accepted."""
+        return next(one for one in reversed(self.history) if one.accepted)
+
+    @property
+    def image(self) -> Image.Image:
+        """The result, RGB."""
+        return self.kept.image
+
+    @property
+    def reward(self) -> float:
+        """The result's reward."""
+        return self.kept.reward
+
+    @property
+    def gain(self) -> float:
+        """How far the reward rose above that of the start, which is what best-of-N alone gives."""
+        return self.kept.reward - self.history[0].reward
+
+    def save(self, folder: Any) -> Path:
+        """Write refined.png, strip.png, run.json, rounds.jsonl, rounds/ and start/; return the folder.
+
+        For a run with `out` they are there already. Raises OSError, and ValueError for a folder that holds another
+        run.
+        """
+        from restoration.refinement.journal import save_result
+
+        return save_result(self, Path(folder))
+
+
+def row_of(one: Round, folder: Path | None) -> dict[str, Any]:
+    """Return a round as JSON values: NaN as null, the file relative to the folder."""
+    row = {key: getattr(one, key) for key in one.__dataclass_fields__ if key not in ("held", "attempts", "wish")}
+    row["wish"] = None if one.wish is None else without_nan(asdict(one.wish))
+    row["attempts"] = [without_nan(asdict(attempt)) for attempt in one.attempts]
+    row["file"] = None if one.file is None or folder is None else one.file.relative_to(folder).as_posix()
+    return without_nan(row)
+
+
+def round_of(row: dict[str, Any], folder: Path) -> Round:
+    """Return the round of a row. Raises ValueError where its picture is missing."""
+    wish = row["wish"]
+    if wish is not None:
+        box = None if wish["box"] is None else tuple(wish["box"])
+        wish = Wish(**(wish | {"box": box, "rating": _number(wish["rating"])}))
+    attempts = tuple(
+        Attempt(**(one | {key: _number(one[key]) for key in ("reward", "lr_consistency")})) for one in row["attempts"]
+    )
+    file = None if row["file"] is None else folder / row["file"]
+    if file is not None and not file.exists():
+        raise ValueError(f"{file} is missing, though rounds.jsonl lists it: put it back or use another folder")
+    numbers = {key: _number(row[key]) for key in ("reward", "lr_consistency")}
+    region = None if row["region"] is None else tuple(row["region"])
+    return Round(**(row | numbers | {"wish": wish, "attempts": attempts, "file": file, "region": region}))
+
+
+def without_nan(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the row with null for numbers that are not finite.
+
+    >>> without_nan({"reward": math.nan, "seed": 3})
+    {'reward': None, 'seed': 3}
+    """
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

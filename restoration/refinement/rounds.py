@@ -1,0 +1,222 @@
+"""The loop: assess the picture, restore the region that the model names again, keep it only if that is better.
+
+Round 0 is best-of-N over the whole picture. A later round's try is kept if the reward of the whole 8-bit picture rises
+by `min_gain`, and its LR-consistency is not below the highest one kept so far by more than a slack. Against the
+highest, not the last: many small losses, each within the slack, cannot add up.
+"""
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from restoration.candidates import BestOfN
+from restoration.draw_folder import open_run
+from restoration.drawing import Source, pixels_digest
+from restoration.fidelity import LR_BORDER_PX, lr_consistency
+from restoration.hooks import RestorationError
+from restoration.refinement.guidance import Wish, texts_for, wish_of
+from restoration.refinement.journal import Journal, write_artefacts
+from restoration.refinement.records import Attempt, Refined, Round, row_of
+from restoration.refinement.regions import Region
+from restoration.refinement.verdict import judges, limits_of, verdict
+from restoration.restorer import Restorer
+from restoration.rng import candidate_seed
+from restoration.selection import best_of_n, settings_of
+from zoomiqa_reward.commands import output
+from zoomiqa_reward.images import load_image, to_pil
+from zoomiqa_reward.reward import Reward
+
+LR_CONSISTENCY_SLACK_DB = 0.1
+"""What a redrawn region of the same quality may cost by chance."""
+ROUND_SEEDS = 1 << 20
+"""The rounds' seeds start beyond those of any start's candidates."""
+
+
+def refine(
+    restorer: Any, image_lq: Any, iqa_or_reward: Any, *, rounds: int = 3, seeds_per_round: int = 4, seed: int = 0,
+    out: Any = None, min_gain: float | None = None, lr_consistency_slack_db: float = LR_CONSISTENCY_SLACK_DB,
+    assessor: Any = None, progress: bool = True,
+) -> Refined:  # fmt: skip
+    """Return a restoration of `image_lq` that was refined where the model wanted to look closer.
+
+    restorer: a `Restorer`, or anything that `Restorer.from_pretrained` takes. iqa_or_reward: a `ZoomIQA`, which then
+    also rates (`direct`), a `ZoomIQAReward`, or any other reward together with `assessor`, the ZoomIQA that looks.
+    rounds: most regions to restore again, after the start. seeds_per_round: restorations of the whole picture at the
+    start, and of the region in each round; a deterministic restorer runs once. min_gain: least rise of the reward in
+    its own units; None: 1/400 of its range. lr_consistency_slack_db: see above; 0 forbids any loss.
+    out: folder, made if missing, resumed if it holds this very run, also with more `rounds`.
+
+    The model's directions become the prompt and its issues the negative prompt, after the restorer's own texts, where
+    it takes them: at the start those about the low-quality picture (else nobody asks about it). A round that was
+    refused is tried again with new seeds, the picture and so the model's answer being the same. It ends when the model
+    asks for no closer look: then there is no region, and the whole picture is not drawn again, which would be more
+    best-of-N under another name.
+
+    Raises ValueError for numbers out of range, a picture of less than 5 px on a side, a reward that needs hr or
+    depends on a group, or has no assessor, a folder of another run, a start that nobody could measure; ImageError;
+    what a reward or an assessor raises.
+    """
+    if rounds < 1 or seeds_per_round < 1 or seed < 0:
+        raise ValueError(f"rounds={rounds}, seeds_per_round={seeds_per_round}, seed={seed}: at least 1, 1 and 0")
+    reward, assessor = judges(iqa_or_reward, assessor)
+    limits = limits_of(reward, min_gain, lr_consistency_slack_db)
+    restorer = restorer if isinstance(restorer, Restorer) else Restorer.from_pretrained(restorer)
+    image = load_image(image_lq).detach().cpu()
+    if min(image.shape[1:]) <= 2 * LR_BORDER_PX:
+        raise ValueError(
+            f"image_lq: {image.shape[2]} x {image.shape[1]} px, but LR-consistency needs {2 * LR_BORDER_PX + 1} px on "
+            "each side"
+        )
+    own = settings_of([Source(restorer=restorer, prompt=None)], {"lq": image, "hr": None}, reward, seed, None)
+    settings = own | limits | {"assessor": assessor.fingerprint, "seeds_per_round": seeds_per_round}
+    journal = Journal(None if out is None else Path(out), settings)
+    began = time.monotonic()
+    refining = Refining(restorer, image, reward, assessor, journal, settings)
+    with refining.started(progress=progress):
+        numbers = range(len(journal.history), rounds + 1)
+        for number in output.progress(numbers, len(numbers), "refining", streaming=False) if progress else numbers:
+            if journal.history[-1].stop is not None:
+                break
+            refining.run(number)
+        result = refining.result(rounds, time.monotonic() - began)
+        if journal.folder is not None:
+            write_artefacts(result, journal.folder)
+    return result
+
+
+class Refining:
+    """One run: its inputs, and its rounds in the journal. Use `refine`."""
+
+    def __init__(
+        self, restorer: Restorer, image: Tensor, reward: Reward, assessor: Any, journal: Journal,
+        settings: dict[str, Any],
+    ) -> None:  # fmt: skip
+        """image: CHW in [0, 1] on the CPU. settings: what stands in run.json; the limits are read from there."""
+        self.restorer, self.image, self.reward, self.assessor = restorer, image, reward, assessor
+        self.journal, self.settings = journal, settings
+        self.count = 1 if restorer.deterministic else settings["seeds_per_round"]
+
+    @contextmanager
+    def started(self, *, progress: bool) -> Iterator[None]:
+        """Make round 0, or read it again. Inside, no other process can work in the run's folder."""
+        done = self.journal.history[0] if self.journal.history else None
+        wish, texts = (None, {}) if done is None else (done.wish, _texts_of(done))
+        if done is None and self.restorer.engine.prompts:
+            wish = self._ask(to_pil(self.image), scale=1)
+            texts = texts_for(self.restorer, wish, self.image)
+        told = copy.copy(self.restorer)  # shares the engine; only its texts are another's
+        for key, text in texts.items():
+            setattr(told, key, text)
+        folder = None if self.journal.folder is None else self.journal.folder / "start"
+        self.start = best_of_n(told, self.image, self.reward, n=self.count, seed=self.settings["seed"], out=folder,
+                               progress=progress)  # fmt: skip
+        with ExitStack() as stack:
+            if folder is not None:
+                stack.enter_context(open_run(folder, self.start.report["settings"]))  # its lock is the whole run's
+            if done is None:
+                self._record_start(self.start, wish, texts)
+            yield
+
+    def _record_start(self, start: BestOfN, wish: Wish | None, texts: dict[str, str]) -> None:
+        best = start.best
+        unread = "" if wish is None or wish.error is None else f"; low-quality picture not assessed: {wish.error}"
+        first = Round(
+            number=0, wish=wish, reward=best.score, lr_consistency=self._consistency(best.image), accepted=True,
+            reason=f"best of {len(start.candidates)} restorations of the whole picture{unread}", pixels=best.pixels,
+            **texts,
+        )  # fmt: skip
+        self.journal.add(first, best.image)
+
+    def run(self, number: int) -> None:
+        """Make one round and record it."""
+        last, kept = self.journal.history[-1], self._kept()
+        current = kept.image
+        if last.accepted or last.wish is None:
+            wish = self._ask(current, scale=current.width // self.image.shape[2])
+        else:  # the picture is the same, so the answer is too
+            wish = last.wish
+        one = Round(number=number, wish=wish)
+        if wish.error is not None:
+            self.journal.add(replace(one, stop="unreadable", reason=wish.error), None)
+        elif wish.box is None:
+            self.journal.add(replace(one, stop="satisfied", reason="the model asks for no closer look"), None)
+        else:
+            self.journal.add(*self._redrawn(one, wish, Region.around(wish.box, self.image), kept, current))
+
+    def _redrawn(
+        self, one: Round, wish: Wish, region: Region, kept: Round, current: Image.Image
+    ) -> tuple[Round, Image.Image | None]:
+        """Return the round after restoring its region, and its best try."""
+        texts = texts_for(self.restorer, wish, region.cut(self.image))
+        floor = max(past.lr_consistency for past in self.journal.history if past.accepted)
+        judge = verdict(kept, floor, self.settings["min_gain"], self.settings["lr_consistency_slack_db"])
+        attempts: list[Attempt] = []
+        best: Image.Image | None = None
+        for k in range(self.count):
+            number_seed = candidate_seed(self.settings["seed"], ROUND_SEEDS + one.number)
+            attempt, picture = self._attempt(candidate_seed(number_seed, k), region, texts, current)
+            attempts.append(attempt)
+            if judge.best_of(attempts) is attempt:
+                best = picture
+        chosen = judge.best_of(attempts)
+        accepted = judge.accepts(chosen)
+        one = replace(
+            one, region=region.box, attempts=tuple(attempts), reward=chosen.reward,
+            lr_consistency=chosen.lr_consistency, accepted=accepted, reason=judge.reason(attempts),
+            pixels=None if best is None else pixels_digest(best),
+            stop="deterministic" if self.restorer.deterministic and not accepted else None, **texts,
+        )  # fmt: skip
+        return one, best
+
+    def _attempt(
+        self, seed: int, region: Region, texts: dict[str, str], current: Image.Image
+    ) -> tuple[Attempt, Image.Image | None]:
+        """Restore the region once; return what it is worth and the whole picture with it."""
+        try:
+            [restored] = self.restorer.restore(region.cut(self.image), [seed], **texts)
+        except RestorationError as error:
+            return Attempt(seed=seed, error=str(error)), None
+        picture = to_pil(region.blended(load_image(current), restored.image, self.image))
+        scores = self.reward([load_image(picture)], lq=[self.image], prompts=[texts.get("prompt", "")])
+        made = Attempt(seed=seed, lr_consistency=self._consistency(picture))
+        if bool(scores.valid[0]):
+            return replace(made, reward=float(scores.value[0]), valid=True), picture
+        errors = scores.info.get("errors") or [None]
+        return replace(made, error=errors[0] or f"{self.reward.name} could not measure it"), picture
+
+    def result(self, rounds: int, seconds: float) -> Refined:
+        """Return the outcome of the first `rounds` rounds, with what stands in run.json."""
+        history = tuple(self.journal.history[: rounds + 1])
+        stopped = history[-1].stop or "budget"
+        result = Refined(history=history, start=self.start, image_lq=self.image, stopped=stopped, report={})
+        report = {
+            "settings": self.settings, "arguments": {"rounds": rounds}, "stopped": stopped,
+            "kept": result.kept.number, "reward": result.reward, "gain": result.gain,
+            "lr_consistency": result.kept.lr_consistency,
+            "rounds": [row_of(one, self.journal.folder) for one in history],
+            "seconds": round(seconds, 3), "versions": self.start.report["versions"],
+            "platform": self.start.report["platform"],
+        }  # fmt: skip
+        return replace(result, report=report)
+
+    def _kept(self) -> Round:
+        return next(one for one in reversed(self.journal.history) if one.accepted)
+
+    def _ask(self, picture: Image.Image, scale: int) -> Wish:
+        [assessment] = self.assessor.assess([load_image(picture)], strict=True)
+        return wish_of(assessment, self.assessor.protocol, *picture.size, scale)
+
+    def _consistency(self, picture: Image.Image) -> float:
+        return lr_consistency(load_image(picture), self.image)
+
+
+def _texts_of(one: Round) -> dict[str, str]:
+    pairs = {"prompt": one.prompt, "negative_prompt": one.negative_prompt}
+    return {key: text for key, text in pairs.items() if text is not None}
