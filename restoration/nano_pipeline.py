@@ -20,7 +20,7 @@ from zoomiqa_reward.images import load_images, to_pil
 
 SCALE = 4
 RESIDUAL_CHANNELS = 3 * SCALE * SCALE
-LARGEST_ETA = 1 - 1e-5
+LARGEST_ETA = 1 - 3e-7
 
 
 class NanoSROutput(NamedTuple):

@@ -158,9 +158,9 @@ def test_killed_and_resumed_is_the_same_run(tmp_path, monkeypatch, at, where):
         elif where == "scoring":
             patch.setattr(reward, "fn", lambda image: killed(measured, image))
         else:
-            from restoration import run_folder
+            from restoration import draw_folder
 
-            patch.setattr(run_folder, "append_line", lambda *a, _true=run_folder.append_line: killed(_true, *a))
+            patch.setattr(draw_folder, "append_line", lambda *a, _true=draw_folder.append_line: killed(_true, *a))
         with pytest.raises(Interrupted):
             best_of_n(restorer, LQ, reward, n=6, out=tmp_path, progress=False)
     assert len(read_lines(tmp_path / "candidates.jsonl")) == at

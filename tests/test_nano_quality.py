@@ -8,7 +8,7 @@ from skimage import data
 from train_iqa.degradations import DEGRADATIONS, Step, degrade, resize
 from zoomiqa_reward import ZoomIQA
 
-FIRST_WEIGHTS = "the first embedded weights fall short here (README, docs/log.md); to be retrained"
+WEAK = pytest.mark.xfail(reason="on photographs that never were JPEGs nano is not monotone (docs/log.md)")
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
@@ -41,8 +41,9 @@ def _ladder(name, image):
     return [image, *(DEGRADATIONS[name](image, s, np.random.default_rng(0))[0].clip(0, 1) for s in (0.4, 0.8))]
 
 
-@pytest.mark.xfail(reason=FIRST_WEIGHTS)
-@pytest.mark.parametrize("name", ["gaussian_blur", "gaussian_noise", "jpeg", "downsample"])
+@pytest.mark.parametrize(
+    "name", ["gaussian_blur", *(pytest.param(n, marks=WEAK) for n in ("gaussian_noise", "jpeg", "downsample"))]
+)
 def test_mean_rating_falls_down_a_ladder(iqa, photographs, name):
     """Margins: `benchmarks/ladders.py` measured each step's fall on more photographs; a third of it is asked here."""
     means = np.mean([_rate(iqa, _ladder(name, photograph)) for photograph in photographs], axis=0)
@@ -57,7 +58,6 @@ def test_strict_is_bit_equal_in_any_company(iqa, photographs):
     assert float((batched - together[:4]).abs().max()) < 1e-4
 
 
-@pytest.mark.xfail(reason=FIRST_WEIGHTS)
 def test_answers_are_readable_and_name_sections(iqa, photographs):
     blurred = [degrade(p, (Step(kind="motion_blur", severity=0.8),), np.random.default_rng(0))[0] for p in photographs]
     tensors = [torch.from_numpy(i).permute(2, 0, 1).contiguous() for i in [*photographs, *blurred]]

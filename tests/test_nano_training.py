@@ -47,6 +47,14 @@ def toy(photographs, tmp_path_factory):
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_candidates():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train_iqa.view_weights.FACTORS", (2, 8))
+        patch.setattr("train_iqa.view_weights.INTERPOLATIONS", (("bicubic", "bicubic"),))
+        yield
+
+
 @pytest.fixture(scope="module")
 def checkpoint(toy):
     return make_nano(toy)

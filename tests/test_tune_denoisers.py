@@ -160,7 +160,7 @@ def test_the_sampler_is_the_pipelines_own():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("restoration.nano_pipeline.randn_tensor", lambda *a, **k: next(supply)[None])
         theirs = denoiser.pipeline(LQ, num_inference_steps=4, eta=1.0, output_type="pt").images
-    assert torch.allclose(ours, theirs, atol=1e-4)
+    assert torch.allclose(ours, theirs, atol=5e-4)
 
 
 def test_a_seed_means_the_same_noise_whatever_steps_are_random():
