@@ -41,13 +41,24 @@ def _ladder(name, image):
     return [image, *(DEGRADATIONS[name](image, s, np.random.default_rng(0))[0].clip(0, 1) for s in (0.4, 0.8))]
 
 
-@pytest.mark.parametrize(
-    "name", ["gaussian_blur", *(pytest.param(n, marks=WEAK) for n in ("gaussian_noise", "jpeg", "downsample"))]
-)
+LADDERS = ("gaussian_blur", "gaussian_noise", "jpeg", "downsample")
+
+
+def _mean_ratings(iqa, name, images):
+    return np.mean([_rate(iqa, _ladder(name, image)) for image in images], axis=0)
+
+
+@pytest.mark.parametrize("name", LADDERS)
 def test_mean_rating_falls_down_a_ladder(iqa, photographs, name):
-    """Margins: `benchmarks/ladders.py` measured each step's fall on more photographs; a third of it is asked here."""
-    means = np.mean([_rate(iqa, _ladder(name, photograph)) for photograph in photographs], axis=0)
+    """Stored as cameras store them; least fall measured here 0.29. Finer steps: `benchmarks/ladders.py`."""
+    stored = [DEGRADATIONS["jpeg"](p, -0.067, np.random.default_rng(0))[0] for p in photographs]  # quality 90
+    means = _mean_ratings(iqa, name, stored)
     assert (np.diff(means) < -0.1).all(), means
+
+
+@WEAK
+def test_mean_rating_falls_where_no_photograph_was_a_jpeg(iqa, photographs):
+    assert all((np.diff(_mean_ratings(iqa, name, photographs)) < -0.1).all() for name in LADDERS)
 
 
 def test_strict_is_bit_equal_in_any_company(iqa, photographs):
