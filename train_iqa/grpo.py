@@ -9,11 +9,10 @@ What differs from the paper, as far as that is known: the score and rank rewards
 defaults of KL-Coverage are our choices (its equations could not be read); see each file of `train_iqa/rl`.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from train_iqa.datasets import IqaDataset, LabelledImage, Source, load_datasets, select
+from train_iqa.rl.command import run_trainer
 from train_iqa.rl.coverage import KlConfig, clip_cov_mask, covariance, coverage_mask, quadrant_counts
 from train_iqa.rl.generation import Generation, make_generation, page_groups
 from train_iqa.rl.learner import ModelConfig, load_base, make_accelerator, make_learner, seed_of
@@ -330,35 +330,10 @@ def train(config: GrpoConfig, datasets: Sequence[IqaDataset] | None = None) -> P
 
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
-    from train_iqa.recipes import RECIPES
-    from train_iqa.rl.config_file import read_config
-
-    parser = argparse.ArgumentParser(prog="python -m train_iqa.grpo", description=__doc__)
-    parser.add_argument("config", nargs="?", type=Path, help="YAML or JSON file with the fields of GrpoConfig")
-    parser.add_argument("--recipe", choices=sorted(RECIPES), help="instead of a file")
-    parser.add_argument("--data", action="append", help="FAMILY=PATH, such as koniq=DIR or csv=FILE (may be repeated)")
-    parser.add_argument("--model", help="what training starts from: nano, a folder or a hub id")
-    parser.add_argument("--adapter", help="LoRA of SFT, merged first")
-    parser.add_argument("--out", type=Path, help="run folder (continued if it exists)")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--device", choices=["cpu"])
-    args = parser.parse_args(argv)
-    if (args.config is None) == (args.recipe is None):
-        parser.error("give either a configuration file or --recipe")
-    try:
-        config = RECIPES[args.recipe]().grpo if args.recipe else read_config(GrpoConfig, args.config)
-        given = {"name": args.model, "adapter": args.adapter, "device": args.device}
-        config = replace(config, model=replace(config.model, **{k: v for k, v in given.items() if v is not None}))
-        given = {"out": args.out, "seed": args.seed, "steps": args.steps}
-        if args.data:
-            given["data"] = tuple(_source(text) for text in args.data)
-        config = replace(config, **{k: v for k, v in given.items() if v is not None})
-        print(train(config))
-    except (ValueError, FloatingPointError) as error:
-        print(f"train_iqa.grpo: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_trainer(
+        argv, name="grpo", description=__doc__, kind=GrpoConfig, train=train, read_data=_source,
+        data_help="FAMILY=PATH, such as koniq=DIR or csv=FILE",
+    )  # fmt: skip
 
 
 def _source(text: str) -> Source:

@@ -5,11 +5,10 @@ rows rates without words, so that `direct` stays on the model's distribution. Ru
 under `accelerate launch`, with the same steps on either; a killed run continues with the same curve.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from train_iqa.pretrain import cosine_lr
+from train_iqa.rl.command import run_trainer
 from train_iqa.rl.learner import ModelConfig, load_base, make_accelerator, make_learner, seed_of
 from train_iqa.rl.metrics import MetricLog
 from train_iqa.rl.policy import TuningConfig, save_policy
@@ -191,35 +191,10 @@ def train(config: SftConfig) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
-    from train_iqa.recipes import RECIPES
-    from train_iqa.rl.config_file import read_config
-
-    parser = argparse.ArgumentParser(prog="python -m train_iqa.sft", description=__doc__)
-    parser.add_argument("config", nargs="?", type=Path, help="YAML or JSON file with the fields of SftConfig")
-    parser.add_argument("--recipe", choices=sorted(RECIPES), help="instead of a file")
-    parser.add_argument("--data", type=Path, action="append", help="JSONL file of conversations (may be repeated)")
-    parser.add_argument("--model", help="what training starts from: nano, a folder or a hub id")
-    parser.add_argument("--adapter", help="LoRA of an earlier stage, merged first")
-    parser.add_argument("--out", type=Path, help="run folder (continued if it exists)")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--device", choices=["cpu"])
-    args = parser.parse_args(argv)
-    if (args.config is None) == (args.recipe is None):
-        parser.error("give either a configuration file or --recipe")
-    try:
-        config = RECIPES[args.recipe]().sft if args.recipe else read_config(SftConfig, args.config)
-        given = {"name": args.model, "adapter": args.adapter, "device": args.device}
-        config = replace(config, model=replace(config.model, **{k: v for k, v in given.items() if v is not None}))
-        given = {"out": args.out, "seed": args.seed, "steps": args.steps}
-        if args.data:
-            given["data"] = tuple(ConversationSource(path=path) for path in args.data)
-        config = replace(config, **{k: v for k, v in given.items() if v is not None})
-        print(train(config))
-    except (ValueError, FloatingPointError) as error:
-        print(f"train_iqa.sft: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_trainer(
+        argv, name="sft", description=__doc__, kind=SftConfig, train=train,
+        read_data=lambda path: ConversationSource(path=Path(path)), data_help="JSONL file of conversations",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
