@@ -11,7 +11,6 @@ kill leaves is at most one picture without a line, which is made again, bit for 
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -22,6 +21,7 @@ from PIL import Image
 
 from restoration.candidates import BestOfN, Candidate
 from zoomiqa_reward.images import save_png
+from zoomiqa_reward.json_lines import append_line, read_lines, write_json
 from zoomiqa_reward.sheet import CELL_PX, SheetEntry, contact_sheet
 
 SHEET_CANDIDATES = 24
@@ -120,44 +120,6 @@ def record_of(candidate: Candidate, folder: Path | None) -> dict[str, Any]:
     row |= {key: row[key] if math.isfinite(row[key]) else None for key in ("score", "std")}
     file = candidate.file
     return row | {"file": file.relative_to(folder).as_posix() if file is not None and folder is not None else None}
-
-
-def append_line(file: Path, row: dict[str, Any]) -> None:
-    """Append one JSON line in one write, and wait until the disk has it."""
-    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(handle, line.encode())
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file of JSON lines; cut off a last line that a kill left without its end.
-
-    Raises ValueError for a damaged line that is not the last.
-    """
-    if not file.exists():
-        return []
-    held = file.read_bytes()
-    whole = held[: held.rfind(b"\n") + 1]
-    if len(whole) < len(held):
-        os.truncate(file, len(whole))
-    rows = []
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{file}, line {number}: damaged ({error}); use another folder") from error
-    return rows
-
-
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file in one step."""
-    half = file.with_suffix(".tmp")
-    half.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(half, file)
 
 
 def _small(candidate: Candidate) -> Image.Image | None:

@@ -17,12 +17,13 @@ from typing import Any
 
 from restoration.datasets import Dataset
 from restoration.evaluation_pictures import BicubicRestorer, Judge, Restoring, bicubic, restored
-from restoration.evaluation_records import Record, RecordFolder, read_records, read_settings, write_json
+from restoration.evaluation_records import Record, RecordFolder, read_records, read_settings
 from restoration.evaluation_report import not_headline, pick_headline, report
 from restoration.fidelity import MetricUnavailable
 from restoration.metrics import find_metrics
 from restoration.perceptual import backbone_hash
 from restoration.rng import candidate_seed
+from zoomiqa_reward.json_lines import write_json
 from zoomiqa_reward.reward import Reward
 
 __all__ = ["BicubicRestorer", "Evaluation", "Restoring", "bicubic", "evaluate"]

@@ -2,10 +2,11 @@
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from zoomiqa_reward.json_lines import append_line, cut_half_line, write_json
 
 RECORDS = "records.jsonl"
 SETTINGS = "run.json"
@@ -82,7 +83,7 @@ class RecordFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / SETTINGS).exists():
             _check_same(self.folder, read_settings(self.folder), settings)
-            _cut_half_line(self.folder / RECORDS)
+            cut_half_line(self.folder / RECORDS)
             self.records = {record.key: record for record in read_records(self.folder)}
         elif (self.folder / RECORDS).exists():
             raise ValueError(f"{self.folder} holds {RECORDS} but no {SETTINGS}: give another folder")
@@ -97,11 +98,7 @@ class RecordFolder:
         self.records[record.key] = record
         if self.folder is None:
             return
-        line = json.dumps(record.as_json(), ensure_ascii=False, allow_nan=False) + "\n"
-        with open(self.folder / RECORDS, "ab") as file:
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.folder / RECORDS, record.as_json())
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -129,13 +126,6 @@ def read_records(folder: Path) -> list[Record]:
     return list(found.values())
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write JSON in one step: a reader sees the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def _check_same(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     new = json.loads(json.dumps(new))  # tuples as lists, as they were stored
     for name in sorted((set(old) | set(new)) - set(MAY_DIFFER)):
@@ -144,12 +134,6 @@ def _check_same(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
                 f"{folder} belongs to a run with another {name}: {old.get(name)!r} there, {new.get(name)!r} now; "
                 "give another folder, or the same settings"
             )
-
-
-def _cut_half_line(path: Path) -> None:
-    if path.exists():
-        whole = path.read_bytes().rfind(b"\n") + 1
-        os.truncate(path, whole)
 
 
 def _null(value: Any) -> Any:

@@ -14,11 +14,12 @@ from tiny import picture, tiny_checkpoint
 from tiny_pipelines import controlnet, convolutions, ldm
 
 from restoration import drawing
-from restoration.draw_folder import open_run, read_lines
+from restoration.draw_folder import open_run
 from restoration.early_stop import EarlyStop, expected_improvement, t_distribution
 from restoration.restorer import Restorer
 from restoration.rng import candidate_seed
 from restoration.selection import Cascade, best_of_n
+from zoomiqa_reward.json_lines import read_lines
 from zoomiqa_reward.reward import MetricReward
 
 LQ = picture(0, 12, 16)

@@ -220,16 +220,14 @@ def test_options_reach_the_configuration(tmp_path: Path) -> None:
 
 
 def test_finished_lines_are_checked_and_torn_ones_removed(tmp_path: Path) -> None:
-    with LineWriter(tmp_path, 0) as writer:
-        writer.write({"dataset": "d", "id": "ü.png", "rating": math.nan, "list": (1.0, math.inf)})
-    with LineWriter(tmp_path, 1) as writer:
-        writer.write({"dataset": "d", "id": "ü.png", "rating": 2.0})
+    LineWriter(tmp_path, 0).write({"dataset": "d", "id": "ü.png", "rating": math.nan, "list": (1.0, math.inf)})
+    LineWriter(tmp_path, 1).write({"dataset": "d", "id": "ü.png", "rating": 2.0})
     assert read_lines(tmp_path) == {
         ("d", "ü.png"): {"dataset": "d", "id": "ü.png", "rating": None, "list": [1.0, None]}
     }
     with open(tmp_path / "ratings-0001.jsonl", "a") as file:
         file.write('{"dataset": "d"')
-    LineWriter(tmp_path, 1).close()
+    LineWriter(tmp_path, 1)
     assert (tmp_path / "ratings-0001.jsonl").read_text().count("\n") == 1
     with open(tmp_path / "ratings-0001.jsonl", "a") as file:
         file.write('{"dataset": "d"}\n')

@@ -14,7 +14,7 @@ from tiny import make_tiny_checkpoint, picture, tiny_protocol
 from tiny_pipelines import convolutions, sd_x4, small_nano
 
 from restoration.commands.refine import refine as command
-from restoration.draw_folder import open_run, read_lines
+from restoration.draw_folder import open_run
 from restoration.drawing import pixels_digest
 from restoration.fidelity import lr_consistency
 from restoration.refinement import Attempt, journal, refine
@@ -28,6 +28,7 @@ from zoomiqa_reward.checkpoint import load_checkpoint
 from zoomiqa_reward.commands import inputs
 from zoomiqa_reward.generate import Completion, Sampling
 from zoomiqa_reward.images import load_image
+from zoomiqa_reward.json_lines import read_lines
 from zoomiqa_reward.ratings import Ratings
 from zoomiqa_reward.reason import assess_images
 from zoomiqa_reward.reward import MetricReward

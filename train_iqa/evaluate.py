@@ -63,10 +63,10 @@ def _measure(config: EvaluateConfig, iqa: ZoomIQA, chosen: Mapping[str, tuple[La
     mine = todo[state.process_index :: state.num_processes]
     if done and state.is_main_process:
         _say(f"{config.out}: {len(done)} images are there already, {len(todo)} to do")
-    with LineWriter(config.out, state.process_index) as writer:
-        lines = measure_images(iqa, mine, probes, config.asking)
-        for line in tqdm(lines, f"process {state.process_index}", len(mine), disable=None):
-            writer.write(line)
+    writer = LineWriter(config.out, state.process_index)
+    lines = measure_images(iqa, mine, probes, config.asking)
+    for line in tqdm(lines, f"process {state.process_index}", len(mine), disable=None):
+        writer.write(line)
 
 
 def _report(

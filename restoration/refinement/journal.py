@@ -14,10 +14,11 @@ from typing import Any
 
 from PIL import Image
 
-from restoration.draw_folder import append_line, check_settings, read_lines, write_json
+from restoration.draw_folder import check_settings
 from restoration.refinement.records import Refined, Round, round_of, row_of
 from restoration.refinement.strip import strip_of
 from zoomiqa_reward.images import save_png
+from zoomiqa_reward.json_lines import append_line, read_lines, write_json
 
 LINES = "rounds.jsonl"
 

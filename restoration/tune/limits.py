@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from restoration.draw_folder import write_json
 from restoration.metrics import find_metrics
 from restoration.tune.config import MonitorConfig
+from zoomiqa_reward.json_lines import write_json
 
 RESAMPLES = 2000
 SIDES = {"reward": "low", "lr_consistency": "low", "fine_energy": "both", "grid_peak": "high", "gram": "high",

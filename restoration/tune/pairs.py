@@ -132,8 +132,8 @@ def pairs_from_best_of_n(folder: Path, image_lq: Any, *, prompt: str = "", share
     image_lq: the picture that it restored. prompt: as the tuning run will call it. Candidates that are copies of
     another, or were not measured, are left out. Raises ValueError where `image_lq` is another picture.
     """
-    from restoration.draw_folder import read_lines
     from restoration.selection import image_digest
+    from zoomiqa_reward.json_lines import read_lines
 
     image = load_image(image_lq)
     settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"]

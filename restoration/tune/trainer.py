@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from restoration.draw_folder import append_line, check_settings, write_json
+from restoration.draw_folder import check_settings
 from restoration.loading import is_pipeline, load_pipeline
 from restoration.tune.config import Recipe
 from restoration.tune.context import Collected, Part, Tuning
@@ -38,6 +38,7 @@ from restoration.tune.monitor_pictures import plot_reward, save_look, strip
 from restoration.tune.phases import TimeShare
 from restoration.tune.progress import Progress, agree, all_sum, finite, processes, read_rows, trim_rows
 from restoration.weights import weights_digest
+from zoomiqa_reward.json_lines import append_line, write_json
 from zoomiqa_reward.normalise import group_keys
 from zoomiqa_reward.reward import Reward
 from zoomiqa_reward.run_folder import RunFolder, RunningMeans

@@ -6,9 +6,10 @@ line that a kill cut short has no newline at its end: readers skip it and its ow
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
+
+from zoomiqa_reward.json_lines import append_line, cut_half_line
 
 Key = tuple[str, str]
 """Data set, image id."""
@@ -34,30 +35,15 @@ def read_lines(folder: Path) -> dict[Key, dict[str, Any]]:
 
 
 class LineWriter:
-    """Appends lines to the file of one process."""
+    """Appends lines to the file of one process; a line that a kill cut short is removed first."""
 
     def __init__(self, folder: Path, process: int) -> None:
         self.file = folder / f"ratings-{process:04d}.jsonl"
-        self._descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        data = self.file.read_bytes()
-        os.ftruncate(self._descriptor, data.rfind(b"\n") + 1)
+        cut_half_line(self.file)
 
     def write(self, fields: dict[str, Any]) -> None:
         """Append one line; NaN and infinity become null. It is on the disk when this returns."""
-        line = json.dumps(null(fields), ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        if os.write(self._descriptor, line) != len(line):  # the disk is full
-            raise OSError(f"{self.file}: a line was written only in part; make room and start again")
-        os.fsync(self._descriptor)
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
-
-    def __enter__(self) -> "LineWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        append_line(self.file, null(fields))
 
 
 def null(value: Any) -> Any:

@@ -1,0 +1,50 @@
+"""Files of JSON lines, and JSON files, that survive a kill: a line counts once its newline is on the disk."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def append_line(file: Path, row: dict[str, Any]) -> None:
+    """Append one JSON line in one write, and wait until the disk has it."""
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        if os.write(handle, line.encode()) != len(line.encode()):
+            raise OSError(f"{file}: a line was written only in part; make room on the disk and start again")
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def cut_half_line(file: Path) -> None:
+    """Cut off what a kill left without its newline; a missing file stays missing."""
+    if file.exists():
+        held = file.read_bytes()
+        if (whole := held.rfind(b"\n") + 1) < len(held):
+            os.truncate(file, whole)
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file of JSON lines; cut off a last line that a kill left without its end.
+
+    Raises ValueError for a damaged line that is not the last.
+    """
+    if not file.exists():
+        return []
+    cut_half_line(file)
+    rows = []
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}: damaged ({error}); use another folder") from error
+    return rows
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file in one step."""
+    half = file.with_suffix(".tmp")
+    half.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(half, file)
