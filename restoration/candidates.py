@@ -8,6 +8,39 @@ from typing import Any
 
 from PIL import Image
 
+from zoomiqa_reward.ratings import Assessment
+from zoomiqa_reward.sheet import rationale_line
+from zoomiqa_reward.turns import Box, PixelBox
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """Why a candidate got its score, in words and places."""
+
+    rationale: str
+    """One line."""
+    bbox: Box | None = None
+    """Region that round 1 named, as fractions (left, top, right, bottom)."""
+    crop_box: PixelBox | None = None
+    """Region that round 2 looked at, in pixels of the picture."""
+
+    @classmethod
+    def of(cls, answer: Assessment | None) -> "Explanation | None":
+        """Return what an assessment says; None where there is none."""
+        if answer is None or not answer.turns:
+            return None
+        last = answer.turns[-1]
+        crop = answer.turns[1].crop_box if len(answer.turns) > 1 else None
+        return cls(rationale=rationale_line(last.sections, last.text), bbox=answer.turns[0].bbox, crop_box=crop)
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any] | None) -> "Explanation | None":
+        """Return what `dataclasses.asdict` and JSON made of one."""
+        if row is None:
+            return None
+        boxes = {key: None if row[key] is None else tuple(row[key]) for key in ("bbox", "crop_box")}
+        return cls(rationale=row["rationale"], **boxes)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Candidate:
@@ -32,6 +65,8 @@ class Candidate:
     cascade_score: float = math.nan
     """By the cascade's reward; NaN where it was not asked, or could not tell."""
     cascade_error: str | None = None
+    explanation: Explanation | None = None
+    """Of the reward that answers in words; the cascade's where it was asked."""
     rank: int | None = None
     """1 is best; None where not valid."""
     pixels: str | None = None

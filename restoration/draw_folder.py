@@ -11,18 +11,18 @@ kill leaves is at most one picture without a line, which is made again, bit for 
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from restoration.candidates import BestOfN, Candidate
+from restoration.candidates import BestOfN, Candidate, Explanation
 from zoomiqa_reward.images import save_png
 from zoomiqa_reward.json_lines import append_line, read_lines, write_json
-from zoomiqa_reward.sheet import CELL_PX, SheetEntry, contact_sheet
+from zoomiqa_reward.sheet import SheetEntry, contact_sheet
 
 SHEET_CANDIDATES = 24
 """Most pictures on the contact sheet, best first: its memory stays bounded however many were drawn."""
@@ -56,7 +56,7 @@ class DrawFolder:
         return candidate
 
     def add_cascade(self, row: dict[str, Any]) -> None:
-        """Append what the cascade's reward said of a candidate: index, reward (fingerprint), score, error."""
+        """Append what the cascade's reward said: index, reward (fingerprint), score, error, explanation."""
         append_line(self.folder / "cascade.jsonl", row)
         self.cascaded[row["index"], row["reward"]] = row
 
@@ -65,7 +65,8 @@ class DrawFolder:
         if file is not None and not file.exists():
             raise ValueError(f"{file} is missing, though candidates.jsonl lists it: put it back or use another folder")
         score, std = (math.nan if row[key] is None else row[key] for key in ("score", "std"))
-        return Candidate(**(row | {"file": file, "score": score, "std": std}))
+        why = Explanation.from_json(row.get("explanation"))
+        return Candidate(**(row | {"file": file, "score": score, "std": std, "explanation": why}))
 
 
 @contextmanager
@@ -109,7 +110,7 @@ def write_artefacts(result: BestOfN, folder: Path) -> None:
     if result.order[0].valid:
         save_png(result.best.image, folder / "best.png")
     shown = result.order[:SHEET_CANDIDATES]
-    pictures = [_small(one) for one in shown]
+    pictures = [_opener(one) if one.has_image() else None for one in shown]
     save_png(contact_sheet(pictures, [_entry(one) for one in shown]), folder / "sheet.png")
     write_json(folder / "run.json", result.report | {"finished": True})
 
@@ -118,26 +119,23 @@ def record_of(candidate: Candidate, folder: Path | None) -> dict[str, Any]:
     """Return a candidate's line: its fields, NaN as null, the file relative to the folder."""
     row = {one.name: getattr(candidate, one.name) for one in fields(candidate) if one.name not in _NOT_RECORDED}
     row |= {key: row[key] if math.isfinite(row[key]) else None for key in ("score", "std")}
+    row["explanation"] = None if candidate.explanation is None else asdict(candidate.explanation)
     file = candidate.file
     return row | {"file": file.relative_to(folder).as_posix() if file is not None and folder is not None else None}
 
 
-def _small(candidate: Candidate) -> Image.Image | None:
-    if not candidate.has_image():
-        return None
-    picture = candidate.image.copy()
-    if max(picture.size) > CELL_PX:
-        picture.thumbnail((CELL_PX, CELL_PX), Image.Resampling.LANCZOS)
-    return picture
+def _opener(candidate: Candidate) -> Callable[[], Image.Image]:
+    return lambda: candidate.image
 
 
 def _entry(one: Candidate) -> SheetEntry:
     has_cascade = math.isfinite(one.cascade_score)
-    reason = f"seed {one.seed}" + (f", first {one.score:.2f}" if has_cascade else "")
-    rating = one.cascade_score if has_cascade else one.score
+    why = one.explanation or Explanation(rationale="")
+    words = [f"seed {one.seed}" + (f", first {one.score:.2f}" if has_cascade else ""), one.prompt, why.rationale]
     return SheetEntry(
-        name=f"{one.index} {one.restorer}", rating=rating, std=math.nan if has_cascade else one.std, rank=one.rank,
-        valid=one.valid, error=one.error, rationale=f"{reason}, {one.prompt}" if one.prompt else reason,
+        name=f"{one.index} {one.restorer}", rating=one.cascade_score if has_cascade else one.score,
+        std=math.nan if has_cascade else one.std, rank=one.rank, valid=one.valid, error=one.error,
+        rationale=". ".join(text for text in words if text), bbox=why.bbox, crop_box=why.crop_box,
     )  # fmt: skip
 
 

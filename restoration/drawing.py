@@ -4,13 +4,13 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 from PIL import Image
 from torch import Tensor
 
-from restoration.candidates import Candidate, ranked
+from restoration.candidates import Candidate, Explanation, ranked
 from restoration.draw_folder import DrawFolder
 from restoration.early_stop import EarlyStop
 from restoration.hooks import RestorationError
@@ -28,6 +28,16 @@ class Source:
     restorer: Any
     prompt: str | None
     """None: the restorer's own."""
+
+
+class Asked(NamedTuple):
+    """What a reward said of one picture."""
+
+    score: float
+    std: float
+    error: str | None
+    """Why there is no score; score and std are NaN then."""
+    explanation: Explanation | None
 
 
 class Drawing:
@@ -65,15 +75,18 @@ class Drawing:
         for candidate in list(chosen.values())[:top]:
             row = None if self.folder is None else self.folder.cascaded.get((candidate.index, reward.fingerprint))
             if row is None:
-                score, _, error = self._ask(reward, candidate.image, candidate.prompt)
-                row = {"index": candidate.index, "reward": reward.fingerprint,
-                       "score": None if error else score, "error": error}  # fmt: skip
+                said = self._ask(reward, candidate.image, candidate.prompt)
+                why = None if said.explanation is None else asdict(said.explanation)
+                score = None if said.error else said.score
+                row = {"index": candidate.index, "reward": reward.fingerprint, "score": score, "error": said.error,
+                       "explanation": why}  # fmt: skip
                 if self.folder is not None:
                     self.folder.add_cascade(row)
-            score = math.nan if row["score"] is None else row["score"]
+            heard = {"cascade_score": math.nan if row["score"] is None else row["score"], "cascade_error": row["error"]}
+            if row.get("explanation") is not None:
+                heard["explanation"] = Explanation.from_json(row["explanation"])
             self.candidates = [
-                replace(one, cascade_score=score, cascade_error=row["error"]) if one.pixels == candidate.pixels else one
-                for one in self.candidates
+                replace(one, **heard) if one.pixels == candidate.pixels else one for one in self.candidates
             ]
 
     def _chunk(self, chunk: range) -> dict[int, Candidate]:
@@ -118,10 +131,11 @@ class Drawing:
                 yield self._recorded(failed, None)
                 continue
             picture = to_pil(restored.image)
-            score, std, error = self._ask(self.reward, picture, restored.prompt)
+            said = self._ask(self.reward, picture, restored.prompt)
             scored = Candidate(
                 prompt=restored.prompt, batch_position=restored.batch_position, batch_size=restored.batch_size,
-                score=score, std=std, valid=error is None, error=error, pixels=pixels_digest(picture), **known,
+                score=said.score, std=said.std, valid=said.error is None, error=said.error,
+                explanation=said.explanation, pixels=pixels_digest(picture), **known,
             )  # fmt: skip
             yield self._recorded(scored, picture)
 
@@ -145,16 +159,17 @@ class Drawing:
                 return [error]
         return [self._restore(source, [seed])[0] for seed in seeds]  # so that one does not fail the others
 
-    def _ask(self, reward: Reward, picture: Image.Image, prompt: str | None) -> tuple[float, float, str | None]:
-        """Return score, spread and error of one picture; NaN, NaN and the reason where there is no score."""
+    def _ask(self, reward: Reward, picture: Image.Image, prompt: str | None) -> Asked:
+        """Ask a reward about one picture."""
         hr = self.given["hr"]
         scores = reward(
             [load_image(picture)], lq=[self.given["lq"]], hr=None if hr is None else [hr], prompts=[prompt or ""]
         )
+        explanation = Explanation.of((scores.info.get("answers") or [None])[0])
         if bool(scores.valid[0]):
-            return float(scores.value[0]), float(scores.std[0]), None
+            return Asked(float(scores.value[0]), float(scores.std[0]), None, explanation)
         errors = scores.info.get("errors") or [None]
-        return math.nan, math.nan, errors[0] or f"{reward.name} could not measure it"
+        return Asked(math.nan, math.nan, errors[0] or f"{reward.name} could not measure it", explanation)
 
     def _scores(self) -> list[list[float]]:
         return [

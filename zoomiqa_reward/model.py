@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from zoomiqa_reward.protocol.spec import Protocol
 from zoomiqa_reward.ratings import Assessment, Ratings
 from zoomiqa_reward.reason import assess_images
 from zoomiqa_reward.trie import RatingTrie
+
+if TYPE_CHECKING:
+    from zoomiqa_reward.text_server import RemoteZoomIQA
 
 MODES = ("direct", "reason")
 
@@ -56,6 +59,16 @@ class ZoomIQA:
                 attn_implementation=attn_implementation,
             )
         )  # fmt: skip
+
+    @staticmethod
+    def from_server(base_url: str, model: str, **options: Any) -> "RemoteZoomIQA":
+        """Return a model behind an OpenAI-compatible text server; arguments: `text_server.RemoteZoomIQA.from_server`.
+
+        Raises ProtocolError, ValueError, ImportError without the extra `serve`.
+        """
+        from zoomiqa_reward.text_server import RemoteZoomIQA
+
+        return RemoteZoomIQA.from_server(base_url, model, **options)
 
     @property
     def name(self) -> str:
@@ -100,9 +113,9 @@ class ZoomIQA:
         them repeatable. strict: every image alone in its batches. An unreadable answer gives `valid=False`, never
         an exception. Raises ImageError for an image that cannot be read.
         """
-        sampling = self._sampling(temperature, seed, max_new_tokens)
+        sampling = sampling_of(self.protocol, temperature, seed, max_new_tokens)
         found = assess_images(
-            self.checkpoint, _load(images), question=question, rounds=rounds, sampling=sampling,
+            self.checkpoint, load_each(images), question=question, rounds=rounds, sampling=sampling,
             strict=strict, batch_size=batch_size,
         )  # fmt: skip
         return [samples[0] for samples in found]
@@ -150,7 +163,7 @@ class ZoomIQA:
         model = self.checkpoint.model
         with graph_to_pixels(model, gradient_checkpointing=gradient_checkpointing) if grad else torch.no_grad():
             found = rate_direct(
-                self.checkpoint, self.trie, _load(images), question=question, strict=strict, batch_size=batch_size
+                self.checkpoint, self.trie, load_each(images), question=question, strict=strict, batch_size=batch_size
             )
         home = found.mean.device if grad else torch.device("cpu")
         return Ratings(mean=found.mean.to(home), std=found.std.to(home), valid=found.valid.to(home), std_kind="token")
@@ -167,28 +180,42 @@ class ZoomIQA:
         batch_size: int,
         max_new_tokens: int | None,
     ) -> Ratings:
-        if temperature is None:
-            temperature = 0.0 if num_samples == 1 else self.protocol.decoding.temperature or 1.0
-        if num_samples > 1 and temperature == 0:
-            raise ValueError(f"num_samples={num_samples} at temperature 0 would be copies of one answer")
+        temperature = samples_temperature(self.protocol, num_samples, temperature)
         found = assess_images(
-            self.checkpoint, _load(images), question=question, rounds=rounds, num_samples=num_samples,
-            sampling=self._sampling(temperature, seed, max_new_tokens), strict=strict, batch_size=batch_size,
+            self.checkpoint, load_each(images), question=question, rounds=rounds, num_samples=num_samples,
+            sampling=sampling_of(self.protocol, temperature, seed, max_new_tokens), strict=strict,
+            batch_size=batch_size,
         )  # fmt: skip
-        pairs = [_mean_and_std([one.rating for one in samples if one.valid], len(samples)) for samples in found]
+        pairs = [mean_and_std([one.rating for one in samples if one.valid], len(samples)) for samples in found]
         mean = torch.tensor([mean for mean, _ in pairs], dtype=torch.float32)
         std = torch.tensor([std for _, std in pairs], dtype=torch.float32)
-        return Ratings(mean=mean, std=std, valid=~mean.isnan(), std_kind="samples")
-
-    def _sampling(self, temperature: float, seed: int | None, max_new_tokens: int | None) -> Sampling:
-        decoding = self.protocol.decoding
-        return Sampling(
-            temperature=temperature, top_p=decoding.top_p, top_k=decoding.top_k, seed=seed,
-            max_new_tokens=decoding.max_new_tokens if max_new_tokens is None else max_new_tokens,
-        )  # fmt: skip
+        answers = tuple(tuple(samples) for samples in found)
+        return Ratings(mean=mean, std=std, valid=~mean.isnan(), std_kind="samples", answers=answers)
 
 
-def _mean_and_std(ratings: list[float], num_samples: int) -> tuple[float, float]:
+def sampling_of(protocol: Protocol, temperature: float, seed: int | None, max_new_tokens: int | None) -> Sampling:
+    """Return the protocol's decoding at this temperature, with its own limit of tokens unless one is given."""
+    decoding = protocol.decoding
+    return Sampling(
+        temperature=temperature, top_p=decoding.top_p, top_k=decoding.top_k, seed=seed,
+        max_new_tokens=decoding.max_new_tokens if max_new_tokens is None else max_new_tokens,
+    )  # fmt: skip
+
+
+def samples_temperature(protocol: Protocol, num_samples: int, temperature: float | None) -> float:
+    """Return the temperature of `num_samples` answers where None leaves it to the protocol (1 if that is greedy).
+
+    Raises ValueError for several greedy ones.
+    """
+    if temperature is None:
+        temperature = 0.0 if num_samples == 1 else protocol.decoding.temperature or 1.0
+    if num_samples > 1 and temperature == 0:
+        raise ValueError(f"num_samples={num_samples} at temperature 0 would be copies of one answer")
+    return temperature
+
+
+def mean_and_std(ratings: list[float], num_samples: int) -> tuple[float, float]:
+    """Return mean and unbiased standard deviation; NaN where no more than half of the samples gave a rating."""
     if 2 * len(ratings) <= num_samples:
         return math.nan, math.nan
     mean = sum(ratings) / len(ratings)
@@ -206,7 +233,7 @@ def split_images(images: Any) -> list[Any]:
     return [images]
 
 
-def _load(images: Any) -> Iterator[Tensor]:
+def load_each(images: Any) -> Iterator[Tensor]:
     """Yield each image when it is its turn: a thousand paths are not held in memory at once."""
     sources = split_images(images)
     for index, source in enumerate(sources):

@@ -13,7 +13,7 @@ from torch import Tensor
 from zoomiqa_reward.gradients import require_gradient, require_graph
 from zoomiqa_reward.images import ImageError, load_image
 from zoomiqa_reward.model import MODES, ZoomIQA, split_images
-from zoomiqa_reward.ratings import Scores
+from zoomiqa_reward.ratings import Assessment, Scores
 
 NEEDS = frozenset({"lq", "hr", "prompts"})
 
@@ -220,6 +220,7 @@ class ZoomIQAReward:
                 )
             require_gradient(sources)
         errors: list[str | None] = [None] * len(sources)
+        answers: dict[int, Assessment] = {}
         found: dict[int, tuple[Tensor, Tensor]] = {}
         step = 1 if self.strict else int(self._options["batch_size"])
         for start in range(0, len(sources), step):
@@ -229,18 +230,26 @@ class ZoomIQAReward:
                     readable[index] = load_image(sources[index])
                 except ImageError as error:
                     errors[index] = str(error)
-            self._rate(readable, found, errors, grad)
+            self._rate(readable, found, answers, errors, grad)
         home = next((mean.device for mean, _ in found.values()), torch.device("cpu"))
         missing = (torch.tensor(math.nan, device=home),) * 2
         pairs = [found.get(index, missing) for index in range(len(sources))]
         value = torch.stack([mean for mean, _ in pairs]) if pairs else torch.zeros(0)
         std = torch.stack([spread for _, spread in pairs]).detach() if pairs else torch.zeros(0)
-        return Scores(value=value, valid=~value.detach().isnan(), std=std, info={"errors": errors})
+        info: dict[str, Any] = {"errors": errors}
+        if self.mode == "reason":
+            info["answers"] = [answers.get(index) for index in range(len(sources))]
+        return Scores(value=value, valid=~value.detach().isnan(), std=std, info=info)
 
     def _rate(
-        self, images: dict[int, Tensor], found: dict[int, tuple[Tensor, Tensor]], errors: list[str | None], grad: bool
+        self,
+        images: dict[int, Tensor],
+        found: dict[int, tuple[Tensor, Tensor]],
+        answers: dict[int, Assessment],
+        errors: list[str | None],
+        grad: bool,
     ) -> None:
-        """Put (rating, std) of the images, by their places, into `found`, and what went wrong into `errors`."""
+        """Put (rating, std) and the first answer of the images, by their places, into `found` and `answers`."""
         if not images:
             return
         options = self._options | (
@@ -253,10 +262,12 @@ class ZoomIQAReward:
                 errors[next(iter(images))] = str(error)
                 return
             for place, image in images.items():
-                self._rate({place: image}, found, errors, grad)
+                self._rate({place: image}, found, answers, errors, grad)
             return
         for row, place in enumerate(images):
             found[place] = (ratings.mean[row], ratings.std[row])
+            if ratings.answers is not None:
+                answers[place] = ratings.answers[row][0]
             if not bool(ratings.valid[row]):
                 errors[place] = "the answer could not be read as a rating"
 

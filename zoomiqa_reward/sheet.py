@@ -6,7 +6,7 @@ with nearest neighbour, so that the sheet adds no blur of its own to what is to 
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
@@ -48,7 +48,7 @@ class SheetEntry:
 
 
 def contact_sheet(
-    images: Sequence[Image.Image | None],
+    images: Sequence[Image.Image | Callable[[], Image.Image] | None],
     entries: Sequence[SheetEntry],
     path: str | os.PathLike[str] | None = None,
     columns: int | None = None,
@@ -56,7 +56,8 @@ def contact_sheet(
     """Return the sheet as an RGB picture and, with `path`, write it there.
 
     Candidates are laid out row by row, best first; those without a rating come last and say why. `images[k]` belongs
-    to `entries[k]`; None stands for a picture that could not be read.
+    to `entries[k]`; None stands for a picture that could not be read, a function opens one when its turn comes (so
+    that large pictures need not be in memory together).
     Raises ValueError when the two differ in length or are empty.
 
     >>> contact_sheet([Image.new("RGB", (64, 48))], [SheetEntry(name="a", rating=3.2, rank=1)]).mode
@@ -72,7 +73,8 @@ def contact_sheet(
     sheet = Image.new("RGB", (columns * width + MARGIN_PX, rows * height + MARGIN_PX), _BACK)
     for place, k in enumerate(order):
         left, top = MARGIN_PX + place % columns * width, MARGIN_PX + place // columns * height
-        sheet.paste(_card(images[k], entries[k]), (left, top))
+        image = images[k]
+        sheet.paste(_card(image() if callable(image) else image, entries[k]), (left, top))
     if path is not None:
         sheet.save(path)
     return sheet

@@ -1,0 +1,168 @@
+"""What choosing among 8 candidates of the embedded x4 model is worth, judged by FSIM and VIF against the ground truth.
+
+python benchmarks/best_of_n.py --hr DIR [--sets set5 set14 urban30] [--preset mild] [--n 8]
+
+DIR holds one folder of clean photographs a set. Each photograph (its middle, at most 512 px a side) is degraded x4 with
+a seed of its own, restored `--n` times with the pipeline's defaults, and every candidate is scored once by `direct`, by
+`reason` and by NIQE, and judged by FSIM, VIF and PSNR-Y. The choices are made from that table afterwards. Resumable:
+one JSON line a photograph in `--out`.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import write_result
+from tqdm import tqdm
+
+from restoration import Restorer
+from restoration.degradation import degrade
+from restoration.evaluation_pictures import bicubic
+from restoration.metrics import fsim, niqe, psnr_y, vif
+from restoration.rng import candidate_seed
+from restoration.statistics import (
+    best_mean_worst,
+    captured_gain,
+    group_std,
+    mean_interval,
+    paired_test,
+    regret,
+    selected,
+    within_srcc,
+)
+from zoomiqa_reward import ZoomIQA
+from zoomiqa_reward.images import load_image, to_pil
+from zoomiqa_reward.json_lines import append_line, read_lines
+
+JUDGES = {"fsim": fsim, "vif": vif, "psnr_y": psnr_y}
+SCALE = 4
+CASCADE_TOPS = (1, 2, 3)
+
+
+def middle(image: Any, largest: int) -> Any:
+    """Return the middle of a CHW image, sides at most `largest` and multiples of `SCALE`."""
+    sides = [min(side, largest) // SCALE * SCALE for side in image.shape[1:]]
+    top, left = ((whole - part) // 2 for whole, part in zip(image.shape[1:], sides, strict=True))
+    return image[:, top : top + sides[0], left : left + sides[1]]
+
+
+def measured(path: Path, index: int, restorer: Restorer, iqa: ZoomIQA, args: argparse.Namespace) -> dict[str, Any]:
+    """Return one photograph's line: scores and judgements of all candidates, seconds of each way to choose."""
+    hr = middle(load_image(path), args.max_px)
+    lq, _ = degrade(hr, args.preset, seed=args.seed + index, scale=SCALE)
+    plain = bicubic(lq, SCALE)
+    seeds = [candidate_seed(args.seed, k) for k in range(args.n)]
+    seconds = dict.fromkeys(("restore", "direct", "reason", "niqe"), 0.0)
+
+    def timed(what: str, call: Any) -> Any:
+        began = time.perf_counter()
+        found = call()
+        seconds[what] += time.perf_counter() - began
+        return found
+
+    made = timed("restore", lambda: [load_image(to_pil(one.image)) for one in restorer.restore(lq, seeds)])
+    answers = [timed("reason", lambda picture=picture: iqa.assess([picture])[0]) for picture in made]
+    row: dict[str, Any] = {"image": f"{path.parent.name}/{path.name}", "pixels": list(hr.shape[1:]), "seconds": seconds}
+    row["direct"] = [float(timed("direct", lambda p=p: iqa.rate([p], strict=True)).mean[0]) for p in made]
+    row["reason"] = [answer.rating if answer.valid else None for answer in answers]
+    row["niqe"] = [-timed("niqe", lambda p=p: niqe(p)) for p in made]
+    for name, judge in JUDGES.items():
+        row[name] = [judge(picture, hr) for picture in made]
+        row[f"{name}_bicubic"] = judge(plain, hr)
+    row["direct_bicubic"], row["direct_hr"] = (float(iqa.rate([p], strict=True).mean[0]) for p in (plain, hr))
+    return row
+
+
+def cascade(direct: Any, reason: Any, top: int) -> Any:
+    """Return scores whose order is the cascade's: the `top` by `direct` in the order of `reason`, then the others."""
+    place = (-direct).argsort(axis=1, kind="stable").argsort(axis=1)
+    return np.where(place < top, 100 + reason + 1e-4 * direct, direct)
+
+
+def choices(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what each way to choose gives under each judge, and the cascade against full `reason`."""
+    table = {name: np.array([row[name] for row in rows], dtype=float) for name in ("direct", "reason", "niqe", *JUDGES)}
+    table["reason"] = np.nan_to_num(table["reason"], nan=0.0)  # an unreadable answer is last, as in best_of_n
+    # Answers have two decimals: of equal ones the better `direct` rating decides, as in the cascade.
+    ways = {"direct": table["direct"], "reason": table["reason"] + 1e-4 * table["direct"], "niqe": table["niqe"]}
+    ways |= {f"cascade_{top}": cascade(table["direct"], table["reason"], top) for top in CASCADE_TOPS}
+    total = {name: sum(row["seconds"][name] for row in rows) for name in rows[0]["seconds"]}
+    count = table["direct"].shape[1]
+    result: dict[str, Any] = {}
+    for judge in ("fsim", "vif"):
+        scores = table[judge]
+        result[judge] = {"pool": best_mean_worst(scores), "g_std": group_std(scores)}
+        for name, way in ways.items():
+            result[judge][name] = {
+                "captured_gain": captured_gain(scores, way),
+                "regret": regret(scores, way),
+                "within_srcc": within_srcc(scores, way),
+            }
+        gains = [captured_gain(scores, draw).value for draw in np.random.default_rng(0).random((500, *scores.shape))]
+        result[judge]["random"] = {
+            "captured_gain": [float(np.mean(gains)), *map(float, np.percentile(gains, [2.5, 97.5]))],
+            "regret": float((scores.max(axis=1) - scores.mean(axis=1)).mean()),
+        }
+        for top in CASCADE_TOPS:
+            gap = paired_gain(scores, ways[f"cascade_{top}"], ways["reason"])
+            time_share = (total["direct"] + top / count * total["reason"]) / total["reason"]
+            result[judge][f"cascade_{top}"] |= {"minus_reason": gap, "time_over_reason": time_share}
+    for name in JUDGES:
+        plain = [row[f"{name}_bicubic"] for row in rows]
+        result[f"{name}_mean_minus_bicubic"] = paired_test(table[name].mean(axis=1), plain).difference
+        picked = paired_test(selected(table[name], table["direct"]), plain).difference
+        result[f"{name}_chosen_minus_bicubic"] = picked
+    result["rating"] = {
+        "pool": best_mean_worst(table["direct"]),
+        "bicubic": mean_interval([row["direct_bicubic"] for row in rows]),
+        "hr": mean_interval([row["direct_hr"] for row in rows]),
+    }
+    return result | {"seconds_an_image": {name: round(value / len(rows), 2) for name, value in total.items()}}
+
+
+def paired_gain(scores: Any, first: Any, second: Any, draws: int = 2000) -> list[float]:
+    """Return the difference of two ways' captured gain and its 95 % interval, images resampled for both at once."""
+    pool, oracle = scores.mean(axis=1), scores.max(axis=1)
+    gained = selected(scores, first) - selected(scores, second)
+
+    def difference(index: Any) -> float:
+        return float(gained[index].sum() / (oracle - pool)[index].sum())
+
+    rng, every = np.random.default_rng(0), np.arange(len(scores))
+    drawn = [difference(rng.choice(every, len(every))) for _ in range(draws)]
+    return [difference(every), *map(float, np.percentile(drawn, [2.5, 97.5]))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hr", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", default=["set5", "set14", "urban30"])
+    parser.add_argument("--preset", default="mild")
+    parser.add_argument("--n", type=int, default=8)
+    parser.add_argument("--max-px", type=int, default=512)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--restorer", default="nano")
+    parser.add_argument("--out", type=Path, default=Path("runs/best_of_n"))
+    parser.add_argument("--name", default="best_of_n")
+    args = parser.parse_args()
+    paths = [path for name in args.sets for path in sorted((args.hr / name).glob("*.png"))]
+    iqa, restorer = ZoomIQA.from_pretrained(args.model), Restorer.from_pretrained(args.restorer)
+    args.out.mkdir(parents=True, exist_ok=True)
+    lines = args.out / f"{args.preset}.jsonl"
+    rows = read_lines(lines)
+    for index, path in enumerate(tqdm(paths, desc=args.preset)):
+        if index >= len(rows):
+            append_line(lines, measured(path, index, restorer, iqa, args))
+    rows = read_lines(lines)
+    result = {
+        "images": len(rows), "unreadable_answers": sum(row["reason"].count(None) for row in rows), "n": args.n,
+        "preset": args.preset, "max_px": args.max_px, "model": iqa.name, "restorer": restorer.name,
+    }  # fmt: skip
+    write_result(args.name, result | choices(rows))
+
+
+if __name__ == "__main__":
+    main()
