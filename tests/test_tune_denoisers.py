@@ -57,11 +57,22 @@ def sd3():
     )  # fmt: skip
 
 
+def controlnet(kind="StableDiffusionControlNetImg2ImgPipeline"):
+    """A ControlNet pipeline with the sampler that its noise needs."""
+    import diffusers
+
+    pipeline = tiny_pipelines.controlnet()
+    return getattr(diffusers, kind)(**pipeline.components, requires_safety_checker=False)
+
+
 PIPELINES = {
     "nano": (nano, {}, "v"),
     "ldm": (tiny_pipelines.ldm, {}, "epsilon"),
     "sd_x4": (tiny_pipelines.sd_x4, {}, "v"),
     "sd_x4_guided": (tiny_pipelines.sd_x4, {"guidance_scale": 3.0}, "v"),
+    "controlnet": (controlnet, {"scale": 2, "strength": 0.7}, "epsilon"),
+    "controlnet_guided": (controlnet, {"scale": 2, "strength": 0.7, "guidance_scale": 2.0}, "epsilon"),
+    "controlnet_from_noise": (partial(controlnet, "StableDiffusionControlNetPipeline"), {"scale": 2}, "epsilon"),
     "sd3": (sd3, {"scale": 2, "strength": 0.7}, "flow"),
 }
 LQ = torch.rand(1, 3, 10, 9, generator=torch.Generator().manual_seed(3))
@@ -184,6 +195,25 @@ def test_guidance_mixes_both_texts():
     assert torch.allclose(guided.predict(x, time, rows[1]), without + 3 * (with_text - without), atol=1e-4)
 
 
+def test_the_control_picture_counts_and_its_network_is_not_tuned():
+    denoiser = made("controlnet")
+    rows = [denoiser.encode(lq, [""], generators(1)) for lq in (LQ, 1 - LQ)]
+    x, time = torch.randn(1, *denoiser.noise_shape(rows[0])), torch.tensor(500)
+    with torch.no_grad():
+        swapped = replace(rows[0], given=rows[0].given | {"control": rows[1].given["control"]})
+        assert not torch.allclose(denoiser.predict(x, time, rows[0]), denoiser.predict(x, time, swapped), atol=1e-4)
+    assert not any(part.requires_grad for part in denoiser.pipeline.controlnet.parameters())
+
+
+def test_an_img2img_path_is_a_tail_and_starts_at_the_picture():
+    whole, tail = made("controlnet_from_noise"), made("controlnet")
+    assert len(whole.path(10)) == 10
+    assert len(tail.path(10)) == 7
+    condition = tail.encode(LQ, [""], generators(1))
+    start = tail.begin(torch.zeros(1, *tail.noise_shape(condition)), condition, tail.path(10))
+    assert torch.allclose(start, condition.given["start"] * float(tail.path(10).alphas[0]), atol=1e-5)
+
+
 def test_old_starts_equal_follows_slowly_and_is_not_trained():
     denoiser = made("nano", (POLICY, OLD))
     module = denoiser.module
@@ -255,7 +285,8 @@ def test_a_state_of_another_rank_is_refused():
 def test_an_unknown_pipeline_names_the_known_ones():
     with pytest.raises(ValueError, match=r"StableDiffusionLatentUpscalePipeline cannot be tuned: known are .*NanoSR"):
         denoiser_of(tiny_pipelines.latent_x2())
-    with pytest.raises(ValueError, match="strength=0"):
-        denoiser_of(sd3(), strength=0)
+    for build in (sd3, controlnet):
+        with pytest.raises(ValueError, match="strength=0"):
+            denoiser_of(build(), strength=0)
     with pytest.raises(ValueError, match="only a single one"):
         Condition(lq=torch.zeros(2, 3, 4, 4)).repeat(3)

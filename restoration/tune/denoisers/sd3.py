@@ -13,6 +13,7 @@ from torch import Tensor
 from restoration.tune.denoiser import Condition, Denoiser, framed, hooked
 from restoration.tune.parametrisation import noisy
 from restoration.tune.paths import Path, Schedule
+from restoration.tune.vae import from_latent, to_latent
 
 PIPELINES = ("StableDiffusion3Img2ImgPipeline",)
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -75,19 +76,14 @@ class SD3Denoiser:
 
     def decode(self, x0: Tensor, condition: Condition) -> Tensor:
         """See `Denoiser`."""
-        vae = self.pipeline.vae
-        latents = x0 / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-        whole = vae.decode(latents.to(vae.dtype)).sample.float()
         height, width = (self.scale * side for side in condition.lq.shape[-2:])
-        return (whole / 2 + 0.5).clamp(0, 1)[..., :height, :width]
+        return from_latent(self.pipeline.vae, x0)[..., :height, :width]
 
     def encode_target(self, pictures: Tensor, condition: Condition) -> Tensor:
         """The mode of the VAE's latent."""
-        vae = self.pipeline.vae
         height, width = pictures.shape[-2:]
-        whole = framed(pictures, height + -height % self.patch_px, width + -width % self.patch_px) * 2 - 1
-        latents = vae.encode(whole.to(vae.dtype)).latent_dist.mode().float()
-        return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+        whole = framed(pictures, height + -height % self.patch_px, width + -width % self.patch_px)
+        return to_latent(self.pipeline.vae, whole)
 
     def features(self, pictures: Tensor, condition: Condition) -> list[Tensor]:
         """What the VAE encoder's blocks put out."""

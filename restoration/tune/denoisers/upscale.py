@@ -14,6 +14,7 @@ from torch import Tensor
 from restoration.tune.denoiser import Condition, Denoiser, framed, hooked
 from restoration.tune.paths import Path, Schedule
 from restoration.tune.sampling import draw
+from restoration.tune.vae import from_latent, to_latent
 
 PIPELINES = ("StableDiffusionUpscalePipeline",)
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -84,17 +85,13 @@ class UpscaleDenoiser:
 
     def decode(self, x0: Tensor, condition: Condition) -> Tensor:
         """See `Denoiser`."""
-        vae = self.pipeline.vae
         height, width = (self.scale * side for side in condition.lq.shape[-2:])
-        whole = vae.decode((x0 / vae.config.scaling_factor).to(vae.dtype)).sample.float()
-        return (whole / 2 + 0.5).clamp(0, 1)[..., :height, :width]
+        return from_latent(self.pipeline.vae, x0)[..., :height, :width]
 
     def encode_target(self, pictures: Tensor, condition: Condition) -> Tensor:
         """The mode of the VAE's latent."""
-        vae = self.pipeline.vae
         whole = framed(pictures, *(self.scale * side for side in condition.given["noised"].shape[-2:]))
-        latents = vae.encode((whole * 2 - 1).to(vae.dtype)).latent_dist.mode()
-        return latents.float() * vae.config.scaling_factor
+        return to_latent(self.pipeline.vae, whole)
 
     def features(self, pictures: Tensor, condition: Condition) -> list[Tensor]:
         """What the VAE encoder's blocks put out."""
