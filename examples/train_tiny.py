@@ -16,9 +16,9 @@ from restoration.demo import bundled_photograph
 from train_iqa import grpo, sft
 from train_iqa.datasets import IqaDataset, LabelledImage, Scale
 from train_iqa.recipes import nano
-from train_iqa.rl.metrics import read_log
 from train_iqa.rows.conversations import Conversation, write_conversations
 from train_iqa.sft import ConversationSource
+from train_iqa.training.metrics import read_log
 from zoomiqa_reward.images import load_image, save_png
 
 SIDE_PX = 112

@@ -13,10 +13,10 @@ from train_iqa import grpo, sft
 from train_iqa.datasets import IqaDataset, LabelledImage, Scale, Source
 from train_iqa.grpo import GrpoConfig
 from train_iqa.recipes import RECIPES, own_protocol
-from train_iqa.rl.config_file import read_config
-from train_iqa.rl.metrics import read_log
 from train_iqa.rows.conversations import Conversation, write_conversations
 from train_iqa.sft import ConversationSource, SftConfig
+from train_iqa.training.config_file import read_config
+from train_iqa.training.metrics import read_log
 from zoomiqa_reward.checkpoint import load_checkpoint
 from zoomiqa_reward.images import save_png
 from zoomiqa_reward.protocol import Protocol
@@ -130,7 +130,7 @@ def test_accelerate_reads_every_shipped_configuration(path):
     wanted = {"ddp": "MULTI_GPU", "fsdp": "FSDP", "deepspeed_zero2": "DEEPSPEED", "deepspeed_zero3": "DEEPSPEED"}
     assert found.distributed_type.value == wanted[path.stem]
     if path.stem == "fsdp":
-        from train_iqa.rl.policy import LANGUAGE_LAYERS  # its layers are those of models that we know
+        from train_iqa.training.policy import LANGUAGE_LAYERS  # its layers are those of models that we know
 
         assert found.fsdp_config["fsdp_version"] == 2
         assert "Qwen2_5_VLDecoderLayer" in found.fsdp_config["fsdp_transformer_layer_cls_to_wrap"]

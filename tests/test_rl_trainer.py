@@ -17,11 +17,11 @@ from train_iqa import grpo
 from train_iqa.datasets import IqaDataset, LabelledImage, Scale
 from train_iqa.grpo import GrpoConfig, Trainer
 from train_iqa.rl.coverage import KlConfig
-from train_iqa.rl.learner import ModelConfig, make_accelerator, seed_of
-from train_iqa.rl.metrics import MetricLog, read_log
-from train_iqa.rl.policy import TuningConfig
 from train_iqa.rl.rewards import RewardConfig
 from train_iqa.rl.statistics import rationale, trajectory_statistics
+from train_iqa.training.learner import ModelConfig, make_accelerator, seed_of
+from train_iqa.training.metrics import MetricLog, read_log
+from train_iqa.training.policy import TuningConfig
 from zoomiqa_reward.checkpoint import load_checkpoint
 from zoomiqa_reward.images import save_png
 

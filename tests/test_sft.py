@@ -14,9 +14,6 @@ from tiny import make_tiny_checkpoint, picture, tiny_checkpoint
 from train_iqa import sft
 from train_iqa.degradations import Record, Step
 from train_iqa.labels import LabelScale
-from train_iqa.rl.learner import ModelConfig
-from train_iqa.rl.metrics import read_log
-from train_iqa.rl.policy import TuningConfig
 from train_iqa.rows.completions import answer_logprobs, collate_completions, complete, micro_batches
 from train_iqa.rows.conversations import (
     Conversation,
@@ -29,6 +26,9 @@ from train_iqa.rows.schedule import plan_rows
 from train_iqa.rows.turn_rows import DIRECT, ROUND1, ROUND2, build_row, estimate_length
 from train_iqa.sft import ConversationSource, SftConfig
 from train_iqa.synthetic import Sample
+from train_iqa.training.learner import ModelConfig
+from train_iqa.training.metrics import read_log
+from train_iqa.training.policy import TuningConfig
 from zoomiqa_reward.checkpoint import load_checkpoint
 from zoomiqa_reward.direct import trie_of
 from zoomiqa_reward.model import ZoomIQA

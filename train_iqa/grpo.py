@@ -22,23 +22,23 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from train_iqa.datasets import IqaDataset, LabelledImage, Source, load_datasets, select
-from train_iqa.rl.command import run_trainer
 from train_iqa.rl.coverage import KlConfig, clip_cov_mask, covariance, coverage_mask, quadrant_counts
 from train_iqa.rl.generation import Generation, make_generation, page_groups
-from train_iqa.rl.learner import ModelConfig, load_base, make_accelerator, make_learner, seed_of
 from train_iqa.rl.loss import clipped_loss, k3, mismatch_weight, old_policy_penalty, rows_loss
-from train_iqa.rl.metrics import MetricLog
 from train_iqa.rl.page import write_page
-from train_iqa.rl.policy import TuningConfig, answering, save_policy
 from train_iqa.rl.reference import AdapterOff, FrozenCopy
 from train_iqa.rl.resampling import ResamplingConfig, draw_images
 from train_iqa.rl.rewards import RewardConfig, all_rewards, format_reward
 from train_iqa.rl.rollout import roll_out
-from train_iqa.rl.run_state import RunState, open_run
 from train_iqa.rl.statistics import mean_over_processes, token_mean, trajectory_statistics
-from train_iqa.rl.updates import gather_rows, optimizer_step, pad_parts, total_of
 from train_iqa.rows.completions import TrainingRow, answer_logprobs, collate_completions, micro_batches
 from train_iqa.rows.schedule import plan_rows
+from train_iqa.training.command import run_trainer
+from train_iqa.training.learner import ModelConfig, load_base, make_accelerator, make_learner, seed_of
+from train_iqa.training.metrics import MetricLog
+from train_iqa.training.policy import TuningConfig, answering, save_policy
+from train_iqa.training.run_state import RunState, open_run
+from train_iqa.training.updates import gather_rows, optimizer_step, pad_parts, total_of
 from zoomiqa_reward.generate import Sampling, suppressed_tokens
 from zoomiqa_reward.images import load_image
 

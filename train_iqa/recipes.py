@@ -10,9 +10,9 @@ from pathlib import Path
 from train_iqa.grpo import GrpoConfig
 from train_iqa.rationale import DIRECT_PREFIX, nano_protocol
 from train_iqa.rl.coverage import KlConfig
-from train_iqa.rl.learner import ModelConfig
-from train_iqa.rl.policy import TuningConfig
 from train_iqa.sft import SftConfig
+from train_iqa.training.learner import ModelConfig
+from train_iqa.training.policy import TuningConfig
 from zoomiqa_reward.protocol import Decoding, Prompt, Protocol, ViewPolicy
 
 KONIQ_TRAINING = 7058

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from train_iqa.pretrain import cosine_lr
-from train_iqa.rl.command import run_trainer
-from train_iqa.rl.learner import ModelConfig, load_base, make_accelerator, make_learner, seed_of
-from train_iqa.rl.metrics import MetricLog
-from train_iqa.rl.policy import TuningConfig, save_policy
-from train_iqa.rl.run_state import RunState, open_run
-from train_iqa.rl.updates import optimizer_step, total_of
 from train_iqa.rows.completions import TrainingRow, answer_logprobs, collate_completions, micro_batches
 from train_iqa.rows.conversations import Conversation, read_conversations
 from train_iqa.rows.schedule import plan_rows
 from train_iqa.rows.turn_rows import DIRECT, build_row, estimate_length, row_kinds
+from train_iqa.training.command import run_trainer
+from train_iqa.training.learner import ModelConfig, load_base, make_accelerator, make_learner, seed_of
+from train_iqa.training.metrics import MetricLog
+from train_iqa.training.policy import TuningConfig, save_policy
+from train_iqa.training.run_state import RunState, open_run
+from train_iqa.training.updates import optimizer_step, total_of
 from zoomiqa_reward.direct import trie_of
 
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from train_iqa.rl.policy import trained_parameters
+from train_iqa.training.policy import trained_parameters
 
 
 def optimizer_step(

@@ -20,7 +20,7 @@ import transformers
 from accelerate import Accelerator
 from torch import nn
 
-from train_iqa.rl.policy import TrainedWeights
+from train_iqa.training.policy import TrainedWeights
 from zoomiqa_reward.run_folder import RunFolder
 
 FREE_FIELDS = ("out", "save_every", "page_every", "tensorboard")

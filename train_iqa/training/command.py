@@ -18,7 +18,7 @@ def run_trainer(
     its `data` of one `--data`. ValueError and FloatingPointError become a message on stderr and exit code 1.
     """
     from train_iqa.recipes import RECIPES
-    from train_iqa.rl.config_file import read_config
+    from train_iqa.training.config_file import read_config
 
     parser = argparse.ArgumentParser(prog=f"python -m train_iqa.{name}", description=description)
     parser.add_argument("config", nargs="?", type=Path, help=f"YAML or JSON file with the fields of {kind.__name__}")
