@@ -20,7 +20,7 @@ from train_iqa.synthetic import list_photographs
 from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.images import load_image
 
-STEPS = (1e-2, 1e-3, 1e-4)
+STEPS = (1e-2, 1e-3, 1e-4, 3e-5)
 """Sizes of a step; what they measure depends on the direction, see `check`. All are reported: a rating that is rough at
 the largest agrees only at smaller ones, and for a single pixel float32 shows at the smallest."""
 ALONG = ("largest_pixel", "length")

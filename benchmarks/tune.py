@@ -1,0 +1,142 @@
+"""Five ways to tune the embedded x4 model on the rating, against best-of-8 of the base, judged by what no rating saw.
+
+python benchmarks/tune.py run METHOD --images DIR --hr DIR [--seed 0] [--rounds N] [--out runs/tune]
+python benchmarks/tune.py table [--out runs/tune]
+
+METHOD: base, sft, dpo, grpo, nft, reward_gradient; or laplacian, niqe: GRPO on that reward alone, to see the alarm come.
+`run` trains (resumed where it was), then restores the middle of each evaluation picture with fixed seeds and measures.
+`table` gathers all runs: means over seeds of training and pictures, intervals over pictures.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import write_result
+from tqdm import tqdm
+
+from restoration import Restorer
+from restoration.datasets import degraded_folder
+from restoration.metrics import as_reward, measure
+from restoration.rng import candidate_seed
+from restoration.statistics import mean_interval, paired_test
+from restoration.tune import load_examples, tune
+from restoration.tune.config import MonitorConfig
+from restoration.tune.data import crop
+from restoration.tune.recipes import find_recipe
+from zoomiqa_reward import ZoomIQA, ZoomIQAReward
+from zoomiqa_reward.check import find_reward
+from zoomiqa_reward.images import load_image, to_pil
+from zoomiqa_reward.json_lines import write_json
+
+METHODS = ("base", "sft", "dpo", "grpo", "nft", "reward_gradient")
+HACKS = ("laplacian", "niqe")
+METRICS = ("fsim", "vif", "haarpsi", "psnr_y", "lr_consistency", "niqe")
+PRESET, EVAL_LR_PX, NUM_SEEDS = "mild", 48, 8
+
+
+def recipe_of(method: str, seed: int, rounds: int | None) -> Any:
+    """Return the method's recipe; the hackable rewards run with GRPO and a monitor that does not watch NIQE."""
+    changes: dict[str, Any] = {"seed": seed} | ({} if rounds is None else {"rounds": rounds})
+    recipe = find_recipe(f"nano_{'grpo' if method in HACKS else method}", **changes)
+    metrics = ("fsim", "vif", "psnr_y") if method in HACKS else ("fsim", "vif", "psnr_y", "niqe")
+    return replace(recipe, name=f"{recipe.name}_{method}", monitor=MonitorConfig(metrics=metrics, num_seeds=2))
+
+
+def reward_of(method: str, recipe: Any, iqa: ZoomIQA) -> Any:
+    """Return what the method is trained on."""
+    if method == "laplacian":
+        return find_reward("zoomiqa_reward.check.baselines:laplacian")
+    return as_reward("niqe") if method == "niqe" else recipe.reward(iqa)
+
+
+def evaluated(restorer: Restorer, examples: list[Any], iqa: ZoomIQA) -> list[dict[str, Any]]:
+    """Return one row a picture: for each measure the values of its `NUM_SEEDS` restorations."""
+    reward, rows = ZoomIQAReward(iqa), []
+    for example in tqdm(examples, desc="evaluation"):
+        seeds = [candidate_seed(99, k) for k in range(NUM_SEEDS)]
+        pictures = [load_image(to_pil(one.image)) for one in restorer.restore(example.lq, seeds)]
+        found = [measure(METRICS, picture, hr=example.hr, lq=example.lq) for picture in pictures]
+        row: dict[str, Any] = {name: [one[name].value for one in found] for name in METRICS}
+        rows.append(row | {"name": example.name, "rating": reward(pictures).value.tolist()})
+    return rows
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train and evaluate one method with one seed."""
+    iqa = ZoomIQA.from_pretrained("nano")
+    folder = args.out / f"{args.method}-{args.seed}"
+    held_out = [crop(one, EVAL_LR_PX) for name in args.sets for one in
+                load_examples(degraded_folder(args.hr / name, PRESET, scale=4, seed=1))]  # fmt: skip
+    report: dict[str, Any] = {"method": args.method, "seed": args.seed}
+    if args.method == "base":
+        restorer = Restorer.from_pretrained("nano")
+    else:
+        recipe = recipe_of(args.method, args.seed, args.rounds)
+        whole = load_examples(degraded_folder(args.images, PRESET, scale=4, seed=0).take(args.limit))
+        result = tune(recipe, whole[:-8], reward_of(args.method, recipe, iqa), folder / "run", validation=whole[-8:])
+        restorer = result.restorer()
+        first = json.loads((folder / "run" / "result.json").read_text())["first_alarm_round"]
+        report |= {"rounds": result.rounds, "best_round": result.best_round, "alarms": list(result.alarms),
+                   "first_alarm_round": first, "seconds": result.seconds}  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "evaluation.json", report | {"rows": evaluated(restorer, held_out, iqa)})
+
+
+def table(args: argparse.Namespace) -> None:
+    """Gather `evaluation.json` of all runs."""
+    runs = [json.loads(file.read_text()) for file in sorted(args.out.glob("*/evaluation.json"))]
+    base = next(one for one in runs if one["method"] == "base")["rows"]
+    found: dict[str, Any] = {}
+    for method in (*METHODS, *HACKS):
+        mine = [one for one in runs if one["method"] == method]
+        if mine:
+            means = {name: np.mean([[np.mean(row[name]) for row in one["rows"]] for one in mine], axis=0)
+                     for name in ("rating", *METRICS)}  # fmt: skip
+            found[method] = against(means, base) | {
+                "seeds": len(mine), "by_seed": {name: [float(np.mean([np.mean(row[name]) for row in one["rows"]]))
+                                                       for one in mine] for name in ("rating", "fsim", "vif")},
+                **{key: [one.get(key) for one in mine] for key in ("rounds", "best_round", "first_alarm_round", "seconds")},
+            }  # fmt: skip
+    picks = [int(np.argmax(row["rating"])) for row in base]
+    found["best_of_8"] = against({name: np.array([row[name][k] for row, k in zip(base, picks, strict=True)])
+                                  for name in ("rating", *METRICS)}, base)  # fmt: skip
+    write_result("tune", {"pictures": len(base), "restorations_a_picture": NUM_SEEDS, "preset": PRESET, "runs": found})
+
+
+def against(means: dict[str, Any], base: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return each measure's mean and its difference to the base's mean restoration, with intervals over pictures."""
+    return {
+        name: {
+            "mean": mean_interval(values),
+            "minus_base": paired_test(values, [np.mean(row[name]) for row in base]).difference,
+        }
+        for name, values in means.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("run")
+    one.add_argument("method", choices=(*METHODS, *HACKS))
+    one.add_argument("--images", type=Path, required=True, help="folder of photographs to learn on")
+    one.add_argument("--hr", type=Path, required=True, help="folder of sets of photographs to be judged on")
+    one.add_argument("--sets", nargs="+", default=["set5", "set14"])
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--rounds", type=int)
+    one.add_argument("--limit", type=int, default=72, help="photographs to learn on, 8 of them for the monitor")
+    one.set_defaults(do=run)
+    gather = commands.add_parser("table")
+    gather.set_defaults(do=table)
+    for each in (one, gather):
+        each.add_argument("--out", type=Path, default=Path("runs/tune"))
+    args = parser.parse_args()
+    args.do(args)
+
+
+if __name__ == "__main__":
+    main()
