@@ -96,11 +96,11 @@ def table(args: argparse.Namespace) -> None:
         if mine:
             means = {name: np.mean([[np.mean(row[name]) for row in one["rows"]] for one in mine], axis=0)
                      for name in ("rating", *METRICS)}  # fmt: skip
-            found[method] = against(means, base) | {
-                "seeds": len(mine), "by_seed": {name: [float(np.mean([np.mean(row[name]) for row in one["rows"]]))
-                                                       for one in mine] for name in ("rating", "fsim", "vif")},
-                **{key: [one.get(key) for one in mine] for key in ("rounds", "best_round", "first_alarm_round", "seconds")},
-            }  # fmt: skip
+            known = ("rounds", "best_round", "first_alarm_round", "seconds")
+            by_seed = {name: [float(np.mean([np.mean(row[name]) for row in one["rows"]])) for one in mine]
+                       for name in ("rating", "fsim", "vif")}  # fmt: skip
+            found[method] = against(means, base) | {"seeds": len(mine), "by_seed": by_seed}
+            found[method] |= {key: [one.get(key) for one in mine] for key in known}
     picks = [int(np.argmax(row["rating"])) for row in base]
     found["best_of_8"] = against({name: np.array([row[name][k] for row, k in zip(base, picks, strict=True)])
                                   for name in ("rating", *METRICS)}, base)  # fmt: skip
