@@ -3,7 +3,7 @@
 python benchmarks/tune.py run METHOD --images DIR --hr DIR [--seed 0] [--rounds N] [--out runs/tune]
 python benchmarks/tune.py table [--out runs/tune]
 
-METHOD: base, sft, dpo, grpo, nft, reward_gradient; or laplacian, niqe: GRPO on that reward alone, to see the alarm come.
+METHOD: base, sft, dpo, grpo, nft, reward_gradient; or laplacian, niqe: GRPO on that reward alone, until its alarm.
 `run` trains (resumed where it was), then restores the middle of each evaluation picture with fixed seeds and measures.
 `table` gathers all runs: means over seeds of training and pictures, intervals over pictures.
 """
