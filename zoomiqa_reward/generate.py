@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from zoomiqa_reward.checkpoint import VISION_TOKENS, Checkpoint
+from zoomiqa_reward.ratings import RatingSpread
 from zoomiqa_reward.rows import Row, collate
 
 
@@ -39,6 +40,10 @@ class Completion:
     text: str
     is_truncated: bool
     """It ran into `max_new_tokens` before it ended."""
+    spread: RatingSpread | None = None
+    """Distribution at the rating's tokens, where the writer tells it; `generate` does not."""
+    failure: str | None = None
+    """Why there is no answer at all (a server's error); `text` is then empty."""
 
 
 Generate = Callable[[Checkpoint, Sequence[Row], Sampling], list[Completion]]

@@ -71,6 +71,11 @@ class ZoomIQA:
         return RemoteZoomIQA.from_server(base_url, model, **options)
 
     @property
+    def differentiable(self) -> bool:
+        """Whether `rate(grad=True)` works in mode `direct`: it does for a model in this process."""
+        return True
+
+    @property
     def name(self) -> str:
         """The checkpoint's short name, with its adapter's."""
         return self.checkpoint.name

@@ -185,8 +185,8 @@ class ZoomIQAReward:
 
     @property
     def differentiable(self) -> bool:
-        """Whether grad=True works: in mode `direct`; text has no gradient."""
-        return self.mode == "direct"
+        """Whether grad=True works: in mode `direct` of a model in this process; text has no gradient."""
+        return self.mode == "direct" and self.iqa.differentiable
 
     @property
     def fingerprint(self) -> str:
@@ -269,7 +269,8 @@ class ZoomIQAReward:
             if ratings.answers is not None:
                 answers[place] = ratings.answers[row][0]
             if not bool(ratings.valid[row]):
-                errors[place] = "the answer could not be read as a rating"
+                known = ratings.errors[row] if ratings.errors else None
+                errors[place] = known or "the answer could not be read as a rating"
 
 
 def source_fingerprint(fn: Callable[..., Any]) -> str:

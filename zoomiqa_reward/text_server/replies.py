@@ -1,0 +1,99 @@
+"""What one chat completion says: its text, whether it was cut, and the log-probabilities where there are any.
+
+The reply is read from the JSON itself, field by field: what a server that is only nearly compatible leaves out or
+gets wrong must be named, not filled in. Source: OpenAI's reference of chat completions (shape of `choices`).
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+class ReplyError(ValueError):
+    """A reply that is no chat completion; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """One token that was written, and what else might have stood there."""
+
+    text: bytes
+    logprob: float
+    """Natural logarithm, at most 0."""
+    alternatives: tuple[tuple[bytes, float], ...]
+    """(text, logprob) of the likeliest tokens there; whether the one written is among them is the server's matter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """One answer of a text server."""
+
+    text: str
+    is_truncated: bool
+    """It ran into the limit of tokens."""
+    tokens: tuple[Token, ...] | None
+    """None: the server told no log-probabilities."""
+
+
+def read_reply(body: str, think_join: tuple[str, str]) -> Reply:
+    """Return the first choice of a chat completion.
+
+    Servers with a reasoning parser take the text inside <think> out of the answer and drop the tags with the white
+    space around them; it is put back as think_join[0] + reasoning + think_join[1] + answer. An answer that ended
+    inside its reasoning gets no second part. Raises ReplyError.
+    """
+    try:
+        data = json.loads(body)
+    except ValueError as error:
+        raise ReplyError(f"is not JSON: {_short(body)}") from error
+    try:
+        choice = data["choices"][0]
+        message, reason = choice["message"], choice.get("finish_reason")
+        content, reasoning = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ReplyError(f"holds no choices[0].message: {_short(body)}") from error
+    if content is None and reasoning is None:
+        refusal = message.get("refusal")
+        raise ReplyError(f"holds no text{f': {_short(refusal)}' if refusal else ''}")
+    if not isinstance(content or "", str) or not isinstance(reasoning or "", str):
+        raise ReplyError(f"holds a text that is none: {_short(content)}, {_short(reasoning)}")
+    text = content or ""
+    if reasoning:
+        text = think_join[0] + reasoning + (think_join[1] + text if text else "")
+    return Reply(text=text, is_truncated=reason == "length", tokens=_tokens(choice.get("logprobs")))
+
+
+def _tokens(logprobs: Any) -> tuple[Token, ...] | None:
+    content = logprobs.get("content") if isinstance(logprobs, dict) else logprobs
+    if not content:
+        return None
+    try:
+        return tuple(
+            Token(
+                text=_text(one),
+                logprob=_logprob(one),
+                alternatives=tuple((_text(other), _logprob(other)) for other in one.get("top_logprobs") or ()),
+            )
+            for one in content
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ReplyError(f"holds log-probabilities that cannot be read: {_short(content)}") from error
+
+
+def _text(entry: dict[str, Any]) -> bytes:
+    """Return the token's bytes: a token may be a part of a character, which its text cannot show."""
+    raw = entry.get("bytes")
+    return entry["token"].encode() if raw is None else bytes(raw)
+
+
+def _logprob(entry: dict[str, Any]) -> float:
+    value = float(entry["logprob"])
+    if math.isnan(value) or value > 1e-3:  # a server's rounding may leave a hair above 0
+        raise ValueError(f"{value} is no log-probability")
+    return min(value, 0.0)
+
+
+def _short(value: object, limit: int = 120) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."
