@@ -57,21 +57,19 @@ def concurrent(url: str, token: str, images: list[Tensor], *, batched: bool) -> 
         return value, time.monotonic() - began
 
 
-def replica_pids() -> list[int]:
-    """Return the processes of this server's replicas, by the titles that Ray gives them; for Linux."""
+def replica_pids(app_name: str) -> list[int]:
+    """Return the processes of a server's replicas, by the titles that Ray gives them; Linux."""
     found = []
-    for entry in filter(str.isdigit, os.listdir("/proc")):
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            process = Path("/proc") / entry
-            is_replica = process.joinpath("cmdline").read_bytes().startswith(b"ray::ServeReplica:zoomiqa-")
-            if is_replica and os.getsid(int(entry)) == os.getsid(0):
-                found.append(int(entry))
+            if process.joinpath("cmdline").read_bytes().startswith(f"ray::ServeReplica:{app_name}".encode()):
+                found.append(int(process.name))
     return found
 
 
-def kill_under_load(url: str, token: str, images: list[Tensor], expected: Tensor) -> dict[str, Any]:
+def kill_under_load(server: RewardServer, token: str, images: list[Tensor], expected: Tensor) -> dict[str, Any]:
     """Kill one replica while requests without and with retries are answered; compare every value."""
-    pids = replica_pids()
+    url, pids = server.url, replica_pids(server.app_name)
     done = {1: 0, 4: 0}
     kinds: dict[str, int] = {}
     counts = {"wrong": 0, "lost_without_retries": 0, "lost_with_retries": 0}
@@ -124,7 +122,7 @@ def main() -> None:
         concurrent(server.url, token, images[:8], batched=False)  # warm
         strict, strict_s = concurrent(server.url, token, images, batched=False)
         batched, batched_s = concurrent(server.url, token, images, batched=True)
-        killed = kill_under_load(server.url, token, images, expected)
+        killed = kill_under_load(server, token, images, expected)
     write_result(
         "serving",
         {

@@ -72,6 +72,21 @@ def repeatability_rows(r: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def serving_rows(s: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `serving`."""
+    killed, equal = s["replica_killed"], "yes" if s["strict_bit_equal"] else "NO"
+    lost = f"{killed['wrong']}; {killed['lost_without_retries']}, {killed['lost_with_retries']} of {killed['answers']}"
+    speeds = ", ".join(f"{s[key]:.1f}" for key in ("local_one_by_one_per_s", "strict_per_s", "batched_per_s"))
+    return [
+        (
+            f"server: {s['requests']} concurrent requests bit-equal to local; batched difference",
+            f"{equal}; {s['batched_max_difference']:.0e}",
+        ),
+        ("server, a replica killed under load: wrong; lost without, with retries", lost),
+        (f"images/s: local one by one, served strict, served batched ({s['replicas']} replicas)", speeds),
+    ]
+
+
 def memory_rows(memory: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, figure) of `memory`."""
     size = " x ".join(map(str, memory["pixels"]))
@@ -93,6 +108,7 @@ PARTS = {
     "repeatability": repeatability_rows,
     "memory": memory_rows,
     "ladders": ladder_rows,
+    "serving": serving_rows,
 }
 
 

@@ -1,0 +1,42 @@
+"""Ray, imported when a server starts and not before, with what it must find in the environment then.
+
+What the user has set stays.
+
+Seen in ray 2.60: usage statistics are sent unless switched off; worker processes get niceness 15, so replicas starve
+beside anything else that computes; ports are opened on all interfaces (the switch below is the one that keeps Ray on
+loopback on a laptop); and a cluster without a token of its own writes one to ~/.ray.
+"""
+
+import os
+import secrets
+import sys
+import warnings
+from typing import Any
+
+_AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+def import_ray(*, own_cluster: bool) -> tuple[Any, Any]:
+    """Return the modules (ray, ray.serve). own_cluster: one that this process starts for itself, closed to others.
+
+    A program that has imported ray already keeps what Ray read then: its ports may be open, behind Ray's own token.
+    Raises ModuleNotFoundError where the extra `serve` is not installed.
+    """
+    _prepare(own_cluster=own_cluster)
+    with warnings.catch_warnings():
+        # ray 2.60 declares its settings in a way that pydantic 2.14 warns of.
+        message = "Using extra keyword arguments on `Field`"
+        warnings.filterwarnings("ignore", message=message, category=DeprecationWarning)
+        import ray
+        from ray import serve
+    return ray, serve
+
+
+def _prepare(*, own_cluster: bool) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    if not own_cluster or "ray" in sys.modules:
+        return
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # false: a node's address is 127.0.0.1
+    if not any(name in os.environ for name in _AUTHENTICATION):
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

@@ -1,0 +1,236 @@
+"""`RemoteReward`: a reward that is computed by a server, with the interface of one that is not."""
+
+import math
+import os
+import random
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from zoomiqa_reward.images import ImageError
+from zoomiqa_reward.model import split_images
+from zoomiqa_reward.ratings import Scores
+from zoomiqa_reward.serving.connection import Connections
+from zoomiqa_reward.serving.errors import FingerprintError, ServingError
+from zoomiqa_reward.serving.wire import SAFETENSORS_TYPE, TRANSPORTS, Item, Row, encode_picture, encode_request
+
+TOKEN_VARIABLE = "ZOOMIQA_TOKEN"
+CHUNK_IMAGES = 16
+"""Images of one request, at most: the pixels of few are in memory at once, and little is sent again."""
+_HEADER_BYTES = 4096  # of a request beyond its pixels, with room to spare for the names of `CHUNK_IMAGES`
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 10.0
+_STOPS = ("unauthorized", "fingerprint_mismatch")  # no image's failure: the set-up is wrong
+
+
+class RemoteReward:
+    """The reward that the server at `url` serves. It needs no extra.
+
+    Scores equal those of the same reward in this process bit for bit, where the server's replicas use as many torch
+    threads and the same libraries; with batched=True they agree within 1e-4. The fingerprint is that of the reward
+    itself, so caches are shared. What fails for a reason of the moment (a replica died, the server is busy or not
+    there) is sent again, with growing waits; what still has no value is NaN with `valid=False`.
+    """
+
+    higher_is_better = True
+    differentiable = False
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        fingerprint: str | None = None,
+        batched: bool = False,
+        transport: str = "auto",
+        attempts: int = 4,
+        connections: int = 4,
+        timeout_s: float = 330.0,
+    ) -> None:
+        """Ask the server at `url` (`http://host:port`) what it serves.
+
+        token: by default the environment's ZOOMIQA_TOKEN. fingerprint: refuse any other model; without it the one
+        found now is kept to, also when the server is restarted. transport: `auto` sends PNG where it is exact and
+        raw floats otherwise; `png` and `float` as they say. attempts: how often an image is sent at most.
+        connections: requests at a time. timeout_s: of each wait for the network; above the server's compute_timeout_s.
+        Raises FingerprintError, ServingError (unauthorized, unavailable, ...), ValueError.
+        """
+        if transport not in TRANSPORTS:
+            raise ValueError(f"transport={transport!r}: must be one of {', '.join(TRANSPORTS)}")
+        if attempts < 1 or connections < 1:
+            raise ValueError(f"attempts={attempts}, connections={connections}: must be at least 1")
+        self.url = url.rstrip("/")
+        self.batched = batched
+        self.transport = transport
+        self._attempts = attempts
+        self._workers = connections
+        self._connections = Connections(
+            self.url, token=os.environ.get(TOKEN_VARIABLE) if token is None else token, timeout_s=timeout_s
+        )
+        try:
+            self.info: dict[str, Any] = self._retried(lambda: self._connections.ask("GET", "/info"))
+            """What the server says of itself: `/info`."""
+            self._read_info()
+            if fingerprint is not None and fingerprint != self.fingerprint:
+                raise FingerprintError(
+                    f"{self.url} serves {self.name!r} with {self.fingerprint}, expected {fingerprint}"
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_info(self) -> None:
+        try:
+            low, high = self.info["score_range"]
+            self.score_range = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
+            self.name = str(self.info["name"])
+            self.fingerprint = str(self.info["fingerprint_batched" if self.batched else "fingerprint"])
+            self.deterministic = bool(self.info["deterministic"])
+            self.needs = frozenset(self.info["needs"])
+            self._max_body_bytes = int(self.info["limits"]["max_body_bytes"])
+            self._chunk = min(CHUNK_IMAGES, int(self.info["limits"]["max_images"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ServingError("bad_reply", f"{self.url}/info is not a reward server's ({error!r})") from error
+
+    def __call__(self, images: Any, lq: Any = None, hr: Any = None, prompts: Sequence[str] | None = None) -> Scores:
+        """Return the scores, in order, on the CPU; `info["kinds"]` holds the kind of each error beside `errors`.
+
+        Raises FingerprintError where the server's model has changed, ServingError where it no longer takes the token,
+        ValueError where something needed is missing or too short. All else is an image's own failure.
+        """
+        sources = split_images(images)
+        given = self._needed(len(sources), lq=lq, hr=hr, prompts=prompts)
+        starts = range(0, len(sources), self._chunk)
+
+        def answer(start: int) -> list[Row]:
+            places = range(start, min(start + self._chunk, len(sources)))
+            return self._answer([(sources[k], {key: items[k] for key, items in given.items()}) for k in places])
+
+        with ThreadPoolExecutor(self._workers) as pool:
+            rows = [row for chunk in pool.map(answer, starts) for row in chunk]
+        return Scores(
+            value=torch.tensor([row.value for row in rows], dtype=torch.float32),
+            std=torch.tensor([row.std for row in rows], dtype=torch.float32),
+            valid=torch.tensor([row.valid for row in rows], dtype=torch.bool),
+            info={
+                "errors": [row.error and f"{row.error['type']}: {row.error['message']}" for row in rows],
+                "kinds": [row.error and row.error["type"] for row in rows],
+            },
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._connections.close()
+
+    def __enter__(self) -> "RemoteReward":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _needed(self, count: int, **given: Any) -> dict[str, list[Any]]:
+        found = {}
+        for key in sorted(self.needs):
+            if given[key] is None:
+                raise ValueError(f"reward {self.name!r} needs {key}=")
+            found[key] = split_images(given[key])
+            if len(found[key]) != count:
+                raise ValueError(f"reward {self.name!r}: {key} holds {len(found[key])} for {count} images")
+        return found
+
+    def _answer(self, sources: Sequence[tuple[Any, dict[str, Any]]]) -> list[Row]:
+        """Return one row a source; those that cannot be read here are not sent."""
+        rows: dict[int, Row] = {}
+        items: dict[int, Item] = {}
+        for place, (source, given) in enumerate(sources):
+            try:
+                item = self._item(source, given)
+            except ImageError as error:
+                rows[place] = Row.failed("unreadable_image", str(error))
+                continue
+            if _size(item) > self._max_body_bytes:
+                rows[place] = Row.failed("too_large", f"{_size(item)} bytes; the server takes {self._max_body_bytes}")
+            else:
+                items[place] = item
+        for places in self._requests(items):
+            rows.update(self._send({place: items[place] for place in places}))
+        return [rows[place] for place in range(len(sources))]
+
+    def _item(self, source: Any, given: dict[str, Any]) -> Item:
+        pictures = {key: encode_picture(given[key], self.transport) for key in ("lq", "hr") if key in given}
+        prompt = str(given["prompts"]) if "prompts" in given else None
+        return Item(image=encode_picture(source, self.transport), prompt=prompt, **pictures)
+
+    def _requests(self, items: dict[int, Item]) -> Iterator[list[int]]:
+        """Yield the places of one request after another, each within the server's limit of bytes."""
+        places: list[int] = []
+        held = 0
+        for place, item in items.items():
+            if places and held + _size(item) > self._max_body_bytes:
+                yield places
+                places, held = [], 0
+            places.append(place)
+            held += _size(item)
+        if places:
+            yield places
+
+    def _send(self, items: dict[int, Item]) -> dict[int, Row]:
+        """Return the rows of one request; images that failed for a reason of the moment are sent again."""
+        rows: dict[int, Row] = {}
+        for attempt in range(self._attempts):
+            waiting = [place for place in items if place not in rows or _may_be_retried(rows[place])]
+            if not waiting:
+                break
+            if attempt:
+                time.sleep(_wait_s(attempt, None))
+            try:
+                found = self._retried(lambda: self._post([items[place] for place in waiting]))  # noqa: B023
+            except ServingError as error:
+                if error.kind in _STOPS:
+                    raise
+                found = [Row(error=error.as_json())] * len(waiting)
+                rows.update(zip(waiting, found, strict=True))
+                break
+            rows.update(zip(waiting, found, strict=True))
+        return rows
+
+    def _post(self, items: Sequence[Item]) -> list[Row]:
+        path = "/score?batched=1" if self.batched else "/score"
+        headers = {"Content-Type": SAFETENSORS_TYPE, "Zoomiqa-Fingerprint": self.fingerprint}
+        reply = self._connections.ask("POST", path, encode_request(items), headers)
+        if reply.get("fingerprint") != self.fingerprint:
+            raise FingerprintError(f"{self.url} answered with {reply.get('fingerprint')}, expected {self.fingerprint}")
+        found = reply.get("images")
+        if not isinstance(found, list) or len(found) != len(items):
+            raise ServingError("bad_reply", f"{len(items)} images were sent, and not as many answers came")
+        return [Row.from_json(fields) for fields in found]
+
+    def _retried(self, ask: Any) -> Any:
+        """Return ask()'s answer; a whole request that may be sent again is, `attempts` times in all."""
+        for attempt in range(1, self._attempts + 1):
+            try:
+                return ask()
+            except ServingError as error:
+                if error.kind == "fingerprint_mismatch":
+                    raise FingerprintError(f"{self.url}: {error.message}") from error
+                if not error.retryable or attempt == self._attempts:
+                    raise
+                time.sleep(_wait_s(attempt, error.retry_after_s))
+        raise AssertionError("attempts is at least 1")
+
+
+def _size(item: Item) -> int:
+    prompt = len(item.prompt.encode()) * 6 if item.prompt else 0  # JSON writes a character in at most 6 bytes
+    return sum(len(picture.data) for picture in item.pictures.values()) + prompt + _HEADER_BYTES
+
+
+def _may_be_retried(row: Row) -> bool:
+    return row.error is not None and bool(row.error["retryable"])
+
+
+def _wait_s(attempt: int, asked_s: float | None) -> float:
+    """Return how long to wait: doubling, and spread so that many clients do not come back at once."""
+    longest = min(_LONGEST_WAIT_S, max(_FIRST_WAIT_S * 2**attempt, asked_s or 0.0))
+    return longest * random.uniform(0.5, 1.0)

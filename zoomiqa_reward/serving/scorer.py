@@ -1,0 +1,103 @@
+"""What one replica does: build the reward once, then answer image by image or batch by batch.
+
+It knows nothing of Ray. All computing happens in one thread of its own, with a fixed number of torch threads: two
+calls at once would share cores, and another number of threads may change the last bits of a value.
+"""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoomiqa_reward.images import ImageError
+from zoomiqa_reward.reward import Reward
+from zoomiqa_reward.serving.spec import RewardSpec
+from zoomiqa_reward.serving.wire import Item, Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A row, and whose it is: a replica that came back with other weights must not pass unnoticed."""
+
+    row: Row
+    fingerprint: str
+
+
+class Scorer:
+    """A reward that answers `Item`s with `Answer`s, in order."""
+
+    def __init__(self, spec: RewardSpec, threads: int) -> None:
+        """Build the reward; `threads` is torch's number of threads. Raises what `RewardSpec.build` raises."""
+        self._spec = spec
+        self._threads = threads
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="scorer")
+        self._strict, self._batched = self._worker.submit(self._build).result()
+
+    def _build(self) -> tuple[Reward, Reward]:
+        torch.set_num_threads(self._threads)  # counts for the thread that it is called in, too
+        return self._spec.build()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `/info` shows of the reward; an unbounded end of the score range is None."""
+        reward = self._strict
+        return {
+            "name": reward.name,
+            "higher_is_better": True,
+            "score_range": [end if math.isfinite(end) else None for end in reward.score_range],
+            "deterministic": reward.deterministic,
+            "needs": sorted(reward.needs),
+            "fingerprint": reward.fingerprint,
+            "fingerprint_batched": self._batched.fingerprint,
+            "threads": self._threads,
+            "reward": self._spec.as_json(),
+            "versions": {name: version(name) for name in ("zoomiqa-reward", "torch", "transformers")},
+        }
+
+    async def score(self, items: Sequence[Item], *, batched: bool) -> list[Answer]:
+        """Return one answer an item. Raises what the reward raises, which is its bug and fails these items."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._worker, self._score, items, batched)
+
+    def _score(self, items: Sequence[Item], batched: bool) -> list[Answer]:
+        reward = self._batched if batched else self._strict
+        loaded: dict[int, dict[str, Tensor]] = {}
+        rows: list[Row] = [Row()] * len(items)
+        for place, item in enumerate(items):
+            try:
+                loaded[place] = {part: picture.load() for part, picture in item.pictures.items()}
+            except ImageError as error:
+                rows[place] = Row.failed("unreadable_image", str(error))
+        if loaded:
+            for place, row in zip(loaded, self._measure(reward, items, loaded), strict=True):
+                rows[place] = row
+        return [Answer(row=row, fingerprint=reward.fingerprint) for row in rows]
+
+    def _measure(self, reward: Reward, items: Sequence[Item], loaded: dict[int, dict[str, Tensor]]) -> list[Row]:
+        given: dict[str, Any] = {
+            name: [parts[name] for parts in loaded.values()] for name in ("lq", "hr") if name in reward.needs
+        }
+        if "prompts" in reward.needs:
+            given["prompts"] = [items[place].prompt for place in loaded]
+        with torch.no_grad():
+            scores = reward([parts["image"] for parts in loaded.values()], **given)
+        errors = scores.info.get("errors") or [None] * len(loaded)
+        return [
+            _row(*one)
+            for one in zip(scores.value.tolist(), scores.std.tolist(), scores.valid.tolist(), errors, strict=True)
+        ]
+
+    def close(self) -> None:
+        """End the thread."""
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+
+def _row(value: float, std: float, valid: bool, error: str | None) -> Row:
+    if valid and math.isfinite(value):
+        return Row(value=value, std=std, valid=True)
+    return Row.failed("not_measured", error or f"the reward returned {value}")

@@ -1,0 +1,69 @@
+"""Which reward a server serves: plain values, which travel to every replica, and how a replica builds it."""
+
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from zoomiqa_reward.reward import Reward
+
+ZOOMIQA = "zoomiqa"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSpec:
+    """A reward by name. All but `reward` and `search_path` belong to `zoomiqa`, the model."""
+
+    reward: str = ZOOMIQA
+    """`zoomiqa`, a metric of restoration.metrics (`niqe`), or `package.module:factory`."""
+    model: str = "nano"
+    """`nano`, a hub id, or a folder that every replica can read."""
+    mode: str = "direct"
+    """`direct` or `reason`."""
+    question: str | None = None
+    num_samples: int = 1
+    """Answers drawn for one rating in mode `reason`."""
+    device: str | None = None
+    adapter: str | None = None
+    protocol: str | None = None
+    search_path: str | None = None
+    """Folder in which a replica looks for `package.module` besides the installed ones."""
+
+    def __post_init__(self) -> None:
+        if self.reward == ZOOMIQA:
+            return
+        own = ("model", "mode", "question", "num_samples", "device", "adapter", "protocol")
+        for name in own:
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise ValueError(f"{name}={getattr(self, name)!r} belongs to reward='zoomiqa', not to {self.reward!r}")
+
+    def build(self) -> tuple[Reward, Reward]:
+        """Return the reward that answers strictly and the one that answers batches; they may be the same.
+
+        Raises what loading a model raises, ValueError for a name that leads to no reward.
+        """
+        if self.reward == ZOOMIQA:
+            from zoomiqa_reward import ZoomIQA, ZoomIQAReward
+
+            iqa = ZoomIQA.from_pretrained(
+                self.model, device=self.device, adapter=self.adapter, protocol=self.protocol
+            )  # fmt: skip
+            asked: dict[str, Any] = {"question": self.question, "num_samples": self.num_samples}
+            return (
+                ZoomIQAReward(iqa, self.mode, strict=True, **asked),
+                ZoomIQAReward(iqa, self.mode, strict=False, batch_size=MAX_BATCH, **asked),
+            )
+        from zoomiqa_reward.check import find_reward
+
+        if self.search_path is not None and self.search_path not in sys.path:
+            sys.path.insert(0, self.search_path)
+        found = find_reward(self.reward)
+        return found, found
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `/info` tells of it: no paths of the server's disk beyond the names given."""
+        fields = asdict(self) if self.reward == ZOOMIQA else {"reward": self.reward}
+        return {key: value for key, value in fields.items() if value is not None and key != "search_path"}
+
+
+MAX_BATCH = 32
+"""Images of one forward pass, at most; `Limits.batch_pixels` usually ends a batch earlier."""

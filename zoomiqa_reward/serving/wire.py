@@ -1,0 +1,232 @@
+"""The format of requests and replies, simple enough to write a client in any language.
+
+A request's body is **one safetensors file** (8 bytes little-endian length, a JSON header, raw data). Tensors are named
+by the image's place: `0`, `1`, ...; what it was made from and what it should be, for rewards that need them, `lq.0`
+and `hr.0`. Each is one of
+
+- `F32` of shape [3, H, W] or [1, H, W]: RGB or grey in [0, 1], the pixels as they are;
+- `U8` of shape [N]: the N bytes of a PNG file.
+
+Prompts are texts in the header's `__metadata__`: `prompt.0`, ... Nothing is unpickled, and JPEG is refused: both
+sides see the same pixels, bit for bit, or an error. A single PNG may also be the whole body (`image/png`).
+
+A reply is JSON: `fingerprint`, `batched`, and `images`, one object an image in order with `value`, `std`, `valid` and
+`error`. Numbers are float32 values written so that reading them as doubles and rounding to float32 gives the same
+bits; NaN is null.
+"""
+
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
+from torch import Tensor
+
+from zoomiqa_reward.images import ImageError, load_image, to_pil
+from zoomiqa_reward.serving.errors import ServingError
+from zoomiqa_reward.serving.limits import Limits
+
+SAFETENSORS_TYPE = "application/x-safetensors"
+PNG_TYPE = "image/png"
+TRANSPORTS = ("auto", "png", "float")
+MAX_HEADER_BYTES = 1 << 20
+"""Of the safetensors header: names, shapes and prompts."""
+PARTS = ("image", "lq", "hr")
+
+_NAME = re.compile(r"(?:(lq|hr)\.)?(0|[1-9][0-9]{0,5})")
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_LEVEL = 1  # of zlib: the higher ones take longer than sending what they save
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One picture as it travels."""
+
+    data: bytes
+    """A PNG file, or float32 little-endian values in C order."""
+    shape: tuple[int, ...] | None = None
+    """CHW of the values; None: `data` is a PNG file."""
+
+    def size(self) -> tuple[int, int]:
+        """Return (width, height) without decoding. Raises ImageError for what is no PNG file."""
+        if self.shape is not None:
+            return self.shape[2], self.shape[1]
+        head = self.data[:24]
+        if len(head) < 24 or head[:8] != _PNG_SIGNATURE or head[12:16] != b"IHDR":
+            raise ImageError("not a PNG file: send PNG or raw floats; JPEG and others would change the pixels")
+        return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+
+    def load(self) -> Tensor:
+        """Return the float32 CHW image in [0, 1], by the rules of `load_image`. Raises ImageError."""
+        if self.shape is not None:
+            return load_image(torch.from_numpy(np.frombuffer(self.data, dtype="<f4").reshape(self.shape).copy()))
+        self.size()
+        try:
+            with Image.open(io.BytesIO(self.data), formats=("PNG",)) as image:
+                return load_image(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise error if isinstance(error, ImageError) else ImageError(f"damaged PNG file: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One image to be scored, with what the reward needs beside it."""
+
+    image: Picture
+    lq: Picture | None = None
+    hr: Picture | None = None
+    prompt: str | None = None
+
+    @property
+    def pictures(self) -> dict[str, Picture]:
+        """The pictures that are there, by their part."""
+        return {name: picture for name in PARTS if (picture := getattr(self, name)) is not None}
+
+
+def encode_picture(source: Any, transport: str = "auto") -> Picture:
+    """Return an image (anything `load_image` takes) ready to travel.
+
+    png: as a PNG file, refused where 8 bits do not hold the pixels exactly; float: as float32 values; auto: PNG where
+    it is exact, float32 otherwise. Raises ImageError, ValueError for another transport.
+    """
+    if transport not in TRANSPORTS:
+        raise ValueError(f"transport={transport!r}: must be one of {', '.join(TRANSPORTS)}")
+    tensor = load_image(source).detach().cpu().contiguous()
+    if transport != "float":
+        picture = to_pil(tensor)
+        if torch.equal(load_image(picture), tensor):
+            out = io.BytesIO()
+            picture.save(out, format="PNG", compress_level=_PNG_LEVEL)
+            return Picture(data=out.getvalue())
+        if transport == "png":
+            raise ImageError("8 bits do not hold these pixels exactly; send them with transport='float' or 'auto'")
+    return Picture(data=tensor.numpy().astype("<f4", copy=False).tobytes(), shape=tuple(tensor.shape))
+
+
+def encode_request(items: Sequence[Item]) -> bytes:
+    """Return the body of a request."""
+    tensors, prompts = {}, {}
+    for place, item in enumerate(items):
+        for part, picture in item.pictures.items():
+            values = np.frombuffer(picture.data, dtype=np.uint8 if picture.shape is None else "<f4")
+            name = str(place) if part == "image" else f"{part}.{place}"
+            tensors[name] = values if picture.shape is None else values.reshape(picture.shape)
+        if item.prompt is not None:
+            prompts[f"prompt.{place}"] = item.prompt
+    return save(tensors, metadata=prompts or None)
+
+
+def decode_request(body: bytes, content_type: str, limits: Limits) -> list[Item]:
+    """Return the images of a request. Raises ServingError: malformed, too_large, unsupported_media_type.
+
+    Checked here: the format and what the limits say. Whether a PNG or its values can be used shows when it is loaded,
+    and concerns that image alone.
+    """
+    if content_type == PNG_TYPE:
+        items = [Item(image=Picture(data=body))]
+    elif content_type == SAFETENSORS_TYPE:
+        items = _items(*_parse(body))
+    else:
+        raise ServingError(
+            "unsupported_media_type", f"{content_type or 'no Content-Type'!r}: send {SAFETENSORS_TYPE} or {PNG_TYPE}"
+        )
+    if len(items) > limits.max_images:
+        raise ServingError("too_large", f"{len(items)} images; at most {limits.max_images} a request")
+    for place, item in enumerate(items):
+        for part, picture in item.pictures.items():
+            try:
+                width, height = picture.size()
+            except ImageError:  # this image's own failure, told when it is loaded
+                continue
+            if width * height > limits.max_pixels:
+                raise ServingError(
+                    "too_large", f"{part} {place} has {width}x{height} pixels; at most {limits.max_pixels}"
+                )
+    return items
+
+
+def _parse(body: bytes) -> tuple[dict[str, Picture], dict[str, str]]:
+    """Return the pictures by name, and the header's texts."""
+    length = int.from_bytes(body[:8], "little")
+    if len(body) < 8 or length > min(MAX_HEADER_BYTES, len(body) - 8):
+        raise ServingError("malformed", "not a safetensors file: its first 8 bytes give no length of a header in it")
+    try:
+        tensors = deserialize(body)
+        texts = json.loads(body[8 : 8 + length]).get("__metadata__") or {}
+    except (SafetensorError, ValueError) as error:
+        raise ServingError("malformed", f"not a safetensors file: {error}") from error
+    pictures = {}
+    for name, tensor in tensors:
+        kind, shape = tensor["dtype"], tuple(tensor["shape"])
+        if kind == "U8" and len(shape) == 1:
+            pictures[name] = Picture(data=bytes(tensor["data"]))
+        elif kind == "F32" and len(shape) == 3 and shape[0] in (1, 3) and min(shape) > 0:
+            pictures[name] = Picture(data=bytes(tensor["data"]), shape=shape)
+        else:
+            raise ServingError(
+                "malformed", f"tensor {name!r} is {kind} {list(shape)}: must be F32 [3, H, W] or [1, H, W], or U8 [N]"
+            )
+    return pictures, texts
+
+
+def _items(pictures: dict[str, Picture], texts: dict[str, str]) -> list[Item]:
+    for name in pictures:
+        if not _NAME.fullmatch(name):
+            raise ServingError("malformed", f"tensor {name!r}: names are '0', '1', ..., and 'lq.0', 'hr.0', ...")
+    count = sum(name.isdigit() for name in pictures)
+    expected = {f"{prefix}{place}" for prefix in ("", "lq.", "hr.") for place in range(count)}
+    if count == 0 or not set(pictures) <= expected or not all(str(place) in pictures for place in range(count)):
+        raise ServingError(
+            "malformed", f"{count} images: they must be named '0' to '{max(count - 1, 0)}', none left out"
+        )
+    if unknown := sorted(set(texts) - {f"prompt.{place}" for place in range(count)}):
+        raise ServingError("malformed", f"text {unknown[0]!r}: only 'prompt.0', ... belong to {count} images")
+    return [
+        Item(
+            image=pictures[str(place)], lq=pictures.get(f"lq.{place}"), hr=pictures.get(f"hr.{place}"),
+            prompt=texts.get(f"prompt.{place}"),
+        )
+        for place in range(count)
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One image's answer."""
+
+    value: float = math.nan
+    std: float = math.nan
+    valid: bool = False
+    error: dict[str, Any] | None = None
+    """`ServingError.as_json()`; None exactly where valid."""
+
+    @classmethod
+    def failed(cls, kind: str, message: str) -> "Row":
+        """Return the answer for an image without a value."""
+        return cls(error=ServingError(kind, message).as_json())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the object of a reply, NaN as None."""
+        value, std = (number if math.isfinite(number) else None for number in (self.value, self.std))
+        return {"value": value, "std": std, "valid": self.valid, "error": self.error}
+
+    @classmethod
+    def from_json(cls, fields: Any) -> "Row":
+        """Return the answer that a reply holds. Raises ServingError (bad_reply) for anything else."""
+        try:
+            value, std, error = fields["value"], fields["std"], fields["error"]
+            if fields["valid"] is True and error is None and math.isfinite(value):
+                return cls(value=float(value), std=math.nan if std is None else float(std), valid=True)
+            if fields["valid"] is False and value is None and isinstance(error["type"], str):
+                return cls(error={key: error[key] for key in ("type", "message", "retryable")})
+        except (KeyError, TypeError, ValueError):
+            pass
+        raise ServingError("bad_reply", f"no answer for an image: {str(fields)[:200]}")
