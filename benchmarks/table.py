@@ -94,6 +94,89 @@ def memory_rows(memory: dict[str, Any]) -> list[tuple[str, str]]:
     return [(f"{size} image: peak memory over idle, time", figure)]
 
 
+def spread(found: list[float], digits: int = 2) -> str:
+    """Return `0.41 [0.30, 0.52]` of (value, low, high, ...)."""
+    value, low, high = found[:3]
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def best_of_n_rows(b: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `best_of_n`."""
+    found = []
+    for judge in ("fsim", "vif"):
+        one = b[judge]
+        gains = [f"{way} {spread(one[way]['captured_gain'])}" for way in ("direct", "reason", "niqe", "random")]
+        title = f"best of {b['n']} of {b['images']} photographs x4"
+        found.append((f"{title}: captured gain, {judge.upper()}", "; ".join(gains)))
+        agree = [f"{way} {spread(one[way]['within_srcc'])}" for way in ("direct", "reason", "niqe")]
+        found.append((f"the same: SRCC within a photograph's candidates, {judge.upper()}", "; ".join(agree)))
+        few = {top: one[f"cascade_{top}"] for top in (1, 2, 3)}
+        cascade = [f"top {k}: {spread(c['minus_reason'])} at {c['time_over_reason']:.2f}" for k, c in few.items()]
+        found.append((f"cascade less `reason`, captured gain {judge.upper()}, at share of its time", "; ".join(cascade)))
+    pool = [f"{name.upper()} {spread(b[f'{name}_mean_minus_bicubic'], 3)}" for name in ("fsim", "vif")]
+    pool.append(f"PSNR-Y {spread(b['psnr_y_mean_minus_bicubic'])} dB")
+    found.append(("embedded x4 model less bicubic, mean candidate", "; ".join(pool)))
+    deviations = [f"{name.upper()} {b[name]['g_std'][0]:.4f}" for name in ("fsim", "vif")]
+    found.append(("G-STD of its candidates", ", ".join(deviations)))
+    return found
+
+
+def candidates_rows(c: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `candidates`."""
+    same, kills, memory = c["identity"], c["kills"], c["memory"]
+    best = "yes" if kills["best_png_equal"] else "NO"
+    kept = f"{kills['same_candidates']} of {kills['n']}, {kills['lines']} lines, best.png equal: {best}"
+    size = " x ".join(map(str, memory["output"]))
+    return [
+        (
+            f"candidates of one seed, N in {same['n']}, batch in {same['batch']}: compared, different",
+            f"{same['compared']}, {same['different']}",
+        ),
+        (f"best-of-N killed {len(kills['killed_after_lines'])} times: same candidates", kept),
+        (
+            f"{memory['input_px']} px input restored to {size} and ranked: peak memory of the process",
+            f"{memory['peak_gib']:.2f} GiB, {memory['seconds']:.0f} s",
+        ),
+    ]
+
+
+def gradients_rows(g: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `gradients`."""
+    along = g["relative_error_along"]["length"]["0.0001"]
+    small, memory = g["ascent"]["sign_0.1_of_255"], g["memory_of_one_gradient"]
+    peaks = [f"{memory[name]['peak_over_idle_mib'] / 1024:.2f} GiB, {memory[name]['seconds']:.0f} s"
+             for name in ("plain", "recompute")]  # fmt: skip
+    return [
+        (
+            f"gradient against finite differences along it, step 1e-4, {g['images']} images: relative error",
+            f"median {along['median']:.1e}, largest {along['largest']:.1e}",
+        ),
+        (
+            f"slope of finite differences on predictions: {g['directions_an_image']} sign directions an image, step 3e-5; "
+            "single pixels, step 1e-3",
+            f"{g['slope_random_signs']['3e-05']:.4f}; {g['slope_single_pixels']['0.001']:.4f}",
+        ),
+        (
+            f"{g['ascent']['steps']} steps of 0.1/255 up the gradient raise the rating",
+            f"{small['raised']} of {small['of']}",
+        ),
+        (
+            f"gradient of a {memory['side_px']} px image: memory over idle, time; with recomputed activations",
+            "; ".join(peaks),
+        ),
+    ]
+
+
+def cache_rows(c: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `cache`."""
+    return [
+        (
+            f"score cache, 2 processes, {c['images']} images: wrong values, lost entries, speed-up when warm",
+            f"{c['wrong_values']}, {c['entries_lost']}, {c['speed_up_warm']:.0f} x",
+        )
+    ]
+
+
 def ladder_rows(ladders: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, figure) of `ladders`."""
     return [
@@ -108,6 +191,10 @@ PARTS = {
     "repeatability": repeatability_rows,
     "memory": memory_rows,
     "ladders": ladder_rows,
+    "best_of_n": best_of_n_rows,
+    "candidates": candidates_rows,
+    "gradients": gradients_rows,
+    "cache": cache_rows,
     "serving": serving_rows,
 }
 
