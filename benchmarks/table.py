@@ -112,7 +112,8 @@ def best_of_n_rows(b: dict[str, Any]) -> list[tuple[str, str]]:
         found.append((f"the same: SRCC within a photograph's candidates, {judge.upper()}", "; ".join(agree)))
         few = {top: one[f"cascade_{top}"] for top in (1, 2, 3)}
         cascade = [f"top {k}: {spread(c['minus_reason'])} at {c['time_over_reason']:.2f}" for k, c in few.items()]
-        found.append((f"cascade less `reason`, captured gain {judge.upper()}, at share of its time", "; ".join(cascade)))
+        title = f"cascade less `reason`, captured gain {judge.upper()}, at share of its time"
+        found.append((title, "; ".join(cascade)))
     pool = [f"{name.upper()} {spread(b[f'{name}_mean_minus_bicubic'], 3)}" for name in ("fsim", "vif")]
     pool.append(f"PSNR-Y {spread(b['psnr_y_mean_minus_bicubic'])} dB")
     found.append(("embedded x4 model less bicubic, mean candidate", "; ".join(pool)))
@@ -152,7 +153,7 @@ def gradients_rows(g: dict[str, Any]) -> list[tuple[str, str]]:
             f"median {along['median']:.1e}, largest {along['largest']:.1e}",
         ),
         (
-            f"slope of finite differences on predictions: {g['directions_an_image']} sign directions an image, step 3e-5; "
+            f"slope of finite differences on predictions, {g['directions_an_image']} directions an image: signs, step 3e-5; "
             "single pixels, step 1e-3",
             f"{g['slope_random_signs']['3e-05']:.4f}; {g['slope_single_pixels']['0.001']:.4f}",
         ),

@@ -1,0 +1,66 @@
+"""The whole curation against a scripted teacher that tells the truth half of the time. Seconds, and no model endpoint.
+
+    python examples/curate.py [photo.jpg]
+
+For a real teacher leave the server out and give its address: `Endpoint(model=..., base_url=...)`.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from restoration.demo import bundled_photograph
+from train_iqa.curation.config import CurateConfig
+from train_iqa.curation.endpoint import Endpoint
+from train_iqa.curation.loop import curate
+from train_iqa.curation.planted import make_cases
+from train_iqa.curation.scripted import ScriptedServer
+from train_iqa.curation.scripted_teacher import scripted_dataset
+from train_iqa.datasets import Source
+from train_iqa.rows.conversations import read_conversations
+from train_iqa.rows.turn_rows import build_row, row_kinds
+from zoomiqa_reward.checkpoint import load_checkpoint
+from zoomiqa_reward.direct import trie_of
+from zoomiqa_reward.images import load_image
+from zoomiqa_reward.json_lines import read_lines
+
+
+def main(image: str | Path, model: str = "nano", pictures: int = 8) -> list[str]:
+    """Curate answers about degraded copies of a photograph and build `model`'s training rows; print and return a line
+    for each step.
+    """
+    photograph = load_image(image)[:, :224, :224].permute(1, 2, 0).numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        table, teacher = scripted_dataset(root / "data", make_cases([photograph], pictures))
+        with ScriptedServer(teacher) as server:
+            config = CurateConfig(
+                sources=(Source(family="csv", root=table),),
+                teacher=Endpoint(model="scripted", base_url=server.url, price_in=1.0, price_out=4.0),
+                out=root / "run",
+            )
+            report = curate(config)
+        lines = [f"judge: {report['judge']}; kept {report['kept']} of {report['images']} pictures"]
+        lines += refusals(root / "run")
+        cost = report["cost"]["teacher"]
+        lines.append(f"{cost['calls']} calls, {cost['tokens_in'] + cost['tokens_out']} tokens, {cost['money']} paid")
+        checkpoint = load_checkpoint(model, device="cpu")
+        trie = trie_of(checkpoint)
+        for talk in read_conversations(root / "run" / "conversations.jsonl"):
+            tokens = [build_row(checkpoint, trie, talk, kind).length for kind in row_kinds(talk)]
+            lines.append(f"{Path(talk.image).name}: rating {talk.rating:.2f}, training rows of {tokens} tokens")
+    print("\n".join(lines))
+    return lines
+
+
+def refusals(folder: Path) -> list[str]:
+    """Return what was refused or cut, a line each."""
+    found = []
+    for outcome in read_lines(folder / "outcomes.jsonl"):
+        found += [f"{outcome['id']}: cut {one['sentence']!r}: {one['why']}" for one in outcome["dropped"]]
+        found += [f"{outcome['id']}: refused by {one['filter']}: {one['reason']}" for one in outcome["rejections"]]
+    return found
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2] or [bundled_photograph()])

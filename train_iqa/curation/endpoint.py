@@ -1,0 +1,196 @@
+"""Questions to an OpenAI-compatible endpoint: each is asked once, and its answer is on the disk before it is used.
+
+The `openai` client retries by itself, with exponential back-off and the server's Retry-After. A call has a name and a
+hash of its request; a run that goes on after a kill finds the answers that it paid for and repeats none of them.
+"""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train_iqa.curation.prompts import Messages
+from zoomiqa_reward.json_lines import append_line, read_lines
+
+NO_KEY = "no key is set"
+"""Sent where the endpoint has an address of its own and no key: local servers take any."""
+
+
+class EndpointError(RuntimeError):
+    """An endpoint that did not answer this call; the image is tried again by the next run."""
+
+
+class FatalEndpointError(EndpointError):
+    """An endpoint that will not answer any call: wrong key, model or address."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Whom to ask, and how."""
+
+    model: str
+    base_url: str | None = None
+    """For instance `http://localhost:8000/v1`; None: the variable OPENAI_BASE_URL, or OpenAI itself."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; the key itself stands in no file."""
+    temperature: float = 0.7
+    max_tokens: int = 1024
+    """Of one answer."""
+    top_logprobs: int = 0
+    """Asked for with each token, for the entropy; 0: not asked for. OpenAI allows 20 at most."""
+    json_mode: bool = False
+    """Asks for a JSON object; of use for judges, where the server can."""
+    max_retries: int = 6
+    """Of the client, with exponential back-off; after them the call has failed."""
+    timeout_s: float = 180.0
+    price_in: float | None = None
+    """Money for a million tokens of prompts; None: unknown, and no sum is given."""
+    price_out: float | None = None
+    """Money for a million tokens of answers."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.max_tokens < 1 or not 0 <= self.top_logprobs <= 20 or self.max_retries < 0:
+            raise ValueError(
+                f"endpoint {self.model}: temperature={self.temperature} must be at least 0, max_tokens="
+                f"{self.max_tokens} at least 1, top_logprobs={self.top_logprobs} in 0..20, max_retries="
+                f"{self.max_retries} at least 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """One answer."""
+
+    text: str
+    is_cut: bool
+    """It ended at `max_tokens`."""
+    entropy: float
+    """Mean over the tokens of `<answer>`, nats; NaN without log-probabilities."""
+
+
+class Calls:
+    """The journal of all answers of a run, one line each."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.rows = read_lines(file)
+        self._known = {(row["call"], row["request"]): row for row in self.rows}
+
+    def find(self, call: str, request: str) -> dict[str, Any] | None:
+        """Return the line of a call, None if it was not answered yet."""
+        return self._known.get((call, request))
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write a line; it is on the disk when this returns."""
+        append_line(self.file, row)
+        self.rows.append(row)
+        self._known[row["call"], row["request"]] = row
+
+
+class Asker:
+    """Asks one endpoint in one role."""
+
+    def __init__(self, endpoint: Endpoint, role: str, calls: Calls) -> None:
+        from openai import AsyncOpenAI, OpenAIError
+
+        self.endpoint, self.role, self.calls = endpoint, role, calls
+        key = os.environ.get(endpoint.key_variable)
+        has_address = endpoint.base_url is not None or "OPENAI_BASE_URL" in os.environ
+        if key is None and not has_address:
+            raise FatalEndpointError(
+                f"{role}: set {endpoint.key_variable}, or give the address of a server without key"
+            )
+        try:
+            self._client = AsyncOpenAI(
+                base_url=endpoint.base_url, api_key=key or NO_KEY, max_retries=endpoint.max_retries,
+                timeout=endpoint.timeout_s,
+            )  # fmt: skip
+        except OpenAIError as error:
+            raise FatalEndpointError(f"{role}: {error}") from error
+
+    async def ask(self, call: str, messages: Messages, *, seed: int) -> Reply:
+        """Return the answer of a call, from the journal if it is there.
+
+        Raises FatalEndpointError where no call can succeed, EndpointError where this one failed after all retries.
+        """
+        body = self._body(messages, seed)
+        request = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:24]
+        row = self.calls.find(call, request)
+        if row is None:
+            row = {"call": call, "request": request, "role": self.role, **await self._answer(body)}
+            self.calls.add(row)
+        entropy = row["entropy"]
+        return Reply(text=row["text"], is_cut=row["is_cut"], entropy=math.nan if entropy is None else entropy)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    def _body(self, messages: Messages, seed: int) -> dict[str, Any]:
+        one = self.endpoint
+        body: dict[str, Any] = {
+            "model": one.model, "messages": messages, "temperature": one.temperature,
+            "max_completion_tokens": one.max_tokens, "seed": seed,
+        }  # fmt: skip
+        if one.top_logprobs:
+            body |= {"logprobs": True, "top_logprobs": one.top_logprobs}
+        if one.json_mode:
+            body["response_format"] = {"type": "json_object"}
+        return body
+
+    async def _answer(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        import openai
+
+        began = time.monotonic()
+        fatal = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
+        try:
+            found = await self._client.chat.completions.create(**body)
+        except fatal as error:
+            raise FatalEndpointError(f"{self.role} {self.endpoint.model}: {_first_line(error)}") from error
+        except openai.OpenAIError as error:
+            raise EndpointError(f"{self.role} {self.endpoint.model}: {_first_line(error)}") from error
+        if not found.choices:
+            raise EndpointError(f"{self.role} {self.endpoint.model}: an answer without choices")
+        choice, usage = found.choices[0], found.usage
+        return {
+            "text": _text(choice.message),
+            "is_cut": choice.finish_reason == "length",
+            "entropy": answer_entropy(choice.logprobs),
+            "tokens_in": None if usage is None else usage.prompt_tokens,
+            "tokens_out": None if usage is None else usage.completion_tokens,
+            "seconds": round(time.monotonic() - began, 3),
+        }
+
+
+def answer_entropy(logprobs: Any) -> float | None:
+    """Return the mean entropy of the tokens after `<answer>`, in nats; None where the endpoint gave none.
+
+    An endpoint names only its likeliest tokens: the rest counts as one, so this is a lower bound.
+    """
+    tokens = list(getattr(logprobs, "content", None) or ())
+    text, found = "", []
+    for token in tokens:
+        if "<answer>" in text and token.top_logprobs:
+            shares = [math.exp(one.logprob) for one in token.top_logprobs]
+            rest = max(0.0, 1.0 - sum(shares))
+            found.append(-sum(share * math.log(share) for share in (*shares, rest) if share > 0))
+        text += token.token
+    return sum(found) / len(found) if found else None
+
+
+def _text(message: Any) -> str:
+    """Return what was said; some servers cut `<think>` out of the text and give it apart."""
+    content, apart = message.content or "", getattr(message, "reasoning_content", None)
+    if apart and "<think>" not in content and "<answer>" in content:
+        return f"<think>\n{apart}\n</think>\n{content}"
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

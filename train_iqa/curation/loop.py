@@ -1,0 +1,196 @@
+"""The run: which images are left, several of them at a time, and the rows and report at the end.
+
+A folder holds `calls.jsonl` (every answer of an endpoint), `outcomes.jsonl` (a line an image that is done), and, made
+from these, `conversations.jsonl` with `images/` for `python -m train_iqa.sft`, and `report.json`. A kill at any moment
+loses at most the answers that are under way.
+"""
+
+import asyncio
+import fcntl
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from train_iqa.curation.config import AUTO, CurateConfig
+from train_iqa.curation.curator import Curator
+from train_iqa.curation.endpoint import Asker, Calls, EndpointError, FatalEndpointError
+from train_iqa.curation.judges import RulesJudge
+from train_iqa.curation.model_judge import ModelJudge
+from train_iqa.curation.report import build_report
+from train_iqa.curation.rows import write_rows
+from train_iqa.curation.thresholds import Thresholds, shipped
+from train_iqa.datasets import IqaDataset, LabelledImage, load_datasets, select
+from train_iqa.evaluation.lines import null
+from zoomiqa_reward.images import ImageError
+from zoomiqa_reward.json_lines import append_line, read_lines, write_json
+from zoomiqa_reward.protocol import Protocol
+
+_FREE = frozenset({"base_url", "key_variable", "max_retries", "timeout_s", "price_in", "price_out"})
+"""Of an endpoint: may change when a run goes on; the others decide what it answers."""
+
+
+def curate(config: CurateConfig) -> dict[str, Any]:
+    """Do what is left of a run and return its report; `failed` in it counts the images that an endpoint failed.
+
+    Raises DatasetProblems before anything is asked; ValueError where the folder holds a run with other settings or is
+    in use; FatalEndpointError where no call can succeed or too many images failed in a row (rows and report are written
+    first).
+    """
+    datasets = load_datasets(config.sources, checks=config.checks, accept=config.accept)
+    images = [image for dataset in datasets for image in _chosen(dataset, config)]
+    thresholds = shipped() if config.thresholds is None else Thresholds.load(config.thresholds)
+    protocol = None if config.protocol is None else Protocol.load(config.protocol)
+    config.out.mkdir(parents=True, exist_ok=True)
+    with _lock(config.out):
+        _keep_settings(config, datasets, thresholds, protocol)
+        return _go_on(config, images, thresholds, protocol)
+
+
+def _go_on(
+    config: CurateConfig, images: Sequence[LabelledImage], thresholds: Thresholds, protocol: Protocol | None
+) -> dict[str, Any]:
+    calls, file = Calls(config.out / "calls.jsonl"), config.out / "outcomes.jsonl"
+    outcomes = {(row["dataset"], row["id"]): row for row in read_lines(file)}
+    todo = [image for image in images if (image.dataset, image.id) not in outcomes]
+    if len(todo) < len(images):
+        print(f"{config.out}: {len(images) - len(todo)} images are done, {len(todo)} to do", file=sys.stderr)
+    run = _Run(config, file, outcomes)
+    began = time.monotonic()
+    try:
+        asyncio.run(run.all(todo, calls, thresholds, protocol))
+    finally:
+        chosen = {(image.dataset, image.id): image for image in images}
+        kept = [outcomes[key] for key in chosen if key in outcomes]
+        write_rows(config.out, kept, chosen)
+        report = build_report(config, kept, calls.rows, run.failures, thresholds, time.monotonic() - began, len(images))
+        write_json(config.out / "report.json", null(report))
+    return report
+
+
+class _Run:
+    """The images in work."""
+
+    def __init__(self, config: CurateConfig, file: Path, outcomes: dict[tuple[str, str], dict[str, Any]]) -> None:
+        self.config, self.file, self.outcomes = config, file, outcomes
+        self.failures: list[dict[str, str]] = []
+        self._in_a_row = 0
+
+    async def all(
+        self, todo: Sequence[LabelledImage], calls: Calls, thresholds: Thresholds, protocol: Protocol | None
+    ) -> None:
+        config = self.config
+        askers = [Asker(config.teacher, "teacher", calls)]
+        judge: Any = RulesJudge(thresholds=thresholds)
+        if config.judge is not None:
+            askers.append(Asker(config.judge, "judge", calls))
+            judge = ModelJudge(askers[1], config.prompts, thresholds=thresholds, seed=config.seed)
+        curator = Curator(config=config, teacher=askers[0], judge=judge, protocol=protocol)
+        try:
+            with tqdm(total=len(todo), desc="images", disable=None) as bar:
+                queue = iter(todo)
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(config.concurrency, len(todo))):
+                        group.create_task(self._work(queue, curator, bar))
+        except BaseExceptionGroup as group_error:  # the first says what happened; the others are its consequences
+            raise group_error.exceptions[0] from None
+        finally:
+            for asker in askers:
+                await asker.close()
+
+    async def _work(self, queue: Iterator[LabelledImage], curator: Curator, bar: Any) -> None:
+        for image in queue:
+            try:
+                outcome = await curator.curate(image)
+            except FatalEndpointError:
+                raise
+            except (EndpointError, ImageError, ValueError) as error:
+                self._fail(image, error)
+            else:
+                append_line(self.file, null(outcome))
+                self.outcomes[image.dataset, image.id] = outcome
+                self._in_a_row = 0
+            bar.update()
+
+    def _fail(self, image: LabelledImage, error: Exception) -> None:
+        self.failures.append({"dataset": image.dataset, "id": image.id, "error": str(error)})
+        tqdm.write(f"{image.dataset}/{image.id}: {error}", file=sys.stderr)
+        self._in_a_row += 1
+        if self._in_a_row >= self.config.max_failures:
+            raise FatalEndpointError(
+                f"{self._in_a_row} images failed in a row, the last with: {error}. Nothing is lost: the same command "
+                "goes on when the cause is removed"
+            )
+
+
+def _chosen(dataset: IqaDataset, config: CurateConfig) -> Sequence[LabelledImage]:
+    part = config.part
+    if part == AUTO:  # never the test part of a set whose authors divided it
+        part = "training" if dataset.has_official_split else "all"
+    return select(dataset, part, seed=config.seed)[: config.limit]
+
+
+def _keep_settings(
+    config: CurateConfig, datasets: Sequence[IqaDataset], thresholds: Thresholds, protocol: Protocol | None
+) -> None:
+    """Write all that decides what an outcome is, so that a run is not continued with something else."""
+    given = asdict(config)
+    settings = {
+        name: given[name]
+        for name in (
+            "attempts",
+            "rounds",
+            "rating_tolerance",
+            "consistency",
+            "reliance",
+            "max_pixels",
+            "seed",
+            "prompts",
+        )
+    }
+    for role in ("teacher", "judge"):
+        endpoint = given[role]
+        settings[role] = endpoint and {name: value for name, value in endpoint.items() if name not in _FREE}
+    settings["thresholds"] = hashlib.sha256(repr(sorted(thresholds.of.items())).encode()).hexdigest()[:16]
+    settings["protocol"] = None if protocol is None else protocol.fingerprint
+    settings["data"] = {dataset.name: _digest(dataset) for dataset in datasets}
+    settings, file = null(settings), config.out / "settings.json"
+    if file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        changed = sorted(name for name in settings if before.get(name) != settings[name])
+        if changed:
+            raise ValueError(
+                f"{config.out}: holds a run with another {', '.join(changed)}; give another --out, or remove it"
+            )
+        return
+    write_json(file, settings)
+
+
+def _digest(dataset: IqaDataset) -> str:
+    """Return what tells other labels; contents are in the requests' hashes, and `checks` may change on the way."""
+    lines = sorted(f"{image.id}\t{image.mos!r}\t{image.split}" for image in dataset.images)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; the system lets go of it when the process ends, however it ends."""
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"{folder}: another process is curating here; wait for it, or give another --out"
+            ) from error
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,102 @@
+"""What a curation did: images, rejections by filter and reason with examples, dropped sentences, tokens and money.
+
+Counted from the two journals, so a run in several pieces reports the same as one in one piece.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from train_iqa.curation.config import CurateConfig
+from train_iqa.curation.curator import FILTERS
+from train_iqa.curation.endpoint import Endpoint
+from train_iqa.curation.thresholds import Thresholds
+
+EXAMPLES = 3
+"""Of each reason."""
+
+
+def build_report(
+    config: CurateConfig,
+    outcomes: Sequence[Mapping[str, Any]],
+    calls: Sequence[Mapping[str, Any]],
+    failures: Sequence[Mapping[str, str]],
+    thresholds: Thresholds,
+    seconds: float,
+    images: int,
+) -> dict[str, Any]:
+    """Return the report; `seconds` are those of this process alone."""
+    kept = [one for one in outcomes if one["status"] == "kept"]
+    return {
+        "judge": "rules" if config.judge is None else f"model {config.judge.model}",
+        "teacher": config.teacher.model,
+        "images": images,
+        "kept": len(kept),
+        "rejected": len(outcomes) - len(kept),
+        "failed": len(failures),
+        "open": images - len(outcomes),
+        "rows": {
+            "round1": len(kept),
+            "round2": sum(len(one["rounds"]) == 2 for one in kept),
+            "zooming_without_round2": sum(one["is_zooming"] and len(one["rounds"]) == 1 for one in kept),
+        },
+        "rejections": _rejections(outcomes),
+        "dropped_sentences": _dropped(outcomes),
+        "filters": {
+            "consistency": "off" if config.consistency is None else "on",
+            "reliance": "off" if config.reliance is None else f"rounds {list(config.reliance.rounds)}",
+        },
+        "hint_thresholds": dict(thresholds.provenance),
+        "cost": {
+            role: cost_of(endpoint, [call for call in calls if call["role"] == role])
+            for role, endpoint in (("teacher", config.teacher), ("judge", config.judge))
+            if endpoint is not None
+        },
+        "failures": list(failures)[:20],
+        "seconds": round(seconds, 1),
+    }
+
+
+def cost_of(endpoint: Endpoint, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return calls, tokens and money of one role; `money` is None where a price or a token count is unknown."""
+    counted = [call for call in calls if call["tokens_in"] is not None and call["tokens_out"] is not None]
+    tokens_in, tokens_out = (sum(call[key] for call in counted) for key in ("tokens_in", "tokens_out"))
+    is_known = endpoint.price_in is not None and endpoint.price_out is not None and len(counted) == len(calls)
+    money = (tokens_in * (endpoint.price_in or 0) + tokens_out * (endpoint.price_out or 0)) / 1e6
+    blind = [call for call in counted if "/blind" in call["call"]]
+    return {
+        "calls": len(calls),
+        "calls_without_token_counts": len(calls) - len(counted),
+        "tokens_in": tokens_in,
+        "tokens_out": tokens_out,
+        "of_these_without_the_image": {
+            "calls": len(blind), "tokens": sum(call["tokens_in"] + call["tokens_out"] for call in blind),
+        },
+        "money": round(money, 6) if is_known else None,
+        "seconds_of_waiting": round(sum(call["seconds"] for call in calls), 1),
+    }  # fmt: skip
+
+
+def _rejections(outcomes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {name: {"answers": 0, "reasons": {}} for name in FILTERS}
+    for outcome in outcomes:
+        for one in outcome["rejections"]:
+            group = found[one["filter"]]
+            group["answers"] += 1
+            reason = group["reasons"].setdefault(one["reason"], {"answers": 0, "examples": []})
+            reason["answers"] += 1
+            if len(reason["examples"]) < EXAMPLES:
+                reason["examples"].append({key: one[key] for key in ("call", "detail", "text")})
+    return found
+
+
+def _dropped(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    every = [(outcome, one) for outcome in outcomes for one in outcome["dropped"]]
+    return {
+        "sentences": len(every),
+        "images": len({(outcome["dataset"], outcome["id"]) for outcome, _ in every}),
+        "why": dict(Counter(one["why"] for _, one in every).most_common(20)),
+        "examples": [
+            {"image": f"{outcome['dataset']}/{outcome['id']}", **one} for outcome, one in every[:EXAMPLES]
+        ],
+    }  # fmt: skip

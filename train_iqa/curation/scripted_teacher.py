@@ -1,0 +1,72 @@
+"""A scripted teacher for planted cases, and a data set to ask it about: the whole curation without any model.
+
+About each picture it gives its grounded or its planted answer, by the request's seed, so that a run that goes on after
+a kill gets what it would have got. Without the image it goes by the text alone (`planted_reliance.guess`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from train_iqa.curation.planted import PlantedCase
+from train_iqa.curation.planted_reliance import guessed_answer
+from train_iqa.curation.prompts import picture_url
+from train_iqa.curation.scripted import request_images, request_text, url_digest
+from train_iqa.curation.written import Written
+from zoomiqa_reward.images import load_image, save_png
+from zoomiqa_reward.protocol.spec import ROUND2_SECTIONS
+
+MAX_PIXELS = 4_194_304
+"""Of the configuration's default: the teacher tells pictures apart by what it is sent."""
+
+
+class ScriptedTeacher:
+    """A script for `ScriptedServer`."""
+
+    def __init__(self, answers: Mapping[str, Sequence[str]], second: Mapping[str, str] | None = None) -> None:
+        """`answers` to round 1 and the `second` round's, by the digest of the picture (`digest_of`)."""
+        self.answers, self.second = answers, second or {}
+
+    def __call__(self, body: Mapping[str, Any]) -> str:
+        """Return the answer to a request; an unknown picture is an error of the script."""
+        images = request_images(body)
+        if not images:
+            return guessed_answer(request_text(body).split("The analysis begins:")[-1])
+        if len(images) == 2:
+            return self.second[images[0]]
+        options = self.answers[images[0]]
+        return options[int(body["seed"]) % len(options)]
+
+
+def digest_of(path: Path) -> str:
+    """Return what tells a picture from others in a request."""
+    return url_digest(picture_url(load_image(path), MAX_PIXELS))
+
+
+def scripted_dataset(folder: Path, cases: Sequence[PlantedCase]) -> tuple[Path, ScriptedTeacher]:
+    """Write the cases' pictures with a table of labels, and return the table (family `csv`) and their teacher.
+
+    `cases` as `make_cases` returns them: a grounded one and a planted one of each picture. The opinion score is the
+    grounded answer's rating.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    answers: dict[str, tuple[str, ...]] = {}
+    second: dict[str, str] = {}
+    lines = ["image,mos"]
+    for number, (grounded, planted) in enumerate(zip(cases[::2], cases[1::2], strict=True)):
+        path = save_png(grounded.image, folder / f"{number:04d}.png")
+        digest = digest_of(path)
+        answers[digest] = (grounded.written.render(), planted.written.render())
+        second[digest] = _second(grounded.written).render()
+        lines.append(f"{path.name},{grounded.written.rating:.2f}")
+    table = folder / "labels.csv"
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return table, ScriptedTeacher(answers, second)
+
+
+def _second(written: Written) -> Written:
+    """Return round 2's answer: what round 1 said of the region, confirmed."""
+    texts = [texts for _, texts in written.sections]
+    texts[-1] = ("The closer look settles the rating.",)
+    return replace(written, sections=tuple(zip(ROUND2_SECTIONS, texts, strict=True)), bbox=None)
