@@ -153,8 +153,8 @@ def gradients_rows(g: dict[str, Any]) -> list[tuple[str, str]]:
             f"median {along['median']:.1e}, largest {along['largest']:.1e}",
         ),
         (
-            f"slope of finite differences on predictions, {g['directions_an_image']} directions an image: signs, step 3e-5; "
-            "single pixels, step 1e-3",
+            f"slope of finite differences on predictions, {g['directions_an_image']} directions an image: "
+            "signs, step 3e-5; single pixels, step 1e-3",
             f"{g['slope_random_signs']['3e-05']:.4f}; {g['slope_single_pixels']['0.001']:.4f}",
         ),
         (

@@ -48,10 +48,11 @@ def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def desk(tmp_path: Path, photograph: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder of the documentation's examples: `photo.png` and three pictures in `candidates/`."""
+    """The working folder of the documentation: `photo.png`, `photo_small.png` and three pictures in `candidates/`."""
     shutil.copy(photograph, tmp_path / "photo.png")
     (tmp_path / "candidates").mkdir()
     image = Image.open(photograph)
+    image.resize((32, 32), Image.Resampling.BICUBIC).save(tmp_path / "photo_small.png")
     for side in (32, 64, 256):
         image.resize((side, side)).resize((128, 128)).save(tmp_path / "candidates" / f"from{side:03d}.png")
     monkeypatch.chdir(tmp_path)

@@ -5,14 +5,6 @@ is measured with a scripted teacher, in `test_curation_filters.py`.
 """
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from dataclasses import replace
 
 import numpy as np
@@ -33,50 +25,21 @@ from train_iqa.datasets import Source
 from train_iqa.rows.conversations import read_conversations
 from zoomiqa_reward.check import bundled_photographs
 from zoomiqa_reward.json_lines import read_lines
-
-PATIENCE_S = 150
+from zoomiqa_reward.text_server.serving import serve
 
 
 @pytest.fixture
-def served(nano, tmp_path):
-    """The address of a server that holds the embedded model."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    code = "from transformers.cli.transformers import main; main()"
-    command = [sys.executable, "-c", code, "serve", str(NANO), "--device", "cpu", "--port", str(port)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with open(tmp_path / "serve.log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=tmp_path)
-        try:
-            _wait(f"http://localhost:{port}/health", process, tmp_path / "serve.log")
-            yield f"http://localhost:{port}/v1"
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _wait(address, process, log):
-    until = time.monotonic() + PATIENCE_S
-    while time.monotonic() < until:
-        assert process.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(address, timeout=2):
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.3)
-    pytest.fail(f"transformers serve did not start: {log.read_text()}")
+def served(nano):
+    """A server that holds the embedded model."""
+    with serve(nano) as running:
+        yield running
 
 
 def test_nano_as_the_teacher_over_transformers_serve(served, tmp_path):
     with Image.open(bundled_photographs()[0]) as photograph:
         clean = np.asarray(photograph.convert("RGB").crop((96, 0, 256, 160)), dtype=np.float32) / 255
     table, _ = scripted_dataset(tmp_path / "data", make_cases([clean], 3, seed=2))
-    teacher = Endpoint(model=str(NANO), base_url=served, max_tokens=256, timeout_s=120)
+    teacher = Endpoint(model=served.model, base_url=served.base_url, max_tokens=256, timeout_s=120)
     config = CurateConfig(
         sources=(Source(family="csv", root=table),), teacher=teacher, out=tmp_path / "all", protocol=NANO, attempts=1,
         rating_tolerance=4.0, concurrency=2,
