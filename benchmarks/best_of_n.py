@@ -1,8 +1,8 @@
 """What choosing among 8 candidates of the embedded x4 model is worth, judged by FSIM and VIF against the ground truth.
 
-python benchmarks/best_of_n.py --hr DIR [--sets set5 set14 urban30] [--preset mild] [--n 8]
+python benchmarks/best_of_n.py --hr DIR [--sets set5 set14 urban30] [--preset moderate] [--n 8]
 
-DIR holds one folder of clean photographs a set. Each photograph (its middle, at most 512 px a side) is degraded x4 with
+DIR holds one folder of clean photographs a set. Each photograph (its middle, at most 256 px a side) is degraded x4 with
 a seed of its own, restored `--n` times with the pipeline's defaults, and every candidate is scored once by `direct`, by
 `reason` and by NIQE, and judged by FSIM, VIF and PSNR-Y. The choices are made from that table afterwards. Resumable:
 one JSON line a photograph in `--out`.
@@ -139,9 +139,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hr", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=["set5", "set14", "urban30"])
-    parser.add_argument("--preset", default="mild")
+    parser.add_argument("--preset", default="moderate")
     parser.add_argument("--n", type=int, default=8)
-    parser.add_argument("--max-px", type=int, default=512)
+    parser.add_argument("--max-px", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="nano")
     parser.add_argument("--restorer", default="nano")

@@ -143,13 +143,13 @@ def candidates_rows(c: dict[str, Any]) -> list[tuple[str, str]]:
 
 def gradients_rows(g: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, figure) of `gradients`."""
-    along = g["relative_error_along"]["length"]["0.0001"]
+    along = g["relative_error_along"]["length"]["3e-05"]
     small, memory = g["ascent"]["sign_0.1_of_255"], g["memory_of_one_gradient"]
     peaks = [f"{memory[name]['peak_over_idle_mib'] / 1024:.2f} GiB, {memory[name]['seconds']:.0f} s"
              for name in ("plain", "recompute")]  # fmt: skip
     return [
         (
-            f"gradient against finite differences along it, step 1e-4, {g['images']} images: relative error",
+            f"gradient against finite differences along it, step 3e-5, {g['images']} images: relative error",
             f"median {along['median']:.1e}, largest {along['largest']:.1e}",
         ),
         (

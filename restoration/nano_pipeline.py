@@ -21,6 +21,9 @@ from zoomiqa_reward.images import load_images, to_pil
 SCALE = 4
 RESIDUAL_CHANNELS = 3 * SCALE * SCALE
 LARGEST_ETA = 1 - 3e-7
+TEMPERATURE = 0.5
+"""Above it, the embedded weights put grain on smooth pictures (docs/log.md)."""
+PREDICTIONS = ("v", "x0")
 
 
 class NanoSROutput(NamedTuple):
@@ -77,11 +80,19 @@ class NanoSRPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "unet"
 
-    def __init__(self, unet: UNet2DModel, scheduler: DDIMScheduler, residual_std: float = 0.06) -> None:
-        """residual_std: standard deviation of HR minus bicubic in the training data, pixel values 0..1."""
+    def __init__(
+        self, unet: UNet2DModel, scheduler: DDIMScheduler, residual_std: float = 0.06, predicts: str = "v"
+    ) -> None:
+        """residual_std: standard deviation of HR minus bicubic in the training data, pixel values 0..1.
+
+        predicts: what the network puts out, "v" or "x0" (the clean residual; then an error of the network is missing
+        detail and not noise left over). The scheduler gets v in both cases. Raises ValueError for another name.
+        """
         super().__init__()
+        if predicts not in PREDICTIONS:
+            raise ValueError(f"predicts={predicts!r}: must be one of {', '.join(PREDICTIONS)}")
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(residual_std=residual_std)
+        self.register_to_config(residual_std=residual_std, predicts=predicts)
 
     @property
     def stride(self) -> int:
@@ -91,6 +102,18 @@ class NanoSRPipeline(DiffusionPipeline):
     def condition(self, lq: Tensor, like: Tensor) -> Tensor:
         """Return the denoiser's input: noisy residual beside the LR picture in [-1, 1]."""
         return torch.cat([like, (lq * 2 - 1).to(like.dtype)], dim=1)
+
+    def velocity(self, lq: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
+        """Return v as float32 for noisy residuals (B, 48, h, w) beside padded pictures; `time`: one, or one a row."""
+        return self.as_velocity(self.unet(self.condition(lq, noisy).to(self.unet.dtype), time).sample, noisy, time)
+
+    def as_velocity(self, output: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
+        """Return the v that the network's output stands for."""
+        output = output.float()
+        if self.config.predicts == "v":
+            return output
+        alpha = self.scheduler.alphas_cumprod.to(noisy.device)[time].reshape(-1, 1, 1, 1)
+        return (alpha.sqrt() * noisy - output) / (1 - alpha).sqrt()
 
     def pad(self, lq: Tensor) -> Tensor:
         """Return `lq` with its right and bottom edge mirrored up to the stride (repeated where it is too small)."""
@@ -105,7 +128,7 @@ class NanoSRPipeline(DiffusionPipeline):
         image: Any,
         num_inference_steps: int = 8,
         eta: float = 1.0,
-        temperature: float = 1.0,
+        temperature: float = TEMPERATURE,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -132,7 +155,7 @@ class NanoSRPipeline(DiffusionPipeline):
         eta = min(eta, LARGEST_ETA)
         residual = temperature * randn_tensor(shape, generator=generator, device=lq.device, dtype=torch.float32)
         for step in self.progress_bar(self.scheduler.timesteps):
-            velocity = self.unet(self.condition(padded, residual).to(self.unet.dtype), step).sample.float()
+            velocity = self.velocity(padded, residual, step)
             # The scheduler would draw with its own scale, so the noise comes from here.
             noise = temperature * randn_tensor(shape, generator=generator, device=lq.device) if eta > 0 else None
             residual = self.scheduler.step(velocity, step, residual, eta=eta, variance_noise=noise).prev_sample

@@ -27,6 +27,11 @@ from restoration.nano_pipeline import SCALE, NanoSRPipeline, build_scheduler, bu
 from zoomiqa_reward.run_folder import RunFolder, RunningMeans
 
 PRESET_SHARES = {"bicubic": 0.15, "mild": 0.3, "moderate": 0.35, "realesrgan": 0.2}
+SIGMA_FLOOR = 0.2
+"""About that of the last of 8 steps."""
+SOFT_SHARE, MOST_ENLARGED = 0.4, 3.0
+"""Of the crops: enlarged again after they were reduced, up to so much. Large photographs are that soft per pixel, and a
+model that saw sharp crops alone puts grain on them."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -56,13 +61,17 @@ class NanoSRConfig:
 
 
 def _crop(path: Path, px: int, rng: np.random.Generator) -> Tensor:
-    """Return a random window of the photograph, reduced by up to 2 first, CHW in [0, 1]."""
+    """Return a random window of the photograph, CHW in [0, 1]: reduced by up to 2, so that traces of its compression
+    go; `SOFT_SHARE` of the windows are then enlarged."""
+    enlarged = rng.uniform(1.0, MOST_ENLARGED) if rng.random() < SOFT_SHARE else 1.0
+    small = round(px / enlarged)
     with Image.open(path) as photograph:
         photograph = photograph.convert("RGB")
-        largest = min(2.0, min(photograph.size) / px)
-        side = int(px * rng.uniform(1.0, max(1.0, largest)))
+        largest = min(2.0, min(photograph.size) / small)
+        side = int(small * rng.uniform(min(1.3, largest), max(1.0, largest)))
         left, top = (int(rng.integers(0, length - side + 1)) for length in photograph.size)
-        window = photograph.resize((px, px), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+        window = photograph.resize((small, small), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+        window = window.resize((px, px), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.asarray(window, dtype=np.float32) / 255).permute(2, 0, 1).contiguous()
 
 
@@ -119,7 +128,11 @@ def batches(hr: Tensor, lq: Tensor, config: NanoSRConfig, start: int) -> Iterato
 
 
 def velocity_loss(pipe: NanoSRPipeline, hr: Tensor, lq: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the mean squared error of v at random times for equally large HR (B, 3, 4 h, 4 w) and LR pictures."""
+    """Return the mean squared error of v at random times for equally large HR (B, 3, 4 h, 4 w) and LR pictures.
+
+    The error of v is that of x0 over sigma; below `SIGMA_FLOOR` it is weighed as if sigma were that large, or times
+    that no sampler visits would own the loss.
+    """
     clean = to_residual(hr, lq, pipe.config.residual_std)
     noise = torch.randn(clean.shape, generator=generator)
     # Times spread evenly over the batch: the loss of a batch varies less.
@@ -129,8 +142,10 @@ def velocity_loss(pipe: NanoSRPipeline, hr: Tensor, lq: Tensor, generator: torch
     noisy = pipe.scheduler.add_noise(clean, noise, times)
     target = pipe.scheduler.get_velocity(clean, noise, times)
     with torch.autocast("cpu", torch.bfloat16):
-        predicted = pipe.unet(pipe.condition(lq, noisy), times).sample
-    return nn.functional.mse_loss(predicted.float(), target)
+        predicted = pipe.velocity(lq, noisy, times)
+    sigma = (1 - pipe.scheduler.alphas_cumprod[times]).sqrt()
+    weight = (sigma / SIGMA_FLOOR).clamp(max=1).square()
+    return (weight * (predicted - target).square().mean(dim=(1, 2, 3))).mean()
 
 
 def validate(pipe: NanoSRPipeline, hr: Tensor, lq: Tensor, seed: int) -> dict[str, float]:
@@ -170,9 +185,9 @@ def train(config: NanoSRConfig) -> Path:
     torch.manual_seed(config.seed)
     some = slice(0, 512)
     std = float((hr[some].float() / 255 - enlarge(lq[some].float() / 255)).std())
-    pipe = NanoSRPipeline(build_unet(config.channels), build_scheduler(), residual_std=std)
+    pipe = NanoSRPipeline(build_unet(config.channels), build_scheduler(), residual_std=std, predicts="x0")
     averaged = AveragedModel(pipe.unet, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-    smooth = NanoSRPipeline(averaged.module, build_scheduler(), residual_std=std)
+    smooth = NanoSRPipeline(averaged.module, build_scheduler(), residual_std=std, predicts="x0")
     optimizer = torch.optim.AdamW(pipe.unet.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
     run, running = RunFolder(config.out / "train"), RunningMeans(0.98)
     parts = {"unet": pipe.unet, "average": averaged, "optimizer": optimizer, "running": running}

@@ -51,6 +51,20 @@ def test_seeds_make_candidates_and_temperature_zero_makes_one(pipe):
     assert torch.allclose(both.images, torch.cat([draw(1), draw(2)]), atol=1e-5)
 
 
+def test_a_network_that_says_v_or_x0_says_the_same(pipe):
+    """v = (alpha x_t - x0) / sigma; at the last time alpha is 0 and sigma 1."""
+    clean, noise, times = torch.randn(3, 48, 4, 4), torch.randn(3, 48, 4, 4), torch.tensor([999, 500, 124])
+    noisy = pipe.scheduler.add_noise(clean, noise, times)
+    other = NanoSRPipeline(pipe.unet, pipe.scheduler, predicts="x0")
+    wanted = pipe.scheduler.get_velocity(clean, noise, times)
+    assert torch.allclose(other.as_velocity(clean, noisy, times), wanted, atol=1e-4)
+    assert torch.equal(pipe.as_velocity(wanted, noisy, times), wanted)
+    one = other.as_velocity(clean, noisy, torch.tensor(500))
+    assert torch.allclose(one[1], wanted[1], atol=1e-4)
+    with pytest.raises(ValueError, match="predicts='noise'"):
+        NanoSRPipeline(pipe.unet, pipe.scheduler, predicts="noise")
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_denoiser_that_knows_the_answer_restores_it(eta):
     """The schedule, the velocity and the residual agree: the true v leads every noise to the true picture."""

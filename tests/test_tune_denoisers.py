@@ -170,7 +170,7 @@ def test_the_sampler_is_the_pipelines_own():
     supply = iter(noise)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("restoration.nano_pipeline.randn_tensor", lambda *a, **k: next(supply)[None])
-        theirs = denoiser.pipeline(LQ, num_inference_steps=4, eta=1.0, output_type="pt").images
+        theirs = denoiser.pipeline(LQ, num_inference_steps=4, eta=1.0, temperature=1.0, output_type="pt").images
     assert torch.allclose(ours, theirs, atol=5e-4)
 
 

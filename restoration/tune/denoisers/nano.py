@@ -1,4 +1,7 @@
-"""The embedded `NanoSRPipeline`: x0 is the pixel-unshuffled residual to bicubic, at the size of the LR picture."""
+"""The embedded `NanoSRPipeline`: x0 is the pixel-unshuffled residual to bicubic, at the size of the LR picture.
+
+Sampled at temperature 1, where a step has the density that policy gradients need; the pipeline's default is lower.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -50,7 +53,8 @@ class NanoDenoiser:
     def predict(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """See `Denoiser`."""
         joined = self.pipeline.condition(condition.given["padded"], x_t)
-        return self.module(joined.to(self.module.dtype), time.to(x_t.device)).sample.float()
+        time = time.to(x_t.device)
+        return self.pipeline.as_velocity(self.module(joined.to(self.module.dtype), time).sample, x_t, time)
 
     def decode(self, x0: Tensor, condition: Condition) -> Tensor:
         """The pipeline's own last step, cropped to the LR picture's size."""
