@@ -5,7 +5,8 @@ python benchmarks/best_of_n.py --hr DIR [--sets set5 set14 urban30] [--preset mo
 DIR holds one folder of clean photographs a set. Each photograph (its middle, at most 256 px a side) is degraded x4 with
 a seed of its own, restored `--n` times with the pipeline's defaults, and every candidate is scored once by `direct`, by
 `reason` and by NIQE, and judged by FSIM, VIF and PSNR-Y. The choices are made from that table afterwards. Resumable:
-one JSON line a photograph in `--out`.
+one JSON line a photograph in `--out`,
+which several processes (`--share 0/2`, `--share 1/2`) can fill.
 """
 
 import argparse
@@ -145,18 +146,24 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="nano")
     parser.add_argument("--restorer", default="nano")
+    parser.add_argument("--share", default="0/1", help="K/P: this is process K of P, each on its share of photographs")
     parser.add_argument("--out", type=Path, default=Path("runs/best_of_n"))
     parser.add_argument("--name", default="best_of_n")
     args = parser.parse_args()
     paths = [path for name in args.sets for path in sorted((args.hr / name).glob("*.png"))]
     iqa, restorer = ZoomIQA.from_pretrained(args.model), Restorer.from_pretrained(args.restorer)
     args.out.mkdir(parents=True, exist_ok=True)
-    lines = args.out / f"{args.preset}.jsonl"
-    rows = read_lines(lines)
-    for index, path in enumerate(tqdm(paths, desc=args.preset)):
-        if index >= len(rows):
-            append_line(lines, measured(path, index, restorer, iqa, args))
-    rows = read_lines(lines)
+    number, processes = map(int, args.share.split("/"))
+    done = {row["index"] for row in read_lines(args.out / f"{number}.jsonl")}
+    mine = [index for index in range(number, len(paths), processes) if index not in done]
+    for index in tqdm(mine, desc=args.preset):
+        row = {"index": index} | measured(paths[index], index, restorer, iqa, args)
+        append_line(args.out / f"{number}.jsonl", row)
+    found = [row for k in range(processes) for row in read_lines(args.out / f"{k}.jsonl")]
+    rows = sorted(found, key=lambda row: row["index"])
+    if len(rows) < len(paths):
+        print(f"{len(rows)} of {len(paths)} photographs are done; the other processes have the rest")
+        return
     result = {
         "images": len(rows), "unreadable_answers": sum(row["reason"].count(None) for row in rows), "n": args.n,
         "preset": args.preset, "max_px": args.max_px, "model": iqa.name, "restorer": restorer.name,
