@@ -127,13 +127,13 @@ def test_the_smallest_picture_works():
 
 def test_prepare_limits_the_size_without_touching_a_low_quality_input():
     photograph = torch.rand(3, 1000, 701)
-    original, image_lq = prepare(photograph, 4, as_is=False)
+    original, image_lq = prepare(photograph, as_is=False)
     assert max(original.shape) <= MAX_SIDE_PX
     assert [4 * side for side in image_lq.shape[1:]] == list(original.shape[1:])
-    nothing, image_lq = prepare(photograph, 2, as_is=True)
+    nothing, image_lq = prepare(photograph, as_is=True)
     assert nothing is None
-    assert image_lq.shape == (3, 320, 320)
-    assert torch.equal(image_lq, photograph[:, 340:660, 190:510])
+    assert image_lq.shape == (3, 160, 160)
+    assert torch.equal(image_lq, photograph[:, 420:580, 270:430])
 
 
 def test_demo_says_what_it_cannot_use(capsys, tmp_path):
