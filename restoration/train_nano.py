@@ -23,15 +23,22 @@ from tqdm import tqdm
 
 from restoration.degradation import degrade
 from restoration.metrics import fsim, psnr_y
-from restoration.nano_pipeline import SCALE, NanoSRPipeline, build_scheduler, build_unet, enlarge, to_residual
+from restoration.nano_pipeline import (
+    PREDICTIONS,
+    SCALE,
+    NanoSRPipeline,
+    build_scheduler,
+    build_unet,
+    enlarge,
+    to_residual,
+)
 from zoomiqa_reward.run_folder import RunFolder, RunningMeans
 
 PRESET_SHARES = {"bicubic": 0.15, "mild": 0.3, "moderate": 0.35, "realesrgan": 0.2}
 SIGMA_FLOOR = 0.2
 """About that of the last of 8 steps."""
-SOFT_SHARE, MOST_ENLARGED = 0.4, 3.0
-"""Of the crops: enlarged again after they were reduced, up to so much. Large photographs are that soft per pixel, and a
-model that saw sharp crops alone puts grain on them."""
+MOST_ENLARGED = 3.0
+"""Of soft crops."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -48,8 +55,12 @@ class NanoSRConfig:
     """Of the HR crop."""
     validation_crops: int = 64
     channels: tuple[int, ...] = (64, 112, 176)
-    steps: int = 6000
+    steps: int = 4000
     batch_size: int = 32
+    soft_share: float = 0.0
+    """Of the crops: enlarged again after they were reduced. Large photographs are that soft per pixel."""
+    predicts: str = "v"
+    """See `NanoSRPipeline`. With "x0" and this little training, samples stay close to bicubic (docs/log.md)."""
     train_px: int = 96
     """HR side of what is cut from a crop for a step."""
     learning_rate: float = 5e-4
@@ -60,27 +71,29 @@ class NanoSRConfig:
     workers: int = 2
 
 
-def _crop(path: Path, px: int, rng: np.random.Generator) -> Tensor:
-    """Return a random window of the photograph, CHW in [0, 1]: reduced by up to 2, so that traces of its compression
-    go; `SOFT_SHARE` of the windows are then enlarged."""
-    enlarged = rng.uniform(1.0, MOST_ENLARGED) if rng.random() < SOFT_SHARE else 1.0
+def _crop(path: Path, px: int, rng: np.random.Generator, soft_share: float = 0.0) -> Tensor:
+    """Return a random window of the photograph, reduced by up to 2, a share of them then enlarged; CHW in [0, 1]."""
+    is_soft = soft_share > 0 and rng.random() < soft_share
+    enlarged = rng.uniform(1.0, MOST_ENLARGED) if is_soft else 1.0
     small = round(px / enlarged)
     with Image.open(path) as photograph:
         photograph = photograph.convert("RGB")
         largest = min(2.0, min(photograph.size) / small)
-        side = int(small * rng.uniform(min(1.3, largest), max(1.0, largest)))
+        side = int(small * rng.uniform(1.0, max(1.0, largest)))
         left, top = (int(rng.integers(0, length - side + 1)) for length in photograph.size)
         window = photograph.resize((small, small), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
         window = window.resize((px, px), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.asarray(window, dtype=np.float32) / 255).permute(2, 0, 1).contiguous()
 
 
-def _write_shard(folder: Path, index: int, paths: list[Path], size: int, px: int, seed: int) -> None:
+def _write_shard(
+    folder: Path, index: int, paths: list[Path], size: int, px: int, seed: int, soft_share: float
+) -> None:
     torch.set_num_threads(1)
     rng = np.random.default_rng([seed, index])
     hr, lq = [], []
     while len(hr) < size:
-        clean = _crop(paths[rng.integers(0, len(paths))], px, rng)
+        clean = _crop(paths[rng.integers(0, len(paths))], px, rng, soft_share)
         preset = str(rng.choice(list(PRESET_SHARES), p=list(PRESET_SHARES.values())))
         copy, _ = degrade(clean, preset, seed=int(rng.integers(0, 2**31)), scale=SCALE)
         hr.append((clean.numpy() * 255).round().astype(np.uint8))
@@ -97,7 +110,8 @@ def write_crops(folder: Path, paths: list[Path], count: int, config: NanoSRConfi
     missing = [k for k in range(-(-count // config.shard_size)) if not (folder / f"{k:05d}.npz").exists()]
     size = min(count, config.shard_size)
     with ProcessPoolExecutor(config.workers) as pool:
-        jobs = [pool.submit(_write_shard, folder, k, paths, size, config.crop_px, seed) for k in missing]
+        common = (paths, size, config.crop_px, seed, config.soft_share)
+        jobs = [pool.submit(_write_shard, folder, k, *common) for k in missing]
         for job in tqdm(jobs, desc=f"crops {folder.name}", unit="shard"):
             job.result()
 
@@ -130,8 +144,8 @@ def batches(hr: Tensor, lq: Tensor, config: NanoSRConfig, start: int) -> Iterato
 def velocity_loss(pipe: NanoSRPipeline, hr: Tensor, lq: Tensor, generator: torch.Generator) -> Tensor:
     """Return the mean squared error of v at random times for equally large HR (B, 3, 4 h, 4 w) and LR pictures.
 
-    The error of v is that of x0 over sigma; below `SIGMA_FLOOR` it is weighed as if sigma were that large, or times
-    that no sampler visits would own the loss.
+    A network that says x0 has its error divided by sigma; below `SIGMA_FLOOR` it is weighed as if sigma were that
+    large, or times that no sampler visits would own the loss.
     """
     clean = to_residual(hr, lq, pipe.config.residual_std)
     noise = torch.randn(clean.shape, generator=generator)
@@ -143,9 +157,11 @@ def velocity_loss(pipe: NanoSRPipeline, hr: Tensor, lq: Tensor, generator: torch
     target = pipe.scheduler.get_velocity(clean, noise, times)
     with torch.autocast("cpu", torch.bfloat16):
         predicted = pipe.velocity(lq, noisy, times)
+    errors = (predicted - target).square().mean(dim=(1, 2, 3))
+    if pipe.config.predicts == "v":
+        return errors.mean()
     sigma = (1 - pipe.scheduler.alphas_cumprod[times]).sqrt()
-    weight = (sigma / SIGMA_FLOOR).clamp(max=1).square()
-    return (weight * (predicted - target).square().mean(dim=(1, 2, 3))).mean()
+    return ((sigma / SIGMA_FLOOR).clamp(max=1).square() * errors).mean()
 
 
 def validate(pipe: NanoSRPipeline, hr: Tensor, lq: Tensor, seed: int) -> dict[str, float]:
@@ -185,9 +201,9 @@ def train(config: NanoSRConfig) -> Path:
     torch.manual_seed(config.seed)
     some = slice(0, 512)
     std = float((hr[some].float() / 255 - enlarge(lq[some].float() / 255)).std())
-    pipe = NanoSRPipeline(build_unet(config.channels), build_scheduler(), residual_std=std, predicts="x0")
+    pipe = NanoSRPipeline(build_unet(config.channels), build_scheduler(), residual_std=std, predicts=config.predicts)
     averaged = AveragedModel(pipe.unet, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-    smooth = NanoSRPipeline(averaged.module, build_scheduler(), residual_std=std, predicts="x0")
+    smooth = NanoSRPipeline(averaged.module, build_scheduler(), residual_std=std, predicts=config.predicts)
     optimizer = torch.optim.AdamW(pipe.unet.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
     run, running = RunFolder(config.out / "train"), RunningMeans(0.98)
     parts = {"unet": pipe.unet, "average": averaged, "optimizer": optimizer, "running": running}
@@ -221,10 +237,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/nano_sr"), help="run folder (resumed if it exists)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=NanoSRConfig.steps)
+    parser.add_argument("--predicts", choices=PREDICTIONS, default=NanoSRConfig.predicts)
+    parser.add_argument("--soft-share", type=float, default=NanoSRConfig.soft_share)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    folder = train(NanoSRConfig(images=args.images, out=args.out, seed=args.seed, steps=args.steps))
+    config = NanoSRConfig(
+        images=args.images, out=args.out, seed=args.seed, steps=args.steps, predicts=args.predicts,
+        soft_share=args.soft_share,
+    )  # fmt: skip
+    folder = train(config)
     sys.stdout.write(f"{folder}\n")
     return 0
 
