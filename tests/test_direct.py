@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from zoomiqa_reward.protocol.spec import ViewPolicy
 from zoomiqa_reward.rows import Row, collate, make_row
 from zoomiqa_reward.trie import RATING_TEXTS
 from zoomiqa_reward.turns import round1
+from zoomiqa_reward.views import plan_views
 
 SIZES = ((70, 90), (64, 64), (150, 84), (30, 40), (200, 230))
 
@@ -173,6 +175,19 @@ def test_views_are_mixed_by_their_weights(iqa):
     assert mixed.mean.item() == pytest.approx(mean.item(), abs=1e-4)
     spread = (share * (values - mean) ** 2).sum() / share.sum()
     assert mixed.std.item() == pytest.approx(math.sqrt(spread), abs=1e-4)
+
+
+def test_other_views_share_the_weights_and_change_rating_and_fingerprint(iqa):
+    image = picture(4, 200, 230)
+    glance = iqa.with_views(ViewPolicy.whole())
+    assert glance.checkpoint.model is iqa.checkpoint.model
+    assert glance.fingerprint != iqa.fingerprint
+    height, width = image.shape[1:]
+    protocol = glance.protocol
+    assert len(plan_views(height, width, protocol.views, factor=28, min_pixels=784, max_pixels=28 * 28 * 4)) == 1
+    changed = replace(iqa.checkpoint, protocol=replace(iqa.protocol, views=ViewPolicy.whole()))
+    by_hand = rate_direct(changed, iqa.trie, [image])
+    assert float(glance.rate([image]).mean[0]) == float(by_hand.mean[0])
 
 
 def test_chunk_size_does_not_change_the_rating(iqa):

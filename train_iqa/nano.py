@@ -21,6 +21,7 @@ import transformers
 from train_iqa.bank import build_bank
 from train_iqa.labels import LabelScale
 from train_iqa.nano_model import (
+    SIZES,
     build_image_processor,
     build_model,
     build_tokenizer,
@@ -47,6 +48,8 @@ class NanoConfig:
     out: Path
     """Run folder; the finished checkpoint is in its `checkpoint`."""
     seed: int = 0
+    size: str = "nano"
+    """Of the model, see `nano_model.SIZES`."""
     small_samples: int = 5120
     """224 px crops."""
     large_samples: int = 2048
@@ -144,7 +147,7 @@ def make_nano(config: NanoConfig) -> Path:
 
     tokenizer = build_tokenizer(tokenizer_corpus(large, scale, protocol, config.seed))
     image_processor = build_image_processor(protocol.min_pixels, protocol.max_pixels)
-    model = build_model(tokenizer, seed=config.seed)
+    model = build_model(tokenizer, seed=config.seed, size=SIZES[config.size])
     tower = model.model.visual
     clean = [s for s in small if s.scores[0] > 0.9][:400]
     init_patch_embedding(
@@ -200,12 +203,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, required=True, help="folder of clean photographs")
     parser.add_argument("--out", type=Path, default=Path("runs/nano"), help="run folder (resumed if it exists)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", choices=sorted(SIZES), default="nano", help="of the model")
     parser.add_argument("--workers", type=int, default=2, help="processes that make samples")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--steps-scale", type=float, default=1.0, help="share of samples and steps (toy runs)")
+    parser.add_argument("--pretrain-steps", type=int, default=PretrainConfig.steps, help="of the vision tower")
+    parser.add_argument("--teach-steps", type=int, default=TeachConfig.steps, help="of the language side")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    config = NanoConfig(images=args.images, out=args.out, seed=args.seed, workers=args.workers)
+    config = NanoConfig(
+        images=args.images, out=args.out, seed=args.seed, size=args.size, workers=args.workers,
+        pretrain=PretrainConfig(steps=args.pretrain_steps), teach=TeachConfig(steps=args.teach_steps),
+    )  # fmt: skip
     make_nano(config.scaled(args.steps_scale) if args.steps_scale != 1 else config)
     return 0
 

@@ -1,9 +1,10 @@
-"""The architecture of `nano`: a real Qwen2.5-VL of about 7.5 M parameters with a tokenizer of its own.
+"""The architecture of `nano`: a real Qwen2.5-VL of about 7.5 M parameters with a tokenizer of its own; and of `small`.
 
 Nothing here is special to inference: what this writes loads through the same path as the 7B.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -85,7 +86,33 @@ def build_image_processor(min_pixels: int, max_pixels: int) -> Qwen2VLImageProce
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast | None, *, seed: int) -> Qwen2_5_VLForConditionalGeneration:
+@dataclass(frozen=True, kw_only=True)
+class ModelSize:
+    """Widths and depths of the two sides. The tower's width stays 192, which the energy meters need."""
+
+    vision_layers: int = 6
+    vision_full: tuple[int, ...] = (2, 5)
+    """Blocks that see the whole picture and not only windows of 112 px."""
+    text_width: int = 256
+    text_mlp: int = 640
+    text_layers: int = 5
+    """At least 4: the read-outs of teaching look at layer 4."""
+    text_heads: int = 4
+    """Of 64 each."""
+
+
+SIZES = {
+    "nano": ModelSize(),
+    "small": ModelSize(
+        vision_layers=3, vision_full=(2,), text_width=128, text_mlp=352, text_layers=4, text_heads=2
+    ),
+}  # fmt: skip
+"""`nano` is the embedded model, 7.5 M; `small`, 3 M, is for experiments that train many of them."""
+
+
+def build_model(
+    tokenizer: PreTrainedTokenizerFast | None, *, seed: int, size: ModelSize = SIZES["nano"]
+) -> Qwen2_5_VLForConditionalGeneration:
     """Return the randomly initialised model (float32). Without a tokenizer the vocabulary is a placeholder."""
     torch.manual_seed(seed)
     vocab_size = 64 * -(-len(tokenizer) // 64) if tokenizer else 64
@@ -93,11 +120,11 @@ def build_model(tokenizer: PreTrainedTokenizerFast | None, *, seed: int) -> Qwen
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": vocab_size,
-            "hidden_size": 256,
-            "intermediate_size": 640,
-            "num_hidden_layers": 5,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
+            "hidden_size": size.text_width,
+            "intermediate_size": size.text_mlp,
+            "num_hidden_layers": size.text_layers,
+            "num_attention_heads": size.text_heads,
+            "num_key_value_heads": size.text_heads // 2,
             "max_position_embeddings": 8192,
             "tie_word_embeddings": True,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
@@ -106,16 +133,16 @@ def build_model(tokenizer: PreTrainedTokenizerFast | None, *, seed: int) -> Qwen
             "pad_token_id": token("<|endoftext|>"),
         },
         vision_config={
-            "depth": 6,
+            "depth": size.vision_layers,
             "hidden_size": 192,
             "intermediate_size": 512,
             "num_heads": 4,
-            "out_hidden_size": 256,
+            "out_hidden_size": size.text_width,
             "patch_size": PATCH_PX,
             "spatial_merge_size": MERGE,
             "temporal_patch_size": 2,
             "window_size": 112,
-            "fullatt_block_indexes": [2, 5],
+            "fullatt_block_indexes": list(size.vision_full),
         },
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
@@ -124,12 +151,12 @@ def build_model(tokenizer: PreTrainedTokenizerFast | None, *, seed: int) -> Qwen
         tie_word_embeddings=True,
     )
     model = Qwen2_5_VLForConditionalGeneration(config)
-    _scale_to_width(model)
+    _scale_to_width(model, size)
     return model
 
 
 @torch.no_grad()
-def _scale_to_width(model: nn.Module) -> None:
+def _scale_to_width(model: nn.Module, size: ModelSize) -> None:
     """Draw the linear weights anew for this width.
 
     The library's 0.02 suits widths of thousands; at 192 the blocks add almost nothing to the residual stream and the
@@ -137,7 +164,7 @@ def _scale_to_width(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and "lm_head" not in name:
-            depth = 6 if "visual" in name else 5
+            depth = size.vision_layers if "visual" in name else size.text_layers
             closes_block = name.endswith(("o_proj", "attn.proj", "down_proj"))
             module.weight.normal_(0, module.in_features**-0.5 * ((2 * depth) ** -0.5 if closes_block else 1.0))
 

@@ -47,7 +47,7 @@ def own_protocol() -> Protocol:
         ),
         questions=nano_protocol().questions,
         direct_prefix=DIRECT_PREFIX,
-        views=ViewPolicy(scales=(1.0,), weights=(0.0,), whole_weight=1.0),
+        views=ViewPolicy.whole(),
         decoding=Decoding(max_new_tokens=1024),
     )
 

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from zoomiqa_reward.fingerprint import fingerprint, fingerprint_parts
 from zoomiqa_reward.generate import Sampling
 from zoomiqa_reward.gradients import graph_to_pixels, require_gradient
 from zoomiqa_reward.images import ImageError, load_image
-from zoomiqa_reward.protocol.spec import Protocol
+from zoomiqa_reward.protocol.spec import Protocol, ViewPolicy
 from zoomiqa_reward.ratings import Assessment, Ratings
 from zoomiqa_reward.reason import assess_images
 from zoomiqa_reward.trie import RatingTrie
@@ -69,6 +69,13 @@ class ZoomIQA:
         from zoomiqa_reward.text_server import RemoteZoomIQA
 
         return RemoteZoomIQA.from_server(base_url, model, **options)
+
+    def with_views(self, views: ViewPolicy) -> "ZoomIQA":
+        """Return the same model, weights shared, whose `direct` reads other views.
+
+        `ViewPolicy.whole()` makes a cheap first stage of a cascade. Its ratings and fingerprint are not this one's.
+        """
+        return ZoomIQA(replace(self.checkpoint, protocol=replace(self.protocol, views=views)))
 
     @property
     def differentiable(self) -> bool:

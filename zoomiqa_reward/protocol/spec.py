@@ -78,6 +78,11 @@ class ViewPolicy:
     min_side_px: int = 56
     """A scale at which the image's shorter side falls below this is left out."""
 
+    @classmethod
+    def whole(cls) -> "ViewPolicy":
+        """Return the cheapest policy: the image once, as the processor resizes it, which hides what is fine."""
+        return cls(scales=(1.0,), weights=(0.0,), whole_weight=1.0)
+
     def __post_init__(self) -> None:
         if len(self.scales) != len(self.weights):
             raise ProtocolError(f"views: {len(self.scales)} scales but {len(self.weights)} weights")
