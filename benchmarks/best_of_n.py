@@ -36,10 +36,13 @@ from restoration.statistics import (
 from zoomiqa_reward import ZoomIQA
 from zoomiqa_reward.images import load_image, to_pil
 from zoomiqa_reward.json_lines import append_line, read_lines
+from zoomiqa_reward.protocol.spec import ViewPolicy
 
 JUDGES = {"fsim": fsim, "vif": vif, "psnr_y": psnr_y}
 SCALE = 4
 CASCADE_TOPS = (1, 2, 3)
+WAYS = ("direct", "glance", "reason", "niqe")
+"""To choose; `glance` is `direct` that reads the whole picture once, and the cascade's first stage."""
 
 
 def middle(image: Any, largest: int) -> Any:
@@ -55,7 +58,8 @@ def measured(path: Path, index: int, restorer: Restorer, iqa: ZoomIQA, args: arg
     lq, _ = degrade(hr, args.preset, seed=args.seed + index, scale=SCALE)
     plain = bicubic(lq, SCALE)
     seeds = [candidate_seed(args.seed, k) for k in range(args.n)]
-    seconds = dict.fromkeys(("restore", "direct", "reason", "niqe"), 0.0)
+    seconds = dict.fromkeys(("restore", "direct", "glance", "reason", "niqe"), 0.0)
+    glance = iqa.with_views(ViewPolicy.whole())
 
     def timed(what: str, call: Any) -> Any:
         began = time.perf_counter()
@@ -67,6 +71,7 @@ def measured(path: Path, index: int, restorer: Restorer, iqa: ZoomIQA, args: arg
     answers = [timed("reason", lambda picture=picture: iqa.assess([picture])[0]) for picture in made]
     row: dict[str, Any] = {"image": f"{path.parent.name}/{path.name}", "pixels": list(hr.shape[1:]), "seconds": seconds}
     row["direct"] = [float(timed("direct", lambda p=p: iqa.rate([p], strict=True)).mean[0]) for p in made]
+    row["glance"] = [float(timed("glance", lambda p=p: glance.rate([p], strict=True)).mean[0]) for p in made]
     row["reason"] = [answer.rating if answer.valid else None for answer in answers]
     row["niqe"] = [-timed("niqe", lambda p=p: niqe(p)) for p in made]
     for name, judge in JUDGES.items():
@@ -76,19 +81,19 @@ def measured(path: Path, index: int, restorer: Restorer, iqa: ZoomIQA, args: arg
     return row
 
 
-def cascade(direct: Any, reason: Any, top: int) -> Any:
-    """Return scores whose order is the cascade's: the `top` by `direct` in the order of `reason`, then the others."""
-    place = (-direct).argsort(axis=1, kind="stable").argsort(axis=1)
-    return np.where(place < top, 100 + reason + 1e-4 * direct, direct)
+def cascade(first: Any, reason: Any, top: int) -> Any:
+    """Return scores whose order is the cascade's: the `top` by `first` in the order of `reason`, then the others."""
+    place = (-first).argsort(axis=1, kind="stable").argsort(axis=1)
+    return np.where(place < top, 100 + reason + 1e-4 * first, first)
 
 
 def choices(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what each way to choose gives under each judge, and the cascade against full `reason`."""
-    table = {name: np.array([row[name] for row in rows], dtype=float) for name in ("direct", "reason", "niqe", *JUDGES)}
+    table = {name: np.array([row[name] for row in rows], dtype=float) for name in WAYS + tuple(JUDGES)}
     table["reason"] = np.nan_to_num(table["reason"], nan=0.0)  # an unreadable answer is last, as in best_of_n
-    # Answers have two decimals: of equal ones the better `direct` rating decides, as in the cascade.
-    ways = {"direct": table["direct"], "reason": table["reason"] + 1e-4 * table["direct"], "niqe": table["niqe"]}
-    ways |= {f"cascade_{top}": cascade(table["direct"], table["reason"], top) for top in CASCADE_TOPS}
+    # Answers have two decimals: of equal ones the better `glance` rating decides, as in the cascade.
+    ways = {name: table[name] for name in WAYS} | {"reason": table["reason"] + 1e-4 * table["glance"]}
+    ways |= {f"cascade_{top}": cascade(table["glance"], table["reason"], top) for top in CASCADE_TOPS}
     total = {name: sum(row["seconds"][name] for row in rows) for name in rows[0]["seconds"]}
     count = table["direct"].shape[1]
     result: dict[str, Any] = {}
@@ -108,7 +113,7 @@ def choices(rows: list[dict[str, Any]]) -> dict[str, Any]:
         }
         for top in CASCADE_TOPS:
             gap = paired_gain(scores, ways[f"cascade_{top}"], ways["reason"])
-            time_share = (total["direct"] + top / count * total["reason"]) / total["reason"]
+            time_share = (total["glance"] + top / count * total["reason"]) / total["reason"]
             result[judge][f"cascade_{top}"] |= {"minus_reason": gap, "time_over_reason": time_share}
     for name in JUDGES:
         plain = [row[f"{name}_bicubic"] for row in rows]

@@ -72,8 +72,8 @@ def make_data(args: argparse.Namespace) -> None:
         write_conversations(file, talks)
         with open(args.out / part / "labels.csv", "w", newline="", encoding="utf-8") as table:
             rows = csv.writer(table)
-            rows.writerow(["image", "mos", "split"])
-            rows.writerows([f"images/{k:06d}.png", round(one.rating, 4), part] for k, one in enumerate(talks))
+            rows.writerow(["image", "mos"])
+            rows.writerows([f"images/{k:06d}.png", round(one.rating, 4)] for k, one in enumerate(talks))
         print(part, np.bincount(level_of([one.rating for one in talks], 5), minlength=5).tolist())
 
 
@@ -107,9 +107,10 @@ def evaluate(policy: Path, out: Path, limit: int | None) -> dict[str, Any]:
 def run_sft(args: argparse.Namespace) -> None:
     """Fine-tune the sibling on conversations about the training pictures, and evaluate it."""
     recipe = nano().sft
+    talks = ConversationSource(path=args.out / "train" / "talks.jsonl")
     policy = sft.train(replace(
         recipe, model=ModelConfig(name=str(args.nano / "checkpoint")), out=args.out / "sft", steps=args.steps,
-        seed=args.seed, data=(ConversationSource(path=args.out / "train" / "talks.jsonl"),), tensorboard=False,
+        learning_rate=args.learning_rate, seed=args.seed, data=(talks,), tensorboard=False,
     ))  # fmt: skip
     write_json(args.out / "sft" / "evaluation.json", evaluate(policy, args.out, args.limit))
 
@@ -192,7 +193,8 @@ def main() -> None:
     for each in (data, tuned):
         each.add_argument("--nano", type=Path, required=True, help="run folder of train_iqa.nano")
     data.add_argument("--limit", type=int, default=2000, help="training pictures, at most")
-    tuned.add_argument("--steps", type=int, default=120)
+    tuned.add_argument("--steps", type=int, default=250)
+    tuned.add_argument("--learning-rate", type=float, default=1e-3)
     arm.add_argument("arm", choices=ARMS)
     arm.add_argument("--steps", type=int, default=60)
     arm.add_argument("--learning-rate", type=float, default=1e-4)

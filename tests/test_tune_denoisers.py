@@ -159,18 +159,21 @@ def test_the_residual_of_a_picture_is_decoded_to_it():
     assert torch.allclose(denoiser.decode(denoiser.encode_target(picture, condition), condition), picture, atol=1e-5)
 
 
-def test_the_sampler_is_the_pipelines_own():
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_the_sampler_is_the_pipelines_own(temperature):
     """Same noise, same picture, to rounding: what is tuned is what the pipeline does."""
     denoiser = made("nano")
     [row] = generators(1, seed=5)
     noise = [torch.randn(48, 10, 10, generator=row) for _ in range(5)]
     condition = denoiser.encode(LQ, [""], generators(1))
-    found = sample(denoiser, condition, denoiser.path(4), generators(1, seed=5), eta=1.0)
+    path = replace(denoiser.path(4), temperature=temperature)
+    found = sample(denoiser, condition, path, generators(1, seed=5), eta=1.0)
     ours = denoiser.decode(found.x0, condition)
     supply = iter(noise)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("restoration.nano_pipeline.randn_tensor", lambda *a, **k: next(supply)[None])
-        theirs = denoiser.pipeline(LQ, num_inference_steps=4, eta=1.0, temperature=1.0, output_type="pt").images
+        options = {"num_inference_steps": 4, "eta": 1.0, "output_type": "pt"}
+        theirs = denoiser.pipeline(LQ, **options, temperature=temperature).images
     assert torch.allclose(ours, theirs, atol=5e-4)
 
 

@@ -104,11 +104,13 @@ def test_the_flows_noise_keeps_its_marginals():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_log_probability_is_that_of_a_normal(kind):
-    path = Schedule(scheduler_of(kind)).path(4)
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_log_probability_is_that_of_a_normal(kind, temperature):
+    path = replace(Schedule(scheduler_of(kind)).path(4), temperature=temperature)
     x, output, noise = (torch.randn(3, 2, 4, 4) for _ in range(3))
     done = transition(path, 1, output, x, eta=0.8, noise=noise)
     normal = torch.distributions.Normal(done.mean, done.std)
+    assert done.std == pytest.approx(temperature * step_std(path, 1, 0.8))
     assert torch.allclose(done.log_prob, normal.log_prob(done.sample).flatten(1).mean(dim=1), atol=1e-5)
     assert torch.equal(transition(path, 1, output, x, eta=0.8, sample=done.sample).log_prob, done.log_prob)
 

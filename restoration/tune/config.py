@@ -27,6 +27,9 @@ class TuneConfig:
     """Denoising steps of a candidate."""
     eta: float = 1.0
     """Noise of the sampler: DDIM's eta, or the noise level of a flow's SDE."""
+    temperature: float = 1.0
+    """Factor of all the sampler's noise. Take that of the pipeline's own calls, or what is scored is not what it will
+    make."""
     rows_at_once: int = 8
     """Candidates in one pass of the denoiser."""
     epochs: int = 1
@@ -67,6 +70,8 @@ class TuneConfig:
         for name, bottom in (("seed", 0), ("eta", 0), ("learning_rate", 0), ("max_grad_norm", 0), ("weight_decay", 0)):
             if getattr(self, name) < bottom:
                 raise ValueError(f"{name}={getattr(self, name)}: must be {bottom} or more")
+        if not 0 < self.temperature <= 1:
+            raise ValueError(f"temperature={self.temperature}: must be above 0, at most 1")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.max_failure_rate <= 1:
             raise ValueError(f"ema_decay={self.ema_decay}, max_failure_rate={self.max_failure_rate}: shares, 0 to 1")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple, Protocol
 
@@ -37,7 +37,7 @@ class Tuning:
     @property
     def path(self) -> Path:
         """The sampler's steps."""
-        return self.denoiser.path(self.config.steps)
+        return replace(self.denoiser.path(self.config.steps), temperature=self.config.temperature)
 
     @property
     def images_here(self) -> int:

@@ -32,6 +32,8 @@ class Path:
     """[steps] float32."""
     clip: float | None = None
     """Largest absolute value of a predicted x0, where the scheduler says `clip_sample`."""
+    temperature: float = 1.0
+    """Factor of all noise, the first and each step's."""
 
     def __len__(self) -> int:
         return len(self.times)

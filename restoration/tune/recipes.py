@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from restoration.nano_pipeline import TEMPERATURE
 from restoration.tune.config import MonitorConfig, Recipe, TuneConfig
 from restoration.tune.dpo import DPO
 from restoration.tune.grpo import GRPO
@@ -109,7 +110,7 @@ def find_recipe(name: str, **changes: Any) -> Recipe:
 
 
 def _nano(settings: dict[str, Any]) -> TuneConfig:
-    common = {"lora_rank": 16, "lora_alpha": 32, "steps": 8, "crop_px": 32}
+    common = {"lora_rank": 16, "lora_alpha": 32, "steps": 8, "crop_px": 32, "temperature": TEMPERATURE}
     return TuneConfig(**(common | settings))
 
 

@@ -89,7 +89,8 @@ def transition(
     """
     output, x_t = output.float(), x_t.float()
     alpha, sigma = path.alphas[index], path.sigmas[index]
-    std = step_std(path, index, eta)
+    std = step_std(path, index, eta)  # of the schedule; the noise that is added is scaled by the temperature
+    spread = path.temperature * std
     x0 = to_x0(path.kind, output, x_t, alpha, sigma)
     if path.clip is not None:
         x0 = x0.clamp(-path.clip, path.clip)
@@ -98,15 +99,15 @@ def transition(
     else:
         direction = math.sqrt(max(0.0, float(path.next_sigmas[index]) ** 2 - std**2))
         mean = float(path.next_alphas[index]) * x0 + direction * to_noise(path.kind, output, x_t, alpha, sigma)
-    if std == 0:
+    if spread == 0:
         nothing = torch.full((len(x_t),), math.nan, device=x_t.device)
         return Transition(mean if sample is None else sample, mean, 0.0, nothing, x0)
     if sample is None:
         if noise is None:
-            raise ValueError(f"step {index} is random (std {std:.3g}): give noise= or sample=")
-        sample = (mean + std * noise).detach()
-    density = -((sample - mean) ** 2) / (2 * std**2) - math.log(std) - 0.5 * math.log(2 * math.pi)
-    return Transition(sample, mean, std, density.flatten(1).mean(dim=1), x0)
+            raise ValueError(f"step {index} is random (std {spread:.3g}): give noise= or sample=")
+        sample = (mean + spread * noise).detach()
+    density = -((sample - mean) ** 2) / (2 * spread**2) - math.log(spread) - 0.5 * math.log(2 * math.pi)
+    return Transition(sample, mean, spread, density.flatten(1).mean(dim=1), x0)
 
 
 def draw(shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device) -> Tensor:
@@ -127,7 +128,7 @@ def sample(
     """
     shape = denoiser.noise_shape(condition)
     device = condition.lq.device
-    x = denoiser.begin(draw(shape, generators, device), condition, path).float()
+    x = denoiser.begin(path.temperature * draw(shape, generators, device), condition, path).float()
     states, log_probs, stds = [x], [], []
     for index in range(len(path) if steps is None else steps):
         noise = draw(shape, generators, device)

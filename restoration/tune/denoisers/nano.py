@@ -1,7 +1,4 @@
-"""The embedded `NanoSRPipeline`: x0 is the pixel-unshuffled residual to bicubic, at the size of the LR picture.
-
-Sampled at temperature 1, where a step has the density that policy gradients need; the pipeline's default is lower.
-"""
+"""The embedded `NanoSRPipeline`: x0 is the pixel-unshuffled residual to bicubic, at the size of the LR picture."""
 
 from collections.abc import Sequence
 from typing import Any
