@@ -196,8 +196,8 @@ def main() -> None:
     tuned.add_argument("--steps", type=int, default=250)
     tuned.add_argument("--learning-rate", type=float, default=1e-3)
     arm.add_argument("arm", choices=ARMS)
-    arm.add_argument("--steps", type=int, default=60)
-    arm.add_argument("--learning-rate", type=float, default=1e-4)
+    arm.add_argument("--steps", type=int, default=24)
+    arm.add_argument("--learning-rate", type=float, default=2e-4)
     for each in (tuned, arm):
         each.add_argument("--limit", type=int, default=None, help="held-out pictures, at most")
     for each in (data, tuned, arm, gather):

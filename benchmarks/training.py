@@ -11,17 +11,19 @@ weights. Data: 224 px crops of the photographs, degraded, with answers written f
 """
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import json
+import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -36,6 +38,7 @@ from memory import resident_mib
 from PIL import Image
 
 from train_iqa import grpo, sft
+from train_iqa.evaluation.lines import null
 from train_iqa.labels import LabelScale
 from train_iqa.recipes import own_protocol, qwen2_5_vl_7b
 from train_iqa.rows.conversations import synthetic_conversations, write_conversations
@@ -51,7 +54,7 @@ TIMES = ("tokens_per_s", "generate_s", "train_s")
 NO_GPU = "no GPU on this machine"
 STAGES = ("sft", "grpo")
 """Both with all weights of the language side, as the `nano` recipe; fewer rows and samples, so that a run is short."""
-SFT = {"steps": 12, "rows_per_step": 16, "micro_rows": 8, "learning_rate": 2e-4, "warmup_steps": 2, "save_every": 2}
+SFT = {"steps": 12, "rows_per_step": 32, "micro_rows": 8, "learning_rate": 2e-4, "warmup_steps": 2, "save_every": 2}
 GRPO = {
     "steps": 6, "images_per_step": 8, "images_per_rollout": 8, "num_samples": 3, "max_new_tokens": 256,
     "micro_rows": 8, "learning_rate": 2e-5, "warmup_steps": 2, "reference_dtype": "float32", "save_every": 2,
@@ -74,11 +77,8 @@ SIDES_7B = (1008, 756)
 def write_data(images: Path, folder: Path, count: int = PICTURES, size: tuple[int, int] | None = None) -> None:
     """Write `talks.jsonl` (SFT) and `labels.csv` (GRPO) about the same degraded crops; `size`: width, height."""
     rng, paths = np.random.default_rng(0), list_photographs(images)
-    threads = torch.get_num_threads()
-    samples = [
-        make_sample(paths[rng.integers(0, len(paths))], rng, large=False, local_share=LOCAL_SHARE) for _ in range(count)
-    ]
-    torch.set_num_threads(threads)
+    drawn = [paths[k] for k in rng.integers(0, len(paths), count)]
+    samples = [make_sample(path, rng, large=False, local_share=LOCAL_SHARE) for path in drawn]
     if size is not None:
         samples = [replace(one, image=np.asarray(Image.fromarray(one.image).resize(size))) for one in samples]
     scale = LabelScale.load(Path(str(resources.files("zoomiqa_reward"))) / "checkpoints" / "nano" / "label_scale.json")
@@ -94,9 +94,8 @@ def write_data(images: Path, folder: Path, count: int = PICTURES, size: tuple[in
 def write_config(stage: str, data: Path, file: Path, **changes: Any) -> dict[str, Any]:
     """Write the YAML configuration of a stage of `nano` on the CPU and return its settings."""
     settings = {**SETTINGS[stage], **changes}
-    source = (
-        {"path": str(data / "talks.jsonl")} if stage == "sft" else {"family": "csv", "root": str(data / "labels.csv")}
-    )
+    csv_file = {"family": "csv", "root": str(data / "labels.csv")}
+    source = {"path": str(data / "talks.jsonl")} if stage == "sft" else csv_file
     whole = {"model": {"name": "nano", "device": "cpu"}, "tuning": {"lora_rank": 0}, "data": [source], **settings}
     file.write_text(yaml.safe_dump(whole, sort_keys=False))
     return settings
@@ -160,11 +159,9 @@ def saved_step(folder: Path) -> int:
     return int(torch.load(file, weights_only=True, map_location="cpu")["step"]) if file.exists() else 0
 
 
-def kill_once(
-    command: Sequence[str], folder: Path, seconds: float, env: Mapping[str, str]
-) -> tuple[dict[str, Any], float]:
-    """Start the command, kill it after `seconds`; return what stood in the folder, and the seconds it lived."""
-    before, began = rows_written(folder), time.monotonic()
+def kill_once(command: Sequence[str], folder: Path, seconds: float, env: Mapping[str, str]) -> dict[str, Any]:
+    """Start the command and kill it after `seconds`; return what stood in the folder. RuntimeError if it was faster."""
+    before = rows_written(folder)
     with (
         open(folder.with_suffix(".stderr"), "ab") as log,
         subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=log) as process,
@@ -173,128 +170,115 @@ def kill_once(
             process.wait(seconds)
         except subprocess.TimeoutExpired:
             process.kill()
-    if process.returncode != -9:
+    if process.returncode != -signal.SIGKILL:
         raise RuntimeError(f"ended with {process.returncode} before its kill after {seconds:.1f} s: see {log.name}")
     written, saved = rows_written(folder), saved_step(folder)
-    found = {
+    return {
         "after_s": round(seconds, 1), "rows_before": before, "rows_at_kill": written, "saved_step": saved,
         "rows_to_redo": written - saved,
     }  # fmt: skip
-    return found, time.monotonic() - began
-
-
-def digests(policy: Path) -> dict[str, str]:
-    """Return the hash of each weight file of a policy."""
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(policy.glob("*.safetensors"))}
 
 
 def compare(folders: Sequence[Path], steps: int) -> dict[str, Any]:
     """Return whether two finished runs are the same run."""
     logs = [[{k: v for k, v in row.items() if k not in TIMES} for row in read_log(folder)] for folder in folders]
-    weights = [digests(folder / "policy") for folder in folders]
-    steps_of = [[row["step"] for row in log] for log in logs]
+    found = [[row["step"] for row in log] for log in logs]
+    weights = [
+        {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in (folder / "policy").glob("*.safetensors")}
+        for folder in folders
+    ]
     return {
-        "one_row_a_step_in_order": [found == list(range(1, steps + 1)) for found in steps_of],
-        "steps_in_killed_log": steps_of[1],
+        "one_row_a_step_in_order": all(one == list(range(1, steps + 1)) for one in found),
+        "steps_in_killed_log": found[1],
         "metrics_compared_a_step": len(logs[0][0]) - 1,
         "metrics_equal": logs[0] == logs[1],
         "first_different_step": next((a["step"] for a, b in zip(*logs, strict=False) if a != b), None),
-        "policy_files": weights[1],
         "policy_bytes_identical": bool(weights[0]) and weights[0] == weights[1],
+        "policy_sha256": weights,
     }
 
 
 def kill(args: argparse.Namespace, out: Path) -> bool:
-    """Write `results/training_kill_STAGE.json`; return whether the killed run is the uninterrupted one."""
-    env, file = environment(args.threads), out / "config.yaml"
+    """Write `results/training_kill_STAGE.json`; return whether the killed run is the uninterrupted one.
+
+    A kill counts as mid-run where that start had written rows, and not all.
+    """
+    env, file, killed, kills = environment(args.threads), out / "config.yaml", out / "killed", []
     write_data(args.images, out / "data")
     settings = write_config(args.stage, out / "data", file)
     command = [sys.executable, "-m", f"train_iqa.{args.stage}", str(file), "--out"]
     whole = run_whole([*command, str(out / "whole")], env)
     start_s = whole.row_times[0] - whole.step_s
-    rng, kills, killed = np.random.default_rng([args.seed, STAGES.index(args.stage)]), [], out / "killed"
-    lived = 0.0
-    for number in range(KILLS):
-        # uniform over the first part of what is left, so that something is left for the kills to come
-        left_s = start_s + (settings["steps"] - saved_step(killed)) * whole.step_s
-        seconds = rng.uniform(0, left_s * min(0.9, 2 / (KILLS - number + 1)))
-        found, alive = kill_once([*command, str(killed)], killed, seconds, env)
-        kills.append(found)
-        lived += alive
+    rng = np.random.default_rng([args.seed, STAGES.index(args.stage)])
+    for _ in range(KILLS):
+        # in the first 60 % of what is left: this run may be faster, and the kills to come want something to kill
+        left_s = (settings["steps"] - saved_step(killed)) * whole.step_s
+        kills.append(kill_once([*command, str(killed)], killed, start_s + rng.uniform(0, 0.6 * left_s), env))
     last = run_whole([*command, str(killed)], env)
     checks = compare((out / "whole", killed), settings["steps"])
-    checks["mid_run_kills"] = sum(0 < one["rows_at_kill"] < settings["steps"] for one in kills)
-    holds = all(checks["one_row_a_step_in_order"]) and checks["metrics_equal"] and checks["policy_bytes_identical"]
-    holds = bool(holds and checks["mid_run_kills"])
+    checks["mid_run_kills"] = sum(one["rows_before"] < one["rows_at_kill"] < settings["steps"] for one in kills)
+    names = ("one_row_a_step_in_order", "metrics_equal", "policy_bytes_identical", "mid_run_kills")
+    holds = all(checks[name] for name in names)
     result = {
         "stage": args.stage, "holds": holds, **checks, "kills": kills, "settings": settings, "pictures": PICTURES,
         "uninterrupted_s": round(whole.seconds, 1), "start_s": round(start_s, 1), "step_s": round(whole.step_s, 2),
-        "killed_runs_s": round(lived + last.seconds, 1), "continued_s": round(last.seconds, 1), **machine(args),
+        "last_start_s": round(last.seconds, 1), **machine(args),
     }  # fmt: skip
     write_result(f"training_kill_{args.stage}", result)
     return holds
 
 
-def apart(a: float, b: float) -> float:
-    """Return the relative difference of two numbers.
+def launched(stage: str, file: Path, folder: Path, count: int, env: Mapping[str, str]) -> float:
+    """Run a training under `accelerate launch`; return its seconds. Raises RuntimeError for a wrong number of them."""
+    # `--cpu` starts one process whatever the number; so it is the configuration that keeps them off a GPU
+    many = ["--multi_gpu", "--main_process_port", "0"] if count > 1 else ["--cpu"]
+    plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch = ["accelerate.commands.launch", *many, "--num_processes", str(count), *plain]
+    command = [sys.executable, "-m", *launch, "-m", f"train_iqa.{stage}", str(file), "--out", str(folder)]
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{stage} on {count} processes:\n{done.stderr[-3000:]}")
+    found = json.loads((folder / "run.json").read_text())["processes"]
+    if found != count:
+        raise RuntimeError(f"{stage}: {found} processes ran where {count} were asked for")
+    return time.monotonic() - began
 
-    >>> apart(1.0, 0.5)
+
+def largest_difference(pairs: Sequence[tuple[float | None, float | None]]) -> float:
+    """Return the largest relative difference of pairs of numbers, infinite for a number and none.
+
+    >>> largest_difference([(1.0, 0.5), (None, None), (3.0, 3.0)])
     0.5
     """
-    return abs(a - b) / max(abs(a), abs(b)) if a != b else 0.0
+    apart = [abs(a - b) / max(abs(a), abs(b)) if None not in (a, b) else math.inf for a, b in pairs if a != b]
+    return max(apart, default=0.0)
 
 
 def processes(args: argparse.Namespace, out: Path) -> bool:
     """Write `results/training_processes.json`: one process and two, the same steps."""
-    env = environment(args.threads)
+    env, result = environment(args.threads), {}
     write_data(args.images, out / "data")
-    # two updates: on the first, every ratio is 1 and the policy loss the mean advantage, which is 0 by construction
-    changes: dict[str, dict[str, Any]] = {
-        "sft": {"steps": 3, "micro_rows": 4},
-        "grpo": {"steps": 3, "images_per_rollout": 4, "micro_rows": 4, "updates": 2},
-    }
-    result: dict[str, Any] = {}
+    # two updates, of which the second is logged: on the first the policy's loss is the mean advantage, 0 by design
+    changes = {"sft": {"steps": 3}, "grpo": {"steps": 3, "images_per_rollout": 4, "updates": 2}}
     for stage in STAGES:
-        file = out / f"{stage}.yaml"
+        file, folders = out / f"{stage}.yaml", [out / f"{stage}-{count}" for count in (1, 2)]
         settings = write_config(stage, out / "data", file, **changes[stage])
-        logs = []
-        for count in (1, 2):
-            # --cpu would start one process whatever the number; nano's configuration keeps each of them off a GPU
-            many = ["--multi_gpu", "--main_process_port", "0"] if count > 1 else ["--cpu"]
-            plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-            launch = ["accelerate.commands.launch", *many, "--num_processes", str(count), *plain]
-            folder = out / f"{stage}-{count}"
-            command = [sys.executable, "-m", *launch, "-m", f"train_iqa.{stage}", str(file), "--out", str(folder)]
-            began = time.monotonic()
-            done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(f"{stage} on {count} processes:\n{done.stderr[-3000:]}")
-            seconds, found = time.monotonic() - began, json.loads((folder / "run.json").read_text())["processes"]
-            if found != count:
-                raise RuntimeError(f"{stage}: {found} processes ran where {count} were asked for")
-            logs.append((read_log(folder), seconds))
-        one, two = (log for log, _ in logs)
+        seconds = [launched(stage, file, folder, count, env) for count, folder in enumerate(folders, start=1)]
+        one, two = (read_log(folder) for folder in folders)
         names = [name for name in one[0] if name not in (*TIMES, "step")]
-        largest = {n: max(apart(a[n], b[n]) for a, b in zip(one, two, strict=True) if a[n] is not None) for n in names}
+        apart = {n: largest_difference([(a[n], b[n]) for a, b in zip(one, two, strict=True)]) for n in names}
+        counted = "target_tokens" if stage == "sft" else "tokens"
         result[stage] = {
-            "losses_1_process": [row["loss"] for row in one],
-            "losses_2_processes": [row["loss"] for row in two],
-            "grad_norms_1_process": [row["grad_norm"] for row in one],
-            "grad_norms_2_processes": [row["grad_norm"] for row in two],
-            "largest_relative_difference": largest["loss"],
-            "largest_relative_difference_of": {n: v for n, v in largest.items() if v} | {"loss": largest["loss"]},
-            "seconds": [round(seconds, 1) for _, seconds in logs],
+            **{f"{name}_{n}": [row[name] for row in log] for name in ("loss", "grad_norm", counted)
+               for n, log in (("1_process", one), ("2_processes", two))},
+            "largest_relative_difference": apart["loss"],
+            "largest_relative_difference_by_metric": null({name: value for name, value in apart.items() if value}),
+            "seconds": [round(one_s, 1) for one_s in seconds],
             "settings": settings,
-        }
-    write_result("training_processes", {**result, "backend": "gloo", **machine(args)})
+        }  # fmt: skip
+    write_result("training_processes", {**result, "backend": "gloo", "pictures": PICTURES, **machine(args)})
     return True
-
-
-def idle_mib(env: Mapping[str, str], stage: str) -> float:
-    """Return the resident memory of a process that has imported the trainer and loaded nano."""
-    command = [sys.executable, __file__, "cost", "--images", ".", "--child", "idle", "--stage", stage]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    return float(done.stdout)
 
 
 def rates(stage: str, run: Run, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -320,12 +304,13 @@ def cost(args: argparse.Namespace, out: Path) -> bool:
     env, result = environment(args.threads), {}
     write_data(args.images, out / "data")
     for stage in STAGES:
-        # 4 steps and nothing saved between them; the recipe's own rows and samples
-        changes = {"steps": 4, "rows_per_step": 32} if stage == "sft" else {"steps": 3, "num_samples": 6}
+        # the recipe's rows and samples; nothing is saved between the steps; idle: nano loaded, nothing trained
+        changes = {"steps": 4} if stage == "sft" else {"steps": 3, "num_samples": 6}
         settings = write_config(stage, out / "data", out / f"{stage}.yaml", **changes, save_every=100)
-        idle = idle_mib(env, stage)
-        command = [sys.executable, "-m", f"train_iqa.{stage}", str(out / f"{stage}.yaml"), "--out", str(out / stage)]
-        run = run_whole(command, env)
+        idling = [sys.executable, __file__, "cost", "--images", ".", "--child", "idle"]
+        idle = float(subprocess.run(idling, env=env, capture_output=True, text=True, check=True).stdout)
+        trainer = ["-m", f"train_iqa.{stage}", str(out / f"{stage}.yaml"), "--out", str(out / stage)]
+        run = run_whole([sys.executable, *trainer], env)
         memory = {"idle_mib": round(idle), "peak_over_idle_mib": round(run.peak_mib - idle)}
         result[f"nano_{stage}_cpu"] = {**rates(stage, run, out / stage, settings), **memory, "settings": settings}
     for stage in STAGES:
@@ -348,10 +333,10 @@ def random_7b(device: str, text: Mapping[str, Any] = TEXT_7B, vision: Mapping[st
     nano = load_checkpoint("nano", device="cpu")
     own = nano.model.config
     ends = {name: getattr(own.text_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    tokens = {"image_token_id": own.image_token_id, "video_token_id": own.video_token_id}
-    config = Qwen2_5_VLConfig(
-        text_config={**text, **ends}, vision_config=dict(vision), tie_word_embeddings=False, **tokens
-    )
+    kinds = [f"{kind}_token_id" for kind in ("image", "video", "vision_start", "vision_end")]
+    tokens = {name: getattr(own, name) for name in kinds}
+    text, vision = {**text, **ends}, dict(vision)
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **tokens)
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
     model.eval().requires_grad_(False)
@@ -361,21 +346,20 @@ def random_7b(device: str, text: Mapping[str, Any] = TEXT_7B, vision: Mapping[st
 def child(args: argparse.Namespace, out: Path, device: str = "cuda", **sizes: Any) -> None:
     """Measure in a process of its own; rows go to stderr, the result to stdout."""
     if args.child == "idle":
-        checkpoint = load_checkpoint("nano", device="cpu")
+        _loaded = load_checkpoint("nano", device="cpu")
         print(resident_mib())
-        del checkpoint
         return
     write_data(args.images, out / "data", count=16, size=SIDES_7B)
-    recipe = qwen2_5_vl_7b()
-    changes: dict[str, Any] = {"steps": 4, "save_every": 100, "out": out / "run", "tensorboard": False}
-    if args.stage == "sft":
-        changes |= {"rows_per_step": 16}
-        config: Any = replace(recipe.sft, data=(sft.ConversationSource(path=out / "data" / "talks.jsonl"),), **changes)
-    else:
+    settings: dict[str, Any] = {"rows_per_step": 16, "micro_rows": 2}
+    source: Any = sft.ConversationSource(path=out / "data" / "talks.jsonl")
+    if args.stage == "grpo":
         # random weights end no answer: every one has `max_new_tokens`, and none asks for a second round
+        settings = {"images_per_step": 8, "images_per_rollout": 4, "num_samples": 4, "max_new_tokens": 256}
         source = grpo.Source(family="csv", root=out / "data" / "labels.csv")
-        changes |= {"images_per_step": 8, "num_samples": 4, "max_new_tokens": 256, "page_every": 0}
-        config = replace(recipe.grpo, data=(source,), **changes)
+    config = replace(
+        getattr(qwen2_5_vl_7b(), args.stage), data=(source,), out=out / "run", steps=4, save_every=100,
+        tensorboard=False, **settings,
+    )  # fmt: skip
     checkpoint = random_7b(device, **sizes)
     parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
     on_gpu = device == "cuda"
@@ -384,11 +368,10 @@ def child(args: argparse.Namespace, out: Path, device: str = "cuda", **sizes: An
     with patch.object(trainer, "load_base", lambda *_: checkpoint):  # everything else is the trainer's own
         trainer.train(config)
     peak = torch.cuda.max_memory_allocated() if on_gpu else 0
-    names = ("rows_per_step", "images_per_step", "num_samples", "max_new_tokens", "micro_rows", "images_per_rollout")
     result = {
         "parameters": parameters, "device": torch.cuda.get_device_name() if on_gpu else device,
         "idle_mib": round(idle / 2**20), "peak_over_idle_mib": round((peak - idle) / 2**20),
-        "settings": {name: getattr(config, name) for name in names if hasattr(config, name)}, "sides_px": SIDES_7B,
+        "settings": settings, "sides_px": SIDES_7B,
     }  # fmt: skip
     print(json.dumps(result))
 
@@ -399,17 +382,14 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
     return {"threads_a_process": args.threads, "load_average": round(os.getloadavg()[0], 1), "note": note}
 
 
-@contextmanager
-def folder_of(args: argparse.Namespace) -> Iterator[Path]:
-    """Yield `--out`, which must be new or empty, or a folder that goes away."""
-    if args.out is None:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
-        return
-    args.out.mkdir(parents=True, exist_ok=True)
-    if any(args.out.iterdir()):
-        raise SystemExit(f"--out {args.out} holds files: runs there would be continued, not made; give an empty folder")
-    yield args.out.resolve()
+def new_folder(path: Path | None) -> contextlib.AbstractContextManager[str]:
+    """Return what yields `--out`, which must be new or empty, or else a folder that goes away."""
+    if path is None:
+        return tempfile.TemporaryDirectory()
+    path.mkdir(parents=True, exist_ok=True)
+    if any(path.iterdir()):
+        raise SystemExit(f"--out {path} holds files: runs there would be continued, not made; give an empty folder")
+    return contextlib.nullcontext(str(path.resolve()))
 
 
 def main() -> int:
@@ -428,8 +408,8 @@ def main() -> int:
         command.add_argument("--out", type=Path, help="new folder that is kept; by default a temporary one")
         command.add_argument("--threads", type=int, default=1, help="of each process")
     args = parser.parse_args()
-    with folder_of(args) as out:
-        return 0 if args.function(args, out) else 1
+    with new_folder(args.out) as out:
+        return 0 if args.function(args, Path(out)) else 1
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from restoration.fidelity import gaussian_blur
 from restoration.tune import MonitorConfig, tune
 from restoration.tune.context import Tuning
 from restoration.tune.denoiser import denoiser_of
-from restoration.tune.limits import Limit, bootstrap_deviation
+from restoration.tune.limits import LEAST_ROOM, Limit, bootstrap_deviation, limits_of
 from restoration.tune.lora import add_lora
 from restoration.tune.monitor import Monitor, optimised_names
 from restoration.tune.phases import TimeShare
@@ -117,7 +117,7 @@ def test_limits_are_four_deviations_of_the_base(watched):
         if name == "kl":
             continue
         assert limit["base"] == pytest.approx(sum(rows[name]) / len(rows[name]))
-        room = 4 * bootstrap_deviation(rows[name], again[name])
+        room = max(4 * bootstrap_deviation(rows[name], again[name]), LEAST_ROOM.get(name, 0))
         for side, sign in (("low", -1), ("high", 1)):
             if limit[side] is not None:
                 assert limit[side] == pytest.approx(limit["base"] + sign * room)
@@ -126,6 +126,15 @@ def test_limits_are_four_deviations_of_the_base(watched):
     values = [0.0, 1.0] * 8
     assert bootstrap_deviation(values) == pytest.approx(0.5 / 4, rel=0.05)  # standard error of the mean
     assert bootstrap_deviation([0.0] * 16, [1.0] * 16) == pytest.approx(0.5 / 4, rel=0.05)  # of candidates alone
+
+
+def test_a_signal_without_spread_gets_room():
+    """LR-consistency at its cap of 50 may fall to 49; the Gram distance may grow to the truth's, but no lower limit."""
+    rows = {"lr_consistency": [50.0] * 6, "gram": [0.03] * 6}
+    found, _ = limits_of(rows, {"lr_consistency": [50.0] * 6}, MonitorConfig(), {"gram": 0.4})
+    assert (found["lr_consistency"].low, found["gram"].high) == (49.0, 0.4)
+    found, _ = limits_of(rows, {}, MonitorConfig(), {"gram": 0.01})
+    assert found["gram"].high == pytest.approx(0.03)
 
 
 def test_what_can_no_longer_be_measured_is_an_alarm():

@@ -17,6 +17,9 @@ SIDES = {"reward": "low", "lr_consistency": "low", "fine_energy": "both", "grid_
          "diversity": "low"}  # fmt: skip
 """On which side of the base a signal alarms; a held-out metric does on its worse one."""
 
+LEAST_ROOM = {"lr_consistency": 1.0}
+"""Between the base and a limit, whatever the deviation: a base that stands at LR-consistency's cap has none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
@@ -60,13 +63,13 @@ def bootstrap_deviation(values: Sequence[float], again: Sequence[float] | None =
 
 
 def limits_of(
-    rows: dict[str, list[float]], again: dict[str, list[float]], config: MonitorConfig
+    rows: dict[str, list[float]], again: dict[str, list[float]], config: MonitorConfig, room_to: dict[str, float]
 ) -> tuple[dict[str, Limit], list[str]]:
     """Return the limits by signal, and the signals that have none: not measurable on some picture of the base model.
 
     rows: of the base model's candidates by the monitor's seeds, a number a validation picture; their mean is the
-    limits' centre. again: of its candidates by other seeds, where they were measured. `kl` is 0 for the base, so its
-    limit is a setting.
+    limits' centre. again: of its candidates by other seeds, where they were measured. room_to: by signal, what a higher
+    limit is raised to. `kl` is 0 for the base, so its limit is a setting.
     """
     metrics = {one.name: "low" if one.higher_is_better else "high" for one in find_metrics(config.metrics)}
     sides, found, left_out = SIDES | metrics, {}, []
@@ -76,10 +79,10 @@ def limits_of(
             left_out.append(name)
             continue
         base, deviation = float(np.mean(row)), bootstrap_deviation(row, other)
-        room = config.deviations * deviation
+        room = max(config.deviations * deviation, LEAST_ROOM.get(name, 0.0))
         found[name] = Limit(
             base=base, deviation=deviation, low=base - room if sides[name] in ("low", "both") else None,
-            high=base + room if sides[name] in ("high", "both") else None,
+            high=max(base + room, room_to.get(name, base)) if sides[name] in ("high", "both") else None,
         )  # fmt: skip
     return found | {"kl": Limit(base=0.0, deviation=0.0, low=None, high=config.max_kl)}, left_out
 
