@@ -1,14 +1,15 @@
-"""Write the README's table of figures from the result files: `python benchmarks/table.py`.
+"""Write the tables of figures of README and guides from the result files: `python benchmarks/table.py`.
 
-A test compares the README with what this prints, so a figure there is always one that a benchmark wrote.
+A test compares the pages with what this prints, so a figure there is always one that a benchmark wrote.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
+from doc_tables import BLOCKS
+
 ROOT = Path(__file__).parents[1]
-START, END = "<!-- figures -->", "<!-- /figures -->"
 
 
 def load(name: str) -> dict[str, Any]:
@@ -213,12 +214,26 @@ def markdown() -> str:
     return "\n".join(lines)
 
 
+def blocks() -> list[tuple[Path, str, str]]:
+    """Return (page, name of its markers, text) of the README's table and of each guide's that was measured."""
+    found = [(ROOT / "README.md", "figures", markdown())]
+    for page, (name, make) in BLOCKS.items():
+        if (ROOT / "benchmarks" / "results" / f"{name}.json").exists():
+            found.append((ROOT / page, name, make(load(name))))
+    return found
+
+
+def between(text: str, name: str) -> tuple[str, str, str]:
+    """Return what stands before, between and after `<!-- name -->` and `<!-- /name -->`."""
+    before, rest = text.split(f"<!-- {name} -->")
+    inside, after = rest.split(f"<!-- /{name} -->")
+    return before, inside, after
+
+
 def main() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    before, rest = text.split(START)
-    after = rest.split(END)[1] if END in rest else rest
-    readme.write_text(f"{before}{START}\n{markdown()}\n{END}{after}")
+    for page, name, made in blocks():
+        before, _, after = between(page.read_text(encoding="utf-8"), name)
+        page.write_text(f"{before}<!-- {name} -->\n{made}\n<!-- /{name} -->{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

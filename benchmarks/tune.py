@@ -30,7 +30,7 @@ from restoration.tune.recipes import find_recipe
 from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.check import find_reward
 from zoomiqa_reward.images import load_image, to_pil
-from zoomiqa_reward.json_lines import write_json
+from zoomiqa_reward.json_lines import read_lines, write_json
 
 METHODS = ("base", "sft", "dpo", "grpo", "nft", "reward_gradient")
 HACKS = ("laplacian", "niqe")
@@ -38,14 +38,14 @@ METRICS = ("fsim", "vif", "haarpsi", "psnr_y", "lr_consistency", "niqe")
 PRESET, TRAIN_LR_PX, EVAL_LR_PX = "mild", 28, 49
 """Their restorations are multiples of 28 px, nano's token, so that a rating takes one view; NIQE needs 196 px."""
 NUM_SEEDS = {"base": 8}
-"""Restorations of each evaluation picture; 4 by tuned models."""
+"""Restorations of each evaluation picture; 2 by tuned models."""
 SMALL: dict[str, Any] = {
-    "images_per_round": 4, "num_samples": 6, "rounds": 18, "learning_rate": 5e-5, "crop_px": TRAIN_LR_PX,
+    "images_per_round": 4, "num_samples": 6, "rounds": 18, "learning_rate": 1e-4, "crop_px": TRAIN_LR_PX,
     "mixed_precision": "bf16",
 }  # fmt: skip
 BUDGETS: dict[str, dict[str, Any]] = {
     "sft": SMALL, "grpo": SMALL, "nft": SMALL, "dpo": SMALL | {"num_samples": 8, "rounds": 36},
-    "reward_gradient": SMALL | {"num_samples": 2, "rounds": 24, "learning_rate": 1e-4},
+    "reward_gradient": SMALL | {"num_samples": 2, "rounds": 24, "learning_rate": 3e-4},
 }  # fmt: skip
 """What differs from the recipes: less, so that a run takes about ten minutes of one core."""
 
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
         report |= {"rounds": result.rounds, "best_round": result.best_round, "alarms": list(result.alarms),
                    "first_alarm_round": first, "seconds": result.seconds}  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    rows = evaluated(restorer, held_out, iqa, NUM_SEEDS.get(args.method, 4))
+    rows = evaluated(restorer, held_out, iqa, NUM_SEEDS.get(args.method, 2))
     write_json(folder / "evaluation.json", report | {"rows": rows})
 
 
@@ -118,21 +118,35 @@ def table(args: argparse.Namespace) -> None:
             known = ("rounds", "best_round", "first_alarm_round", "seconds")
             by_seed = {name: [float(np.mean([np.mean(row[name]) for row in one["rows"]])) for one in mine]
                        for name in ("rating", "fsim", "vif")}  # fmt: skip
-            found[method] = against(means, base) | {"seeds": len(mine), "by_seed": by_seed}
+            found[method] = against(means, base, len(mine[0]["rows"][0]["rating"]))
+            found[method] |= {"seeds": len(mine), "by_seed": by_seed}
             found[method] |= {key: [one.get(key) for one in mine] for key in known}
+            found[method]["monitor"] = [looks_of(args.out / f"{method}-{one['seed']}" / "run") for one in mine]
     picks = [int(np.argmax(row["rating"])) for row in base]
     found["best_of_8"] = against({name: np.array([row[name][k] for row, k in zip(base, picks, strict=True)])
-                                  for name in ("rating", *METRICS)}, base)  # fmt: skip
-    counts = {"pictures": len(base), "restorations_a_picture": {"base": 8, "tuned": 4}}
+                                  for name in ("rating", *METRICS)}, base, NUM_SEEDS["base"])  # fmt: skip
+    counts = {"pictures": len(base), "restorations_a_picture": {"base": 8, "tuned": 2}}
     write_result("tune", counts | {"preset": PRESET, "runs": found})
 
 
-def against(means: dict[str, Any], base: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return each measure's mean and its difference to the base's mean restoration, with intervals over pictures."""
+def looks_of(folder: Path) -> dict[str, Any]:
+    """Return what the monitor saw of a run: looks, those with an alarm, which signals, some values first and last."""
+    if not folder.exists():
+        return {}
+    rows = read_lines(folder / "monitor.jsonl")
+    return {
+        "looks": len(rows) - 1, "alarmed_looks": sum(row["alarms"] > 0 for row in rows),
+        "signals": sorted({why.split()[0] for row in rows for why in row.get("why", ())}),
+        **{name: [rows[0][name], rows[-1][name]] for name in ("reward", "fsim", "vif", "psnr_y")},
+    }  # fmt: skip
+
+
+def against(means: dict[str, Any], base: list[dict[str, Any]], count: int) -> dict[str, Any]:
+    """Return each measure's mean and its difference to the base's, of the same seeds, with intervals over pictures."""
     return {
         name: {
             "mean": mean_interval(values),
-            "minus_base": paired_test(values, [np.mean(row[name]) for row in base]).difference,
+            "minus_base": paired_test(values, [np.mean(row[name][:count]) for row in base]).difference,
         }
         for name, values in means.items()
     }

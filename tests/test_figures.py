@@ -6,18 +6,19 @@ import json
 from conftest import ROOT
 
 
-def _table():
+def _table(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     spec = importlib.util.spec_from_file_location("table", ROOT / "benchmarks" / "table.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_readme_holds_what_the_result_files_hold():
-    table = _table()
-    text = (ROOT / "README.md").read_text()
-    inside = text.split(table.START)[1].split(table.END)[0].strip()
-    assert inside == table.markdown().strip(), "run `python benchmarks/table.py`"
+def test_pages_hold_what_the_result_files_hold(monkeypatch):
+    table = _table(monkeypatch)
+    for page, name, made in table.blocks():
+        inside = table.between(page.read_text(encoding="utf-8"), name)[1].strip()
+        assert inside == made.strip(), f"{page.name}: run `python benchmarks/table.py`"
 
 
 def test_every_result_names_a_command_that_exists():

@@ -23,6 +23,7 @@ from restoration.tune.lora import (
     use_adapter,
     weights_of,
 )
+from restoration.tune.rollout import eight_bit
 from restoration.tune.sampling import rescore, sample
 
 
@@ -293,3 +294,12 @@ def test_an_unknown_pipeline_names_the_known_ones():
             denoiser_of(build(), strength=0)
     with pytest.raises(ValueError, match="only a single one"):
         Condition(lq=torch.zeros(2, 3, 4, 4)).repeat(3)
+
+
+def test_what_is_scored_fits_into_a_file_and_passes_the_gradient():
+    pictures = torch.tensor([[-0.1, 0.1, 0.5004, 1.2]], requires_grad=True)
+    found = eight_bit(pictures)
+    assert (255 * found).tolist()[0] == pytest.approx([0, 26, 128, 255], abs=1e-4)
+    found.sum().backward()
+    assert pictures.grad is not None
+    assert pictures.grad.tolist() == [[1, 1, 1, 1]]

@@ -31,6 +31,7 @@ from train_iqa.rl.resampling import ResamplingConfig, draw_images
 from train_iqa.rl.rewards import RewardConfig, all_rewards, format_reward
 from train_iqa.rl.rollout import roll_out
 from train_iqa.rl.statistics import mean_over_processes, token_mean, trajectory_statistics
+from train_iqa.rl.vllm_rollout import VllmConfig, VllmSampler
 from train_iqa.rows.completions import TrainingRow, answer_logprobs, collate_completions, micro_batches
 from train_iqa.rows.schedule import plan_rows
 from train_iqa.training.command import run_trainer
@@ -44,6 +45,7 @@ from zoomiqa_reward.images import load_image
 
 PAGE_GROUPS = 4
 """Images on a page of trajectories."""
+SAMPLERS = ("transformers", "vllm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,11 @@ class GrpoConfig:
     max_new_tokens: int = 1024
     """Of one round."""
     temperature: float = 1.0
+    sampler: str | None = None
+    """What writes the answers: `transformers` (None) or `vllm`. The default is no name, so that a folder whose run was
+    begun before there was a choice can still be continued."""
+    vllm: VllmConfig | None = None
+    """Options of the sampler `vllm`; None: its defaults."""
     micro_rows: int = 2
     """Rows of one forward pass of the trainer."""
     updates: int = 1
@@ -112,6 +119,9 @@ class GrpoConfig:
                 f"temperature={self.temperature} and learning_rate={self.learning_rate} must be above 0, "
                 f"clip={self.clip} in (0, 1), mismatch_cap={self.mismatch_cap} at least 1"
             )
+        if self.sampler not in (None, *SAMPLERS) or (self.vllm is not None and self.sampler != "vllm"):
+            raise ValueError(f"sampler {self.sampler!r}: must be one of {', '.join(SAMPLERS)}, and vllm if its options "
+                             f"are given")  # fmt: skip
         if self.tuning.lora_dropout:
             raise ValueError("lora_dropout must be 0: with dropout, recomputed log-probabilities are not the sampled")
 
@@ -123,6 +133,9 @@ class Trainer:
         self.config, self.parts, self.accelerator = config, parts, accelerator
         self.checkpoint = load_base(config.model, accelerator, config.tuning)
         self.suppressed = suppressed_tokens(self.checkpoint)
+        self.engine: VllmSampler | None = None
+        if config.sampler == "vllm":  # first, since it claims its share of the memory
+            self.engine = VllmSampler(self.checkpoint, config.vllm or VllmConfig(), accelerator)
         self.reference: AdapterOff | FrozenCopy | None = None
         if config.kl.needs_initial and not config.tuning.is_lora:
             dtype = getattr(torch, config.reference_dtype)
@@ -149,13 +162,17 @@ class Trainer:
         images = drawn[first : first + share]
         pixels, groups = [load_image(image.path) for image in images], []
         with answering(self.checkpoint, self.accelerator, self.model) as checkpoint:
+            if self.engine is not None:
+                self.engine.load(checkpoint.model)
             for start in range(0, share, config.images_per_rollout):
                 sampling = Sampling(
                     temperature=config.temperature, top_p=1.0, top_k=0, max_new_tokens=config.max_new_tokens,
                     seed=seed_of(config.seed, step, first + start),
                 )  # fmt: skip
                 some = pixels[start : start + config.images_per_rollout]
-                groups += roll_out(checkpoint, some, num_samples=config.num_samples, sampling=sampling)
+                groups += roll_out(
+                    checkpoint, some, num_samples=config.num_samples, sampling=sampling, draw=self.engine
+                )
         protocol = self.checkpoint.protocol
         ratings = torch.tensor([[one.assessment.rating for one in group] for group in groups])
         forms = torch.tensor([[format_reward(protocol, one.assessment) for one in group] for group in groups])

@@ -17,7 +17,6 @@ trained on.
 | `diversity` | low | one picture for all seeds |
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,9 +34,8 @@ from restoration.tune.data import Example, crop
 from restoration.tune.limits import Limit, limits_of, read_limits, write_limits
 from restoration.tune.lora import reference
 from restoration.tune.parametrisation import noisy
-from restoration.tune.rollout import draw_candidates, encode, score_pictures
+from restoration.tune.rollout import draw_candidates, encode, raw_values, score_pictures
 from restoration.tune.signals import diversity, fine_energy, gram_distance, grid_peak
-from zoomiqa_reward.ratings import Scores
 
 MIN_IMAGES = 4
 
@@ -171,14 +169,6 @@ class Monitor:
             condition = encode(self.tuning, example, generators)
             maps = self.tuning.denoiser.features(pictures.to(self.tuning.device), condition)
         return [part.cpu() for part in maps]
-
-
-def raw_values(scores: Scores) -> list[float]:
-    """Return values that mean the same in every call: of a sum of rewards that is normalised in groups, its first
-    term's own; NaN where not valid.
-    """
-    terms = scores.info.get("terms") or [{"raw": scores.value.tolist()}]
-    return [float(v) if ok else math.nan for v, ok in zip(terms[0]["raw"], scores.valid.tolist(), strict=True)]
 
 
 def optimised_names(reward: Any) -> set[str]:

@@ -19,7 +19,7 @@ from restoration.tune.data import Example, pick
 from restoration.tune.denoiser import Condition
 from restoration.tune.denoising import denoising_errors, random_noise
 from restoration.tune.lora import POLICY
-from restoration.tune.rollout import encode, reward_inputs
+from restoration.tune.rollout import eight_bit, encode, reward_inputs
 from restoration.tune.sampling import draw, sample, transition
 from zoomiqa_reward.gradients import ask
 
@@ -130,7 +130,7 @@ class RewardGradient:
             done = transition(path, index, output, x, eta=eta, noise=noise)
             # The mean carries the gradient; the noise is a constant (the sample that `transition` gives is detached).
             x = done.mean + done.std * noise
-        return tuning.denoiser.decode(done.x0, condition)
+        return eight_bit(tuning.denoiser.decode(done.x0, condition))
 
     def _low_frequency(self, tuning: Tuning, condition: Condition, generators: list[torch.Generator]) -> Tensor:
         """Mean squared distance of an early prediction, reduced, to the LR picture."""

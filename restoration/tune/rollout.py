@@ -1,5 +1,6 @@
 """Candidates of low-quality pictures, and their scores: drawn in pieces that fit, scored together, by turns."""
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -63,9 +64,17 @@ def draw_candidates(
                                random_steps=random_steps)  # fmt: skip
             pieces.append(piece)
             with torch.no_grad(), tuning.autocast():
-                pictures += list(tuning.denoiser.decode(piece.trajectory.x0, piece.condition).float().cpu())
+                pictures += list(eight_bit(tuning.denoiser.decode(piece.trajectory.x0, piece.condition).float()).cpu())
     return Drawn(pieces=pieces, pictures=pictures, owners=owners, seeds=numbers,
                  keys=[key for key in keys for _ in range(count)])  # fmt: skip
+
+
+def eight_bit(pictures: Tensor) -> Tensor:
+    """Return the pictures as a PNG would hold them; the gradient passes as if nothing had been rounded.
+
+    Without it a tuned model learns changes that the reward sees and no file can hold.
+    """
+    return pictures + ((255 * pictures.clamp(0, 1)).round() / 255 - pictures).detach()
 
 
 def draw_piece(
@@ -111,8 +120,16 @@ def reward_inputs(tuning: Tuning, owners: Sequence[Example]) -> dict[str, list]:
     return given
 
 
+def raw_values(scores: Scores) -> list[float]:
+    """Return values that mean the same in every call: of a sum of rewards that is normalised in groups, its first
+    term's own; NaN where not valid.
+    """
+    terms = scores.info.get("terms") or [{"raw": scores.value.tolist()}]
+    return [float(v) if ok else math.nan for v, ok in zip(terms[0]["raw"], scores.valid.tolist(), strict=True)]
+
+
 def score_report(scores: Scores, keys: Sequence[str]) -> dict[str, float]:
-    """Return the mean score and the mean spread within groups; nothing where nothing was measured."""
+    """Return the mean raw score and the mean spread of the score within groups; nothing where nothing was measured."""
     if not bool(scores.valid.any()):
         return {}
     groups: dict[str, list[float]] = {}
@@ -120,5 +137,5 @@ def score_report(scores: Scores, keys: Sequence[str]) -> dict[str, float]:
         if valid:
             groups.setdefault(key, []).append(value)
     spreads = [float(torch.tensor(own).std(correction=0)) for own in groups.values()]
-    mean = float(scores.value[scores.valid].mean())
-    return {"score": mean, "score_std": sum(spreads) / len(spreads)}
+    known = [value for value in raw_values(scores) if not math.isnan(value)]
+    return {"score": sum(known) / len(known), "score_std": sum(spreads) / len(spreads)}

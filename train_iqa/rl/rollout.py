@@ -1,10 +1,11 @@
 """Sampled trajectories: what the model answers to an image, with real crops, through the very path of inference.
 
 `assess_images` does the asking, reading and cropping; only its writer is replaced by one that samples and keeps, for
-each answer, the tokens and their log-probabilities. A trajectory of two rounds is two independent rows.
+each answer, the tokens and their log-probabilities. A trajectory of two rounds is two independent rows. Who samples is
+exchangeable: transformers' `generate` here, vLLM in `vllm_rollout`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +18,20 @@ from zoomiqa_reward.generate import Completion, Sampling, end_tokens, suppressed
 from zoomiqa_reward.ratings import Assessment
 from zoomiqa_reward.reason import assess_images
 from zoomiqa_reward.rows import Row, collate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """One answer as it was sampled."""
+
+    ids: Tensor
+    """int64 [tokens], at least 1, on the CPU; with the end token, where the answer was not cut short."""
+    logprobs: Tensor
+    """float32 [tokens], on the CPU, as the sampler saw them."""
+
+
+Draw = Callable[[Checkpoint, Sequence[Row], Sampling], list[Drawn]]
+"""What samples one answer for each row, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +55,17 @@ class Trajectory:
 
 
 def roll_out(
-    checkpoint: Checkpoint, images: Sequence[Tensor], *, num_samples: int, sampling: Sampling
+    checkpoint: Checkpoint,
+    images: Sequence[Tensor],
+    *,
+    num_samples: int,
+    sampling: Sampling,
+    draw: Draw | None = None,
 ) -> list[list[Trajectory]]:
     """Return for each float32 CHW image `num_samples` trajectories, all images' first rounds written in one batch.
 
     The checkpoint's model must be in eval mode. With a seed the result depends on seed, weights and images alone.
+    draw: another sampler than transformers.
     Raises ValueError for decoding whose log-probabilities could not be recomputed: greedy, top-p or top-k.
     """
     if sampling.temperature == 0 or sampling.top_p < 1 or sampling.top_k > 0:
@@ -52,7 +73,7 @@ def roll_out(
             f"temperature={sampling.temperature}, top_p={sampling.top_p}, top_k={sampling.top_k}: rollouts sample "
             f"from the whole distribution; use a temperature above 0, top_p=1 and top_k=0"
         )
-    writer = _Writer()
+    writer = _Writer(draw or draw_by_transformers)
     found = assess_images(
         checkpoint, images, sampling=sampling, num_samples=num_samples, batch_size=num_samples * len(images),
         write=writer,
@@ -91,48 +112,57 @@ class _Recorder(LogitsProcessor):
             self.held = None
 
 
-class _Writer:
-    """The `write` of `assess_images`: samples, and keeps what was sampled, call by call."""
+@torch.no_grad()
+def draw_by_transformers(checkpoint: Checkpoint, rows: Sequence[Row], sampling: Sampling) -> list[Drawn]:
+    """Return one answer for each row, all written in one batch; a seed leaves the global random state alone."""
+    tokenizer, ends = checkpoint.tokenizer, end_tokens(checkpoint)
+    config = GenerationConfig(
+        do_sample=True, temperature=sampling.temperature, top_p=1.0, top_k=0, repetition_penalty=1.0, num_beams=1,
+        max_new_tokens=sampling.max_new_tokens, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=suppressed_tokens(checkpoint),
+    )  # fmt: skip
+    recorder, batch = _Recorder(sampling.temperature), collate(checkpoint, rows)
+    devices = [checkpoint.device] if checkpoint.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices, enabled=sampling.seed is not None):
+        if sampling.seed is not None:
+            torch.manual_seed(sampling.seed)
+        ids = checkpoint.model.generate(
+            **batch, generation_config=config, logits_processor=LogitsProcessorList([recorder])
+        )
+    recorder.take(ids)
+    new, logprobs = ids[:, batch["input_ids"].shape[1] :].cpu(), torch.stack(recorder.logprobs, dim=1).cpu()
+    drawn = []
+    for index, tokens in enumerate(new.tolist()):
+        end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+        count = min(end + 1, len(tokens))
+        drawn.append(Drawn(ids=new[index, :count].clone(), logprobs=logprobs[index, :count].clone()))
+    return drawn
 
-    def __init__(self) -> None:
+
+class _Writer:
+    """The `write` of `assess_images`: lets `draw` sample, and keeps what was sampled, call by call."""
+
+    def __init__(self, draw: Draw) -> None:
+        self.draw = draw
         self.calls: list[list[SampledTurn]] = []
 
-    @torch.no_grad()
     def __call__(self, checkpoint: Checkpoint, rows: Sequence[Row], sampling: Sampling) -> list[Completion]:
-        tokenizer, ends = checkpoint.tokenizer, end_tokens(checkpoint)
-        config = GenerationConfig(
-            do_sample=True, temperature=sampling.temperature, top_p=1.0, top_k=0, repetition_penalty=1.0, num_beams=1,
-            max_new_tokens=sampling.max_new_tokens, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id,
-            suppress_tokens=suppressed_tokens(checkpoint),
-        )  # fmt: skip
-        recorder, batch = _Recorder(sampling.temperature), collate(checkpoint, rows)
-        devices = [checkpoint.device] if checkpoint.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices, enabled=sampling.seed is not None):
-            if sampling.seed is not None:
-                torch.manual_seed(sampling.seed)
-            ids = checkpoint.model.generate(
-                **batch, generation_config=config, logits_processor=LogitsProcessorList([recorder])
-            )
-        recorder.take(ids)
-        new, logprobs = ids[:, batch["input_ids"].shape[1] :].cpu(), torch.stack(recorder.logprobs, dim=1).cpu()
+        drawn, ends = self.draw(checkpoint, rows, sampling), end_tokens(checkpoint)
         turns, answers = [], []
-        shared = _on_cpu(rows)
-        for index, tokens in enumerate(new.tolist()):
-            end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-            count = min(end + 1, len(tokens))
-            row = TrainingRow(
-                prompt=shared[index], completion_ids=new[index, :count].clone(),
-                targets=torch.ones(count, dtype=torch.bool),
-            )  # fmt: skip
-            is_truncated = end == len(tokens)
-            turns.append(SampledTurn(row=row, logprobs=logprobs[index, :count].clone(), is_truncated=is_truncated))
-            text = tokenizer.decode(tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        for shared, one in zip(on_cpu(rows), drawn, strict=True):
+            tokens = one.ids.tolist()
+            is_truncated = tokens[-1] not in ends
+            row = TrainingRow(prompt=shared, completion_ids=one.ids, targets=torch.ones(len(tokens), dtype=torch.bool))
+            turns.append(SampledTurn(row=row, logprobs=one.logprobs, is_truncated=is_truncated))
+            text = checkpoint.tokenizer.decode(
+                tokens if is_truncated else tokens[:-1], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
             answers.append(Completion(text=text, is_truncated=is_truncated))
         self.calls.append(turns)
         return answers
 
 
-def _on_cpu(rows: Sequence[Row]) -> list[Row]:
+def on_cpu(rows: Sequence[Row]) -> list[Row]:
     """Return the rows on the CPU; neighbours of equal pixels (the samples of one image) share them."""
     moved: list[Row] = []
     for row in rows:

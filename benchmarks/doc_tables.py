@@ -1,0 +1,94 @@
+"""The tables of the guides, from the result files: `python benchmarks/table.py` writes them beside README's."""
+
+from collections.abc import Callable
+from typing import Any
+
+Result = dict[str, Any]
+TUNE_NAMES = {
+    "best_of_8": "best of 8 of the base", "sft": "rejection SFT", "dpo": "DPO", "grpo": "GRPO", "nft": "NFT",
+    "reward_gradient": "reward gradient", "laplacian": "GRPO on Laplacian variance alone",
+    "niqe": "GRPO on NIQE alone",
+}  # fmt: skip
+MEASURES = {"rating": ("rating", 3), "fsim": ("FSIM", 4), "vif": ("VIF", 4), "haarpsi": ("HaarPSI (a label)", 4),
+            "psnr_y": ("PSNR-Y, dB", 2), "lr_consistency": ("LR-consistency, dB", 2), "niqe": ("NIQE", 2)}  # fmt: skip
+ARM_NAMES = {
+    "sft": "SFT", "no_kl": "+ RL without KL", "kl_all_tokens": "+ RL, KL on all tokens",
+    "kl_cov": "+ RL, plain KL-Cov (all quadrants, old policy)", "kl_coverage": "+ RL, KL-Coverage",
+    "kl_coverage_natural": "+ RL, KL-Coverage, no re-sampling",
+}  # fmt: skip
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def signed(found: Any, digits: int) -> str:
+    """Return `+0.07 [+0.05, +0.09]` of (value, low, high, ...)."""
+    value, low, high = found[:3]
+    return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def several(values: list[Any], digits: int = 3) -> str:
+    """Return one number a seed, `0.741 / 0.752`."""
+    return " / ".join(f"{value:.{digits}f}" for value in values)
+
+
+def tune_tables(result: Result) -> str:
+    """Return the methods against the base model, and what the monitor saw of them."""
+    runs = result["runs"]
+    base = [f"{runs['base'][key]['mean'][0]:.{digits}f}" for key, (_, digits) in MEASURES.items()]
+    rows, looks = [["base", *base, ""]], []
+    for method, name in TUNE_NAMES.items():
+        if method not in runs:
+            continue
+        one = runs[method]
+        seconds = " / ".join(f"{s:.0f}" for s in one.get("seconds", []))
+        rows.append([name, *(signed(one[key]["minus_base"], digits) for key, (_, digits) in MEASURES.items()), seconds])
+        if "monitor" in one:
+            seen = one["monitor"]
+            looks.append([
+                name, " / ".join(str(s["looks"]) for s in seen), " / ".join(str(s["alarmed_looks"]) for s in seen),
+                " / ".join(str(first) if first else "none" for first in one["first_alarm_round"]),
+                " / ".join(map(str, one["best_round"])),
+                ", ".join(sorted({signal for s in seen for signal in s["signals"]})) or "none",
+            ])  # fmt: skip
+    header = ["less the base [95 %]", *(title for title, _ in MEASURES.values()), "seconds of training, by seed"]
+    watched = ["by seed", "looks", "with an alarm", "first alarm, round", "round of the result", "signals"]
+    return f"{table(header, rows)}\n\n{table(watched, looks)}"
+
+
+def rl_tables(result: Result) -> str:
+    """Return SFT against the arms of RL on held-out pictures, and what their curves did from first to last."""
+    rows, curves = [], []
+    for arm, name in ARM_NAMES.items():
+        if arm not in result:
+            continue
+        one = result[arm]
+        if arm == "sft":
+            one = {mode: {key: [value] for key, value in one[mode].items()} for mode in ("direct", "reason")}
+        figures = [several(one["reason"]["srcc"]), several(one["direct"]["srcc"])]
+        figures += [several(one["reason"][key], 2) for key in ("mae_rare", "mae_balanced", "mae_natural")]
+        rows.append([name, *figures])
+        if arm != "sft":
+            found = one["curves"]
+            kinds = [found[key] for key in ("entropy", "rating_std", "distinct_rationales", "reward_total")]
+            columns = [[f"{first:.2f} → {last:.2f}" for first, last in zip(kind["first"], kind["last"], strict=True)]
+                       for kind in kinds]  # fmt: skip
+            held = one["held_tokens"]
+            total = sum(held.values())
+            share = f"{held['likely_good'] / total:.0%}" if total else "no tokens"
+            curves.append([name, *(", ".join(cells) for cells in columns), share])
+    header = ["by seed", "SRCC `reason`", "SRCC `direct`", "error in the two rare levels", "in all levels alike",
+              "by KonIQ's shares"]  # fmt: skip
+    watched = ["first → last steps, by seed", "token entropy", "spread of ratings in a group", "distinct rationales",
+               "reward (0 to 3)", "held tokens likely and good"]  # fmt: skip
+    return f"{table(header, rows)}\n\n{table(watched, curves)}"
+
+
+BLOCKS: dict[str, tuple[str, Callable[[Result], str]]] = {
+    "docs/tune.md": ("tune", tune_tables),
+    "docs/train.md": ("rl", rl_tables),
+}
+"""Guide -> (result file, what makes the text between its markers)."""
