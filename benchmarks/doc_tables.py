@@ -73,7 +73,7 @@ def rl_tables(result: Result) -> str:
         rows.append([name, *figures])
         if arm != "sft":
             found = one["curves"]
-            kinds = [found[key] for key in ("entropy", "rating_std", "distinct_rationales", "reward_total")]
+            kinds = [found[key] for key in ("entropy", "rating_std", "distinct_rationales", "zooms", "reward_total")]
             columns = [[f"{first:.2f} → {last:.2f}" for first, last in zip(kind["first"], kind["last"], strict=True)]
                        for kind in kinds]  # fmt: skip
             held = one["held_tokens"]
@@ -83,7 +83,7 @@ def rl_tables(result: Result) -> str:
     header = ["by seed", "SRCC `reason`", "SRCC `direct`", "error in the two rare levels", "in all levels alike",
               "by KonIQ's shares"]  # fmt: skip
     watched = ["first → last steps, by seed", "token entropy", "spread of ratings in a group", "distinct rationales",
-               "reward (0 to 3)", "held tokens likely and good"]  # fmt: skip
+               "zooms", "reward (0 to 3)", "held tokens likely and good"]  # fmt: skip
     return f"{table(header, rows)}\n\n{table(watched, curves)}"
 
 

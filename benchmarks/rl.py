@@ -48,7 +48,7 @@ ARMS: dict[str, tuple[KlConfig, ResamplingConfig]] = {
     "kl_coverage_natural": (KlConfig(), NATURAL),
 }
 """`kl_cov` is plain KL-Cov: no quadrant, held to the policy that sampled; the last one has no re-sampling."""
-CURVES = ("entropy", "rating_std", "distinct_rationales", "reward_total", "reward_std", "zooms", "held_kl")
+CURVES = ("entropy", "rating_std", "distinct_rationales", "reward_total", "reward_std", "zooms", "unreadable")
 ENDS = 5
 """Steps that a curve's first and last value are the mean of."""
 BATCH = 32

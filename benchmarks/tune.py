@@ -2,14 +2,21 @@
 
 python benchmarks/tune.py run METHOD --images DIR --hr DIR [--seed 0] [--rounds N] [--out runs/tune]
 python benchmarks/tune.py table [--out runs/tune]
+python benchmarks/tune.py kill METHOD --images DIR --hr DIR [--rounds 6] [--out runs/tune]
 
 METHOD: base, sft, dpo, grpo, nft, reward_gradient; or laplacian, niqe: GRPO on that reward alone, until its alarm.
 `run` trains (resumed where it was), then restores the middle of each evaluation picture with fixed seeds and measures.
-`table` gathers all runs: means over seeds of training and pictures, intervals over pictures.
+`table` gathers all runs: means over seeds of training and pictures, intervals over pictures. `kill` trains once in one
+piece and once killed three times at random moments, and compares logs and weights.
 """
 
 import argparse
+import contextlib
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,12 +47,12 @@ PRESET, TRAIN_LR_PX, EVAL_LR_PX = "mild", 28, 49
 NUM_SEEDS = {"base": 8}
 """Restorations of each evaluation picture; 2 by tuned models."""
 SMALL: dict[str, Any] = {
-    "images_per_round": 4, "num_samples": 6, "rounds": 18, "learning_rate": 1e-4, "crop_px": TRAIN_LR_PX,
+    "images_per_round": 4, "num_samples": 6, "rounds": 18, "learning_rate": 3e-4, "crop_px": TRAIN_LR_PX,
     "mixed_precision": "bf16",
 }  # fmt: skip
 BUDGETS: dict[str, dict[str, Any]] = {
-    "sft": SMALL, "grpo": SMALL, "nft": SMALL, "dpo": SMALL | {"num_samples": 8, "rounds": 36},
-    "reward_gradient": SMALL | {"num_samples": 2, "rounds": 24, "learning_rate": 3e-4},
+    "sft": SMALL, "grpo": SMALL, "nft": SMALL | {"learning_rate": 5e-4},
+    "dpo": SMALL | {"num_samples": 8, "rounds": 36}, "reward_gradient": SMALL | {"num_samples": 2, "rounds": 24},
 }  # fmt: skip
 """What differs from the recipes: less, so that a run takes about ten minutes of one core."""
 
@@ -100,9 +107,37 @@ def run(args: argparse.Namespace) -> None:
         first = json.loads((folder / "run" / "result.json").read_text())["first_alarm_round"]
         report |= {"rounds": result.rounds, "best_round": result.best_round, "alarms": list(result.alarms),
                    "first_alarm_round": first, "seconds": result.seconds}  # fmt: skip
+    if args.train_only:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     rows = evaluated(restorer, held_out, iqa, NUM_SEEDS.get(args.method, 2))
     write_json(folder / "evaluation.json", report | {"rows": rows})
+
+
+def kill(args: argparse.Namespace) -> None:
+    """Compare an uninterrupted training with one that SIGKILL ended three times, each resumed by the same command."""
+    command = [sys.executable, __file__, "run", args.method, "--images", str(args.images), "--hr", str(args.hr),
+               "--rounds", str(args.rounds or 6), "--seed", str(args.seed), "--train-only"]  # fmt: skip
+    folders = {name: args.out / f"kill_{name}" / f"{args.method}-{args.seed}" / "run" for name in ("whole", "killed")}
+    began = time.monotonic()
+    subprocess.run([*command, "--out", str(args.out / "kill_whole")], check=True)
+    seconds, rng, seen = time.monotonic() - began, np.random.default_rng(args.seed), []
+    for _ in range(3):
+        started = subprocess.Popen([*command, "--out", str(args.out / "kill_killed")])
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            started.wait(float(rng.uniform(0.3, 0.7)) * seconds)
+        started.send_signal(signal.SIGKILL)
+        started.wait()
+        seen.append(len(read_lines(folders["killed"] / "log.jsonl")))
+    subprocess.run([*command, "--out", str(args.out / "kill_killed")], check=True)
+    logs = {name: read_lines(folder / "log.jsonl") for name, folder in folders.items()}
+    weights = {name: (folder / "lora" / "pytorch_lora_weights.safetensors").read_bytes()
+               for name, folder in folders.items()}  # fmt: skip
+    write_result("tune_kill", {
+        "method": args.method, "rounds": len(logs["whole"]), "rounds_logged_at_each_kill": seen,
+        "rounds_in_order_once": [row["round"] for row in logs["killed"]] == [row["round"] for row in logs["whole"]],
+        "same_log": logs["killed"] == logs["whole"], "same_weights": weights["killed"] == weights["whole"],
+    })  # fmt: skip
 
 
 def table(args: argparse.Namespace) -> None:
@@ -155,18 +190,21 @@ def against(means: dict[str, Any], base: list[dict[str, Any]], count: int) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("run")
-    one.add_argument("method", choices=(*METHODS, *HACKS))
-    one.add_argument("--images", type=Path, required=True, help="folder of photographs to learn on")
-    one.add_argument("--hr", type=Path, required=True, help="folder of sets of photographs to be judged on")
+    one, killed = commands.add_parser("run"), commands.add_parser("kill")
+    for each in (one, killed):
+        each.add_argument("method", choices=(*METHODS, *HACKS))
+        each.add_argument("--images", type=Path, required=True, help="folder of photographs to learn on")
+        each.add_argument("--hr", type=Path, required=True, help="folder of sets of photographs to be judged on")
+        each.add_argument("--seed", type=int, default=0)
+        each.add_argument("--rounds", type=int)
+    killed.set_defaults(do=kill)
     one.add_argument("--sets", nargs="+", default=["set5", "set14"])
-    one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--rounds", type=int)
+    one.add_argument("--train-only", action="store_true", help="no evaluation afterwards")
     one.add_argument("--limit", type=int, default=38, help="photographs to learn on, 6 of them for the monitor")
     one.set_defaults(do=run)
     gather = commands.add_parser("table")
     gather.set_defaults(do=table)
-    for each in (one, gather):
+    for each in (one, gather, killed):
         each.add_argument("--out", type=Path, default=Path("runs/tune"))
     args = parser.parse_args()
     args.do(args)
