@@ -11,8 +11,8 @@ from tiny import make_tiny_checkpoint, picture, tiny_protocol
 
 from train_iqa import grpo, sft
 from train_iqa.datasets import IqaDataset, LabelledImage, Scale, Source
-from train_iqa.grpo import GrpoConfig
 from train_iqa.recipes import RECIPES, own_protocol
+from train_iqa.rl.config import GrpoConfig
 from train_iqa.rows.conversations import Conversation, write_conversations
 from train_iqa.sft import ConversationSource, SftConfig
 from train_iqa.training.config_file import read_config

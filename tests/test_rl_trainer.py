@@ -15,7 +15,8 @@ from tiny import picture
 
 from train_iqa import grpo
 from train_iqa.datasets import IqaDataset, LabelledImage, Scale
-from train_iqa.grpo import GrpoConfig, Trainer
+from train_iqa.grpo import Trainer
+from train_iqa.rl.config import GrpoConfig
 from train_iqa.rl.coverage import KlConfig
 from train_iqa.rl.rewards import RewardConfig
 from train_iqa.rl.statistics import rationale, trajectory_statistics

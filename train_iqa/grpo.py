@@ -12,7 +12,6 @@ defaults of KL-Coverage are our choices (its equations could not be read); see e
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +21,23 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from train_iqa.datasets import IqaDataset, LabelledImage, Source, load_datasets, select
-from train_iqa.rl.coverage import KlConfig, clip_cov_mask, covariance, coverage_mask, quadrant_counts
+from train_iqa.rl.config import GrpoConfig
+from train_iqa.rl.coverage import clip_cov_mask, covariance, coverage_mask, quadrant_counts
 from train_iqa.rl.generation import Generation, make_generation, page_groups
 from train_iqa.rl.loss import clipped_loss, k3, mismatch_weight, old_policy_penalty, rows_loss
 from train_iqa.rl.page import write_page
 from train_iqa.rl.reference import AdapterOff, FrozenCopy
-from train_iqa.rl.resampling import ResamplingConfig, draw_images
-from train_iqa.rl.rewards import RewardConfig, all_rewards, format_reward
+from train_iqa.rl.resampling import draw_images
+from train_iqa.rl.rewards import all_rewards, format_reward
 from train_iqa.rl.rollout import roll_out
 from train_iqa.rl.statistics import mean_over_processes, token_mean, trajectory_statistics
 from train_iqa.rl.vllm_rollout import VllmConfig, VllmSampler
 from train_iqa.rows.completions import TrainingRow, answer_logprobs, collate_completions, micro_batches
 from train_iqa.rows.schedule import plan_rows
 from train_iqa.training.command import run_trainer
-from train_iqa.training.learner import ModelConfig, load_base, make_accelerator, make_learner, seed_of
+from train_iqa.training.learner import load_base, make_accelerator, make_learner, seed_of
 from train_iqa.training.metrics import MetricLog
-from train_iqa.training.policy import TuningConfig, answering, save_policy
+from train_iqa.training.policy import answering, save_policy
 from train_iqa.training.run_state import RunState, open_run
 from train_iqa.training.updates import gather_rows, optimizer_step, pad_parts, total_of
 from zoomiqa_reward.generate import Sampling, suppressed_tokens
@@ -45,85 +45,6 @@ from zoomiqa_reward.images import load_image
 
 PAGE_GROUPS = 4
 """Images on a page of trajectories."""
-SAMPLERS = ("transformers", "vllm")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GrpoConfig:
-    """One run of RL."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    tuning: TuningConfig = field(default_factory=TuningConfig)
-    rewards: RewardConfig = field(default_factory=RewardConfig)
-    kl: KlConfig = field(default_factory=KlConfig)
-    resampling: ResamplingConfig = field(default_factory=ResamplingConfig)
-    data: tuple[Source, ...] = ()
-    part: str = "training"
-    """Of each data set; validation images choose, test images never."""
-    out: Path = Path("runs/grpo")
-    """Run folder; continued if it exists. What was learned is in its `policy`."""
-    seed: int = 0
-    steps: int = 1000
-    images_per_step: int = 8
-    """Over all processes, all of one data set: the cohort of the rank reward."""
-    images_per_rollout: int = 1
-    """Whose first rounds are written in one batch on one process."""
-    num_samples: int = 8
-    """Trajectories of one image: the group."""
-    max_new_tokens: int = 1024
-    """Of one round."""
-    temperature: float = 1.0
-    sampler: str | None = None
-    """What writes the answers: `transformers` (None) or `vllm`. The default is no name, so that a folder whose run was
-    begun before there was a choice can still be continued."""
-    vllm: VllmConfig | None = None
-    """Options of the sampler `vllm`; None: its defaults."""
-    micro_rows: int = 2
-    """Rows of one forward pass of the trainer."""
-    updates: int = 1
-    """Optimizer steps on one generation batch; each uses all of it."""
-    learning_rate: float = 1e-6
-    """Constant after `warmup_steps`."""
-    warmup_steps: int = 5
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    clip: float = 0.2
-    """The ratio's room on either side of 1."""
-    mismatch_cap: float = 2.0
-    """Highest weight of a token for which sampler and trainer disagree."""
-    count_tokens: bool = False
-    """False: every trajectory counts once, as the mean of its rows' means. True: every token does (ablation)."""
-    reference_dtype: str = "bfloat16"
-    """Of the frozen copy that full tuning keeps."""
-    reference_offload: bool = False
-    """Keep that copy in main memory while it is not asked."""
-    save_every: int = 10
-    page_every: int = 20
-    """Steps between pages of trajectories; 0: none."""
-    tensorboard: bool = True
-
-    def __post_init__(self) -> None:
-        if self.num_samples < 2:
-            raise ValueError(f"num_samples={self.num_samples}: a group needs at least 2 to have an advantage")
-        if self.rewards.rank > 0 and self.images_per_step < 8:
-            raise ValueError(
-                f"images_per_step={self.images_per_step}: the rank reward compares at least 8 images; raise it or set "
-                f"rewards.rank to 0"
-            )
-        counts = (self.steps, self.images_per_step, self.images_per_rollout, self.micro_rows, self.updates)
-        if min(counts) < 1 or self.save_every < 1 or self.page_every < 0 or self.max_new_tokens < 1:
-            raise ValueError("steps, images_per_step, images_per_rollout, micro_rows, updates, save_every and "
-                             "max_new_tokens must be at least 1, page_every at least 0")  # fmt: skip
-        if self.temperature <= 0 or self.learning_rate <= 0 or not 0 < self.clip < 1 or self.mismatch_cap < 1:
-            raise ValueError(
-                f"temperature={self.temperature} and learning_rate={self.learning_rate} must be above 0, "
-                f"clip={self.clip} in (0, 1), mismatch_cap={self.mismatch_cap} at least 1"
-            )
-        if self.sampler not in (None, *SAMPLERS) or (self.vllm is not None and self.sampler != "vllm"):
-            raise ValueError(f"sampler {self.sampler!r}: must be one of {', '.join(SAMPLERS)}, and vllm if its options "
-                             f"are given")  # fmt: skip
-        if self.tuning.lora_dropout:
-            raise ValueError("lora_dropout must be 0: with dropout, recomputed log-probabilities are not the sampled")
 
 
 class Trainer:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from train_iqa.grpo import GrpoConfig
 from train_iqa.rationale import DIRECT_PREFIX, nano_protocol
+from train_iqa.rl.config import GrpoConfig
 from train_iqa.rl.coverage import KlConfig
 from train_iqa.sft import SftConfig
 from train_iqa.training.learner import ModelConfig
