@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from doc_tables import BLOCKS
+from training_rows import killed_rows, processes_rows, tune_kill_rows
 
 ROOT = Path(__file__).parents[1]
 
@@ -198,6 +199,10 @@ PARTS = {
     "gradients": gradients_rows,
     "cache": cache_rows,
     "serving": serving_rows,
+    "training_kill_sft": killed_rows("SFT"),
+    "training_kill_grpo": killed_rows("RL"),
+    "training_processes": processes_rows,
+    "tune_kill": tune_kill_rows,
 }
 
 
@@ -210,7 +215,9 @@ def rows() -> list[tuple[str, str, str]]:
 def markdown() -> str:
     """Return the table."""
     lines = ["| what (95 % intervals in brackets) | nano | made by |", "|---|---|---|"]
-    lines += [f"| {what} | {figure} | [`{name}`](benchmarks/{name}.py) |" for what, figure, name in rows()]
+    for what, figure, name in rows():
+        script = load(name)["command"].split()[1].removeprefix("benchmarks/").removesuffix(".py")
+        lines.append(f"| {what} | {figure} | [`{script}`](benchmarks/{script}.py) |")
     return "\n".join(lines)
 
 

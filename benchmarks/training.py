@@ -43,7 +43,7 @@ from train_iqa.labels import LabelScale
 from train_iqa.recipes import own_protocol, qwen2_5_vl_7b
 from train_iqa.rows.conversations import synthetic_conversations, write_conversations
 from train_iqa.synthetic import list_photographs, make_sample
-from train_iqa.training.metrics import read_log
+from train_iqa.training.metrics import DIGITS, read_log
 from zoomiqa_reward.checkpoint import Checkpoint, load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -262,11 +262,11 @@ def largest_difference(pairs: Sequence[tuple[float | None, float | None]]) -> fl
 
 
 def processes(args: argparse.Namespace, out: Path) -> bool:
-    """Write `results/training_processes.json`: one process and two, the same steps."""
+    """Write `results/training_processes.json`: one process and two, the same steps, compared as logged."""
     env, result = environment(args.threads), {}
     write_data(args.images, out / "data")
     # two updates, of which the second is logged: on the first the policy's loss is the mean advantage, 0 by design
-    changes = {"sft": {"steps": 3}, "grpo": {"steps": 3, "images_per_rollout": 4, "updates": 2}}
+    changes = {"sft": {"steps": 3, "micro_rows": 4}, "grpo": {"steps": 3, "images_per_rollout": 4, "updates": 2}}
     for stage in STAGES:
         file, folders = out / f"{stage}.yaml", [out / f"{stage}-{count}" for count in (1, 2)]
         settings = write_config(stage, out / "data", file, **changes[stage])
@@ -283,7 +283,10 @@ def processes(args: argparse.Namespace, out: Path) -> bool:
             "seconds": [round(one_s, 1) for one_s in seconds],
             "settings": settings,
         }  # fmt: skip
-    write_result("training_processes", {**result, "backend": "gloo", "pictures": PICTURES, **machine(args)})
+    write_result(
+        "training_processes",
+        {**result, "backend": "gloo", "logged_digits": DIGITS, "pictures": PICTURES, **machine(args)},
+    )
     return True
 
 

@@ -27,6 +27,9 @@ from restoration.tune.rollout import draw_candidates, draw_piece, encode, score
 from zoomiqa_reward.images import load_image
 from zoomiqa_reward.normalise import group_keys
 
+MAX_LATENTS = 512
+"""Drawn latents that are kept for the next time their pair is chosen."""
+
 
 def dpo_loss(winner: Tensor, loser: Tensor, winner_base: Tensor, loser_base: Tensor, beta: float) -> Tensor:
     """Return [pairs] -log sigmoid(-beta / 2 ((e_w - e_w_base) - (e_l - e_l_base))) of denoising errors [pairs].
@@ -53,6 +56,8 @@ class DPO:
     """Pairs that are there already; None: mined from the base model first."""
     _held: dict[str, list[Pair]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _pictures: dict[str, Example] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _latents: dict[tuple[str, int], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """The latest of those drawn again, on the CPU: the base model does not change."""
 
     def __post_init__(self) -> None:
         if self.beta <= 0 or not 0 < self.share <= 0.5 or self.pairs_per_image < 1:
@@ -72,6 +77,7 @@ class DPO:
             whole = group_keys([one.lq for one in tuning.examples], [one.prompt for one in tuning.examples])
             crops, keys = [*crops, *tuning.examples], [*keys, *whole]
         self._pictures.clear()
+        self._latents.clear()
         self._pictures.update(zip(keys, crops, strict=True))
         self._held.clear()
         for one in read_pairs(file)[0]:
@@ -113,22 +119,28 @@ class DPO:
                 )  # fmt: skip
         return found
 
-    def _latent(self, tuning: Tuning, example: Example, seed: int, file: str | None) -> Tensor:
+    def _latent(self, tuning: Tuning, example: Example, key: str, seed: int, file: str | None) -> Tensor:
         """One candidate's x0 [1, ...]: encoded from its file, or drawn again, alone, from the base model."""
         if file is not None:
             generator = torch.Generator().manual_seed(seed)
             condition = encode(tuning, example, [generator])
             with torch.no_grad():
                 return tuning.denoiser.encode_target(load_image(file)[None].to(tuning.device), condition)
-        with reference(tuning.denoiser.module):
-            return draw_piece(tuning, example, [seed]).trajectory.x0
+        known = self._latents.pop((key, seed), None)
+        if known is None:
+            with reference(tuning.denoiser.module):
+                known = draw_piece(tuning, example, [seed]).trajectory.x0.cpu()
+        self._latents[key, seed] = known  # last used, last dropped
+        while len(self._latents) > MAX_LATENTS:
+            self._latents.pop(next(iter(self._latents)))
+        return known.to(tuning.device)
 
     def _loss(self, tuning: Tuning, example: Example, pairs: list[Pair], generator: torch.Generator) -> LossTerm:
         sides = [
-            torch.cat([self._latent(tuning, example, seed, file) for seed, file in rows])
+            torch.cat([self._latent(tuning, example, *row) for row in rows])
             for rows in (
-                [(one.seed_winner, one.file_winner) for one in pairs],
-                [(one.seed_loser, one.file_loser) for one in pairs],
+                [(one.lr_hash, one.seed_winner, one.file_winner) for one in pairs],
+                [(one.lr_hash, one.seed_loser, one.file_loser) for one in pairs],
             )
         ]
         rows = len(pairs)

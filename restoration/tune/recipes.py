@@ -63,7 +63,7 @@ def nano_sft(**changes: Any) -> Recipe:
 
 def nano_reward_gradient(**changes: Any) -> Recipe:
     """Return the reward's gradient through the embedded restorer's last step; the rating alone has one."""
-    config = _nano({"learning_rate": 1e-4, "num_samples": 2} | changes)
+    config = _nano({"learning_rate": 3e-4, "num_samples": 2} | changes)
     return Recipe(name="nano_reward_gradient", source="nano", algorithm=RewardGradient(reward_weight=0.1),
                   config=config, reward=rating)  # fmt: skip
 

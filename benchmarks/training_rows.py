@@ -1,0 +1,31 @@
+"""Rows of README's table on trainings that were killed, or spread over processes."""
+
+from collections.abc import Callable
+from typing import Any
+
+
+def killed_rows(stage: str) -> Callable[[dict[str, Any]], list[tuple[str, str]]]:
+    """Return what makes the row of one trainer's kills."""
+
+    def made(k: dict[str, Any]) -> list[tuple[str, str]]:
+        checks = ("one_row_a_step_in_order", "metrics_equal", "policy_bytes_identical")
+        figure = ", ".join("yes" if k[name] else "NO" for name in checks)
+        title = f"{stage} killed (SIGKILL) {k['mid_run_kills']} times"
+        return [(f"{title}: every step once, same metrics, same bytes of weights", figure)]
+
+    return made
+
+
+def processes_rows(p: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `training processes`."""
+    apart = [f"{stage.upper()} {p[stage]['largest_relative_difference']:.0e}" for stage in ("sft", "grpo")]
+    title = "two processes against one with twice the accumulation: largest relative difference of the first losses"
+    return [(title, ", ".join(apart))]
+
+
+def tune_kill_rows(k: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `tune kill`."""
+    figure = ", ".join("yes" if k[name] else "NO" for name in ("rounds_in_order_once", "same_log", "same_weights"))
+    rounds = ", ".join(map(str, k["rounds_logged_at_each_kill"]))
+    title = f"tuning by {k['method']} killed at rounds {rounds} of {k['rounds']}"
+    return [(f"{title}: every round once, same log, same weights", figure)]
