@@ -116,6 +116,8 @@ class Run:
     seconds: float = 0.0
     row_times: list[float] = field(default_factory=list)
     """Seconds from the start to each step's row."""
+    cpu_times: list[float] = field(default_factory=list)
+    """Seconds of processor time that it had used up at each row."""
     peak_mib: float = 0.0
     """Highest resident memory of the process up to the last row."""
     printed: str = ""
@@ -123,7 +125,7 @@ class Run:
     @property
     def step_s(self) -> float:
         """Median seconds of a step; the first one, which warms up, is not counted."""
-        return statistics.median(b - a for a, b in zip(self.row_times, self.row_times[1:], strict=False))
+        return statistics.median(np.diff(self.row_times))
 
 
 def run_whole(command: Sequence[str], env: Mapping[str, str]) -> Run:
@@ -140,6 +142,8 @@ def run_whole(command: Sequence[str], env: Mapping[str, str]) -> Run:
                 # of the process alone: its getrusage would also hold this process' memory from before the exec
                 status = Path(f"/proc/{process.pid}/status").read_text()
                 run.peak_mib = int(status.split("VmHWM:")[1].split()[0]) / 1024
+                used = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+                run.cpu_times.append(sum(map(int, used)) / os.sysconf("SC_CLK_TCK"))
         run.printed = process.stdout.read()
     run.seconds = time.monotonic() - began
     if process.returncode:
@@ -291,11 +295,15 @@ def processes(args: argparse.Namespace, out: Path) -> bool:
 
 
 def rates(stage: str, run: Run, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the speed of a run's steps, the first one not counted."""
-    rows = read_log(folder)[1:]
+    """Return the speed of a run's steps, the first one not counted.
+
+    Processor seconds are of all threads; with one thread they are what a step takes on a machine of its own.
+    """
+    rows, cpu_s = read_log(folder)[1:], statistics.median(np.diff(run.cpu_times))
     images = settings["rows_per_step" if stage == "sft" else "images_per_step"]
     found = {
         "steps": len(rows), "step_s": round(run.step_s, 2), "images_per_s": round(images / run.step_s, 3),
+        "cpu_s_a_step": round(cpu_s, 2), "images_per_cpu_s": round(images / cpu_s, 3),
         "tokens_per_s": round(statistics.median(row["tokens_per_s"] for row in rows), 1),
         "tokens": "of prompts and answers" if stage == "sft" else "sampled",
     }  # fmt: skip
