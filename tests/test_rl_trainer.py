@@ -16,10 +16,11 @@ from tiny import picture
 from train_iqa import grpo
 from train_iqa.datasets import IqaDataset, LabelledImage, Scale
 from train_iqa.grpo import Trainer
+from train_iqa.rl import statistics
 from train_iqa.rl.config import GrpoConfig
 from train_iqa.rl.coverage import KlConfig
 from train_iqa.rl.rewards import RewardConfig
-from train_iqa.rl.statistics import rationale, trajectory_statistics
+from train_iqa.rl.statistics import mean_over_processes, rationale, trajectory_statistics
 from train_iqa.training.learner import ModelConfig, make_accelerator, seed_of
 from train_iqa.training.metrics import MetricLog, read_log
 from train_iqa.training.policy import TuningConfig
@@ -216,14 +217,22 @@ def test_statistics_show_a_collapse(dataset):
     group = list(made.groups[0])
     valid = next(one for one in group if one.assessment.valid)
     found = trajectory_statistics([[valid] * 4])
-    assert found["rating_std"] == 0
-    assert found["distinct_rationales"] == 0.25
-    assert found["zooms"] == float(len(valid.turns) == 2)
+    assert found["rating_std"] == [0]
+    assert found["distinct_rationales"] == [0.25]
+    assert found["zooms"] == [float(len(valid.turns) == 2)] * 4
     other = replace(valid, assessment=replace(valid.assessment, rating=valid.assessment.rating - 2, turns=()))
     found = trajectory_statistics([[valid, other]])
-    assert found["rating_std"] == pytest.approx(math.sqrt(2))
-    assert found["distinct_rationales"] == 1
+    assert found["rating_std"] == pytest.approx([math.sqrt(2)])
+    assert found["distinct_rationales"] == [1]
     assert rationale(valid.assessment)[0] in valid.assessment.turns[0].text
+
+
+def test_means_weigh_every_value_alike_wherever_it_was_measured(monkeypatch):
+    """Process 1 measured 3 values and process 2 one: (1 + 1 + 1 + 5) / 4, not the processes' means' (1 + 5) / 2."""
+    monkeypatch.setattr(statistics, "gather_object", lambda own: [*own, {"spread": [5.0], "none": []}])
+    found = mean_over_processes(None, {"spread": [1.0, 1.0, 1.0], "none": []})
+    assert found["spread"] == 2
+    assert math.isnan(found["none"])
 
 
 def test_the_log_is_cut_where_a_run_continues_and_keeps_small_numbers(tmp_path, capsys):
@@ -289,11 +298,14 @@ def test_two_processes_are_one_process(dataset, tmp_path):
             "data": [{"family": "csv", "root": str(dataset.root / "all.csv")}],
         }  # fmt: skip
         (tmp_path / "run.json").write_text(json.dumps(text))
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+        # with --cpu accelerate starts one process, whatever the number; the configuration keeps them on the CPU
+        kind = ["--cpu"] if processes == 1 else ["--multi_gpu", "--main_process_port", "0"]
+        launch = [sys.executable, "-m", "accelerate.commands.launch", *kind, "--num_processes", str(processes)]
         command = [*launch, "-m", "train_iqa.grpo", str(tmp_path / "run.json")]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
+        assert json.loads((tmp_path / str(processes) / "run.json").read_text())["processes"] == processes
     rows = [read_log(tmp_path / name) for name in ("1", "2")]
     for a, b in zip(*rows, strict=True):
-        for name in ("loss", "grad_norm", "reward_total", "entropy", "held_tokens", "zooms"):
+        for name in set(a) - {"generate_s", "train_s", "tokens_per_s"}:
             assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-5), name

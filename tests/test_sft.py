@@ -271,10 +271,13 @@ def test_two_processes_are_one_process_with_twice_the_micro_batches(tmp_path):
             "rows_per_step": 4, "micro_rows": 1, "learning_rate": 5e-3, "tensorboard": False,
         }  # fmt: skip
         (tmp_path / "run.json").write_text(json.dumps(text))
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+        # with --cpu accelerate starts one process, whatever the number; the configuration keeps them on the CPU
+        kind = ["--cpu"] if processes == 1 else ["--multi_gpu", "--main_process_port", "0"]
+        launch = [sys.executable, "-m", "accelerate.commands.launch", *kind, "--num_processes", str(processes)]
         command = [*launch, "-m", "train_iqa.sft", str(tmp_path / "run.json")]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
+        assert json.loads((tmp_path / str(processes) / "run.json").read_text())["processes"] == processes
     for a, b in zip(*(read_log(tmp_path / name) for name in ("1", "2")), strict=True):
         assert a["target_tokens"] == b["target_tokens"]
         assert (a["loss"], a["grad_norm"]) == pytest.approx((b["loss"], b["grad_norm"]), rel=1e-3)

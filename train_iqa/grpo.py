@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from train_iqa.datasets import IqaDataset, LabelledImage, Source, load_datasets, select
@@ -30,7 +31,7 @@ from train_iqa.rl.reference import AdapterOff, FrozenCopy
 from train_iqa.rl.resampling import draw_images
 from train_iqa.rl.rewards import all_rewards, format_reward
 from train_iqa.rl.rollout import roll_out
-from train_iqa.rl.statistics import mean_over_processes, token_mean, trajectory_statistics
+from train_iqa.rl.statistics import mean_over_processes, token_values, trajectory_statistics
 from train_iqa.rl.vllm_rollout import VllmConfig, VllmSampler
 from train_iqa.rows.completions import TrainingRow, answer_logprobs, collate_completions, micro_batches
 from train_iqa.rows.schedule import plan_rows
@@ -150,11 +151,12 @@ class Trainer:
             for k, found in zip(asked, priced, strict=True):
                 made.reference[k] = found
         distances = [k3(old, ref)[tokens] for old, ref, tokens in zip(made.old, made.reference, made.held, strict=True)]
+        held_kl = token_values(distances) if self.reference is not None else []
         return {
             "covariance": float(covariance(logprobs, advantages).mean()),
             "held_tokens": float(held.sum()),
             "tokens": float(len(held)),
-            "held_kl": token_mean(distances) if self.reference is not None else float("nan"),
+            **mean_over_processes(self.accelerator, {"held_kl": held_kl}),
             **{f"held_{name}": float(n) for name, n in quadrant_counts(logprobs, advantages, held).items()},
         }
 
@@ -191,7 +193,9 @@ class Trainer:
         seen = {"ratio_off": 0.0, "clipped": 0.0}
         for _ in range(self.config.updates):
             parts = [
-                lambda group=group, factor=float(k < real): factor * self.part_loss(made, group, total, seen)
+                lambda group=group, factor=float(k < real), noted=seen if k < real else dict(seen): (
+                    factor * self.part_loss(made, group, total, noted)  # what a filler notes is thrown away
+                )
                 for k, group in enumerate(groups)
             ]
             seen["ratio_off"] = seen["clipped"] = 0.0
@@ -199,7 +203,11 @@ class Trainer:
                 self.accelerator, self.model, self.optimizer, parts, learning_rate=learning_rate,
                 max_norm=self.config.max_grad_norm,
             )  # fmt: skip
-        return {"loss": total_of(self.accelerator, loss), "grad_norm": norm, "learning_rate": learning_rate, **seen}
+        return {
+            "loss": total_of(self.accelerator, loss), "grad_norm": norm, "learning_rate": learning_rate,
+            "ratio_off": max(gather_object([seen["ratio_off"]])),
+            "clipped": total_of(self.accelerator, seen["clipped"]),
+        }  # fmt: skip
 
     def step(self, step: int) -> tuple[Generation, dict[str, float]]:
         """Do one step; return what was generated and the metrics."""
@@ -212,12 +220,12 @@ class Trainer:
         updated = self.update(made, rate)
         differences = [(old - sampled).abs() for old, sampled in zip(made.old, made.sampled, strict=True)]
         local = {
-            **{f"reward_{name}": float(values.mean()) for name, values in made.rewards.items()},
-            "reward_std": float(made.rewards["total"].std(dim=1).mean()),
-            "entropy": token_mean(entropies),
-            "mismatch": token_mean(differences),
+            **{f"reward_{name}": values.flatten().tolist() for name, values in made.rewards.items()},
+            "reward_std": made.rewards["total"].std(dim=1).tolist(),
+            "entropy": token_values(entropies),
+            "mismatch": token_values(differences),
             **trajectory_statistics(made.groups),
-            "mos": float(np.mean([image.mos for image in made.images])),
+            "mos": [image.mos for image in made.images],
         }
         alpha = self.config.resampling.alpha(step / max(1, self.config.steps - 1))
         ended = time.monotonic()

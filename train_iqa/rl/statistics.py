@@ -1,4 +1,8 @@
-"""What a step's trajectories say: how good, how varied. Collapse must be visible, so the spread is always measured."""
+"""What a step's trajectories say: how good, how varied. Collapse must be visible, so the spread is always measured.
+
+Means are over the values of all processes together, never means of the processes' means: how many values each has
+differs, and the number of processes must not change what is logged.
+"""
 
 import math
 from collections.abc import Sequence
@@ -18,11 +22,12 @@ def rationale(assessment: Assessment) -> tuple[str, ...]:
     return sections or tuple(turn.text for turn in assessment.turns)
 
 
-def trajectory_statistics(groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
-    """Return shares and means over the trajectories of groups (one group an image).
+def trajectory_statistics(groups: Sequence[Sequence[Trajectory]]) -> dict[str, list[float]]:
+    """Return values whose means describe the trajectories of groups (one group an image).
 
-    rating_std: mean over groups with at least 2 readable ratings of their unbiased standard deviation (NaN if there
-    is none). distinct_rationales: mean over groups of different rationales / trajectories; 1 / K is collapse.
+    rating_std: of each group with at least 2 readable ratings, their unbiased standard deviation. distinct_rationales:
+    of each group, different rationales / trajectories; 1 / K is collapse. zooms, unreadable: of each trajectory, 0 or
+    1. truncated (0 or 1), answer_tokens: of each turn.
     """
     flat = [one for group in groups for one in group]
     turns = [turn for one in flat for turn in one.turns]
@@ -33,25 +38,22 @@ def trajectory_statistics(groups: Sequence[Sequence[Trajectory]]) -> dict[str, f
             deviations.append(float(readable.std()))
         distinct.append(len({rationale(one.assessment) for one in group}) / len(group))
     return {
-        "rating_std": _mean(deviations),
-        "distinct_rationales": _mean(distinct),
-        "zooms": _mean([float(len(one.turns) == 2) for one in flat]),
-        "unreadable": _mean([float(not one.assessment.valid) for one in flat]),
-        "truncated": _mean([float(turn.is_truncated) for turn in turns]),
-        "answer_tokens": _mean([float(turn.row.completion_ids.shape[0]) for turn in turns]),
+        "rating_std": deviations,
+        "distinct_rationales": distinct,
+        "zooms": [float(len(one.turns) == 2) for one in flat],
+        "unreadable": [float(not one.assessment.valid) for one in flat],
+        "truncated": [float(turn.is_truncated) for turn in turns],
+        "answer_tokens": [float(turn.row.completion_ids.shape[0]) for turn in turns],
     }
 
 
-def token_mean(values: Sequence[Tensor]) -> float:
-    """Return the mean over all tokens of rows; NaN without any."""
-    return float(torch.cat(list(values)).double().mean()) if values else math.nan
+def token_values(rows: Sequence[Tensor]) -> list[float]:
+    """Return the values of all tokens of rows."""
+    return torch.cat(list(rows)).tolist() if rows else []
 
 
-def mean_over_processes(accelerator: Accelerator, values: dict[str, float]) -> dict[str, float]:
-    """Return each value's mean over the processes that could measure it; NaN where none could."""
+def mean_over_processes(accelerator: Accelerator, values: dict[str, list[float]]) -> dict[str, float]:
+    """Return the mean of each name's values on all processes, which all call this; NaN where there is no value."""
     gathered = gather_object([values])
-    return {name: _mean([one[name] for one in gathered if not math.isnan(one[name])]) for name in values}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
+    found = {name: [value for one in gathered for value in one[name]] for name in values}
+    return {name: math.fsum(every) / len(every) if every else math.nan for name, every in found.items()}
