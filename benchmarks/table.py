@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from doc_tables import BLOCKS
-from training_rows import killed_rows, processes_rows, tune_kill_rows
+from training_rows import cost_rows, killed_rows, processes_rows, tune_kill_rows
 
 ROOT = Path(__file__).parents[1]
 
@@ -202,6 +202,7 @@ PARTS = {
     "training_kill_sft": killed_rows("SFT"),
     "training_kill_grpo": killed_rows("RL"),
     "training_processes": processes_rows,
+    "training_cost": cost_rows,
     "tune_kill": tune_kill_rows,
 }
 

@@ -23,6 +23,13 @@ def processes_rows(p: dict[str, Any]) -> list[tuple[str, str]]:
     return [(title, ", ".join(apart))]
 
 
+def cost_rows(c: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `training cost`."""
+    found = [f"{stage} {c[key]['images_per_cpu_s']:.2f}, {c[key]['peak_over_idle_mib'] / 1024:.2f} GiB"
+             for stage, key in (("SFT", "nano_sft_cpu"), ("RL", "nano_grpo_cpu"))]  # fmt: skip
+    return [("training nano: images (RL: with 6 trajectories) a processor second, memory over idle", "; ".join(found))]
+
+
 def tune_kill_rows(k: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, figure) of `tune kill`."""
     figure = ", ".join("yes" if k[name] else "NO" for name in ("rounds_in_order_once", "same_log", "same_weights"))
