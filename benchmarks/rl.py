@@ -55,7 +55,7 @@ BATCH = 32
 
 
 def make_data(args: argparse.Namespace) -> None:
-    """Write `talks.jsonl` and `train.csv` of the training pictures, `test.csv` of the held-out ones."""
+    """Write pictures, `labels.csv` and `talks.jsonl` of a training and a held-out part."""
     scale, rng = LabelScale.load(args.nano / "label_scale.json"), np.random.default_rng(args.seed)
     for part, folder in (("train", "train_small"), ("test", "val_small")):
         samples = list(tqdm(read_samples(args.nano / "data" / folder), desc=part))
@@ -199,7 +199,7 @@ def main() -> None:
     arm.add_argument("--steps", type=int, default=24)
     arm.add_argument("--learning-rate", type=float, default=2e-4)
     for each in (tuned, arm):
-        each.add_argument("--limit", type=int, default=None, help="held-out pictures, at most")
+        each.add_argument("--limit", type=int, default=256, help="held-out pictures, at most")
     for each in (data, tuned, arm, gather):
         each.add_argument("--seed", type=int, default=0)
         each.add_argument("--out", type=Path, default=Path("runs/rl"))

@@ -2,7 +2,7 @@
 
 python benchmarks/tune.py run METHOD --images DIR --hr DIR [--seed 0] [--rounds N] [--out runs/tune]
 python benchmarks/tune.py table [--out runs/tune]
-python benchmarks/tune.py kill METHOD --images DIR --hr DIR [--rounds 6] [--out runs/tune]
+python benchmarks/tune.py kill METHOD --images DIR --hr DIR [--rounds 8] [--out runs/tune]
 
 METHOD: base, sft, dpo, grpo, nft, reward_gradient; or laplacian, niqe: GRPO on that reward alone, until its alarm.
 `run` trains (resumed where it was), then restores the middle of each evaluation picture with fixed seeds and measures.
@@ -11,7 +11,6 @@ piece and once killed three times at random moments, and compares logs and weigh
 """
 
 import argparse
-import contextlib
 import json
 import signal
 import subprocess
@@ -55,7 +54,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "dpo": SMALL | {"num_samples": 8, "learning_rate": 1e-4},
     "reward_gradient": SMALL | {"num_samples": 2, "rounds": 24},
 }  # fmt: skip
-"""What differs from the recipes: less, so that a run takes about ten minutes of one core."""
+"""What differs from the recipes: less, so that a run takes three or four minutes of one core."""
 
 
 def recipe_of(method: str, seed: int, rounds: int | None) -> Any:
@@ -115,21 +114,28 @@ def run(args: argparse.Namespace) -> None:
     write_json(folder / "evaluation.json", report | {"rows": rows})
 
 
+def count_lines(file: Path) -> int:
+    """Return the whole lines of a file that may be written to meanwhile; `read_lines` would cut off a half one."""
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
 def kill(args: argparse.Namespace) -> None:
     """Compare an uninterrupted training with one that SIGKILL ended three times, each resumed by the same command."""
     command = [sys.executable, __file__, "run", args.method, "--images", str(args.images), "--hr", str(args.hr),
-               "--rounds", str(args.rounds or 6), "--seed", str(args.seed), "--train-only"]  # fmt: skip
+               "--rounds", str(args.rounds or 8), "--seed", str(args.seed), "--train-only"]  # fmt: skip
     folders = {name: args.out / f"kill_{name}" / f"{args.method}-{args.seed}" / "run" for name in ("whole", "killed")}
-    began = time.monotonic()
     subprocess.run([*command, "--out", str(args.out / "kill_whole")], check=True)
-    seconds, rng, seen = time.monotonic() - began, np.random.default_rng(args.seed), []
-    for _ in range(3):
+    rounds = len(read_lines(folders["whole"] / "log.jsonl"))
+    rng, seen = np.random.default_rng(args.seed), []
+    for least in sorted(int(k) for k in rng.choice(np.arange(1, rounds), size=3, replace=False)):
         started = subprocess.Popen([*command, "--out", str(args.out / "kill_killed")])
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            started.wait(float(rng.uniform(0.3, 0.7)) * seconds)
+        while started.poll() is None and count_lines(folders["killed"] / "log.jsonl") < least:
+            time.sleep(0.2)
+        time.sleep(float(rng.uniform(0, 3)))  # somewhere in the next round
         started.send_signal(signal.SIGKILL)
-        started.wait()
-        seen.append(len(read_lines(folders["killed"] / "log.jsonl")))
+        if started.wait() != -signal.SIGKILL:
+            raise RuntimeError(f"the training was over before it was killed: more than --rounds {rounds} are needed")
+        seen.append(count_lines(folders["killed"] / "log.jsonl"))
     subprocess.run([*command, "--out", str(args.out / "kill_killed")], check=True)
     logs = {name: read_lines(folder / "log.jsonl") for name, folder in folders.items()}
     weights = {name: (folder / "lora" / "pytorch_lora_weights.safetensors").read_bytes()

@@ -39,9 +39,8 @@ class GrpoConfig:
     max_new_tokens: int = 1024
     """Of one round."""
     temperature: float = 1.0
-    sampler: str | None = None
-    """What writes the answers: `transformers` (None) or `vllm`. The default is no name, so that a folder whose run was
-    begun before there was a choice can still be continued."""
+    sampler: str = "transformers"
+    """What writes the answers: `transformers` or `vllm`."""
     vllm: VllmConfig | None = None
     """Options of the sampler `vllm`; None: its defaults."""
     micro_rows: int = 2
@@ -85,7 +84,7 @@ class GrpoConfig:
                 f"temperature={self.temperature} and learning_rate={self.learning_rate} must be above 0, "
                 f"clip={self.clip} in (0, 1), mismatch_cap={self.mismatch_cap} at least 1"
             )
-        if self.sampler not in (None, *SAMPLERS) or (self.vllm is not None and self.sampler != "vllm"):
+        if self.sampler not in SAMPLERS or (self.vllm is not None and self.sampler != "vllm"):
             raise ValueError(f"sampler {self.sampler!r}: must be one of {', '.join(SAMPLERS)}, and vllm if its options "
                              f"are given")  # fmt: skip
         if self.tuning.lora_dropout:
