@@ -2,7 +2,8 @@
 
 python benchmarks/serving.py --images DIR [--requests 200] [--replicas 2] [--threads 1] [--model nano]
 
-Needs the extra `serve`. Refused requests (oversized, malformed, unauthorised, pickle, slow): tests/test_serving.py.
+Needs the extra `serve`. Refused requests (oversized, malformed, unauthorised, pickle, slow):
+tests/test_serving_refusals.py.
 """
 
 import argparse
