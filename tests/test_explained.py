@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from brightness_runs import LQ, brightness, shifted
 from PIL import Image
-from test_best_of_n import LQ, brightness, shifted
 
 from restoration.candidates import Explanation
 from restoration.selection import Cascade, best_of_n
