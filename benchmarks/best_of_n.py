@@ -1,6 +1,7 @@
 """What choosing among 8 candidates of the embedded x4 model is worth, judged by FSIM and VIF against the ground truth.
 
 python benchmarks/best_of_n.py --hr DIR [--sets set5 set14 urban30] [--preset moderate] [--n 8]
+    [--vary-sharpness 1 --name best_of_n_varied --out runs/best_of_n_varied]
 
 DIR holds one folder of clean photographs a set. Each photograph (its middle, at most 256 px a side) is degraded x4 with
 a seed of its own, restored `--n` times with the pipeline's defaults, and every candidate is scored once by `direct`, by
@@ -151,12 +152,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="nano")
     parser.add_argument("--restorer", default="nano")
+    parser.add_argument("--vary-sharpness", type=float, default=0.0, help="see Restorer.from_pretrained")
     parser.add_argument("--share", default="0/1", help="K/P: this is process K of P, each on its share of photographs")
     parser.add_argument("--out", type=Path, default=Path("runs/best_of_n"))
     parser.add_argument("--name", default="best_of_n")
     args = parser.parse_args()
     paths = [path for name in args.sets for path in sorted((args.hr / name).glob("*.png"))]
-    iqa, restorer = ZoomIQA.from_pretrained(args.model), Restorer.from_pretrained(args.restorer)
+    iqa = ZoomIQA.from_pretrained(args.model)
+    restorer = Restorer.from_pretrained(args.restorer, vary_sharpness=args.vary_sharpness)
     args.out.mkdir(parents=True, exist_ok=True)
     number, processes = map(int, args.share.split("/"))
     done = {row["index"] for row in read_lines(args.out / f"{number}.jsonl")}
@@ -172,6 +175,7 @@ def main() -> None:
     result = {
         "images": len(rows), "unreadable_answers": sum(row["reason"].count(None) for row in rows), "n": args.n,
         "preset": args.preset, "max_px": args.max_px, "model": iqa.name, "restorer": restorer.name,
+        "vary_sharpness": args.vary_sharpness,
     }  # fmt: skip
     write_result(args.name, result | choices(rows))
 

@@ -56,6 +56,8 @@ class Candidate:
     """None where the restorer takes none."""
     batch_position: int
     batch_size: int
+    sharpness: float = 0.0
+    """How much sharper than given its restorer saw the picture (`vary_sharpness`)."""
     score: float = math.nan
     """By the reward, higher is better; NaN where not valid."""
     std: float = math.nan

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         file = args.image or bundled_photograph()
         image_hr, image_lq = prepare(load_image(file), as_is=args.as_is)
         iqa = ZoomIQA.from_pretrained(args.model, device=args.device)
-        restorer = Restorer.from_pretrained(args.restorer, scale=SCALE, device=args.device)
+        restorer = Restorer.from_pretrained(args.restorer, scale=SCALE, device=args.device, vary_sharpness=1.0)
         out = args.out / file.stem
         result = run(iqa, restorer, image_lq, out)
         report = compare(iqa, result, image_lq, image_hr)

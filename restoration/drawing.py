@@ -134,6 +134,7 @@ class Drawing:
             said = self._ask(self.reward, picture, restored.prompt)
             scored = Candidate(
                 prompt=restored.prompt, batch_position=restored.batch_position, batch_size=restored.batch_size,
+                sharpness=restored.sharpness,
                 score=said.score, std=said.std, valid=said.error is None, error=said.error,
                 explanation=said.explanation, pixels=pixels_digest(picture), **known,
             )  # fmt: skip

@@ -1,4 +1,5 @@
-"""What a restoration system needs around its call, each piece by itself: pixels in, prompts, pixels out, colour.
+"""What a restoration system needs around its call, each piece by itself: pixels in, prompts, pixels out, colour, and
+what makes candidates differ where noise does not.
 
 The call itself is in `engines.py`, what is known of each system in `systems.py`, randomness in `rng.py`.
 """
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,6 +25,8 @@ OVERSHOOT = 0.5
 """Networks leave [0, 1] at edges by less than this, and are clamped; more is another range: [-1, 1] or 0..255."""
 WAVELET_LEVELS = 5
 """Doublings of the blur that divides colour from detail: the fix reaches about 2^5 px, as in StableSR."""
+SHARPNESS_SIGMA_PX = 0.8
+"""Blur, in pixels of the low-quality picture, that `sharpened` adds or takes away."""
 
 
 class RestorationError(RuntimeError):
@@ -38,6 +42,27 @@ def pre_upscale(image: Tensor, scale: int, kernel: str) -> Tensor:
         return image
     grown = enlarge(image.permute(1, 2, 0).numpy(), scale, kernel)
     return torch.from_numpy(np.ascontiguousarray(grown.transpose(2, 0, 1)))
+
+
+def drawn_sharpness(seed: int, vary: float) -> float:
+    """Return how much sharper than given candidate `seed` sees its input: uniform in [-vary, vary], fixed by the seed.
+
+    >>> drawn_sharpness(7, 0.0), drawn_sharpness(7, 1.0) == drawn_sharpness(7, 1.0)
+    (0.0, True)
+    """
+    return vary * float(np.random.default_rng(seed).uniform(-1, 1)) if vary > 0 else 0.0
+
+
+def sharpened(image: Tensor, sharpness: float) -> Tensor:
+    """Return x + sharpness (x - blurred x) of a CHW picture, in [0, 1]; -1 gives the blurred one.
+
+    How blurred a low-quality picture was is not known to a blind restorer. A candidate that sees it softer, or sharper,
+    assumes less, or more, blur, and its restoration differs in structure, which another noise alone often does not.
+    """
+    if sharpness == 0:
+        return image
+    blurred = ndimage.gaussian_filter(image.numpy(), (0, SHARPNESS_SIGMA_PX, SHARPNESS_SIGMA_PX), mode="mirror")
+    return (image + sharpness * (image - torch.from_numpy(blurred))).clamp(0, 1)
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from restoration.engines import Engine
-from restoration.hooks import COLOUR_FIXES, KERNELS, PROMPT, check_choice, colour_fix, prompt_text
+from restoration.hooks import (
+    COLOUR_FIXES,
+    KERNELS,
+    PROMPT,
+    check_choice,
+    colour_fix,
+    drawn_sharpness,
+    prompt_text,
+    sharpened,
+)
 from restoration.loading import is_pipeline, load_pipeline, pipeline_engine, plain_engine, refuse
 from restoration.rng import isolated
 from restoration.tiling import Tiling, restore_tiled
@@ -36,6 +45,8 @@ class Restored:
     """True: every seed gives this picture."""
     prompt: str | None = None
     """The prompt used; None where the restorer takes none."""
+    sharpness: float = 0.0
+    """How much sharper than given the restorer saw its input (`vary_sharpness`)."""
 
 
 class Restorer:
@@ -43,22 +54,25 @@ class Restorer:
 
     def __init__(
         self, engine: Engine, *, prompt: PROMPT = "", negative_prompt: PROMPT = "", colour_fix: str = "none",
-        tiling: Tiling | None = None, checks_draws: bool = False,
+        tiling: Tiling | None = None, vary_sharpness: float = 0.0, checks_draws: bool = False,
     ) -> None:  # fmt: skip
         """Wrap an engine; use `from_pretrained` unless you write an engine of your own.
 
         checks_draws: refuse draws from the global generators by what is thought to be deterministic.
         """
         check_choice("colour_fix", colour_fix, COLOUR_FIXES)
+        if not 0 <= vary_sharpness <= 1:
+            raise ValueError(f"vary_sharpness={vary_sharpness}: must be 0 (the input as it is) to 1")
         self.engine, self.prompt, self.negative_prompt = engine, prompt, negative_prompt
         self.colour_fix, self.tiling, self._checks_draws = colour_fix, tiling, checks_draws
+        self.vary_sharpness = vary_sharpness
         self._has_said: set[str] = set()
 
     @classmethod
     def from_pretrained(
         cls, source: Any = "nano", *, scale: int | None = None, device: str | torch.device | None = None,
         dtype: torch.dtype | None = None, prompt: PROMPT = "", negative_prompt: PROMPT = "",
-        pre_upscale: str = "auto", colour_fix: str = "none", tile_px: int | None = None,
+        pre_upscale: str = "auto", colour_fix: str = "none", vary_sharpness: float = 0.0, tile_px: int | None = None,
         tile_overlap_px: int = DEFAULT_OVERLAP_PX, steps: int | None = None, name: str | None = None,
         image_form: str | None = None, multiple_px: int | None = None, deterministic: bool | None = None,
         fingerprint: str | None = None, **call_arguments: Any,
@@ -74,6 +88,9 @@ class Restorer:
         prompt, negative_prompt: a text, or a callable that makes one of the picture; dropped, and said so once,
         where the system takes none. pre_upscale: "auto" enlarges first, bicubic, for a pipeline whose output is as
         large as its input; "none" or a kernel decide it. colour_fix: "none", "adain" or "wavelet".
+        vary_sharpness: every candidate sees the picture a little softer or sharper, by an amount drawn from its seed
+        (0: as it is; 1: from blurred to sharpened by as much, sigma 0.8 px; see `hooks.sharpened`). Makes candidates
+        differ in structure, also those of a deterministic restorer.
         tile_px, tile_overlap_px: restore in tiles of this side, in pixels of the LR picture; see `tiling.py`.
         steps: num_inference_steps. name: how results call it. call_arguments: passed to the pipeline's call.
 
@@ -105,7 +122,7 @@ class Restorer:
             )  # fmt: skip
         checks_draws = engine.deterministic and deterministic is None
         return cls(engine, prompt=prompt, negative_prompt=negative_prompt, colour_fix=colour_fix, tiling=tiling,
-                   checks_draws=checks_draws)  # fmt: skip
+                   vary_sharpness=vary_sharpness, checks_draws=checks_draws)  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -120,7 +137,7 @@ class Restorer:
     @property
     def deterministic(self) -> bool:
         """Whether every seed gives the same picture."""
-        return self.engine.deterministic
+        return self.engine.deterministic and self.vary_sharpness == 0
 
     @property
     def takes_prompt(self) -> bool:
@@ -136,7 +153,7 @@ class Restorer:
         """Return what the fingerprint is made of. A function's scale is not in it: only a picture tells it."""
         texts = (self.prompt, self.negative_prompt)
         return {
-            "engine": self.engine.parts(), "colour_fix": self.colour_fix,
+            "engine": self.engine.parts(), "colour_fix": self.colour_fix, "vary_sharpness": self.vary_sharpness,
             "prompts": [text if isinstance(text, str) else source_fingerprint(text) for text in texts],
             "tiling": None if self.tiling is None else asdict(self.tiling),
             "versions": {"torch": version("torch"), "numpy": version("numpy")},
@@ -161,20 +178,23 @@ class Restorer:
             raise ValueError(f"batch_size={batch_size}, seeds={list(seeds)}: at least 1, and 0 or more")
         image_lq = load_image(image).detach().cpu()
         texts = self._texts(image_lq, prompt, negative_prompt)
-        size = 1 if strict or not self.engine.batches else batch_size
+        alone = strict or not self.engine.batches or self.vary_sharpness > 0  # each sees a picture of its own
+        size = 1 if alone else batch_size
         return self._restore(image_lq, list(seeds), texts, size)
 
     def _restore(self, image: Tensor, seeds: list[int], texts: dict[str, str], size: int) -> Iterator[Restored]:
         made: list[Tensor] = []
         for start in range(0, len(seeds), size):
             batch = seeds[start : start + size]
+            sharpness = drawn_sharpness(batch[0], self.vary_sharpness)
             if not made or not self.deterministic:
-                made = self._draw(image, batch, texts)
+                made = self._draw(image, sharpened(image, sharpness), batch, texts)
             for position, (seed, picture) in enumerate(zip(batch, made, strict=True)):
                 yield Restored(image=picture, seed=seed, batch_position=position, batch_size=len(batch),
-                               deterministic=self.deterministic, prompt=texts.get("prompt"))  # fmt: skip
+                               deterministic=self.deterministic, prompt=texts.get("prompt"),
+                               sharpness=sharpness)  # fmt: skip
 
-    def _draw(self, image: Tensor, seeds: list[int], texts: dict[str, str]) -> list[Tensor]:
+    def _draw(self, image: Tensor, seen: Tensor, seeds: list[int], texts: dict[str, str]) -> list[Tensor]:
         def restore(tile: Tensor, tile_seeds: Sequence[int]) -> list[Tensor]:
             with isolated(tile_seeds[0]) as scope:
                 found = self.engine(tile, tile_seeds, texts)
@@ -185,7 +205,7 @@ class Restorer:
                     )
             return found
 
-        found = restore(image, seeds) if self.tiling is None else restore_tiled(restore, image, seeds, self.tiling)
+        found = restore(seen, seeds) if self.tiling is None else restore_tiled(restore, seen, seeds, self.tiling)
         return [colour_fix(picture, image, self.colour_fix) for picture in found]
 
     def _texts(self, image: Tensor, prompt: PROMPT | None, negative_prompt: PROMPT | None) -> dict[str, str]:

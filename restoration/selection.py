@@ -136,7 +136,7 @@ def remarks(
         why = f"{', '.join(fixed)} takes no seed" if fixed else "their restorer does not use its seed"
         yield (
             f"all {count} candidates are the same picture ({why}): there is nothing to choose; draw from a stochastic "
-            "restorer, or from several"
+            "restorer, from several, or with vary_sharpness"
         )
     if early_stop is not None:
         yield (

@@ -30,6 +30,9 @@ Prompts = Annotated[list[str], typer.Option("--prompt", help="For pipelines that
 Negative = Annotated[str, typer.Option(help="Negative prompt.")]
 TilePx = Annotated[int | None, typer.Option(help="Restore in tiles of this side, pixels of the low-quality picture.")]
 ColourFix = Annotated[str, typer.Option(help="none, adain or wavelet.")]
+Vary = Annotated[
+    float, typer.Option(help="0..1: candidates see the picture softer or sharper, by their seed.", min=0, max=1)
+]
 BatchSize = Annotated[int, typer.Option(help="Candidates a call, with --batched.", min=1)]
 CascadeTop = Annotated[int, typer.Option("--cascade", help="Ask for the full answer (reason) about this many best.")]
 MinGain = Annotated[float, typer.Option(help="Stop when one more is expected to gain less rating; 0: never.", min=0)]
@@ -47,6 +50,7 @@ def best_of_n(
     negative_prompt: Negative = "",
     tile_px: TilePx = None,
     colour_fix: ColourFix = "none",
+    vary_sharpness: Vary = 0.0,
     strict: inputs.Strict = True,
     batch_size: BatchSize = 1,
     cascade: CascadeTop = 0,
@@ -70,7 +74,7 @@ def best_of_n(
     restorers = [
         Restorer.from_pretrained(
             name, scale=scale, steps=steps, device=device, negative_prompt=negative_prompt, tile_px=tile_px,
-            colour_fix=colour_fix,
+            colour_fix=colour_fix, vary_sharpness=vary_sharpness,
         )
         for name in restorer
     ]  # fmt: skip
@@ -95,7 +99,7 @@ def best_of_n(
 def line(candidate: "Candidate") -> dict[str, Any]:
     """Return one candidate's JSON line, NaN as null."""
     names = ("rank", "index", "seed", "restorer", "prompt", "score", "std", "cascade_score", "valid", "error",
-             "cascade_error", "batch_position", "batch_size", "same_as", "seconds")  # fmt: skip
+             "cascade_error", "batch_position", "batch_size", "sharpness", "same_as", "seconds")  # fmt: skip
     values = {name: getattr(candidate, name) for name in names}
     values |= {name: None for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
     return values | {"image": None if candidate.file is None else str(candidate.file)}
