@@ -104,23 +104,23 @@ def spread(found: list[float], digits: int = 2) -> str:
 
 def best_of_n_rows(b: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, figure) of `best_of_n`."""
-    found = []
+    found, how = [], "sharpness varied" if b.get("vary_sharpness") else "seeds alone"
     for judge in ("fsim", "vif"):
         one = b[judge]
         gains = [f"{way} {spread(one[way]['captured_gain'])}" for way in ("direct", "reason", "niqe", "random")]
-        title = f"best of {b['n']} of {b['images']} photographs x4"
+        title = f"best of {b['n']} of {b['images']} photographs x4, {how}"
         found.append((f"{title}: captured gain, {judge.upper()}", "; ".join(gains)))
         agree = [f"{way} {spread(one[way]['within_srcc'])}" for way in ("direct", "reason", "niqe")]
         found.append((f"the same: SRCC within a photograph's candidates, {judge.upper()}", "; ".join(agree)))
         few = {top: one[f"cascade_{top}"] for top in (1, 2, 3)}
         cascade = [f"top {k}: {spread(c['minus_reason'])} at {c['time_over_reason']:.2f}" for k, c in few.items()]
-        title = f"cascade less `reason`, captured gain {judge.upper()}, at share of its time"
+        title = f"cascade less `reason`, {how}: captured gain {judge.upper()}, at share of its time"
         found.append((title, "; ".join(cascade)))
     pool = [f"{name.upper()} {spread(b[f'{name}_mean_minus_bicubic'], 3)}" for name in ("fsim", "vif")]
     pool.append(f"PSNR-Y {spread(b['psnr_y_mean_minus_bicubic'])} dB")
-    found.append(("embedded x4 model less bicubic, mean candidate", "; ".join(pool)))
+    found.append((f"embedded x4 model less bicubic, mean candidate, {how}", "; ".join(pool)))
     deviations = [f"{name.upper()} {b[name]['g_std'][0]:.4f}" for name in ("fsim", "vif")]
-    found.append(("G-STD of its candidates", ", ".join(deviations)))
+    found.append((f"G-STD of its candidates, {how}", ", ".join(deviations)))
     return found
 
 
@@ -195,6 +195,7 @@ PARTS = {
     "memory": memory_rows,
     "ladders": ladder_rows,
     "best_of_n": best_of_n_rows,
+    "best_of_n_varied": best_of_n_rows,
     "candidates": candidates_rows,
     "gradients": gradients_rows,
     "cache": cache_rows,
