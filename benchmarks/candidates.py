@@ -1,10 +1,11 @@
 """Best-of-N's promises, kept: the same candidates at any N and batch size, nothing lost or doubled after kills, memory.
 
-python benchmarks/candidates.py --image PHOTO [--kills 3] [--memory-px 1024]
+python benchmarks/candidates.py --image PHOTO [--kills 3] [--memory-px 1024] [--parts memory identity kills]
 
 Identity: strict, N in {1, 4, 16}, batch in {1, 4}, compared pixel by pixel. Kills: `zoomiqa best-of-n` is killed
-(SIGKILL) at random moments and started again until it ends; its candidates and scores must equal those of a run that
-was left alone. Memory: a picture of `--memory-px` a side is restored x4 and ranked in a process of its own.
+(SIGKILL) at random moments before its last candidate and started again until it ends; its candidates and scores must
+equal those of a run that was left alone. Memory: a picture of `--memory-px` a side is restored x4 and ranked in a
+process of its own. Parts that are not asked for stay as the result file has them.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import write_result
+from common import RESULTS, write_result
 from PIL import Image
 
 from restoration import Restorer, best_of_n
@@ -28,6 +29,8 @@ from restoration.classical import degrade_for_demo
 from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.images import load_image, save_png
 from zoomiqa_reward.json_lines import read_lines
+
+PARTS = ("memory", "identity", "kills")
 
 
 def identity(lq: Path, sizes: tuple[int, ...], batches: tuple[int, ...]) -> dict[str, Any]:
@@ -52,26 +55,23 @@ def kills(lq: Path, count: int, n: int, seed: int) -> dict[str, Any]:
     """Return what killing and starting again left, against a run that was left alone."""
     with tempfile.TemporaryDirectory() as scratch:
         alone, broken = Path(scratch) / "alone", Path(scratch) / "broken"
-        began = time.monotonic()
         subprocess.run(_command(lq, alone, n), check=True, capture_output=True)
-        whole = time.monotonic() - began
-        rng, killed_at = random.Random(seed), []
-        for _ in range(count):
+        rng, killed_at, lines = random.Random(seed), [], broken / "candidates.jsonl"
+        for least in sorted(rng.sample(range(1, n - 1), count)):
             process = subprocess.Popen(_command(lq, broken, n), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            try:
-                process.wait(timeout=rng.uniform(0.4, 0.8) * whole)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-            process.wait()
-            lines = broken / "candidates.jsonl"
-            killed_at.append(lines.read_bytes().count(b"\n") if lines.exists() else 0)
+            while process.poll() is None and _count_lines(lines) < least:
+                time.sleep(0.05)
+            time.sleep(rng.uniform(0, 2))  # somewhere in the next candidate
+            process.send_signal(signal.SIGKILL)
+            if process.wait() != -signal.SIGKILL or _count_lines(lines) >= n:
+                raise RuntimeError("the run was over before it was killed: take a larger --n")
+            killed_at.append(_count_lines(lines))
         subprocess.run(_command(lq, broken, n), check=True, capture_output=True)
         rows = [{row["index"]: row for row in read_lines(folder / "candidates.jsonl")} for folder in (alone, broken)]
-        lines = (broken / "candidates.jsonl").read_bytes().count(b"\n")
         same = [all(rows[0][k][key] == rows[1][k][key] for key in ("seed", "score", "pixels")) for k in sorted(rows[0])]
         best = [json.loads((folder / "run.json").read_text())["ranking"][0]["index"] for folder in (alone, broken)]
         return {
-            "n": n, "killed_after_lines": killed_at, "lines": lines, "same_candidates": sum(same),
+            "n": n, "killed_after_lines": killed_at, "lines": _count_lines(lines), "same_candidates": sum(same),
             "same_best": best[0] == best[1], "best_png_equal": _same(alone / "best.png", broken / "best.png"),
         }  # fmt: skip
 
@@ -94,6 +94,10 @@ def _command(lq: Path, out: Path, n: int) -> list[str]:
     return [sys.executable, "-c", call, "best-of-n", str(lq), "--n", str(n), "--seed", "5", "--out", str(out)]
 
 
+def _count_lines(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
 def _same(one: Path, other: Path) -> bool:
     return one.read_bytes() == other.read_bytes()
 
@@ -104,13 +108,19 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--n", type=int, default=16)
     parser.add_argument("--memory-px", type=int, default=1024)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     args = parser.parse_args()
     image = load_image(args.image)[:, :384, :384]
     with tempfile.TemporaryDirectory() as scratch:
         lq = save_png(degrade_for_demo(image, scale=4), Path(scratch) / "lq.png")
-        result = {"memory": memory(args.memory_px, 2)}
-        result["identity"] = identity(lq, (1, 4, args.n), (1, 4))
-        result["kills"] = kills(lq, args.kills, args.n, seed=1)
+        made = {
+            "memory": lambda: memory(args.memory_px, 2),
+            "identity": lambda: identity(lq, (1, 4, args.n), (1, 4)),
+            "kills": lambda: kills(lq, args.kills, args.n, seed=1),
+        }
+        file = RESULTS / "candidates.json"
+        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        result = {name: made[name]() if name in args.parts else known[name] for name in PARTS}
     write_result("candidates", result)
 
 

@@ -30,6 +30,10 @@ class TuneConfig:
     temperature: float = 1.0
     """Factor of all the sampler's noise. Take that of the pipeline's own calls, or what is scored is not what it will
     make."""
+    vary_sharpness: float = 0.0
+    """0 to 1: candidates restore the LR picture as if it were softer or sharper, by an amount of their seed
+    (`hooks.sharpened`); what is learned of them is learned for the picture as it is. Candidates then differ in what a
+    reward can see, where another noise alone is grain. For nft, dpo and sft, which take pictures of any sampler."""
     rows_at_once: int = 8
     """Candidates in one pass of the denoiser."""
     epochs: int = 1
@@ -72,6 +76,8 @@ class TuneConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: must be {bottom} or more")
         if not 0 < self.temperature <= 1:
             raise ValueError(f"temperature={self.temperature}: must be above 0, at most 1")
+        if not 0 <= self.vary_sharpness <= 1:
+            raise ValueError(f"vary_sharpness={self.vary_sharpness}: must be 0 to 1")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.max_failure_rate <= 1:
             raise ValueError(f"ema_decay={self.ema_decay}, max_failure_rate={self.max_failure_rate}: shares, 0 to 1")
 

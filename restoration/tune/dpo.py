@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from restoration.tune.config import TuneConfig
 from restoration.tune.context import Collected, LossTerm, Part, Tuning
 from restoration.tune.data import Example, pick
 from restoration.tune.denoising import denoising_errors, random_noise
@@ -29,6 +30,11 @@ from zoomiqa_reward.normalise import group_keys
 
 MAX_LATENTS = 512
 """Drawn latents that are kept for the next time their pair is chosen."""
+
+
+def _drawing(config: TuneConfig) -> dict[str, float]:
+    """What a seed's picture depends on, beside the model."""
+    return {key: getattr(config, key) for key in ("steps", "eta", "temperature", "vary_sharpness")}
 
 
 def dpo_loss(winner: Tensor, loser: Tensor, winner_base: Tensor, loser_base: Tensor, beta: float) -> Tensor:
@@ -72,7 +78,7 @@ class DPO:
             file = tuning.folder / f"pairs{f'.{tuning.process}' if tuning.process else ''}.parquet"
             if not file.exists():
                 mined = weighted(self._mine(tuning, crops))
-                write_pairs(file, mined, reward=tuning.reward.name, steps=tuning.config.steps, eta=tuning.config.eta)
+                write_pairs(file, mined, reward=tuning.reward.name, drawing=_drawing(tuning.config))
         else:
             whole = group_keys([one.lq for one in tuning.examples], [one.prompt for one in tuning.examples])
             crops, keys = [*crops, *tuning.examples], [*keys, *whole]
@@ -80,7 +86,14 @@ class DPO:
         self._latents.clear()
         self._pictures.update(zip(keys, crops, strict=True))
         self._held.clear()
-        for one in read_pairs(file)[0]:
+        pairs, header = read_pairs(file)
+        drawing = header.get("drawing", _drawing(tuning.config))
+        if drawing != _drawing(tuning.config) and any(one.file_winner is None for one in pairs):
+            raise ValueError(
+                f"{file}: its candidates were drawn with {drawing}, and would be drawn again with "
+                f"{_drawing(tuning.config)}: take the same settings"
+            )
+        for one in pairs:
             if one.lr_hash in self._pictures:
                 self._held.setdefault(one.lr_hash, []).append(one)
             elif tuning.num_processes == 1:
@@ -109,7 +122,8 @@ class DPO:
         found: list[Pair] = []
         with reference(tuning.denoiser.module):
             for place, example in enumerate(crops):
-                drawn = draw_candidates(tuning, [example], [tuning.seed(4, place)])
+                drawn = draw_candidates(tuning, [example], [tuning.seed(4, place)],
+                                        vary_sharpness=tuning.config.vary_sharpness)  # fmt: skip
                 scores = score(tuning, drawn)
                 check_failures(scores, tuning.config.max_failure_rate)
                 found += mine_pairs(
@@ -129,7 +143,8 @@ class DPO:
         known = self._latents.pop((key, seed), None)
         if known is None:
             with reference(tuning.denoiser.module):
-                known = draw_piece(tuning, example, [seed]).trajectory.x0.cpu()
+                varied = draw_piece(tuning, example, [seed], vary_sharpness=tuning.config.vary_sharpness)
+                known = varied.trajectory.x0.cpu()
         self._latents[key, seed] = known  # last used, last dropped
         while len(self._latents) > MAX_LATENTS:
             self._latents.pop(next(iter(self._latents)))

@@ -18,7 +18,7 @@ from restoration.tune.context import Collected, LossTerm, Part, Tuning
 from restoration.tune.data import pick
 from restoration.tune.groups import group_advantages
 from restoration.tune.lora import POLICY, reference
-from restoration.tune.rollout import Piece, draw_candidates, score, score_report
+from restoration.tune.rollout import Piece, draw_candidates, refuse_varied, score, score_report
 from restoration.tune.sampling import rescore
 
 
@@ -56,7 +56,8 @@ class GRPO:
             raise ValueError(f"{self}: clip, advantage_clip and loss_steps must be above 0, kl at least 0")
 
     def prepare(self, tuning: Tuning) -> None:
-        """Nothing comes before the first round."""
+        """Raise ValueError for varied candidates."""
+        refuse_varied(tuning.config, self.name)
 
     def collect(self, tuning: Tuning, number: int) -> Collected:
         """Draw and score a round. Raises ValueError where no step is random: there is no policy then."""

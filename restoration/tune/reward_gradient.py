@@ -19,7 +19,7 @@ from restoration.tune.data import Example, pick
 from restoration.tune.denoiser import Condition
 from restoration.tune.denoising import denoising_errors, random_noise
 from restoration.tune.lora import POLICY
-from restoration.tune.rollout import eight_bit, encode, reward_inputs
+from restoration.tune.rollout import eight_bit, encode, refuse_varied, reward_inputs
 from restoration.tune.sampling import draw, sample, transition
 from zoomiqa_reward.gradients import ask
 
@@ -60,6 +60,7 @@ class RewardGradient:
     def prepare(self, tuning: Tuning) -> None:
         """Raise ValueError for a reward without gradient, one without a top and no tau, or missing ground truths."""
         reward = tuning.reward
+        refuse_varied(tuning.config, self.name)
         if not reward.differentiable:
             raise ValueError(
                 f"reward {reward.name!r} is not differentiable, so no gradient can reach the weights; take a "

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from restoration.hooks import drawn_sharpness, sharpened
 from restoration.rng import candidate_seed
+from restoration.tune.config import TuneConfig
 from restoration.tune.context import Tuning
 from restoration.tune.data import Example
 from restoration.tune.denoiser import Condition
@@ -46,11 +48,12 @@ class Drawn:
 
 def draw_candidates(
     tuning: Tuning, examples: Sequence[Example], seeds: Sequence[int], *, keep: bool = False,
-    random_steps: Collection[int] | None = None, count: int | None = None,
+    random_steps: Collection[int] | None = None, count: int | None = None, vary_sharpness: float = 0.0,
 ) -> Drawn:  # fmt: skip
     """Return `count` candidates (default: the run's) of each picture, by the adapter that is active.
 
     seeds: one a picture; candidate k of a picture has `candidate_seed(seed, k)`. keep: hold the states of every step.
+    vary_sharpness: see `draw_piece`.
     """
     count = tuning.config.num_samples if count is None else count
     numbers = [candidate_seed(seed, k) for seed in seeds for k in range(count)]
@@ -61,7 +64,7 @@ def draw_candidates(
         for start in range(place, place + count, tuning.config.rows_at_once):
             stop = min(place + count, start + tuning.config.rows_at_once)
             piece = draw_piece(tuning, owners[start], numbers[start:stop], first=start, keep=keep,
-                               random_steps=random_steps)  # fmt: skip
+                               random_steps=random_steps, vary_sharpness=vary_sharpness)  # fmt: skip
             pieces.append(piece)
             with torch.no_grad(), tuning.autocast():
                 pictures += list(eight_bit(tuning.denoiser.decode(piece.trajectory.x0, piece.condition).float()).cpu())
@@ -79,23 +82,49 @@ def eight_bit(pictures: Tensor) -> Tensor:
 
 def draw_piece(
     tuning: Tuning, example: Example, seeds: Sequence[int], *, first: int = 0, keep: bool = False,
-    random_steps: Collection[int] | None = None,
+    random_steps: Collection[int] | None = None, vary_sharpness: float = 0.0,
 ) -> Piece:  # fmt: skip
-    """Return candidates of one picture with these seeds, drawn in one pass."""
+    """Return candidates of one picture with these seeds, drawn in one pass.
+
+    vary_sharpness: each is the restoration of the picture as its seed sees it, softer or sharper, and stands in the
+    piece as if the picture as it is had led to it. Its steps did not: there are then no states to keep (ValueError).
+    """
+    if vary_sharpness and keep:
+        raise ValueError("vary_sharpness: the steps of such candidates are those of another picture; keep=False")
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     with tuning.autocast():
         condition = encode(tuning, example, generators)
-        drawn = sample(tuning.denoiser, condition, tuning.path, generators, eta=tuning.config.eta, keep=keep,
+        seen = condition
+        if vary_sharpness:
+            seen = encode(tuning, example, generators, [drawn_sharpness(seed, vary_sharpness) for seed in seeds])
+        drawn = sample(tuning.denoiser, seen, tuning.path, generators, eta=tuning.config.eta, keep=keep,
                        random_steps=random_steps)  # fmt: skip
+        if vary_sharpness:
+            with torch.no_grad():
+                pictures = tuning.denoiser.decode(drawn.x0, seen)
+                drawn = replace(drawn, states=(tuning.denoiser.encode_target(pictures, condition).float(),))
     return Piece(condition=condition, trajectory=drawn, first=first)
 
 
-def encode(tuning: Tuning, example: Example, generators: Sequence[torch.Generator]) -> Condition:
-    """Return the condition of one picture, a row a generator."""
+def encode(
+    tuning: Tuning, example: Example, generators: Sequence[torch.Generator], sharpness: Sequence[float] | None = None
+) -> Condition:
+    """Return the condition of one picture, a row a generator; of the picture so much sharper in each row."""
     rows = len(generators)
-    lq = example.lq[None].to(tuning.device).expand(rows, -1, -1, -1)
+    lq = example.lq[None].expand(rows, -1, -1, -1)
+    if sharpness is not None:
+        lq = torch.stack([sharpened(example.lq, amount) for amount in sharpness])
     with torch.no_grad():
-        return tuning.denoiser.encode(lq, [example.prompt] * rows, generators)
+        return tuning.denoiser.encode(lq.to(tuning.device), [example.prompt] * rows, generators)
+
+
+def refuse_varied(config: TuneConfig, name: str) -> None:
+    """Raise ValueError where an algorithm that learns from the sampler's own steps is to vary its input."""
+    if config.vary_sharpness:
+        raise ValueError(
+            f"{name} learns from its own steps on the picture as it is: vary_sharpness={config.vary_sharpness} must be "
+            "0; nft, dpo and sft can learn from such candidates"
+        )
 
 
 def score(tuning: Tuning, drawn: Drawn) -> Scores:

@@ -36,7 +36,7 @@ class SFT:
         """Draw a round with the model as it is now, score it, keep the best of each group."""
         examples = pick(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
         seeds = [tuning.seed(2, number, place) for place in range(len(examples))]
-        drawn = draw_candidates(tuning, examples, seeds)
+        drawn = draw_candidates(tuning, examples, seeds, vary_sharpness=tuning.config.vary_sharpness)
         scores = score(tuning, drawn)
         advantages = group_advantages(scores, drawn.keys, max_failure_rate=tuning.config.max_failure_rate,
                                       score_range=tuning.reward.score_range)  # fmt: skip
