@@ -6,8 +6,8 @@ from typing import Any
 Result = dict[str, Any]
 TUNE_NAMES = {
     "best_of_8": "best of 8 of the base", "sft": "rejection SFT", "dpo": "DPO", "grpo": "GRPO", "nft": "NFT",
-    "reward_gradient": "reward gradient", "laplacian": "GRPO on Laplacian variance alone",
-    "niqe": "GRPO on NIQE alone",
+    "reward_gradient": "reward gradient", "chance": "GRPO on chance (control)",
+    "laplacian": "NFT on Laplacian variance alone", "niqe": "NFT on NIQE alone",
 }  # fmt: skip
 MEASURES = {"rating": ("rating", 3), "fsim": ("FSIM", 4), "vif": ("VIF", 4), "haarpsi": ("HaarPSI (a label)", 4),
             "psnr_y": ("PSNR-Y, dB", 2), "lr_consistency": ("LR-consistency, dB", 2), "niqe": ("NIQE", 2)}  # fmt: skip
