@@ -6,8 +6,8 @@ python benchmarks/best_of_n.py --hr DIR [--sets set5 set14 urban30] [--preset mo
 DIR holds one folder of clean photographs a set. Each photograph (its middle, at most 256 px a side) is degraded x4 with
 a seed of its own, restored `--n` times with the pipeline's defaults, and every candidate is scored once by `direct`, by
 `reason` and by NIQE, and judged by FSIM, VIF and PSNR-Y. The choices are made from that table afterwards. Resumable:
-one JSON line a photograph in `--out`,
-which several processes (`--share 0/2`, `--share 1/2`) can fill.
+one JSON line a photograph in `--out`, which several processes (`--share 0/2`, `--share 1/2`) can fill. A larger `--n`
+goes on from the candidates that are there.
 """
 
 import argparse
@@ -53,13 +53,13 @@ def middle(image: Any, largest: int) -> Any:
     return image[:, top : top + sides[0], left : left + sides[1]]
 
 
-def measured(path: Path, index: int, restorer: Restorer, iqa: ZoomIQA, args: argparse.Namespace) -> dict[str, Any]:
-    """Return one photograph's line: scores and judgements of all candidates, seconds of each way to choose."""
+def measured(path: Path, row: dict[str, Any], restorer: Restorer, iqa: ZoomIQA, args: argparse.Namespace) -> None:
+    """Complete one photograph's line: scores and judgements of all candidates, seconds of each way to choose."""
     hr = middle(load_image(path), args.max_px)
-    lq, _ = degrade(hr, args.preset, seed=args.seed + index, scale=SCALE)
+    lq, _ = degrade(hr, args.preset, seed=args.seed + row["index"], scale=SCALE)
     plain = bicubic(lq, SCALE)
-    seeds = [candidate_seed(args.seed, k) for k in range(args.n)]
-    seconds = dict.fromkeys(("restore", "direct", "glance", "reason", "niqe"), 0.0)
+    seeds = [candidate_seed(args.seed, k) for k in range(len(row.setdefault("direct", [])), args.n)]
+    seconds = row.setdefault("seconds", dict.fromkeys(("restore", "direct", "glance", "reason", "niqe"), 0.0))
     glance = iqa.with_views(ViewPolicy.whole())
 
     def timed(what: str, call: Any) -> Any:
@@ -68,18 +68,20 @@ def measured(path: Path, index: int, restorer: Restorer, iqa: ZoomIQA, args: arg
         seconds[what] += time.perf_counter() - began
         return found
 
+    def add(name: str, values: list[Any]) -> None:
+        row[name] = row.get(name, []) + values
+
     made = timed("restore", lambda: [load_image(to_pil(one.image)) for one in restorer.restore(lq, seeds)])
     answers = [timed("reason", lambda picture=picture: iqa.assess([picture])[0]) for picture in made]
-    row: dict[str, Any] = {"image": f"{path.parent.name}/{path.name}", "pixels": list(hr.shape[1:]), "seconds": seconds}
-    row["direct"] = [float(timed("direct", lambda p=p: iqa.rate([p], strict=True)).mean[0]) for p in made]
-    row["glance"] = [float(timed("glance", lambda p=p: glance.rate([p], strict=True)).mean[0]) for p in made]
-    row["reason"] = [answer.rating if answer.valid else None for answer in answers]
-    row["niqe"] = [-timed("niqe", lambda p=p: niqe(p)) for p in made]
+    row |= {"image": f"{path.parent.name}/{path.name}", "pixels": list(hr.shape[1:])}
+    add("direct", [float(timed("direct", lambda p=p: iqa.rate([p], strict=True)).mean[0]) for p in made])
+    add("glance", [float(timed("glance", lambda p=p: glance.rate([p], strict=True)).mean[0]) for p in made])
+    add("reason", [answer.rating if answer.valid else None for answer in answers])
+    add("niqe", [-timed("niqe", lambda p=p: niqe(p)) for p in made])
     for name, judge in JUDGES.items():
-        row[name] = [judge(picture, hr) for picture in made]
+        add(name, [judge(picture, hr) for picture in made])
         row[f"{name}_bicubic"] = judge(plain, hr)
     row["direct_bicubic"], row["direct_hr"] = (float(iqa.rate([p], strict=True).mean[0]) for p in (plain, hr))
-    return row
 
 
 def cascade(first: Any, reason: Any, top: int) -> Any:
@@ -162,13 +164,13 @@ def main() -> None:
     restorer = Restorer.from_pretrained(args.restorer, vary_sharpness=args.vary_sharpness)
     args.out.mkdir(parents=True, exist_ok=True)
     number, processes = map(int, args.share.split("/"))
-    done = {row["index"] for row in read_lines(args.out / f"{number}.jsonl")}
-    mine = [index for index in range(number, len(paths), processes) if index not in done]
-    for index in tqdm(mine, desc=args.preset):
-        row = {"index": index} | measured(paths[index], index, restorer, iqa, args)
+    known = {row["index"]: row for row in read_lines(args.out / f"{number}.jsonl")}
+    mine = [{"index": index} | known.get(index, {}) for index in range(number, len(paths), processes)]
+    for row in tqdm([row for row in mine if len(row.get("direct", [])) < args.n], desc=args.preset):
+        measured(paths[row["index"]], row, restorer, iqa, args)
         append_line(args.out / f"{number}.jsonl", row)
-    found = [row for k in range(processes) for row in read_lines(args.out / f"{k}.jsonl")]
-    rows = sorted(found, key=lambda row: row["index"])
+    found = {row["index"]: row for k in range(processes) for row in read_lines(args.out / f"{k}.jsonl")}
+    rows = [row for _, row in sorted(found.items()) if len(row["direct"]) == args.n]
     if len(rows) < len(paths):
         print(f"{len(rows)} of {len(paths)} photographs are done; the other processes have the rest")
         return

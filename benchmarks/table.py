@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from doc_tables import BLOCKS
+from restoration_rows import best_of_n_rows, candidates_rows, cascade_rows
 from training_rows import cost_rows, killed_rows, processes_rows, tune_kill_rows
 
 ROOT = Path(__file__).parents[1]
@@ -96,53 +97,6 @@ def memory_rows(memory: dict[str, Any]) -> list[tuple[str, str]]:
     return [(f"{size} image: peak memory over idle, time", figure)]
 
 
-def spread(found: list[float], digits: int = 2) -> str:
-    """Return `0.41 [0.30, 0.52]` of (value, low, high, ...)."""
-    value, low, high = found[:3]
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def best_of_n_rows(b: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return (what, figure) of `best_of_n`."""
-    found, how = [], "sharpness varied" if b.get("vary_sharpness") else "seeds alone"
-    for judge in ("fsim", "vif"):
-        one = b[judge]
-        gains = [f"{way} {spread(one[way]['captured_gain'])}" for way in ("direct", "reason", "niqe", "random")]
-        title = f"best of {b['n']} of {b['images']} photographs x4, {how}"
-        found.append((f"{title}: captured gain, {judge.upper()}", "; ".join(gains)))
-        agree = [f"{way} {spread(one[way]['within_srcc'])}" for way in ("direct", "reason", "niqe")]
-        found.append((f"the same: SRCC within a photograph's candidates, {judge.upper()}", "; ".join(agree)))
-        few = {top: one[f"cascade_{top}"] for top in (1, 2, 3)}
-        cascade = [f"top {k}: {spread(c['minus_reason'])} at {c['time_over_reason']:.2f}" for k, c in few.items()]
-        title = f"cascade less `reason`, {how}: captured gain {judge.upper()}, at share of its time"
-        found.append((title, "; ".join(cascade)))
-    pool = [f"{name.upper()} {spread(b[f'{name}_mean_minus_bicubic'], 3)}" for name in ("fsim", "vif")]
-    pool.append(f"PSNR-Y {spread(b['psnr_y_mean_minus_bicubic'])} dB")
-    found.append((f"embedded x4 model less bicubic, mean candidate, {how}", "; ".join(pool)))
-    deviations = [f"{name.upper()} {b[name]['g_std'][0]:.4f}" for name in ("fsim", "vif")]
-    found.append((f"G-STD of its candidates, {how}", ", ".join(deviations)))
-    return found
-
-
-def candidates_rows(c: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return (what, figure) of `candidates`."""
-    same, kills, memory = c["identity"], c["kills"], c["memory"]
-    best = "yes" if kills["best_png_equal"] else "NO"
-    kept = f"{kills['same_candidates']} of {kills['n']}, {kills['lines']} lines, best.png equal: {best}"
-    size = " x ".join(map(str, memory["output"]))
-    return [
-        (
-            f"candidates of one seed, N in {same['n']}, batch in {same['batch']}: compared, different",
-            f"{same['compared']}, {same['different']}",
-        ),
-        (f"best-of-N killed {len(kills['killed_after_lines'])} times: same candidates", kept),
-        (
-            f"{memory['input_px']} px input restored to {size} and ranked: peak memory of the process",
-            f"{memory['peak_gib']:.2f} GiB, {memory['seconds']:.0f} s",
-        ),
-    ]
-
-
 def gradients_rows(g: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, figure) of `gradients`."""
     along = g["relative_error_along"]["length"]["3e-05"]
@@ -196,6 +150,7 @@ PARTS = {
     "ladders": ladder_rows,
     "best_of_n": best_of_n_rows,
     "best_of_n_varied": best_of_n_rows,
+    "best_of_10_varied": cascade_rows,
     "candidates": candidates_rows,
     "gradients": gradients_rows,
     "cache": cache_rows,

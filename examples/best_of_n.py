@@ -25,7 +25,8 @@ def main(image: str | Path, model: str = "nano", restorer: str = "nano", out: Pa
     top, left = (photograph.shape[1] - height) // 2, (photograph.shape[2] - width) // 2
     image_lq = degrade_for_demo(photograph[:, top : top + height, left : left + width], scale=4)
     reward = ZoomIQAReward(ZoomIQA.from_pretrained(model))
-    result = best_of_n(Restorer.from_pretrained(restorer), image_lq, reward, n=8, seed=0, out=out)
+    candidates = Restorer.from_pretrained(restorer, vary_sharpness=1.0)  # each assumes another blur
+    result = best_of_n(candidates, image_lq, reward, n=8, seed=0, out=out)
     for candidate in result.order:
         print(f"{candidate.rank or '-'}. candidate {candidate.index}  {candidate.score:.2f}  seed {candidate.seed}")
     return [candidate.index for candidate in result.order]

@@ -1,0 +1,66 @@
+"""README's rows of choosing among restorations, from the result files; `table.py` gathers them."""
+
+from typing import Any
+
+
+def spread(found: list[float], digits: int = 2) -> str:
+    """Return `0.41 [0.30, 0.52]` of (value, low, high, ...)."""
+    value, low, high = found[:3]
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def pool_of(b: dict[str, Any]) -> str:
+    """Return which pool a result of `best_of_n` is about."""
+    how = "sharpness varied" if b.get("vary_sharpness") else "seeds alone"
+    return f"best of {b['n']} of {b['images']} photographs x4, {how}"
+
+
+def best_of_n_rows(b: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `best_of_n`."""
+    found = []
+    for judge in ("fsim", "vif"):
+        one = b[judge]
+        gains = [f"{way} {spread(one[way]['captured_gain'])}" for way in ("direct", "reason", "niqe", "random")]
+        found.append((f"{pool_of(b)}: captured gain, {judge.upper()}", "; ".join(gains)))
+        agree = [f"{way} {spread(one[way]['within_srcc'])}" for way in ("direct", "reason", "niqe")]
+        found.append((f"the same: SRCC within a photograph's candidates, {judge.upper()}", "; ".join(agree)))
+        lost = [f"{way} {spread(one[way]['regret'], 4)}" for way in ("direct", "reason", "niqe")]
+        found.append((f"the same: regret, {judge.upper()}", f"{'; '.join(lost)}; random {one['random']['regret']:.4f}"))
+    for which in ("mean", "chosen"):
+        pool = [f"{name.upper()} {spread(b[f'{name}_{which}_minus_bicubic'], 3)}" for name in ("fsim", "vif")]
+        pool.append(f"PSNR-Y {spread(b[f'psnr_y_{which}_minus_bicubic'])} dB")
+        title = {"mean": "mean candidate", "chosen": "chosen by `direct`"}[which]
+        found.append((f"the same: less bicubic, {title}", "; ".join(pool)))
+    deviations = [f"{name.upper()} {b[name]['g_std'][0]:.4f}" for name in ("fsim", "vif")]
+    found.append(("the same: G-STD", ", ".join(deviations)))
+    return found + cascade_rows(b)
+
+
+def cascade_rows(b: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of the cascades of `best_of_n`."""
+    found = []
+    for judge in ("fsim", "vif"):
+        few = {top: b[judge][f"cascade_{top}"] for top in (1, 2, 3)}
+        cascade = [f"top {k}: {spread(c['minus_reason'])} at {c['time_over_reason']:.2f}" for k, c in few.items()]
+        title = f"{pool_of(b)}: cascade less `reason`, captured gain {judge.upper()}, at share of its time"
+        found.append((title, "; ".join(cascade)))
+    return found
+
+
+def candidates_rows(c: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `candidates`."""
+    same, kills, memory = c["identity"], c["kills"], c["memory"]
+    best = "yes" if kills["best_png_equal"] else "NO"
+    kept = f"{kills['same_candidates']} of {kills['n']}, {kills['lines']} lines, best.png equal: {best}"
+    size = " x ".join(map(str, memory["output"]))
+    return [
+        (
+            f"candidates of one seed, N in {same['n']}, batch in {same['batch']}: compared, different",
+            f"{same['compared']}, {same['different']}",
+        ),
+        (f"best-of-N killed {len(kills['killed_after_lines'])} times: same candidates", kept),
+        (
+            f"{memory['input_px']} px input restored to {size} and ranked: peak memory of the process",
+            f"{memory['peak_gib']:.2f} GiB, {memory['seconds']:.0f} s",
+        ),
+    ]
