@@ -277,5 +277,7 @@ def test_command(dataset, tmp_path):
     assert results == json.loads((tmp_path / "b" / "results.json").read_text()) | {"against": results["against"]}
     refused = call("--out", str(tmp_path / "c"), "--reward", "psnr_y", "--metrics", "psnr_y", "--headline", "psnr_y")
     assert "refused: it was the reward" in str(refused.exception)
+    plain = call("--out", str(tmp_path / "e"), "--vary-sharpness", "0.5")
+    assert "'bicubic' is the plain reference" in str(plain.exception)
     missing = CliRunner().invoke(app, ["set5", "--out", str(tmp_path / "d")], standalone_mode=False)
     assert "needs --root" in str(missing.exception)

@@ -26,6 +26,7 @@ Hr = Annotated[Path | None, typer.Option(help="Folder of ground truths; DATASET 
 AsIs = Annotated[bool, typer.Option("--as-is", help="DATASET holds low-quality images without ground truth.")]
 Degradation = Annotated[str, typer.Option(help="For folders of good images: bicubic, mild, moderate, realesrgan.")]
 RestorerName = Annotated[str, typer.Option("--restorer", help="'nano', a hub id, a folder, or 'bicubic'.")]
+Vary = Annotated[float, typer.Option(min=0, max=1, help="Candidates see the input softer or sharper, by their seed.")]
 RewardName = Annotated[str, typer.Option("--reward", help="Who chooses: 'nano', a model, a metric's name, or 'none'.")]
 Metrics = Annotated[str, typer.Option(help="Names separated by commas.")]
 Headline = Annotated[str | None, typer.Option(help="The metric that judges; default: the first that may.")]
@@ -42,6 +43,7 @@ def evaluate(
     degradation: Degradation = "realesrgan",
     scale: Annotated[int, typer.Option(min=1, help="How many times larger.")] = 4,
     restorer: RestorerName = "nano",
+    vary_sharpness: Vary = 0.0,
     reward: RewardName = "nano",
     mode: inputs.ModeOption = "direct",
     metrics: Metrics = DEFAULT_METRICS,
@@ -68,8 +70,9 @@ def evaluate(
     def watch(records: Iterable[Any], total: int) -> Iterable[Any]:
         return output.progress(records, total, "evaluating", streaming=False)
 
+    names = [name.strip() for name in metrics.split(",")]
     evaluation = run(
-        _restorer(restorer, images.scale, device), images, [name.strip() for name in metrics.split(",")], m=m,
+        _restorer(restorer, images.scale, device, vary_sharpness), images, names, m=m,
         seed=seed, reward=_reward(reward, mode, device, options), out=out, headline=headline, options=options,
         keep_images=keep_images, watch=watch,
     )  # fmt: skip
@@ -164,14 +167,16 @@ def _dataset(
     return degraded_folder(name, degradation, scale=scale, seed=seed)
 
 
-def _restorer(name: str, scale: int, device: str | None) -> Any:
+def _restorer(name: str, scale: int, device: str | None, vary_sharpness: float) -> Any:
     if name == "bicubic":
+        if vary_sharpness:
+            raise ValueError("--vary-sharpness is for restorers; 'bicubic' is the plain reference")
         from restoration.evaluation import BicubicRestorer
 
         return BicubicRestorer(scale=scale)
     from restoration.restorer import Restorer
 
-    return Restorer.from_pretrained(name, device=device)
+    return Restorer.from_pretrained(name, device=device, vary_sharpness=vary_sharpness)
 
 
 def _reward(name: str, mode: str, device: str | None, options: dict[str, Any]) -> Any:
