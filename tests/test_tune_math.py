@@ -185,6 +185,8 @@ def test_advantages_drop_what_says_nothing():
     assert bool(found.value[2:].isnan().all())
     assert found.report() == {"failed": 2, "tied_groups": 2, "saturated_groups": 1, "kept": 2}
     assert group_advantages(scores, keys, max_failure_rate=0.5).num_saturated == 0  # no range, no top
+    niqe = scores_of([-8.0, -8.5, -7.5])  # all in the upper tenth of -100 to 0, as every picture's: not the rule's case
+    assert group_advantages(niqe, ["a"] * 3, score_range=(-100, 0)).num_saturated == 0
     with pytest.raises(TooManyFailures, match=r"2 of 9 .*unreadable"):
         group_advantages(scores, keys)
 

@@ -18,6 +18,9 @@ from zoomiqa_reward.ratings import Scores
 SATURATED_STD, SATURATED_MEAN = 0.05, 0.9
 """A group above this mean and below this spread (both as shares of the reward's range) has nothing left to learn.
 Source: the rule of Edit-R1 / UniWorld-V2."""
+RATINGS = (1.0, 5.0)
+"""The range that the rule is for. Metrics use a corner of theirs (NIQE 5 to 10 of 0 to 100), and all their groups would
+count as near the top."""
 
 
 class TooManyFailures(RuntimeError):
@@ -52,8 +55,8 @@ def group_advantages(
 ) -> Advantages:  # fmt: skip
     """Return (score - group mean) / group standard deviation (population), clipped to +-`clip`.
 
-    keys: one a score, equal within a group. score_range: the reward's, for the rule on groups near the top; an
-    infinite one switches it off. Raises TooManyFailures above `max_failure_rate`, ValueError for other lengths.
+    keys: one a score, equal within a group. score_range: the reward's; that of ratings, 1 to 5, switches the rule on
+    groups near the top on. Raises TooManyFailures above `max_failure_rate`, ValueError for other lengths.
 
     >>> scores = Scores(value=torch.tensor([1.0, 3.0]), valid=torch.tensor([True, True]), std=torch.zeros(2))
     >>> group_advantages(scores, ["a", "a"]).value
@@ -65,14 +68,13 @@ def group_advantages(
     check_failures(scores, max_failure_rate)
     found, tied, saturated = torch.full_like(values, math.nan), 0, 0
     index = group_index(list(keys))
-    low, high = score_range
     for number in index.unique().tolist():
         members = (index == number) & valid
         own = values[members]
         spread = float(own.std(correction=0)) if len(own) > 1 else 0.0
         if spread <= FLAT * max(1.0, abs(float(own.mean())) if len(own) else 1.0):
             tied += 1
-        elif math.isfinite(high - low) and _is_saturated(own, spread, low, high):
+        elif tuple(score_range) == RATINGS and _is_saturated(own, spread):
             saturated += 1
         else:
             found[members] = ((own - own.mean()) / spread).clamp(-clip, clip)
@@ -92,6 +94,7 @@ def check_failures(scores: Scores, max_failure_rate: float) -> None:
         )
 
 
-def _is_saturated(own: Tensor, spread: float, low: float, high: float) -> bool:
+def _is_saturated(own: Tensor, spread: float) -> bool:
+    low, high = RATINGS
     share = (float(own.mean()) - low) / (high - low)
     return share > SATURATED_MEAN and spread / (high - low) < SATURATED_STD
