@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
+from restoration.tune.denoising import random_noise
 from restoration.tune.dpo import dpo_loss
 from restoration.tune.ema import EMA
 from restoration.tune.groups import TooManyFailures, group_advantages
@@ -40,6 +41,18 @@ def test_a_perfect_output_gives_back_signal_and_noise(kind):
     x_t, output = noisy(x0, noise, alpha, sigma), target(kind, x0, noise, alpha, sigma)
     assert torch.allclose(to_x0(kind, output, x_t, alpha, sigma), x0, atol=1e-5)
     assert torch.allclose(to_noise(kind, output, x_t, alpha, sigma), noise, atol=1e-5)
+
+
+def test_pictures_of_a_tempered_sampler_teach_the_model_that_drew_them_only_under_tempered_noise():
+    """Signals N(0, s^2), s = 0.5, alpha = 0.6, sigma = 0.8: the best x0 from x_t is c x_t with
+    c = alpha s^2 / (alpha^2 s^2 + sigma^2) = 0.15 / 0.73 = 0.2055. A sampler of temperature 0.5 draws N(0, 0.25^2). Least
+    squares on those with noise of 0.5 has the same c; with full noise 0.6 * 0.0625 / (0.36 * 0.0625 + 0.64) = 0.0566.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x0 = 0.25 * torch.randn(400_000, generator=generator)
+    for temperature, wanted in ((0.5, 0.2055), (1.0, 0.0566)):
+        x_t = 0.6 * x0 + 0.8 * random_noise(x0, generator, temperature)
+        assert float((x0 * x_t).sum() / x_t.square().sum()) == pytest.approx(wanted, abs=3e-3)
 
 
 def test_epsilon_without_signal_is_refused():

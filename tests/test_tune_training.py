@@ -1,5 +1,6 @@
 """Tuning as a whole on a toy restorer: every algorithm learns, resumes and leaves a restorer."""
 
+import importlib
 import json
 import math
 import os
@@ -10,13 +11,17 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from safetensors.torch import load_file
 from test_tune_denoisers import nano
 
 from restoration.restorer import Restorer
 from restoration.selection import best_of_n
 from restoration.tune import Example, MonitorConfig, Recipe, TuneConfig, tune
+from restoration.tune.denoiser import denoiser_of
+from restoration.tune.denoising import random_noise
 from restoration.tune.dpo import DPO
 from restoration.tune.grpo import GRPO
+from restoration.tune.lora import load_lora, tuners
 from restoration.tune.nft import NFT
 from restoration.tune.pairs import pairs_from_best_of_n, read_pairs, write_pairs
 from restoration.tune.reward_gradient import RewardGradient
@@ -90,6 +95,35 @@ def test_every_algorithm_leaves_a_restorer_with_a_better_reward(name, tmp_path):
     saved = json.loads((tmp_path / "result.json").read_text())
     assert saved["updates"] == 5
     assert saved["seconds"] > 0
+
+
+@pytest.mark.parametrize("name", ["nft", "dpo", "sft"])
+def test_a_loss_noises_candidates_as_the_sampler_did(name, tmp_path, monkeypatch):
+    algorithm, changes = ALGORITHMS[name]
+    module, seen = importlib.import_module(f"restoration.tune.{name}"), []
+
+    def seen_noise(like, generator, temperature=1.0):
+        noise = random_noise(like, generator, temperature)
+        seen.append(float(noise.std()))
+        return noise
+
+    monkeypatch.setattr(module, "random_noise", seen_noise)
+    run(algorithm, tmp_path, **(changes | {"temperature": 0.25, "rounds": 1}))
+    assert seen
+    assert seen == pytest.approx([0.25] * len(seen), rel=0.1)
+
+
+def test_only_the_layers_that_are_named_are_tuned(tmp_path):
+    result = run(NFT(), tmp_path / "a", lora_targets=("conv_in",), rounds=1)
+    names = load_file(result.folder / "lora/pytorch_lora_weights.safetensors")
+    assert {name.split(".lora_")[0] for name in names} == {"unet.conv_in"}
+    fresh = denoiser_of(nano())
+    load_lora(fresh, result.folder / "lora")
+    assert len(tuners(fresh.module)) == 1
+    with pytest.raises(ValueError, match=r"no layer whose name ends with conv_inn"):
+        run(NFT(), tmp_path / "b", lora_targets=("conv_inn",))
+    with pytest.raises(ValueError, match=r"lora_targets=\(\)"):
+        run(NFT(), tmp_path / "c", lora_targets=())
 
 
 @pytest.mark.parametrize("name", ["grpo", "nft", "dpo"])

@@ -46,6 +46,9 @@ class TuneConfig:
     """Smaller where runs collapse."""
     lora_rank: int = 32
     lora_alpha: int = 64
+    lora_targets: tuple[str, ...] | None = None
+    """Endings of the names of the layers that are tuned; None: those that the pipeline's denoiser names. The fewer, the
+    more of a small run's signal there is for each weight."""
     ema_decay: float = 0.9
     """Of the weights that are monitored and saved; 0: none."""
     max_failure_rate: float = 0.1
@@ -78,6 +81,8 @@ class TuneConfig:
             raise ValueError(f"temperature={self.temperature}: must be above 0, at most 1")
         if not 0 <= self.vary_sharpness <= 1:
             raise ValueError(f"vary_sharpness={self.vary_sharpness}: must be 0 to 1")
+        if self.lora_targets is not None and not self.lora_targets:
+            raise ValueError("lora_targets=(): name at least one layer, or None for the denoiser's own")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.max_failure_rate <= 1:
             raise ValueError(f"ema_decay={self.ema_decay}, max_failure_rate={self.max_failure_rate}: shares, 0 to 1")
 

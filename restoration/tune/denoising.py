@@ -20,6 +20,11 @@ def denoising_errors(
     return (output - wanted).square().flatten(1).mean(dim=1)
 
 
-def random_noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Return standard normal noise of that shape, drawn on the CPU: the same on every device."""
-    return torch.randn(like.shape, generator=generator).to(like.device)
+def random_noise(like: Tensor, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
+    """Return normal noise of that shape with the deviation `temperature`, drawn on the CPU: the same on every device.
+
+    A sampler whose noise is scaled by a temperature sees states x_t = alpha x0 + sigma temperature noise. Who learns from
+    its pictures has to noise them as little: with full noise their smoothness itself would be learned (for a Gaussian,
+    the posterior mean is that of the untempered pair only if both are scaled alike).
+    """
+    return temperature * torch.randn(like.shape, generator=generator).to(like.device)

@@ -162,7 +162,7 @@ class DPO:
         seeds = torch.randint(2**62, (rows,), generator=generator).tolist()
         condition = encode(tuning, example, [torch.Generator().manual_seed(seed) for seed in seeds])
         both = condition.rows([*range(rows), *range(rows)])
-        noise = random_noise(sides[0], generator).repeat(2, *[1] * (sides[0].ndim - 1))
+        noise = random_noise(sides[0], generator, tuning.config.temperature).repeat(2, *[1] * (sides[0].ndim - 1))
         levels = tuple(torch.cat([part, part]) for part in tuning.denoiser.schedule.draw(rows, generator))
         x0 = torch.cat(sides)
         with torch.no_grad(), reference(tuning.denoiser.module):

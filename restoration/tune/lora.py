@@ -22,26 +22,28 @@ FILE = "pytorch_lora_weights.safetensors"
 POLICY, OLD = "default", "old"
 
 
-def add_lora(denoiser: Denoiser, rank: int, alpha: int, adapters: Sequence[str] = (POLICY,), seed: int = 0) -> None:
+def add_lora(
+    denoiser: Denoiser, rank: int, alpha: int, adapters: Sequence[str] = (POLICY,), seed: int = 0,
+    targets: Sequence[str] | None = None,
+) -> None:  # fmt: skip
     """Put equal adapters of these names on the denoiser; the first is active and trained.
 
-    An adapter starts as no change at all: its second matrix is zero. Raises ValueError where no layer fits the
-    denoiser's targets, or where it has adapters already.
+    targets: endings of the names of the layers that get them; None: the denoiser's own choice. An adapter starts as no
+    change at all: its second matrix is zero. Raises ValueError where no layer fits, or where there are adapters already.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     module = denoiser.module
     if tuners(module):
         raise ValueError(f"{denoiser.module_name} has adapters already: fuse or unload them before tuning")
-    targets = _layers(module, denoiser.lora_targets)
-    if not targets:
-        raise ValueError(
-            f"{type(module).__name__} has no layer whose name ends with {', '.join(denoiser.lora_targets)}"
-        )
+    endings = denoiser.lora_targets if targets is None else targets
+    layers = _layers(module, endings)
+    if not layers:
+        raise ValueError(f"{type(module).__name__} has no layer whose name ends with {', '.join(endings)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for name in adapters:
-            config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian")
+            config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers, init_lora_weights="gaussian")
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is meant
                 if hasattr(module, "add_adapter"):
@@ -148,8 +150,7 @@ def load_lora(denoiser: Denoiser, folder: Path) -> None:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a file is no dict
     prefix = denoiser.module_name
     facts = {name.removeprefix(f"{prefix}."): value for name, value in header.items()}
-    denoiser.lora_targets = tuple(facts["target_modules"])
-    add_lora(denoiser, int(facts["r"]), int(facts["lora_alpha"]))
+    add_lora(denoiser, int(facts["r"]), int(facts["lora_alpha"]), targets=facts["target_modules"])
     AdapterState(denoiser.module, POLICY).load_state_dict({
         name.removeprefix(f"{prefix}.").removesuffix(".weight") + f".{POLICY}.weight": part
         for name, part in tensors.items()

@@ -31,6 +31,7 @@ from restoration.rng import candidate_seed
 from restoration.tune.config import MonitorConfig
 from restoration.tune.context import Tuning
 from restoration.tune.data import Example, crop
+from restoration.tune.denoising import random_noise
 from restoration.tune.limits import Limit, limits_of, read_limits, write_limits
 from restoration.tune.lora import reference
 from restoration.tune.parametrisation import noisy
@@ -148,7 +149,7 @@ class Monitor:
                 x0 = denoiser.encode_target(clean, condition)
             x0 = x0.expand(rows, *x0.shape[1:])
             times, alphas, sigmas = denoiser.schedule.draw(rows, generator)
-            x_t = noisy(x0, torch.randn(x0.shape, generator=generator).to(x0.device), alphas, sigmas)
+            x_t = noisy(x0, random_noise(x0, generator, self.tuning.config.temperature), alphas, sigmas)
             with self.tuning.autocast():
                 now = denoiser.predict(x_t, times, condition)
                 with reference(denoiser.module):

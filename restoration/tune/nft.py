@@ -103,7 +103,7 @@ class NFT:
         denoiser, condition = tuning.denoiser, piece.condition.rows(kept)
         x0, kind = piece.trajectory.x0[kept], denoiser.schedule.kind
         times, alphas, sigmas = denoiser.schedule.draw(len(kept), generator)
-        x_t = noisy(x0, random_noise(x0, generator), alphas, sigmas)
+        x_t = noisy(x0, random_noise(x0, generator, tuning.config.temperature), alphas, sigmas)
         with torch.no_grad():
             with use_adapter(denoiser.module, OLD):
                 old = denoiser.predict(x_t, times, condition)

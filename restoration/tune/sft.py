@@ -58,6 +58,6 @@ class SFT:
     def _loss(self, tuning: Tuning, piece: Piece, kept: list[int], generator: torch.Generator) -> LossTerm:
         x0 = piece.trajectory.x0[kept]
         levels = tuning.denoiser.schedule.draw(len(kept), generator)
-        noise = random_noise(x0, generator)
+        noise = random_noise(x0, generator, tuning.config.temperature)
         errors = denoising_errors(tuning.denoiser, piece.condition.rows(kept), x0, noise, levels)
         return LossTerm(errors.mean(), len(kept), {"denoising": float(errors.detach().mean())})

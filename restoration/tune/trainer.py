@@ -98,7 +98,8 @@ def tune(
         folder.mkdir(parents=True, exist_ok=True)
         check_settings(folder, _settings(recipe, denoiser.module, reward, examples, validation))
     state.wait_for_everyone()
-    add_lora(denoiser, recipe.config.lora_rank, recipe.config.lora_alpha, recipe.algorithm.adapters, recipe.config.seed)
+    add_lora(denoiser, recipe.config.lora_rank, recipe.config.lora_alpha, recipe.algorithm.adapters,
+             recipe.config.seed, recipe.config.lora_targets)  # fmt: skip
     if recipe.config.gradient_checkpointing:
         denoiser.module.enable_gradient_checkpointing()
     half = recipe.config.mixed_precision == "bf16"
