@@ -45,8 +45,8 @@ def test_a_perfect_output_gives_back_signal_and_noise(kind):
 
 def test_pictures_of_a_tempered_sampler_teach_the_model_that_drew_them_only_under_tempered_noise():
     """Signals N(0, s^2), s = 0.5, alpha = 0.6, sigma = 0.8: the best x0 from x_t is c x_t with
-    c = alpha s^2 / (alpha^2 s^2 + sigma^2) = 0.15 / 0.73 = 0.2055. A sampler of temperature 0.5 draws N(0, 0.25^2). Least
-    squares on those with noise of 0.5 has the same c; with full noise 0.6 * 0.0625 / (0.36 * 0.0625 + 0.64) = 0.0566.
+    c = alpha s^2 / (alpha^2 s^2 + sigma^2) = 0.15 / 0.73 = 0.2055. A sampler of temperature 0.5 draws N(0, 0.25^2).
+    Least squares on those with noise of 0.5 has that c; with full noise 0.6 * 0.0625 / (0.36 * 0.0625 + 0.64) = 0.0566.
     """
     generator = torch.Generator().manual_seed(0)
     x0 = 0.25 * torch.randn(400_000, generator=generator)

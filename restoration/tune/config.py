@@ -36,6 +36,9 @@ class TuneConfig:
     reward can see, where another noise alone is grain. For nft, dpo and sft, which take pictures of any sampler."""
     rows_at_once: int = 8
     """Candidates in one pass of the denoiser."""
+    truth_weight: float = 0.0
+    """Of the denoising loss on the ground truths beside the algorithm's own: it keeps the network at what it was
+    trained for, where a reward alone lets grain and grids grow. Needs ground truths."""
     epochs: int = 1
     """How often a round's candidates are gone through."""
     updates_per_round: int = 1
@@ -47,8 +50,7 @@ class TuneConfig:
     lora_rank: int = 32
     lora_alpha: int = 64
     lora_targets: tuple[str, ...] | None = None
-    """Endings of the names of the layers that are tuned; None: those that the pipeline's denoiser names. The fewer, the
-    more of a small run's signal there is for each weight."""
+    """Endings of the names of the layers that are tuned; None: what the pipeline's denoiser chooses, (): all."""
     ema_decay: float = 0.9
     """Of the weights that are monitored and saved; 0: none."""
     max_failure_rate: float = 0.1
@@ -74,15 +76,14 @@ class TuneConfig:
                 f"mixed_precision={self.mixed_precision!r}: must be one of {', '.join(PRECISIONS)}; float16 would need "
                 "a loss scale, which policy ratios near 1 do not survive"
             )
-        for name, bottom in (("seed", 0), ("eta", 0), ("learning_rate", 0), ("max_grad_norm", 0), ("weight_decay", 0)):
+        for name, bottom in (("seed", 0), ("eta", 0), ("learning_rate", 0), ("max_grad_norm", 0), ("weight_decay", 0),
+                             ("truth_weight", 0)):  # fmt: skip
             if getattr(self, name) < bottom:
                 raise ValueError(f"{name}={getattr(self, name)}: must be {bottom} or more")
         if not 0 < self.temperature <= 1:
             raise ValueError(f"temperature={self.temperature}: must be above 0, at most 1")
         if not 0 <= self.vary_sharpness <= 1:
             raise ValueError(f"vary_sharpness={self.vary_sharpness}: must be 0 to 1")
-        if self.lora_targets is not None and not self.lora_targets:
-            raise ValueError("lora_targets=(): name at least one layer, or None for the denoiser's own")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.max_failure_rate <= 1:
             raise ValueError(f"ema_decay={self.ema_decay}, max_failure_rate={self.max_failure_rate}: shares, 0 to 1")
 

@@ -66,6 +66,8 @@ class Part:
 
     loss: Callable[[torch.Generator], LossTerm]
     """The generator is for the loss's own noise; the same seed gives the same loss."""
+    example: Example
+    """The picture that it is about."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

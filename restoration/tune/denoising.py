@@ -3,8 +3,11 @@
 import torch
 from torch import Tensor
 
+from restoration.tune.context import Tuning
+from restoration.tune.data import Example
 from restoration.tune.denoiser import Condition, Denoiser
 from restoration.tune.parametrisation import noisy, target
+from restoration.tune.rollout import encode
 
 
 def denoising_errors(
@@ -23,8 +26,24 @@ def denoising_errors(
 def random_noise(like: Tensor, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
     """Return normal noise of that shape with the deviation `temperature`, drawn on the CPU: the same on every device.
 
-    A sampler whose noise is scaled by a temperature sees states x_t = alpha x0 + sigma temperature noise. Who learns from
-    its pictures has to noise them as little: with full noise their smoothness itself would be learned (for a Gaussian,
-    the posterior mean is that of the untempered pair only if both are scaled alike).
+    A sampler whose noise is scaled by a temperature sees states x_t = alpha x0 + sigma temperature noise. Who learns
+    from its pictures has to noise them as little: with full noise their smoothness itself would be learned. (For a
+    Gaussian, the posterior mean is that of the untempered pair only if both are scaled alike.)
     """
     return temperature * torch.randn(like.shape, generator=generator).to(like.device)
+
+
+def truth_error(tuning: Tuning, example: Example, rows: int, generator: torch.Generator) -> Tensor:
+    """Return the mean denoising error of the picture's ground truth at `rows` times, under full noise.
+
+    Beside a reward it keeps the network at what it was trained for. Raises ValueError without a ground truth.
+    Sources: ReFL (Xu et al. 2023) and RFSR keep the pre-training loss beside the reward.
+    """
+    if example.hr is None:
+        raise ValueError(f"{example.name} has no ground truth to denoise: set truth_weight=0")
+    seeds = torch.randint(2**62, (rows,), generator=generator).tolist()
+    condition = encode(tuning, example, [torch.Generator().manual_seed(seed) for seed in seeds])
+    with torch.no_grad():
+        x0 = tuning.denoiser.encode_target(example.hr[None].to(tuning.device).expand(rows, -1, -1, -1), condition)
+    levels = tuning.denoiser.schedule.draw(rows, generator)
+    return denoising_errors(tuning.denoiser, condition, x0, random_noise(x0, generator), levels).mean()

@@ -112,7 +112,8 @@ class DPO:
             picked = rng.choice(len(own), size=min(self.pairs_per_image, len(own)), replace=False)
             pairs = [own[int(k)] for k in picked]
             count += len(pairs)
-            parts.append(Part(loss=partial(self._loss, tuning, self._pictures[key], pairs)))
+            example = self._pictures[key]
+            parts.append(Part(loss=partial(self._loss, tuning, example, pairs), example=example))
         return Collected(parts=parts, report={"pairs": count})
 
     def after_round(self, tuning: Tuning, updates: int) -> None:

@@ -81,7 +81,9 @@ class GRPO:
             kept = [row for row, place in enumerate(piece.places()) if bool(advantages.kept[place])]
             value = advantages.value[piece.places()].to(tuning.device)
             if kept:
-                parts += [Part(loss=partial(self._loss, tuning, piece, value, kept, step)) for step in steps]
+                example = drawn.owners[piece.first]
+                parts += [Part(loss=partial(self._loss, tuning, piece, value, kept, step), example=example)
+                          for step in steps]  # fmt: skip
         return Collected(parts=parts, report=score_report(scores, drawn.keys) | advantages.report())
 
     def after_round(self, tuning: Tuning, updates: int) -> None:

@@ -29,7 +29,7 @@ def add_lora(
     """Put equal adapters of these names on the denoiser; the first is active and trained.
 
     targets: endings of the names of the layers that get them; None: the denoiser's own choice. An adapter starts as no
-    change at all: its second matrix is zero. Raises ValueError where no layer fits, or where there are adapters already.
+    change at all: its second matrix is zero. Raises ValueError where no layer fits, or where adapters are already.
     """
     from peft import LoraConfig, inject_adapter_in_model
 

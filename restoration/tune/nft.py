@@ -90,7 +90,8 @@ class NFT:
             kept = [row for row, place in enumerate(piece.places()) if bool(advantages.kept[place])]
             if kept:
                 share = nft_share(advantages.value[piece.places()][kept], self.advantage_clip).to(tuning.device)
-                parts.append(Part(loss=partial(self._loss, tuning, piece, kept, share)))
+                loss = partial(self._loss, tuning, piece, kept, share)
+                parts.append(Part(loss=loss, example=drawn.owners[piece.first]))
         return Collected(parts=parts, report=score_report(scores, drawn.keys) | advantages.report())
 
     def after_round(self, tuning: Tuning, updates: int) -> None:

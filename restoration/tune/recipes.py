@@ -68,7 +68,8 @@ def nano_sft(**changes: Any) -> Recipe:
 
 def nano_reward_gradient(**changes: Any) -> Recipe:
     """Return the reward's gradient through the embedded restorer's last step; the rating alone has one."""
-    config = _nano({"learning_rate": 3e-4, "num_samples": 2, "lora_rank": 16, "lora_alpha": 32} | changes)
+    known = {"num_samples": 2, "lora_rank": 16, "lora_alpha": 32, "truth_weight": 5.0}
+    config = _nano({"learning_rate": 3e-4} | known | changes)
     return Recipe(name="nano_reward_gradient", source="nano", algorithm=RewardGradient(reward_weight=0.1),
                   config=config, reward=rating)  # fmt: skip
 
@@ -96,7 +97,8 @@ def sdx4_sft(**changes: Any) -> Recipe:
 
 def sdx4_reward_gradient(**changes: Any) -> Recipe:
     """Return the reward's gradient through SD-x4; both models side by side, so a 7B reward needs more than 24 GB."""
-    settings = {"learning_rate": 1e-5, "num_samples": 1, "rows_at_once": 1, "offload": False} | changes
+    settings = {"learning_rate": 1e-5, "num_samples": 1, "rows_at_once": 1, "offload": False, "truth_weight": 1.0}
+    settings |= changes
     return _sdx4("sdx4_reward_gradient", RewardGradient(reward_weight=1e-2), settings, rating)
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from restoration.tune.context import Collected, LossTerm, Part, Tuning
 from restoration.tune.data import Example, pick
 from restoration.tune.denoiser import Condition
-from restoration.tune.denoising import denoising_errors, random_noise
 from restoration.tune.lora import POLICY
 from restoration.tune.rollout import eight_bit, encode, refuse_varied, reward_inputs
 from restoration.tune.sampling import draw, sample, transition
@@ -46,19 +45,17 @@ class RewardGradient:
     tau: float | None = None
     """The hinge, in the reward's unit; None: the top of its range."""
     reward_weight: float = 1.0
-    denoising: float = 1.0
-    """Weight of the base denoising loss; needs ground truths."""
     low_frequency: float = 1.0
     """Weight of the early prediction's mean squared distance to the LR picture at its size."""
 
     def __post_init__(self) -> None:
         if not 0 < self.last_share <= 1 or self.grad_steps < 1 or self.reward_weight <= 0:
             raise ValueError(f"{self}: last_share above 0 up to 1, grad_steps at least 1, reward_weight above 0")
-        if self.denoising < 0 or self.low_frequency < 0:
-            raise ValueError(f"{self}: denoising and low_frequency must be 0 or more")
+        if self.low_frequency < 0:
+            raise ValueError(f"{self}: low_frequency must be 0 or more")
 
     def prepare(self, tuning: Tuning) -> None:
-        """Raise ValueError for a reward without gradient, one without a top and no tau, or missing ground truths."""
+        """Raise ValueError for a reward without gradient, or one without a top and no tau."""
         reward = tuning.reward
         refuse_varied(tuning.config, self.name)
         if not reward.differentiable:
@@ -72,9 +69,6 @@ class RewardGradient:
             raise ValueError("reward_gradient needs the pipeline and the reward side by side: switch offload off")
         if tuning.config.steps < self.grad_steps:
             raise ValueError(f"grad_steps={self.grad_steps}: there are only {tuning.config.steps} steps")
-        without = [one.name for one in tuning.examples if one.hr is None]
-        if self.denoising > 0 and without:
-            raise ValueError(f"the denoising loss needs a ground truth, which {without[0]} lacks: set denoising=0")
 
     def collect(self, tuning: Tuning, number: int) -> Collected:
         """Choose a round's pictures; they are drawn inside the loss."""
@@ -82,7 +76,7 @@ class RewardGradient:
         size = tuning.config.rows_at_once
         chunks = [min(size, tuning.config.num_samples - start) for start in range(0, tuning.config.num_samples, size)]
         return Collected(parts=[
-            Part(loss=partial(self._loss, tuning, one, rows)) for one in examples for rows in chunks
+            Part(loss=partial(self._loss, tuning, one, rows), example=one) for one in examples for rows in chunks
         ])  # fmt: skip
 
     def after_round(self, tuning: Tuning, updates: int) -> None:
@@ -101,15 +95,6 @@ class RewardGradient:
         tau = tuning.reward.score_range[1] if self.tau is None else self.tau
         loss = self.reward_weight * hinge(value, tau).mean().to(tuning.device)
         report["score"] = float(value.detach().mean())
-        if self.denoising > 0:
-            assert example.hr is not None  # `prepare` has looked
-            hr = example.hr[None].to(tuning.device).expand(rows, -1, -1, -1)
-            with torch.no_grad():
-                x0 = tuning.denoiser.encode_target(hr, condition)
-            levels = tuning.denoiser.schedule.draw(rows, generator)
-            errors = denoising_errors(tuning.denoiser, condition, x0, random_noise(x0, generator), levels)
-            loss = loss + self.denoising * errors.mean()
-            report["denoising"] = float(errors.detach().mean())
         if self.low_frequency > 0:
             low = self._low_frequency(tuning, condition, generators)
             loss = loss + self.low_frequency * low

@@ -49,7 +49,7 @@ class SFT:
         for piece in drawn.pieces:
             kept = [row for row, place in enumerate(piece.places()) if place in best]
             if kept:
-                parts.append(Part(loss=partial(self._loss, tuning, piece, kept)))
+                parts.append(Part(loss=partial(self._loss, tuning, piece, kept), example=drawn.owners[piece.first]))
         return Collected(parts=parts, report=score_report(scores, drawn.keys) | advantages.report())
 
     def after_round(self, tuning: Tuning, updates: int) -> None:

@@ -31,6 +31,7 @@ from restoration.tune.config import Recipe
 from restoration.tune.context import Collected, Part, Tuning
 from restoration.tune.data import Example
 from restoration.tune.denoiser import denoiser_of
+from restoration.tune.denoising import truth_error
 from restoration.tune.ema import EMA
 from restoration.tune.lora import POLICY, AdapterState, add_lora, fused, save_lora, weights_of
 from restoration.tune.monitor import Monitor, Reading
@@ -42,6 +43,9 @@ from zoomiqa_reward.json_lines import append_line, write_json
 from zoomiqa_reward.normalise import group_keys
 from zoomiqa_reward.reward import Reward
 from zoomiqa_reward.run_folder import RunFolder, RunningMeans
+
+MAX_TRUTHS = 8
+"""Times at which a part's ground truth is denoised at most: a part holds one picture, and a step takes several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +96,9 @@ def tune(
     mine = list(examples)[state.process_index :: state.num_processes]
     if not mine:
         raise ValueError(f"{len(examples)} pictures for {state.num_processes} processes: each needs at least one")
+    without = [one.name for one in mine if one.hr is None]
+    if recipe.config.truth_weight > 0 and without:
+        raise ValueError(f"{without[0]} has no ground truth, which truth_weight needs: give it, or set truth_weight=0")
     folder = Path(out)
     denoiser = denoiser_of(source, **recipe.denoiser_options)
     if state.is_main_process:
@@ -185,10 +192,16 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {"rows": 0}
         for part, seed in zip(parts, seeds, strict=True):
+            generator = torch.Generator().manual_seed(seed)
             with self.tuning.autocast():
-                term = part.loss(torch.Generator().manual_seed(seed))
-            if term.value is None:
-                continue
+                term = part.loss(generator)
+                if term.value is None:
+                    continue
+                if weight := self.recipe.config.truth_weight:
+                    error = truth_error(self.tuning, part.example, min(term.rows, MAX_TRUTHS), generator)
+                    term = term._replace(
+                        value=term.value + weight * error, report=term.report | {"truth": float(error.detach())}
+                    )
             if not bool(torch.isfinite(term.value)):
                 raise FloatingPointError(f"round {number + 1}: the loss is {float(term.value)}; lower learning_rate")
             (term.value * term.rows).backward()
