@@ -54,11 +54,11 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 BUDGETS: dict[str, dict[str, Any]] = {
     "grpo": SMALL | {"rounds": 30}, "nft": SMALL, "sft": SMALL | {"rounds": 14},
-    "dpo": SMALL | {"num_samples": 8, "rounds": 40}, "reward_gradient": SMALL | {"num_samples": 2, "rounds": 24},
+    "dpo": SMALL | {"num_samples": 8, "rounds": 60}, "reward_gradient": SMALL | {"num_samples": 2, "rounds": 36},
 }  # fmt: skip
 """What differs from the recipes: less, so that a run takes three to six minutes of one core."""
-HACK_CHANGES: dict[str, Any] = {"rounds": 12, "learning_rate": 5e-4}
-"""NFT on a reward that can be hacked, in larger steps, so that the alarm comes within minutes."""
+HACK_CHANGES: dict[str, Any] = {"rounds": 12, "learning_rate": 5e-4, "lora_targets": None}
+"""NFT on a reward that can be hacked, on all layers and in larger steps, so that the alarm comes within minutes."""
 
 
 def recipe_of(method: str, seed: int, rounds: int | None) -> Any:

@@ -15,7 +15,7 @@ from restoration.tune.context import Tuning
 from restoration.tune.denoiser import denoiser_of
 from restoration.tune.limits import LEAST_ROOM, Limit, bootstrap_deviation, limits_of
 from restoration.tune.lora import add_lora
-from restoration.tune.monitor import Monitor, optimised_names
+from restoration.tune.monitor import LEAST_FRAGILITY, Monitor, optimised_names
 from restoration.tune.phases import TimeShare
 from restoration.tune.sft import SFT
 from zoomiqa_reward.composite import CompositeReward, Term
@@ -96,6 +96,23 @@ def test_planted_failures_are_told_apart(watched):
     assert names(monitor.examine([own[:1].expand(3, -1, -1, -1) for own in base.pictures])) == {"diversity"}
 
 
+def test_a_gain_that_does_not_outlive_a_jpeg_is_told_apart(watched, tmp_path):
+    """JPEG stores colour at half the resolution: a checkerboard of it, a pixel wide, is gone; a tint is not."""
+    board = (torch.arange(48)[:, None] + torch.arange(48)) % 2 * 2.0 - 1
+    redness = reward_of(lambda image: 0.5 + ((image[0] - image[2]) * (1 + board)).mean())
+    monitor = Monitor(replace(watched[0].tuning, reward=redness, folder=tmp_path), smooth_examples(), CONFIG)
+    base = monitor.start()
+
+    def redder(pattern):
+        change = 0.04 * torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1, 1) * pattern
+        return monitor.examine([(own + change).clamp(0, 1) for own in base.pictures])
+
+    for pattern, is_fragile in ((board, True), (torch.ones(48, 48), False)):
+        seen = redder(pattern)
+        assert seen.values["reward"] > base.values["reward"] + 0.05
+        assert ("fragility" in names(seen)) == is_fragile
+
+
 def test_a_disturbed_network_raises_the_kl(watched):
     monitor, _ = watched
     from restoration.tune.lora import POLICY, AdapterState
@@ -117,7 +134,8 @@ def test_limits_are_four_deviations_of_the_base(watched):
         if name == "kl":
             continue
         assert limit["base"] == pytest.approx(sum(rows[name]) / len(rows[name]))
-        room = max(4 * bootstrap_deviation(rows[name], again[name]), LEAST_ROOM.get(name, 0))
+        least = LEAST_FRAGILITY if name == "fragility" else LEAST_ROOM.get(name, 0)
+        room = max(4 * bootstrap_deviation(rows[name], again[name]), least)
         for side, sign in (("low", -1), ("high", 1)):
             if limit[side] is not None:
                 assert limit[side] == pytest.approx(limit["base"] + sign * room)

@@ -13,8 +13,8 @@ from restoration.tune.config import MonitorConfig
 from zoomiqa_reward.json_lines import write_json
 
 RESAMPLES = 2000
-SIDES = {"reward": "low", "lr_consistency": "low", "fine_energy": "both", "grid_peak": "high", "gram": "high",
-         "diversity": "low"}  # fmt: skip
+SIDES = {"reward": "low", "fragility": "high", "lr_consistency": "low", "fine_energy": "both", "grid_peak": "high",
+         "gram": "high", "diversity": "low"}  # fmt: skip
 """On which side of the base a signal alarms; a held-out metric does on its worse one."""
 
 LEAST_ROOM = {"lr_consistency": 1.0}

@@ -8,6 +8,7 @@ trained on.
 | signal | alarm | what it means |
 |---|---|---|
 | `reward` | low | collapse |
+| `fragility` (reward less that of the same pictures as JPEGs of quality 95) | high | a gain that no eye can see |
 | held-out metrics | worse | the reward rises at their cost |
 | `lr_consistency` | low | invented content |
 | `fine_energy` (SR over HR, or over bicubic without HR) | low, high | over-smoothing, over-sharpening |
@@ -17,6 +18,7 @@ trained on.
 | `diversity` | low | one picture for all seeds |
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,9 +38,11 @@ from restoration.tune.limits import Limit, limits_of, read_limits, write_limits
 from restoration.tune.lora import reference
 from restoration.tune.parametrisation import noisy
 from restoration.tune.rollout import draw_candidates, encode, raw_values, score_pictures
-from restoration.tune.signals import diversity, fine_energy, gram_distance, grid_peak
+from restoration.tune.signals import diversity, fine_energy, gram_distance, grid_peak, stored
 
 MIN_IMAGES = 4
+LEAST_FRAGILITY = 0.01
+"""Share of the reward's range below which no loss by a JPEG is called fragile."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,6 +94,9 @@ class Monitor:
             again.pop("gram")  # measured against these very pictures: 0
             # Seeds differ little, so all that is learned would be style; what is no further than the truth is not.
             room_to = {"gram": float(np.mean([self._truth_distance(k) for k in range(len(self.examples))]))}
+            low, high = self.tuning.reward.score_range
+            if math.isfinite(high - low):
+                room_to["fragility"] = float(np.mean(rows["fragility"])) + LEAST_FRAGILITY * (high - low)
             write_limits(file, *limits_of(rows, again, self.config, room_to))
         self.limits, self.left_out = read_limits(file)
         values = {name: float(np.mean(row)) for name, row in rows.items()} | {"kl": 0.0}
@@ -121,7 +128,9 @@ class Monitor:
         flat = [picture for own in pictures for picture in own]
         raw = raw_values(score_pictures(self.tuning, flat, owners))
         pairs = list(zip(flat, owners, strict=True))
+        packed = raw_values(score_pictures(self.tuning, [stored(picture) for picture in flat], owners))
         found: dict[str, list[float]] = {"reward": _means(raw, pictures)}
+        found["fragility"] = _means([one - other for one, other in zip(raw, packed, strict=True)], pictures)
         for name in self.config.metrics:
             values = [measure([name], picture, hr=one.hr, lq=one.lq)[name].value for picture, one in pairs]
             found[name] = _means(values, pictures)
