@@ -2,6 +2,7 @@
 
 python benchmarks/tune.py run METHOD --images DIR --hr DIR [--seed 0] [--rounds N] [--out runs/tune]
 python benchmarks/tune.py table [--out runs/tune]
+python benchmarks/tune.py fragile METHOD --hr DIR [--out runs/tune]
 python benchmarks/tune.py kill METHOD --images DIR --hr DIR [--rounds 8] [--out runs/tune]
 
 METHOD: base, sft, dpo, grpo, nft, reward_gradient; chance: GRPO on a number that means nothing, the control; or
@@ -10,10 +11,12 @@ laplacian, niqe: NFT on that reward alone, until its alarm.
 `table` gathers all runs: means over seeds of training and pictures, intervals over pictures. The base's value of a
 picture is its mean over all its seeds: nano's rating is rough, so equal seeds are no pairs once a weight has changed,
 and what two lucky seeds of the base have would be a gain of everything that is compared with them.
+`fragile` rates the restorations of finished runs after changes that nobody sees, less those of the base.
 `kill` trains once in one piece and once killed three times at random moments, and compares logs and weights.
 """
 
 import argparse
+import io
 import json
 import signal
 import subprocess
@@ -25,6 +28,7 @@ from typing import Any
 
 import numpy as np
 from common import write_result
+from PIL import Image
 from tqdm import tqdm
 
 from restoration import Restorer
@@ -106,8 +110,7 @@ def run(args: argparse.Namespace) -> None:
     """Train and evaluate one method with one seed."""
     iqa = ZoomIQA.from_pretrained("nano")
     folder = args.out / f"{args.method}-{args.seed}"
-    held_out = [crop(one, EVAL_LR_PX) for name in args.sets for one in
-                load_examples(degraded_folder(args.hr / name, PRESET, scale=4, seed=1))]  # fmt: skip
+    held_out = held_out_pictures(args)
     report: dict[str, Any] = {"method": args.method, "seed": args.seed}
     if args.method == "base":
         restorer = Restorer.from_pretrained("nano")
@@ -124,6 +127,45 @@ def run(args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = evaluated(restorer, held_out, iqa, NUM_SEEDS.get(args.method, 4))
     write_json(folder / "evaluation.json", report | {"rows": rows})
+
+
+def held_out_pictures(args: argparse.Namespace) -> list[Any]:
+    """Return the middle of each evaluation picture."""
+    sets = [degraded_folder(args.hr / name, PRESET, scale=4, seed=1) for name in args.sets]
+    return [crop(one, EVAL_LR_PX) for own in sets for one in load_examples(own)]
+
+
+def jpeg(picture: Image.Image, quality: int) -> Image.Image:
+    """Return the picture after it was stored as a JPEG."""
+    packed = io.BytesIO()
+    picture.save(packed, "JPEG", quality=quality)
+    return Image.open(packed).convert("RGB")
+
+
+UNSEEN = {
+    "as it is": lambda picture: picture,
+    "JPEG 95": lambda picture: jpeg(picture, 95),
+    "JPEG 80": lambda picture: jpeg(picture, 80),
+    "2 px cut off": lambda picture: picture.crop((2, 2, *picture.size)),
+    "0.98 times as large": lambda picture: picture.resize([round(0.98 * side) for side in picture.size], Image.BICUBIC),
+}
+"""What should leave a rating as it is."""
+
+
+def fragile(args: argparse.Namespace) -> None:
+    """Compare the rating's gain with what is left of it after changes that nobody sees."""
+    reward, examples = ZoomIQAReward(ZoomIQA.from_pretrained("nano")), held_out_pictures(args)
+    runs = {"base": "nano"} | {file.parents[1].name: file.parent / "pipeline"
+                               for file in sorted(args.out.glob(f"{args.method}-*/run/result.json"))}  # fmt: skip
+    rated: dict[str, dict[str, float]] = {}
+    for name, source in runs.items():
+        restorer = Restorer.from_pretrained(source)
+        pictures = [to_pil(one.image) for example in tqdm(examples, desc=name)
+                    for one in restorer.restore(example.lq, [candidate_seed(99, k) for k in range(2)])]  # fmt: skip
+        rated[name] = {how: float(reward([load_image(change(one)) for one in pictures]).value.mean())
+                       for how, change in UNSEEN.items()}  # fmt: skip
+    gains = {name: {how: own[how] - rated["base"][how] for how in own} for name, own in rated.items() if name != "base"}
+    write_result("tune_fragile", {"method": args.method, "pictures": 2 * len(examples), "rating_minus_base": gains})
 
 
 def count_lines(file: Path) -> int:
@@ -209,7 +251,7 @@ def against(means: dict[str, Any], base: list[dict[str, Any]]) -> dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
-    one, killed = commands.add_parser("run"), commands.add_parser("kill")
+    one, killed, unseen = (commands.add_parser(name) for name in ("run", "kill", "fragile"))
     for each in (one, killed):
         each.add_argument("method", choices=(*METHODS, *HACKS))
         each.add_argument("--images", type=Path, required=True, help="folder of photographs to learn on")
@@ -217,13 +259,17 @@ def main() -> None:
         each.add_argument("--seed", type=int, default=0)
         each.add_argument("--rounds", type=int)
     killed.set_defaults(do=kill)
-    one.add_argument("--sets", nargs="+", default=["set5", "set14"])
+    unseen.add_argument("method", choices=METHODS)
+    unseen.add_argument("--hr", type=Path, required=True, help="folder of sets of photographs to be judged on")
+    unseen.set_defaults(do=fragile)
+    for each in (one, unseen):
+        each.add_argument("--sets", nargs="+", default=["set5", "set14"])
     one.add_argument("--train-only", action="store_true", help="no evaluation afterwards")
     one.add_argument("--limit", type=int, default=38, help="photographs to learn on, 6 of them for the monitor")
     one.set_defaults(do=run)
     gather = commands.add_parser("table")
     gather.set_defaults(do=table)
-    for each in (one, gather, killed):
+    for each in (one, gather, killed, unseen):
         each.add_argument("--out", type=Path, default=Path("runs/tune"))
     args = parser.parse_args()
     args.do(args)

@@ -1,7 +1,8 @@
 """Reward gradient: the reward's own slope through the last denoising steps and the decoder, to the LoRA weights.
 
 Sources: ReFL (Xu et al. 2023: one step with gradient at a random late time, hinge), DRaFT-K (Clark et al. 2024: the
-last K steps), RFSR (denoising and low-frequency losses beside the reward, or the pictures fall apart).
+last K steps), RFSR (denoising and low-frequency losses beside the reward, or the pictures fall apart:
+set `TuneConfig.truth_weight`).
 Deviation: RFSR compares wavelet bands of early predictions with the ground truth; here the early prediction, reduced to
 the LR picture's size, is compared with the LR picture, which needs no ground truth.
 """
