@@ -16,7 +16,6 @@ and what two lucky seeds of the base have would be a gain of everything that is 
 """
 
 import argparse
-import io
 import json
 import signal
 import subprocess
@@ -43,6 +42,7 @@ from restoration.tune.data import crop
 from restoration.tune.recipes import find_recipe
 from zoomiqa_reward import MetricReward, ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.check import find_reward
+from zoomiqa_reward.check.ladders import through_jpeg
 from zoomiqa_reward.images import load_image, to_pil
 from zoomiqa_reward.json_lines import read_lines, write_json
 
@@ -135,17 +135,10 @@ def held_out_pictures(args: argparse.Namespace) -> list[Any]:
     return [crop(one, EVAL_LR_PX) for own in sets for one in load_examples(own)]
 
 
-def jpeg(picture: Image.Image, quality: int) -> Image.Image:
-    """Return the picture after it was stored as a JPEG."""
-    packed = io.BytesIO()
-    picture.save(packed, "JPEG", quality=quality)
-    return Image.open(packed).convert("RGB")
-
-
 UNSEEN = {
     "as it is": lambda picture: picture,
-    "JPEG 95": lambda picture: jpeg(picture, 95),
-    "JPEG 80": lambda picture: jpeg(picture, 80),
+    "JPEG 95": lambda picture: through_jpeg(load_image(picture), 95),
+    "JPEG 80": lambda picture: through_jpeg(load_image(picture), 80),
     "2 px cut off": lambda picture: picture.crop((2, 2, *picture.size)),
     "0.98 times as large": lambda picture: picture.resize([round(0.98 * side) for side in picture.size], Image.BICUBIC),
 }
@@ -157,6 +150,8 @@ def fragile(args: argparse.Namespace) -> None:
     reward, examples = ZoomIQAReward(ZoomIQA.from_pretrained("nano")), held_out_pictures(args)
     runs = {"base": "nano"} | {file.parents[1].name: file.parent / "pipeline"
                                for file in sorted(args.out.glob(f"{args.method}-*/run/result.json"))}  # fmt: skip
+    if len(runs) == 1:
+        raise ValueError(f"--out {args.out}: no finished run of {args.method}; train one with `run {args.method}`")
     rated: dict[str, dict[str, float]] = {}
     for name, source in runs.items():
         restorer = Restorer.from_pretrained(source)

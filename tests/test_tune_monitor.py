@@ -17,6 +17,7 @@ from restoration.tune.limits import LEAST_ROOM, Limit, bootstrap_deviation, limi
 from restoration.tune.lora import add_lora
 from restoration.tune.monitor import LEAST_FRAGILITY, Monitor, optimised_names
 from restoration.tune.phases import TimeShare
+from restoration.tune.rollout import raw_range
 from restoration.tune.sft import SFT
 from zoomiqa_reward.composite import CompositeReward, Term
 from zoomiqa_reward.images import load_image
@@ -107,6 +108,7 @@ def test_a_gain_that_does_not_outlive_a_jpeg_is_told_apart(watched, tmp_path):
         change = 0.04 * torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1, 1) * pattern
         return monitor.examine([(own + change).clamp(0, 1) for own in base.pictures])
 
+    assert raw_range(CompositeReward([Term(redness, 1.0, "z")])) == (0, 1)  # what is read of a sum is its first term
     for pattern, is_fragile in ((board, True), (torch.ones(48, 48), False)):
         seen = redder(pattern)
         assert seen.values["reward"] > base.values["reward"] + 0.05

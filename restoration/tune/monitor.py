@@ -37,10 +37,13 @@ from restoration.tune.denoising import random_noise
 from restoration.tune.limits import Limit, limits_of, read_limits, write_limits
 from restoration.tune.lora import reference
 from restoration.tune.parametrisation import noisy
-from restoration.tune.rollout import draw_candidates, encode, raw_values, score_pictures
-from restoration.tune.signals import diversity, fine_energy, gram_distance, grid_peak, stored
+from restoration.tune.rollout import draw_candidates, encode, raw_range, raw_values, score_pictures
+from restoration.tune.signals import diversity, fine_energy, gram_distance, grid_peak
+from zoomiqa_reward.check.ladders import through_jpeg
 
 MIN_IMAGES = 4
+JPEG_QUALITY = 95
+"""To the eye the same, but no longer to the pixel."""
 LEAST_FRAGILITY = 0.01
 """Share of the reward's range below which no loss by a JPEG is called fragile."""
 
@@ -94,7 +97,7 @@ class Monitor:
             again.pop("gram")  # measured against these very pictures: 0
             # Seeds differ little, so all that is learned would be style; what is no further than the truth is not.
             room_to = {"gram": float(np.mean([self._truth_distance(k) for k in range(len(self.examples))]))}
-            low, high = self.tuning.reward.score_range
+            low, high = raw_range(self.tuning.reward)
             if math.isfinite(high - low):
                 room_to["fragility"] = float(np.mean(rows["fragility"])) + LEAST_FRAGILITY * (high - low)
             write_limits(file, *limits_of(rows, again, self.config, room_to))
@@ -128,7 +131,8 @@ class Monitor:
         flat = [picture for own in pictures for picture in own]
         raw = raw_values(score_pictures(self.tuning, flat, owners))
         pairs = list(zip(flat, owners, strict=True))
-        packed = raw_values(score_pictures(self.tuning, [stored(picture) for picture in flat], owners))
+        stored = [through_jpeg(picture, JPEG_QUALITY) for picture in flat]
+        packed = raw_values(score_pictures(self.tuning, stored, owners))
         found: dict[str, list[float]] = {"reward": _means(raw, pictures)}
         found["fragility"] = _means([one - other for one, other in zip(raw, packed, strict=True)], pictures)
         for name in self.config.metrics:

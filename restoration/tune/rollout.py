@@ -16,6 +16,7 @@ from restoration.tune.denoiser import Condition
 from restoration.tune.sampling import Trajectory, sample
 from zoomiqa_reward.normalise import group_keys
 from zoomiqa_reward.ratings import Scores
+from zoomiqa_reward.reward import Reward
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -155,6 +156,12 @@ def raw_values(scores: Scores) -> list[float]:
     """
     terms = scores.info.get("terms") or [{"raw": scores.value.tolist()}]
     return [float(v) if ok else math.nan for v, ok in zip(terms[0]["raw"], scores.valid.tolist(), strict=True)]
+
+
+def raw_range(reward: Reward) -> tuple[float, float]:
+    """Return the range of what `raw_values` reads of the reward's scores."""
+    terms = getattr(reward, "terms", None)
+    return terms[0].reward.score_range if terms else reward.score_range
 
 
 def score_report(scores: Scores, keys: Sequence[str]) -> dict[str, float]:

@@ -3,32 +3,19 @@
 All take BCHW pictures in [0, 1] and return one float64 number a picture or a set; NaN where a picture is too small.
 """
 
-import io
 import math
 from collections.abc import Sequence
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from restoration.fidelity import gaussian_blur
-from zoomiqa_reward.images import load_image, to_pil
 
 FINE_SIGMA_PX = 1.0
 """What a Gaussian of this width takes away is called fine."""
 MIN_PERIODS = 4
 """Periods that a picture must hold before a peak in its spectrum means anything."""
 _LUMA = (0.299, 0.587, 0.114)
-
-
-JPEG_QUALITY = 95
-
-
-def stored(picture: Tensor) -> Tensor:
-    """Return the CHW picture after it was a JPEG of quality 95: to the eye the same, but no longer to the pixel."""
-    packed = io.BytesIO()
-    to_pil(picture).save(packed, "JPEG", quality=JPEG_QUALITY)
-    return load_image(Image.open(packed))
 
 
 def luma(pictures: Tensor) -> Tensor:
