@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from zoomiqa_reward.ranking import Ranking, rank
     from zoomiqa_reward.ratings import Assessment, Ratings, Scores
     from zoomiqa_reward.reward import MetricReward, Reward, ZoomIQAReward
+    from zoomiqa_reward.robust import RobustReward
     from zoomiqa_reward.turns import Turn
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ _HOMES = {
     "Ranking": "ranking",
     "Ratings": "ratings",
     "Reward": "reward",
+    "RobustReward": "robust",
     "Scores": "ratings",
     "Term": "composite",
     "Turn": "turns",
@@ -38,6 +40,7 @@ __all__ = [
     "Ranking",
     "Ratings",
     "Reward",
+    "RobustReward",
     "Scores",
     "Term",
     "Turn",

@@ -34,6 +34,10 @@ class TuneConfig:
     """0 to 1: candidates restore the LR picture as if it were softer or sharper, by an amount of their seed
     (`hooks.sharpened`); what is learned of them is learned for the picture as it is. Candidates then differ in what a
     reward can see, where another noise alone is grain. For nft, dpo and sft, which take pictures of any sampler."""
+    expected_targets: bool = False
+    """For nft, dpo and sft on varied candidates: learn what the model that drew a candidate expects at its noisy
+    state, seeing the picture as it saw it then, in place of the candidate itself (`denoising.expected_target`). The
+    mean is the same, and its grain, which is learned first otherwise, is not in it."""
     rows_at_once: int = 8
     """Candidates in one pass of the denoiser."""
     truth_weight: float = 0.0
@@ -80,12 +84,20 @@ class TuneConfig:
                              ("truth_weight", 0)):  # fmt: skip
             if getattr(self, name) < bottom:
                 raise ValueError(f"{name}={getattr(self, name)}: must be {bottom} or more")
+        if not 0 <= self.ema_decay < 1 or not 0 <= self.max_failure_rate <= 1:
+            raise ValueError(f"ema_decay={self.ema_decay}, max_failure_rate={self.max_failure_rate}: shares, 0 to 1")
+        self._check_candidates()
+
+    def _check_candidates(self) -> None:
         if not 0 < self.temperature <= 1:
             raise ValueError(f"temperature={self.temperature}: must be above 0, at most 1")
         if not 0 <= self.vary_sharpness <= 1:
             raise ValueError(f"vary_sharpness={self.vary_sharpness}: must be 0 to 1")
-        if not 0 <= self.ema_decay < 1 or not 0 <= self.max_failure_rate <= 1:
-            raise ValueError(f"ema_decay={self.ema_decay}, max_failure_rate={self.max_failure_rate}: shares, 0 to 1")
+        if self.expected_targets and not self.vary_sharpness:
+            raise ValueError(
+                "expected_targets: of candidates that nothing but their noise tells apart the model expects what it "
+                "would draw anyway, so nothing would be learned; set vary_sharpness above 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,20 +7,40 @@ from restoration.tune.context import Tuning
 from restoration.tune.data import Example
 from restoration.tune.denoiser import Condition, Denoiser
 from restoration.tune.parametrisation import noisy, target
-from restoration.tune.rollout import encode
+from restoration.tune.rollout import Varied, encode
+
+Levels = tuple[Tensor, Tensor, Tensor]
+"""(times, alphas, sigmas), one number a row each, as `Schedule.draw` gives them."""
 
 
 def denoising_errors(
-    denoiser: Denoiser, condition: Condition, x0: Tensor, noise: Tensor, levels: tuple[Tensor, Tensor, Tensor]
+    denoiser: Denoiser, condition: Condition, x0: Tensor, noise: Tensor, levels: Levels, wanted: Tensor | None = None
 ) -> Tensor:
     """Return [rows] float32: mean over a row's elements of (output - target)^2.
 
-    noise: as large as x0. levels: (times, alphas, sigmas), one number a row each, as `Schedule.draw` gives them.
+    noise: as large as x0. wanted: the target; None: that of x0 and the noise.
     """
     times, alphas, sigmas = levels
     output = denoiser.predict(noisy(x0, noise, alphas, sigmas), times, condition)
-    wanted = target(denoiser.schedule.kind, x0, noise, alphas, sigmas)
+    if wanted is None:
+        wanted = target(denoiser.schedule.kind, x0, noise, alphas, sigmas)
     return (output - wanted).square().flatten(1).mean(dim=1)
+
+
+@torch.no_grad()
+def expected_target(denoiser: Denoiser, varied: Varied, x0: Tensor, noise: Tensor, levels: Levels) -> Tensor:
+    """Return the target that the active adapter expects at the noisy states of varied candidates, as it drew them.
+
+    x0: the same candidates under the LR picture as it is. A candidate is one draw of what its condition allows; the
+    denoiser under that condition knows the mean of all draws that could have led to the noisy state. As a regression
+    target the mean teaches the same and has none of the draw's grain (Rao and Blackwell: of the same expectation and
+    less variance).
+    """
+    kind, (times, alphas, sigmas) = denoiser.schedule.kind, levels
+    output = denoiser.predict(noisy(varied.x0, noise, alphas, sigmas), times, varied.condition)
+    # Targets are linear in x0: this carries the target from one condition's x0 to the other's.
+    moved = target(kind, x0, noise, alphas, sigmas) - target(kind, varied.x0, noise, alphas, sigmas)
+    return output + moved
 
 
 def random_noise(like: Tensor, generator: torch.Generator, temperature: float = 1.0) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from restoration.tune.context import Collected, LossTerm, Part, Tuning
 from restoration.tune.data import pick
-from restoration.tune.denoising import random_noise
+from restoration.tune.denoising import expected_target, random_noise
 from restoration.tune.groups import group_advantages
 from restoration.tune.lora import OLD, POLICY, copy_adapter, reference, use_adapter
 from restoration.tune.parametrisation import noisy, to_x0
@@ -104,10 +104,14 @@ class NFT:
         denoiser, condition = tuning.denoiser, piece.condition.rows(kept)
         x0, kind = piece.trajectory.x0[kept], denoiser.schedule.kind
         times, alphas, sigmas = denoiser.schedule.draw(len(kept), generator)
-        x_t = noisy(x0, random_noise(x0, generator, tuning.config.temperature), alphas, sigmas)
+        noise = random_noise(x0, generator, tuning.config.temperature)
+        x_t = noisy(x0, noise, alphas, sigmas)
         with torch.no_grad():
             with use_adapter(denoiser.module, OLD):
                 old = denoiser.predict(x_t, times, condition)
+                if tuning.config.expected_targets:
+                    wanted = expected_target(denoiser, piece.as_drawn(kept), x0, noise, (times, alphas, sigmas))
+                    x0 = to_x0(kind, wanted, x_t, alphas, sigmas)
             with reference(denoiser.module):
                 base = denoiser.predict(x_t, times, condition)
         now = denoiser.predict(x_t, times, condition)

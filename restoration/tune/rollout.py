@@ -20,6 +20,20 @@ from zoomiqa_reward.reward import Reward
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Varied:
+    """Candidates as the sampler drew them, seeing the LR picture softer or sharper than it is."""
+
+    condition: Condition
+    x0: Tensor
+    """[rows, ...] what was drawn under that condition; under the picture's own the same pictures have another x0 where
+    the decoder adds the enlarged LR picture."""
+
+    def rows(self, picked: Sequence[int]) -> "Varied":
+        """Return those rows, in that order."""
+        return Varied(condition=self.condition.rows(picked), x0=self.x0[list(picked)])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Piece:
     """Some candidates of one LR picture, drawn in one pass; re-scoring runs the same rows together again."""
 
@@ -27,10 +41,17 @@ class Piece:
     trajectory: Trajectory
     first: int
     """Place of its first candidate in the round."""
+    varied: "Varied | None" = None
+    """How they were really drawn, where that was not from the picture as it is."""
 
     def places(self) -> list[int]:
         """Return the places of its candidates in the round."""
         return list(range(self.first, self.first + len(self.condition)))
+
+    def as_drawn(self, picked: Sequence[int]) -> Varied:
+        """Return those rows as the sampler drew them."""
+        drawn = self.varied or Varied(condition=self.condition, x0=self.trajectory.x0)
+        return drawn.rows(picked)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,11 +121,13 @@ def draw_piece(
             seen = encode(tuning, example, generators, [drawn_sharpness(seed, vary_sharpness) for seed in seeds])
         drawn = sample(tuning.denoiser, seen, tuning.path, generators, eta=tuning.config.eta, keep=keep,
                        random_steps=random_steps)  # fmt: skip
+        varied = None
         if vary_sharpness:
+            varied = Varied(condition=seen, x0=drawn.x0)
             with torch.no_grad():
                 pictures = tuning.denoiser.decode(drawn.x0, seen)
                 drawn = replace(drawn, states=(tuning.denoiser.encode_target(pictures, condition).float(),))
-    return Piece(condition=condition, trajectory=drawn, first=first)
+    return Piece(condition=condition, trajectory=drawn, first=first, varied=varied)
 
 
 def encode(

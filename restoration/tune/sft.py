@@ -8,7 +8,7 @@ import torch
 
 from restoration.tune.context import Collected, LossTerm, Part, Tuning
 from restoration.tune.data import pick
-from restoration.tune.denoising import denoising_errors, random_noise
+from restoration.tune.denoising import denoising_errors, expected_target, random_noise
 from restoration.tune.groups import group_advantages
 from restoration.tune.lora import POLICY
 from restoration.tune.rollout import Piece, draw_candidates, score, score_report
@@ -59,5 +59,8 @@ class SFT:
         x0 = piece.trajectory.x0[kept]
         levels = tuning.denoiser.schedule.draw(len(kept), generator)
         noise = random_noise(x0, generator, tuning.config.temperature)
-        errors = denoising_errors(tuning.denoiser, piece.condition.rows(kept), x0, noise, levels)
+        wanted = None
+        if tuning.config.expected_targets:
+            wanted = expected_target(tuning.denoiser, piece.as_drawn(kept), x0, noise, levels)
+        errors = denoising_errors(tuning.denoiser, piece.condition.rows(kept), x0, noise, levels, wanted)
         return LossTerm(errors.mean(), len(kept), {"denoising": float(errors.detach().mean())})
