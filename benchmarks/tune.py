@@ -57,12 +57,15 @@ SMALL: dict[str, Any] = {
     "images_per_round": 4, "num_samples": 6, "rounds": 20, "crop_px": TRAIN_LR_PX, "mixed_precision": "bf16",
 }  # fmt: skip
 BUDGETS: dict[str, dict[str, Any]] = {
-    "grpo": SMALL | {"rounds": 30}, "nft": SMALL, "sft": SMALL | {"rounds": 14},
+    "grpo": SMALL | {"rounds": 30}, "nft": SMALL | {"rounds": 14}, "sft": SMALL,
     "dpo": SMALL | {"num_samples": 8, "rounds": 60}, "reward_gradient": SMALL | {"num_samples": 2, "rounds": 36},
 }  # fmt: skip
 """What differs from the recipes: less, so that a run takes three to six minutes of one core."""
-HACK_CHANGES: dict[str, Any] = {"rounds": 12, "learning_rate": 5e-4, "lora_targets": None}
-"""NFT on a reward that can be hacked, on all layers and in larger steps, so that the alarm comes within minutes."""
+HACK_CHANGES: dict[str, Any] = {
+    "rounds": 12, "learning_rate": 5e-4, "lora_rank": 8, "lora_alpha": 16, "epochs": 1, "expected_targets": False,
+}  # fmt: skip
+"""NFT on a reward that can be hacked, in larger steps and from the candidates' own grain, so that the alarm comes in
+minutes."""
 
 
 def recipe_of(method: str, seed: int, rounds: int | None) -> Any:

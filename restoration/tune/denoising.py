@@ -28,18 +28,19 @@ def denoising_errors(
 
 
 @torch.no_grad()
-def expected_target(denoiser: Denoiser, varied: Varied, x0: Tensor, noise: Tensor, levels: Levels) -> Tensor:
-    """Return the target that the active adapter expects at the noisy states of varied candidates, as it drew them.
+def expected_target(denoiser: Denoiser, varied: Varied, noise: Tensor, levels: Levels) -> Tensor:
+    """Return the target that the active adapter sets at noisy `varied.own`, seeing the pictures as `varied` saw them.
 
-    x0: the same candidates under the LR picture as it is. A candidate is one draw of what its condition allows; the
-    denoiser under that condition knows the mean of all draws that could have led to the noisy state. As a regression
-    target the mean teaches the same and has none of the draw's grain (Rao and Blackwell: of the same expectation and
-    less variance).
+    A varied candidate is one draw of what its condition allows. What earned its score is the condition; the draw's
+    grain did not. So the candidate itself is no target: the denoiser under that condition is, at states that the
+    sampler comes to by itself, as in the distillation of guidance. The network cannot tell the two conditions apart by
+    the state, only by what it is given beside it.
+    Source: Meng et al. 2023 (distillation of guided diffusion), with a varied condition in the place of guidance.
     """
     kind, (times, alphas, sigmas) = denoiser.schedule.kind, levels
     output = denoiser.predict(noisy(varied.x0, noise, alphas, sigmas), times, varied.condition)
     # Targets are linear in x0: this carries the target from one condition's x0 to the other's.
-    moved = target(kind, x0, noise, alphas, sigmas) - target(kind, varied.x0, noise, alphas, sigmas)
+    moved = target(kind, varied.own, noise, alphas, sigmas) - target(kind, varied.x0, noise, alphas, sigmas)
     return output + moved
 
 

@@ -25,7 +25,7 @@ from restoration.tune.denoising import denoising_errors, expected_target, random
 from restoration.tune.groups import check_failures
 from restoration.tune.lora import POLICY, reference
 from restoration.tune.pairs import Pair, mine_pairs, read_pairs, weighted, write_pairs
-from restoration.tune.rollout import Varied, draw_candidates, draw_piece, encode, score
+from restoration.tune.rollout import Varied, draw_candidates, draw_piece, encode, retold, score
 from zoomiqa_reward.images import load_image
 from zoomiqa_reward.normalise import group_keys
 
@@ -63,10 +63,8 @@ class DPO:
     """Pairs that are there already; None: mined from the base model first."""
     _held: dict[str, list[Pair]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _pictures: dict[str, Example] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _latents: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-    """The latest of those drawn again, on the CPU, as `_latent` returns them: the base model does not change."""
+    _latents: dict[tuple[str, int], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """The latest of those drawn again, on the CPU: the base model does not change."""
 
     def __post_init__(self) -> None:
         if self.beta <= 0 or not 0 < self.share <= 0.5 or self.pairs_per_image < 1:
@@ -139,49 +137,55 @@ class DPO:
                 )  # fmt: skip
         return found
 
-    def _latent(
-        self, tuning: Tuning, example: Example, key: str, seed: int, file: str | None
-    ) -> tuple[Tensor, Tensor]:
-        """One candidate's x0 [1, ...]: encoded from its file, or drawn again, alone, from the base model; and its x0
-        under the condition that it was drawn with.
+    def _latent(self, tuning: Tuning, example: Example, key: str, seed: int, file: str | None) -> Tensor:
+        """One candidate's x0 [1, ...]: encoded from its file, or drawn again, alone, from the base model.
+
+        With expected_targets: what its seed leads to under the picture as it is.
         """
         if file is not None:
             generator = torch.Generator().manual_seed(seed)
             condition = encode(tuning, example, [generator])
             with torch.no_grad():
-                x0 = tuning.denoiser.encode_target(load_image(file)[None].to(tuning.device), condition)
-            return x0, x0
+                return tuning.denoiser.encode_target(load_image(file)[None].to(tuning.device), condition)
         known = self._latents.pop((key, seed), None)
         if known is None:
             with reference(tuning.denoiser.module):
-                piece = draw_piece(tuning, example, [seed], vary_sharpness=tuning.config.vary_sharpness)
-            known = piece.trajectory.x0.cpu(), piece.as_drawn([0]).x0.cpu()
+                vary = 0.0 if tuning.config.expected_targets else tuning.config.vary_sharpness
+                known = draw_piece(tuning, example, [seed], vary_sharpness=vary).trajectory.x0.cpu()
         self._latents[key, seed] = known  # last used, last dropped
         while len(self._latents) > MAX_LATENTS:
             self._latents.pop(next(iter(self._latents)))
-        return known[0].to(tuning.device), known[1].to(tuning.device)
+        return known.to(tuning.device)
 
-    def _as_drawn(self, tuning: Tuning, example: Example, seeds: list[int], x0: list[Tensor]) -> Varied:
-        """The candidates of these seeds with the condition that the base model drew each with."""
+    def _varied(self, tuning: Tuning, example: Example, pairs: list[Pair], own: Tensor) -> Varied:
+        """What winners and then losers saw, told of the winners' own states for both: only what was seen differs."""
+        seeds = [one.seed_winner for one in pairs] + [one.seed_loser for one in pairs]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         amounts = [drawn_sharpness(seed, tuning.config.vary_sharpness) for seed in seeds]
-        return Varied(condition=encode(tuning, example, generators, amounts), x0=torch.cat(x0))
+        plain, seen = encode(tuning, example, generators), encode(tuning, example, generators, amounts)
+        own = torch.cat([own, own])
+        return Varied(condition=seen, own=own, x0=retold(tuning, own, plain, seen))
 
     def _loss(self, tuning: Tuning, example: Example, pairs: list[Pair], generator: torch.Generator) -> LossTerm:
-        sides = [(one.lr_hash, one.seed_winner, one.file_winner) for one in pairs]
-        sides += [(one.lr_hash, one.seed_loser, one.file_loser) for one in pairs]
-        latents = [self._latent(tuning, example, *row) for row in sides]
-        x0, rows = torch.cat([own for own, _ in latents]), len(pairs)
+        sides = [
+            torch.cat([self._latent(tuning, example, *row) for row in rows])
+            for rows in (
+                [(one.lr_hash, one.seed_winner, one.file_winner) for one in pairs],
+                [(one.lr_hash, one.seed_loser, one.file_loser) for one in pairs],
+            )
+        ]
+        rows = len(pairs)
         seeds = torch.randint(2**62, (rows,), generator=generator).tolist()
         condition = encode(tuning, example, [torch.Generator().manual_seed(seed) for seed in seeds])
         both = condition.rows([*range(rows), *range(rows)])
-        noise = random_noise(x0[:rows], generator, tuning.config.temperature).repeat(2, *[1] * (x0.ndim - 1))
+        noise = random_noise(sides[0], generator, tuning.config.temperature).repeat(2, *[1] * (sides[0].ndim - 1))
         times, alphas, sigmas = (torch.cat([part, part]) for part in tuning.denoiser.schedule.draw(rows, generator))
-        levels, wanted = (times, alphas, sigmas), None
+        levels = times, alphas, sigmas
+        x0, wanted = torch.cat(sides), None
         with torch.no_grad(), reference(tuning.denoiser.module):
             if tuning.config.expected_targets:
-                varied = self._as_drawn(tuning, example, [seed for _, seed, _ in sides], [own for _, own in latents])
-                wanted = expected_target(tuning.denoiser, varied, x0, noise, levels)
+                varied = self._varied(tuning, example, pairs, sides[0])
+                x0, wanted = varied.own, expected_target(tuning.denoiser, varied, noise, levels)
             base = denoising_errors(tuning.denoiser, both, x0, noise, levels, wanted)
         now = denoising_errors(tuning.denoiser, both, x0, noise, levels, wanted)
         weights = torch.tensor([one.weight for one in pairs], device=now.device)

@@ -103,14 +103,16 @@ class NFT:
     ) -> LossTerm:
         denoiser, condition = tuning.denoiser, piece.condition.rows(kept)
         x0, kind = piece.trajectory.x0[kept], denoiser.schedule.kind
+        varied = None if piece.varied is None else piece.varied.rows(kept)
+        x0 = x0 if varied is None else varied.own
         times, alphas, sigmas = denoiser.schedule.draw(len(kept), generator)
         noise = random_noise(x0, generator, tuning.config.temperature)
         x_t = noisy(x0, noise, alphas, sigmas)
         with torch.no_grad():
             with use_adapter(denoiser.module, OLD):
                 old = denoiser.predict(x_t, times, condition)
-                if tuning.config.expected_targets:
-                    wanted = expected_target(denoiser, piece.as_drawn(kept), x0, noise, (times, alphas, sigmas))
+                if varied is not None:
+                    wanted = expected_target(denoiser, varied, noise, (times, alphas, sigmas))
                     x0 = to_x0(kind, wanted, x_t, alphas, sigmas)
             with reference(denoiser.module):
                 base = denoiser.predict(x_t, times, condition)

@@ -16,14 +16,18 @@ from restoration.tune.reward_gradient import RewardGradient
 from restoration.tune.sft import SFT
 from zoomiqa_reward.composite import CompositeReward, Term
 from zoomiqa_reward.reward import Reward, ZoomIQAReward
+from zoomiqa_reward.robust import RobustReward
 
 SD_X4 = "stabilityai/stable-diffusion-x4-upscaler"
 CONSISTENCY_WEIGHT = 0.5
 """Of LR-consistency beside the rating, both as z-scores of their group: a no-reference reward alone is hacked."""
 VARY_SHARPNESS = 0.75
 """Of the embedded restorer's candidates: another noise changes its grain alone, from which little can be learned."""
-
-
+EXPECTED: dict[str, Any] = {
+    "vary_sharpness": VARY_SHARPNESS, "expected_targets": True, "lora_rank": 64, "lora_alpha": 128,
+}  # fmt: skip
+"""Learn from what was seen and not from grain, in small steps of many weights: Adam moves each by about as much, so
+what they agree on grows with their number, and what they do not agree on with its root."""
 FIRST_LAYER = ("conv_in",)
 """Of the embedded restorer: what it makes of its input is tuned, and no layer that could draw a grid."""
 
@@ -42,6 +46,15 @@ def rating_and_consistency(iqa: Any) -> Reward:
     ])  # fmt: skip
 
 
+def robust_rating_and_consistency(iqa: Any) -> Reward:
+    """Return the rating's mean over unseen copies, and LR-consistency, each normalised in its group."""
+    from restoration.metrics import as_reward
+
+    return CompositeReward([
+        Term(RobustReward(ZoomIQAReward(iqa)), 1.0, "z"), Term(as_reward("lr_consistency"), CONSISTENCY_WEIGHT, "z"),
+    ])  # fmt: skip
+
+
 def nano_grpo(**changes: Any) -> Recipe:
     """Return GRPO on the embedded restorer."""
     config = _nano({"learning_rate": 1e-4, "lora_rank": 2, "lora_alpha": 4, "updates_per_round": 2} | changes)
@@ -50,9 +63,8 @@ def nano_grpo(**changes: Any) -> Recipe:
 
 def nano_nft(**changes: Any) -> Recipe:
     """Return DiffusionNFT on the embedded restorer."""
-    known = {"updates_per_round": 4, "vary_sharpness": VARY_SHARPNESS, "lora_targets": FIRST_LAYER}
-    config = _nano({"learning_rate": 4e-3} | known | changes)
-    return Recipe(name="nano_nft", source="nano", algorithm=NFT(), config=config, reward=rating_and_consistency)
+    config = _nano({"learning_rate": 2e-4, "updates_per_round": 4, "epochs": 5} | EXPECTED | changes)
+    return Recipe(name="nano_nft", source="nano", algorithm=NFT(), config=config, reward=robust_rating_and_consistency)
 
 
 def nano_dpo(pairs_file: Path | None = None, **changes: Any) -> Recipe:
@@ -64,12 +76,10 @@ def nano_dpo(pairs_file: Path | None = None, **changes: Any) -> Recipe:
 
 
 def nano_sft(**changes: Any) -> Recipe:
-    """Return rejection-sampling fine-tuning of the embedded restorer, on candidates of full noise: on those of half
-    of it, as the pipeline's own calls have, their grain and grid grow.
-    """
-    known = {"updates_per_round": 2, "epochs": 2, "vary_sharpness": VARY_SHARPNESS, "temperature": 1.0}
-    config = _nano({"learning_rate": 1.5e-4} | known | changes)
-    return Recipe(name="nano_sft", source="nano", algorithm=SFT(), config=config, reward=rating_and_consistency)
+    """Return rejection-sampling fine-tuning of the embedded restorer, on what the base expects of the best two."""
+    config = _nano({"learning_rate": 5e-4, "updates_per_round": 2, "epochs": 8} | EXPECTED | changes)
+    return Recipe(name="nano_sft", source="nano", algorithm=SFT(top=2), config=config,
+                  reward=robust_rating_and_consistency)  # fmt: skip
 
 
 def nano_reward_gradient(**changes: Any) -> Recipe:

@@ -21,16 +21,19 @@ from zoomiqa_reward.reward import Reward
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Varied:
-    """Candidates as the sampler drew them, seeing the LR picture softer or sharper than it is."""
+    """What varied candidates saw, and where to learn from it: the pictures that their seeds lead to by themselves."""
 
     condition: Condition
+    """The LR picture as each candidate saw it, softer or sharper than it is."""
+    own: Tensor
+    """[rows, ...] x0 that the seeds lead to under the picture as it is: states that the sampler comes to."""
     x0: Tensor
-    """[rows, ...] what was drawn under that condition; under the picture's own the same pictures have another x0 where
-    the decoder adds the enlarged LR picture."""
+    """The same pictures as `own`, told under `condition`: another x0 where the decoder adds the enlarged LR picture."""
 
     def rows(self, picked: Sequence[int]) -> "Varied":
         """Return those rows, in that order."""
-        return Varied(condition=self.condition.rows(picked), x0=self.x0[list(picked)])
+        rows = list(picked)
+        return Varied(condition=self.condition.rows(rows), own=self.own[rows], x0=self.x0[rows])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,17 +44,12 @@ class Piece:
     trajectory: Trajectory
     first: int
     """Place of its first candidate in the round."""
-    varied: "Varied | None" = None
-    """How they were really drawn, where that was not from the picture as it is."""
+    varied: Varied | None = None
+    """With `TuneConfig.expected_targets`."""
 
     def places(self) -> list[int]:
         """Return the places of its candidates in the round."""
         return list(range(self.first, self.first + len(self.condition)))
-
-    def as_drawn(self, picked: Sequence[int]) -> Varied:
-        """Return those rows as the sampler drew them."""
-        drawn = self.varied or Varied(condition=self.condition, x0=self.trajectory.x0)
-        return drawn.rows(picked)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,11 +121,18 @@ def draw_piece(
                        random_steps=random_steps)  # fmt: skip
         varied = None
         if vary_sharpness:
-            varied = Varied(condition=seen, x0=drawn.x0)
-            with torch.no_grad():
-                pictures = tuning.denoiser.decode(drawn.x0, seen)
-                drawn = replace(drawn, states=(tuning.denoiser.encode_target(pictures, condition).float(),))
+            drawn = replace(drawn, states=(retold(tuning, drawn.x0, seen, condition),))
+        if vary_sharpness and tuning.config.expected_targets:
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            own = sample(tuning.denoiser, condition, tuning.path, generators, eta=tuning.config.eta).x0
+            varied = Varied(condition=seen, own=own, x0=retold(tuning, own, condition, seen))
     return Piece(condition=condition, trajectory=drawn, first=first, varied=varied)
+
+
+@torch.no_grad()
+def retold(tuning: Tuning, x0: Tensor, condition: Condition, other: Condition) -> Tensor:
+    """Return the x0 that under the other condition means the same pictures."""
+    return tuning.denoiser.encode_target(tuning.denoiser.decode(x0, condition), other).float()
 
 
 def encode(

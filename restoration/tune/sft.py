@@ -1,5 +1,6 @@
 """Rejection-sampling fine-tuning: denoise the best candidates of each picture. The baseline that all must beat."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -10,7 +11,7 @@ from restoration.tune.context import Collected, LossTerm, Part, Tuning
 from restoration.tune.data import pick
 from restoration.tune.denoising import denoising_errors, expected_target, random_noise
 from restoration.tune.groups import group_advantages
-from restoration.tune.lora import POLICY
+from restoration.tune.lora import POLICY, reference
 from restoration.tune.rollout import Piece, draw_candidates, score, score_report
 
 
@@ -33,10 +34,11 @@ class SFT:
             raise ValueError(f"top={self.top} of {tuning.config.num_samples} candidates: nothing would be rejected")
 
     def collect(self, tuning: Tuning, number: int) -> Collected:
-        """Draw a round with the model as it is now, score it, keep the best of each group."""
+        """Draw a round, score it, keep the best of each group."""
         examples = pick(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
         seeds = [tuning.seed(2, number, place) for place in range(len(examples))]
-        drawn = draw_candidates(tuning, examples, seeds, vary_sharpness=tuning.config.vary_sharpness)
+        with self._drawing(tuning):
+            drawn = draw_candidates(tuning, examples, seeds, vary_sharpness=tuning.config.vary_sharpness)
         scores = score(tuning, drawn)
         advantages = group_advantages(scores, drawn.keys, max_failure_rate=tuning.config.max_failure_rate,
                                       score_range=tuning.reward.score_range)  # fmt: skip
@@ -53,14 +55,23 @@ class SFT:
         return Collected(parts=parts, report=score_report(scores, drawn.keys) | advantages.report())
 
     def after_round(self, tuning: Tuning, updates: int) -> None:
-        """The model that draws is the one that is trained."""
+        """Nothing follows the trained adapter."""
+
+    @staticmethod
+    def _drawing(tuning: Tuning) -> AbstractContextManager[None]:
+        """The model that draws: as it is now, or the base where it also sets the targets. A model that learns to do
+        without a sharper picture what it does with one would be ahead of itself for ever.
+        """
+        return reference(tuning.denoiser.module) if tuning.config.expected_targets else nullcontext()
 
     def _loss(self, tuning: Tuning, piece: Piece, kept: list[int], generator: torch.Generator) -> LossTerm:
-        x0 = piece.trajectory.x0[kept]
+        varied = None if piece.varied is None else piece.varied.rows(kept)
+        x0 = piece.trajectory.x0[kept] if varied is None else varied.own
         levels = tuning.denoiser.schedule.draw(len(kept), generator)
         noise = random_noise(x0, generator, tuning.config.temperature)
         wanted = None
-        if tuning.config.expected_targets:
-            wanted = expected_target(tuning.denoiser, piece.as_drawn(kept), x0, noise, levels)
+        if varied is not None:
+            with self._drawing(tuning):
+                wanted = expected_target(tuning.denoiser, varied, noise, levels)
         errors = denoising_errors(tuning.denoiser, piece.condition.rows(kept), x0, noise, levels, wanted)
         return LossTerm(errors.mean(), len(kept), {"denoising": float(errors.detach().mean())})
