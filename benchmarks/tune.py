@@ -57,7 +57,7 @@ SMALL: dict[str, Any] = {
     "images_per_round": 4, "num_samples": 6, "rounds": 20, "crop_px": TRAIN_LR_PX, "mixed_precision": "bf16",
 }  # fmt: skip
 BUDGETS: dict[str, dict[str, Any]] = {
-    "grpo": SMALL | {"rounds": 30}, "nft": SMALL | {"rounds": 14}, "sft": SMALL,
+    "grpo": SMALL | {"rounds": 30}, "nft": SMALL | {"rounds": 14}, "sft": SMALL | {"rounds": 14},
     "dpo": SMALL | {"num_samples": 8, "rounds": 60}, "reward_gradient": SMALL | {"num_samples": 2, "rounds": 36},
 }  # fmt: skip
 """What differs from the recipes: less, so that a run takes three to six minutes of one core."""

@@ -21,6 +21,8 @@ from zoomiqa_reward.robust import RobustReward
 SD_X4 = "stabilityai/stable-diffusion-x4-upscaler"
 CONSISTENCY_WEIGHT = 0.5
 """Of LR-consistency beside the rating, both as z-scores of their group: a no-reference reward alone is hacked."""
+RATING_PER_DB = 0.05
+"""What a dB of LR-consistency is worth beside the rating's 1 to 5, where neither is normalised."""
 VARY_SHARPNESS = 0.75
 """Of the embedded restorer's candidates: another noise changes its grain alone, from which little can be learned."""
 EXPECTED: dict[str, Any] = {
@@ -47,11 +49,15 @@ def rating_and_consistency(iqa: Any) -> Reward:
 
 
 def robust_rating_and_consistency(iqa: Any) -> Reward:
-    """Return the rating's mean over unseen copies, and LR-consistency, each normalised in its group."""
+    """Return the rating's mean over unseen copies plus `RATING_PER_DB` of LR-consistency.
+
+    Not normalised each for itself: candidates that differ by 0.1 dB, which nothing shows, would differ by as much as
+    the best and the worst rating.
+    """
     from restoration.metrics import as_reward
 
     return CompositeReward([
-        Term(RobustReward(ZoomIQAReward(iqa)), 1.0, "z"), Term(as_reward("lr_consistency"), CONSISTENCY_WEIGHT, "z"),
+        Term(RobustReward(ZoomIQAReward(iqa)), 1.0, "raw"), Term(as_reward("lr_consistency"), RATING_PER_DB, "raw"),
     ])  # fmt: skip
 
 
@@ -76,10 +82,12 @@ def nano_dpo(pairs_file: Path | None = None, **changes: Any) -> Recipe:
 
 
 def nano_sft(**changes: Any) -> Recipe:
-    """Return rejection-sampling fine-tuning of the embedded restorer, on what the base expects of the best two."""
-    config = _nano({"learning_rate": 5e-4, "updates_per_round": 2, "epochs": 8} | EXPECTED | changes)
-    return Recipe(name="nano_sft", source="nano", algorithm=SFT(top=2), config=config,
-                  reward=robust_rating_and_consistency)  # fmt: skip
+    """Return rejection-sampling fine-tuning of the embedded restorer, on candidates of full noise: on those of half
+    of it, as the pipeline's own calls have, their grain and grid grow.
+    """
+    known = {"updates_per_round": 2, "epochs": 2, "vary_sharpness": VARY_SHARPNESS, "temperature": 1.0}
+    config = _nano({"learning_rate": 1.5e-4} | known | changes)
+    return Recipe(name="nano_sft", source="nano", algorithm=SFT(), config=config, reward=rating_and_consistency)
 
 
 def nano_reward_gradient(**changes: Any) -> Recipe:
