@@ -35,9 +35,10 @@ class TuneConfig:
     (`hooks.sharpened`); what is learned of them is learned for the picture as it is. Candidates then differ in what a
     reward can see, where another noise alone is grain. For nft, dpo and sft, which take pictures of any sampler."""
     expected_targets: bool = False
-    """For nft, dpo and sft on varied candidates: learn what the model that drew a candidate expects at its noisy
-    state, seeing the picture as it saw it then, in place of the candidate itself (`denoising.expected_target`). The
-    mean is the same, and its grain, which is learned first otherwise, is not in it."""
+    """For nft, dpo and sft on varied candidates: in place of a candidate, learn what the model that drew it expects
+    when it sees what the candidate saw, at states that the picture as it is leads to (`denoising.expected_target`). A
+    candidate's grain, which is learned first otherwise, is not in it. nft's model is the one that draws, that of dpo
+    and sft the base."""
     rows_at_once: int = 8
     """Candidates in one pass of the denoiser."""
     truth_weight: float = 0.0
