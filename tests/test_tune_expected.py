@@ -23,8 +23,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of libr
 
 def test_the_target_means_the_picture_that_is_expected_of_what_was_seen(tmp_path):
     """From the same noisy picture, told under the picture as it is and under the one that was seen: one expectation."""
-    one = tuning(tmp_path, vary_sharpness=1.0, expected_targets=True)
-    piece = draw_piece(one, examples(1)[0], SEEDS, vary_sharpness=1.0)
+    one = tuning(tmp_path)
+    piece = draw_piece(one, examples(1)[0], SEEDS, vary_sharpness=1.0, expected=True)
+    assert draw_piece(one, examples(1)[0], SEEDS, vary_sharpness=1.0).varied is None  # drawn only where it is used
     varied, kind = piece.varied, one.denoiser.schedule.kind
     plain = draw_piece(one, examples(1)[0], SEEDS)
     torch.testing.assert_close(varied.own, plain.trajectory.x0)

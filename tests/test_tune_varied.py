@@ -29,12 +29,12 @@ def detail(image):
     return (image - around).abs().mean()
 
 
-def tuning(tmp_path, **changes):
+def tuning(tmp_path):
     denoiser, device = denoiser_of(nano()), torch.device("cpu")
     add_lora(denoiser, 2, 2)
     reward = reward_of()
     return Tuning(
-        denoiser=denoiser, reward=reward, examples=examples(1), config=TuneConfig(steps=4, crop_px=None, **changes),
+        denoiser=denoiser, reward=reward, examples=examples(1), config=TuneConfig(steps=4, crop_px=None),
         share=TimeShare(denoiser.pipeline, reward, device, enabled=False), folder=tmp_path, device=device,
         autocast=torch.no_grad,
     )  # fmt: skip

@@ -80,7 +80,8 @@ class NFT:
         examples = pick(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
         seeds = [tuning.seed(2, number, place) for place in range(len(examples))]
         with use_adapter(tuning.denoiser.module, OLD):
-            drawn = draw_candidates(tuning, examples, seeds, vary_sharpness=tuning.config.vary_sharpness)
+            drawn = draw_candidates(tuning, examples, seeds, vary_sharpness=tuning.config.vary_sharpness,
+                                    expected=tuning.config.expected_targets)  # fmt: skip
         scores = score(tuning, drawn)
         advantages = group_advantages(scores, drawn.keys, clip=self.advantage_clip,
                                       max_failure_rate=tuning.config.max_failure_rate,

@@ -45,7 +45,7 @@ class Piece:
     first: int
     """Place of its first candidate in the round."""
     varied: Varied | None = None
-    """With `TuneConfig.expected_targets`."""
+    """Where it was asked for (`TuneConfig.expected_targets`)."""
 
     def places(self) -> list[int]:
         """Return the places of its candidates in the round."""
@@ -69,11 +69,12 @@ class Drawn:
 def draw_candidates(
     tuning: Tuning, examples: Sequence[Example], seeds: Sequence[int], *, keep: bool = False,
     random_steps: Collection[int] | None = None, count: int | None = None, vary_sharpness: float = 0.0,
+    expected: bool = False,
 ) -> Drawn:  # fmt: skip
     """Return `count` candidates (default: the run's) of each picture, by the adapter that is active.
 
     seeds: one a picture; candidate k of a picture has `candidate_seed(seed, k)`. keep: hold the states of every step.
-    vary_sharpness: see `draw_piece`.
+    vary_sharpness, expected: see `draw_piece`.
     """
     count = tuning.config.num_samples if count is None else count
     numbers = [candidate_seed(seed, k) for seed in seeds for k in range(count)]
@@ -84,7 +85,7 @@ def draw_candidates(
         for start in range(place, place + count, tuning.config.rows_at_once):
             stop = min(place + count, start + tuning.config.rows_at_once)
             piece = draw_piece(tuning, owners[start], numbers[start:stop], first=start, keep=keep,
-                               random_steps=random_steps, vary_sharpness=vary_sharpness)  # fmt: skip
+                               random_steps=random_steps, vary_sharpness=vary_sharpness, expected=expected)  # fmt: skip
             pieces.append(piece)
             with torch.no_grad(), tuning.autocast():
                 pictures += list(eight_bit(tuning.denoiser.decode(piece.trajectory.x0, piece.condition).float()).cpu())
@@ -102,12 +103,13 @@ def eight_bit(pictures: Tensor) -> Tensor:
 
 def draw_piece(
     tuning: Tuning, example: Example, seeds: Sequence[int], *, first: int = 0, keep: bool = False,
-    random_steps: Collection[int] | None = None, vary_sharpness: float = 0.0,
+    random_steps: Collection[int] | None = None, vary_sharpness: float = 0.0, expected: bool = False,
 ) -> Piece:  # fmt: skip
     """Return candidates of one picture with these seeds, drawn in one pass.
 
     vary_sharpness: each is the restoration of the picture as its seed sees it, softer or sharper, and stands in the
     piece as if the picture as it is had led to it. Its steps did not: there are then no states to keep (ValueError).
+    expected: also draw what is needed to learn from what they saw (`Piece.varied`).
     """
     if vary_sharpness and keep:
         raise ValueError("vary_sharpness: the steps of such candidates are those of another picture; keep=False")
@@ -122,7 +124,7 @@ def draw_piece(
         varied = None
         if vary_sharpness:
             drawn = replace(drawn, states=(retold(tuning, drawn.x0, seen, condition),))
-        if vary_sharpness and tuning.config.expected_targets:
+        if vary_sharpness and expected:
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             own = sample(tuning.denoiser, condition, tuning.path, generators, eta=tuning.config.eta).x0
             varied = Varied(condition=seen, own=own, x0=retold(tuning, own, condition, seen))

@@ -38,7 +38,8 @@ class SFT:
         examples = pick(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
         seeds = [tuning.seed(2, number, place) for place in range(len(examples))]
         with self._drawing(tuning):
-            drawn = draw_candidates(tuning, examples, seeds, vary_sharpness=tuning.config.vary_sharpness)
+            drawn = draw_candidates(tuning, examples, seeds, vary_sharpness=tuning.config.vary_sharpness,
+                                    expected=tuning.config.expected_targets)  # fmt: skip
         scores = score(tuning, drawn)
         advantages = group_advantages(scores, drawn.keys, max_failure_rate=tuning.config.max_failure_rate,
                                       score_range=tuning.reward.score_range)  # fmt: skip
