@@ -9,7 +9,7 @@ import torch
 from test_tune_denoisers import disturb, nano
 from test_tune_training import examples, recipe_of, reward_of, rows_of
 
-from restoration.fidelity import gaussian_blur
+from restoration.fidelity import gaussian_blur, lr_consistency
 from restoration.tune import MonitorConfig, tune
 from restoration.tune.context import Tuning
 from restoration.tune.denoiser import denoiser_of
@@ -153,8 +153,20 @@ def test_a_signal_without_spread_gets_room():
     rows = {"lr_consistency": [50.0] * 6, "gram": [0.03] * 6}
     found, _ = limits_of(rows, {"lr_consistency": [50.0] * 6}, MonitorConfig(), {"gram": 0.4})
     assert (found["lr_consistency"].low, found["gram"].high) == (49.0, 0.4)
-    found, _ = limits_of(rows, {}, MonitorConfig(), {"gram": 0.01})
-    assert found["gram"].high == pytest.approx(0.03)
+    found, _ = limits_of(rows, {}, MonitorConfig(), {"gram": 0.01, "lr_consistency": 46.0})
+    assert (found["gram"].high, found["lr_consistency"].low) == (pytest.approx(0.03), 46.0)
+
+
+def test_what_the_ground_truths_do_is_no_alarm(watched, tmp_path):
+    """Truths that hold what their LR pictures lost cost LR-consistency, and are no invention."""
+    tuning = replace(watched[0].tuning, folder=tmp_path)
+    darkened = [replace(one, hr=0.8 * one.hr) for one in smooth_examples()]
+    truth = sum(lr_consistency(one.hr, one.lq) for one in darkened) / len(darkened)
+    monitor = Monitor(tuning, darkened, CONFIG)
+    monitor.start()
+    limit = monitor.limits["lr_consistency"]
+    assert truth < limit.base - 1
+    assert limit.low == pytest.approx(truth)
 
 
 def test_what_can_no_longer_be_measured_is_an_alarm():

@@ -68,8 +68,8 @@ def limits_of(
     """Return the limits by signal, and the signals that have none: not measurable on some picture of the base model.
 
     rows: of the base model's candidates by the monitor's seeds, a number a validation picture; their mean is the
-    limits' centre. again: of its candidates by other seeds, where they were measured. room_to: by signal, what a higher
-    limit is raised to. `kl` is 0 for the base, so its limit is a setting.
+    limits' centre. again: of its candidates by other seeds, where they were measured. room_to: by signal, a value that
+    is no alarm: limits give way to it. `kl` is 0 for the base, so its limit is a setting.
     """
     metrics = {one.name: "low" if one.higher_is_better else "high" for one in find_metrics(config.metrics)}
     sides, found, left_out = SIDES | metrics, {}, []
@@ -81,7 +81,8 @@ def limits_of(
         base, deviation = float(np.mean(row)), bootstrap_deviation(row, other)
         room = max(config.deviations * deviation, LEAST_ROOM.get(name, 0.0))
         found[name] = Limit(
-            base=base, deviation=deviation, low=base - room if sides[name] in ("low", "both") else None,
+            base=base, deviation=deviation,
+            low=min(base - room, room_to.get(name, base)) if sides[name] in ("low", "both") else None,
             high=max(base + room, room_to.get(name, base)) if sides[name] in ("high", "both") else None,
         )  # fmt: skip
     return found | {"kl": Limit(base=0.0, deviation=0.0, low=None, high=config.max_kl)}, left_out

@@ -97,6 +97,9 @@ class Monitor:
             again.pop("gram")  # measured against these very pictures: 0
             # Seeds differ little, so all that is learned would be style; what is no further than the truth is not.
             room_to = {"gram": float(np.mean([self._truth_distance(k) for k in range(len(self.examples))]))}
+            truths = [lr_consistency(one.hr, one.lq) for one in self.examples if one.hr is not None]
+            if len(truths) == len(self.examples):  # a blurred picture's truth is no more consistent with it than that
+                room_to["lr_consistency"] = float(np.mean(truths))
             low, high = raw_range(self.tuning.reward)
             if math.isfinite(high - low):
                 room_to["fragility"] = float(np.mean(rows["fragility"])) + LEAST_FRAGILITY * (high - low)
