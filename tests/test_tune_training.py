@@ -178,6 +178,16 @@ def test_killed_and_resumed_is_the_same_curve(name, tmp_path):
         run(algorithm, tmp_path / "halves", **(changes | {"learning_rate": 1.0}))
 
 
+def test_dpo_may_mind_the_winners_own_error_too(tmp_path):
+    """Before the first update the comparison is the same, and the losses differ by the weight times that error."""
+    losses = [rows_of(run(DPO(winner_weight=weight), tmp_path / str(weight), rounds=1).folder)[0]["loss"]
+              for weight in (0.0, 2.0, 4.0)]  # fmt: skip
+    assert losses[1] > losses[0]
+    assert losses[2] - losses[0] == pytest.approx(2 * (losses[1] - losses[0]), rel=1e-4)
+    with pytest.raises(ValueError, match="winner_weight at least 0"):
+        DPO(winner_weight=-1.0)
+
+
 def test_reward_gradient_refuses_a_reward_without_one(tmp_path):
     plain = MetricReward(lambda image: float(image.mean()), "plain", True, (0, 1))
     with pytest.raises(ValueError, match="'plain' is not differentiable"):

@@ -1,9 +1,9 @@
 """Diffusion-DPO on mined pairs: the better candidate is to be denoised better than the worse one, relative to the base.
 
 Sources: Wallace et al. 2024 (Diffusion-DPO; beta 5000 presumes the mean over latent elements), DP2O-SR (Wu et al. 2025:
-pairs and weights, lr 2e-5, 500 to 1000 updates). Winner, loser and both networks see the same time and the same noise.
-The pairs are mined once, from the base model, and lie in `pairs.parquet` of the run folder; a file of one's own takes
-their place.
+pairs and weights, lr 2e-5, 500 to 1000 updates), Pang et al. 2024 (the winner's own likelihood beside the comparison).
+Winner, loser and both networks see the same time and the same noise. The pairs are mined once, from the base model, and
+lie in `pairs.parquet` of the run folder; a file of one's own takes their place.
 """
 
 from collections.abc import Sequence
@@ -59,6 +59,9 @@ class DPO:
     """Of a picture's candidates: the best and the worst are paired. 1/16 for big models with many candidates."""
     pairs_per_image: int = 4
     """Drawn of a picture for a round."""
+    winner_weight: float = 0.0
+    """Of the winner's own denoising error beside the comparison, which says nothing of what both sides share: without
+    it both may get worse, as long as the loser does so faster."""
     pairs_file: Path | None = None
     """Pairs that are there already; None: mined from the base model first."""
     _held: dict[str, list[Pair]] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -67,8 +70,10 @@ class DPO:
     """The latest of those drawn again, on the CPU: the base model does not change."""
 
     def __post_init__(self) -> None:
-        if self.beta <= 0 or not 0 < self.share <= 0.5 or self.pairs_per_image < 1:
-            raise ValueError(f"{self}: beta above 0, share above 0 up to 0.5, pairs_per_image at least 1")
+        if self.beta <= 0 or not 0 < self.share <= 0.5 or self.pairs_per_image < 1 or self.winner_weight < 0:
+            raise ValueError(
+                f"{self}: beta above 0, share above 0 up to 0.5, pairs_per_image at least 1, winner_weight at least 0"
+            )
 
     def prepare(self, tuning: Tuning) -> None:
         """Mine the pairs, or read them. Raises ValueError where there are none, or where a picture is missing."""
@@ -190,6 +195,7 @@ class DPO:
         now = denoising_errors(tuning.denoiser, both, x0, noise, levels, wanted)
         weights = torch.tensor([one.weight for one in pairs], device=now.device)
         loss = weights * dpo_loss(now[:rows], now[rows:], base[:rows], base[rows:], self.beta)
+        loss = loss + self.winner_weight * now[:rows]
         gain = (base[:rows] - now[:rows]) - (base[rows:] - now[rows:])
         margin = self.beta / 2 * float(gain.detach().mean())
         report = {"accuracy": float((gain.detach() > 0).float().mean()), "margin": margin}
