@@ -96,3 +96,11 @@ def test_the_command_tunes_and_tells(tmp_path, monkeypatch, capsys):
     assert rows_of(tmp_path / "out", "monitor.jsonl")[0]["round"] == 0
     with pytest.raises(ValueError, match="--pairs goes with the dpo recipes"):
         app(args=[*arguments, "--pairs", "x.parquet"], standalone_mode=False)
+
+
+def test_pairs_of_a_file_are_learned_as_they_are():
+    """They may be pictures: nobody knows then what was seen, and so what to expect."""
+    assert find_recipe("nano_dpo").config.expected_targets
+    recipe = find_recipe("nano_dpo", pairs_file="pairs.parquet")
+    assert not recipe.config.expected_targets
+    assert recipe.algorithm.pairs_file == "pairs.parquet"

@@ -10,7 +10,7 @@ trained on.
 | `reward` | low | collapse |
 | `fragility` (reward less that of the same pictures as JPEGs of quality 95) | high | a gain that no eye can see |
 | held-out metrics | worse | the reward rises at their cost |
-| `lr_consistency` | low | invented content |
+| `lr_consistency` | low, and below the ground truths' | invented content |
 | `fine_energy` (SR over HR, or over bicubic without HR) | low, high | over-smoothing, over-sharpening |
 | `grid_peak` | high | grid artefacts |
 | `gram` (distance to the base model's pictures of other seeds) | high | stylisation |
