@@ -5,12 +5,16 @@ from typing import Any
 
 Result = dict[str, Any]
 TUNE_NAMES = {
-    "best_of_8": "best of 8 of the base", "sft": "rejection SFT", "dpo": "DPO", "grpo": "GRPO", "nft": "NFT",
-    "reward_gradient": "reward gradient", "chance": "GRPO on chance (control)",
+    "best_of_8_robust": "best of 8 of the base, by the reward",
+    "best_of_8_rating": "best of 8 of the base, by the plain rating", "sft": "rejection SFT", "dpo": "DPO",
+    "grpo": "GRPO", "nft": "NFT", "reward_gradient": "reward gradient", "chance": "GRPO on chance (control)",
     "laplacian": "NFT on Laplacian variance alone", "niqe": "NFT on NIQE alone",
 }  # fmt: skip
-MEASURES = {"rating": ("rating", 3), "fsim": ("FSIM", 4), "vif": ("VIF", 4), "haarpsi": ("HaarPSI (a label)", 4),
-            "psnr_y": ("PSNR-Y, dB", 2), "lr_consistency": ("LR-consistency, dB", 2), "niqe": ("NIQE", 2)}  # fmt: skip
+MEASURES = {
+    "robust": ("reward: the rating's mean over unseen copies", 3), "rating": ("plain rating", 3), "fsim": ("FSIM", 4),
+    "vif": ("VIF", 4), "haarpsi": ("HaarPSI (a label)", 4), "psnr_y": ("PSNR-Y, dB", 2),
+    "lr_consistency": ("LR-consistency, dB", 2), "niqe": ("NIQE", 2),
+}  # fmt: skip
 ARM_NAMES = {
     "sft": "SFT", "no_kl": "+ RL without KL", "kl_all_tokens": "+ RL, KL on all tokens",
     "kl_cov": "+ RL, plain KL-Cov (all quadrants, old policy)", "kl_coverage": "+ RL, KL-Coverage",

@@ -4,8 +4,7 @@ Whoever follows a rating's gradient, or selects by it for long, finds patterns t
 quality 95 or a shift by two pixels destroys them. And a small model's rating of a small picture moves with such changes
 as much as with what makes candidates differ. So here each picture is scored as a few copies: moved by some pixels and
 parts of one, a few per cent larger or smaller, with a little noise, stored as a JPEG.
-Sources: expectation over transformation (Athalye et al. 2018); the gradient goes straight through what the JPEG
-rounds (Bengio et al. 2013).
+Source: expectation over transformation (Athalye et al. 2018). The gradient goes through what the JPEG keeps.
 """
 
 import hashlib
@@ -17,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from zoomiqa_reward.check.ladders import through_jpeg
 from zoomiqa_reward.gradients import ask, require_gradient
 from zoomiqa_reward.images import ImageError, load_image
+from zoomiqa_reward.jpeg_slope import jpeg_with_slope
 from zoomiqa_reward.model import split_images
 from zoomiqa_reward.ratings import Scores
 from zoomiqa_reward.reward import Reward
@@ -46,8 +45,7 @@ def unseen_copy(image: Tensor, rng: np.random.Generator) -> Tensor:
     moved = grid_sample(image[None], grid, mode="bicubic", padding_mode="reflection", align_corners=False)[0]
     pattern = torch.from_numpy(rng.standard_normal(tuple(image.shape), dtype=np.float32)).to(image)
     before = (moved + noise * pattern).clamp(0, 1)
-    after = through_jpeg(before.detach().cpu(), int(rng.integers(*QUALITY, endpoint=True))).to(image)
-    return before + (after - before).detach()
+    return jpeg_with_slope(before, int(rng.integers(*QUALITY, endpoint=True)))
 
 
 class RobustReward:

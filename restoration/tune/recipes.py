@@ -96,18 +96,20 @@ def nano_dpo(pairs_file: Path | None = None, **changes: Any) -> Recipe:
 
 
 def nano_sft(**changes: Any) -> Recipe:
-    """Return rejection-sampling fine-tuning of the embedded restorer, on candidates of full noise: on those of half
-    of it, as the pipeline's own calls have, their grain and grid grow.
+    """Return rejection-sampling fine-tuning of the embedded restorer.
+
+    Rounds of many pictures, each gone through often: what is learned of few is what happened to be their best.
     """
-    known = {"updates_per_round": 2, "epochs": 2, "vary_sharpness": VARY_SHARPNESS, "temperature": 1.0}
-    config = _nano({"learning_rate": 1.5e-4} | known | changes)
-    return Recipe(name="nano_sft", source="nano", algorithm=SFT(), config=config, reward=rating_and_consistency)
+    known = {"rounds": 3, "images_per_round": 32, "learning_rate": 4e-4, "updates_per_round": 8, "epochs": 20}
+    return Recipe(name="nano_sft", source="nano", algorithm=SFT(top=2), config=_nano(known | EXPECTED | changes),
+                  reward=robust_rating_and_consistency)  # fmt: skip
 
 
 def nano_reward_gradient(**changes: Any) -> Recipe:
     """Return the reward's gradient through the embedded restorer's last step; the rating alone has one.
 
-    The heavier the truth_weight, the less of FSIM and VIF is paid for the rating, and the slower it rises.
+    The heavier the truth_weight, the less of FSIM and VIF is paid for the rating, and the slower it rises. Expect a
+    pattern that only the rating's model sees (docs/tune.md), and an alarm by `fragility`.
     """
     known = {"num_samples": 2, "lora_rank": 16, "lora_alpha": 32, "truth_weight": 5.0}
     config = _nano({"learning_rate": 3e-4} | known | changes)

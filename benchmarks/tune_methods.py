@@ -1,0 +1,76 @@
+"""What `tune.py` compares: each method's recipe, how it is made small, and what it is trained on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from restoration.drawing import pixels_digest
+from restoration.metrics import as_reward
+from restoration.tune.config import MonitorConfig, Recipe
+from restoration.tune.nft import NFT
+from restoration.tune.recipes import find_recipe
+from zoomiqa_reward import MetricReward
+from zoomiqa_reward.check import find_reward
+from zoomiqa_reward.images import to_pil
+from zoomiqa_reward.reward import Reward
+
+TRAIN_LR_PX, EVAL_LR_PX = 28, 49
+"""Their restorations are multiples of 28 px, nano's token, so that a rating takes one view; NIQE needs 196 px."""
+SMALL: dict[str, Any] = {
+    "images_per_round": 4, "num_samples": 6, "rounds": 20, "crop_px": TRAIN_LR_PX, "mixed_precision": "bf16",
+}  # fmt: skip
+"""What differs from the recipes: less, so that a run takes four to thirty minutes of one core."""
+HACKED: dict[str, Any] = {
+    "rounds": 12, "learning_rate": 5e-4, "lora_rank": 8, "lora_alpha": 16, "epochs": 1, "expected_targets": False,
+    "ema_decay": 0.9, "images_per_round": 4, "updates_per_round": 4,
+}  # fmt: skip
+"""NFT on a reward that can be hacked, in larger steps and from the candidates' own grain, so that the alarm comes in
+minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A row of the table."""
+
+    recipe: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    every: int = 6
+    """Rounds between looks of the monitor."""
+    algorithm: Any = None
+    """In place of the recipe's."""
+    reward: Callable[[Any], Reward] | None = None
+    """From the model; None: the recipe's."""
+    hackable: bool = False
+    """Alarms end the run, and NIQE is not watched; on the others they are counted, so that all train equally long."""
+
+
+def chance(image: Any) -> float:
+    """Return a number in [0, 1) that belongs to the picture and says nothing about it."""
+    return int(pixels_digest(to_pil(image)), 16) / 16**16
+
+
+METHODS = {
+    "sft": Method(recipe="nano_sft", changes={"images_per_round": 32, "num_samples": 8, "rounds": 3}, every=1),
+    "dpo": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80}),
+    "grpo": Method(recipe="nano_grpo", changes={"rounds": 30}),
+    "nft": Method(recipe="nano_nft", changes={"images_per_round": 16, "rounds": 4}, every=2),
+    "reward_gradient": Method(recipe="nano_reward_gradient", changes={"num_samples": 2, "rounds": 36}),
+    "chance": Method(recipe="nano_grpo", changes={"rounds": 30},
+                     reward=lambda iqa: MetricReward(chance, "chance", True, (0.0, 1.0))),
+    "laplacian": Method(recipe="nano_nft", changes=HACKED, every=2, algorithm=NFT(), hackable=True,
+                        reward=lambda iqa: find_reward("zoomiqa_reward.check.baselines:laplacian")),
+    "niqe": Method(recipe="nano_nft", changes=HACKED | {"crop_px": EVAL_LR_PX, "num_samples": 4}, every=2,
+                   algorithm=NFT(), hackable=True, reward=lambda iqa: as_reward("niqe")),
+}  # fmt: skip
+
+
+def recipe_of(method: str, seed: int, rounds: int | None) -> Recipe:
+    """Return the method's recipe, made small."""
+    known = METHODS[method]
+    changes = SMALL | known.changes | {"seed": seed} | ({} if rounds is None else {"rounds": rounds})
+    recipe = find_recipe(known.recipe, **changes)
+    metrics = ("fsim", "vif", "psnr_y") if known.hackable else ("fsim", "vif", "psnr_y", "niqe")
+    monitor = MonitorConfig(metrics=metrics, every=known.every, crop_px=EVAL_LR_PX, stop=known.hackable)
+    algorithm = recipe.algorithm if known.algorithm is None else known.algorithm
+    return replace(recipe, name=f"{recipe.name}_{method}", algorithm=algorithm, monitor=monitor,
+                   reward=known.reward or recipe.reward)  # fmt: skip
