@@ -23,14 +23,17 @@ _HOMES = {
     "measure": "metrics",
     "refine": "refinement",
 }
-__all__ = sorted(_HOMES)
+_CALLABLE_PACKAGES = ("tune",)
+__all__ = sorted([*_HOMES, *_CALLABLE_PACKAGES])
 
 
 def __getattr__(name: str) -> Any:
+    if name in _CALLABLE_PACKAGES:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted({*globals(), *__all__})

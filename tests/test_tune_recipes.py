@@ -98,6 +98,18 @@ def test_the_command_tunes_and_tells(tmp_path, monkeypatch, capsys):
         app(args=[*arguments, "--pairs", "x.parquet"], standalone_mode=False)
 
 
+def test_the_package_is_its_main_function(tmp_path):
+    import restoration
+    from restoration import tune
+    from restoration.tune import tune as function
+
+    assert "tune" in restoration.__all__
+    assert restoration.tune is tune
+    with pytest.raises(ValueError, match="must be a diffusers pipeline"):
+        tune(recipe_of(SFT()), examples(), None, tmp_path, validation=None, pipeline=object())
+    assert function.__module__ == "restoration.tune.trainer"
+
+
 def test_pairs_of_a_file_are_learned_as_they_are():
     """They may be pictures: nobody knows then what was seen, and so what to expect."""
     assert find_recipe("nano_dpo").config.expected_targets
