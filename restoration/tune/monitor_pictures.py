@@ -14,6 +14,8 @@ from zoomiqa_reward.images import load_image, save_png, to_pil
 SIZE_PX = (760, 420)
 FRAME_PX = (70, 46, 24, 40)
 """Left, top, right, bottom of the plot."""
+LABEL_PX = 24
+"""Least distance of the rounds written below the plot."""
 STRIP_IMAGES, STRIP_PX, STRIP_LOOKS = 3, 128, 12
 _BACK, _INK, _MUTED, _FIRST, _SECOND, _ALARM = (
     (255, 255, 255), (30, 30, 34), (150, 152, 158), (31, 98, 180), (200, 96, 24), (205, 40, 40),
@@ -43,9 +45,13 @@ def plot_reward(rows: Sequence[dict[str, float]], held_out: str, file: Path) -> 
         known = [value for value in values if math.isfinite(value)]
         span = f"{min(known):.4g} .. {max(known):.4g}" if known else "not measured"
         pen.text((left, 8 + 17 * place), f"{name}: {span}", fill=colour, font=font)
-    for row, x in zip(rows, _places(rounds, box[0], box[2]), strict=True):
+    places, free = _places(rounds, box[0], box[2]), 0.0
+    for row, x in zip(rows, places, strict=True):
         if row.get("alarms"):
             pen.line([(x, box[1]), (x, box[3])], fill=_ALARM, width=1)
+        if x < free or places[-1] - LABEL_PX < x < places[-1]:  # it would overlap with the one before, or the last
+            continue
+        free = x + LABEL_PX
         pen.text((x, box[3] + 6), f"{row['round']:g}", fill=_INK, font=font, anchor="ma")
     pen.text((box[2], box[3] + 22), "round (red: alarm)", fill=_MUTED, font=font, anchor="ra")
     return save_png(canvas, file)
