@@ -7,8 +7,8 @@ Result = dict[str, Any]
 TUNE_NAMES = {
     "best_of_8_robust": "best of 8 of the base, by the reward",
     "best_of_8_rating": "best of 8 of the base, by the plain rating", "sft": "rejection SFT", "dpo": "DPO",
-    "grpo": "GRPO", "nft": "NFT", "reward_gradient": "reward gradient", "chance": "GRPO on chance (control)",
-    "laplacian": "NFT on Laplacian variance alone", "niqe": "NFT on NIQE alone",
+    "grpo": "GRPO", "nft": "NFT", "reward_gradient": "reward gradient", "chance": "DPO on chance (control)",
+    "laplacian": "reward gradient of Laplacian variance alone", "niqe": "NFT on NIQE alone",
 }  # fmt: skip
 MEASURES = {
     "robust": ("reward: the rating's mean over unseen copies", 3), "rating": ("plain rating", 3), "fsim": ("FSIM", 4),
@@ -57,9 +57,11 @@ def tune_tables(result: Result) -> str:
                 " / ".join(str(first) if first else "none" for first in one["first_alarm_round"]),
                 " / ".join(map(str, one["best_round"])),
                 ", ".join(sorted({signal for s in seen for signal in s["signals"]})) or "none",
+                *(" / ".join(f"{s[key][0]:.3g} → {s[key][1]:.3g}" for s in seen) for key in ("reward", "fine_energy")),
             ])  # fmt: skip
     header = ["less the base [95 %]", *(title for title, _ in MEASURES.values()), "seconds of training, by seed"]
-    watched = ["by seed", "looks", "with an alarm", "first alarm, round", "round of the result", "signals"]
+    watched = ["by seed", "looks", "with an alarm", "first alarm, round", "round of the result", "signals",
+               "its own reward, base → last look", "fine energy over the truth's"]
     return f"{table(header, rows)}\n\n{table(watched, looks)}"
 
 

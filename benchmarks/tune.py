@@ -2,17 +2,18 @@
 
 python benchmarks/tune.py run METHOD --images DIR --hr DIR [--seed 0] [--rounds N] [--out runs/tune]
 python benchmarks/tune.py evaluate METHOD --hr DIR [--out runs/tune]
-python benchmarks/tune.py table [--out runs/tune]
+python benchmarks/tune.py table
 python benchmarks/tune.py kill METHOD --images DIR --hr DIR [--rounds 8] [--out runs/tune]
 
-METHOD: base, or one of `tune_methods.py`: sft, dpo, grpo, nft, reward_gradient; chance: GRPO on a number that
-means nothing, the control; laplacian, niqe: NFT on that alone, until its alarm.
+METHOD: base, or one of `tune_methods.py`: sft, dpo, grpo, nft, reward_gradient; chance: DPO on a number that
+means nothing, the control; laplacian, niqe: on that alone, by its gradient and by NFT, until its alarm.
 `run` trains (resumed where it was), then restores the middle of each evaluation picture with fixed seeds and measures.
 "robust" is `RobustReward`'s rating, the mean over copies that look the same; "rating" is that of the picture alone.
-`evaluate` measures finished runs again. `table` gathers all runs: means over seeds of training and pictures, intervals
-over pictures. The base's value of a picture is its mean over all its seeds: nano's rating is rough, so equal seeds are
-no pairs once a weight has changed, and what two lucky seeds of the base have would be a gain of everything that is
-compared with them.
+`evaluate` measures finished runs again. What was measured of a run is kept in `results/tune_runs/`, picture by picture,
+so that a method or a seed can be added without training the others again. `table` gathers all of it: means over seeds
+of training and pictures, intervals over pictures. The base's value of a picture is its mean over all its seeds: nano's
+rating is rough, so equal seeds are no pairs once a weight has changed, and what two lucky seeds of the base have would
+be a gain of everything that is compared with them.
 `kill` trains once in one piece and once killed three times at random moments, and compares logs and weights.
 """
 
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import write_result
+from common import RESULTS, write_result
 from tqdm import tqdm
 from tune_methods import EVAL_LR_PX, METHODS, recipe_of
 
@@ -39,10 +40,13 @@ from restoration.tune import load_examples, tune
 from restoration.tune.data import crop
 from zoomiqa_reward import RobustReward, ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.images import load_image, to_pil
-from zoomiqa_reward.json_lines import read_lines, write_json
+from zoomiqa_reward.json_lines import read_lines
 
 METRICS = ("fsim", "vif", "haarpsi", "psnr_y", "lr_consistency", "niqe")
 MEASURES = ("robust", "rating", *METRICS)
+RUNS = RESULTS / "tune_runs"
+WATCHED = ("reward", "fragility", "fsim", "vif", "psnr_y", "lr_consistency", "fine_energy", "grid_peak")
+"""Signals of the monitor that are kept: of the base and of the last look."""
 SETS = ["set5", "set14", "urban30"]
 PRESET = "mild"
 NUM_SEEDS = {"base": 8}
@@ -72,7 +76,6 @@ def run(args: argparse.Namespace) -> None:
         reward = recipe.reward(ZoomIQA.from_pretrained("nano"))
         tune(recipe, whole[:-6], reward, folder / "run", validation=whole[-6:])
     if not args.train_only:
-        folder.mkdir(parents=True, exist_ok=True)
         evaluate_one(folder, args)
 
 
@@ -84,15 +87,30 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def evaluate_one(folder: Path, args: argparse.Namespace) -> None:
-    """Write `evaluation.json` of a run's folder, which is named METHOD-SEED."""
+    """Measure a run's folder, which is named METHOD-SEED, and keep what came out."""
     method, seed = folder.name.rsplit("-", 1)
     report: dict[str, Any] = {"method": method, "seed": int(seed)}
     if method != "base":
         result = json.loads((folder / "run" / "result.json").read_text())
         report |= {key: result[key] for key in ("rounds", "best_round", "alarms", "first_alarm_round", "seconds")}
+        report["monitor"] = looks_of(folder / "run")
     restorer = Restorer.from_pretrained("nano" if method == "base" else folder / "run" / "pipeline")
     rows = evaluated(restorer, held_out_pictures(args), ZoomIQA.from_pretrained("nano"), NUM_SEEDS.get(method, 2))
-    write_json(folder / "evaluation.json", report | {"rows": rows})
+    keep(folder.name, report, rows)
+
+
+def keep(name: str, report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write a run's report and a line a picture, in one step."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    half = RUNS / f"{name}.tmp"
+    half.write_text("".join(json.dumps(row) + "\n" for row in (report, *rows)))
+    half.replace(RUNS / f"{name}.jsonl")
+
+
+def kept_runs() -> list[dict[str, Any]]:
+    """Return the report of every run that was measured, with its `rows`."""
+    read = [read_lines(file) for file in sorted(RUNS.glob("*.jsonl"))]
+    return [report | {"rows": rows} for report, *rows in read]
 
 
 def finished_runs(args: argparse.Namespace) -> list[Path]:
@@ -143,8 +161,8 @@ def kill(args: argparse.Namespace) -> None:
 
 
 def table(args: argparse.Namespace) -> None:
-    """Gather `evaluation.json` of all runs."""
-    runs = [json.loads(file.read_text()) for file in sorted(args.out.glob("*/evaluation.json"))]
+    """Gather all runs that were measured."""
+    runs = kept_runs()
     base = next(one for one in runs if one["method"] == "base")["rows"]
     found: dict[str, Any] = {}
     for method in ("base", *METHODS):
@@ -158,7 +176,7 @@ def table(args: argparse.Namespace) -> None:
             found[method] = against(means, base)
             found[method] |= {"seeds": len(mine), "by_seed": by_seed}
             found[method] |= {key: [one.get(key) for one in mine] for key in known}
-            found[method]["monitor"] = [looks_of(args.out / f"{method}-{one['seed']}" / "run") for one in mine]
+            found[method]["monitor"] = [one.get("monitor", {}) for one in mine]
     for judge in ("robust", "rating"):
         picks = [int(np.argmax(row[judge])) for row in base]
         chosen = {name: np.array([row[name][k] for row, k in zip(base, picks, strict=True)]) for name in MEASURES}
@@ -169,13 +187,11 @@ def table(args: argparse.Namespace) -> None:
 
 def looks_of(folder: Path) -> dict[str, Any]:
     """Return what the monitor saw of a run: looks, those with an alarm, which signals, some values first and last."""
-    if not folder.exists():
-        return {}
     rows = read_lines(folder / "monitor.jsonl")
     return {
         "looks": len(rows) - 1, "alarmed_looks": sum(row["alarms"] > 0 for row in rows),
         "signals": sorted({why.split()[0] for row in rows for why in row.get("why", ())}),
-        **{name: [rows[0][name], rows[-1][name]] for name in ("reward", "fsim", "vif", "psnr_y")},
+        **{name: [rows[0][name], rows[-1][name]] for name in WATCHED},
     }  # fmt: skip
 
 
@@ -211,7 +227,7 @@ def main() -> None:
     one.set_defaults(do=run)
     gather = commands.add_parser("table")
     gather.set_defaults(do=table)
-    for each in (one, gather, killed, again):
+    for each in (one, killed, again):
         each.add_argument("--out", type=Path, default=Path("runs/tune"))
     args = parser.parse_args()
     args.do(args)

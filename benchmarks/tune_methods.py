@@ -9,6 +9,7 @@ from restoration.metrics import as_reward
 from restoration.tune.config import MonitorConfig, Recipe
 from restoration.tune.nft import NFT
 from restoration.tune.recipes import find_recipe
+from restoration.tune.reward_gradient import RewardGradient
 from zoomiqa_reward import MetricReward
 from zoomiqa_reward.check import find_reward
 from zoomiqa_reward.images import to_pil
@@ -26,6 +27,8 @@ HACKED: dict[str, Any] = {
 }  # fmt: skip
 """NFT on a reward that can be hacked, in larger steps and from the candidates' own grain, so that the alarm comes in
 minutes."""
+UNHELD = RewardGradient(reward_weight=100.0, low_frequency=0.0)
+"""The slope of a reward whose values are a thousandth of a rating's, and nothing beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +53,15 @@ def chance(image: Any) -> float:
 
 
 METHODS = {
-    "sft": Method(recipe="nano_sft", changes={"images_per_round": 32, "num_samples": 8, "rounds": 3}, every=1),
+    "sft": Method(recipe="nano_sft", changes={"images_per_round": 32, "num_samples": 8, "rounds": 6}, every=2),
     "dpo": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80}),
     "grpo": Method(recipe="nano_grpo", changes={"rounds": 30}),
     "nft": Method(recipe="nano_nft", changes={"images_per_round": 16, "rounds": 4}, every=2),
     "reward_gradient": Method(recipe="nano_reward_gradient", changes={"num_samples": 2, "rounds": 36}),
-    "chance": Method(recipe="nano_grpo", changes={"rounds": 30},
+    "chance": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80},
                      reward=lambda iqa: MetricReward(chance, "chance", True, (0.0, 1.0))),
-    "laplacian": Method(recipe="nano_nft", changes=HACKED, every=2, algorithm=NFT(), hackable=True,
+    "laplacian": Method(recipe="nano_reward_gradient", algorithm=UNHELD, every=1, hackable=True,
+                        changes={"num_samples": 2, "truth_weight": 0.0, "ema_decay": 0.5},
                         reward=lambda iqa: find_reward("zoomiqa_reward.check.baselines:laplacian")),
     "niqe": Method(recipe="nano_nft", changes=HACKED | {"crop_px": EVAL_LR_PX, "num_samples": 4}, every=2,
                    algorithm=NFT(), hackable=True, reward=lambda iqa: as_reward("niqe")),

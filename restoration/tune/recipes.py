@@ -98,10 +98,12 @@ def nano_dpo(pairs_file: Path | None = None, **changes: Any) -> Recipe:
 def nano_sft(**changes: Any) -> Recipe:
     """Return rejection-sampling fine-tuning of the embedded restorer.
 
-    Rounds of many pictures, each gone through often: what is learned of few is what happened to be their best.
+    Rounds of many pictures, each gone through often: what is learned of few is what happened to be their best. The base
+    sets the targets, so nothing beyond its own best candidates can be learned: they are varied as far as they may be.
     """
-    known = {"rounds": 3, "images_per_round": 32, "learning_rate": 4e-4, "updates_per_round": 8, "epochs": 20}
-    return Recipe(name="nano_sft", source="nano", algorithm=SFT(top=2), config=_nano(known | EXPECTED | changes),
+    known = {"rounds": 6, "images_per_round": 32, "learning_rate": 4e-4, "updates_per_round": 8, "epochs": 20}
+    settings = known | EXPECTED | {"vary_sharpness": 1.0} | changes
+    return Recipe(name="nano_sft", source="nano", algorithm=SFT(top=2), config=_nano(settings),
                   reward=robust_rating_and_consistency)  # fmt: skip
 
 
