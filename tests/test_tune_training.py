@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import io
 import json
 import math
 import os
@@ -98,6 +99,23 @@ def test_every_algorithm_leaves_a_restorer_with_a_better_reward(name, tmp_path):
     saved = json.loads((tmp_path / "result.json").read_text())
     assert saved["updates"] == 5
     assert saved["seconds"] > 0
+
+
+def test_a_terminal_shows_how_far_a_run_is(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    run(DPO(), tmp_path / "a", rounds=2)
+    shown = sys.stderr.getvalue()
+    assert "toy: 100%" in shown
+    assert "2/2" in shown
+    assert "pairs: 100%" in shown
+    assert "updates:" in shown
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    run(DPO(), tmp_path / "b", rounds=2)
+    assert "toy:" not in sys.stderr.getvalue()
 
 
 @pytest.mark.parametrize("name", ["nft", "dpo", "sft"])

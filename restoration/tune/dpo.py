@@ -25,6 +25,7 @@ from restoration.tune.denoising import denoising_errors, expected_target, random
 from restoration.tune.groups import check_failures
 from restoration.tune.lora import POLICY, reference
 from restoration.tune.pairs import Pair, mine_pairs, read_pairs, weighted, write_pairs
+from restoration.tune.progress import progress_bar
 from restoration.tune.rollout import Varied, draw_candidates, draw_piece, encode, retold, score
 from zoomiqa_reward.images import load_image
 from zoomiqa_reward.normalise import group_keys
@@ -130,7 +131,7 @@ class DPO:
     def _mine(self, tuning: Tuning, crops: Sequence[Example]) -> list[Pair]:
         found: list[Pair] = []
         with reference(tuning.denoiser.module):
-            for place, example in enumerate(crops):
+            for place, example in enumerate(progress_bar(crops, "pairs", tuning.process, unit="picture")):
                 drawn = draw_candidates(tuning, [example], [tuning.seed(4, place)],
                                         vary_sharpness=tuning.config.vary_sharpness)  # fmt: skip
                 scores = score(tuning, drawn)

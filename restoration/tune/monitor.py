@@ -37,6 +37,7 @@ from restoration.tune.denoising import random_noise
 from restoration.tune.limits import Limit, limits_of, read_limits, write_limits
 from restoration.tune.lora import reference
 from restoration.tune.parametrisation import noisy
+from restoration.tune.progress import progress_bar
 from restoration.tune.rollout import draw_candidates, encode, raw_range, raw_values, score_pictures
 from restoration.tune.signals import diversity, fine_energy, gram_distance, grid_peak
 from zoomiqa_reward.check.ladders import through_jpeg
@@ -111,7 +112,7 @@ class Monitor:
     def draw(self, seed: int = 0) -> list[Tensor]:
         """Return [seeds, 3, height, width] of each validation picture by the model as it stands, always by one seed."""
         found = []
-        for place, example in enumerate(self.examples):
+        for place, example in enumerate(progress_bar(self.examples, "monitor", self.tuning.process, leave=False)):
             own = candidate_seed(candidate_seed(self.tuning.config.seed, seed), place)
             drawn = draw_candidates(self.tuning, [example], [own], count=self.config.num_seeds)
             found.append(torch.stack(drawn.pictures))

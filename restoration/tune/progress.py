@@ -3,11 +3,13 @@
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 
 class Progress:
@@ -40,6 +42,11 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         vars(self).update(state)
+
+
+def progress_bar(things: Iterable[Any] | None, words: str, process: int, **options: Any) -> Any:
+    """Return tqdm's bar over `things`, on a terminal and by the first process only; in a log the rows say enough."""
+    return tqdm(things, words, disable=None if process == 0 else True, **options)
 
 
 def trim_rows(file: Path, last: int) -> None:

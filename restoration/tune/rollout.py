@@ -1,7 +1,7 @@
 """Candidates of low-quality pictures, and their scores: drawn in pieces that fit, scored together, by turns."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +13,7 @@ from restoration.tune.config import TuneConfig
 from restoration.tune.context import Tuning
 from restoration.tune.data import Example
 from restoration.tune.denoiser import Condition
+from restoration.tune.progress import progress_bar
 from restoration.tune.sampling import Trajectory, sample
 from zoomiqa_reward.normalise import group_keys
 from zoomiqa_reward.ratings import Scores
@@ -81,7 +82,10 @@ def draw_candidates(
     owners = [one for one in examples for _ in range(count)]
     keys = group_keys([one.lq for one in examples], [one.prompt for one in examples])
     pieces, pictures = [], []
-    for place in range(0, len(numbers), count):
+    places: Iterable[int] = range(0, len(numbers), count)
+    if len(examples) > 1:  # of a single one the caller tells
+        places = progress_bar(places, "candidates", tuning.process, unit="picture", leave=False)
+    for place in places:
         for start in range(place, place + count, tuning.config.rows_at_once):
             stop = min(place + count, start + tuning.config.rows_at_once)
             piece = draw_piece(tuning, owners[start], numbers[start:stop], first=start, keep=keep,

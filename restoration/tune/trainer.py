@@ -37,7 +37,16 @@ from restoration.tune.lora import POLICY, AdapterState, add_lora, fused, save_lo
 from restoration.tune.monitor import Monitor, Reading
 from restoration.tune.monitor_pictures import plot_reward, save_look, strip
 from restoration.tune.phases import TimeShare
-from restoration.tune.progress import Progress, agree, all_sum, finite, processes, read_rows, trim_rows
+from restoration.tune.progress import (
+    Progress,
+    agree,
+    all_sum,
+    finite,
+    processes,
+    progress_bar,
+    read_rows,
+    trim_rows,
+)
 from restoration.weights import weights_digest
 from zoomiqa_reward.json_lines import append_line, write_json
 from zoomiqa_reward.normalise import group_keys
@@ -155,8 +164,11 @@ class _Run:
             self.progress.best_reward = agree(base.values["reward"] if self.is_main else None)
         if done < self.recipe.config.rounds and not self.progress.stopped:
             self.recipe.algorithm.prepare(self.tuning)
-        while done < self.recipe.config.rounds and not self.progress.stopped:
-            done = self._round(done)
+        total = self.recipe.config.rounds
+        with progress_bar(None, self.recipe.name, self.tuning.process, total=total, initial=done, unit="round") as bar:
+            while done < total and not self.progress.stopped:
+                done = self._round(done)
+                bar.update()
         return self._finish(done)
 
     def _round(self, number: int) -> int:
@@ -178,13 +190,15 @@ class _Run:
     def _updates(self, collected: Collected, number: int) -> dict[str, float]:
         """Take the round's optimizer steps; return the mean of what the losses reported, weighted by rows."""
         config, sums, rows = self.recipe.config, dict[str, float](), 0
+        steps = []
         for epoch in range(config.epochs):
             order = np.random.default_rng(self.tuning.seed(8, number, epoch)).permutation(len(collected.parts))
-            for chunk in np.array_split(order, config.updates_per_round):
-                seeds = [self.tuning.seed(9, number, epoch, int(k)) for k in chunk]
-                found = self._update([collected.parts[int(k)] for k in chunk], seeds, number)
-                rows += found.pop("rows")  # type: ignore[arg-type]
-                sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
+            steps += [(epoch, chunk) for chunk in np.array_split(order, config.updates_per_round)]
+        for epoch, chunk in progress_bar(steps, "updates", self.tuning.process, leave=False):
+            seeds = [self.tuning.seed(9, number, epoch, int(k)) for k in chunk]
+            found = self._update([collected.parts[int(k)] for k in chunk], seeds, number)
+            rows += found.pop("rows")  # type: ignore[arg-type]
+            sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
         return {name: value / max(1, rows) for name, value in sums.items()}
 
     def _update(self, parts: Sequence[Part], seeds: Sequence[int], number: int) -> dict[str, float]:
