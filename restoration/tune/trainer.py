@@ -8,8 +8,7 @@
     pipeline/             the whole pipeline with the adapter fused: `Restorer.from_pretrained(out / "pipeline")`
     result.json           rounds, best round, alarms, seconds
 
-One process or many (`accelerate launch`): each draws and scores its own pictures, and the few LoRA gradients are summed
-by hand, weighted by what was kept, since dropped groups leave the processes with different amounts.
+One process or many (`accelerate launch`): each draws and scores its own pictures; `updates.py` sums the gradients.
 Every random number follows from the seed and the round, so a run killed and started again makes the same curve.
 """
 
@@ -21,40 +20,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from restoration.draw_folder import check_settings
 from restoration.loading import is_pipeline, load_pipeline
 from restoration.tune.config import Recipe
-from restoration.tune.context import Collected, Part, Tuning
+from restoration.tune.context import Tuning
 from restoration.tune.data import Example
 from restoration.tune.denoiser import denoiser_of
-from restoration.tune.denoising import truth_error
-from restoration.tune.ema import EMA
-from restoration.tune.lora import POLICY, AdapterState, add_lora, fused, save_lora, weights_of
+from restoration.tune.lora import POLICY, AdapterState, add_lora, fused, save_lora
 from restoration.tune.monitor import Monitor, Reading
 from restoration.tune.monitor_pictures import plot_reward, save_look, strip
 from restoration.tune.phases import TimeShare
 from restoration.tune.progress import (
     Progress,
     agree,
-    all_sum,
     finite,
     processes,
     progress_bar,
     read_rows,
     trim_rows,
 )
+from restoration.tune.updates import Updates
 from restoration.weights import weights_digest
 from zoomiqa_reward.json_lines import append_line, write_json
 from zoomiqa_reward.normalise import group_keys
 from zoomiqa_reward.reward import Reward
 from zoomiqa_reward.run_folder import RunFolder, RunningMeans
-
-MAX_TRUTHS = 8
-"""Times at which a part's ground truth is denoised at most: a part holds one picture, and a step takes several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,19 +127,16 @@ class _Run:
 
     def __init__(self, recipe: Recipe, tuning: Tuning, monitor: Monitor | None, *, is_main: bool) -> None:
         self.recipe, self.tuning, self.monitor, self.is_main = recipe, tuning, monitor, is_main
-        config, module = recipe.config, tuning.denoiser.module
-        self.weights = list(weights_of(module).values())
+        module = tuning.denoiser.module
         self.policy = AdapterState(module, POLICY)
-        self.optimizer = torch.optim.AdamW(
-            self.weights, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
-        )
-        self.ema = EMA(self.weights, config.ema_decay)
+        self.updates = Updates(tuning)
+        self.ema = self.updates.ema
         self.progress = Progress(self.policy.state_dict())
         self.running = RunningMeans()
         self.run = RunFolder(tuning.folder)
         others = {name: AdapterState(module, name) for name in recipe.algorithm.adapters[1:]}
         self.parts: dict[str, Any] = {
-            "policy": self.policy, **others, "optimizer": self.optimizer, "ema": self.ema,
+            "policy": self.policy, **others, "optimizer": self.updates.optimizer, "ema": self.ema,
             "progress": self.progress, "running": self.running,
         }  # fmt: skip
 
@@ -174,7 +164,9 @@ class _Run:
     def _round(self, number: int) -> int:
         began = time.monotonic()
         collected = self.recipe.algorithm.collect(self.tuning, number)
-        report = collected.report | self._updates(collected, number)
+        losses, count = self.updates.take(collected, number)
+        report = collected.report | losses
+        self.progress.updates += count
         self.recipe.algorithm.after_round(self.tuning, self.progress.updates)
         self.progress.seconds += time.monotonic() - began
         done, config = number + 1, self.recipe.config
@@ -186,54 +178,6 @@ class _Run:
             if done % config.save_every == 0 or done == config.rounds or self.progress.stopped:
                 self.run.save(done, self.parts)
         return done
-
-    def _updates(self, collected: Collected, number: int) -> dict[str, float]:
-        """Take the round's optimizer steps; return the mean of what the losses reported, weighted by rows."""
-        config, sums, rows = self.recipe.config, dict[str, float](), 0
-        steps = []
-        for epoch in range(config.epochs):
-            order = np.random.default_rng(self.tuning.seed(8, number, epoch)).permutation(len(collected.parts))
-            steps += [(epoch, chunk) for chunk in np.array_split(order, config.updates_per_round)]
-        for epoch, chunk in progress_bar(steps, "updates", self.tuning.process, leave=False):
-            seeds = [self.tuning.seed(9, number, epoch, int(k)) for k in chunk]
-            found = self._update([collected.parts[int(k)] for k in chunk], seeds, number)
-            rows += found.pop("rows")  # type: ignore[arg-type]
-            sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
-        return {name: value / max(1, rows) for name, value in sums.items()}
-
-    def _update(self, parts: Sequence[Part], seeds: Sequence[int], number: int) -> dict[str, float]:
-        """Take one optimizer step; return the sums of what the losses reported, times their rows, and the rows."""
-        self.optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, float] = {"rows": 0}
-        for part, seed in zip(parts, seeds, strict=True):
-            generator = torch.Generator().manual_seed(seed)
-            with self.tuning.autocast():
-                term = part.loss(generator)
-                if term.value is None:
-                    continue
-                if weight := self.recipe.config.truth_weight:
-                    error = truth_error(self.tuning, part.example, min(term.rows, MAX_TRUTHS), generator)
-                    term = term._replace(
-                        value=term.value + weight * error, report=term.report | {"truth": float(error.detach())}
-                    )
-            if not bool(torch.isfinite(term.value)):
-                raise FloatingPointError(f"round {number + 1}: the loss is {float(term.value)}; lower learning_rate")
-            (term.value * term.rows).backward()
-            for name, value in (term.report | {"loss": float(term.value.detach())}).items():
-                sums[name] = sums.get(name, 0.0) + value * term.rows
-            sums["rows"] += term.rows
-        total = int(all_sum(torch.tensor(sums["rows"], device=self.tuning.device)))
-        if total == 0:
-            return sums
-        for weight in self.weights:
-            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            weight.grad = all_sum(gradient) / total
-        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.recipe.config.max_grad_norm)
-        sums["gradient_norm"] = float(norm) * sums["rows"]
-        self.optimizer.step()
-        self.ema.update()
-        self.progress.updates += 1
-        return sums
 
     def _look(self, done: int) -> None:
         assert self.monitor is not None
