@@ -8,7 +8,8 @@ TUNE_NAMES = {
     "best_of_8_robust": "best of 8 of the base, by the reward",
     "best_of_8_rating": "best of 8 of the base, by the plain rating", "sft": "rejection SFT", "dpo": "DPO",
     "grpo": "GRPO", "nft": "NFT", "reward_gradient": "reward gradient", "chance": "DPO on chance (control)",
-    "laplacian": "reward gradient of Laplacian variance alone", "niqe": "NFT on NIQE alone",
+    "laplacian": "reward gradient of Laplacian variance alone",
+    "laplacian_heedless": "the same, the alarm not heeded", "niqe": "NFT on NIQE alone",
 }  # fmt: skip
 MEASURES = {
     "robust": ("reward: the rating's mean over unseen copies", 3), "rating": ("plain rating", 3), "fsim": ("FSIM", 4),

@@ -6,7 +6,8 @@ python benchmarks/tune.py table
 python benchmarks/tune.py kill METHOD --images DIR --hr DIR [--rounds 8] [--out runs/tune]
 
 METHOD: base, or one of `tune_methods.py`: sft, dpo, grpo, nft, reward_gradient; chance: DPO on a number that
-means nothing, the control; laplacian, niqe: on that alone, by its gradient and by NFT, until its alarm.
+means nothing, the control; laplacian, niqe: on that alone, by its gradient and by NFT, until its alarm;
+laplacian_heedless: the same, the alarm not heeded.
 `run` trains (resumed where it was), then restores the middle of each evaluation picture with fixed seeds and measures.
 "robust" is `RobustReward`'s rating, the mean over copies that look the same; "rating" is that of the picture alone.
 `evaluate` measures finished runs again. What was measured of a run is kept in `results/tune_runs/`, picture by picture,

@@ -27,6 +27,9 @@ HACKED: dict[str, Any] = {
 }  # fmt: skip
 """NFT on a reward that can be hacked, in larger steps and from the candidates' own grain, so that the alarm comes in
 minutes."""
+CLIMB: dict[str, Any] = {
+    "rounds": 40, "learning_rate": 1e-4, "num_samples": 2, "truth_weight": 0.0, "ema_decay": 0.5,
+}  # fmt: skip
 UNHELD = RewardGradient(reward_weight=100.0, low_frequency=0.0)
 """The slope of a reward whose values are a thousandth of a rating's, and nothing beside it."""
 
@@ -45,11 +48,18 @@ class Method:
     """From the model; None: the recipe's."""
     hackable: bool = False
     """Alarms end the run, and NIQE is not watched; on the others they are counted, so that all train equally long."""
+    heedless: bool = False
+    """A hackable reward whose alarms are only counted: what they are good for."""
 
 
 def chance(image: Any) -> float:
     """Return a number in [0, 1) that belongs to the picture and says nothing about it."""
     return int(pixels_digest(to_pil(image)), 16) / 16**16
+
+
+def laplacian(iqa: Any) -> Reward:
+    """Return the variance of the Laplacian, whatever the model."""
+    return find_reward("zoomiqa_reward.check.baselines:laplacian")
 
 
 METHODS = {
@@ -60,9 +70,10 @@ METHODS = {
     "reward_gradient": Method(recipe="nano_reward_gradient", changes={"num_samples": 2, "rounds": 36}),
     "chance": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80},
                      reward=lambda iqa: MetricReward(chance, "chance", True, (0.0, 1.0))),
-    "laplacian": Method(recipe="nano_reward_gradient", algorithm=UNHELD, every=1, hackable=True,
-                        changes={"num_samples": 2, "truth_weight": 0.0, "ema_decay": 0.5},
-                        reward=lambda iqa: find_reward("zoomiqa_reward.check.baselines:laplacian")),
+    "laplacian": Method(recipe="nano_reward_gradient", changes=CLIMB, every=1, algorithm=UNHELD, hackable=True,
+                        reward=laplacian),
+    "laplacian_heedless": Method(recipe="nano_reward_gradient", changes=CLIMB, every=10, algorithm=UNHELD,
+                                 hackable=True, heedless=True, reward=laplacian),
     "niqe": Method(recipe="nano_nft", changes=HACKED | {"crop_px": EVAL_LR_PX, "num_samples": 4}, every=2,
                    algorithm=NFT(), hackable=True, reward=lambda iqa: as_reward("niqe")),
 }  # fmt: skip
@@ -74,7 +85,8 @@ def recipe_of(method: str, seed: int, rounds: int | None) -> Recipe:
     changes = SMALL | known.changes | {"seed": seed} | ({} if rounds is None else {"rounds": rounds})
     recipe = find_recipe(known.recipe, **changes)
     metrics = ("fsim", "vif", "psnr_y") if known.hackable else ("fsim", "vif", "psnr_y", "niqe")
-    monitor = MonitorConfig(metrics=metrics, every=known.every, crop_px=EVAL_LR_PX, stop=known.hackable)
+    monitor = MonitorConfig(metrics=metrics, every=known.every, crop_px=EVAL_LR_PX,
+                            stop=known.hackable and not known.heedless)  # fmt: skip
     algorithm = recipe.algorithm if known.algorithm is None else known.algorithm
     return replace(recipe, name=f"{recipe.name}_{method}", algorithm=algorithm, monitor=monitor,
                    reward=known.reward or recipe.reward)  # fmt: skip
