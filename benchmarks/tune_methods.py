@@ -66,7 +66,7 @@ METHODS = {
     "sft": Method(recipe="nano_sft", changes={"images_per_round": 32, "num_samples": 8, "rounds": 6}, every=2),
     "dpo": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80}),
     "grpo": Method(recipe="nano_grpo", changes={"rounds": 30}),
-    "nft": Method(recipe="nano_nft", changes={"images_per_round": 16, "rounds": 4}, every=2),
+    "nft": Method(recipe="nano_nft", changes={"images_per_round": 16, "rounds": 6}, every=2),
     "reward_gradient": Method(recipe="nano_reward_gradient", changes={"num_samples": 2, "rounds": 36}),
     "chance": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80},
                      reward=lambda iqa: MetricReward(chance, "chance", True, (0.0, 1.0))),

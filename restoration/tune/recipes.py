@@ -23,14 +23,15 @@ CONSISTENCY_WEIGHT = 0.5
 """Of LR-consistency beside the rating, both as z-scores of their group: a no-reference reward alone is hacked."""
 RATING_PER_DB = 0.07
 """What a dB of LR-consistency is worth beside the rating's 1 to 5, where neither is normalised."""
-VARY_SHARPNESS = 0.75
-"""Of the embedded restorer's candidates: another noise changes its grain alone, from which little can be learned."""
+PAIR_SHARPNESS = 0.75
+"""How far the embedded restorer's candidates are varied for pairs, which set the extremes against each other."""
 EXPECTED: dict[str, Any] = {
-    "vary_sharpness": VARY_SHARPNESS, "expected_targets": True, "lora_rank": 64, "lora_alpha": 128, "ema_decay": 0.95,
+    "vary_sharpness": 1.0, "expected_targets": True, "lora_rank": 64, "lora_alpha": 128, "ema_decay": 0.95,
 }  # fmt: skip
-"""Learn from what was seen and not from grain, in small steps of many weights: Adam moves each by about as much, so
-what they agree on grows with their number, and what they do not agree on with its root. A longer average cancels more
-of the latter."""
+"""Another noise changes grain alone, from which little can be learned: so candidates see their picture softer or
+sharper, as far as that goes, and what is learned is what they saw, not their grain. In small steps of many weights:
+Adam moves each by about as much, so what they agree on grows with their number, and what they do not agree on with its
+root. A longer average cancels more of the latter."""
 
 
 def rating(iqa: Any) -> Reward:
@@ -87,10 +88,10 @@ def nano_dpo(pairs_file: Path | None = None, **changes: Any) -> Recipe:
     known: dict[str, Any] = {"num_samples": 16, "rounds": 100}
     if pairs_file is None:
         algorithm = DPO(beta=200.0, winner_weight=40.0)
-        known |= {"learning_rate": 4e-4, "updates_per_round": 4} | EXPECTED
+        known |= {"learning_rate": 4e-4, "updates_per_round": 4} | EXPECTED | {"vary_sharpness": PAIR_SHARPNESS}
     else:
         algorithm = DPO(pairs_file=pairs_file)
-        known |= {"learning_rate": 1e-3, "vary_sharpness": VARY_SHARPNESS, "lora_targets": ("conv_in",)}
+        known |= {"learning_rate": 1e-3, "vary_sharpness": PAIR_SHARPNESS, "lora_targets": ("conv_in",)}
     return Recipe(name="nano_dpo", source="nano", algorithm=algorithm, config=_nano(known | changes),
                   reward=robust_rating_and_consistency)  # fmt: skip
 
@@ -99,11 +100,10 @@ def nano_sft(**changes: Any) -> Recipe:
     """Return rejection-sampling fine-tuning of the embedded restorer.
 
     Rounds of many pictures, each gone through often: what is learned of few is what happened to be their best. The base
-    sets the targets, so nothing beyond its own best candidates can be learned: they are varied as far as they may be.
+    sets the targets, so nothing beyond its own best candidates can be learned.
     """
     known = {"rounds": 6, "images_per_round": 32, "learning_rate": 4e-4, "updates_per_round": 8, "epochs": 20}
-    settings = known | EXPECTED | {"vary_sharpness": 1.0} | changes
-    return Recipe(name="nano_sft", source="nano", algorithm=SFT(top=2), config=_nano(settings),
+    return Recipe(name="nano_sft", source="nano", algorithm=SFT(top=2), config=_nano(known | EXPECTED | changes),
                   reward=robust_rating_and_consistency)  # fmt: skip
 
 
