@@ -1,4 +1,4 @@
-"""Write the tables of figures of README and guides from the result files: `python benchmarks/table.py`.
+"""Write the tables of figures of README, `docs/figures.md` and guides from result files: `python benchmarks/table.py`.
 
 A test compares the pages with what this prints, so a figure there is always one that a benchmark wrote.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 from doc_tables import BLOCKS
 from restoration_rows import best_of_n_rows, candidates_rows, cascade_rows
-from training_rows import cost_rows, killed_rows, processes_rows, tune_kill_rows
+from training_rows import cost_rows, killed_rows, processes_rows, tune_kill_rows, tune_rows
 
 ROOT = Path(__file__).parents[1]
 
@@ -159,28 +159,42 @@ PARTS = {
     "training_kill_grpo": killed_rows("RL"),
     "training_processes": processes_rows,
     "training_cost": cost_rows,
+    "tune": tune_rows,
     "tune_kill": tune_kill_rows,
 }
+HEADLINES = {
+    "nano_synthetic": [0, 1], "sr_mos": [0, 1, 3], "repeatability": [0], "memory": [0], "best_of_n_varied": [0, 3, 7],
+    "gradients": [0], "cache": [0], "serving": [0], "tune": [0, 1, 2],
+}  # fmt: skip
+"""Which rows of which results stand in README; `docs/figures.md` holds all."""
 
 
-def rows() -> list[tuple[str, str, str]]:
-    """Return (what, figure, script) of every benchmark that has been run."""
-    run = [name for name in PARTS if (ROOT / "benchmarks" / "results" / f"{name}.json").exists()]
-    return [(what, figure, name) for name in run for what, figure in PARTS[name](load(name))]
+def rows(chosen: dict[str, list[int]] | None = None) -> list[tuple[str, str, str]]:
+    """Return (what, figure, name of the result) of every benchmark that has been run, or of the chosen rows."""
+    found = []
+    for name in PARTS if chosen is None else chosen:
+        if (ROOT / "benchmarks" / "results" / f"{name}.json").exists():
+            made = PARTS[name](load(name))
+            places = range(len(made)) if chosen is None else chosen[name]
+            found += [(*made[k], name) for k in places]
+    return found
 
 
-def markdown() -> str:
-    """Return the table."""
+def markdown(found: list[tuple[str, str, str]], root: str = "") -> str:
+    """Return the table; `root` leads from its page to the project's folder."""
     lines = ["| what (95 % intervals in brackets) | nano | made by |", "|---|---|---|"]
-    for what, figure, name in rows():
+    for what, figure, name in found:
         script = load(name)["command"].split()[1].removeprefix("benchmarks/").removesuffix(".py")
-        lines.append(f"| {what} | {figure} | [`{script}`](benchmarks/{script}.py) |")
+        lines.append(f"| {what} | {figure} | [`{script}`]({root}benchmarks/{script}.py) |")
     return "\n".join(lines)
 
 
 def blocks() -> list[tuple[Path, str, str]]:
-    """Return (page, name of its markers, text) of the README's table and of each guide's that was measured."""
-    found = [(ROOT / "README.md", "figures", markdown())]
+    """Return (page, name of its markers, text) of the tables of figures and of each guide's that was measured."""
+    found = [
+        (ROOT / "README.md", "figures", markdown(rows(HEADLINES))),
+        (ROOT / "docs" / "figures.md", "figures", markdown(rows(), "../")),
+    ]
     for page, (name, make) in BLOCKS.items():
         if (ROOT / "benchmarks" / "results" / f"{name}.json").exists():
             found.append((ROOT / page, name, make(load(name))))

@@ -1,4 +1,4 @@
-"""Rows of README's table on trainings that were killed, or spread over processes."""
+"""Rows of the tables of figures on trainings: killed, spread over processes, what they cost, what tuning gave."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +28,20 @@ def cost_rows(c: dict[str, Any]) -> list[tuple[str, str]]:
     found = [f"{stage} {c[key]['images_per_cpu_s']:.2f}, {c[key]['peak_over_idle_mib'] / 1024:.2f} GiB"
              for stage, key in (("SFT", "nano_sft_cpu"), ("RL", "nano_grpo_cpu"))]  # fmt: skip
     return [("training nano: images (RL: with 6 trajectories) a processor second, memory over idle", "; ".join(found))]
+
+
+def tune_rows(t: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `tune` for the ways to tune that raise the reward; the guide's table holds them all."""
+    found = []
+    for method, name in (("sft", "rejection SFT"), ("dpo", "DPO"), ("nft", "NFT")):
+        if method in t["runs"]:
+            run = t["runs"][method]
+            title = f"x4 restorer tuned by {name} ({run['seeds']} seeds) less the base, {t['pictures']} photographs"
+            parts = [f"{label} {value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+                     for label, key, digits in (("reward", "robust", 3), ("FSIM", "fsim", 4), ("VIF", "vif", 4))
+                     for value, low, high, *_ in (run[key]["minus_base"],)]  # fmt: skip
+            found.append((title, "; ".join(parts)))
+    return found
 
 
 def tune_kill_rows(k: dict[str, Any]) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 """What differs from the recipes: less, so that a run takes four to thirty minutes of one core."""
 HACKED: dict[str, Any] = {
-    "rounds": 12, "learning_rate": 5e-4, "lora_rank": 8, "lora_alpha": 16, "epochs": 1, "expected_targets": False,
+    "rounds": 40, "learning_rate": 5e-4, "lora_rank": 8, "lora_alpha": 16, "epochs": 1, "expected_targets": False,
     "ema_decay": 0.9, "images_per_round": 4, "updates_per_round": 4,
 }  # fmt: skip
 """NFT on a reward that can be hacked, in larger steps and from the candidates' own grain, so that the alarm comes in
@@ -66,7 +66,7 @@ METHODS = {
     "sft": Method(recipe="nano_sft", changes={"images_per_round": 32, "num_samples": 8, "rounds": 6}, every=2),
     "dpo": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80}),
     "grpo": Method(recipe="nano_grpo", changes={"rounds": 30}),
-    "nft": Method(recipe="nano_nft", changes={"images_per_round": 16, "rounds": 6}, every=2),
+    "nft": Method(recipe="nano_nft", changes={"images_per_round": 16, "rounds": 4}, every=2),
     "reward_gradient": Method(recipe="nano_reward_gradient", changes={"num_samples": 2, "rounds": 36}),
     "chance": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80},
                      reward=lambda iqa: MetricReward(chance, "chance", True, (0.0, 1.0))),
