@@ -48,5 +48,5 @@ def write_result(name: str, result: dict[str, Any]) -> None:
 
 
 def _without_paths(arguments: Sequence[str]) -> list[str]:
-    """Absolute paths say nothing elsewhere: their last parts do."""
-    return ["DIR/" + Path(a).name if a.startswith("/") else a for a in arguments]
+    """Paths outside the project say nothing elsewhere: their last parts do."""
+    return ["DIR/" + Path(a).name if a.startswith(("/", "../")) else a for a in arguments]
