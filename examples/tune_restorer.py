@@ -21,17 +21,19 @@ from zoomiqa_reward import ZoomIQA
 from zoomiqa_reward.images import load_image
 from zoomiqa_reward.json_lines import read_lines
 
-SIDE_PX = 112
-"""Of a crop; its LR picture has 28, and a rating of its restoration takes one view."""
-STEP_PX = 72
-"""Between crops: nine in the middle 256 px, which overlap by a third."""
+SIDE_PX = 84
+"""Of a crop; its LR picture has 21, and a rating of its restoration takes one view."""
+ROWS = 3
 
 
 def crops(photograph: Tensor) -> list[Example]:
-    """Return nine crops of the photograph's middle, each with a degraded copy a quarter as large."""
-    top, left = (max(0, side - 256) // 2 for side in photograph.shape[1:])
-    places = [(top + STEP_PX * row, left + STEP_PX * column) for row in range(3) for column in range(3)]
-    clean = [photograph[:, y : y + SIDE_PX, x : x + SIDE_PX] for y, x in places]
+    """Return nine crops of the photograph's middle, no pixel in two of them, each with a degraded copy."""
+    height, width = photograph.shape[1:]
+    if min(height, width) < ROWS * SIDE_PX:
+        raise ValueError(f"a photograph of {width} x {height} px: both sides must be {ROWS * SIDE_PX} px or more")
+    top, left = ((side - ROWS * SIDE_PX) // 2 for side in (height, width))
+    middle = photograph[:, top : top + ROWS * SIDE_PX, left : left + ROWS * SIDE_PX]
+    clean = [part for row in middle.split(SIDE_PX, dim=1) for part in row.split(SIDE_PX, dim=2)]
     return load_examples([(degrade_for_demo(one, scale=4), one) for one in clean])
 
 
