@@ -21,10 +21,8 @@ from tqdm import tqdm
 
 from restoration import Restorer
 from restoration.degradation import degrade
-from restoration.evaluation_pictures import bicubic
-from restoration.metrics import fsim, niqe, psnr_y, vif
-from restoration.rng import candidate_seed
-from restoration.statistics import (
+from restoration.evaluation.measuring import bicubic
+from restoration.evaluation.statistics import (
     best_mean_worst,
     captured_gain,
     group_std,
@@ -34,10 +32,12 @@ from restoration.statistics import (
     selected,
     within_srcc,
 )
+from restoration.metrics import fsim, niqe, psnr_y, vif
+from restoration.restorer.rng import candidate_seed
 from zoomiqa_reward import ZoomIQA
 from zoomiqa_reward.images import load_image, to_pil
-from zoomiqa_reward.json_lines import append_line, read_lines
 from zoomiqa_reward.protocol.spec import ViewPolicy
+from zoomiqa_reward.runs.json_lines import append_line, read_lines
 
 JUDGES = {"fsim": fsim, "vif": vif, "psnr_y": psnr_y}
 SCALE = 4

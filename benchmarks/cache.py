@@ -16,7 +16,7 @@ from common import write_result
 from torch import Tensor
 
 from zoomiqa_reward import ZoomIQA, ZoomIQAReward
-from zoomiqa_reward.cache import CachedReward
+from zoomiqa_reward.rewards.cached import CachedReward
 
 BATCH = 20
 

@@ -25,10 +25,10 @@ from common import RESULTS, write_result
 from PIL import Image
 
 from restoration import Restorer, best_of_n
-from restoration.classical import degrade_for_demo
+from restoration.degradation.classical import degrade_for_demo
 from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.images import load_image, save_png
-from zoomiqa_reward.json_lines import read_lines
+from zoomiqa_reward.runs.json_lines import read_lines
 
 PARTS = ("memory", "identity", "kills")
 
@@ -90,7 +90,7 @@ def memory(px: int, n: int) -> dict[str, Any]:
 
 
 def _command(lq: Path, out: Path, n: int) -> list[str]:
-    call = "import sys; from zoomiqa_reward.cli import main; sys.exit(main())"
+    call = "import sys; from zoomiqa_reward.cli.main import main; sys.exit(main())"
     return [sys.executable, "-c", call, "best-of-n", str(lq), "--n", str(n), "--seed", "5", "--out", str(out)]
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from train_iqa.correlations import isotonic_correlations
+from train_iqa.evaluation.correlations import isotonic_correlations
+from zoomiqa_reward.model.turns import Prompted, round1, round2
 from zoomiqa_reward.protocol import (
     AnswerError,
     Decoding,
@@ -28,7 +29,6 @@ from zoomiqa_reward.protocol import (
     zoomed_size,
 )
 from zoomiqa_reward.protocol.official import decoding_of
-from zoomiqa_reward.turns import Prompted, round1, round2
 
 CORRELATION_TOLERANCE = 1e-6  # the recorded fit ran in another precision: differences of about 1e-8
 CORE = ("crops", "answers", "scores")  # the sections whose sum is quoted

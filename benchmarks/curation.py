@@ -33,7 +33,7 @@ from train_iqa.curation.thresholds import shipped
 from train_iqa.curation.written import read_written
 from train_iqa.evaluation.filters import filter_statistics
 from train_iqa.evaluation.lines import null
-from train_iqa.synthetic import list_photographs
+from train_iqa.nano.synthetic import list_photographs
 
 
 def judged(cases: Sequence[PlantedCase]) -> list[tuple[int, int, bool]]:

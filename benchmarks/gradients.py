@@ -16,7 +16,7 @@ from common import write_result
 from memory import resident_mib
 from torch import Tensor
 
-from train_iqa.synthetic import list_photographs
+from train_iqa.nano.synthetic import list_photographs
 from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.images import load_image
 

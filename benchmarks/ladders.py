@@ -12,8 +12,8 @@ from common import write_result
 from PIL import Image
 from tqdm import tqdm
 
-from train_iqa.degradations import DEGRADATIONS, resize
-from train_iqa.synthetic import list_photographs
+from train_iqa.nano.degradations import DEGRADATIONS, resize
+from train_iqa.nano.synthetic import list_photographs
 from zoomiqa_reward import ZoomIQA
 
 LADDERS = {"gaussian_blur": "blur", "gaussian_noise": "noise", "jpeg": "jpeg"}

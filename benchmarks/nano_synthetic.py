@@ -13,9 +13,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from restoration.metrics import fsim, niqe
-from train_iqa.degradations import degrade, sample_box, sample_steps
-from train_iqa.labels import LabelScale, pseudo_mos
-from train_iqa.synthetic import list_photographs
+from train_iqa.nano.degradations import degrade, sample_box, sample_steps
+from train_iqa.nano.labels import LabelScale, pseudo_mos
+from train_iqa.nano.synthetic import list_photographs
 from zoomiqa_reward import ZoomIQA
 from zoomiqa_reward.protocol import AnswerError, read_route
 

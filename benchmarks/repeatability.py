@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from common import write_result
 
-from train_iqa.synthetic import list_photographs
+from train_iqa.nano.synthetic import list_photographs
 from zoomiqa_reward import ZoomIQA
 
 

@@ -25,17 +25,17 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from train_iqa import grpo, sft
-from train_iqa.datasets import Source
-from train_iqa.labels import LabelScale
-from train_iqa.recipes import nano
+from train_iqa.data import Source
+from train_iqa.nano.labels import LabelScale
+from train_iqa.nano.synthetic import read_samples
 from train_iqa.rl.coverage import KlConfig
 from train_iqa.rl.resampling import ResamplingConfig, level_of
 from train_iqa.rows.conversations import synthetic_conversations, write_conversations
 from train_iqa.sft import ConversationSource
-from train_iqa.synthetic import read_samples
 from train_iqa.training.learner import ModelConfig
+from train_iqa.training.recipes import nano
 from zoomiqa_reward import ZoomIQA
-from zoomiqa_reward.json_lines import write_json
+from zoomiqa_reward.runs.json_lines import write_json
 
 KONIQ = (118, 656, 1607, 3440, 1237)
 """Images of KonIQ-10k's official training split in five equal levels of the score."""
@@ -191,7 +191,7 @@ def main() -> None:
     arm.set_defaults(do=run_arm)
     gather.set_defaults(do=table)
     for each in (data, tuned):
-        each.add_argument("--nano", type=Path, required=True, help="run folder of train_iqa.nano")
+        each.add_argument("--nano", type=Path, required=True, help="run folder of train_iqa.nano.train")
     data.add_argument("--limit", type=int, default=2000, help="training pictures, at most")
     tuned.add_argument("--steps", type=int, default=250)
     tuned.add_argument("--learning-rate", type=float, default=1e-3)

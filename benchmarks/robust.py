@@ -16,12 +16,12 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from restoration import Restorer
-from restoration.datasets import degraded_folder
+from restoration.evaluation.datasets import degraded_folder
+from restoration.evaluation.statistics import mean_interval, paired_test
 from restoration.metrics import fsim
-from restoration.rng import candidate_seed
-from restoration.statistics import mean_interval, paired_test
-from restoration.tune import load_examples
-from restoration.tune.data import crop
+from restoration.restorer.rng import candidate_seed
+from restoration.tuning import load_examples
+from restoration.tuning.data import crop
 from zoomiqa_reward import RobustReward, ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.images import load_image, to_pil
 

@@ -3,7 +3,7 @@
 python benchmarks/serving.py --images DIR [--requests 200] [--replicas 2] [--threads 1] [--model nano]
 
 Needs the extra `serve`. Refused requests (oversized, malformed, unauthorised, pickle, slow):
-tests/test_serving_refusals.py.
+tests/zoomiqa_reward/test_serving_refusals.py.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch
 from common import write_result
 from torch import Tensor
 
-from train_iqa.synthetic import list_photographs
+from train_iqa.nano.synthetic import list_photographs
 from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.images import load_image
 from zoomiqa_reward.serving import RemoteReward, RewardServer, RewardSpec, ServeConfig

@@ -13,8 +13,8 @@ from memory import resident_mib
 from training_runs import write_data
 
 from train_iqa import grpo, sft
-from train_iqa.recipes import own_protocol, qwen2_5_vl_7b
-from zoomiqa_reward.checkpoint import Checkpoint, load_checkpoint
+from train_iqa.training.recipes import own_protocol, qwen2_5_vl_7b
+from zoomiqa_reward.model.checkpoint import Checkpoint, load_checkpoint
 
 TEXT_7B = {
     "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,

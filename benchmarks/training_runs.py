@@ -18,9 +18,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from train_iqa.labels import LabelScale
+from train_iqa.nano.labels import LabelScale
+from train_iqa.nano.synthetic import list_photographs, make_sample
 from train_iqa.rows.conversations import synthetic_conversations, write_conversations
-from train_iqa.synthetic import list_photographs, make_sample
 from train_iqa.training.metrics import read_log
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -33,15 +33,15 @@ from tqdm import tqdm
 from tune_methods import EVAL_LR_PX, METHODS, recipe_of
 
 from restoration import Restorer
-from restoration.datasets import degraded_folder
+from restoration.evaluation.datasets import degraded_folder
+from restoration.evaluation.statistics import mean_interval, paired_test
 from restoration.metrics import measure
-from restoration.rng import candidate_seed
-from restoration.statistics import mean_interval, paired_test
-from restoration.tune import load_examples, tune
-from restoration.tune.data import crop
+from restoration.restorer.rng import candidate_seed
+from restoration.tuning import load_examples, tune
+from restoration.tuning.data import crop
 from zoomiqa_reward import RobustReward, ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.images import load_image, to_pil
-from zoomiqa_reward.json_lines import read_lines
+from zoomiqa_reward.runs.json_lines import read_lines
 
 METRICS = ("fsim", "vif", "haarpsi", "psnr_y", "lr_consistency", "niqe")
 MEASURES = ("robust", "rating", *METRICS)

@@ -4,16 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from restoration.drawing import pixels_digest
 from restoration.metrics import as_reward
-from restoration.tune.config import MonitorConfig, Recipe
-from restoration.tune.nft import NFT
-from restoration.tune.recipes import find_recipe
-from restoration.tune.reward_gradient import RewardGradient
+from restoration.selection.candidate_loop import pixels_digest
+from restoration.tuning.algorithms.nft import NFT
+from restoration.tuning.algorithms.reward_gradient import RewardGradient
+from restoration.tuning.config import MonitorConfig, Recipe
+from restoration.tuning.recipes import find_recipe
 from zoomiqa_reward import MetricReward
 from zoomiqa_reward.check import find_reward
 from zoomiqa_reward.images import to_pil
-from zoomiqa_reward.reward import Reward
+from zoomiqa_reward.rewards.reward import Reward
 
 TRAIN_LR_PX, EVAL_LR_PX = 28, 49
 """Their restorations are multiples of 28 px, nano's token, so that a rating takes one view; NIQE needs 196 px."""

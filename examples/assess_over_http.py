@@ -13,7 +13,7 @@ from restoration import degrade_for_demo
 from restoration.demo import bundled_photograph
 from zoomiqa_reward import ZoomIQA
 from zoomiqa_reward.images import load_image
-from zoomiqa_reward.text_server.serving import serve
+from zoomiqa_reward.model.text_server.local_server import serve
 
 CROP_PX = 224
 

@@ -16,13 +16,13 @@ from train_iqa.curation.loop import curate
 from train_iqa.curation.planted import make_cases
 from train_iqa.curation.scripted import ScriptedServer
 from train_iqa.curation.scripted_teacher import scripted_dataset
-from train_iqa.datasets import Source
+from train_iqa.data import Source
 from train_iqa.rows.conversations import read_conversations
 from train_iqa.rows.turn_rows import build_row, row_kinds
-from zoomiqa_reward.checkpoint import load_checkpoint
-from zoomiqa_reward.direct import trie_of
 from zoomiqa_reward.images import load_image
-from zoomiqa_reward.json_lines import read_lines
+from zoomiqa_reward.model.checkpoint import load_checkpoint
+from zoomiqa_reward.model.direct import trie_of
+from zoomiqa_reward.runs.json_lines import read_lines
 
 
 def main(image: str | Path, model: str = "nano", pictures: int = 8) -> list[str]:

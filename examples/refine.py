@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from restoration.demo import bundled_photograph
 from restoration.refinement import refine
-from restoration.restorer import Restorer
+from restoration.restorer.restorer import Restorer
 from zoomiqa_reward import ZoomIQA
 from zoomiqa_reward.images import load_image
 

@@ -13,8 +13,8 @@ import torch
 from restoration import degrade_for_demo
 from restoration.demo import bundled_photograph
 from zoomiqa_reward import MetricReward, ZoomIQA, ZoomIQAReward
-from zoomiqa_reward.composite import CompositeReward, Term
 from zoomiqa_reward.images import load_image
+from zoomiqa_reward.rewards.composite import CompositeReward, Term
 
 SIDE_PX = 112
 STEPS = 5

@@ -14,11 +14,11 @@ from pathlib import Path
 from restoration import degrade_for_demo
 from restoration.demo import bundled_photograph
 from train_iqa import grpo, sft
-from train_iqa.datasets import IqaDataset, LabelledImage, Scale
-from train_iqa.recipes import nano
+from train_iqa.data import IqaDataset, LabelledImage, Scale
 from train_iqa.rows.conversations import Conversation, write_conversations
 from train_iqa.sft import ConversationSource
 from train_iqa.training.metrics import read_log
+from train_iqa.training.recipes import nano
 from zoomiqa_reward.images import load_image, save_png
 
 SIDE_PX = 112

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from restoration import degrade_for_demo, tune
 from restoration.demo import bundled_photograph
-from restoration.tune import Example, MonitorConfig, load_examples
-from restoration.tune.recipes import find_recipe
+from restoration.tuning import Example, MonitorConfig, load_examples
+from restoration.tuning.recipes import find_recipe
 from zoomiqa_reward import ZoomIQA
 from zoomiqa_reward.images import load_image
-from zoomiqa_reward.json_lines import read_lines
+from zoomiqa_reward.runs.json_lines import read_lines
 
 SIDE_PX = 84
 """Of a crop; its LR picture has 21, and a rating of its restoration takes one view."""

@@ -1,39 +1,71 @@
 """Restoration of images, judged and tuned by `zoomiqa_reward`.
 
 >>> from restoration import Restorer, best_of_n
-
-Names are loaded when they are first used: looking at the command line's help imports neither torch nor diffusers.
 """
 
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
+
+from zoomiqa_reward.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from restoration.degradation.classical import classical_candidates, degrade_for_demo
+    from restoration.degradation.pipeline import degrade
+    from restoration.evaluation.evaluate import evaluate
+    from restoration.metrics.conditioned import ConditionedReward
+    from restoration.metrics.registry import METRICS, as_reward, measure
+    from restoration.refinement import Refined, refine
+    from restoration.restorer.restorer import Restored, Restorer
+    from restoration.selection.best_of_n import Cascade, best_of_n
+    from restoration.selection.candidates import BestOfN, Candidate
+    from restoration.selection.early_stop import EarlyStop
+    from restoration.tuning.data import load_examples
+    from restoration.tuning.recipes import find_recipe
+    from restoration.tuning.trainer import tune
 
 _HOMES = {
-    "BestOfN": "candidates",
-    "Candidate": "candidates",
-    "Cascade": "selection",
-    "EarlyStop": "early_stop",
+    "BestOfN": "selection.candidates",
+    "Candidate": "selection.candidates",
+    "Cascade": "selection.best_of_n",
+    "ConditionedReward": "metrics.conditioned",
+    "EarlyStop": "selection.early_stop",
+    "METRICS": "metrics.registry",
     "Refined": "refinement",
-    "Restored": "restorer",
-    "Restorer": "restorer",
-    "best_of_n": "selection",
-    "classical_candidates": "classical",
-    "degrade_for_demo": "classical",
-    "evaluate": "evaluation",
-    "measure": "metrics",
+    "Restored": "restorer.restorer",
+    "Restorer": "restorer.restorer",
+    "as_reward": "metrics.registry",
+    "best_of_n": "selection.best_of_n",
+    "classical_candidates": "degradation.classical",
+    "degrade": "degradation.pipeline",
+    "degrade_for_demo": "degradation.classical",
+    "evaluate": "evaluation.evaluate",
+    "find_recipe": "tuning.recipes",
+    "load_examples": "tuning.data",
+    "measure": "metrics.registry",
     "refine": "refinement",
+    "tune": "tuning.trainer",
 }
-_CALLABLE_PACKAGES = ("tune",)
-__all__ = sorted([*_HOMES, *_CALLABLE_PACKAGES])
 
+__all__ = [
+    "METRICS",
+    "BestOfN",
+    "Candidate",
+    "Cascade",
+    "ConditionedReward",
+    "EarlyStop",
+    "Refined",
+    "Restored",
+    "Restorer",
+    "as_reward",
+    "best_of_n",
+    "classical_candidates",
+    "degrade",
+    "degrade_for_demo",
+    "evaluate",
+    "find_recipe",
+    "load_examples",
+    "measure",
+    "refine",
+    "tune",
+]
 
-def __getattr__(name: str) -> Any:
-    if name in _CALLABLE_PACKAGES:
-        return import_module(f"{__name__}.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)

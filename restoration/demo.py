@@ -16,15 +16,15 @@ from typing import Any
 
 from torch import Tensor
 
-from restoration.candidates import BestOfN
-from restoration.classical import degrade_for_demo
-from restoration.evaluation_pictures import bicubic
-from restoration.metrics import fsim
-from restoration.restorer import Restorer
-from restoration.selection import Cascade, best_of_n
+from restoration.degradation.classical import degrade_for_demo
+from restoration.evaluation.measuring import bicubic
+from restoration.metrics.registry import fsim
+from restoration.restorer.restorer import Restorer
+from restoration.selection.best_of_n import Cascade, best_of_n
+from restoration.selection.candidates import BestOfN
 from zoomiqa_reward import ZoomIQA, ZoomIQAReward
-from zoomiqa_reward.images import load_image, save_png, to_pil
-from zoomiqa_reward.json_lines import write_json
+from zoomiqa_reward.images.loading import load_image, save_png, to_pil
+from zoomiqa_reward.runs.json_lines import write_json
 
 PHOTOGRAPH = "astronaut.png"
 """Public domain (NASA), 512 x 512, part of scikit-image's wheel: nothing is downloaded."""

@@ -32,7 +32,7 @@ def _seed() -> None:
 def nano() -> str:
     """The embedded model's name; a test that uses it waits for the checkpoint to be there."""
     if not (NANO / "model.safetensors").exists():
-        pytest.skip("the nano checkpoint is not in this checkout")  # tests/test_project.py fails in that case
+        pytest.skip("the nano checkpoint is not in this checkout")  # project/test_project.py fails in that case
     return "nano"
 
 

@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 from train_iqa.curation.config import AUTO, CurateConfig
 from train_iqa.curation.endpoint import Endpoint, FatalEndpointError
 from train_iqa.curation.loop import curate
-from train_iqa.datasets import FAMILIES, DatasetProblems, Scale, Source
-from train_iqa.datasets.checking import ACCEPTABLE, CHECKS
-from train_iqa.datasets.splits import PARTS
+from train_iqa.data import FAMILIES, DatasetProblems, Scale, Source
+from train_iqa.data.checking import ACCEPTABLE, CHECKS
+from train_iqa.data.splits import PARTS
 from train_iqa.training.config_file import read_config
 
 

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from train_iqa.datasets import FAMILIES, DatasetProblems, IqaDataset, LabelledImage, load_datasets, select
+from train_iqa.data import FAMILIES, DatasetProblems, IqaDataset, LabelledImage, load_datasets, select
 from train_iqa.evaluation.lines import LineWriter, null, read_lines
 from train_iqa.evaluation.measuring import measure_images, probed
 from train_iqa.evaluation.options import EvaluateConfig, build_parser, config_of
 from train_iqa.evaluation.provenance import provenance
-from zoomiqa_reward.images import ImageError
-from zoomiqa_reward.model import ZoomIQA
+from zoomiqa_reward.images.loading import ImageError
+from zoomiqa_reward.model.zoomiqa import ZoomIQA
 
 PATIENCE = datetime.timedelta(days=2)
 """How long processes wait for each other: their shares of the images may take very different times."""

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from train_iqa.datasets import IqaDataset, LabelledImage, Source, load_datasets, select
+from train_iqa.data import IqaDataset, LabelledImage, Source, load_datasets, select
 from train_iqa.rl.config import GrpoConfig
 from train_iqa.rl.coverage import clip_cov_mask, covariance, coverage_mask, quadrant_counts
 from train_iqa.rl.generation import Generation, make_generation, page_groups
@@ -41,8 +41,8 @@ from train_iqa.training.metrics import MetricLog
 from train_iqa.training.policy import answering, save_policy
 from train_iqa.training.run_state import RunState, open_run
 from train_iqa.training.updates import gather_rows, optimizer_step, pad_parts, total_of
-from zoomiqa_reward.generate import Sampling, suppressed_tokens
-from zoomiqa_reward.images import load_image
+from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.model.generate import Sampling, suppressed_tokens
 
 PAGE_GROUPS = 4
 """Images on a page of trajectories."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train_iqa.pretrain import cosine_lr
+from train_iqa.nano.pretrain import cosine_lr
 from train_iqa.rows.completions import TrainingRow, answer_logprobs, collate_completions, micro_batches
 from train_iqa.rows.conversations import Conversation, read_conversations
 from train_iqa.rows.schedule import plan_rows
@@ -27,7 +27,7 @@ from train_iqa.training.metrics import MetricLog
 from train_iqa.training.policy import TuningConfig, save_policy
 from train_iqa.training.run_state import RunState, open_run
 from train_iqa.training.updates import optimizer_step, total_of
-from zoomiqa_reward.direct import trie_of
+from zoomiqa_reward.model.direct import trie_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,44 +1,52 @@
 """Zoom-IQA as a reward and ranker for image restoration: how good is this image, why, how sure, which is best."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from zoomiqa_reward.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from zoomiqa_reward.cache import CachedReward
-    from zoomiqa_reward.composite import CompositeReward, Term
-    from zoomiqa_reward.model import ZoomIQA
-    from zoomiqa_reward.ranking import Ranking, rank
-    from zoomiqa_reward.ratings import Assessment, Ratings, Scores
-    from zoomiqa_reward.reward import MetricReward, Reward, ZoomIQAReward
-    from zoomiqa_reward.robust import RobustReward
-    from zoomiqa_reward.turns import Turn
+    from zoomiqa_reward.images.loading import ImageError, load_image
+    from zoomiqa_reward.model.ranking import Ranking, rank
+    from zoomiqa_reward.model.ratings import Assessment, Ratings, Scores
+    from zoomiqa_reward.model.turns import Turn
+    from zoomiqa_reward.model.zoomiqa import ZoomIQA
+    from zoomiqa_reward.rewards.cached import CachedReward
+    from zoomiqa_reward.rewards.composite import CompositeReward, Term
+    from zoomiqa_reward.rewards.reward import MetricReward, Reward, ZoomIQAReward
+    from zoomiqa_reward.rewards.robust import RobustReward
+    from zoomiqa_reward.serving.remote import RemoteReward
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Assessment": "ratings",
-    "CachedReward": "cache",
-    "CompositeReward": "composite",
-    "MetricReward": "reward",
-    "Ranking": "ranking",
-    "Ratings": "ratings",
-    "Reward": "reward",
-    "RobustReward": "robust",
-    "Scores": "ratings",
-    "Term": "composite",
-    "Turn": "turns",
-    "ZoomIQA": "model",
-    "ZoomIQAReward": "reward",
-    "rank": "ranking",
+    "Assessment": "model.ratings",
+    "CachedReward": "rewards.cached",
+    "CompositeReward": "rewards.composite",
+    "ImageError": "images.loading",
+    "MetricReward": "rewards.reward",
+    "Ranking": "model.ranking",
+    "Ratings": "model.ratings",
+    "RemoteReward": "serving.remote",
+    "Reward": "rewards.reward",
+    "RobustReward": "rewards.robust",
+    "Scores": "model.ratings",
+    "Term": "rewards.composite",
+    "Turn": "model.turns",
+    "ZoomIQA": "model.zoomiqa",
+    "ZoomIQAReward": "rewards.reward",
+    "load_image": "images.loading",
+    "rank": "model.ranking",
 }
 
 __all__ = [
     "Assessment",
     "CachedReward",
     "CompositeReward",
+    "ImageError",
     "MetricReward",
     "Ranking",
     "Ratings",
+    "RemoteReward",
     "Reward",
     "RobustReward",
     "Scores",
@@ -46,18 +54,8 @@ __all__ = [
     "Turn",
     "ZoomIQA",
     "ZoomIQAReward",
+    "load_image",
     "rank",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: the command line starts without torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from restoration.hooks import PROMPT, prompt_text
-from restoration.restorer import Restorer
+from restoration.restorer.image_io import PROMPT, prompt_text
+from restoration.restorer.restorer import Restorer
+from zoomiqa_reward.model.ratings import Assessment
+from zoomiqa_reward.model.turns import PixelBox
 from zoomiqa_reward.protocol import AnswerError, CropPolicy, Protocol, read_route, zoom_box
 from zoomiqa_reward.protocol.spec import ROUND1_SECTIONS
-from zoomiqa_reward.ratings import Assessment
-from zoomiqa_reward.turns import PixelBox
 
 MIN_REGION_LQ_PX = 16
 """Shortest side of a region, where the picture is that large: less is a speck that its own fade would cover."""

@@ -14,11 +14,11 @@ from typing import Any
 
 from PIL import Image
 
-from restoration.draw_folder import check_settings
 from restoration.refinement.records import Refined, Round, round_of, row_of
 from restoration.refinement.strip import strip_of
-from zoomiqa_reward.images import save_png
-from zoomiqa_reward.json_lines import append_line, read_lines, write_json
+from restoration.selection.run_folder import check_settings
+from zoomiqa_reward.images.loading import save_png
+from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json
 
 LINES = "rounds.jsonl"
 

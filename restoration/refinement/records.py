@@ -8,9 +8,9 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from restoration.candidates import BestOfN
 from restoration.refinement.guidance import Wish
-from zoomiqa_reward.turns import PixelBox
+from restoration.selection.candidates import BestOfN
+from zoomiqa_reward.model.turns import PixelBox
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from restoration.tiling import whole_scale
-from zoomiqa_reward.turns import PixelBox
+from restoration.restorer.tiling import whole_scale
+from zoomiqa_reward.model.turns import PixelBox
 
 CONTEXT_LQ_PX = 16
 """Least context on each side, in pixels of the low-quality picture, except at the picture's own border."""

@@ -16,22 +16,22 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from restoration.candidates import BestOfN
-from restoration.draw_folder import open_run
-from restoration.drawing import Source, pixels_digest
-from restoration.fidelity import LR_BORDER_PX, lr_consistency
-from restoration.hooks import RestorationError
+from restoration.metrics.fidelity import LR_BORDER_PX, lr_consistency
 from restoration.refinement.guidance import Wish, texts_for, wish_of
 from restoration.refinement.journal import Journal, write_artefacts
 from restoration.refinement.records import Attempt, Refined, Round, row_of
 from restoration.refinement.regions import Region
 from restoration.refinement.verdict import judges, limits_of, verdict
-from restoration.restorer import Restorer
-from restoration.rng import candidate_seed
-from restoration.selection import best_of_n, settings_of
-from zoomiqa_reward.commands import output
-from zoomiqa_reward.images import load_image, to_pil
-from zoomiqa_reward.reward import Reward
+from restoration.restorer.image_io import RestorationError
+from restoration.restorer.restorer import Restorer
+from restoration.restorer.rng import candidate_seed
+from restoration.selection.best_of_n import best_of_n, settings_of
+from restoration.selection.candidate_loop import Source, pixels_digest
+from restoration.selection.candidates import BestOfN
+from restoration.selection.run_folder import open_run
+from zoomiqa_reward.cli import output
+from zoomiqa_reward.images.loading import load_image, to_pil
+from zoomiqa_reward.rewards.reward import Reward
 
 LR_CONSISTENCY_SLACK_DB = 0.1
 """What a redrawn region of the same quality may cost by chance."""

@@ -10,8 +10,8 @@ import textwrap
 from PIL import Image, ImageDraw, ImageFont
 
 from restoration.refinement.records import Refined, Round
-from zoomiqa_reward.images import to_pil
-from zoomiqa_reward.turns import PixelBox
+from zoomiqa_reward.images.loading import to_pil
+from zoomiqa_reward.model.turns import PixelBox
 
 CELL_PX = 320
 """Side of the square that a whole picture is fitted into; also the width of its detail."""

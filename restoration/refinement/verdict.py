@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from restoration.refinement.records import Attempt, Round
-from zoomiqa_reward.reward import Reward, ZoomIQAReward
+from zoomiqa_reward.rewards.reward import Reward, ZoomIQAReward
 
 MIN_GAIN_FRAC = 0.0025
 """Least rise by default, of the width of the reward's range: 0.01 on 1..5, the margin within which `rank` sees ties."""

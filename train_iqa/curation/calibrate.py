@@ -20,8 +20,8 @@ from tqdm import tqdm
 from train_iqa.curation.hints import Hints, measure_hints
 from train_iqa.curation.states import DAMAGES, LOOKS, MIXED, OPPOSITE, degrade_to
 from train_iqa.curation.thresholds import SHIPPED, STATES, Threshold, Thresholds
-from train_iqa.degradations import sample_box
-from train_iqa.synthetic import list_photographs
+from train_iqa.nano.degradations import sample_box
+from train_iqa.nano.synthetic import list_photographs
 
 LEAST_SEVERITY = 0.4
 """Milder damage is not asserted of a picture, so it must not decide what counts as shown."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from train_iqa.curation.hints import Box
 from train_iqa.curation.lexicon import COMPILED
-from train_iqa.rationale import place
+from train_iqa.nano.rationale import place
 
 _DENIES = re.compile(
     r"\b(?:no|not|without|never|nor|neither|none|nothing|nowhere|hardly any|barely any|free of|free from|devoid of|"

@@ -7,8 +7,8 @@ from train_iqa.curation.consistency import ConsistencyConfig
 from train_iqa.curation.endpoint import Endpoint
 from train_iqa.curation.prompts import Prompts
 from train_iqa.curation.reliance import RelianceConfig
-from train_iqa.datasets import Source
-from train_iqa.datasets.splits import PARTS
+from train_iqa.data import Source
+from train_iqa.data.splits import PARTS
 
 AUTO = "auto"
 

@@ -28,8 +28,8 @@ from train_iqa.curation.prompts import (
 )  # fmt: skip
 from train_iqa.curation.reliance import compare
 from train_iqa.curation.written import FormError, Written, read_written
-from train_iqa.datasets import LabelledImage
-from zoomiqa_reward.images import load_image
+from train_iqa.data import LabelledImage
+from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.protocol import CropPolicy, Protocol, zoom
 from zoomiqa_reward.protocol.spec import ROUND1_SECTIONS, ROUND2_SECTIONS
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from train_iqa.curation.prompts import Messages
-from zoomiqa_reward.json_lines import append_line, read_lines
+from zoomiqa_reward.runs.json_lines import append_line, read_lines
 
 NO_KEY = "no key is set"
 """Sent where the endpoint has an address of its own and no key: local servers take any."""

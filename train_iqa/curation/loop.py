@@ -28,11 +28,11 @@ from train_iqa.curation.model_judge import ModelJudge
 from train_iqa.curation.report import build_report
 from train_iqa.curation.rows import write_rows
 from train_iqa.curation.thresholds import Thresholds, shipped
-from train_iqa.datasets import IqaDataset, LabelledImage, load_datasets, select
+from train_iqa.data import IqaDataset, LabelledImage, load_datasets, select
 from train_iqa.evaluation.lines import null
-from zoomiqa_reward.images import ImageError
-from zoomiqa_reward.json_lines import append_line, read_lines, write_json
+from zoomiqa_reward.images.loading import ImageError
 from zoomiqa_reward.protocol import Protocol
+from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json
 
 _FREE = frozenset({"base_url", "key_variable", "max_retries", "timeout_s", "price_in", "price_out"})
 """Of an endpoint: may change when a run goes on; the others decide what it answers."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from train_iqa.curation.planted_words import PARAPHRASED, PLAIN, Wordings
 from train_iqa.curation.states import DAMAGES, LOOKS, OPPOSITE, degrade_to, knows_absent, state_of
 from train_iqa.curation.written import Written
-from train_iqa.degradations import Array, Record, sample_box
-from train_iqa.rationale import place
+from train_iqa.nano.degradations import Array, Record, sample_box
+from train_iqa.nano.rationale import place
 from zoomiqa_reward.protocol.spec import ROUND1_SECTIONS
 
 LEAST_SEVERITY = 0.4

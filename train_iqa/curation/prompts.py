@@ -17,10 +17,10 @@ from torch import Tensor
 from train_iqa.curation.hints import ImageHints
 from train_iqa.curation.thresholds import Thresholds
 from train_iqa.curation.written import Written
-from zoomiqa_reward.images import to_pil
+from zoomiqa_reward.images.loading import to_pil
+from zoomiqa_reward.model.turns import Prompted, round1, round2
 from zoomiqa_reward.protocol import Protocol
 from zoomiqa_reward.protocol.spec import ROUND1_SECTIONS, ROUND2_SECTIONS
-from zoomiqa_reward.turns import Prompted, round1, round2
 
 Messages = list[dict[str, Any]]
 

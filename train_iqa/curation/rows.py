@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from train_iqa.datasets import LabelledImage
+from train_iqa.data import LabelledImage
 
 ROWS = "conversations.jsonl"
 

@@ -14,7 +14,7 @@ from train_iqa.curation.planted_reliance import guessed_answer
 from train_iqa.curation.prompts import picture_url
 from train_iqa.curation.scripted import request_images, request_text, url_digest
 from train_iqa.curation.written import Written
-from zoomiqa_reward.images import load_image, save_png
+from zoomiqa_reward.images.loading import load_image, save_png
 from zoomiqa_reward.protocol.spec import ROUND2_SECTIONS
 
 MAX_PIXELS = 4_194_304

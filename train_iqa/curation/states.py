@@ -1,15 +1,15 @@
 """Which degradations put a picture into which state, and pictures made on demand with their record.
 
-This is the truth that planted cases and thresholds are built from: it knows `train_iqa.degradations` and its records,
-and nothing of what is measured on pixels.
+This is the truth that planted cases and thresholds are built from: it knows `train_iqa.nano.degradations` and its
+records, and nothing of what is measured on pixels.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
 
-from train_iqa.degradations import Array, Record, Step, degrade
-from train_iqa.rationale import look
+from train_iqa.nano.degradations import Array, Record, Step, degrade
+from train_iqa.nano.rationale import look
 
 Box = tuple[float, float, float, float]
 
@@ -24,7 +24,7 @@ LOOKS: Mapping[str, tuple[str, ...]] = {
     "faded": ("faded",),
     "garish": ("garish",),
 }
-"""State -> what `train_iqa.rationale.look` calls the degradations that cause it."""
+"""State -> what `train_iqa.nano.rationale.look` calls the degradations that cause it."""
 OPPOSITE: Mapping[str, str] = {
     "dark": "bright", "bright": "dark", "flat": "harsh", "harsh": "flat", "faded": "garish", "garish": "faded",
 }  # fmt: skip

@@ -12,7 +12,7 @@ from scipy.optimize import OptimizeWarning
 from scipy.stats import NearConstantInputWarning, kendalltau
 from sklearn.isotonic import IsotonicRegression
 
-from train_iqa.correlations import isotonic_correlations, logistic_correlations, raw_correlations
+from train_iqa.evaluation.correlations import isotonic_correlations, logistic_correlations, raw_correlations
 
 Array = NDArray[np.float64]
 _BLOCK_ROWS = 512  # rows of the table of pairs that are in memory at once

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from train_iqa.correlations import raw_correlations
+from train_iqa.evaluation.correlations import raw_correlations
 
 
 def spread_of_calls(calls: Sequence[Sequence[float]]) -> dict[str, float]:

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from zoomiqa_reward.json_lines import append_line, cut_half_line
+from zoomiqa_reward.runs.json_lines import append_line, cut_half_line
 
 Key = tuple[str, str]
 """Data set, image id."""

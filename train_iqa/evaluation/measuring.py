@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train_iqa.datasets import LabelledImage
+from train_iqa.data import LabelledImage
 from train_iqa.evaluation.grounding import as_shares
-from train_iqa.robustness import perturbed_ratings
-from zoomiqa_reward.commands.measuring import Measured, measure
-from zoomiqa_reward.images import load_image
-from zoomiqa_reward.ratings import Assessment
+from train_iqa.evaluation.robustness import perturbed_ratings
+from zoomiqa_reward.cli.measuring import Measured, measure
+from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.model.ratings import Assessment
 
 
 @dataclass(frozen=True, kw_only=True)

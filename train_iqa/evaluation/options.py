@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from train_iqa.datasets import FAMILIES, Scale, Source
-from train_iqa.datasets.checking import ACCEPTABLE, CHECKS
-from train_iqa.datasets.splits import PARTS
+from train_iqa.data import FAMILIES, Scale, Source
+from train_iqa.data.checking import ACCEPTABLE, CHECKS
+from train_iqa.data.splits import PARTS
 from train_iqa.evaluation.measuring import Asking
-from zoomiqa_reward.model import MODES
+from zoomiqa_reward.model.zoomiqa import MODES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import train_iqa
-from zoomiqa_reward.fingerprint import fingerprint_parts
+from zoomiqa_reward.model.fingerprint import fingerprint_parts
 
 LIBRARIES = ("zoomiqa-reward", "torch", "torchvision", "transformers", "numpy", "scipy", "scikit-learn", "pillow")
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from train_iqa.datasets import Source
+from train_iqa.data import Source
 from train_iqa.rl.coverage import KlConfig
 from train_iqa.rl.resampling import ResamplingConfig
 from train_iqa.rl.rewards import RewardConfig

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from train_iqa.datasets import LabelledImage
+from train_iqa.data import LabelledImage
 from train_iqa.rl.advantages import group_advantages, scatter_to_rows, token_row_weights, trajectory_row_weights
 from train_iqa.rl.page import PageGroup
 from train_iqa.rl.rollout import Trajectory

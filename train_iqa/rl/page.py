@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from train_iqa.rl.rollout import Trajectory
-from zoomiqa_reward.images import to_pil
+from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.protocol import Protocol, zoom
 
 THUMBNAIL_PX = 320

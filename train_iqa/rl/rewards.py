@@ -13,9 +13,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from zoomiqa_reward.model.ratings import Assessment
+from zoomiqa_reward.model.turns import Turn
 from zoomiqa_reward.protocol import AnswerError, Protocol, read_route
-from zoomiqa_reward.ratings import Assessment
-from zoomiqa_reward.turns import Turn
 
 RANK_EPS = 1e-6
 _FORM = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from train_iqa.rows.completions import TrainingRow
-from zoomiqa_reward.checkpoint import Checkpoint
-from zoomiqa_reward.generate import Completion, Sampling, end_tokens, suppressed_tokens
-from zoomiqa_reward.ratings import Assessment
-from zoomiqa_reward.reason import assess_images
-from zoomiqa_reward.rows import Row, collate
+from zoomiqa_reward.model.checkpoint import Checkpoint
+from zoomiqa_reward.model.generate import Completion, Sampling, end_tokens, suppressed_tokens
+from zoomiqa_reward.model.inputs import Row, collate
+from zoomiqa_reward.model.ratings import Assessment
+from zoomiqa_reward.model.reason import assess_images
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from train_iqa.rl.rollout import Trajectory
-from zoomiqa_reward.ratings import Assessment
+from zoomiqa_reward.model.ratings import Assessment
 
 
 def rationale(assessment: Assessment) -> tuple[str, ...]:

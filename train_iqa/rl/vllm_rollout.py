@@ -37,9 +37,9 @@ from torch import Tensor, nn
 from train_iqa.rl.rollout import Drawn, on_cpu
 from train_iqa.rows.completions import TrainingRow, answer_logprobs, collate_completions
 from train_iqa.training.learner import seed_of
-from zoomiqa_reward.checkpoint import Checkpoint
-from zoomiqa_reward.generate import Sampling, end_tokens, suppressed_tokens
-from zoomiqa_reward.rows import Row
+from zoomiqa_reward.model.checkpoint import Checkpoint
+from zoomiqa_reward.model.generate import Sampling, end_tokens, suppressed_tokens
+from zoomiqa_reward.model.inputs import Row
 
 IMAGES = 2
 """Of one prompt, at most: round 2 shows the image and the crop."""

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomiqa_reward.checkpoint import Checkpoint
-from zoomiqa_reward.generate import suppressed_tokens
-from zoomiqa_reward.rows import Row, collate, make_row
-from zoomiqa_reward.turns import Prompted
+from zoomiqa_reward.model.checkpoint import Checkpoint
+from zoomiqa_reward.model.generate import suppressed_tokens
+from zoomiqa_reward.model.inputs import Row, collate, make_row
+from zoomiqa_reward.model.turns import Prompted
 
 
 @dataclass(frozen=True, kw_only=True)

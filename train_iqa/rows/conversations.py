@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from train_iqa.labels import LabelScale
-from train_iqa.rationale import answer1, answer2
-from train_iqa.synthetic import Sample
-from zoomiqa_reward.images import load_image, save_png
+from train_iqa.nano.labels import LabelScale
+from train_iqa.nano.rationale import answer1, answer2
+from train_iqa.nano.synthetic import Sample
+from zoomiqa_reward.images.loading import load_image, save_png
 from zoomiqa_reward.protocol import AnswerError, read_rating, read_route
 
 _KEYS = {"image", "rating", "rounds", "question"}
@@ -33,7 +33,7 @@ class Conversation:
     """One image with the answers to learn."""
 
     image: Any
-    """Whatever `zoomiqa_reward.images.load_image` takes; a path is read when its row is built."""
+    """Whatever `zoomiqa_reward.images.loading.load_image` takes; a path is read when its row is built."""
     rounds: tuple[str, ...]
     """The assistant's text of round 1 and, where it asks for a closer look, of round 2."""
     rating: float

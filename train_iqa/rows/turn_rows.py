@@ -1,19 +1,19 @@
 """The rows of a conversation: one for each round, and one that rates without words.
 
-A round's row asks exactly what inference asks (`zoomiqa_reward.turns`), round 2 with the crop that round 1's box cuts.
-The wordless row is what `direct` reads: the protocol's `direct_prefix`, of which nothing is learned, and the rating.
+A round's row asks exactly what inference asks (`zoomiqa_reward.model.turns`), round 2 with the crop that round 1's box
+cuts. The wordless row is what `direct` reads: the protocol's `direct_prefix`, of which nothing is learned, and the rating.
 """
 
 from PIL import Image
 
 from train_iqa.rows.completions import TrainingRow, complete
 from train_iqa.rows.conversations import Conversation
-from zoomiqa_reward.checkpoint import Checkpoint
-from zoomiqa_reward.images import load_image
-from zoomiqa_reward.pixels import factor_of, whole_size
+from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.model.checkpoint import Checkpoint
+from zoomiqa_reward.model.pixels import factor_of, whole_size
+from zoomiqa_reward.model.trie import RatingTrie
+from zoomiqa_reward.model.turns import round1, round2
 from zoomiqa_reward.protocol import read_route, zoom
-from zoomiqa_reward.trie import RatingTrie
-from zoomiqa_reward.turns import round1, round2
 
 ROUND1, ROUND2, DIRECT = "round1", "round2", "direct"
 CHARACTERS_PER_TOKEN = 4

@@ -17,8 +17,8 @@ def run_trainer(
     name: `sft` or `grpo`, the program and the recipe's part. kind: the configuration's class. read_data: makes one of
     its `data` of one `--data`. ValueError and FloatingPointError become a message on stderr and exit code 1.
     """
-    from train_iqa.recipes import RECIPES
     from train_iqa.training.config_file import read_config
+    from train_iqa.training.recipes import RECIPES
 
     parser = argparse.ArgumentParser(prog=f"python -m train_iqa.{name}", description=description)
     parser.add_argument("config", nargs="?", type=Path, help=f"YAML or JSON file with the fields of {kind.__name__}")

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from train_iqa.training.policy import TuningConfig, make_trainable, trained_parameters
-from zoomiqa_reward.checkpoint import Checkpoint, load_checkpoint
+from zoomiqa_reward.model.checkpoint import Checkpoint, load_checkpoint
 from zoomiqa_reward.protocol import Protocol
 
 

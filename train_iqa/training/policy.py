@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from zoomiqa_reward.checkpoint import Checkpoint
+from zoomiqa_reward.model.checkpoint import Checkpoint
 
 LANGUAGE_LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 TOWER_LAYERS = r".*visual\.(blocks|merger).*\.(qkv|proj|gate_proj|up_proj|down_proj|linear_fc1|linear_fc2)"
@@ -67,7 +67,7 @@ def make_trainable(model: nn.Module, config: TuningConfig) -> nn.Module:
         task_type="CAUSAL_LM",
     )  # fmt: skip
     with warnings.catch_warnings():
-        # peft's own use of an older name of transformers, as in zoomiqa_reward.checkpoint
+        # peft's own use of an older name of transformers, as in zoomiqa_reward.model.checkpoint
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         return get_peft_model(model, lora)
 

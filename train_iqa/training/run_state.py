@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from train_iqa.training.policy import TrainedWeights
-from zoomiqa_reward.run_folder import RunFolder
+from zoomiqa_reward.runs.training_folder import RunFolder
 
 FREE_FIELDS = ("out", "save_every", "page_every", "tensorboard")
 """Of a configuration: may differ when a run is continued, since they do not change its curve."""

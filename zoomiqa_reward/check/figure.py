@@ -17,7 +17,7 @@ from zoomiqa_reward.check.measures import LadderMeasure
 from zoomiqa_reward.check.report import CheckReport
 from zoomiqa_reward.check.table import number, percent
 from zoomiqa_reward.check.verdict import FIT, UNFIT
-from zoomiqa_reward.images import to_pil
+from zoomiqa_reward.images.loading import to_pil
 
 CELL_PX = 144
 """Side of the square cut from the middle of each picture."""

@@ -1,4 +1,4 @@
-"""A reward by name: a metric of `restoration.metrics`, or what a dotted path leads to.
+"""A reward by name: a metric of `restoration.metrics.registry`, or what a dotted path leads to.
 
 This package never imports restoration by itself: a metric's name is looked up when one is asked for.
 """
@@ -6,9 +6,9 @@ This package never imports restoration by itself: a metric's name is looked up w
 import inspect
 from importlib import import_module
 
-from zoomiqa_reward.reward import Reward
+from zoomiqa_reward.rewards.reward import Reward
 
-METRICS_MODULE = "restoration.metrics"
+METRICS_MODULE = "restoration.metrics.registry"
 _PARTS = ("name", "score_range", "differentiable", "deterministic", "fingerprint", "needs")
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from zoomiqa_reward.check.photographs import Photograph
-from zoomiqa_reward.images import load_image, to_pil
+from zoomiqa_reward.images.loading import load_image, to_pil
 
 SCALE = 4
 """How many times smaller the low-quality image is."""

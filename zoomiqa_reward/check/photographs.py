@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoomiqa_reward.images import ImageError, describe, load_image
+from zoomiqa_reward.images.loading import ImageError, describe, load_image
 
 CROP_PX = 288
 """Side of the square: nine whole blocks of 96 px for NIQE, and quick on a CPU."""

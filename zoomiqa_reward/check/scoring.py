@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zoomiqa_reward.check.ladders import Pool
-from zoomiqa_reward.reward import Reward
+from zoomiqa_reward.rewards.reward import Reward
 
 
 class Scorer:

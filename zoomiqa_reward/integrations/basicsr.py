@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from zoomiqa_reward.model import ZoomIQA
-from zoomiqa_reward.reward import ZoomIQAReward
+from zoomiqa_reward.model.zoomiqa import ZoomIQA
+from zoomiqa_reward.rewards.reward import ZoomIQAReward
 
 try:
     with warnings.catch_warnings():

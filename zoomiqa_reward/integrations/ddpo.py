@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zoomiqa_reward.ratings import Scores
-from zoomiqa_reward.reward import Reward
+from zoomiqa_reward.model.ratings import Scores
+from zoomiqa_reward.rewards.reward import Reward
 
 ON_INVALID = ("nan", "raise")
 

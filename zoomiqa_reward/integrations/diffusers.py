@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomiqa_reward.ratings import Scores
-from zoomiqa_reward.reward import Reward
+from zoomiqa_reward.model.ratings import Scores
+from zoomiqa_reward.rewards.reward import Reward
 
 _IN_SIGMAS = (
     "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler",

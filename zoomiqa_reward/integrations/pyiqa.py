@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoomiqa_reward.model import ZoomIQA
-from zoomiqa_reward.reward import ZoomIQAReward
+from zoomiqa_reward.model.zoomiqa import ZoomIQA
+from zoomiqa_reward.rewards.reward import ZoomIQAReward
 
 METRIC_NAME = "zoomiqa"
 

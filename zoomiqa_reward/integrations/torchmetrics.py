@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomiqa_reward.reward import Reward
+from zoomiqa_reward.rewards.reward import Reward
 
 try:
     from torchmetrics import Metric

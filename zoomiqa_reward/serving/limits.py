@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from zoomiqa_reward.images import MAX_PIXELS
+from zoomiqa_reward.images.loading import MAX_PIXELS
 
 MIB = 1 << 20
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from zoomiqa_reward.images import ImageError
-from zoomiqa_reward.model import split_images
-from zoomiqa_reward.ratings import Scores
+from zoomiqa_reward.images.loading import ImageError
+from zoomiqa_reward.model.ratings import Scores
+from zoomiqa_reward.model.zoomiqa import split_images
 from zoomiqa_reward.serving.connection import Connections
 from zoomiqa_reward.serving.errors import FingerprintError, ServingError
 from zoomiqa_reward.serving.wire import SAFETENSORS_TYPE, TRANSPORTS, Item, Row, encode_picture, encode_request

@@ -9,7 +9,7 @@ import asyncio
 import math
 from typing import Any
 
-from zoomiqa_reward.images import ImageError
+from zoomiqa_reward.images.loading import ImageError
 from zoomiqa_reward.serving.errors import ServingError
 from zoomiqa_reward.serving.limits import Limits
 from zoomiqa_reward.serving.scorer import Answer, Scorer

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomiqa_reward.images import ImageError
-from zoomiqa_reward.reward import Reward
+from zoomiqa_reward.images.loading import ImageError
+from zoomiqa_reward.rewards.reward import Reward
 from zoomiqa_reward.serving.spec import RewardSpec
 from zoomiqa_reward.serving.wire import Item, Row
 

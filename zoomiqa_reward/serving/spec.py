@@ -4,7 +4,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from zoomiqa_reward.reward import Reward
+from zoomiqa_reward.rewards.reward import Reward
 
 ZOOMIQA = "zoomiqa"
 
@@ -14,7 +14,7 @@ class RewardSpec:
     """A reward by name. All but `reward` and `search_path` belong to `zoomiqa`, the model."""
 
     reward: str = ZOOMIQA
-    """`zoomiqa`, a metric of restoration.metrics (`niqe`), or `package.module:factory`."""
+    """`zoomiqa`, a metric of restoration.metrics.registry (`niqe`), or `package.module:factory`."""
     model: str = "nano"
     """`nano`, a hub id, or a folder that every replica can read."""
     mode: str = "direct"

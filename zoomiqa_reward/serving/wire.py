@@ -30,7 +30,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 from torch import Tensor
 
-from zoomiqa_reward.images import ImageError, load_image, to_pil
+from zoomiqa_reward.images.loading import ImageError, load_image, to_pil
 from zoomiqa_reward.serving.errors import ServingError
 from zoomiqa_reward.serving.limits import Limits
 

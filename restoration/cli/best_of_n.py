@@ -1,0 +1,123 @@
+"""`zoomiqa best-of-n`: restore one picture N times, rate the results, keep the best.
+
+What needs torch is imported when the command runs, so that `--help` and wrong options answer at once.
+"""
+
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zoomiqa_reward.cli import inputs, output
+
+if TYPE_CHECKING:
+    from restoration.selection.candidates import Candidate
+
+ImageFile = Annotated[str, typer.Argument(help="The low-quality picture.", show_default=False)]
+Out = Annotated[
+    Path, typer.Option(help="Folder for candidates, best.png, sheet.png, run.json; resumed if it is there.")
+]
+Restorers = Annotated[
+    list[str], typer.Option(help="'nano' (embedded, x4), a hub id or a folder; several times for a mixed pool.")
+]
+Count = Annotated[int, typer.Option("--n", help="Candidates to draw.", min=1)]
+Seed = Annotated[int, typer.Option(help="Fixes every candidate.", min=0)]
+Scale = Annotated[int | None, typer.Option(help="Times larger, for pipelines that do not fix it.", min=1)]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps.", min=1)]
+Prompts = Annotated[list[str], typer.Option("--prompt", help="For pipelines that take text; several times for a pool.")]
+Negative = Annotated[str, typer.Option(help="Negative prompt.")]
+TilePx = Annotated[int | None, typer.Option(help="Restore in tiles of this side, pixels of the low-quality picture.")]
+ColourFix = Annotated[str, typer.Option(help="none, adain or wavelet.")]
+Vary = Annotated[
+    float, typer.Option(help="0..1: candidates see the picture softer or sharper, by their seed.", min=0, max=1)
+]
+BatchSize = Annotated[int, typer.Option(help="Candidates a call, with --batched.", min=1)]
+CascadeTop = Annotated[int, typer.Option("--cascade", help="Ask for the full answer (reason) about this many best.")]
+MinGain = Annotated[float, typer.Option(help="Stop when one more is expected to gain less rating; 0: never.", min=0)]
+
+
+def best_of_n(
+    image: ImageFile,
+    out: Out = Path("best_of_n"),
+    restorer: Restorers = ["nano"],  # noqa: B006  (typer reads it, nothing writes it)
+    n: Count = 8,
+    seed: Seed = 0,
+    scale: Scale = None,
+    steps: Steps = None,
+    prompt: Prompts = [],  # noqa: B006
+    negative_prompt: Negative = "",
+    tile_px: TilePx = None,
+    colour_fix: ColourFix = "none",
+    vary_sharpness: Vary = 0.0,
+    strict: inputs.Strict = True,
+    batch_size: BatchSize = 1,
+    cascade: CascadeTop = 0,
+    min_gain: MinGain = 0.0,
+    model: inputs.Model = "nano",
+    mode: inputs.ModeOption = "direct",
+    as_json: inputs.Json = False,
+    device: inputs.Device = None,
+    protocol: inputs.ProtocolFile = None,
+    adapter: inputs.Adapter = None,
+) -> int:
+    """Draw N restorations of one picture, rate each, keep the best. Killed, it goes on where it was."""
+    from restoration.restorer.restorer import Restorer
+    from restoration.selection.best_of_n import Cascade
+    from restoration.selection.best_of_n import best_of_n as draw
+    from restoration.selection.early_stop import EarlyStop
+    from zoomiqa_reward import ZoomIQAReward
+
+    iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
+    print(f"loading {', '.join(restorer)} ...", file=sys.stderr)
+    restorers = [
+        Restorer.from_pretrained(
+            name, scale=scale, steps=steps, device=device, negative_prompt=negative_prompt, tile_px=tile_px,
+            colour_fix=colour_fix, vary_sharpness=vary_sharpness,
+        )
+        for name in restorer
+    ]  # fmt: skip
+    result = draw(
+        restorers, image, ZoomIQAReward(iqa, mode=mode), n=n, seed=seed, out=out, prompts=prompt or None,
+        strict=strict, batch_size=batch_size, early_stop=EarlyStop(min_gain=min_gain) if min_gain > 0 else None,
+        cascade=Cascade(reward=ZoomIQAReward(iqa, mode="reason"), top=cascade) if cascade else None,
+    )  # fmt: skip
+    if as_json:
+        for candidate in result.order:
+            output.json_line(line(candidate))
+    else:
+        table(result.order)
+    for note in result.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if not result.order[0].valid:
+        return 1
+    print(f"best: {out / 'best.png'} (seed {result.best.seed}), all: {out / 'sheet.png'}", file=sys.stderr)
+    return 0 if all(candidate.valid for candidate in result.candidates) else 2
+
+
+def line(candidate: "Candidate") -> dict[str, Any]:
+    """Return one candidate's JSON line, NaN as null."""
+    names = ("rank", "index", "seed", "restorer", "prompt", "score", "std", "cascade_score", "valid", "error",
+             "cascade_error", "batch_position", "batch_size", "sharpness", "same_as", "seconds")  # fmt: skip
+    values = {name: getattr(candidate, name) for name in names}
+    values |= {name: None for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
+    return values | {"image": None if candidate.file is None else str(candidate.file)}
+
+
+def table(order: tuple["Candidate", ...]) -> None:
+    """Print the candidates for people, best first."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("rank", "score", "±", "cascade", "seed"):
+        shown.add_column(title, justify="right", no_wrap=True)
+    shown.add_column("candidate", overflow="fold")
+    for one in order:
+        name = Text(str(one.file) if one.file is not None else f"{one.index} {one.restorer}")
+        if not one.valid:
+            name.append(f"\nnot rated: {one.error}", style="red")
+        numbers = [output.number(value, 2) for value in (one.score, one.std, one.cascade_score)]
+        shown.add_row("-" if one.rank is None else str(one.rank), *numbers, str(one.seed), name)
+    output.console().print(shown)

@@ -1,0 +1,201 @@
+"""`zoomiqa evaluate`: a restorer on a dataset, the value of choosing among its candidates, with provenance.
+
+What needs torch is imported when the command runs, so that `--help` and wrong options answer at once.
+"""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from zoomiqa_reward.cli import inputs, output
+
+ROWS = ("hr", "bicubic", "worst", "mean", "best", "selected")
+DEFAULT_METRICS = "fsim,vif,psnr_y,ssim_y,niqe,lr_consistency"
+
+DatasetArgument = Annotated[
+    str, typer.Argument(help="A folder of images, or a preset: set5, set14, stablesr-realsr, realsr, drealsr, ...",
+                        show_default=False),
+]  # fmt: skip
+Out = Annotated[Path, typer.Option(help="Folder for records, settings and results; the same command goes on from it.")]
+Root = Annotated[Path | None, typer.Option(help="Where a preset's folders lie.")]
+Hr = Annotated[Path | None, typer.Option(help="Folder of ground truths; DATASET is then the low-quality folder.")]
+AsIs = Annotated[bool, typer.Option("--as-is", help="DATASET holds low-quality images without ground truth.")]
+Degradation = Annotated[str, typer.Option(help="For folders of good images: bicubic, mild, moderate, realesrgan.")]
+RestorerName = Annotated[str, typer.Option("--restorer", help="'nano', a hub id, a folder, or 'bicubic'.")]
+Vary = Annotated[float, typer.Option(min=0, max=1, help="Candidates see the input softer or sharper, by their seed.")]
+RewardName = Annotated[str, typer.Option("--reward", help="Who chooses: 'nano', a model, a metric's name, or 'none'.")]
+Metrics = Annotated[str, typer.Option(help="Names separated by commas.")]
+Headline = Annotated[str | None, typer.Option(help="The metric that judges; default: the first that may.")]
+Against = Annotated[Path | None, typer.Option(help="Folder of another evaluation, for a paired test.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Take the first so many images.")]
+
+
+def evaluate(
+    dataset: DatasetArgument,
+    out: Out,
+    root: Root = None,
+    hr: Hr = None,
+    as_is: AsIs = False,
+    degradation: Degradation = "realesrgan",
+    scale: Annotated[int, typer.Option(min=1, help="How many times larger.")] = 4,
+    restorer: RestorerName = "nano",
+    vary_sharpness: Vary = 0.0,
+    reward: RewardName = "nano",
+    mode: inputs.ModeOption = "direct",
+    metrics: Metrics = DEFAULT_METRICS,
+    headline: Headline = None,
+    m: Annotated[int, typer.Option("--m", min=1, help="Candidates an image.")] = 8,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    against: Against = None,
+    limit: Limit = None,
+    lpips_weights: Annotated[Path | None, typer.Option(help="LPIPS' backbone, a local file.")] = None,
+    keep_images: Annotated[bool, typer.Option(help="Keep the candidates in OUT.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The results as one JSON line on stdout.")] = False,
+    device: inputs.Device = None,
+) -> int:
+    """Measure a restorer's candidates and the choice among them."""
+    from restoration.evaluation.evaluate import Evaluation
+    from restoration.evaluation.evaluate import evaluate as run
+    from restoration.evaluation.report import compare
+
+    images = _dataset(dataset, root, hr, as_is, degradation, scale, seed)
+    images = images if limit is None else images.take(limit)
+    other = None if against is None else Evaluation.load(against)  # a wrong folder is told before the work
+    options = {} if lpips_weights is None else {"lpips": {"weights": lpips_weights}}
+
+    def watch(records: Iterable[Any], total: int) -> Iterable[Any]:
+        return output.progress(records, total, "evaluating", streaming=False)
+
+    names = [name.strip() for name in metrics.split(",")]
+    evaluation = run(
+        _restorer(restorer, images.scale, device, vary_sharpness), images, names, m=m,
+        seed=seed, reward=_reward(reward, mode, device, options), out=out, headline=headline, options=options,
+        keep_images=keep_images, watch=watch,
+    )  # fmt: skip
+    results = evaluation.report()
+    if other is not None:
+        sides = (evaluation.settings, evaluation.records), (other.settings, other.records)
+        results["against"] = compare(*sides, results["headline"])
+    if as_json:
+        output.json_line(results)
+    else:
+        show(results)
+    print(f"results: {out / 'results.json'}", file=sys.stderr)
+    return 2 if results["problems"]["failed"] or results["problems"]["unmeasured"] else 0
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print the results for people."""
+    console, settings = output.console(), results["settings"]
+    columns = list(results["rows"]["mean"])
+    table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left",
+                  title=f"{settings['restorer']['name']} on {settings['dataset']['name']}: {results['images']} images, "
+                  f"{results['m']} candidates each")  # fmt: skip
+    table.add_column("")
+    for name in columns:
+        table.add_column(f"{name}*" if name == results["headline"] else name, justify="right")
+    for row in (name for name in ROWS if name in results["rows"]):
+        table.add_row(row, *(_cell(results["rows"][row][name]) for name in columns))
+    table.add_row("G-STD", *(_cell(results["g_std"][name]) for name in columns))
+    console.print(table)
+    if results["choice"]:
+        console.print(_choice_table(results))
+    if "against" in results:
+        for row in ("mean", "selected"):
+            if row in results["against"]:
+                _show_test(console, results["against"], row)
+    cost = results["cost"]
+    if cost["seconds_per_candidate"] is not None:
+        peak = "" if cost["peak_bytes"] is None else f", peak memory {cost['peak_bytes'] / 2**30:.2f} GiB"
+        console.print(f"{cost['seconds_per_candidate']:.2f} s a candidate{peak}; * judges", markup=False)
+    _show_problems(results)
+
+
+def _choice_table(results: dict[str, Any]) -> Table:
+    reward = results["settings"]["reward"]["name"]
+    table = Table(box=None, header_style="bold", pad_edge=False, title=f"what {reward}'s choice is worth",
+                  title_justify="left")  # fmt: skip
+    for title in ("under", "captured gain", "regret", "within-LR SRCC", ""):
+        table.add_column(title, justify="left" if title in ("under", "") else "right")
+    for name, found in results["choice"].items():
+        cells = [_cell(found[key]) for key in ("captured_gain", "regret", "within_srcc")]
+        table.add_row(name, *cells, "" if found["may_judge"] else f"no judge: {_why(results, name)}")
+    return table
+
+
+def _show_test(console: Any, test: dict[str, Any], row: str) -> None:
+    found = test[row]
+    p = [output.number(float("nan") if found[key] is None else found[key], 4) for key in ("p_bootstrap", "p_wilcoxon")]
+    names = " - ".join(test["restorers"])
+    console.print(f"{names}, {row}, {test['metric']} (oriented): {_cell(found['difference'])}, "
+                  f"p {p[0]} (bootstrap), {p[1]} (Wilcoxon)", markup=False)  # fmt: skip
+
+
+def _show_problems(results: dict[str, Any]) -> None:
+    problems = results["problems"]
+    if results["is_pool_fair"] is False:
+        gap = -results["pool_above_bicubic_db"]
+        print(f"the pool's mean PSNR-Y is {gap:.2f} dB below bicubic's: choosing is easy here", file=sys.stderr)
+    for one in problems["failed"]:
+        print(f"failed: {one['image']}, seed {one['seed']}: {one['error']}", file=sys.stderr)
+    for name, reasons in problems["unmeasured"].items():
+        for why, count in reasons.items():
+            print(f"not measured, {count} times: {name}: {why}", file=sys.stderr)
+    for name, images in problems["left_out"].items():
+        print(f"left out of {name}: {', '.join(images)}", file=sys.stderr)
+    if problems["identical_candidates"]:
+        print(f"all candidates identical: {', '.join(problems['identical_candidates'])}", file=sys.stderr)
+
+
+def _dataset(
+    name: str, root: Path | None, hr: Path | None, as_is: bool, degradation: str, scale: int, seed: int
+) -> Any:
+    from restoration.evaluation.datasets import PRESETS, degraded_folder, load_preset, paired_folders
+
+    if as_is and (hr or root):
+        raise ValueError("--as-is goes with neither --hr nor --root")
+    if hr is not None or as_is:
+        return paired_folders(name, hr, scale=scale)
+    if root is None and name in PRESETS and not Path(name).is_dir():
+        raise ValueError(f"dataset {name!r} needs --root, the folder that holds it")
+    if root is not None:
+        return load_preset(name, root, degradation, scale=scale, seed=seed)
+    return degraded_folder(name, degradation, scale=scale, seed=seed)
+
+
+def _restorer(name: str, scale: int, device: str | None, vary_sharpness: float) -> Any:
+    if name == "bicubic":
+        if vary_sharpness:
+            raise ValueError("--vary-sharpness is for restorers; 'bicubic' is the plain reference")
+        from restoration.evaluation.evaluate import BicubicRestorer
+
+        return BicubicRestorer(scale=scale)
+    from restoration.restorer.restorer import Restorer
+
+    return Restorer.from_pretrained(name, device=device, vary_sharpness=vary_sharpness)
+
+
+def _reward(name: str, mode: str, device: str | None, options: dict[str, Any]) -> Any:
+    from restoration.metrics.registry import METRICS, as_reward
+    from zoomiqa_reward.rewards.reward import ZoomIQAReward
+
+    if name == "none":
+        return None
+    if name in METRICS:
+        return as_reward(name, **options.get(name, {}))
+    return ZoomIQAReward(inputs.load_model(name, device=device, adapter=None, protocol=None), mode=mode)
+
+
+def _why(results: dict[str, Any], name: str) -> str:
+    return results["settings"]["not_headline"][name]
+
+
+def _cell(number: dict[str, Any]) -> str:
+    if number["value"] is None:
+        return "-"
+    text = f"{number['value']:.3f}"
+    return text if number["low"] is None else f"{text} [{number['low']:.3f}, {number['high']:.3f}]"

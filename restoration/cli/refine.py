@@ -1,0 +1,118 @@
+"""`zoomiqa refine`: restore one picture, then again where the quality model wants to look closer.
+
+What needs torch is imported when the command runs, so that `--help` and wrong options answer at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zoomiqa_reward.cli import inputs, output
+
+if TYPE_CHECKING:
+    from restoration.refinement import Refined, Round
+
+ImageFile = Annotated[str, typer.Argument(help="The low-quality picture.", show_default=False)]
+Out = Annotated[Path, typer.Option(help="Folder for refined.png, strip.png, run.json and rounds; resumed if there.")]
+RestorerName = Annotated[str, typer.Option(help="'nano' (embedded, x4), a hub id or a folder.")]
+Rounds = Annotated[int, typer.Option(help="Most regions to restore again.", min=1)]
+SeedsPerRound = Annotated[int, typer.Option(help="Restorations in each round, and at the start.", min=1)]
+Seed = Annotated[int, typer.Option(help="Fixes every restoration.", min=0)]
+Scale = Annotated[int | None, typer.Option(help="Times larger, for pipelines that do not fix it.", min=1)]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps.", min=1)]
+Prompt = Annotated[str, typer.Option(help="Stands before the model's directions, for pipelines that take text.")]
+Negative = Annotated[str, typer.Option(help="Stands before the issues that the model wants avoided.")]
+TilePx = Annotated[int | None, typer.Option(help="Restore in tiles of this side, pixels of the low-quality picture.")]
+ColourFix = Annotated[str, typer.Option(help="none, adain or wavelet.")]
+MinGain = Annotated[float | None, typer.Option(help="Least rise of the rating that counts; default 0.01.", min=0)]
+Slack = Annotated[
+    float, typer.Option("--slack-db", help="What LR-consistency may lose, below the highest one kept.", min=0)
+]
+LinePerRound = Annotated[bool, typer.Option("--json", help="One JSON line a round on stdout.")]
+
+
+def refine(
+    image: ImageFile,
+    out: Out = Path("refined"),
+    restorer: RestorerName = "nano",
+    rounds: Rounds = 3,
+    seeds_per_round: SeedsPerRound = 4,
+    seed: Seed = 0,
+    scale: Scale = None,
+    steps: Steps = None,
+    prompt: Prompt = "",
+    negative_prompt: Negative = "",
+    tile_px: TilePx = None,
+    colour_fix: ColourFix = "none",
+    min_gain: MinGain = None,
+    slack_db: Slack = 0.1,
+    model: inputs.Model = "nano",
+    mode: inputs.ModeOption = "direct",
+    as_json: LinePerRound = False,
+    device: inputs.Device = None,
+    protocol: inputs.ProtocolFile = None,
+    adapter: inputs.Adapter = None,
+) -> int:
+    """Restore one picture, then again where the quality model wants to look closer. Killed, it goes on."""
+    from restoration.refinement import refine as run
+    from restoration.restorer.restorer import Restorer
+    from zoomiqa_reward import ZoomIQAReward
+
+    iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
+    print(f"loading {restorer} ...", file=sys.stderr)
+    system = Restorer.from_pretrained(
+        restorer, scale=scale, steps=steps, device=device, prompt=prompt, negative_prompt=negative_prompt,
+        tile_px=tile_px, colour_fix=colour_fix,
+    )  # fmt: skip
+    result = run(
+        system, image, ZoomIQAReward(iqa, mode=mode), rounds=rounds, seeds_per_round=seeds_per_round, seed=seed,
+        out=out, min_gain=min_gain, lr_consistency_slack_db=slack_db,
+    )  # fmt: skip
+    if as_json:
+        for one in result.history:
+            output.json_line(line(one, out))
+    else:
+        table(result)
+    print(
+        f"stopped: {result.stopped}; gain over best-of-{len(result.start.candidates)}: {result.gain:+.3f}; "
+        f"{out / 'refined.png'}, all rounds: {out / 'strip.png'}",
+        file=sys.stderr,
+    )
+    return 0 if was_measured(result) else 2
+
+
+def was_measured(result: "Refined") -> bool:
+    """Return whether every restoration got its rating, and every picture an answer that could be read."""
+    attempts = [*result.start.candidates, *(attempt for one in result.history for attempt in one.attempts)]
+    wishes = [one.wish for one in result.history if one.wish is not None]
+    return all(attempt.valid for attempt in attempts) and all(wish.error is None for wish in wishes)
+
+
+def line(one: "Round", out: Path) -> dict[str, Any]:
+    """Return a round's JSON line: its row in rounds.jsonl, with the picture's path."""
+    from restoration.refinement.records import row_of
+
+    row = row_of(one, out)
+    del row["file"]
+    return row | {"image": None if one.file is None else str(one.file)}
+
+
+def table(result: "Refined") -> None:
+    """Print the rounds for people, in order."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("round", "reward", "LR dB"):
+        shown.add_column(title, justify="right", no_wrap=True)
+    shown.add_column("region", no_wrap=True)
+    shown.add_column("", no_wrap=True)
+    shown.add_column("why", overflow="fold")
+    for one in result.history:
+        region = "whole" if one.number == 0 else "-" if one.region is None else " ".join(map(str, one.region))
+        verdict = "stop" if not one.has_image() and one.stop else "kept" if one.accepted else "refused"
+        numbers = output.number(one.reward, 3), output.number(one.lr_consistency, 2)
+        shown.add_row(str(one.number), *numbers, region, verdict, Text(one.reason))
+    output.console().print(shown)

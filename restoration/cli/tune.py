@@ -1,0 +1,97 @@
+"""`zoomiqa tune`: tune a restorer on the quality model, watched for reward hacking; also under `accelerate launch`.
+
+What needs torch is imported when the command runs, so that `--help` and wrong options answer at once.
+"""
+
+import contextlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoomiqa_reward.cli import inputs, output
+
+HELD_OUT_SHARE, MOST_HELD_OUT = 4, 16
+
+RecipeArgument = Annotated[str, typer.Argument(help="nano_nft, nano_grpo, sdx4_nft, ...; a wrong name lists all.")]
+Out = Annotated[Path, typer.Option(help="Run folder; the same command goes on from what it holds.")]
+Images = Annotated[Path, typer.Option(help="Folder of good images to degrade and learn on.")]
+Lq = Annotated[Path | None, typer.Option("--lq", help="Folder of low-quality images; IMAGES then holds their truths.")]
+Validation = Annotated[
+    Path | None, typer.Option(help="Folder of good images for the monitor; default: a part of IMAGES is held out.")
+]
+Degradation = Annotated[str, typer.Option(help="How images are degraded: bicubic, mild, moderate, realesrgan.")]
+Source = Annotated[str | None, typer.Option(help="Another pipeline than the recipe's: a hub id or a folder.")]
+Pairs = Annotated[Path | None, typer.Option(help="Parquet file of pairs, for the dpo recipes.")]
+
+
+def tune(
+    recipe: RecipeArgument,
+    images: Images,
+    out: Out,
+    lq: Lq = None,
+    validation: Validation = None,
+    degradation: Degradation = "realesrgan",
+    scale: Annotated[int, typer.Option(min=1, help="How many times larger.")] = 4,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take the first so many images.")] = None,
+    source: Source = None,
+    model: inputs.Model = "nano",
+    protocol: inputs.ProtocolFile = None,
+    pairs: Pairs = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="The result as one JSON line on stdout.")] = False,
+    device: inputs.Device = None,
+) -> int:
+    """Tune a restorer on the quality model."""
+    from restoration.tuning import load_examples
+    from restoration.tuning import tune as run
+    from restoration.tuning.recipes import find_recipe
+
+    changes: dict[str, Any] = {"rounds": rounds, "learning_rate": learning_rate, "pairs_file": pairs}
+    if pairs is not None and not recipe.endswith("_dpo"):
+        raise ValueError(f"--pairs goes with the dpo recipes, not with {recipe}")
+    chosen = find_recipe(recipe, seed=seed, **{key: value for key, value in changes.items() if value is not None})
+    chosen = chosen if source is None else replace(chosen, source=source)
+    training, checked = _datasets(images, lq, validation, degradation, scale, seed, limit)
+    reward = chosen.reward(inputs.load_model(model, device=device, adapter=None, protocol=protocol))
+    with contextlib.redirect_stdout(sys.stderr):  # the log's rows are talk
+        result = run(chosen, load_examples(training), reward, out, validation=load_examples(checked), device=device)
+    for why in result.alarms:
+        print(f"alarm in round {result.rounds}: {why}", file=sys.stderr)
+    shown = {
+        "recipe": chosen.name, "rounds": result.rounds, "best_round": result.best_round, "alarms": list(result.alarms),
+        "seconds": round(result.seconds, 1), "pipeline": str(result.pipeline), "lora": str(result.lora),
+    }  # fmt: skip
+    if as_json:
+        output.json_line(shown)
+    else:
+        print(f"{result.pipeline}: round {result.best_round} of {result.rounds}, {result.seconds:.0f} s of training")
+    return 0
+
+
+def _datasets(
+    images: Path, lq: Path | None, validation: Path | None, degradation: str, scale: int, seed: int, limit: int | None
+) -> tuple[Any, Any]:
+    """Return the training pictures and those of the monitor, which share none."""
+    from restoration.evaluation.datasets import degraded_folder, paired_folders
+
+    whole = degraded_folder(images, degradation, scale=scale, seed=seed) if lq is None else paired_folders(
+        lq, images, scale=scale
+    )  # fmt: skip
+    whole = whole if limit is None else whole.take(limit)
+    if validation is not None:
+        return whole, degraded_folder(validation, degradation, scale=scale, seed=seed)
+    count = min(MOST_HELD_OUT, len(whole.items) // HELD_OUT_SHARE)
+    if count < 4:
+        raise ValueError(
+            f"{len(whole.items)} images: a quarter is held out for the monitor, which needs 4; give 16 images or more, "
+            "or --validation"
+        )
+    # The last ones, so that each image keeps its place, and with it the seed that it is degraded with.
+    training = whole.take(len(whole.items) - count)
+    held_out = replace(whole, items=whole.items[len(training.items) :], seed=whole.seed + len(training.items))
+    return training, held_out

@@ -1,0 +1,167 @@
+"""How good a restorer's candidates are, and what a reward's choice among them is worth, on a dataset.
+
+Every picture is measured as the 8-bit file that it would be saved as. Beside the candidates stand two rows: bicubic,
+which any restorer should beat, and the ground truth, which no-reference metrics need not like best. The work is
+appended picture by picture to a folder, so that a run that was killed goes on where it was; what is made of the
+records stands in `restoration.evaluation.report`.
+"""
+
+import platform
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from restoration.evaluation.datasets import Dataset
+from restoration.evaluation.measuring import BicubicRestorer, Judge, Restoring, bicubic, restored
+from restoration.evaluation.records import Record, RecordFolder, read_records, read_settings
+from restoration.evaluation.report import not_headline, pick_headline, report
+from restoration.metrics.fidelity import MetricUnavailable
+from restoration.metrics.perceptual import backbone_hash
+from restoration.metrics.registry import find_metrics
+from restoration.restorer.rng import candidate_seed
+from zoomiqa_reward.rewards.reward import Reward
+from zoomiqa_reward.runs.json_lines import write_json
+
+__all__ = ["BicubicRestorer", "Evaluation", "Restoring", "bicubic", "evaluate"]
+
+REPORT = "results.json"
+LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "zoomiqa-reward")
+MAX_FAILED_SHARE = 0.2
+"""Above this share of failed candidates the run stops: what is left would be another dataset."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A run's settings and records."""
+
+    settings: dict[str, Any]
+    """Provenance: restorer, dataset, metrics, reward, seeds, versions."""
+    records: tuple[Record, ...]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Evaluation":
+        """Read a run's folder, finished or not. Raises ValueError where it is none."""
+        return cls(settings=read_settings(Path(folder)), records=tuple(read_records(Path(folder))))
+
+    def report(self) -> dict[str, Any]:
+        """Return the numbers, ready for JSON; see `evaluation_report.report`."""
+        return report(self.settings, self.records)
+
+
+def evaluate(
+    restorer: Restoring, dataset: Dataset, metrics: Sequence[str], *, m: int = 8, seed: int = 0,
+    reward: Reward | None = None, out: str | Path | None = None, headline: str | None = None,
+    options: dict[str, dict[str, Any]] | None = None, keep_images: bool = False,
+    watch: Callable[[Iterable[Record], int], Iterable[Record]] | None = None,
+) -> Evaluation:  # fmt: skip
+    """Restore every image `m` times, measure all of it, and return the evaluation.
+
+    Candidate k has the seed `candidate_seed(seed, k)`, for every image and every restorer.
+
+    `metrics`: names of `restoration.metrics.METRICS`; `options` as `measure` takes them (LR-consistency is without
+    blur where the dataset is clean, unless they say otherwise). `headline`: the metric that judges; by default the
+    first that may. `out`: folder for records, settings and report, from which the same call goes on; `keep_images`
+    writes the candidates there too. `watch(records, total)` sees each record pass.
+
+    Raises ValueError for unfit arguments, a headline that was the reward or made the reward's labels, or a folder of
+    another run; RuntimeError where more than a fifth of the candidates fail.
+    """
+    _check(restorer, dataset, m, reward, keep_images, out)
+    names = [metric.name for metric in find_metrics(metrics)]
+    options = {"lr_consistency": {"blur_px": 0.0}} | (options or {}) if dataset.is_clean else (options or {})
+    excluded = not_headline(reward)
+    has_hr = any(item.hr is not None for item in dataset.items)
+    headline = pick_headline(names, excluded, headline, has_hr=has_hr)
+    settings = _settings(restorer, dataset, names, m, seed, reward, options)
+    settings |= {"headline": headline, "not_headline": excluded}
+    folder = RecordFolder(out, settings)
+    seeds = settings["seeds"]
+    judge = Judge(names, options, reward, Path(out) / "images" if out is not None and keep_images else None)
+    records: Iterable[Record] = _run(restorer, dataset, seeds, judge, folder)
+    failed = 0
+    for record in watch(records, len(dataset.items) * (m + 1 + has_hr)) if watch else records:
+        failed += record.error is not None
+        if failed > MAX_FAILED_SHARE * m * len(dataset.items):
+            raise RuntimeError(f"{failed} of {m * len(dataset.items)} candidates failed, the last: {record.error}")
+    kept = tuple(record for record in folder.records.values() if record.seed in {None, *seeds})
+    evaluation = Evaluation(settings=settings, records=kept)
+    if out is not None:
+        write_json(Path(out) / REPORT, evaluation.report())
+    return evaluation
+
+
+def _run(
+    restorer: Restoring, dataset: Dataset, seeds: Sequence[int], judge: Judge, folder: RecordFolder
+) -> Iterator[Record]:
+    """Yield each record, old or new, in the order of the dataset: bicubic, ground truth, candidates."""
+    for index, item in enumerate(dataset.items):
+        keys = [(item.name, "bicubic", None), *([(item.name, "hr", None)] if item.hr is not None else []),
+                *((item.name, "candidate", seed) for seed in seeds)]  # fmt: skip
+        yield from (folder.records[key] for key in keys if folder.done(key))
+        missing = [key for key in keys if not folder.done(key)]
+        if not missing:
+            continue
+        pair = dataset.load(index)
+        rows = {row: key for key in missing if (row := key[1]) != "candidate"}
+        if "bicubic" in rows:
+            folder.add(judge(bicubic(pair.lq, dataset.scale), pair, item.name, "bicubic"))
+        if "hr" in rows and pair.hr is not None:
+            folder.add(judge(pair.hr, pair, item.name, "hr"))
+        yield from (folder.records[key] for key in rows.values())
+        due = [seed for _, _, seed in missing if seed is not None]
+        for seed, image, cost in restored(restorer, pair.lq, dataset.scale, due):
+            record = judge(image, pair, item.name, "candidate", seed, cost)
+            folder.add(record)
+            yield record
+
+
+def _settings(
+    restorer: Restoring, dataset: Dataset, names: list[str], m: int, seed: int, reward: Reward | None, options: Any
+) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "restorer": {"name": restorer.name, "fingerprint": restorer.fingerprint, "scale": restorer.scale},
+        "dataset": {
+            "name": dataset.name, "fingerprint": dataset.fingerprint, "images": len(dataset.items),
+            "scale": dataset.scale, "seed": dataset.seed,
+            "degradation": None if dataset.degradation is None else asdict(dataset.degradation),
+        },
+        "metrics": {metric.name: metric.version() for metric in find_metrics(names)},
+        "options": {name: _hashed(name, values) for name, values in options.items()},
+        "m": m,
+        "seed": seed,
+        "seeds": [candidate_seed(seed, k) for k in range(m)],
+        "reward": None if reward is None else {"name": reward.name, "fingerprint": reward.fingerprint},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+    }  # fmt: skip
+
+
+def _hashed(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    if name != "lpips" or "weights" not in options:
+        return options
+    try:
+        return options | {"weights": backbone_hash(options["weights"])}
+    except MetricUnavailable:
+        return options | {"weights": None}
+
+
+def _check(restorer: Restoring, dataset: Dataset, m: int, reward: Reward | None, keep_images: bool, out: Any) -> None:
+    if m < 1:
+        raise ValueError(f"m={m}: must be at least 1")
+    if restorer.scale not in (None, dataset.scale):
+        raise ValueError(f"restorer {restorer.name!r} is x{restorer.scale}, dataset {dataset.name!r} x{dataset.scale}")
+    if reward is not None and "prompts" in reward.needs:
+        raise ValueError(f"reward {reward.name!r} needs prompts, and a dataset has none")
+    if getattr(reward, "groupwise", False):
+        raise ValueError(
+            f"reward {reward.name!r} rates an image against its group, so its values mean nothing one by one; "
+            "evaluate its terms, or take every term raw"
+        )
+    if keep_images and out is None:
+        raise ValueError("keep_images needs out=, a folder to keep them in")

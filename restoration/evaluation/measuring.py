@@ -1,0 +1,142 @@
+"""Making and measuring one picture of an evaluation: a candidate with its cost, bicubic, or the ground truth."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from restoration.evaluation.datasets import Pair, pixel_hash
+from restoration.evaluation.records import NO_REFERENCE, Record
+from restoration.metrics.registry import measure
+from restoration.restorer.image_io import RestorationError
+from zoomiqa_reward.images.loading import load_image, save_png, to_pil
+from zoomiqa_reward.rewards.reward import Reward
+
+try:
+    import resource
+except ModuleNotFoundError:  # Windows: a process's peak memory is then not known
+    resource = None  # type: ignore[assignment]
+
+
+class Restoring(Protocol):
+    """What is evaluated: `restoration.Restorer`, or anything like it."""
+
+    name: str
+    fingerprint: str
+    scale: int | None
+    """None: not known yet; the dataset's is then presumed, and checked on each picture."""
+
+    def restore(self, image: Any, seeds: Sequence[int]) -> Iterable[Any]:
+        """Yield one candidate a seed, in order, with `.image` (CHW in [0, 1]) and `.seed`."""
+        ...
+
+
+def bicubic(image_lq: Tensor, scale: int) -> Tensor:
+    """Return a CHW image `scale` times as large, by the bicubic kernel (a = -0.5) of Pillow and MATLAB, clamped."""
+    size = image_lq.shape[1] * scale, image_lq.shape[2] * scale
+    # antialias changes nothing but the kernel when enlarging: without it torch takes a = -0.75.
+    return F.interpolate(image_lq[None].float(), size=size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BicubicRestorer:
+    """Bicubic as a restorer: deterministic, so all its candidates are one picture."""
+
+    scale: int = 4
+    name: str = "bicubic"
+    fingerprint: str = "bicubic"
+
+    @dataclass(frozen=True)
+    class Candidate:
+        """A picture and its seed."""
+
+        image: Tensor
+        seed: int
+
+    def restore(self, image: Any, seeds: Sequence[int]) -> Iterator[Candidate]:
+        """Yield the enlarged image once a seed."""
+        enlarged = bicubic(load_image(image), self.scale)
+        yield from (self.Candidate(enlarged, seed) for seed in seeds)
+
+
+def restored(
+    restorer: Restoring, image_lq: Tensor, scale: int, seeds: list[int]
+) -> Iterator[tuple[int, Tensor | str, dict[str, Any]]]:
+    """Yield (seed, picture or why there is none, its cost)."""
+    size = (3, image_lq.shape[1] * scale, image_lq.shape[2] * scale)
+    waiting, candidates = list(seeds), None
+    while waiting:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        try:
+            candidates = iter(restorer.restore(image_lq, list(waiting))) if candidates is None else candidates
+            candidate = next(candidates)
+        except (ValueError, RestorationError, StopIteration, torch.OutOfMemoryError) as failure:
+            # This one's; the others are asked for anew, since a generator that raised is over.
+            ended = "the restorer returned no candidate for this seed" if isinstance(failure, StopIteration) else ""
+            yield waiting.pop(0), ended or " ".join(str(failure).split()) or type(failure).__name__, {}
+            candidates = None
+            continue
+        cost = {"seconds": time.perf_counter() - start, "peak_bytes": _peak_bytes()}
+        if candidate.seed != waiting[0]:
+            raise RuntimeError(f"restorer {restorer.name!r} returned seed {candidate.seed}, due was {waiting[0]}")
+        image = load_image(candidate.image).detach().cpu()
+        if image.shape != size:
+            raise RuntimeError(f"restorer {restorer.name!r} returned {tuple(image.shape)} where {size} was due")
+        yield waiting.pop(0), image, cost
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Measures a picture by the metrics and the reward."""
+
+    names: list[str]
+    options: dict[str, dict[str, Any]]
+    reward: Reward | None
+    images: Path | None
+
+    def __call__(
+        self, image: Tensor | str, pair: Pair, name: str, row: str, seed: int | None = None, cost: Any = None
+    ) -> Record:
+        common = {"image": name, "row": row, "seed": seed, "lq_sha256": pair.lq_sha256, "hr_sha256": pair.hr_sha256}
+        if isinstance(image, str):
+            return Record(**common, error=image, metrics=dict.fromkeys(self.names, float("nan")),
+                          reasons=dict.fromkeys(self.names, "there is no picture"))  # fmt: skip
+        image = load_image(to_pil(image))
+        reference = None if row == "hr" else pair.hr
+        found = measure(self.names, image, hr=reference, lq=pair.lq, options=self.options)
+        if self.images is not None and row == "candidate":
+            (self.images / name).mkdir(parents=True, exist_ok=True)
+            save_png(image, self.images / name / f"{seed}.png")
+        value, error = self._rewarded(image, pair.lq, reference)
+        return Record(
+            **common, **(cost or {}), metrics={key: one.value for key, one in found.items()},
+            reasons={key: one.reason for key, one in found.items() if one.reason is not None},
+            reward=value, reward_error=error, sha256=pixel_hash(image),
+        )  # fmt: skip
+
+    def _rewarded(self, image: Tensor, lq: Tensor, hr: Tensor | None) -> tuple[float, str | None]:
+        if self.reward is None:
+            return float("nan"), None
+        if "hr" in self.reward.needs and hr is None:
+            return float("nan"), NO_REFERENCE
+        scores = self.reward([image], lq=[lq], hr=None if hr is None else [hr])
+        valid = bool(scores.valid[0])
+        errors = scores.info.get("errors") or [None]
+        return float(scores.value[0]), None if valid else errors[0] or "not valid"
+
+
+def _peak_bytes() -> int | None:
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    if resource is None:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -1,0 +1,231 @@
+"""From an evaluation's records to its numbers: rows, choice, cost, problems; and who may not be the judge.
+
+A number over candidates counts the images whose candidates were all measured; the others are left out **by name**.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from restoration.evaluation import statistics
+from restoration.evaluation.records import NO_REFERENCE, Record
+from restoration.evaluation.statistics import Array, Interval
+from restoration.metrics.conditioned import ConditionedReward
+from restoration.metrics.registry import METRICS
+
+POOL_MARGIN_DB = 1.0
+"""A pool whose mean PSNR-Y lies further below bicubic's makes choosing easy, by a bad model."""
+
+
+def not_headline(reward: Any) -> dict[str, str]:
+    """Return the metrics that may not judge this reward, each with why: it was the reward, or made its labels.
+
+    Looks at the reward's name, at the `label_metrics` of its model's protocol, and into what it is made of: the cached
+    reward, the terms of a sum that have a weight, the quality and the fidelity of a conditioned one.
+    """
+    if reward is None:
+        return {}
+    found: dict[str, str] = {}
+    for part in _parts(reward):
+        found |= not_headline(part)
+    protocol = getattr(getattr(reward, "iqa", None), "protocol", None)
+    for name in getattr(protocol, "label_metrics", ()):
+        found[name] = f"the labels that {reward.name} was trained on were made with it"
+    if isinstance(reward, ConditionedReward) and reward.form != "quality":
+        fidelity = reward.fidelity or METRICS["lr_consistency"].fn
+        found |= {name: f"it is in {reward.name}" for name, metric in METRICS.items() if metric.fn is fidelity}
+    name = getattr(reward, "name", None)
+    return found | {name: "it was the reward, or in it"} if name in METRICS else found
+
+
+def _parts(reward: Any) -> list[Any]:
+    whole = [getattr(reward, key, None) for key in ("reward", "quality")]
+    terms = [term.reward for term in getattr(reward, "terms", ()) if term.weight > 0]
+    return [part for part in (*whole, *terms) if part is not None]
+
+
+def pick_headline(
+    names: Sequence[str], excluded: Mapping[str, str], headline: str | None = None, *, has_hr: bool = True
+) -> str:
+    """Return the metric that judges: `headline` if it may, else the first that may, those with a reference first.
+
+    Raises ValueError for one that may not, that is not measured, or where none is left.
+    """
+    if headline is not None:
+        if headline not in names:
+            raise ValueError(f"headline {headline!r}: must be among the metrics measured: {', '.join(names)}")
+        if headline in excluded:
+            raise ValueError(f"headline {headline!r} refused: {excluded[headline]}; take a held-out metric")
+        if METRICS[headline].needs == "hr" and not has_hr:
+            raise ValueError(f"headline {headline!r} needs a ground truth, and the dataset has none")
+        return headline
+    allowed = [name for name in names if name not in excluded and (has_hr or METRICS[name].needs != "hr")]
+    if not allowed:
+        reasons = "; ".join(f"{name}: {why}" for name, why in excluded.items() if name in names)
+        raise ValueError(f"no metric of {', '.join(names) or '(none)'} may judge ({reasons or 'no ground truth'})")
+    return next((name for name in allowed if METRICS[name].needs == "hr"), allowed[0])
+
+
+def report(settings: dict[str, Any], records: Sequence[Record]) -> dict[str, Any]:
+    """Return the numbers as JSON: `rows` (bicubic, hr, worst, mean, best, selected), `g_std`, `choice`, `cost`,
+    `problems`, `settings`.
+
+    Each number is {"value", "low", "high", "images"}: a mean over images with its 95 % bootstrap interval, in the
+    metric's own unit, null where there is none. `choice` holds captured gain, regret and within-LR SRCC of the reward
+    under each metric, `may_judge` false where that metric was the reward or made its labels.
+    """
+    names, m = list(settings["metrics"]), settings["m"]
+    pools = _Pools(records, settings["seeds"])
+    rows: dict[str, dict[str, Any]] = {row: {} for row in ("hr", "bicubic", "worst", "mean", "best")}
+    spread, choice, left_out = {}, {}, {}
+    rewarded = settings["reward"] is not None
+    if rewarded:
+        rows["selected"] = {}
+    for name in [*names, *(["reward"] if rewarded else [])]:
+        sign = 1.0 if name == "reward" or METRICS[name].higher_is_better else -1.0
+        get = _getter(name, sign)
+        for row in ("hr", "bicubic"):
+            values = [value for value in map(get, pools.single(row).values()) if math.isfinite(value)]
+            rows[row][name] = _number(statistics.mean_interval(values), sign)
+        images, scores = pools.table(get)
+        for row, interval in statistics.best_mean_worst(scores).items():
+            rows[row][name] = _number(interval, sign)
+        spread[name] = _number(statistics.group_std(scores))
+        if missing := [image for image in pools.names if image not in images]:
+            left_out[name] = missing
+        if rewarded:
+            _, scores, likes = pools.table(get, _getter("reward", 1.0))
+            rows["selected"][name] = _number(statistics.mean_interval(statistics.selected(scores, likes)), sign)
+            if name != "reward":
+                choice[name] = _choice(scores, likes) | {"may_judge": name not in settings["not_headline"]}
+    gap = _pool_gap(rows)
+    return {
+        "headline": settings["headline"], "images": len(pools.names), "m": m,
+        "rows": rows, "g_std": spread, "choice": choice, "pool_above_bicubic_db": gap,
+        "is_pool_fair": None if gap is None else gap >= -POOL_MARGIN_DB,
+        "cost": _cost(records), "problems": _problems(records, pools, left_out), "settings": settings,
+    }  # fmt: skip
+
+
+def compare(
+    first: tuple[dict[str, Any], Sequence[Record]], second: tuple[dict[str, Any], Sequence[Record]], metric: str
+) -> dict[str, Any]:
+    """Return how two evaluations' `mean` and `selected` candidates differ, paired by image: first - second, oriented.
+
+    Each side is (settings, records); `mean` and `selected` hold the interval, the paired bootstrap's and Wilcoxon's
+    p. Raises ValueError where the metric may not judge one of them, or where an image's pixels are not the same.
+    """
+    for settings, _ in (first, second):
+        pick_headline(list(settings["metrics"]), settings["not_headline"], metric)
+    sides = [_Pools(records, s["seeds"]) for s, records in (first, second)]
+    common = [name for name in sides[0].names if name in sides[1].names]
+    if not common:
+        raise ValueError("the two evaluations have no image in common")
+    for name in common:
+        if sides[0].inputs[name] != sides[1].inputs[name]:
+            raise ValueError(f"{name}: the two evaluations saw different pixels; evaluate both on one dataset")
+    get = _getter(metric, 1.0 if METRICS[metric].higher_is_better else -1.0)
+    result: dict[str, Any] = {"metric": metric, "m": [first[0]["m"], second[0]["m"]]}
+    result["restorers"] = [settings["restorer"]["name"] for settings, _ in (first, second)]
+    found: dict[str, list[dict[str, float]]] = {"mean": [], "selected": []}
+    for pools, (settings, _) in zip(sides, (first, second), strict=True):
+        images, scores = pools.table(get)
+        found["mean"].append(dict(zip(images, scores.mean(axis=1) if images else [], strict=True)))
+        if settings["reward"] is not None:
+            images, scores, likes = pools.table(get, _getter("reward", 1.0))
+            found["selected"].append(dict(zip(images, statistics.selected(scores, likes), strict=True)))
+    for row, values in found.items():
+        if len(values) == 2:
+            images = [name for name in common if name in values[0] and name in values[1]]
+            test = statistics.paired_test([values[0][k] for k in images], [values[1][k] for k in images])
+            result[row] = {
+                "difference": _number(test.difference), "p_bootstrap": _null(test.p_bootstrap),
+                "p_wilcoxon": _null(test.p_wilcoxon),
+            }  # fmt: skip
+    return result
+
+
+class _Pools:
+    """Records by image: the candidates in the order of their seeds, and the single rows."""
+
+    def __init__(self, records: Sequence[Record], seeds: Sequence[int]) -> None:
+        self.names = list(dict.fromkeys(record.image for record in records))
+        self.inputs = {record.image: (record.lq_sha256, record.hr_sha256) for record in records}
+        self._records = {record.key: record for record in records}
+        self._seeds = seeds
+
+    def single(self, row: str) -> dict[str, Record]:
+        return {name: self._records[name, row, None] for name in self.names if (name, row, None) in self._records}
+
+    def candidates(self, name: str) -> list[Record]:
+        keys = [(name, "candidate", seed) for seed in self._seeds]
+        return [self._records[key] for key in keys if key in self._records]
+
+    def table(self, *getters: Callable[[Record], float]) -> tuple[Any, ...]:
+        """Return the images whose candidates are all there under every getter, and an (images, m) array for each."""
+        kept, rows = [], []
+        for name in self.names:
+            found = self.candidates(name)
+            values = np.array([[get(record) for record in found] for get in getters], dtype=np.float64)
+            if len(found) == len(self._seeds) and np.isfinite(values).all():
+                kept.append(name)
+                rows.append(values)
+        stacked = np.array(rows).reshape(len(rows), len(getters), len(self._seeds))
+        return kept, *(stacked[:, k] for k in range(len(getters)))
+
+
+def _getter(name: str, sign: float) -> Callable[[Record], float]:
+    if name == "reward":
+        return lambda record: sign * record.reward
+    return lambda record: sign * record.metrics.get(name, math.nan)
+
+
+def _choice(scores: Array, likes: Array) -> dict[str, Any]:
+    measures = (statistics.captured_gain, statistics.regret, statistics.within_srcc)
+    return {measure.__name__: _number(measure(scores, likes)) for measure in measures}
+
+
+def _pool_gap(rows: dict[str, dict[str, Any]]) -> float | None:
+    values = [rows[row].get("psnr_y", {}).get("value") for row in ("mean", "bicubic")]
+    return None if None in values else values[0] - values[1]
+
+
+def _cost(records: Sequence[Record]) -> dict[str, Any]:
+    seconds = [record.seconds for record in records if math.isfinite(record.seconds)]
+    peaks = [record.peak_bytes for record in records if record.peak_bytes is not None]
+    return {
+        "seconds_per_candidate": sum(seconds) / len(seconds) if seconds else None,
+        "seconds": sum(seconds), "peak_bytes": max(peaks, default=None),
+    }  # fmt: skip
+
+
+def _problems(records: Sequence[Record], pools: _Pools, left_out: dict[str, list[str]]) -> dict[str, Any]:
+    failed = [{"image": r.image, "seed": r.seed, "error": r.error} for r in records if r.error is not None]
+    unmeasured: dict[str, Counter[str]] = {}
+    for record in records:
+        reasons = dict(record.reasons) if record.error is None else {}
+        if record.row == "hr":  # it has no reference but itself
+            reasons = {name: why for name, why in reasons.items() if METRICS[name].needs != "hr"}
+        if record.reward_error is not None and (record.row, record.reward_error) != ("hr", NO_REFERENCE):
+            reasons["reward"] = record.reward_error
+        for name, why in reasons.items():
+            unmeasured.setdefault(name, Counter())[why] += 1
+    hashes = {name: [r.sha256 for r in pools.candidates(name) if r.sha256] for name in pools.names}
+    same = [name for name, found in hashes.items() if len(found) > 1 and len(set(found)) == 1]
+    return {
+        "failed": failed, "unmeasured": {name: dict(found) for name, found in unmeasured.items()},
+        "left_out": left_out, "identical_candidates": same,
+    }  # fmt: skip
+
+
+def _number(interval: Interval, sign: float = 1.0) -> dict[str, Any]:
+    low, high = (interval.low, interval.high) if sign > 0 else (-interval.high, -interval.low)
+    value = interval.value if sign > 0 else -interval.value
+    return {"value": _null(value), "low": _null(low), "high": _null(high), "images": interval.num_images}
+
+
+def _null(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,199 @@
+"""A reward that judges a restoration by what it was restored from: good only if better **and** faithful.
+
+With Q the quality reward (the 1..5 rating) and F in [0.01, 1] the fidelity of the restoration SR to its source LR:
+
+    R = F Q_LR  +  F^(Q_LR / gamma) (Q_SR - Q_LR)
+        base       gain
+
+An unfaithful picture loses its base, and its gain counts for little, the less the better its source was already.
+By default F = clip((LR-consistency - 15 dB) / 25 dB, 0.01, 1); any callable may replace it. Deviations from OARS,
+whose form this is: Q is on our scale, and F is this one. Its authors report that the gain alone was hacked (PSNR 22.71
+down to 21.38) and the whole held (22.36); `form` switches the parts off to see such things.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from restoration.metrics.registry import lr_consistency
+from zoomiqa_reward.images.loading import ImageError, load_image
+from zoomiqa_reward.model.gradients import ask
+from zoomiqa_reward.model.ratings import Scores
+from zoomiqa_reward.model.zoomiqa import split_images
+from zoomiqa_reward.rewards.normalise import group_keys
+from zoomiqa_reward.rewards.reward import Reward, source_fingerprint
+
+FORMS = ("whole", "gain", "base", "quality")
+GAMMA = 7.0
+"""How steeply a good source makes the gain depend on fidelity."""
+FIDELITY_FLOOR = 0.01
+"""Least fidelity: at 0 the gain and its gradient would vanish."""
+WORST_DB, RANGE_DB = 15.0, 25.0
+
+
+def fidelity_from_db(decibels: float) -> float:
+    """Return LR-consistency in dB as a fidelity: 0.01 up to 15 dB, 1 from 40 dB, a line between; NaN stays NaN.
+
+    >>> [fidelity_from_db(db) for db in (10, 27.5, 50)]
+    [0.01, 0.5, 1.0]
+    """
+    if math.isnan(decibels):
+        return math.nan
+    return min(max((decibels - WORST_DB) / RANGE_DB, FIDELITY_FLOOR), 1.0)
+
+
+class ConditionedReward:
+    """`quality`, conditioned on the low-quality image. Needs `lq`.
+
+    form: `whole`; `gain` or `base`, that part alone; `quality`, Q_SR without a look at the source: for ablations.
+    """
+
+    higher_is_better = True
+
+    def __init__(
+        self,
+        quality: Reward,
+        fidelity: Callable[[Tensor, Tensor], Any] | None = None,
+        *,
+        gamma: float = GAMMA,
+        form: str = "whole",
+        blur_px: float = 1.0,
+        fidelity_differentiable: bool = False,
+        fingerprint: str | None = None,
+    ) -> None:
+        """Build the form. `quality` is a no-reference reward of at least 0 (the rating's 1..5).
+
+        fidelity: `fn(image_sr, image_lq)`, float32 CHW in [0, 1], returns F (a float or a tensor of one element),
+        clipped to [0.01, 1]; by default from LR-consistency, with both images blurred by `blur_px` source pixels (0 for
+        a clean bicubic source). fidelity_differentiable: whether its tensor keeps the graph; the default's does not.
+        fingerprint: of `fidelity`, by default its source, which does not see weights that it reads.
+        Raises ValueError for another form, gamma, or a quality that can be negative or needs a reference.
+        """
+        if form not in FORMS:
+            raise ValueError(f"form={form!r}: must be one of {', '.join(FORMS)}")
+        if not 0 < gamma < math.inf:
+            raise ValueError(f"gamma={gamma}: must be above 0")
+        low, high = quality.score_range
+        if low < 0 or not math.isfinite(high):
+            raise ValueError(
+                f"quality {quality.name!r} has the range {quality.score_range}: the form takes powers of a quality, so "
+                "it must be finite and at least 0, as a rating of 1..5 is"
+            )
+        if extra := sorted(quality.needs - {"prompts"}):
+            raise ValueError(f"quality {quality.name!r} needs {extra[0]}: it rates the source too, without a reference")
+        if fidelity is None and fidelity_differentiable:
+            raise ValueError("fidelity_differentiable=True: LR-consistency is a number; pass a fidelity of tensors")
+        self.quality, self.fidelity, self.gamma, self.form, self.blur_px = quality, fidelity, gamma, form, blur_px
+        self.name = f"conditioned-{form}-{quality.name}"
+        self.score_range = {"whole": (low - high, high), "gain": (low - high, high - low),
+                            "base": (FIDELITY_FLOOR * low, high), "quality": (low, high)}[form]  # fmt: skip
+        self.needs = quality.needs | ({"lq"} if form != "quality" else frozenset())
+        self.deterministic = quality.deterministic
+        is_faithful_graph = fidelity_differentiable or form == "quality"
+        self.differentiable = quality.differentiable and is_faithful_graph
+        own = source_fingerprint(fidelity or _default_fidelity) if fingerprint is None else fingerprint
+        self._fidelity_print = f"{own}|{blur_px if fidelity is None else ''}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Follows the quality, the fidelity, gamma and the form."""
+        text = f"conditioned|{self.quality.fingerprint}|{self._fidelity_print}|{self.gamma}|{self.form}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __call__(
+        self,
+        images: Any,
+        lq: Any = None,
+        hr: Any = None,
+        prompts: Sequence[str] | None = None,
+        *,
+        grad: bool = False,
+    ) -> Scores:
+        """Return R for each image; not valid where any part that the form uses could not be measured.
+
+        `info`: `errors`, and the lists `fidelity`, `quality_lq` and `quality_sr`, NaN where unused. Images of the same
+        source share one rating of it. Raises ValueError without lq, or for grad=True where there is no gradient.
+        """
+        sources = split_images(images)
+        if grad and not self.differentiable:
+            raise ValueError(
+                f"grad=True: {self.name!r} is not differentiable; it needs a differentiable quality, and a fidelity of "
+                "tensors with fidelity_differentiable=True"
+            )
+        unused = Scores(value=torch.full((len(sources),), math.nan), std=torch.full((len(sources),), math.nan),
+                        valid=torch.ones(len(sources), dtype=torch.bool))  # fmt: skip
+        quality_sr = quality_lq = fidelity = unused
+        if self.form != "base":
+            quality_sr = ask(self.quality, sources, prompts=prompts, grad=grad)
+        if self.form != "quality":
+            lqs = self._sources(lq, len(sources))
+            quality_lq = self._rate_sources(lqs, prompts)
+            fidelity = self._measure(sources, lqs)
+        home = quality_sr.value.device
+        q_sr, q_lq, f = (one.value.to(home) for one in (quality_sr, quality_lq, fidelity))
+        gain = f ** (q_lq / self.gamma) * (q_sr - q_lq)
+        value = {"whole": f * q_lq + gain, "gain": gain, "base": f * q_lq, "quality": q_sr}[self.form]
+        errors = _errors({"quality": quality_sr, "quality of lq": quality_lq, "fidelity": fidelity}, len(sources))
+        valid = torch.isfinite(value.detach())
+        info = {"errors": errors, "fidelity": f.detach().tolist(), "quality_lq": q_lq.tolist(),
+                "quality_sr": q_sr.detach().tolist()}  # fmt: skip
+        return Scores(value=value, valid=valid, std=torch.full_like(value.detach(), math.nan), info=info)
+
+    def _sources(self, lq: Any, count: int) -> list[Any]:
+        if lq is None:
+            raise ValueError(f"reward {self.name!r} needs lq=")
+        lqs = split_images(lq)
+        if len(lqs) != count:
+            raise ValueError(f"reward {self.name!r}: lq holds {len(lqs)} for {count} images")
+        return lqs
+
+    def _rate_sources(self, lqs: list[Any], prompts: Sequence[str] | None) -> Scores:
+        """Rate each different (source, prompt) once."""
+        keys = group_keys(lqs, prompts)
+        first = {key: place for place, key in reversed(list(enumerate(keys)))}
+        asked = sorted(first.values())
+        row = {keys[place]: index for index, place in enumerate(asked)}
+        texts = None if prompts is None else [prompts[place] for place in asked]
+        found = ask(self.quality, [lqs[place] for place in asked], prompts=texts)
+        rows = torch.tensor([row[key] for key in keys], dtype=torch.long, device=found.value.device)
+        reasons = found.info.get("errors") or [None] * len(found)
+        return Scores(value=found.value[rows], valid=found.valid[rows], std=found.std[rows],
+                      info={"errors": [reasons[index] for index in rows.tolist()]})  # fmt: skip
+
+    def _measure(self, sources: list[Any], lqs: list[Any]) -> Scores:
+        values: list[Tensor] = []
+        errors: list[str | None] = []
+        for source, lq in zip(sources, lqs, strict=True):
+            try:
+                pair = load_image(source), load_image(lq)
+                found = _default_fidelity(*pair, self.blur_px) if self.fidelity is None else self.fidelity(*pair)
+                value = found if isinstance(found, Tensor) else torch.tensor(float(found))
+                value = value.to(torch.float32).reshape(()).clamp(FIDELITY_FLOOR, 1.0)  # clamp lets NaN through
+                errors.append(None if bool(torch.isfinite(value)) else "fidelity is not a number")
+            except ImageError as error:
+                value = torch.tensor(math.nan)
+                errors.append(str(error))
+            values.append(value)
+        value = torch.stack([one.to(values[0].device) for one in values]) if values else torch.zeros(0)
+        valid = torch.isfinite(value.detach())
+        return Scores(value=value, valid=valid, std=torch.full_like(value.detach(), math.nan), info={"errors": errors})
+
+
+def _default_fidelity(image_sr: Tensor, image_lq: Tensor, blur_px: float = 1.0) -> float:
+    return fidelity_from_db(lr_consistency(image_sr, image_lq, blur_px=blur_px))
+
+
+def _errors(parts: dict[str, Scores], count: int) -> list[str | None]:
+    found: list[str | None] = []
+    for place in range(count):
+        wrong = [
+            f"{name}: {(part.info.get('errors') or [None] * count)[place] or 'not measured'}"
+            for name, part in parts.items()
+            if not bool(part.valid[place])
+        ]
+        found.append("; ".join(wrong) or None)
+    return found

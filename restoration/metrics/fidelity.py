@@ -1,0 +1,159 @@
+"""How close an image is to its reference, or to the low-quality image it was made from; nothing is fetched.
+
+Every function takes float CHW tensors in [0, 1] and returns a float; NaN where the picture is too small to be measured.
+PSNR and SSIM are BasicSR's, on 8-bit values as a PNG would hold them; the others piq's, on floats.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from restoration.metrics.basicsr_library import basicsr_module
+
+BORDER_PX = 4
+"""Cut from each side by PSNR-Y and SSIM-Y: the scale of x4 super-resolution, as its papers do."""
+SSIM_WINDOW_PX = 11
+VIF_MIN_SIDE_PX = 41
+HAARPSI_MIN_SIDE_PX = 16
+LR_BORDER_PX = 2
+LR_BLUR_PX = 1.0
+LR_CONSISTENCY_CAP_DB = 50.0
+"""Above this the two agree within 8-bit rounding, and more means nothing."""
+_LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # BT.601 of RGB in 0..1, without its offset
+
+
+class MetricUnavailable(ImportError):
+    """A metric's library or weights are not there; the message says what to install or to give."""
+
+
+def psnr_y(image: Tensor, reference: Tensor, *, border_px: int = BORDER_PX) -> float:
+    """Return PSNR in dB on BT.601 luma, `border_px` cut from each side; infinite for equal pictures.
+
+    Raises ValueError on different sizes, MetricUnavailable without BasicSR. Source: BasicSR's `calculate_psnr`.
+    """
+    return _basicsr_pair("calculate_psnr", image, reference, border_px, least=1)
+
+
+def ssim_y(image: Tensor, reference: Tensor, *, border_px: int = BORDER_PX) -> float:
+    """Return SSIM (-1..1, higher is better) on BT.601 luma, `border_px` cut from each side.
+
+    Raises ValueError on different sizes, MetricUnavailable without BasicSR.
+    Source: Wang et al. 2004 (window 11, sigma 1.5), BasicSR's `calculate_ssim`.
+    """
+    return _basicsr_pair("calculate_ssim", image, reference, border_px, least=SSIM_WINDOW_PX)
+
+
+@torch.no_grad()
+def fsim(image: Tensor, reference: Tensor) -> float:
+    """Return FSIM (colour version, 0..1, higher is better) of a CHW image against its reference of the same size.
+
+    Raises ValueError on different sizes. Source: Zhang et al. 2011, piq's implementation.
+    """
+    return _piq_pair("fsim", image, reference, least=1)
+
+
+@torch.no_grad()
+def vif(image: Tensor, reference: Tensor) -> float:
+    """Return VIF in the pixel domain (0..1, above 1 where contrast exceeds the reference's; higher is better).
+
+    NaN below 41 px. Raises ValueError on different sizes. Source: Sheikh and Bovik 2006, piq's `vif_p`.
+    """
+    return _piq_pair("vif_p", image, reference, least=VIF_MIN_SIDE_PX)
+
+
+@torch.no_grad()
+def haarpsi(image: Tensor, reference: Tensor) -> float:
+    """Return HaarPSI (0..1, higher is better); NaN below 16 px. A label metric: never a judge of nano.
+
+    Raises ValueError on different sizes. Source: Reisenhofer et al. 2018, piq's implementation.
+    """
+    return _piq_pair("haarpsi", image, reference, least=HAARPSI_MIN_SIDE_PX)
+
+
+@torch.no_grad()
+def mdsi(image: Tensor, reference: Tensor) -> float:
+    """Return MDSI (0 equal, about 0.6 bad: **lower is better**). A label metric: never a judge of nano.
+
+    Raises ValueError on different sizes. Source: Nafchi et al. 2016, piq's implementation.
+    """
+    return _piq_pair("mdsi", image, reference, least=3)
+
+
+@torch.no_grad()
+def lr_consistency(image: Tensor, image_lq: Tensor, *, blur_px: float = LR_BLUR_PX) -> float:
+    """Return PSNR-Y in dB of the image, reduced to its source's size, against that source; at most 50.
+
+    Reduced by antialiased bicubic and clamped, as the source was when it was stored. Both are blurred by a Gaussian of
+    `blur_px` source pixels before they are compared, or keeping the source's noise would be rewarded; give 0 for a
+    clean bicubic source. Two pixels are cut from each side. NaN where the source has less than 5 px on a side.
+    Raises ValueError where the image is not a whole number of times as large. Source: this project's definition.
+    """
+    height, width = image_lq.shape[1:]
+    scale = image.shape[1] // max(height, 1)
+    if scale < 1 or image.shape[1:] != (height * scale, width * scale):
+        raise ValueError(
+            f"image {tuple(image.shape)} and source {tuple(image_lq.shape)}: the image must be a whole number of "
+            "times as large in both directions"
+        )
+    if blur_px < 0:
+        raise ValueError(f"blur_px={blur_px}: must be at least 0")
+    if min(height, width) <= 2 * LR_BORDER_PX:
+        return math.nan
+    reduced = F.interpolate(image[None].cpu().float(), size=(height, width), mode="bicubic", antialias=True)
+    pair = torch.cat([reduced.clamp(0, 1), image_lq[None].cpu().float()])
+    luma = gaussian_blur((pair * torch.tensor(_LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True), blur_px)
+    first, second = luma[:, :, LR_BORDER_PX:-LR_BORDER_PX, LR_BORDER_PX:-LR_BORDER_PX].double()
+    error = float((first - second).square().mean())
+    return LR_CONSISTENCY_CAP_DB if error == 0 else min(-10 * math.log10(error), LR_CONSISTENCY_CAP_DB)
+
+
+def gaussian_blur(planes: Tensor, sigma_px: float) -> Tensor:
+    """Return BCHW planes after a Gaussian of `sigma_px`, cut at 4 sigma, edges repeated; 0 changes nothing."""
+    if sigma_px == 0:
+        return planes
+    radius = math.ceil(4 * sigma_px)
+    taps = torch.exp(-(torch.arange(-radius, radius + 1, dtype=planes.dtype) ** 2) / (2 * sigma_px**2))
+    taps = taps / taps.sum()
+    channels = planes.shape[1]
+    framed = F.pad(planes, (radius, radius, radius, radius), mode="replicate")
+    rows = F.conv2d(framed, taps.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
+    return F.conv2d(rows, taps.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
+
+
+def eight_bit_bgr(image: Tensor) -> np.ndarray:
+    """Return a CHW image in [0, 1] as BasicSR's metrics want it: uint8 HWC, blue first."""
+    bgr = image.detach().cpu().clamp(0, 1).permute(1, 2, 0).flip(2).numpy()
+    return (bgr * 255).round().astype(np.uint8)
+
+
+def _basicsr_pair(name: str, image: Tensor, reference: Tensor, border_px: int, least: int) -> float:
+    _check_pair(image, reference)
+    if border_px < 0:
+        raise ValueError(f"border_px={border_px}: must be at least 0")
+    try:
+        measure = getattr(basicsr_module("metrics.psnr_ssim"), name)
+    except ImportError as error:
+        raise MetricUnavailable(str(error)) from error
+    if min(image.shape[1:]) < least + 2 * border_px:
+        return math.nan
+    pair = eight_bit_bgr(image), eight_bit_bgr(reference)
+    return float(measure(*pair, crop_border=border_px, test_y_channel=True))
+
+
+def _piq_pair(name: str, image: Tensor, reference: Tensor, least: int) -> float:
+    _check_pair(image, reference)
+    try:
+        import piq
+    except ImportError as error:
+        raise MetricUnavailable(f"{name} needs piq ({error}): pip install 'zoomiqa-reward[restoration]'") from error
+    if min(image.shape[1:]) < least:
+        return math.nan
+    return float(getattr(piq, name)(image[None].cpu(), reference[None].cpu(), data_range=1.0))
+
+
+def _check_pair(image: Tensor, reference: Tensor) -> None:
+    if image.shape != reference.shape:
+        raise ValueError(f"image {tuple(image.shape)} and reference {tuple(reference.shape)}: sizes must be equal")

@@ -1,0 +1,167 @@
+"""Quality metrics by name: what each needs, which way is better, and whether it may judge; one registry, `METRICS`.
+
+The functions take CHW tensors in [0, 1] and return floats; nothing is fetched at run time. The full-reference ones
+that need no training are split once: HaarPSI and MDSI may make the labels that embedded models are trained on
+(`is_label_metric`), FSIM, VIF, PSNR-Y and SSIM-Y are held out and judge.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from restoration.metrics.fidelity import (
+    BORDER_PX,
+    LR_BORDER_PX,
+    LR_CONSISTENCY_CAP_DB,
+    MetricUnavailable,
+    fsim,
+    haarpsi,
+    lr_consistency,
+    mdsi,
+    psnr_y,
+    ssim_y,
+    vif,
+)
+from restoration.metrics.perceptual import backbone_hash, lpips, niqe
+from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.rewards.reward import MetricReward
+
+__all__ = [
+    "METRICS", "Measurement", "Metric", "MetricUnavailable", "as_reward", "find_metrics", "fsim", "haarpsi", "lpips",
+    "lr_consistency", "mdsi", "measure", "niqe", "psnr_y", "ssim_y", "vif",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric and what is known of it."""
+
+    name: str
+    fn: Callable[..., float]
+    """Takes the image, then what `needs` names."""
+    higher_is_better: bool
+    score_range: tuple[float, float]
+    """Smallest and largest value, the metric's own way round."""
+    needs: str | None = None
+    """`hr`: the reference, of the image's size; `lq`: the image that it was restored from; None: nothing."""
+    is_label_metric: bool = False
+    """Whether the labels of embedded models were made with it: then it cannot judge them."""
+    border_px: int = 0
+    """Cut from each side before measuring (for `lr_consistency` at the size of the source)."""
+    library: str | None = None
+    """The distribution that computes it; None: this one."""
+    source: str
+
+    def version(self) -> str:
+        """Return the library and its version, as provenance names it."""
+        name = self.library or "zoomiqa-reward"
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            return f"{name} (not installed)"
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(name="psnr_y", fn=psnr_y, higher_is_better=True, score_range=(0, math.inf), needs="hr",
+               border_px=BORDER_PX, library="basicsr-fixed", source="BasicSR calculate_psnr on BT.601 luma"),
+        Metric(name="ssim_y", fn=ssim_y, higher_is_better=True, score_range=(-1, 1), needs="hr", border_px=BORDER_PX,
+               library="basicsr-fixed", source="Wang et al. 2004; BasicSR calculate_ssim on BT.601 luma"),
+        Metric(name="fsim", fn=fsim, higher_is_better=True, score_range=(0, 1), needs="hr", library="piq",
+               source="Zhang et al. 2011; piq"),
+        Metric(name="vif", fn=vif, higher_is_better=True, score_range=(0, math.inf), needs="hr", library="piq",
+               source="Sheikh and Bovik 2006; piq vif_p"),
+        Metric(name="lpips", fn=lpips, higher_is_better=False, score_range=(0, math.inf), needs="hr", library="lpips",
+               source="Zhang et al. 2018; lpips 0.1, AlexNet"),
+        Metric(name="haarpsi", fn=haarpsi, higher_is_better=True, score_range=(0, 1), needs="hr",
+               is_label_metric=True, library="piq", source="Reisenhofer et al. 2018; piq"),
+        Metric(name="mdsi", fn=mdsi, higher_is_better=False, score_range=(0, math.inf), needs="hr",
+               is_label_metric=True, library="piq", source="Nafchi et al. 2016; piq"),
+        Metric(name="niqe", fn=niqe, higher_is_better=False, score_range=(0, 100), library="basicsr-fixed",
+               source="Mittal et al. 2013; BasicSR calculate_niqe"),
+        Metric(name="lr_consistency", fn=lr_consistency, higher_is_better=True,
+               score_range=(0, LR_CONSISTENCY_CAP_DB), needs="lq", border_px=LR_BORDER_PX,
+               source="PSNR-Y of the reduced image against its source, both blurred by 1 px, at most 50 dB"),
+    )
+}  # fmt: skip
+
+
+class Measurement(NamedTuple):
+    """One metric of one image."""
+
+    value: float
+    """NaN where there is a reason."""
+    reason: str | None = None
+    """Why it could not be measured."""
+
+
+def find_metrics(names: Sequence[str]) -> list[Metric]:
+    """Return the metrics of these names, in order. Raises ValueError that lists the known ones, or names a repeat."""
+    for place, name in enumerate(names):
+        if name not in METRICS:
+            raise ValueError(f"metric {name!r}: must be among {', '.join(METRICS)}")
+        if name in names[:place]:
+            raise ValueError(f"metric {name!r} is named twice")
+    return [METRICS[name] for name in names]
+
+
+def measure(
+    names: Sequence[str],
+    image: Any,
+    hr: Any = None,
+    lq: Any = None,
+    *,
+    options: dict[str, dict[str, Any]] | None = None,
+) -> dict[str, Measurement]:
+    """Return a `Measurement` for each name, in order: none is dropped, what cannot be measured says why.
+
+    `image`, `hr`, `lq`: whatever `load_image` takes. `options`: keyword arguments by metric, for instance
+    `{"lpips": {"weights": FILE}, "lr_consistency": {"blur_px": 0.0}}`. Raises ValueError for unknown names and sizes
+    that do not fit, ImageError.
+    """
+    metrics = find_metrics(names)
+    find_metrics(list(options or {}))
+    pixels = load_image(image)
+    given = {key: None if other is None else load_image(other) for key, other in (("hr", hr), ("lq", lq))}
+    return {metric.name: _measure(metric, pixels, given, (options or {}).get(metric.name, {})) for metric in metrics}
+
+
+def _measure(metric: Metric, image: Tensor, given: dict[str, Tensor | None], options: dict[str, Any]) -> Measurement:
+    other = given[metric.needs] if metric.needs else None
+    if metric.needs and other is None:
+        return Measurement(math.nan, f"{metric.name} needs {metric.needs}, which is not there")
+    try:
+        value = metric.fn(image, *([] if other is None else [other]), **options)
+    except MetricUnavailable as error:
+        return Measurement(math.nan, str(error))
+    if math.isnan(value):
+        return Measurement(
+            math.nan, f"{metric.name} is not defined for this picture of {image.shape[2]} x {image.shape[1]} px"
+        )
+    if math.isinf(value):
+        return Measurement(math.nan, f"{metric.name} is infinite: image and reference are equal")
+    return Measurement(float(value))
+
+
+def as_reward(name: str, **options: Any) -> MetricReward:
+    """Return the metric as a reward: oriented, so that higher is better. `options` go to its function.
+
+    Raises ValueError for an unknown name, MetricUnavailable where LPIPS' backbone is not there.
+    """
+    [metric] = find_metrics([name])
+    needs = [] if metric.needs is None else [metric.needs]
+    parts = [metric.name, metric.version(), str(metric.border_px), *(f"{k}={options[k]}" for k in sorted(options))]
+    if name == "lpips":
+        parts = [*parts[:3], backbone_hash(options.get("weights"))]  # what the file holds counts, not where it lies
+
+    def fn(image: Tensor, **given: Tensor) -> float:
+        return metric.fn(image, *(given[key] for key in needs), **options)
+
+    return MetricReward(
+        fn, metric.name, metric.higher_is_better, metric.score_range, needs, fingerprint="|".join(parts)
+    )

@@ -1,0 +1,165 @@
+"""The embedded super-resolution pipeline (x4): diffusion of the pixel-unshuffled residual to bicubic.
+
+A latent autoencoder small enough for two cores loses more detail than it leaves to restore. Here nothing is lost:
+the denoiser works at the size of the LR picture on the 48 channels that 4 x 4 pixels of residual make, and a residual
+of zero is bicubic. Any picture size works; it is padded to the denoiser's stride and cropped back.
+Sources: DDIM (Song et al. 2021), zero terminal SNR with v-prediction (Lin et al. 2024), residual diffusion for
+super-resolution (SRDiff, Li et al. 2022).
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor, nn
+
+from zoomiqa_reward.images.loading import load_images, to_pil
+
+SCALE = 4
+RESIDUAL_CHANNELS = 3 * SCALE * SCALE
+LARGEST_ETA = 1 - 3e-7
+TEMPERATURE = 0.5
+"""Above it, the embedded weights put grain on smooth pictures (docs/log.md)."""
+PREDICTIONS = ("v", "x0")
+
+
+class NanoSROutput(NamedTuple):
+    """What the pipeline returns."""
+
+    images: Any
+    """Tensor (B, 3, 4 h, 4 w) in [0, 1], or a list of PIL images."""
+
+
+def build_unet(channels: Sequence[int] = (96, 160, 224), layers: int = 2) -> UNet2DModel:
+    """Return the untrained denoiser: noisy residual and LR picture in, v of the residual out, all at LR size."""
+    return UNet2DModel(
+        in_channels=RESIDUAL_CHANNELS + 3,
+        out_channels=RESIDUAL_CHANNELS,
+        block_out_channels=tuple(channels),
+        layers_per_block=layers,
+        down_block_types=("DownBlock2D",) * len(channels),
+        up_block_types=("UpBlock2D",) * len(channels),
+        norm_num_groups=16,
+        add_attention=False,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Return the noise schedule, for training and sampling alike."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        rescale_betas_zero_snr=True,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+    )
+
+
+def enlarge(image: Tensor) -> Tensor:
+    """Return BCHW images enlarged by `SCALE` with bicubic interpolation, not clipped."""
+    return nn.functional.interpolate(image, scale_factor=SCALE, mode="bicubic", align_corners=False)
+
+
+def to_residual(hr: Tensor, lq: Tensor, std: float) -> Tensor:
+    """Return (B, 48, h, w): what bicubic misses of `hr` (B, 3, 4 h, 4 w), over its standard deviation."""
+    return nn.functional.pixel_unshuffle(hr - enlarge(lq), SCALE) / std
+
+
+def from_residual(residual: Tensor, lq: Tensor, std: float) -> Tensor:
+    """Return the picture (B, 3, 4 h, 4 w) in [0, 1] that a residual makes of `lq`."""
+    return (enlarge(lq) + nn.functional.pixel_shuffle(residual * std, SCALE)).clamp(0, 1)
+
+
+class NanoSRPipeline(DiffusionPipeline):
+    """x4 super-resolution of any RGB picture; stochastic, so that candidates differ."""
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(
+        self, unet: UNet2DModel, scheduler: DDIMScheduler, residual_std: float = 0.06, predicts: str = "v"
+    ) -> None:
+        """residual_std: standard deviation of HR minus bicubic in the training data, pixel values 0..1.
+
+        predicts: what the network puts out, "v" or "x0" (the clean residual; then an error of the network is missing
+        detail and not noise left over). The scheduler gets v in both cases. Raises ValueError for another name.
+        """
+        super().__init__()
+        if predicts not in PREDICTIONS:
+            raise ValueError(f"predicts={predicts!r}: must be one of {', '.join(PREDICTIONS)}")
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(residual_std=residual_std, predicts=predicts)
+
+    @property
+    def stride(self) -> int:
+        """LR sides are padded to a multiple of this many pixels."""
+        return int(2 ** (len(self.unet.config.block_out_channels) - 1))
+
+    def condition(self, lq: Tensor, like: Tensor) -> Tensor:
+        """Return the denoiser's input: noisy residual beside the LR picture in [-1, 1]."""
+        return torch.cat([like, (lq * 2 - 1).to(like.dtype)], dim=1)
+
+    def velocity(self, lq: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
+        """Return v as float32 for noisy residuals (B, 48, h, w) beside padded pictures; `time`: one, or one a row."""
+        return self.as_velocity(self.unet(self.condition(lq, noisy).to(self.unet.dtype), time).sample, noisy, time)
+
+    def as_velocity(self, output: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
+        """Return the v that the network's output stands for."""
+        output = output.float()
+        if self.config.predicts == "v":
+            return output
+        alpha = self.scheduler.alphas_cumprod.to(noisy.device)[time].reshape(-1, 1, 1, 1)
+        return (alpha.sqrt() * noisy - output) / (1 - alpha).sqrt()
+
+    def pad(self, lq: Tensor) -> Tensor:
+        """Return `lq` with its right and bottom edge mirrored up to the stride (repeated where it is too small)."""
+        height, width = lq.shape[-2:]
+        bottom, right = -height % self.stride, -width % self.stride
+        mode = "reflect" if bottom < height and right < width else "replicate"
+        return nn.functional.pad(lq, (0, right, 0, bottom), mode=mode)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Any,
+        num_inference_steps: int = 8,
+        eta: float = 1.0,
+        temperature: float = TEMPERATURE,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> NanoSROutput | tuple[Any]:
+        """Enlarge `image` (PIL, path, array, CHW or BCHW tensor in [0, 1], or a list of equally large ones) by 4.
+
+        eta: 0 deterministic after the first noise .. 1 as random as DDPM. temperature: factor of all noise; below 1
+        trades diversity for fidelity. generator: one, or one for each image. output_type: "pil" or "pt".
+        Raises ValueError for sizes that differ, a temperature below 0, or an unknown output type.
+        """
+        if output_type not in ("pil", "pt"):
+            raise ValueError(f"output_type={output_type!r}: must be 'pil' or 'pt'")
+        if temperature < 0:
+            raise ValueError(f"temperature={temperature}: must be 0 or more")
+        pictures = load_images(image)
+        if len({tuple(p.shape) for p in pictures}) != 1:
+            sizes = ", ".join(f"{p.shape[2]} x {p.shape[1]}" for p in pictures)
+            raise ValueError(f"images of {sizes} px: all must be equally large; call once for each size")
+        lq = torch.stack(pictures).to(self.device, torch.float32)
+        padded = self.pad(lq)
+        shape = (len(lq), RESIDUAL_CHANNELS, *padded.shape[-2:])
+        self.scheduler.set_timesteps(num_inference_steps, device=lq.device)
+        # At eta = 1 the first step's 1 - alpha - std^2 is 0, which rounding takes below 0 at 3, 7, 14, ... steps: NaN.
+        eta = min(eta, LARGEST_ETA)
+        residual = temperature * randn_tensor(shape, generator=generator, device=lq.device, dtype=torch.float32)
+        for step in self.progress_bar(self.scheduler.timesteps):
+            velocity = self.velocity(padded, residual, step)
+            # The scheduler would draw with its own scale, so the noise comes from here.
+            noise = temperature * randn_tensor(shape, generator=generator, device=lq.device) if eta > 0 else None
+            residual = self.scheduler.step(velocity, step, residual, eta=eta, variance_noise=noise).prev_sample
+        height, width = lq.shape[-2:]
+        out = from_residual(residual, padded, self.config.residual_std)[..., : SCALE * height, : SCALE * width]
+        images: Tensor | list[Image.Image] = out if output_type == "pt" else [to_pil(x) for x in out.cpu()]
+        return NanoSROutput(images) if return_dict else (images,)

@@ -1,0 +1,161 @@
+"""What a restoration system needs around its call, each piece by itself: pixels in, prompts, pixels out, colour, and
+what makes candidates differ where noise does not.
+
+The call itself is in `engines.py`, what is known of each system in `systems.py`, randomness in `rng.py`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional
+
+from restoration.degradation.classical import enlarge
+from zoomiqa_reward.images.loading import load_image
+
+PROMPT = str | Callable[[Tensor], str]
+"""A text, or what makes one of the low-quality picture (CHW in [0, 1]), such as a tagger or a model's advice."""
+
+COLOUR_FIXES = ("none", "adain", "wavelet")
+KERNELS = ("none", "nearest", "bilinear", "bicubic", "lanczos")
+OVERSHOOT = 0.5
+"""Networks leave [0, 1] at edges by less than this, and are clamped; more is another range: [-1, 1] or 0..255."""
+WAVELET_LEVELS = 5
+"""Doublings of the blur that divides colour from detail: the fix reaches about 2^5 px, as in StableSR."""
+SHARPNESS_SIGMA_PX = 0.8
+"""Blur, in pixels of the low-quality picture, that `sharpened` adds or takes away."""
+
+
+class RestorationError(RuntimeError):
+    """One candidate could not be made; the message says by what and why. Others may still be."""
+
+
+def pre_upscale(image: Tensor, scale: int, kernel: str) -> Tensor:
+    """Return the CHW picture `scale` times larger, for systems whose output has the size of their input.
+
+    Planes stay float (no rounding to 8 bits). kernel: one of `KERNELS`; "none" returns the picture itself.
+    """
+    if kernel == "none" or scale == 1:
+        return image
+    grown = enlarge(image.permute(1, 2, 0).numpy(), scale, kernel)
+    return torch.from_numpy(np.ascontiguousarray(grown.transpose(2, 0, 1)))
+
+
+def drawn_sharpness(seed: int, vary: float) -> float:
+    """Return how much sharper than given candidate `seed` sees its input: uniform in [-vary, vary], fixed by the seed.
+
+    >>> drawn_sharpness(7, 0.0), drawn_sharpness(7, 1.0) == drawn_sharpness(7, 1.0)
+    (0.0, True)
+    """
+    return vary * float(np.random.default_rng(seed).uniform(-1, 1)) if vary > 0 else 0.0
+
+
+def sharpened(image: Tensor, sharpness: float) -> Tensor:
+    """Return x + sharpness (x - blurred x) of a CHW picture, in [0, 1]; -1 gives the blurred one.
+
+    How blurred a low-quality picture was is not known to a blind restorer. A candidate that sees it softer, or sharper,
+    assumes less, or more, blur, and its restoration differs in structure, which another noise alone often does not.
+    """
+    if sharpness == 0:
+        return image
+    blurred = ndimage.gaussian_filter(image.numpy(), (0, SHARPNESS_SIGMA_PX, SHARPNESS_SIGMA_PX), mode="mirror")
+    return (image + sharpness * (image - torch.from_numpy(blurred))).clamp(0, 1)
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Return the CHW picture with its right and bottom edge mirrored until both sides are multiples.
+
+    Any size works, also where more is added than there is: the mirror image is mirrored again.
+
+    >>> pad_to_multiple(torch.arange(3.0).reshape(1, 1, 3), 8)[0, 0].tolist()
+    [0.0, 1.0, 2.0, 1.0, 0.0, 1.0, 2.0, 1.0]
+    """
+    for axis in (1, 2):
+        side = image.shape[axis]
+        wanted = -(-side // multiple) * multiple
+        if wanted != side:
+            period = max(2 * side - 2, 1)
+            place = torch.arange(wanted) % period
+            image = image.index_select(axis, torch.minimum(place, period - place).clamp(max=side - 1))
+    return image
+
+
+def prompt_text(prompt: PROMPT, image: Tensor) -> str:
+    """Return the prompt for this picture. Raises TypeError where a provider returns no text."""
+    text = prompt(image) if callable(prompt) else prompt
+    if not isinstance(text, str):
+        raise TypeError(f"prompt={text!r}: must be a text, or a callable that makes one of the picture")
+    return text
+
+
+def unit_images(output: Any, name: str) -> list[Tensor]:
+    """Return what a system gave back as float32 CHW pictures in [0, 1] on the CPU, one a candidate.
+
+    Takes diffusers' output object, its tuple, a BCHW or CHW tensor, PIL images, uint8 arrays, or a list of such.
+    Values within `OVERSHOOT` of [0, 1] are clamped. Raises RestorationError naming `name` for anything else, NaN
+    included, and for a picture that a safety checker has blackened.
+    """
+    flagged = getattr(output, "nsfw_content_detected", None)
+    if flagged is not None and any(flagged):
+        raise RestorationError(f"{name}: its safety checker blackened the picture; load it with safety_checker=None")
+    images = getattr(output, "images", output)
+    while isinstance(images, tuple) and images and not isinstance(images, Tensor):
+        images = images[0]
+    if isinstance(images, Tensor | np.ndarray) and images.ndim == 3:
+        images = [images]
+    if not isinstance(images, Tensor | np.ndarray | list):
+        images = [images]
+    return [_unit(image, name) for image in images]
+
+
+def _unit(image: Any, name: str) -> Tensor:
+    if isinstance(image, np.ndarray) and np.issubdtype(image.dtype, np.floating):
+        image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))  # diffusers' "np": float HWC
+    if isinstance(image, Tensor) and image.is_floating_point():
+        image = image.detach().float().cpu()
+        if image.numel() and float(image.min()) >= -OVERSHOOT and float(image.max()) <= 1 + OVERSHOOT:
+            image = image.clamp(0, 1)
+    try:
+        return load_image(image)
+    except ValueError as error:
+        raise RestorationError(f"{name} returned what is no picture: {error}") from error
+
+
+def colour_fix(image_sr: Tensor, image_lq: Tensor, how: str) -> Tensor:
+    """Return the CHW restoration with the colours of the low-quality picture; "none" returns it as it is.
+
+    adain: each channel gets the mean and the spread of the LR picture's. wavelet: everything coarser than about 32 px
+    is the LR picture's, the detail stays. Both in [0, 1], clamped.
+    Sources: AdaIN (Huang and Belongie 2017) and the wavelet fix of StableSR (Wang et al. 2023), section 3.
+    """
+    if how == "none":
+        return image_sr
+    size = tuple(image_sr.shape[1:])
+    wanted = functional.interpolate(image_lq[None], size=size, mode="bicubic", align_corners=False)[0]
+    if how == "adain":
+        std_sr, mean_sr = torch.std_mean(image_sr, dim=(1, 2), keepdim=True, correction=0)
+        std_lq, mean_lq = torch.std_mean(wanted, dim=(1, 2), keepdim=True, correction=0)
+        fixed = (image_sr - mean_sr) / std_sr.clamp(min=1e-5) * std_lq + mean_lq
+    else:
+        fixed = image_sr - _coarse(image_sr) + _coarse(wanted)
+    return fixed.clamp(0, 1)
+
+
+def _coarse(image: Tensor) -> Tensor:
+    """Return the picture after `WAVELET_LEVELS` binomial blurs, each twice as wide (a-trous wavelet transform)."""
+    row = torch.tensor([0.25, 0.5, 0.25])
+    kernel = (row[:, None] * row[None])[None, None].repeat(image.shape[0], 1, 1, 1)
+    for level in range(WAVELET_LEVELS):
+        step = 2**level
+        padded = functional.pad(image[None], (step,) * 4, mode="replicate")
+        image = functional.conv2d(padded, kernel, groups=image.shape[0], dilation=step)[0]
+    return image
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ValueError unless `value` is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: must be one of {', '.join(choices)}")

@@ -1,0 +1,141 @@
+"""From what a caller names (the embedded pipeline, a folder, a hub id, an object) to the engine that runs it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from restoration.restorer.image_io import check_choice
+from restoration.restorer.module_engine import CallableEngine, ModuleEngine
+from restoration.restorer.pipeline_engine import PipelineEngine
+from restoration.restorer.pipeline_facts import IMAGE_FORMS, system_of
+
+ALIGNMENT = 64
+"""Bytes: torch's own allocations start at multiples of this."""
+NANO = Path(__file__).parents[1] / "checkpoints" / "nano"
+
+
+def load_pipeline(source: str | Path, *, dtype: torch.dtype | None = None) -> Any:
+    """Return the diffusers pipeline that `source` names, in float32 unless told otherwise, on the CPU.
+
+    "nano" is the embedded one; a folder holds `model_index.json`; anything else is a hub id. A pipeline class of our
+    own is recognised by the name in its `model_index.json`; no code that lies beside weights is ever run.
+    Raises FileNotFoundError (no such folder, or no embedded weights), ImportError without diffusers, and what
+    diffusers raises for a hub id that it cannot get.
+    """
+    folder = NANO if str(source) == "nano" else Path(source)
+    dtype = dtype or torch.float32
+    try:
+        from diffusers import DiffusionPipeline
+    except ImportError as error:
+        raise ImportError("restorers need diffusers: pip install 'zoomiqa-reward[restoration]'") from error
+    index = folder / "model_index.json"
+    if index.is_file():
+        return _aligned(_class_of(index).from_pretrained(folder, dtype=dtype))
+    if folder == NANO:
+        raise FileNotFoundError(
+            "the embedded restorer 'nano' is not in this installation (restoration/checkpoints/nano); reinstall "
+            "zoomiqa-reward, or name another pipeline: a hub id, or a folder with model_index.json"
+        )
+    if folder.exists() or len(Path(source).parts) != 2 or Path(source).is_absolute():
+        raise FileNotFoundError(f"{source}: no 'nano', no folder with model_index.json, and no hub id (owner/name)")
+    return _aligned(DiffusionPipeline.from_pretrained(str(source), dtype=dtype))
+
+
+def _aligned(pipeline: Any) -> Any:
+    """Copy weights that the file maps to odd addresses: kernels choose by alignment, and the last bits follow.
+
+    So a pipeline gives the same bits however it was loaded (measured: up to 1e-6 apart otherwise, on a CPU).
+    """
+    for component in pipeline.components.values():
+        if isinstance(component, nn.Module):
+            for tensor in (*component.parameters(), *component.buffers()):
+                if tensor.data_ptr() % ALIGNMENT:
+                    tensor.data = tensor.data.clone()
+    return pipeline
+
+
+def _class_of(index: Path) -> Any:
+    from diffusers import DiffusionPipeline
+
+    name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    if name == "NanoSRPipeline":
+        from restoration.nano.pipeline import NanoSRPipeline
+
+        return NanoSRPipeline
+    return DiffusionPipeline
+
+
+def is_pipeline(source: Any) -> bool:
+    """Return whether `source` is a diffusers pipeline, without importing diffusers to ask."""
+    return any(kind.__name__ == "DiffusionPipeline" for kind in type(source).__mro__)
+
+
+def refuse(what: str, **arguments: Any) -> None:
+    """Raise ValueError where an argument is given that `what` has no use for."""
+    for key, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"{key}={value!r}: {what} has no such argument")
+
+
+def pipeline_engine(
+    pipeline: Any, *, name: str | None, scale: int | None, device: Any, dtype: torch.dtype | None, pre_upscale: str,
+    image_form: str | None, multiple_px: int | None, call: dict[str, Any],
+) -> PipelineEngine:  # fmt: skip
+    """Return the engine of a pipeline; the arguments are those of `Restorer.from_pretrained`."""
+    name = name or type(pipeline).__name__
+    system = system_of(pipeline)
+    if image_form is not None:
+        check_choice("image_form", image_form, IMAGE_FORMS)
+        system = replace(system, image_form=image_form)
+    if multiple_px is not None:
+        system = replace(system, multiple_px=_whole("multiple_px", multiple_px))
+    if system.scale is not None:
+        if scale not in (None, system.scale) or pre_upscale not in ("auto", "none"):
+            raise ValueError(
+                f"scale={scale}, pre_upscale={pre_upscale!r}: {name} enlarges {system.scale} times by itself"
+            )
+        scale, kernel = system.scale, "none"
+    else:
+        if scale is None:
+            raise ValueError(f"scale=None: {name} does not say how many times to enlarge; pass scale=4, for instance")
+        kernel = "bicubic" if pre_upscale == "auto" else pre_upscale
+    if device is not None or dtype is not None:
+        pipeline.to(device=device, dtype=dtype)
+    return PipelineEngine(pipeline, name, system, _whole("scale", scale), kernel, call)
+
+
+def plain_engine(
+    source: Any, *, name: str | None, scale: int | None, device: Any, dtype: torch.dtype | None, pre_upscale: str,
+    multiple_px: int | None, deterministic: bool | None, fingerprint: str | None,
+) -> ModuleEngine | CallableEngine:  # fmt: skip
+    """Return the engine of a network, a spandrel descriptor or a function; arguments as above."""
+    if pre_upscale not in ("auto", "none"):
+        raise ValueError(f"pre_upscale={pre_upscale!r}: a network or a function gets the picture as it is")
+    if scale is not None:
+        _whole("scale", scale)
+    is_descriptor = isinstance(getattr(source, "model", None), nn.Module) and hasattr(source, "scale")
+    if isinstance(source, nn.Module) or is_descriptor:
+        refuse("a network", fingerprint=fingerprint)
+        if device is not None or dtype is not None:
+            source.to(device=device, dtype=dtype)
+        own = source.model if is_descriptor and not isinstance(source, nn.Module) else source
+        multiple = 1 if multiple_px is None else _whole("multiple_px", multiple_px)
+        return ModuleEngine(source, name or type(own).__name__, scale, multiple, deterministic)
+    if not callable(source):
+        raise TypeError(
+            f"source={type(source).__name__}: must be 'nano', a hub id, a folder, a diffusers pipeline, a "
+            "torch.nn.Module, or a function of a CHW picture"
+        )
+    refuse("a function", multiple_px=multiple_px, device=device, dtype=dtype)
+    own_name = getattr(source, "__name__", None) or type(source).__name__
+    return CallableEngine(source, name or own_name, scale, deterministic, fingerprint)
+
+
+def _whole(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r}: must be 1, 2, 3, ...")
+    return value

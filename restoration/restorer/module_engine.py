@@ -1,0 +1,115 @@
+"""Engines of what runs once a candidate: a network (a GAN, a one-step model), and any Python callable."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from restoration.restorer.image_io import RestorationError, pad_to_multiple, unit_images
+from restoration.restorer.pipeline_engine import failures_named
+from restoration.restorer.tiling import whole_scale
+from restoration.restorer.weights_digest import WeightsDigests
+from zoomiqa_reward.rewards.reward import source_fingerprint
+
+
+class ModuleEngine:
+    """A network that runs once, BCHW to BCHW in [0, 1]; or a spandrel descriptor of one."""
+
+    batches = False
+    prompts: frozenset[str] = frozenset()
+
+    def __init__(self, source: Any, name: str, scale: int | None, multiple_px: int, deterministic: bool | None) -> None:
+        """deterministic=None: yes, and a draw from a global generator is then refused."""
+        self.source, self.name, self.multiple_px = source, name, multiple_px
+        self.module: nn.Module = source if isinstance(source, nn.Module) else source.model
+        own = getattr(source, "scale", None)
+        self.scale = scale if scale is not None else own if isinstance(own, int) else None
+        self.deterministic = deterministic is not False
+        self._digests = WeightsDigests()
+
+    def __call__(self, image: Tensor, seeds: Sequence[int], texts: dict[str, str]) -> list[Tensor]:
+        """See `Engine`. Run in eval mode, whatever mode the module is in; that mode is put back."""
+        found = []
+        home = next(self.module.parameters(), torch.zeros(0))
+        padded = pad_to_multiple(image, self.multiple_px)
+        for _ in seeds:
+            with failures_named(self.name), evaluating(self.module), torch.no_grad():
+                output = self.source(padded[None].to(home.device, home.dtype))
+            picture = unit_images(output, self.name)[0]
+            with failures_named(self.name):
+                self.scale = _agreed(self, whole_scale(padded, picture))
+            found.append(picture[:, : image.shape[1] * self.scale, : image.shape[2] * self.scale].contiguous())
+        return found
+
+    def parts(self) -> dict[str, Any]:
+        """See `Engine`."""
+        weights = self._digests.of("module", self.module)
+        code = source_fingerprint(type(self.module))
+        return {"class": type(self.module).__name__, "code": code, "weights": weights, "multiple_px": self.multiple_px}
+
+
+class CallableEngine:
+    """Any function of a CHW picture in [0, 1], and of the seed if it has room for one."""
+
+    batches = False
+
+    def __init__(
+        self, fn: Callable[..., Any], name: str, scale: int | None, deterministic: bool | None, fingerprint: str | None
+    ) -> None:
+        """fingerprint: stands for the function where its source does not say all, such as weights that it reads."""
+        self.fn, self.name, self.scale, self._fingerprint = fn, name, scale, fingerprint
+        accepted = _parameters(fn)
+        self.prompts = frozenset({"prompt", "negative_prompt"} & set(accepted))
+        places = [key for key, one in accepted.items() if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+        second = [key for key in places[1:2] if accepted[key].default is inspect.Parameter.empty]
+        self._seed_key = "seed" if "seed" in accepted else next(iter(set(second) - self.prompts), None)
+        self._seed_in_place = self._seed_key is not None and self._seed_key in places[1:2]
+        self.deterministic = self._seed_key is None if deterministic is None else deterministic
+
+    def __call__(self, image: Tensor, seeds: Sequence[int], texts: dict[str, str]) -> list[Tensor]:
+        """See `Engine`. The function gets a copy of the picture: it may write on it."""
+        found = []
+        for seed in seeds:
+            texts_and_seed: dict[str, Any] = dict(texts)
+            place = [seed] if self._seed_in_place else []
+            if self._seed_key is not None and not place:
+                texts_and_seed[self._seed_key] = seed
+            with failures_named(self.name), torch.no_grad():
+                output = self.fn(image.clone(), *place, **texts_and_seed)
+            picture = unit_images(output, self.name)[0]
+            with failures_named(self.name):
+                self.scale = _agreed(self, whole_scale(image, picture))
+            found.append(picture)
+        return found
+
+    def parts(self) -> dict[str, Any]:
+        """See `Engine`."""
+        return {"fn": source_fingerprint(self.fn) if self._fingerprint is None else self._fingerprint}
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module in eval mode, and each of its parts back into its own mode afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _agreed(engine: Any, found: int) -> int:
+    if engine.scale not in (None, found):
+        raise RestorationError(f"{engine.name} enlarged {found} times where scale={engine.scale} was given or seen")
+    return found
+
+
+def _parameters(fn: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(fn).parameters)
+    except (TypeError, ValueError):  # built in, without a signature: a function of the picture
+        return {}

@@ -1,0 +1,191 @@
+"""Drawing candidates one by one: make, score, record, and hold no more pictures than asked for."""
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+from PIL import Image
+from torch import Tensor
+
+from restoration.restorer.image_io import RestorationError
+from restoration.restorer.restorer import Restored
+from restoration.restorer.rng import candidate_seed
+from restoration.selection.candidates import Candidate, Explanation, ranked
+from restoration.selection.early_stop import EarlyStop
+from restoration.selection.run_folder import DrawFolder
+from zoomiqa_reward.cli import output
+from zoomiqa_reward.images.loading import load_image, to_pil
+from zoomiqa_reward.rewards.reward import Reward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One restorer with one prompt: what a candidate is drawn from."""
+
+    restorer: Any
+    prompt: str | None
+    """None: the restorer's own."""
+
+
+class Asked(NamedTuple):
+    """What a reward said of one picture."""
+
+    score: float
+    std: float
+    error: str | None
+    """Why there is no score; score and std are NaN then."""
+    explanation: Explanation | None
+
+
+class Drawing:
+    """The candidates so far, and the best pictures of them."""
+
+    def __init__(
+        self, sources: list[Source], given: dict[str, Tensor | None], reward: Reward, seed: int,
+        folder: DrawFolder | None, keep: int, batch_size: int | None,
+    ) -> None:  # fmt: skip
+        """given: lq, and hr or None. keep: most pictures held. batch_size: None in strict mode."""
+        self.sources, self.given, self.reward, self.seed = sources, given, reward, seed
+        self.folder, self.keep, self.batch_size = folder, keep, batch_size
+        self.candidates: list[Candidate] = []
+
+    def draw(self, n: int, early_stop: EarlyStop | None, *, progress: bool) -> bool:
+        """Draw until there are n, or the rule says stop; return whether it did."""
+        size = 1 if self.batch_size is None else self.batch_size * len(self.sources)
+        begins = range(0, n, size)
+        for begin in output.progress(begins, len(begins), "restoring", streaming=False) if progress else begins:
+            chunk = range(begin, min(begin + size, n))
+            found = self._chunk(chunk)
+            for k in chunk:
+                self.candidates.append(found[k])
+                self._forget()
+            if early_stop is not None and len(self.candidates) < n and early_stop.says_stop(self._scores()):
+                return True
+        return False
+
+    def ask_again(self, reward: Reward, top: int) -> None:
+        """Ask another reward about the `top` best different pictures; all candidates that show one get its score."""
+        order = sorted((one for one in ranked(self.candidates) if one.valid), key=lambda one: (one.rank, one.index))
+        chosen: dict[str | None, Candidate] = {}
+        for candidate in order:
+            chosen.setdefault(candidate.pixels, candidate)
+        for candidate in list(chosen.values())[:top]:
+            row = None if self.folder is None else self.folder.cascaded.get((candidate.index, reward.fingerprint))
+            if row is None:
+                said = self._ask(reward, candidate.image, candidate.prompt)
+                why = None if said.explanation is None else asdict(said.explanation)
+                score = None if said.error else said.score
+                row = {"index": candidate.index, "reward": reward.fingerprint, "score": score, "error": said.error,
+                       "explanation": why}  # fmt: skip
+                if self.folder is not None:
+                    self.folder.add_cascade(row)
+            heard = {"cascade_score": math.nan if row["score"] is None else row["score"], "cascade_error": row["error"]}
+            if row.get("explanation") is not None:
+                heard["explanation"] = Explanation.from_json(row["explanation"])
+            self.candidates = [
+                replace(one, **heard) if one.pixels == candidate.pixels else one for one in self.candidates
+            ]
+
+    def _chunk(self, chunk: range) -> dict[int, Candidate]:
+        """Return the chunk's candidates by number: those in the folder, and the others drawn now."""
+        done = {} if self.folder is None else self.folder.done
+        found = {k: done[k] for k in chunk if k in done}
+        for place, source in enumerate(self.sources):
+            mine = [k for k in chunk if k % len(self.sources) == place]
+            missing = [k for k in mine if k not in found]
+            if not missing:
+                continue
+            if source.restorer.deterministic:
+                first = self._first(place, found)
+                if first is None:
+                    first = found[missing[0]] = next(self._made(place, missing[:1]))
+                found |= {k: self._copy(first, k) for k in missing if k not in found}
+            else:
+                # The whole batch again where part of it was recorded: neighbours may change the last bits.
+                drawn = missing if self.batch_size is None else mine
+                found |= {one.index: one for one in self._made(place, drawn, set(missing))}
+        return found
+
+    def _first(self, place: int, found: dict[int, Candidate]) -> Candidate | None:
+        known = [*self.candidates, *found.values()]
+        return next((one for one in known if one.source == place and one.same_as is None), None)
+
+    def _made(self, place: int, numbers: list[int], wanted: set[int] | None = None) -> Iterator[Candidate]:
+        """Restore candidates of one source and yield those wanted, each scored and recorded."""
+        source = self.sources[place]
+        seeds = [candidate_seed(self.seed, k) for k in numbers]
+        began = time.monotonic()
+        made = self._restore(source, seeds)
+        share = (time.monotonic() - began) / len(numbers)
+        for k, seed, restored in zip(numbers, seeds, made, strict=True):
+            if wanted is not None and k not in wanted:
+                continue
+            known: dict[str, Any] = {
+                "index": k, "seed": seed, "restorer": source.restorer.name, "source": place, "seconds": round(share, 4),
+            }  # fmt: skip
+            if isinstance(restored, RestorationError):
+                failed = Candidate(prompt=source.prompt, batch_position=0, batch_size=1, error=str(restored), **known)
+                yield self._recorded(failed, None)
+                continue
+            picture = to_pil(restored.image)
+            said = self._ask(self.reward, picture, restored.prompt)
+            scored = Candidate(
+                prompt=restored.prompt, batch_position=restored.batch_position, batch_size=restored.batch_size,
+                sharpness=restored.sharpness,
+                score=said.score, std=said.std, valid=said.error is None, error=said.error,
+                explanation=said.explanation, pixels=pixels_digest(picture), **known,
+            )  # fmt: skip
+            yield self._recorded(scored, picture)
+
+    def _copy(self, first: Candidate, k: int) -> Candidate:
+        copy = replace(first, index=k, seed=candidate_seed(self.seed, k), same_as=first.index, seconds=0.0)
+        return self._recorded(copy, None)
+
+    def _recorded(self, candidate: Candidate, picture: Image.Image | None) -> Candidate:
+        if self.folder is not None:
+            candidate = self.folder.add(candidate, picture)
+        return candidate if picture is None else replace(candidate, held=picture)
+
+    def _restore(self, source: Source, seeds: list[int]) -> list[Restored | RestorationError]:
+        options = {} if source.prompt is None else {"prompt": source.prompt}
+        if self.batch_size is not None:
+            options |= {"strict": False, "batch_size": len(seeds)}
+        try:
+            return list(source.restorer.restore(self.given["lq"], seeds, **options))
+        except RestorationError as error:
+            if len(seeds) == 1:
+                return [error]
+        return [self._restore(source, [seed])[0] for seed in seeds]  # so that one does not fail the others
+
+    def _ask(self, reward: Reward, picture: Image.Image, prompt: str | None) -> Asked:
+        """Ask a reward about one picture."""
+        hr = self.given["hr"]
+        scores = reward(
+            [load_image(picture)], lq=[self.given["lq"]], hr=None if hr is None else [hr], prompts=[prompt or ""]
+        )
+        explanation = Explanation.of((scores.info.get("answers") or [None])[0])
+        if bool(scores.valid[0]):
+            return Asked(float(scores.value[0]), float(scores.std[0]), None, explanation)
+        errors = scores.info.get("errors") or [None]
+        return Asked(math.nan, math.nan, errors[0] or f"{reward.name} could not measure it", explanation)
+
+    def _scores(self) -> list[list[float]]:
+        return [
+            [one.score for one in self.candidates if one.source == place and one.valid]
+            for place in range(len(self.sources))
+        ]
+
+    def _forget(self) -> None:
+        """Let go of all pictures but the best `keep`."""
+        holding = [one for one in ranked(self.candidates) if one.held is not None]
+        holding.sort(key=lambda one: (one.rank is None, one.rank or 0, one.index))
+        let_go = {one.index for one in holding[self.keep :]}
+        self.candidates = [replace(one, held=None) if one.index in let_go else one for one in self.candidates]
+
+
+def pixels_digest(picture: Image.Image) -> str:
+    """Return 16 hex digits of the size and pixels of an RGB picture."""
+    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()[:16]

@@ -1,0 +1,168 @@
+"""What choosing among restorations returns: every candidate with what made it, in one order, failures last."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from zoomiqa_reward.images.contact_sheet import rationale_line
+from zoomiqa_reward.model.ratings import Assessment
+from zoomiqa_reward.model.turns import Box, PixelBox
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """Why a candidate got its score, in words and places."""
+
+    rationale: str
+    """One line."""
+    bbox: Box | None = None
+    """Region that round 1 named, as fractions (left, top, right, bottom)."""
+    crop_box: PixelBox | None = None
+    """Region that round 2 looked at, in pixels of the picture."""
+
+    @classmethod
+    def of(cls, answer: Assessment | None) -> "Explanation | None":
+        """Return what an assessment says; None where there is none."""
+        if answer is None or not answer.turns:
+            return None
+        last = answer.turns[-1]
+        crop = answer.turns[1].crop_box if len(answer.turns) > 1 else None
+        return cls(rationale=rationale_line(last.sections, last.text), bbox=answer.turns[0].bbox, crop_box=crop)
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any] | None) -> "Explanation | None":
+        """Return what `dataclasses.asdict` and JSON made of one."""
+        if row is None:
+            return None
+        boxes = {key: None if row[key] is None else tuple(row[key]) for key in ("bbox", "crop_box")}
+        return cls(rationale=row["rationale"], **boxes)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Candidate:
+    """One restoration and its score. The score is that of the 8-bit picture, as its PNG holds it."""
+
+    index: int
+    """Its number k in the run, from 0; with the run's seed it fixes `seed`."""
+    seed: int
+    restorer: str
+    source: int
+    """Which restorer and prompt of the pool, from 0."""
+    prompt: str | None
+    """None where the restorer takes none."""
+    batch_position: int
+    batch_size: int
+    sharpness: float = 0.0
+    """How much sharper than given its restorer saw the picture (`vary_sharpness`)."""
+    score: float = math.nan
+    """By the reward, higher is better; NaN where not valid."""
+    std: float = math.nan
+    valid: bool = False
+    error: str | None = None
+    """Why there is no score."""
+    cascade_score: float = math.nan
+    """By the cascade's reward; NaN where it was not asked, or could not tell."""
+    cascade_error: str | None = None
+    explanation: Explanation | None = None
+    """Of the reward that answers in words; the cascade's where it was asked."""
+    rank: int | None = None
+    """1 is best; None where not valid."""
+    pixels: str | None = None
+    """sha256 of the 8-bit picture, its first 16 digits; None where it could not be made."""
+    same_as: int | None = None
+    """Index of the candidate whose picture this is: a deterministic restorer is not run again."""
+    seconds: float = 0.0
+    """Wall-clock time of making it, its share where a batch was made at once."""
+    file: Path | None = None
+    """Its PNG, where the run has a folder."""
+    held: Image.Image | None = field(default=None, repr=False)
+
+    @property
+    def image(self) -> Image.Image:
+        """The RGB picture, from memory or from its PNG. Raises ValueError where it was not kept, or never made."""
+        if self.held is not None:
+            return self.held
+        if self.pixels is None:
+            raise ValueError(f"candidate {self.index} has no picture: {self.error}")
+        if self.file is None:
+            raise ValueError(f"candidate {self.index} was not kept, others were better; pass out=DIR or a larger keep=")
+        with Image.open(self.file) as picture:
+            return picture.convert("RGB")
+
+    def has_image(self) -> bool:
+        """Return whether `image` has something to give."""
+        return self.held is not None or (self.pixels is not None and self.file is not None)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BestOfN:
+    """The candidates of one low-quality picture."""
+
+    candidates: tuple[Candidate, ...]
+    """In the order drawn: `candidates[k]` is candidate k."""
+    identical: bool
+    """All pictures are the same, so there was nothing to choose. False where there are fewer than two."""
+    stopped_early: bool
+    notes: tuple[str, ...]
+    """What a reader of the numbers has to know, such as why all candidates are identical."""
+    report: dict[str, Any]
+    """What stands in run.json."""
+
+    @property
+    def order(self) -> tuple[Candidate, ...]:
+        """The candidates, best first, those without a score last."""
+        return tuple(sorted(self.candidates, key=lambda one: (one.rank is None, one.rank or 0, one.index)))
+
+    @property
+    def best(self) -> Candidate:
+        """The candidate of rank 1. Raises ValueError where none could be measured."""
+        first = self.order[0]
+        if not first.valid:
+            raise ValueError(f"none of {len(self.candidates)} candidates could be measured; the first: {first.error}")
+        return first
+
+    def save(self, folder: Any) -> Path:
+        """Write run.json, candidates.jsonl, the pictures that are held, best.png and sheet.png; return the folder.
+
+        For a run with `out` they are there already. Raises OSError, and ValueError for a folder that holds another
+        run.
+        """
+        from restoration.selection.run_folder import save_result
+
+        return save_result(self, Path(folder))
+
+
+def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return the candidates, in the order given, with their ranks.
+
+    Those that the cascade measured come first, by its score; then the others by the reward's. The same picture has
+    the same rank; of equal scores the earlier candidate is the better one. Not valid: no rank.
+
+    >>> one = Candidate(index=0, seed=1, restorer="r", source=0, prompt=None, batch_position=0, batch_size=1)
+    >>> [c.rank for c in ranked([replace(one, score=1.0, valid=True), one, replace(one, score=2.0, valid=True)])]
+    [2, None, 1]
+    """
+
+    def strength(candidate: Candidate) -> tuple[bool, float, float]:
+        has_cascade = math.isfinite(candidate.cascade_score)
+        return has_cascade, candidate.cascade_score if has_cascade else 0.0, candidate.score
+
+    measured = [k for k, one in enumerate(candidates) if one.valid]
+    order = sorted(measured, key=lambda k: strength(candidates[k]), reverse=True)  # stable: the earlier one first
+    found = [replace(one, rank=None) for one in candidates]
+    last, rank = None, 0
+    for place, k in enumerate(order, start=1):
+        this = (candidates[k].pixels or k, strength(candidates[k]))
+        rank = rank if this == last else place
+        found[k], last = replace(found[k], rank=rank), this
+    return found
+
+
+def identical(candidates: Sequence[Candidate]) -> bool:
+    """Return whether there are two or more pictures, all of them the same."""
+    pictures = [one.pixels for one in candidates if one.pixels is not None]
+    return len(pictures) > 1 and len(set(pictures)) == 1

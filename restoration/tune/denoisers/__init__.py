@@ -1,1 +1,0 @@
-"""One file a family of pipelines; see `restoration.tune.denoiser`."""

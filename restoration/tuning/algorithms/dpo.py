@@ -1,0 +1,203 @@
+"""Diffusion-DPO on mined pairs: the better candidate is to be denoised better than the worse one, relative to the base.
+
+Sources: Wallace et al. 2024 (Diffusion-DPO; beta 5000 presumes the mean over latent elements), DP2O-SR (Wu et al. 2025:
+pairs and weights, lr 2e-5, 500 to 1000 updates), Pang et al. 2024 (the winner's own likelihood beside the comparison).
+Winner, loser and both networks see the same time and the same noise. The pairs are mined once, from the base model, and
+lie in `pairs.parquet` of the run folder; a file of one's own takes their place.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from restoration.restorer.image_io import drawn_sharpness
+from restoration.tuning.algorithms.groups import check_failures
+from restoration.tuning.algorithms.pairs import Pair, mine_pairs, read_pairs, weighted, write_pairs
+from restoration.tuning.config import TuneConfig
+from restoration.tuning.context import Collected, LossTerm, Part, Tuning
+from restoration.tuning.data import Example, pick
+from restoration.tuning.lora import POLICY, reference
+from restoration.tuning.progress import progress_bar
+from restoration.tuning.sampler.denoising import denoising_errors, expected_target, random_noise
+from restoration.tuning.sampler.rollout import Varied, draw_candidates, draw_piece, encode, retold, score
+from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.rewards.normalise import group_keys
+
+MAX_LATENTS = 512
+"""Drawn latents that are kept for the next time their pair is chosen."""
+
+
+def _drawing(config: TuneConfig) -> dict[str, float]:
+    """What a seed's picture depends on, beside the model."""
+    return {key: getattr(config, key) for key in ("steps", "eta", "temperature", "vary_sharpness")}
+
+
+def dpo_loss(winner: Tensor, loser: Tensor, winner_base: Tensor, loser_base: Tensor, beta: float) -> Tensor:
+    """Return [pairs] -log sigmoid(-beta / 2 ((e_w - e_w_base) - (e_l - e_l_base))) of denoising errors [pairs].
+
+    >>> zero = torch.zeros(1)
+    >>> dpo_loss(zero, zero, zero, zero, 5000.0)
+    tensor([0.6931])
+    """
+    return -logsigmoid(-beta / 2 * ((winner - winner_base) - (loser - loser_base)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPO:
+    """Settings."""
+
+    name: ClassVar[str] = "dpo"
+    adapters: ClassVar[tuple[str, ...]] = (POLICY,)
+    beta: float = 5000.0
+    share: float = 0.25
+    """Of a picture's candidates: the best and the worst are paired. 1/16 for big models with many candidates."""
+    pairs_per_image: int = 4
+    """Drawn of a picture for a round."""
+    winner_weight: float = 0.0
+    """Of the winner's own denoising error beside the comparison, which says nothing of what both sides share: without
+    it both may get worse, as long as the loser does so faster."""
+    pairs_file: Path | None = None
+    """Pairs that are there already; None: mined from the base model first."""
+    _held: dict[str, list[Pair]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _pictures: dict[str, Example] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _latents: dict[tuple[str, int], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """The latest of those drawn again, on the CPU: the base model does not change."""
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0 or not 0 < self.share <= 0.5 or self.pairs_per_image < 1 or self.winner_weight < 0:
+            raise ValueError(
+                f"{self}: beta above 0, share above 0 up to 0.5, pairs_per_image at least 1, winner_weight at least 0"
+            )
+
+    def prepare(self, tuning: Tuning) -> None:
+        """Mine the pairs, or read them. Raises ValueError where there are none, or where a picture is missing."""
+        crops = pick(tuning.examples, len(tuning.examples), tuning.config.crop_px, (tuning.seed(1),))
+        keys = group_keys([one.lq for one in crops], [one.prompt for one in crops])
+        file = self.pairs_file
+        if file is None:
+            file = tuning.folder / f"pairs{f'.{tuning.process}' if tuning.process else ''}.parquet"
+            if not file.exists():
+                mined = weighted(self._mine(tuning, crops))
+                write_pairs(file, mined, reward=tuning.reward.name, drawing=_drawing(tuning.config))
+        else:
+            whole = group_keys([one.lq for one in tuning.examples], [one.prompt for one in tuning.examples])
+            crops, keys = [*crops, *tuning.examples], [*keys, *whole]
+        self._pictures.clear()
+        self._latents.clear()
+        self._pictures.update(zip(keys, crops, strict=True))
+        self._held.clear()
+        pairs, header = read_pairs(file)
+        drawing = header.get("drawing", _drawing(tuning.config))
+        if drawing != _drawing(tuning.config) and any(one.file_winner is None for one in pairs):
+            raise ValueError(
+                f"{file}: its candidates were drawn with {drawing}, and would be drawn again with "
+                f"{_drawing(tuning.config)}: take the same settings"
+            )
+        for one in pairs:
+            if one.lr_hash in self._pictures:
+                self._held.setdefault(one.lr_hash, []).append(one)
+            elif tuning.num_processes == 1:
+                raise ValueError(f"{file}: no training picture has the hash {one.lr_hash}; give the pictures it is of")
+        if tuning.config.expected_targets and any(one.file_winner is not None for one in pairs):
+            raise ValueError(f"{file}: expected_targets needs candidates drawn from seeds, and these are files")
+        if not self._held:
+            raise ValueError(f"{file}: no pairs; all groups were tied or could not be measured")
+
+    def collect(self, tuning: Tuning, number: int) -> Collected:
+        """Choose a round's pairs and make their latents again from their seeds."""
+        rng = np.random.default_rng(tuning.seed(2, number))
+        keys = sorted(self._held)
+        chosen = rng.choice(len(keys), size=min(tuning.images_here, len(keys)), replace=False)
+        parts, count = [], 0
+        for key in (keys[int(k)] for k in chosen):
+            own = self._held[key]
+            picked = rng.choice(len(own), size=min(self.pairs_per_image, len(own)), replace=False)
+            pairs = [own[int(k)] for k in picked]
+            count += len(pairs)
+            example = self._pictures[key]
+            parts.append(Part(loss=partial(self._loss, tuning, example, pairs), example=example))
+        return Collected(parts=parts, report={"pairs": count})
+
+    def after_round(self, tuning: Tuning, updates: int) -> None:
+        """The pairs stay those of the base model."""
+
+    def _mine(self, tuning: Tuning, crops: Sequence[Example]) -> list[Pair]:
+        found: list[Pair] = []
+        with reference(tuning.denoiser.module):
+            for place, example in enumerate(progress_bar(crops, "pairs", tuning.process, unit="picture")):
+                drawn = draw_candidates(tuning, [example], [tuning.seed(4, place)],
+                                        vary_sharpness=tuning.config.vary_sharpness)  # fmt: skip
+                scores = score(tuning, drawn)
+                check_failures(scores, tuning.config.max_failure_rate)
+                found += mine_pairs(
+                    [float(v) if ok else float("nan") for v, ok in zip(scores.value, scores.valid, strict=True)],
+                    drawn.seeds, lr_hash=drawn.keys[0], prompt=example.prompt, reward=tuning.reward.fingerprint,
+                    share=self.share,
+                )  # fmt: skip
+        return found
+
+    def _latent(self, tuning: Tuning, example: Example, key: str, seed: int, file: str | None) -> Tensor:
+        """One candidate's x0 [1, ...]: encoded from its file, or drawn again, alone, from the base model.
+
+        With expected_targets: what its seed leads to under the picture as it is.
+        """
+        if file is not None:
+            generator = torch.Generator().manual_seed(seed)
+            condition = encode(tuning, example, [generator])
+            with torch.no_grad():
+                return tuning.denoiser.encode_target(load_image(file)[None].to(tuning.device), condition)
+        known = self._latents.pop((key, seed), None)
+        if known is None:
+            with reference(tuning.denoiser.module):
+                vary = 0.0 if tuning.config.expected_targets else tuning.config.vary_sharpness
+                known = draw_piece(tuning, example, [seed], vary_sharpness=vary).trajectory.x0.cpu()
+        self._latents[key, seed] = known  # last used, last dropped
+        while len(self._latents) > MAX_LATENTS:
+            self._latents.pop(next(iter(self._latents)))
+        return known.to(tuning.device)
+
+    def _varied(self, tuning: Tuning, example: Example, pairs: list[Pair], own: Tensor) -> Varied:
+        """What winners and then losers saw, told of the winners' own states for both: only what was seen differs."""
+        seeds = [one.seed_winner for one in pairs] + [one.seed_loser for one in pairs]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        amounts = [drawn_sharpness(seed, tuning.config.vary_sharpness) for seed in seeds]
+        plain, seen = encode(tuning, example, generators), encode(tuning, example, generators, amounts)
+        own = torch.cat([own, own])
+        return Varied(condition=seen, own=own, x0=retold(tuning, own, plain, seen))
+
+    def _loss(self, tuning: Tuning, example: Example, pairs: list[Pair], generator: torch.Generator) -> LossTerm:
+        sides = [
+            torch.cat([self._latent(tuning, example, *row) for row in rows])
+            for rows in (
+                [(one.lr_hash, one.seed_winner, one.file_winner) for one in pairs],
+                [(one.lr_hash, one.seed_loser, one.file_loser) for one in pairs],
+            )
+        ]
+        rows = len(pairs)
+        seeds = torch.randint(2**62, (rows,), generator=generator).tolist()
+        condition = encode(tuning, example, [torch.Generator().manual_seed(seed) for seed in seeds])
+        both = condition.rows([*range(rows), *range(rows)])
+        noise = random_noise(sides[0], generator, tuning.config.temperature).repeat(2, *[1] * (sides[0].ndim - 1))
+        times, alphas, sigmas = (torch.cat([part, part]) for part in tuning.denoiser.schedule.draw(rows, generator))
+        levels = times, alphas, sigmas
+        x0, wanted = torch.cat(sides), None
+        with torch.no_grad(), reference(tuning.denoiser.module):
+            if tuning.config.expected_targets:
+                varied = self._varied(tuning, example, pairs, sides[0])
+                x0, wanted = varied.own, expected_target(tuning.denoiser, varied, noise, levels)
+            base = denoising_errors(tuning.denoiser, both, x0, noise, levels, wanted)
+        now = denoising_errors(tuning.denoiser, both, x0, noise, levels, wanted)
+        weights = torch.tensor([one.weight for one in pairs], device=now.device)
+        loss = weights * dpo_loss(now[:rows], now[rows:], base[:rows], base[rows:], self.beta)
+        loss = loss + self.winner_weight * now[:rows]
+        gain = (base[:rows] - now[:rows]) - (base[rows:] - now[rows:])
+        margin = self.beta / 2 * float(gain.detach().mean())
+        report = {"accuracy": float((gain.detach() > 0).float().mean()), "margin": margin}
+        return LossTerm(loss.mean(), rows, report)

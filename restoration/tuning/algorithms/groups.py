@@ -1,0 +1,100 @@
+"""From scores to advantages: how much better a candidate is than the others of the same low-quality picture.
+
+Keys are the sha256 of the LR pixels with the prompt (`rewards.normalise.group_keys`): by the prompt alone different
+ pictures would be one group. What carries no signal is dropped and counted, never scored as 0: failed
+measurements, groups of one, groups without spread, and groups that are already near the top of the scale.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zoomiqa_reward.model.ratings import Scores
+from zoomiqa_reward.rewards.normalise import FLAT, group_index
+
+SATURATED_STD, SATURATED_MEAN = 0.05, 0.9
+"""A group above this mean and below this spread (both as shares of the reward's range) has nothing left to learn.
+Source: the rule of Edit-R1 / UniWorld-V2."""
+RATINGS = (1.0, 5.0)
+"""The range that the rule is for. Metrics use a corner of theirs (NIQE 5 to 10 of 0 to 100), and all their groups would
+count as near the top."""
+
+
+class TooManyFailures(RuntimeError):
+    """So many scores could not be measured that what is left would be a biased sample."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Advantages:
+    """What a batch of scores says about its candidates."""
+
+    value: Tensor
+    """[batch] float32: within-group z-score, clipped; NaN where dropped."""
+    kept: Tensor
+    """[batch] bool."""
+    num_groups: int
+    num_failed: int
+    """Candidates that could not be measured."""
+    num_tied: int
+    """Groups without spread, or with fewer than two measured candidates."""
+    num_saturated: int
+    """Groups at the top of the scale."""
+
+    def report(self) -> dict[str, float]:
+        """Return the counts for a log."""
+        return {"failed": self.num_failed, "tied_groups": self.num_tied, "saturated_groups": self.num_saturated,
+                "kept": int(self.kept.sum())}  # fmt: skip
+
+
+def group_advantages(
+    scores: Scores, keys: Sequence[str], *, clip: float = 5.0, max_failure_rate: float = 0.1,
+    score_range: tuple[float, float] = (-math.inf, math.inf),
+) -> Advantages:  # fmt: skip
+    """Return (score - group mean) / group standard deviation (population), clipped to +-`clip`.
+
+    keys: one a score, equal within a group. score_range: the reward's; that of ratings, 1 to 5, switches the rule on
+    groups near the top on. Raises TooManyFailures above `max_failure_rate`, ValueError for other lengths.
+
+    >>> scores = Scores(value=torch.tensor([1.0, 3.0]), valid=torch.tensor([True, True]), std=torch.zeros(2))
+    >>> group_advantages(scores, ["a", "a"]).value
+    tensor([-1.,  1.])
+    """
+    if len(keys) != len(scores):
+        raise ValueError(f"{len(keys)} keys for {len(scores)} scores: one a score is needed")
+    values, valid = scores.value.detach().double().cpu(), scores.valid.cpu()
+    check_failures(scores, max_failure_rate)
+    found, tied, saturated = torch.full_like(values, math.nan), 0, 0
+    index = group_index(list(keys))
+    for number in index.unique().tolist():
+        members = (index == number) & valid
+        own = values[members]
+        spread = float(own.std(correction=0)) if len(own) > 1 else 0.0
+        if spread <= FLAT * max(1.0, abs(float(own.mean())) if len(own) else 1.0):
+            tied += 1
+        elif tuple(score_range) == RATINGS and _is_saturated(own, spread):
+            saturated += 1
+        else:
+            found[members] = ((own - own.mean()) / spread).clamp(-clip, clip)
+    kept = ~found.isnan()
+    return Advantages(value=found.float(), kept=kept, num_groups=len(set(keys)), num_failed=int((~valid).sum()),
+                      num_tied=tied, num_saturated=saturated)  # fmt: skip
+
+
+def check_failures(scores: Scores, max_failure_rate: float) -> None:
+    """Raise TooManyFailures where more than that share could not be measured, naming the first reason."""
+    failed = int((~scores.valid).sum())
+    if failed > max_failure_rate * len(scores):
+        reasons = [why for why in scores.info.get("errors", []) if why]
+        raise TooManyFailures(
+            f"{failed} of {len(scores)} candidates could not be scored (at most {max_failure_rate:.0%} may fail); "
+            f"the first: {reasons[0] if reasons else 'no reason given'}"
+        )
+
+
+def _is_saturated(own: Tensor, spread: float) -> bool:
+    low, high = RATINGS
+    share = (float(own.mean()) - low) / (high - low)
+    return share > SATURATED_MEAN and spread / (high - low) < SATURATED_STD

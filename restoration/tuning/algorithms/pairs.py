@@ -1,0 +1,159 @@
+"""Pairs for DPO: mined from scored candidates, weighted, and kept in a portable parquet file.
+
+A row names a low-quality picture by the hash of its pixels and two candidates by their seeds (or their files), with
+their scores and the reward's fingerprint; so pairs can be looked at, merged and used by other code.
+Source: DP2O-SR (Wu et al. 2025): best and worst quarter against each other, weights within and between groups.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.rewards.normalise import FLAT, group_keys
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A better and a worse candidate of one low-quality picture."""
+
+    lr_hash: str
+    """Its group key: sha256 of the LR pixels and the prompt, 16 digits."""
+    prompt: str
+    seed_winner: int
+    seed_loser: int
+    score_winner: float
+    """By the reward, as it came."""
+    score_loser: float
+    value_winner: float
+    """Min-max normalised in its group, 0 worst .. 1 best."""
+    value_loser: float
+    group_std: float
+    """Population standard deviation of the normalised values of its group."""
+    reward: str
+    """Fingerprint."""
+    weight: float = 1.0
+    file_winner: str | None = None
+    """The candidate's picture, where it comes from a folder."""
+    file_loser: str | None = None
+
+
+def mine_pairs(
+    scores: Sequence[float], seeds: Sequence[int], *, lr_hash: str, prompt: str = "", reward: str = "",
+    share: float = 0.25, files: Sequence[str] | None = None,
+) -> list[Pair]:  # fmt: skip
+    """Return each of the best `share` against each of the worst, at least one a side; weights are 1 until `weighted`.
+
+    scores: higher is better, NaN where not measured (left out). A group without spread, or with fewer than two scores,
+    gives none. Raises ValueError for a share outside (0, 0.5].
+    """
+    if not 0 < share <= 0.5:
+        raise ValueError(f"share={share}: above 0, at most 0.5, or winners would be losers too")
+    order = sorted((k for k, score in enumerate(scores) if math.isfinite(score)), key=lambda k: (-scores[k], k))
+    if len(order) < 2:
+        return []
+    top, bottom = scores[order[0]], scores[order[-1]]
+    if top - bottom <= FLAT * max(1.0, abs(top)):
+        return []
+    values = {k: (scores[k] - bottom) / (top - bottom) for k in order}
+    spread = float(torch.tensor(list(values.values()), dtype=torch.float64).std(correction=0))
+    side = max(1, int(share * len(order)))
+    return [
+        Pair(
+            lr_hash=lr_hash, prompt=prompt, seed_winner=seeds[w], seed_loser=seeds[l], score_winner=scores[w],
+            score_loser=scores[l], value_winner=values[w], value_loser=values[l], group_std=spread, reward=reward,
+            file_winner=None if files is None else files[w], file_loser=None if files is None else files[l],
+        )
+        for w in order[:side] for l in order[-side:] if values[w] > values[l]  # noqa: E741
+    ]  # fmt: skip
+
+
+def weighted(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs with their weights, (gap + 1 - mean gap) * (std + 1 - mean std), std that of the group.
+
+    Each of the two factors averages 1 over the pairs. Raises ValueError where a weight would be negative: the gaps or
+    spreads differ too much, so that pairs would be learned the wrong way round.
+    """
+    if not pairs:
+        return []
+    gaps = [one.value_winner - one.value_loser for one in pairs]
+    mean_gap = sum(gaps) / len(gaps)
+    mean_std = sum(one.group_std for one in pairs) / len(pairs)
+    found = []
+    for one, gap in zip(pairs, gaps, strict=True):
+        within, between = gap + (1 - mean_gap), one.group_std + (1 - mean_std)
+        if within < 0 or between < 0:
+            raise ValueError(f"pair of {one.lr_hash}: weights {within:.3f} and {between:.3f}; none may be negative")
+        found.append(replace(one, weight=within * between))
+    return found
+
+
+def write_pairs(file: Path, pairs: Sequence[Pair], **facts: Any) -> Path:
+    """Write the pairs as parquet, in one step; `facts` (JSON values) go to the file's header.
+
+    Raises ImportError without pyarrow.
+    """
+    arrow, parquet = _pyarrow()
+    kinds = {"str": arrow.string(), "int": arrow.int64(), "float": arrow.float64()}
+    schema = arrow.schema(
+        [(one.name, kinds[str(getattr(one.type, "__name__", one.type)).split(" ")[0]]) for one in fields(Pair)],
+        metadata={"zoomiqa_pairs": json.dumps({"format": FORMAT, **facts})},
+    )
+    table = arrow.Table.from_pylist([asdict(one) for one in pairs], schema=schema)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    half = file.with_suffix(".tmp")
+    parquet.write_table(table, half)
+    half.replace(file)
+    return file
+
+
+def read_pairs(file: Path) -> tuple[list[Pair], dict[str, Any]]:
+    """Return the pairs of a file and its header. Raises ValueError for a file of another kind, ImportError."""
+    _, parquet = _pyarrow()
+    table = parquet.read_table(file)
+    header = (table.schema.metadata or {}).get(b"zoomiqa_pairs")
+    missing = {one.name for one in fields(Pair)} - set(table.column_names)
+    if header is None or missing:
+        raise ValueError(f"{file} is no pair file: {'no header' if header is None else f'no column {min(missing)}'}")
+    names = [one.name for one in fields(Pair)]
+    return [Pair(**{name: row[name] for name in names}) for row in table.to_pylist()], json.loads(header)
+
+
+def pairs_from_best_of_n(folder: Path, image_lq: Any, *, prompt: str = "", share: float = 0.25) -> list[Pair]:
+    """Return the pairs of a finished or unfinished best-of-N folder, unweighted, with the files of its pictures.
+
+    image_lq: the picture that it restored. prompt: as the tuning run will call it. Candidates that are copies of
+    another, or were not measured, are left out. Raises ValueError where `image_lq` is another picture.
+    """
+    from restoration.selection.best_of_n import image_digest
+    from zoomiqa_reward.runs.json_lines import read_lines
+
+    image = load_image(image_lq)
+    settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"]
+    if settings["image"] != image_digest(image.detach().cpu()):
+        raise ValueError(f"{folder} restored another picture than the one given: their pixels differ")
+    rows = [
+        row for row in read_lines(folder / "candidates.jsonl")
+        if row["valid"] and row["file"] is not None and row["same_as"] is None
+    ]  # fmt: skip
+    [key] = group_keys([image], [prompt])
+    return mine_pairs(
+        [row["score"] for row in rows], [row["seed"] for row in rows], lr_hash=key, prompt=prompt, share=share,
+        reward=settings["reward"]["fingerprint"], files=[str(folder / row["file"]) for row in rows],
+    )  # fmt: skip
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError("pair files need pyarrow: pip install 'zoomiqa-reward[restoration]'") from error
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,132 @@
+"""Reward gradient: the reward's own slope through the last denoising steps and the decoder, to the LoRA weights.
+
+Sources: ReFL (Xu et al. 2023: one step with gradient at a random late time, hinge), DRaFT-K (Clark et al. 2024: the
+last K steps), RFSR (denoising and low-frequency losses beside the reward, or the pictures fall apart:
+set `TuneConfig.truth_weight`).
+Deviation: RFSR compares wavelet bands of early predictions with the ground truth; here the early prediction, reduced to
+the LR picture's size, is compared with the LR picture, which needs no ground truth.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from restoration.tuning.context import Collected, LossTerm, Part, Tuning
+from restoration.tuning.data import Example, pick
+from restoration.tuning.denoisers.base import Condition
+from restoration.tuning.lora import POLICY
+from restoration.tuning.sampler.rollout import eight_bit, encode, refuse_varied, reward_inputs
+from restoration.tuning.sampler.transitions import draw, sample, transition
+from zoomiqa_reward.model.gradients import ask
+
+
+def hinge(value: Tensor, tau: float) -> Tensor:
+    """Return relu(tau - value): nothing is gained above tau.
+
+    >>> hinge(torch.tensor([1.0, 5.0]), 4.0)
+    tensor([3., 0.])
+    """
+    return (tau - value).clamp_min(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardGradient:
+    """Settings."""
+
+    name: ClassVar[str] = "reward_gradient"
+    adapters: ClassVar[tuple[str, ...]] = (POLICY,)
+    last_share: float = 0.25
+    """Of the steps: the gradient starts at a random one among them."""
+    grad_steps: int = 1
+    """K: steps that the gradient goes through; the picture is what the last of them predicts."""
+    tau: float | None = None
+    """The hinge, in the reward's unit; None: the top of its range."""
+    reward_weight: float = 1.0
+    low_frequency: float = 1.0
+    """Weight of the early prediction's mean squared distance to the LR picture at its size."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.last_share <= 1 or self.grad_steps < 1 or self.reward_weight <= 0:
+            raise ValueError(f"{self}: last_share above 0 up to 1, grad_steps at least 1, reward_weight above 0")
+        if self.low_frequency < 0:
+            raise ValueError(f"{self}: low_frequency must be 0 or more")
+
+    def prepare(self, tuning: Tuning) -> None:
+        """Raise ValueError for a reward without gradient, or one without a top and no tau."""
+        reward = tuning.reward
+        refuse_varied(tuning.config, self.name)
+        if not reward.differentiable:
+            raise ValueError(
+                f"reward {reward.name!r} is not differentiable, so no gradient can reach the weights; take a "
+                "differentiable one (Zoom-IQA in mode 'direct'), or grpo, nft, dpo or sft"
+            )
+        if self.tau is None and not math.isfinite(reward.score_range[1]):
+            raise ValueError(f"reward {reward.name!r} has no largest value: give tau")
+        if tuning.config.offload:
+            raise ValueError("reward_gradient needs the pipeline and the reward side by side: switch offload off")
+        if tuning.config.steps < self.grad_steps:
+            raise ValueError(f"grad_steps={self.grad_steps}: there are only {tuning.config.steps} steps")
+
+    def collect(self, tuning: Tuning, number: int) -> Collected:
+        """Choose a round's pictures; they are drawn inside the loss."""
+        examples = pick(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
+        size = tuning.config.rows_at_once
+        chunks = [min(size, tuning.config.num_samples - start) for start in range(0, tuning.config.num_samples, size)]
+        return Collected(parts=[
+            Part(loss=partial(self._loss, tuning, one, rows), example=one) for one in examples for rows in chunks
+        ])  # fmt: skip
+
+    def after_round(self, tuning: Tuning, updates: int) -> None:
+        """The model that draws is the one that is trained."""
+
+    def _loss(self, tuning: Tuning, example: Example, rows: int, generator: torch.Generator) -> LossTerm:
+        seeds = torch.randint(2**62, (rows,), generator=generator).tolist()
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        condition = encode(tuning, example, generators)
+        pictures = self._pictures(tuning, condition, generators, generator)
+        scores = ask(tuning.reward, list(pictures), grad=True, **reward_inputs(tuning, [example] * rows))
+        report = {"failed": float((~scores.valid).sum())}
+        if not bool(scores.valid.any()):
+            return LossTerm(None, 0, report)
+        value = scores.value[scores.valid]
+        tau = tuning.reward.score_range[1] if self.tau is None else self.tau
+        loss = self.reward_weight * hinge(value, tau).mean().to(tuning.device)
+        report["score"] = float(value.detach().mean())
+        if self.low_frequency > 0:
+            low = self._low_frequency(tuning, condition, generators)
+            loss = loss + self.low_frequency * low
+            report["low_frequency"] = float(low.detach())
+        return LossTerm(loss, int(scores.valid.sum()), report)
+
+    def _pictures(
+        self, tuning: Tuning, condition: Condition, generators: list[torch.Generator], generator: torch.Generator
+    ) -> Tensor:
+        """Draw without gradient up to a late step, then with it."""
+        path, eta = tuning.path, tuning.config.eta
+        late = max(1, round(self.last_share * len(path)))
+        first = len(path) - late + int(torch.randint(late, (1,), generator=generator))
+        first = max(0, min(first, len(path) - self.grad_steps))
+        x = sample(tuning.denoiser, condition, path, generators, eta=eta, steps=first).x0
+        for index in range(first, first + self.grad_steps):
+            output = tuning.denoiser.predict(x, path.times[index], condition)
+            noise = draw(x.shape[1:], generators, x.device)
+            done = transition(path, index, output, x, eta=eta, noise=noise)
+            # The mean carries the gradient; the noise is a constant (the sample that `transition` gives is detached).
+            x = done.mean + done.std * noise
+        return eight_bit(tuning.denoiser.decode(done.x0, condition))
+
+    def _low_frequency(self, tuning: Tuning, condition: Condition, generators: list[torch.Generator]) -> Tensor:
+        """Mean squared distance of an early prediction, reduced, to the LR picture."""
+        path = tuning.path
+        early = len(path) // 4
+        x = sample(tuning.denoiser, condition, path, generators, eta=tuning.config.eta, steps=early).x0
+        output = tuning.denoiser.predict(x, path.times[early], condition)
+        noise = draw(x.shape[1:], generators, x.device)
+        picture = tuning.denoiser.decode(transition(path, early, output, x, noise=noise).x0, condition)
+        size = condition.lq.shape[-2:]
+        reduced = torch.nn.functional.interpolate(picture, size=size, mode="bicubic", antialias=True)
+        return (reduced - condition.lq).square().mean()

@@ -1,0 +1,98 @@
+"""What an algorithm works with, and what it gives back to the trainer."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path as FilePath
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from restoration.tuning.config import TuneConfig
+from restoration.tuning.data import Example
+from restoration.tuning.denoisers.base import Denoiser
+from restoration.tuning.offload import TimeShare
+from restoration.tuning.sampler.noise_path import Path
+from zoomiqa_reward.rewards.reward import Reward
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tuning:
+    """A run, as algorithms see it."""
+
+    denoiser: Denoiser
+    reward: Reward
+    examples: Sequence[Example]
+    """This process's share of the training pictures."""
+    config: TuneConfig
+    share: TimeShare
+    folder: FilePath
+    device: torch.device
+    autocast: Callable[[], AbstractContextManager[Any]]
+    process: int = 0
+    num_processes: int = 1
+
+    @property
+    def path(self) -> Path:
+        """The sampler's steps."""
+        return replace(self.denoiser.path(self.config.steps), temperature=self.config.temperature)
+
+    @property
+    def images_here(self) -> int:
+        """LR pictures of a round in this process, at least one."""
+        return max(1, self.config.images_per_round // self.num_processes)
+
+    def seed(self, *parts: int) -> int:
+        """Return a seed that depends on the run's seed, this process and the numbers given, and on nothing else."""
+        low, high = np.random.SeedSequence([self.config.seed, self.process, *parts]).generate_state(2, np.uint32)
+        return (int(high) << 21) | (int(low) >> 11)
+
+
+class LossTerm(NamedTuple):
+    """What one part of a round says."""
+
+    value: Tensor | None
+    """Mean over its rows, with a graph; None: nothing could be measured."""
+    rows: int
+    """What the mean weighs."""
+    report: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Part:
+    """What goes through the denoiser at once; the gradients of a step's parts add up."""
+
+    loss: Callable[[torch.Generator], LossTerm]
+    """The generator is for the loss's own noise; the same seed gives the same loss."""
+    example: Example
+    """The picture that it is about."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Collected:
+    """A round's material."""
+
+    parts: list[Part]
+    report: dict[str, float] = field(default_factory=dict)
+
+
+class Algorithm(Protocol):
+    """One way to learn from scores: a frozen dataclass of its settings."""
+
+    name: str
+    adapters: tuple[str, ...]
+    """LoRA adapters that it needs; the first is trained."""
+
+    def prepare(self, tuning: Tuning) -> None:
+        """Check the reward and the pictures, and do what comes once, before the first round of a session."""
+        ...
+
+    def collect(self, tuning: Tuning, number: int) -> Collected:
+        """Return round `number`'s material."""
+        ...
+
+    def after_round(self, tuning: Tuning, updates: int) -> None:
+        """Do what follows the updates; `updates` were made since the start of the run."""
+        ...

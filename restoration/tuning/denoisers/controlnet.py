@@ -1,0 +1,122 @@
+"""Stable Diffusion with a ControlNet (tile): the U-Net is tuned, the ControlNet that holds it to the picture is not.
+
+`StableDiffusionControlNetImg2ImgPipeline` starts from the enlarged picture at the noise level that `strength` names,
+`StableDiffusionControlNetPipeline` from pure noise. The enlarged picture is the control picture of both.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from restoration.tuning.denoisers.base import Condition, Denoiser, framed, hooked
+from restoration.tuning.sampler.noise_path import Path, Schedule
+from restoration.tuning.sampler.parametrisation import noisy
+from restoration.tuning.sampler.vae import from_latent, to_latent
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def build(
+    pipeline: Any, *, scale: int = 4, strength: float = 0.6, control_scale: float = 1.0, guidance_scale: float = 1.0,
+    negative_prompt: str = "",
+) -> Denoiser:  # fmt: skip
+    """Return its denoiser.
+
+    scale: how many times to enlarge first. strength: share of the steps that are taken, for the img2img class alone.
+    control_scale, guidance_scale, negative_prompt: as in the pipeline's call; guidance above 1 doubles the time.
+    Raises ValueError for a number out of range, and for several ControlNets.
+    """
+    if scale < 1 or not 0 < strength <= 1:
+        raise ValueError(f"scale={scale}, strength={strength}: at least 1, and above 0 up to 1")
+    if not hasattr(pipeline.controlnet, "controlnet_cond_embedding"):
+        raise ValueError(f"{type(pipeline.controlnet).__name__}: give a pipeline with a single ControlNet")
+    starts_from_picture = any("Img2Img" in kind.__name__ for kind in type(pipeline).__mro__)
+    share = strength if starts_from_picture else 1.0
+    return ControlDenoiser(pipeline, scale, share, control_scale, guidance_scale, negative_prompt, starts_from_picture)
+
+
+class ControlDenoiser:
+    """See `Denoiser`."""
+
+    module_name = "unet"
+    lora_targets = ATTENTION
+
+    def __init__(
+        self, pipeline: Any, scale: int, share: float, control_scale: float, guidance: float, negative: str,
+        starts_from_picture: bool,
+    ) -> None:  # fmt: skip
+        self.pipeline, self.module = pipeline, pipeline.unet
+        self.schedule = Schedule(pipeline.scheduler)
+        self.scale, self.patch_px = scale, int(pipeline.vae_scale_factor)
+        self._stride = self.patch_px * 2 ** (len(self.module.config.block_out_channels) - 1)
+        self._share, self._control, self._from_picture = share, control_scale, starts_from_picture
+        self._guidance, self._negative = guidance, negative
+
+    @torch.no_grad()
+    def encode(self, lq: Tensor, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Condition:
+        """The enlarged picture (far edges repeated up to the U-Net's stride), its latent, and the text."""
+        size = lq.shape[-2] * self.scale, lq.shape[-1] * self.scale
+        grown = torch.nn.functional.interpolate(lq.float(), size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        guided = self._guidance > 1
+        text, negative = self.pipeline.encode_prompt(
+            list(prompts), lq.device, 1, guided, negative_prompt=[self._negative] * len(lq) if guided else None
+        )
+        given = {"control": self._whole(grown), "start": self.encode_target(grown, Condition(lq=lq)), "text": text}
+        return Condition(lq=lq, given=given | ({"negative": negative} if guided else {}))
+
+    def path(self, num_steps: int) -> Path:
+        """The tail that `strength` leaves, at least one step; all of it from pure noise."""
+        whole = self.schedule.path(num_steps)
+        return whole.tail(max(1, min(num_steps, int(num_steps * self._share))))
+
+    def noise_shape(self, condition: Condition) -> tuple[int, ...]:
+        """See `Denoiser`."""
+        return tuple(condition.given["start"].shape[1:])
+
+    def begin(self, noise: Tensor, condition: Condition, path: Path) -> Tensor:
+        """The enlarged picture's latent at the path's first noise level, or pure noise."""
+        return noisy(condition.given["start"], noise, path.alphas[0], path.sigmas[0]) if self._from_picture else noise
+
+    def predict(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        """See `Denoiser`; with guidance both texts run in one batch."""
+        given = condition.given
+        if "negative" not in given:
+            return self._run(x_t, time, given["control"], given["text"])
+        both = time if time.ndim == 0 else torch.cat([time, time])
+        twice = [torch.cat([part, part]) for part in (x_t, given["control"])]
+        found = self._run(twice[0], both, twice[1], torch.cat([given["negative"], given["text"]]))
+        without, with_text = found.chunk(2)
+        return without + self._guidance * (with_text - without)
+
+    def _run(self, x_t: Tensor, time: Tensor, control: Tensor, text: Tensor) -> Tensor:
+        network, dtype = self.pipeline.controlnet, self.module.dtype
+        time, text = time.to(x_t.device), text.to(dtype)
+        down, middle = network(
+            x_t.to(network.dtype), time, encoder_hidden_states=text.to(network.dtype),
+            controlnet_cond=control.to(network.dtype), conditioning_scale=self._control, return_dict=False,
+        )  # fmt: skip
+        return self.module(
+            x_t.to(dtype), time, encoder_hidden_states=text,
+            down_block_additional_residuals=[part.to(dtype) for part in down],
+            mid_block_additional_residual=middle.to(dtype),
+        ).sample.float()  # fmt: skip
+
+    def decode(self, x0: Tensor, condition: Condition) -> Tensor:
+        """See `Denoiser`."""
+        height, width = (self.scale * side for side in condition.lq.shape[-2:])
+        return from_latent(self.pipeline.vae, x0)[..., :height, :width]
+
+    def encode_target(self, pictures: Tensor, condition: Condition) -> Tensor:
+        """The mode of the VAE's latent."""
+        return to_latent(self.pipeline.vae, self._whole(pictures))
+
+    def features(self, pictures: Tensor, condition: Condition) -> list[Tensor]:
+        """What the VAE encoder's blocks put out."""
+        blocks = list(self.pipeline.vae.encoder.down_blocks)
+        return hooked(blocks, lambda: self.encode_target(pictures, condition))
+
+    def _whole(self, pictures: Tensor) -> Tensor:
+        height, width = pictures.shape[-2:]
+        return framed(pictures, height + -height % self._stride, width + -width % self._stride)

@@ -1,0 +1,193 @@
+"""LoRA on a denoiser: the policy is its adapters switched on, the reference is the same network with them off.
+
+So no second copy of the base is ever held. DiffusionNFT's `old` policy is a second adapter beside the first. Files are
+those of diffusers (`pytorch_lora_weights.safetensors`, names that begin with the part's, peft's configuration in the
+header), so that `pipe.load_lora_weights` reads them where the pipeline offers it; `load_lora` does where it does not.
+"""
+
+import copy
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from restoration.tuning.denoisers.base import Denoiser
+
+FILE = "pytorch_lora_weights.safetensors"
+POLICY, OLD = "default", "old"
+
+
+def add_lora(
+    denoiser: Denoiser, rank: int, alpha: int, adapters: Sequence[str] = (POLICY,), seed: int = 0,
+    targets: Sequence[str] | None = None,
+) -> None:  # fmt: skip
+    """Put equal adapters of these names on the denoiser; the first is active and trained.
+
+    targets: endings of the names of the layers that get them; None: the denoiser's own choice. An adapter starts as no
+    change at all: its second matrix is zero. Raises ValueError where no layer fits, or where adapters are already.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    module = denoiser.module
+    if tuners(module):
+        raise ValueError(f"{denoiser.module_name} has adapters already: fuse or unload them before tuning")
+    endings = denoiser.lora_targets if targets is None else targets
+    layers = _layers(module, endings)
+    if not layers:
+        raise ValueError(f"{type(module).__name__} has no layer whose name ends with {', '.join(endings)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name in adapters:
+            config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers, init_lora_weights="gaussian")
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is meant
+                if hasattr(module, "add_adapter"):
+                    module.add_adapter(config, adapter_name=name)
+                else:
+                    inject_adapter_in_model(config, module, adapter_name=name)
+    for name in adapters[1:]:
+        copy_adapter(module, adapters[0], name)
+    _activate(module, [adapters[0]])
+
+
+def tuners(module: nn.Module) -> list[Any]:
+    """Return the layers that carry adapters."""
+    return [layer for layer in module.modules() if hasattr(layer, "lora_A") and hasattr(layer, "set_adapter")]
+
+
+def weights_of(module: nn.Module, adapter: str = POLICY) -> dict[str, nn.Parameter]:
+    """Return an adapter's parameters by name, in a fixed order."""
+    ending = (f".lora_A.{adapter}.weight", f".lora_B.{adapter}.weight")
+    return {name: part for name, part in sorted(module.named_parameters()) if name.endswith(ending)}
+
+
+@contextmanager
+def reference(module: nn.Module) -> Iterator[None]:
+    """The base network: all adapters off inside, and as they were afterwards."""
+    kept = [(layer, layer.disable_adapters) for layer in tuners(module)]
+    flags = _gradients(module)
+    try:
+        for layer, _ in kept:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer, was_off in kept:
+            layer.enable_adapters(not was_off)
+        _restore(flags)
+
+
+@contextmanager
+def use_adapter(module: nn.Module, name: str) -> Iterator[None]:
+    """That adapter instead of the active one inside. Raises ValueError for an unknown name."""
+    found = tuners(module)
+    if not found or name not in found[0].lora_A:
+        raise ValueError(f"adapter {name!r}: there are {', '.join(found[0].lora_A) if found else 'none'}")
+    before, flags = list(found[0].active_adapters), _gradients(module)
+    try:
+        _activate(module, [name])
+        yield
+    finally:
+        _activate(module, before)
+        _restore(flags)
+
+
+@torch.no_grad()
+def copy_adapter(module: nn.Module, source: str, to: str, keep: float = 0.0) -> None:
+    """Set an adapter to keep * itself + (1 - keep) * source."""
+    pairs = zip(weights_of(module, to).values(), weights_of(module, source).values(), strict=True)
+    for old, new in pairs:
+        old.lerp_(new, 1 - keep)
+
+
+class AdapterState:
+    """An adapter's weights as a part of a run's state."""
+
+    def __init__(self, module: nn.Module, adapter: str) -> None:
+        self.module, self.adapter = module, adapter
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return a copy of the weights, on the CPU."""
+        return {name: part.detach().cpu().clone() for name, part in weights_of(self.module, self.adapter).items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Set the weights. Raises ValueError where the state belongs to another LoRA."""
+        own = weights_of(self.module, self.adapter)
+        if own.keys() != state.keys() or any(own[name].shape != part.shape for name, part in state.items()):
+            raise ValueError("the saved LoRA has other layers or another rank: use the run's own settings")
+        for name, part in state.items():
+            own[name].copy_(part)
+
+
+def save_lora(denoiser: Denoiser, folder: Path, adapter: str = POLICY) -> Path:
+    """Write the adapter for `load_lora_weights` and `load_lora`; return the file."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    prefix, [config] = denoiser.module_name, [denoiser.module.peft_config[adapter]]
+    tensors = {
+        f"{prefix}.{name.replace(f'.{adapter}.weight', '.weight')}": part.detach().cpu().contiguous()
+        for name, part in weights_of(denoiser.module, adapter).items()
+    }
+    # One header entry, sorted, of what decides the numbers: then the file is the same for the same weights.
+    facts = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
+    header = {"lora_adapter_metadata": json.dumps({f"{prefix}.{k}": v for k, v in facts.items()})}
+    save_file(tensors, folder / FILE, metadata=header)
+    return folder / FILE
+
+
+def load_lora(denoiser: Denoiser, folder: Path) -> None:
+    """Put the adapter in `folder` on a denoiser without any; gives what `save_lora` wrote."""
+    from safetensors import safe_open
+
+    with safe_open(folder / FILE, framework="pt") as file:
+        header = json.loads(file.metadata()["lora_adapter_metadata"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a file is no dict
+    prefix = denoiser.module_name
+    facts = {name.removeprefix(f"{prefix}."): value for name, value in header.items()}
+    add_lora(denoiser, int(facts["r"]), int(facts["lora_alpha"]), targets=facts["target_modules"])
+    AdapterState(denoiser.module, POLICY).load_state_dict({
+        name.removeprefix(f"{prefix}.").removesuffix(".weight") + f".{POLICY}.weight": part
+        for name, part in tensors.items()
+    })  # fmt: skip
+
+
+def fused(module: nn.Module, adapter: str = POLICY) -> nn.Module:
+    """Return a copy of the network with the adapter added to its weights, and no adapters left."""
+    whole = copy.deepcopy(module)
+    for name, layer in list(whole.named_modules()):
+        if not hasattr(layer, "lora_A") or not hasattr(layer, "merge"):
+            continue
+        layer.merge(adapter_names=[adapter])
+        parent, _, own = name.rpartition(".")
+        setattr(whole.get_submodule(parent), own, layer.get_base_layer())
+    if hasattr(whole, "peft_config"):
+        del whole.peft_config
+    if getattr(whole, "_hf_peft_config_loaded", False):
+        whole._hf_peft_config_loaded = False
+    return whole
+
+
+def _layers(module: nn.Module, endings: Sequence[str]) -> list[str]:
+    kinds = (nn.Linear, nn.Conv2d)
+    names = [name for name, layer in module.named_modules() if isinstance(layer, kinds) and name]
+    return [name for name in names if not endings or any(name == e or name.endswith(f".{e}") for e in endings)]
+
+
+def _activate(module: nn.Module, names: list[str]) -> None:
+    for layer in tuners(module):
+        layer.set_adapter(names)
+
+
+def _gradients(module: nn.Module) -> list[tuple[nn.Parameter, bool]]:
+    return [(part, part.requires_grad) for part in module.parameters()]
+
+
+def _restore(flags: list[tuple[nn.Parameter, bool]]) -> None:
+    for part, had in flags:
+        part.requires_grad_(had)

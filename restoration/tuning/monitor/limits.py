@@ -1,0 +1,99 @@
+"""How far a signal may move from the base model's: mean +- deviations of that mean, on the side that hacking takes."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from restoration.metrics.registry import find_metrics
+from restoration.tuning.config import MonitorConfig
+from zoomiqa_reward.runs.json_lines import write_json
+
+RESAMPLES = 2000
+SIDES = {"reward": "low", "fragility": "high", "lr_consistency": "low", "fine_energy": "both", "grid_peak": "high",
+         "gram": "high", "diversity": "low"}  # fmt: skip
+"""On which side of the base a signal alarms; a held-out metric does on its worse one."""
+
+LEAST_ROOM = {"lr_consistency": 1.0}
+"""Between the base and a limit, whatever the deviation: a base that stands at LR-consistency's cap has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """What a signal may not cross."""
+
+    base: float
+    """The base model's mean."""
+    deviation: float
+    """Bootstrap deviation of that mean over pictures and candidates."""
+    low: float | None
+    high: float | None
+
+    def crossed(self, value: float) -> bool:
+        """Return whether a value is outside; one that could not be measured any more is."""
+        if not math.isfinite(value):
+            return True
+        return (self.low is not None and value < self.low) or (self.high is not None and value > self.high)
+
+    def words(self, name: str, value: float) -> str:
+        """Return what to say of a value outside."""
+        if not math.isfinite(value):
+            return f"{name} can no longer be measured (the base model had {self.base:.4g})"
+        side, bound = ("below", self.low) if self.low is not None and value < self.low else ("above", self.high)
+        return f"{name} {value:.4g} is {side} {bound:.4g} (the base model has {self.base:.4g})"
+
+
+def bootstrap_deviation(values: Sequence[float], again: Sequence[float] | None = None, seed: int = 0) -> float:
+    """Return the standard deviation of the mean under resampling of the pictures, over 2000 resamples.
+
+    values: a number a picture. again: the same by other candidates; each picture drawn then takes either number, so
+    that pictures which are all alike do not hide how much candidates vary.
+
+    >>> bootstrap_deviation([3.0, 3.0, 3.0])
+    0.0
+    """
+    rng = np.random.default_rng(seed)
+    table = np.asarray([values] if again is None else [values, again], dtype=np.float64)
+    pictures = rng.integers(0, len(values), (RESAMPLES, len(values)))
+    candidates = rng.integers(0, len(table), pictures.shape)
+    return float(table[candidates, pictures].mean(axis=1).std())
+
+
+def limits_of(
+    rows: dict[str, list[float]], again: dict[str, list[float]], config: MonitorConfig, room_to: dict[str, float]
+) -> tuple[dict[str, Limit], list[str]]:
+    """Return the limits by signal, and the signals that have none: not measurable on some picture of the base model.
+
+    rows: of the base model's candidates by the monitor's seeds, a number a validation picture; their mean is the
+    limits' centre. again: of its candidates by other seeds, where they were measured. room_to: by signal, a value that
+    is no alarm: limits give way to it. `kl` is 0 for the base, so its limit is a setting.
+    """
+    metrics = {one.name: "low" if one.higher_is_better else "high" for one in find_metrics(config.metrics)}
+    sides, found, left_out = SIDES | metrics, {}, []
+    for name, row in rows.items():
+        other = again.get(name)
+        if not np.isfinite([*row, *(other or [])]).all():
+            left_out.append(name)
+            continue
+        base, deviation = float(np.mean(row)), bootstrap_deviation(row, other)
+        room = max(config.deviations * deviation, LEAST_ROOM.get(name, 0.0))
+        found[name] = Limit(
+            base=base, deviation=deviation,
+            low=min(base - room, room_to.get(name, base)) if sides[name] in ("low", "both") else None,
+            high=max(base + room, room_to.get(name, base)) if sides[name] in ("high", "both") else None,
+        )  # fmt: skip
+    return found | {"kl": Limit(base=0.0, deviation=0.0, low=None, high=config.max_kl)}, left_out
+
+
+def write_limits(file: Path, limits: dict[str, Limit], left_out: Sequence[str]) -> None:
+    """Write the limits in one step."""
+    write_json(file, {"left_out": list(left_out), "limits": {name: asdict(limit) for name, limit in limits.items()}})
+
+
+def read_limits(file: Path) -> tuple[dict[str, Limit], list[str]]:
+    """Return what `write_limits` wrote."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return {name: Limit(**fields) for name, fields in content["limits"].items()}, content["left_out"]

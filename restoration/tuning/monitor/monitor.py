@@ -1,0 +1,212 @@
+"""The hacking monitor: fixed validation pictures and seeds, measured as training goes, against the base model's limits.
+
+A limit is the base model's mean over the validation pictures +- 4 bootstrap deviations of that mean (resampled over
+pictures, and over two draws of candidates), on the side that hacking moves it to. Limits are written to
+`monitor_limits.json` before any update. Held-out metrics may be neither in the reward nor in the labels that it was
+trained on.
+
+| signal | alarm | what it means |
+|---|---|---|
+| `reward` | low | collapse |
+| `fragility` (reward less that of the same pictures as JPEGs of quality 95) | high | a gain that no eye can see |
+| held-out metrics | worse | the reward rises at their cost |
+| `lr_consistency` | low, and below the ground truths' | invented content |
+| `fine_energy` (SR over HR, or over bicubic without HR) | low, high | over-smoothing, over-sharpening |
+| `grid_peak` | high | grid artefacts |
+| `gram` (distance to the base model's pictures of other seeds) | high | stylisation |
+| `kl` (relative squared distance of the network's outputs) | above `max_kl` | a step too large |
+| `diversity` | low | one picture for all seeds |
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from restoration.evaluation.measuring import bicubic
+from restoration.metrics.registry import find_metrics, lr_consistency, measure
+from restoration.restorer.rng import candidate_seed
+from restoration.tuning.config import MonitorConfig
+from restoration.tuning.context import Tuning
+from restoration.tuning.data import Example, crop
+from restoration.tuning.lora import reference
+from restoration.tuning.monitor.limits import Limit, limits_of, read_limits, write_limits
+from restoration.tuning.monitor.signals import diversity, fine_energy, gram_distance, grid_peak
+from restoration.tuning.progress import progress_bar
+from restoration.tuning.sampler.denoising import random_noise
+from restoration.tuning.sampler.parametrisation import noisy
+from restoration.tuning.sampler.rollout import draw_candidates, encode, raw_range, raw_values, score_pictures
+from zoomiqa_reward.check.ladders import through_jpeg
+
+MIN_IMAGES = 4
+JPEG_QUALITY = 95
+"""To the eye the same, but no longer to the pixel."""
+LEAST_FRAGILITY = 0.01
+"""Share of the reward's range below which no loss by a JPEG is called fragile."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reading:
+    """One look at the model."""
+
+    values: dict[str, float]
+    """Mean over pictures of each signal; NaN where it could not be measured on some picture."""
+    alarms: tuple[str, ...]
+    """What crossed its limit, in words."""
+    pictures: list[Tensor]
+    """[seeds, 3, height, width] a validation picture."""
+
+
+class Monitor:
+    """Watches a run."""
+
+    def __init__(self, tuning: Tuning, examples: Sequence[Example], config: MonitorConfig) -> None:
+        """Take the middle of each validation picture.
+
+        Raises ValueError for fewer than 4 pictures (a bootstrap over them would mean nothing) and for a metric that
+        the reward, or its labels, already know.
+        """
+        if len(examples) < MIN_IMAGES:
+            raise ValueError(f"{len(examples)} validation pictures: at least {MIN_IMAGES}, or limits mean nothing")
+        known = optimised_names(tuning.reward)
+        for metric in find_metrics(config.metrics):
+            if metric.name in known:
+                raise ValueError(f"monitor metric {metric.name!r} is part of the reward or of its labels: take another")
+            if metric.needs == "hr" and any(one.hr is None for one in examples):
+                raise ValueError(
+                    f"monitor metric {metric.name!r} needs ground truths: leave it out of MonitorConfig.metrics"
+                )
+        self.tuning, self.config = tuning, config
+        self.examples = [crop(one, config.crop_px) for one in examples]
+        self.limits: dict[str, Limit] = {}
+        self.left_out: list[str] = []
+        self._base_features: list[list[Tensor]] = []
+
+    def start(self) -> Reading:
+        """Measure the base model, and write its limits unless the run folder holds them already."""
+        with reference(self.tuning.denoiser.module):
+            pictures, others = self.draw(), self.draw(seed=1)
+            pairs = zip(self.examples, others, strict=True)
+            self._base_features = [self._features(one, own) for one, own in pairs]
+            rows, again = self.signals(pictures), self.signals(others)
+        file = self.tuning.folder / "monitor_limits.json"
+        if not file.exists():
+            again.pop("gram")  # measured against these very pictures: 0
+            # Seeds differ little, so all that is learned would be style; what is no further than the truth is not.
+            room_to = {"gram": float(np.mean([self._truth_distance(k) for k in range(len(self.examples))]))}
+            truths = [lr_consistency(one.hr, one.lq) for one in self.examples if one.hr is not None]
+            if len(truths) == len(self.examples):  # a blurred picture's truth is no more consistent with it than that
+                room_to["lr_consistency"] = float(np.mean(truths))
+            low, high = raw_range(self.tuning.reward)
+            if math.isfinite(high - low):
+                room_to["fragility"] = float(np.mean(rows["fragility"])) + LEAST_FRAGILITY * (high - low)
+            write_limits(file, *limits_of(rows, again, self.config, room_to))
+        self.limits, self.left_out = read_limits(file)
+        values = {name: float(np.mean(row)) for name, row in rows.items()} | {"kl": 0.0}
+        return Reading(values=values, alarms=(), pictures=pictures)
+
+    def draw(self, seed: int = 0) -> list[Tensor]:
+        """Return [seeds, 3, height, width] of each validation picture by the model as it stands, always by one seed."""
+        found = []
+        for place, example in enumerate(progress_bar(self.examples, "monitor", self.tuning.process, leave=False)):
+            own = candidate_seed(candidate_seed(self.tuning.config.seed, seed), place)
+            drawn = draw_candidates(self.tuning, [example], [own], count=self.config.num_seeds)
+            found.append(torch.stack(drawn.pictures))
+        return found
+
+    def look(self) -> Reading:
+        """Measure the model as it stands."""
+        return self.examine(self.draw(), kl=self.kl())
+
+    def examine(self, pictures: list[Tensor], *, kl: float = 0.0) -> Reading:
+        """Measure given candidates of the validation pictures and compare with the limits."""
+        values = {name: float(np.mean(row)) for name, row in self.signals(pictures).items()} | {"kl": kl}
+        crossed = {name: limit for name, limit in self.limits.items() if limit.crossed(values[name])}
+        alarms = [limit.words(name, values[name]) for name, limit in crossed.items()]
+        return Reading(values=values, alarms=tuple(alarms), pictures=pictures)
+
+    def signals(self, pictures: list[Tensor]) -> dict[str, list[float]]:
+        """Return each signal by name: a number a validation picture, mean over seeds."""
+        owners = [one for one, own in zip(self.examples, pictures, strict=True) for _ in own]
+        flat = [picture for own in pictures for picture in own]
+        raw = raw_values(score_pictures(self.tuning, flat, owners))
+        pairs = list(zip(flat, owners, strict=True))
+        stored = [through_jpeg(picture, JPEG_QUALITY) for picture in flat]
+        packed = raw_values(score_pictures(self.tuning, stored, owners))
+        found: dict[str, list[float]] = {"reward": _means(raw, pictures)}
+        found["fragility"] = _means([one - other for one, other in zip(raw, packed, strict=True)], pictures)
+        for name in self.config.metrics:
+            values = [measure([name], picture, hr=one.hr, lq=one.lq)[name].value for picture, one in pairs]
+            found[name] = _means(values, pictures)
+        found["lr_consistency"] = _means([lr_consistency(picture, one.lq) for picture, one in pairs], pictures)
+        found |= {"fine_energy": [], "grid_peak": [], "gram": [], "diversity": []}
+        for place, (example, own) in enumerate(zip(self.examples, pictures, strict=True)):
+            yardstick = fine_energy(_yardstick(example, self.tuning.denoiser.scale))
+            found["fine_energy"].append(float((fine_energy(own) / yardstick).mean()))
+            found["grid_peak"].append(float(grid_peak(own, self.tuning.denoiser.patch_px).mean()))
+            distance = gram_distance(self._features(example, own), self._base_features[place])
+            found["gram"].append(float(distance.mean()))
+            found["diversity"].append(diversity(own))
+        return found
+
+    @torch.no_grad()
+    def kl(self) -> float:
+        """Return mean |v - v_base|^2 / mean |v_base|^2 at fixed times and noise on fixed signals: 0 for the base."""
+        denoiser, gaps, sizes = self.tuning.denoiser, [], []
+        for place, example in enumerate(self.examples):
+            generator = torch.Generator().manual_seed(candidate_seed(self.tuning.config.seed, 1000 + place))
+            rows = self.config.num_seeds
+            condition = encode(self.tuning, example, [generator] * rows)
+            clean = _yardstick(example, denoiser.scale).to(self.tuning.device)
+            with self.tuning.autocast():
+                x0 = denoiser.encode_target(clean, condition)
+            x0 = x0.expand(rows, *x0.shape[1:])
+            times, alphas, sigmas = denoiser.schedule.draw(rows, generator)
+            x_t = noisy(x0, random_noise(x0, generator, self.tuning.config.temperature), alphas, sigmas)
+            with self.tuning.autocast():
+                now = denoiser.predict(x_t, times, condition)
+                with reference(denoiser.module):
+                    base = denoiser.predict(x_t, times, condition)
+            gaps.append(float((now - base).square().mean()))
+            sizes.append(float(base.square().mean()))
+        return sum(gaps) / sum(sizes)
+
+    def _truth_distance(self, place: int) -> float:
+        """Return the Gram distance of a picture's ground truth (or enlarged LR) to the base's restorations."""
+        example = self.examples[place]
+        truth = self._features(example, _yardstick(example, self.tuning.denoiser.scale))
+        return float(gram_distance(truth, self._base_features[place]).mean())
+
+    def _features(self, example: Example, pictures: Tensor) -> list[Tensor]:
+        generators = [torch.Generator().manual_seed(0) for _ in pictures]
+        with torch.no_grad(), reference(self.tuning.denoiser.module), self.tuning.autocast():
+            condition = encode(self.tuning, example, generators)
+            maps = self.tuning.denoiser.features(pictures.to(self.tuning.device), condition)
+        return [part.cpu() for part in maps]
+
+
+def optimised_names(reward: Any) -> set[str]:
+    """Return the names of the metrics that a reward optimises, those in its model's labels included."""
+    names = {reward.name}
+    if hasattr(reward, "iqa"):
+        names |= {str(name).lower() for name in reward.iqa.protocol.label_metrics}
+    for term in getattr(reward, "terms", ()):
+        names |= optimised_names(term.reward)
+    return names
+
+
+def _means(values: Sequence[float], pictures: list[Tensor]) -> list[float]:
+    found, place = [], 0
+    for own in pictures:
+        found.append(float(np.mean(values[place : place + len(own)])))
+        place += len(own)
+    return found
+
+
+def _yardstick(example: Example, scale: int) -> Tensor:
+    """The ground truth, or the LR picture enlarged; a batch of one."""
+    return bicubic(example.lq, scale)[None] if example.hr is None else example.hr[None]

@@ -1,0 +1,70 @@
+"""The denoising error of given pictures: what supervised tuning minimises and DPO compares."""
+
+import torch
+from torch import Tensor
+
+from restoration.tuning.context import Tuning
+from restoration.tuning.data import Example
+from restoration.tuning.denoisers.base import Condition, Denoiser
+from restoration.tuning.sampler.parametrisation import noisy, target
+from restoration.tuning.sampler.rollout import Varied, encode
+
+Levels = tuple[Tensor, Tensor, Tensor]
+"""(times, alphas, sigmas), one number a row each, as `Schedule.draw` gives them."""
+
+
+def denoising_errors(
+    denoiser: Denoiser, condition: Condition, x0: Tensor, noise: Tensor, levels: Levels, wanted: Tensor | None = None
+) -> Tensor:
+    """Return [rows] float32: mean over a row's elements of (output - target)^2.
+
+    noise: as large as x0. wanted: the target; None: that of x0 and the noise.
+    """
+    times, alphas, sigmas = levels
+    output = denoiser.predict(noisy(x0, noise, alphas, sigmas), times, condition)
+    if wanted is None:
+        wanted = target(denoiser.schedule.kind, x0, noise, alphas, sigmas)
+    return (output - wanted).square().flatten(1).mean(dim=1)
+
+
+@torch.no_grad()
+def expected_target(denoiser: Denoiser, varied: Varied, noise: Tensor, levels: Levels) -> Tensor:
+    """Return the target that the active adapter sets at noisy `varied.own`, seeing the pictures as `varied` saw them.
+
+    A varied candidate is one draw of what its condition allows. What earned its score is the condition; the draw's
+    grain did not. So the candidate itself is no target: the denoiser under that condition is, at states that the
+    sampler comes to by itself, as in the distillation of guidance. The network cannot tell the two conditions apart by
+    the state, only by what it is given beside it.
+    Source: Meng et al. 2023 (distillation of guided diffusion), with a varied condition in the place of guidance.
+    """
+    kind, (times, alphas, sigmas) = denoiser.schedule.kind, levels
+    output = denoiser.predict(noisy(varied.x0, noise, alphas, sigmas), times, varied.condition)
+    # Targets are linear in x0: this carries the target from one condition's x0 to the other's.
+    moved = target(kind, varied.own, noise, alphas, sigmas) - target(kind, varied.x0, noise, alphas, sigmas)
+    return output + moved
+
+
+def random_noise(like: Tensor, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
+    """Return normal noise of that shape with the deviation `temperature`, drawn on the CPU: the same on every device.
+
+    A sampler whose noise is scaled by a temperature sees states x_t = alpha x0 + sigma temperature noise. Who learns
+    from its pictures has to noise them as little: with full noise their smoothness itself would be learned. (For a
+    Gaussian, the posterior mean is that of the untempered pair only if both are scaled alike.)
+    """
+    return temperature * torch.randn(like.shape, generator=generator).to(like.device)
+
+
+def truth_error(tuning: Tuning, example: Example, rows: int, generator: torch.Generator) -> Tensor:
+    """Return the mean denoising error of the picture's ground truth at `rows` times, under full noise.
+
+    Beside a reward it keeps the network at what it was trained for. Raises ValueError without a ground truth.
+    Sources: ReFL (Xu et al. 2023) and RFSR keep the pre-training loss beside the reward.
+    """
+    if example.hr is None:
+        raise ValueError(f"{example.name} has no ground truth to denoise: set truth_weight=0")
+    seeds = torch.randint(2**62, (rows,), generator=generator).tolist()
+    condition = encode(tuning, example, [torch.Generator().manual_seed(seed) for seed in seeds])
+    with torch.no_grad():
+        x0 = tuning.denoiser.encode_target(example.hr[None].to(tuning.device).expand(rows, -1, -1, -1), condition)
+    levels = tuning.denoiser.schedule.draw(rows, generator)
+    return denoising_errors(tuning.denoiser, condition, x0, random_noise(x0, generator), levels).mean()

@@ -1,0 +1,211 @@
+"""Candidates of low-quality pictures, and their scores: drawn in pieces that fit, scored together, by turns."""
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from restoration.restorer.image_io import drawn_sharpness, sharpened
+from restoration.restorer.rng import candidate_seed
+from restoration.tuning.config import TuneConfig
+from restoration.tuning.context import Tuning
+from restoration.tuning.data import Example
+from restoration.tuning.denoisers.base import Condition
+from restoration.tuning.progress import progress_bar
+from restoration.tuning.sampler.transitions import Trajectory, sample
+from zoomiqa_reward.model.ratings import Scores
+from zoomiqa_reward.rewards.normalise import group_keys
+from zoomiqa_reward.rewards.reward import Reward
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Varied:
+    """What varied candidates saw, and where to learn from it: the pictures that their seeds lead to by themselves."""
+
+    condition: Condition
+    """The LR picture as each candidate saw it, softer or sharper than it is."""
+    own: Tensor
+    """[rows, ...] x0 that the seeds lead to under the picture as it is: states that the sampler comes to."""
+    x0: Tensor
+    """The same pictures as `own`, told under `condition`: another x0 where the decoder adds the enlarged LR picture."""
+
+    def rows(self, picked: Sequence[int]) -> "Varied":
+        """Return those rows, in that order."""
+        rows = list(picked)
+        return Varied(condition=self.condition.rows(rows), own=self.own[rows], x0=self.x0[rows])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Piece:
+    """Some candidates of one LR picture, drawn in one pass; re-scoring runs the same rows together again."""
+
+    condition: Condition
+    trajectory: Trajectory
+    first: int
+    """Place of its first candidate in the round."""
+    varied: Varied | None = None
+    """Where it was asked for (`TuneConfig.expected_targets`)."""
+
+    def places(self) -> list[int]:
+        """Return the places of its candidates in the round."""
+        return list(range(self.first, self.first + len(self.condition)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Drawn:
+    """A round's candidates, picture after picture."""
+
+    pieces: list[Piece]
+    pictures: list[Tensor]
+    """CHW in [0, 1] on the CPU, one a candidate."""
+    owners: list[Example]
+    """The LR picture of each candidate."""
+    keys: list[str]
+    """The group of each candidate."""
+    seeds: list[int]
+
+
+def draw_candidates(
+    tuning: Tuning, examples: Sequence[Example], seeds: Sequence[int], *, keep: bool = False,
+    random_steps: Collection[int] | None = None, count: int | None = None, vary_sharpness: float = 0.0,
+    expected: bool = False,
+) -> Drawn:  # fmt: skip
+    """Return `count` candidates (default: the run's) of each picture, by the adapter that is active.
+
+    seeds: one a picture; candidate k of a picture has `candidate_seed(seed, k)`. keep: hold the states of every step.
+    vary_sharpness, expected: see `draw_piece`.
+    """
+    count = tuning.config.num_samples if count is None else count
+    numbers = [candidate_seed(seed, k) for seed in seeds for k in range(count)]
+    owners = [one for one in examples for _ in range(count)]
+    keys = group_keys([one.lq for one in examples], [one.prompt for one in examples])
+    pieces, pictures = [], []
+    places: Iterable[int] = range(0, len(numbers), count)
+    if len(examples) > 1:  # of a single one the caller tells
+        places = progress_bar(places, "candidates", tuning.process, unit="picture", leave=False)
+    for place in places:
+        for start in range(place, place + count, tuning.config.rows_at_once):
+            stop = min(place + count, start + tuning.config.rows_at_once)
+            piece = draw_piece(tuning, owners[start], numbers[start:stop], first=start, keep=keep,
+                               random_steps=random_steps, vary_sharpness=vary_sharpness, expected=expected)  # fmt: skip
+            pieces.append(piece)
+            with torch.no_grad(), tuning.autocast():
+                pictures += list(eight_bit(tuning.denoiser.decode(piece.trajectory.x0, piece.condition).float()).cpu())
+    return Drawn(pieces=pieces, pictures=pictures, owners=owners, seeds=numbers,
+                 keys=[key for key in keys for _ in range(count)])  # fmt: skip
+
+
+def eight_bit(pictures: Tensor) -> Tensor:
+    """Return the pictures as a PNG would hold them; the gradient passes as if nothing had been rounded.
+
+    Without it a tuned model learns changes that the reward sees and no file can hold.
+    """
+    return pictures + ((255 * pictures.clamp(0, 1)).round() / 255 - pictures).detach()
+
+
+def draw_piece(
+    tuning: Tuning, example: Example, seeds: Sequence[int], *, first: int = 0, keep: bool = False,
+    random_steps: Collection[int] | None = None, vary_sharpness: float = 0.0, expected: bool = False,
+) -> Piece:  # fmt: skip
+    """Return candidates of one picture with these seeds, drawn in one pass.
+
+    vary_sharpness: each is the restoration of the picture as its seed sees it, softer or sharper, and stands in the
+    piece as if the picture as it is had led to it. Its steps did not: there are then no states to keep (ValueError).
+    expected: also draw what is needed to learn from what they saw (`Piece.varied`).
+    """
+    if vary_sharpness and keep:
+        raise ValueError("vary_sharpness: the steps of such candidates are those of another picture; keep=False")
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    with tuning.autocast():
+        condition = encode(tuning, example, generators)
+        seen = condition
+        if vary_sharpness:
+            seen = encode(tuning, example, generators, [drawn_sharpness(seed, vary_sharpness) for seed in seeds])
+        drawn = sample(tuning.denoiser, seen, tuning.path, generators, eta=tuning.config.eta, keep=keep,
+                       random_steps=random_steps)  # fmt: skip
+        varied = None
+        if vary_sharpness:
+            drawn = replace(drawn, states=(retold(tuning, drawn.x0, seen, condition),))
+        if vary_sharpness and expected:
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            own = sample(tuning.denoiser, condition, tuning.path, generators, eta=tuning.config.eta).x0
+            varied = Varied(condition=seen, own=own, x0=retold(tuning, own, condition, seen))
+    return Piece(condition=condition, trajectory=drawn, first=first, varied=varied)
+
+
+@torch.no_grad()
+def retold(tuning: Tuning, x0: Tensor, condition: Condition, other: Condition) -> Tensor:
+    """Return the x0 that under the other condition means the same pictures."""
+    return tuning.denoiser.encode_target(tuning.denoiser.decode(x0, condition), other).float()
+
+
+def encode(
+    tuning: Tuning, example: Example, generators: Sequence[torch.Generator], sharpness: Sequence[float] | None = None
+) -> Condition:
+    """Return the condition of one picture, a row a generator; of the picture so much sharper in each row."""
+    rows = len(generators)
+    lq = example.lq[None].expand(rows, -1, -1, -1)
+    if sharpness is not None:
+        lq = torch.stack([sharpened(example.lq, amount) for amount in sharpness])
+    with torch.no_grad():
+        return tuning.denoiser.encode(lq.to(tuning.device), [example.prompt] * rows, generators)
+
+
+def refuse_varied(config: TuneConfig, name: str) -> None:
+    """Raise ValueError where an algorithm that learns from the sampler's own steps is to vary its input."""
+    if config.vary_sharpness:
+        raise ValueError(
+            f"{name} learns from its own steps on the picture as it is: vary_sharpness={config.vary_sharpness} must be "
+            "0; nft, dpo and sft can learn from such candidates"
+        )
+
+
+def score(tuning: Tuning, drawn: Drawn) -> Scores:
+    """Return the reward of the candidates, groups whole, with the reward on the device."""
+    return score_pictures(tuning, drawn.pictures, drawn.owners)
+
+
+def score_pictures(tuning: Tuning, pictures: Sequence[Tensor], owners: Sequence[Example]) -> Scores:
+    """Return the reward of pictures that restore `owners`."""
+    with tuning.share.scoring(), torch.no_grad():
+        return tuning.reward(list(pictures), **reward_inputs(tuning, owners))
+
+
+def reward_inputs(tuning: Tuning, owners: Sequence[Example]) -> dict[str, list]:
+    """Return the keywords that the reward gets. Raises ValueError where it needs a ground truth that is not there."""
+    given: dict[str, list] = {"lq": [one.lq for one in owners], "prompts": [one.prompt for one in owners]}
+    if "hr" in tuning.reward.needs:
+        for one in owners:
+            if one.hr is None:
+                raise ValueError(f"reward {tuning.reward.name!r} needs hr, which {one.name} does not have")
+        given["hr"] = [one.hr for one in owners]
+    return given
+
+
+def raw_values(scores: Scores) -> list[float]:
+    """Return values that mean the same in every call: of a sum of rewards that is normalised in groups, its first
+    term's own; NaN where not valid.
+    """
+    terms = scores.info.get("terms") or [{"raw": scores.value.tolist()}]
+    return [float(v) if ok else math.nan for v, ok in zip(terms[0]["raw"], scores.valid.tolist(), strict=True)]
+
+
+def raw_range(reward: Reward) -> tuple[float, float]:
+    """Return the range of what `raw_values` reads of the reward's scores."""
+    terms = getattr(reward, "terms", None)
+    return terms[0].reward.score_range if terms else reward.score_range
+
+
+def score_report(scores: Scores, keys: Sequence[str]) -> dict[str, float]:
+    """Return the mean raw score and the mean spread of the score within groups; nothing where nothing was measured."""
+    if not bool(scores.valid.any()):
+        return {}
+    groups: dict[str, list[float]] = {}
+    for key, value, valid in zip(keys, scores.value.tolist(), scores.valid.tolist(), strict=True):
+        if valid:
+            groups.setdefault(key, []).append(value)
+    spreads = [float(torch.tensor(own).std(correction=0)) for own in groups.values()]
+    known = [value for value in raw_values(scores) if not math.isnan(value)]
+    return {"score": sum(known) / len(known), "score_std": sum(spreads) / len(spreads)}

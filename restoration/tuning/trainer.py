@@ -1,0 +1,256 @@
+"""`tune`: run a recipe on pictures with a reward, watch it, and leave a folder that loads as a `Restorer`.
+
+    run.json              what the run is made of; another run refuses the folder
+    state.pt, log.jsonl   to continue from, and one row a round
+    monitor_limits.json   limits of the base model, written before the first update
+    monitor.jsonl, looks/, reward_vs_held_out.png, strip.png    what the monitor saw
+    lora/                 the adapter, as diffusers' `load_lora_weights` reads it
+    pipeline/             the whole pipeline with the adapter fused: `Restorer.from_pretrained(out / "pipeline")`
+    result.json           rounds, best round, alarms, seconds
+
+One process or many (`accelerate launch`): each draws and scores its own pictures; `updates.py` sums the gradients.
+Every random number follows from the seed and the round, so a run killed and started again makes the same curve.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from restoration.restorer.loading import is_pipeline, load_pipeline
+from restoration.restorer.weights_digest import weights_digest
+from restoration.selection.run_folder import check_settings
+from restoration.tuning.config import Recipe
+from restoration.tuning.context import Tuning
+from restoration.tuning.data import Example
+from restoration.tuning.denoisers.base import denoiser_of
+from restoration.tuning.lora import POLICY, AdapterState, add_lora, fused, save_lora
+from restoration.tuning.monitor.images import plot_reward, save_look, strip
+from restoration.tuning.monitor.monitor import Monitor, Reading
+from restoration.tuning.offload import TimeShare
+from restoration.tuning.progress import (
+    Progress,
+    agree,
+    finite,
+    processes,
+    progress_bar,
+    read_rows,
+    trim_rows,
+)
+from restoration.tuning.updates import Updates
+from zoomiqa_reward.rewards.normalise import group_keys
+from zoomiqa_reward.rewards.reward import Reward
+from zoomiqa_reward.runs.json_lines import append_line, write_json
+from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneResult:
+    """Where a run's result lies, and how it ended."""
+
+    folder: Path
+    pipeline: Path
+    """The whole tuned pipeline, adapter fused."""
+    lora: Path
+    """The adapter alone."""
+    rounds: int
+    """Done, the one with the alarm included."""
+    best_round: int
+    """Whose weights are the result; 0: the base model, which nothing was better than."""
+    alarms: tuple[str, ...]
+    """Why the monitor ended the run; empty: it did not."""
+    seconds: float
+    """Of drawing, scoring and updating, over all sessions; looks of the monitor are not counted."""
+
+    def restorer(self, **options: Any) -> Any:
+        """Return the tuned pipeline as a `Restorer`; options as in `Restorer.from_pretrained`."""
+        from restoration.restorer.restorer import Restorer
+
+        return Restorer.from_pretrained(self.pipeline, **options)
+
+
+def tune(
+    recipe: Recipe, examples: Sequence[Example], reward: Reward, out: Any, *,
+    validation: Sequence[Example] | None, pipeline: Any = None, device: Any = None,
+) -> TuneResult:  # fmt: skip
+    """Run the recipe, or go on with what `out` holds of it, and return where the result lies.
+
+    examples: pictures to learn on; see `load_examples`. validation: at least 4 others, for the monitor; None: without
+    monitor, and the last weights are the result. reward: any `Reward`; higher is better. pipeline: a diffusers pipeline
+    instead of the recipe's source; LoRA adapters are put on its denoiser, and stay on it.
+
+    With a monitor the result are the weights of the look with the highest reward and no alarm; at an alarm the run
+    stops there. With `MonitorConfig(stop=False)` they are the last ones.
+    Raises ValueError for settings that do not fit, or a folder of another run; TooManyFailures; ImageError.
+    """
+    state = processes(device)
+    here = state.device if device is None or state.num_processes > 1 else torch.device(device)
+    source = load_pipeline(recipe.source) if pipeline is None else pipeline
+    if not is_pipeline(source):
+        raise ValueError(f"pipeline={type(source).__name__}: must be a diffusers pipeline")
+    source.to(here)
+    mine = list(examples)[state.process_index :: state.num_processes]
+    if not mine:
+        raise ValueError(f"{len(examples)} pictures for {state.num_processes} processes: each needs at least one")
+    without = [one.name for one in mine if one.hr is None]
+    if recipe.config.truth_weight > 0 and without:
+        raise ValueError(f"{without[0]} has no ground truth, which truth_weight needs: give it, or set truth_weight=0")
+    folder = Path(out)
+    denoiser = denoiser_of(source, **recipe.denoiser_options)
+    if state.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        check_settings(folder, _settings(recipe, denoiser.module, reward, examples, validation))
+    state.wait_for_everyone()
+    add_lora(denoiser, recipe.config.lora_rank, recipe.config.lora_alpha, recipe.algorithm.adapters,
+             recipe.config.seed, recipe.config.lora_targets)  # fmt: skip
+    if recipe.config.gradient_checkpointing:
+        denoiser.module.enable_gradient_checkpointing()
+    half = recipe.config.mixed_precision == "bf16"
+    tuning = Tuning(
+        denoiser=denoiser, reward=reward, examples=mine, config=recipe.config, folder=folder, device=here,
+        share=TimeShare(source, reward, here, enabled=recipe.config.offload),
+        autocast=(lambda: torch.autocast(here.type, torch.bfloat16)) if half else contextlib.nullcontext,
+        process=state.process_index, num_processes=state.num_processes,
+    )  # fmt: skip
+    monitor = None if validation is None else Monitor(tuning, validation, recipe.monitor)
+    return _Run(recipe, tuning, monitor, is_main=state.is_main_process).go()
+
+
+class _Run:
+    """One session of a run."""
+
+    def __init__(self, recipe: Recipe, tuning: Tuning, monitor: Monitor | None, *, is_main: bool) -> None:
+        self.recipe, self.tuning, self.monitor, self.is_main = recipe, tuning, monitor, is_main
+        module = tuning.denoiser.module
+        self.policy = AdapterState(module, POLICY)
+        self.updates = Updates(tuning)
+        self.ema = self.updates.ema
+        self.progress = Progress(self.policy.state_dict())
+        self.running = RunningMeans()
+        self.run = RunFolder(tuning.folder)
+        others = {name: AdapterState(module, name) for name in recipe.algorithm.adapters[1:]}
+        self.parts: dict[str, Any] = {
+            "policy": self.policy, **others, "optimizer": self.updates.optimizer, "ema": self.ema,
+            "progress": self.progress, "running": self.running,
+        }  # fmt: skip
+
+    def go(self) -> TuneResult:
+        """Run what is missing."""
+        done = self.run.load(self.parts)
+        if self.is_main:
+            for name in ("log.jsonl", "monitor.jsonl"):
+                trim_rows(self.tuning.folder / name, done if done else -1)
+        if self.monitor is not None and self.is_main:
+            base = self.monitor.start()
+            if done == 0:
+                self._record(0, base)
+        if done == 0 and self.monitor is not None:
+            self.progress.best_reward = agree(base.values["reward"] if self.is_main else None)
+        if done < self.recipe.config.rounds and not self.progress.stopped:
+            self.recipe.algorithm.prepare(self.tuning)
+        total = self.recipe.config.rounds
+        with progress_bar(None, self.recipe.name, self.tuning.process, total=total, initial=done, unit="round") as bar:
+            while done < total and not self.progress.stopped:
+                done = self._round(done)
+                bar.update()
+        return self._finish(done)
+
+    def _round(self, number: int) -> int:
+        began = time.monotonic()
+        collected = self.recipe.algorithm.collect(self.tuning, number)
+        losses, count = self.updates.take(collected, number)
+        report = collected.report | losses
+        self.progress.updates += count
+        self.recipe.algorithm.after_round(self.tuning, self.progress.updates)
+        self.progress.seconds += time.monotonic() - began
+        done, config = number + 1, self.recipe.config
+        self.running.update({"score_mean": report["score"]} if "score" in report else {})
+        if self.monitor is not None and (done % self.recipe.monitor.every == 0 or done == config.rounds):
+            self._look(done)
+        if self.is_main:
+            self.run.log({"round": done} | finite(report) | self.running.means)
+            if done % config.save_every == 0 or done == config.rounds or self.progress.stopped:
+                self.run.save(done, self.parts)
+        return done
+
+    def _look(self, done: int) -> None:
+        assert self.monitor is not None
+        with self.ema.applied():
+            seen = self.monitor.look() if self.is_main else None
+            if self.is_main:
+                assert seen is not None
+                self._record(done, seen)
+            reward, alarms = agree((seen.values["reward"], list(seen.alarms)) if seen is not None else None)
+            if not alarms:
+                self.progress.offer(done, reward, self.policy.state_dict())
+        if alarms and self.progress.alarm_round == 0:
+            self.progress.alarm_round = done
+        if alarms and self.recipe.monitor.stop:
+            self.progress.alarms = alarms
+
+    def _record(self, done: int, seen: Reading) -> None:
+        folder = self.tuning.folder
+        row = {"round": done, "alarms": len(seen.alarms), **finite(seen.values)}
+        append_line(folder / "monitor.jsonl", row | ({"why": list(seen.alarms)} if seen.alarms else {}))
+        save_look(seen.pictures, folder / "looks", done)
+        held_out = next(iter(self.recipe.monitor.metrics), "lr_consistency")
+        plot_reward(read_rows(folder / "monitor.jsonl"), held_out, folder / "reward_vs_held_out.png")
+        strip(folder / "looks", folder / "strip.png")
+
+    def _finish(self, done: int) -> TuneResult:
+        """Put the result's weights on the adapter and write them."""
+        best = self.monitor is not None and (self.recipe.monitor.stop or self.progress.stopped)
+        if best:
+            self.policy.load_state_dict(self.progress.best)
+        else:
+            self.ema._set(self.ema.averages)
+        folder = self.tuning.folder
+        result = TuneResult(
+            folder=folder, pipeline=folder / "pipeline", lora=folder / "lora", rounds=done,
+            best_round=self.progress.best_round if best else done, alarms=tuple(self.progress.alarms),
+            seconds=self.progress.seconds,
+        )  # fmt: skip
+        if self.is_main:
+            save_lora(self.tuning.denoiser, result.lora)
+            _save_pipeline(self.tuning, result.pipeline)
+            reward = self.progress.best_reward
+            write_json(folder / "result.json", {
+                "rounds": done, "best_round": result.best_round, "updates": self.progress.updates,
+                "best_reward": reward if math.isfinite(reward) else None, "alarms": list(result.alarms),
+                "first_alarm_round": self.progress.alarm_round or None, "seconds": round(result.seconds, 3),
+            })  # fmt: skip
+        agree(None)  # nobody reads the folder before it is written
+        return result
+
+
+def _save_pipeline(tuning: Tuning, folder: Path) -> None:
+    """Write the pipeline with the adapter fused; the one in memory keeps its adapters."""
+    denoiser = tuning.denoiser
+    try:
+        denoiser.pipeline.register_modules(**{denoiser.module_name: fused(denoiser.module)})
+        denoiser.pipeline.save_pretrained(folder, safe_serialization=True)
+    finally:
+        denoiser.pipeline.register_modules(**{denoiser.module_name: denoiser.module})
+
+
+def _settings(
+    recipe: Recipe, module: torch.nn.Module, reward: Reward, examples: Sequence[Example],
+    validation: Sequence[Example] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return what a run is made of: another one must not continue in its folder."""
+
+    def digests(pictures: Sequence[Example]) -> list[str]:
+        with_truth: list[Tensor] = [one.lq if one.hr is None else one.hr for one in pictures]
+        lows = group_keys([one.lq for one in pictures], [one.prompt for one in pictures])
+        return [f"{low}/{high}" for low, high in zip(lows, group_keys(with_truth), strict=True)]
+
+    return recipe.settings() | {
+        "weights": weights_digest(module), "reward": {"name": reward.name, "fingerprint": reward.fingerprint},
+        "examples": digests(examples), "validation": None if validation is None else digests(validation),
+    }  # fmt: skip

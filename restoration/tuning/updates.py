@@ -1,0 +1,88 @@
+"""A round's optimizer steps, on the LoRA alone.
+
+The few gradients are summed over processes by hand, weighted by what was kept, since dropped groups leave the processes
+with different amounts.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from restoration.tuning.context import Collected, LossTerm, Part, Tuning
+from restoration.tuning.ema import EMA
+from restoration.tuning.lora import weights_of
+from restoration.tuning.progress import all_sum, progress_bar
+from restoration.tuning.sampler.denoising import truth_error
+
+MAX_TRUTHS = 8
+"""Times at which a part's ground truth is denoised at most: a part holds one picture, and a step takes several."""
+
+
+class Updates:
+    """The optimizer of a run, and the average of what it makes."""
+
+    def __init__(self, tuning: Tuning) -> None:
+        """Start with the weights as they are."""
+        config = tuning.config
+        self.tuning = tuning
+        self.weights = list(weights_of(tuning.denoiser.module).values())
+        self.optimizer = torch.optim.AdamW(
+            self.weights, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        )
+        self.ema = EMA(self.weights, config.ema_decay)
+        self._count = 0
+
+    def take(self, collected: Collected, number: int) -> tuple[dict[str, float], int]:
+        """Take round `number`'s steps. Return the mean of what the losses reported, weighted by rows, and how many
+        steps there were: none where nothing was kept of a step's material.
+        """
+        config, sums, rows = self.tuning.config, dict[str, float](), 0
+        steps, before = [], self._count
+        for epoch in range(config.epochs):
+            order = np.random.default_rng(self.tuning.seed(8, number, epoch)).permutation(len(collected.parts))
+            steps += [(epoch, chunk) for chunk in np.array_split(order, config.updates_per_round)]
+        for epoch, chunk in progress_bar(steps, "updates", self.tuning.process, leave=False):
+            seeds = [self.tuning.seed(9, number, epoch, int(k)) for k in chunk]
+            found = self._update([collected.parts[int(k)] for k in chunk], seeds, number)
+            rows += found.pop("rows")  # type: ignore[arg-type]
+            sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
+        return {name: value / max(1, rows) for name, value in sums.items()}, self._count - before
+
+    def _update(self, parts: Sequence[Part], seeds: Sequence[int], number: int) -> dict[str, float]:
+        """Take one step; return the sums of what the losses reported, times their rows, and the rows."""
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, float] = {"rows": 0}
+        for part, seed in zip(parts, seeds, strict=True):
+            with self.tuning.autocast():
+                term = self._term(part, torch.Generator().manual_seed(seed))
+            if term.value is None:
+                continue
+            if not bool(torch.isfinite(term.value)):
+                raise FloatingPointError(f"round {number + 1}: the loss is {float(term.value)}; lower learning_rate")
+            (term.value * term.rows).backward()
+            for name, value in (term.report | {"loss": float(term.value.detach())}).items():
+                sums[name] = sums.get(name, 0.0) + value * term.rows
+            sums["rows"] += term.rows
+        total = int(all_sum(torch.tensor(sums["rows"], device=self.tuning.device)))
+        if total == 0:
+            return sums
+        for weight in self.weights:
+            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            weight.grad = all_sum(gradient) / total
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.tuning.config.max_grad_norm)
+        sums["gradient_norm"] = float(norm) * sums["rows"]
+        self.optimizer.step()
+        self.ema.update()
+        self._count += 1
+        return sums
+
+    def _term(self, part: Part, generator: torch.Generator) -> LossTerm:
+        """Return what the part says, with the ground truth's error beside it where that is asked for."""
+        term, weight = part.loss(generator), self.tuning.config.truth_weight
+        if term.value is None or not weight:
+            return term
+        error = truth_error(self.tuning, part.example, min(term.rows, MAX_TRUTHS), generator)
+        return term._replace(
+            value=term.value + weight * error, report=term.report | {"truth": float(error.detach())}
+        )

@@ -1,0 +1,54 @@
+"""The documentation runs: Python blocks of a page in one namespace, `zoomiqa` lines of its `sh` blocks as commands.
+
+The working folder holds `photo.png` and pictures in `candidates/`. Other fences (`text`, `toml`, ...) are not run.
+"""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+
+from zoomiqa_reward.cli import main as cli
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page):
+    """(language, code, line number of the code's first line) of each fence."""
+    text = page.read_text(encoding="utf-8")
+    return [(m[1], m[2], text[: m.start(2)].count("\n") + 1) for m in FENCE.finditer(text)]
+
+
+def commands(page):
+    return [line for language, code, _ in blocks(page) if language == "sh" for line in code.splitlines()]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if any(b[0] == "python" for b in blocks(p))], ids=lambda p: p.name)
+def test_python_blocks_run(page, desk, nano):
+    namespace = {"__name__": "documentation"}
+    for language, code, line in blocks(page):
+        if language == "python":
+            exec(compile("\n" * (line - 1) + code, page.name, "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda p: p.name)
+def test_commands_run(page, desk, nano, capsys):
+    for command in commands(page):
+        program, *args = shlex.split(command, comments=True)
+        assert program == "zoomiqa", f"{page.name}: an `sh` block holds {command!r}; use `text` for what is not run"
+        assert cli.main(args) == 0, f"{page.name}: {command}: {capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_these_tests_can_fail(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nassert False\n```\n\n```text\nno\n```\n\n```sh\nzoomiqa score x\n```\n")
+    assert [language for language, _, _ in blocks(page)] == ["python", "text", "sh"]
+    assert commands(page) == ["zoomiqa score x"]

@@ -1,0 +1,69 @@
+"""Refinement's command, and the strip of pictures that it writes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import typer
+from PIL import Image
+from scripted_refinement import ASKS, CONTENT, LQ, Scripted, run
+from tiny_pipelines import small_nano
+
+from restoration.cli.refine import refine as command
+from restoration.refinement.strip import CELL_PX, MARGIN_PX, strip_of
+from zoomiqa_reward.cli import inputs
+from zoomiqa_reward.model.ratings import Ratings
+
+
+def test_the_strip_shows_every_picture_with_its_detail_before_and_after():
+    result = run(iqa=Scripted(ASKS, CONTENT), rounds=3)
+    strip = np.asarray(strip_of(result)).astype(int)
+    assert strip.shape[1] == 3 * CELL_PX + 4 * MARGIN_PX  # low quality, start, round 1
+    left, top, right, bottom = (2 * side for side in result.history[1].region)
+    for column, one in ((1, result.history[0]), (2, result.history[1])):
+        detail = np.asarray(one.image.crop((left, top, right, bottom)))
+        detail = detail.repeat(2, 0).repeat(2, 1)
+        x = MARGIN_PX + column * (CELL_PX + MARGIN_PX)
+        assert shows(strip[:, x : x + CELL_PX], detail)
+    before = np.asarray(result.history[0].image.crop((left, top, right, bottom))).repeat(2, 0).repeat(2, 1)
+    assert shows(strip[:, x : x + CELL_PX], before)
+    assert not shows(strip[:, : MARGIN_PX + CELL_PX], before)
+
+
+def shows(strip, detail):
+    """Whether the detail stands somewhere in the strip, pixel by pixel."""
+    height, width = detail.shape[:2]
+    hits = (strip[: strip.shape[0] - height + 1, : strip.shape[1] - width + 1] == detail[0, 0]).all(axis=2)
+    return any((strip[y : y + height, x : x + width] == detail).all() for y, x in np.argwhere(hits))
+
+
+def test_the_command_prints_a_line_a_round_and_tells_what_was_not_measured(tmp_path, monkeypatch, capsys):
+    small_nano().save_pretrained(tmp_path / "pipeline")
+    Image.fromarray((LQ * 255).byte().permute(1, 2, 0).numpy()).crop((0, 0, 48, 40)).save(tmp_path / "lq.png")
+
+    class Rating(Scripted):
+        def rate(self, images, **options):
+            mean = torch.tensor([1 + 4 * float(image.mean()) for image in images])
+            return Ratings(mean=mean, std=mean * 0, valid=mean > 0, std_kind="token")
+
+    app = typer.Typer()
+    app.command()(command)
+    arguments = [str(tmp_path / "lq.png"), "--restorer", str(tmp_path / "pipeline"), "--device", "cpu", "--steps", "1",
+                 "--seeds-per-round", "2", "--rounds", "2", "--slack-db", "30", "--min-gain", "0"]  # fmt: skip
+    for answers, code, stopped in (((ASKS, CONTENT), 0, "satisfied"), ((("garbage",),), 2, "unreadable")):
+        monkeypatch.setattr(inputs, "load_model", lambda *_, _answers=answers, **__: Rating(*_answers))
+        out = tmp_path / stopped
+        for more in (["--json"], []):  # the second one reads what the first one made
+            assert app([*arguments, "--out", str(out), *more], standalone_mode=False) == code
+            printed = capsys.readouterr()
+            assert f"stopped: {stopped}" in printed.err
+            if more:
+                rows = [json.loads(line, parse_constant=pytest.fail) for line in printed.out.splitlines()]
+                assert [row["number"] for row in rows] == list(range(len(rows)))
+                assert rows[0]["image"] == str(out / "rounds" / "00.png")
+                assert rows[-1]["stop"] == stopped
+            else:
+                assert "the whole picture" in printed.out
+                assert "nan" not in printed.out.lower()
+        assert (out / "strip.png").exists()

@@ -1,0 +1,112 @@
+"""Refinement's guidance: where the model wants a closer look, and which words reach the restorer."""
+
+import math
+
+import pytest
+import torch
+from scripted_refinement import ASKS, CONTENT, LQ, Scripted, answer, grainy, run, scripted_checkpoint
+from tiny import picture, tiny_protocol
+from tiny_pipelines import sd_x4
+
+from restoration.refinement import refine
+from restoration.refinement.guidance import Wish, texts_for, wish_of
+from restoration.restorer.restorer import Restorer
+from zoomiqa_reward.rewards.reward import MetricReward
+
+
+def wish(texts, width=192, height=160, scale=2, protocol=None):
+    iqa = Scripted(texts)
+    [found] = iqa.assess([torch.rand(3, height, width)], strict=True)
+    return wish_of(found, protocol or iqa.protocol, width, height, scale)
+
+
+@pytest.mark.parametrize(
+    ("bbox", "box"),
+    [
+        ([0.25, 0.25, 0.5, 0.5], (24, 20, 48, 40)),
+        ([0.5, 0.5, 0.25, 0.25], (24, 20, 48, 40)),  # corners in any order
+        ([33, 41, 121, 119], (16, 20, 61, 60)),  # pixels, odd ones rounded outwards
+        ([0.5, 0.5, 0.51, 0.51], (40, 32, 56, 48)),  # a speck becomes 32 px of the picture
+        ([0, 0, 1, 1], (0, 0, 96, 80)),
+    ],
+)
+def test_the_named_box_is_read_in_pixels_of_the_low_quality_picture(bbox, box):
+    found = wish(answer(bbox))
+    assert (found.box, found.is_central, found.error) == (box, False, None)
+
+
+def test_a_box_that_means_nothing_is_the_central_half_and_no_box_is_no_wish():
+    found = wish(answer('"left"'))
+    assert (found.box, found.is_central) == ((24, 20, 72, 60), True)
+    for texts in (CONTENT, answer([0.1, 0.1, 0.5, 0.5], tool="final"), answer([0, 0, 0, 0])):
+        assert wish(texts) == Wish(box=None, directions="More detail.", issues="Noise.", rating=2.0)
+    garbled = wish(("nothing",))
+    assert garbled.box is None
+    assert "missing <answer>" in garbled.error
+    assert "tool is missing" in wish(('<answer>{"bbox_2d": [0, 0, 1, 1], "rating": 3}</answer>',)).error
+
+
+def test_words_are_those_of_the_last_round_that_can_be_read():
+    first, _ = answer([0.1, 0.1, 0.5, 0.5], better="Whole\n frame.", avoid="Blur.")
+    _, second = answer(0, better="Crop.", avoid="Ringing.")
+    assert [wish((first, second)).directions, wish((first, second)).issues] == ["Crop.", "Ringing."]
+    torn = wish((first, "<think>Directions for Improvement: Cr Issues to Avoid: Noise. <answ 1, 2, 3"))
+    assert (torn.box, torn.directions, torn.issues) == ((9, 8, 48, 40), "Whole frame.", "Blur.")
+    assert math.isnan(torn.rating)
+    silent = '<think>Soft.</think><answer>{"bbox_2d": [0, 0, 0, 0], "rating": 2, "tool": "final"}</answer>'
+    assert wish((first, silent)).directions == "Whole frame."
+    assert wish((silent,)).directions == ""
+
+
+def test_other_labels_are_found_by_their_place(monkeypatch):
+    four = tiny_protocol(sections1=("Summary", "Do", "Don't", "Decision"))
+    text = answer([0, 0, 0, 0])[0].replace("Directions for Improvement", "Do").replace("Issues to Avoid", "Don't")
+    monkeypatch.setattr(Scripted, "protocol", four)
+    checkpoint = scripted_checkpoint()
+    monkeypatch.setattr(Scripted, "checkpoint", type("Other", (), {"__getattr__": lambda _, key: (
+        four if key == "protocol" else getattr(checkpoint, key))})())  # fmt: skip
+    found = wish((text,), protocol=four)
+    assert (found.directions, found.issues) == ("More detail.", "Noise.")
+
+
+def test_texts_go_to_restorers_that_take_them_after_their_own():
+    def worded(image, seed, prompt, negative_prompt):
+        return image
+
+    asks = Wish(box=None, directions="Sharp edges.", issues="Noise.")
+    own = Restorer.from_pretrained(worded, prompt=lambda image: f"{image.shape[2]} px", negative_prompt="")
+    assert texts_for(own, asks, LQ) == {"prompt": "96 px, Sharp edges.", "negative_prompt": "Noise."}
+    assert texts_for(own, None, LQ) == {"prompt": "96 px", "negative_prompt": ""}
+    assert texts_for(Restorer.from_pretrained(grainy), asks, LQ) == {}
+
+
+def test_directions_and_issues_become_the_prompts():
+    heard = []
+
+    def worded(image, seed, prompt, negative_prompt):
+        heard.append((tuple(image.shape[1:]), prompt, negative_prompt))
+        return grainy(image, seed)
+
+    iqa = Scripted(answer([0, 0, 1, 1], better="Less fog.", avoid="Halos."), ASKS)
+    restorer = Restorer.from_pretrained(worded, prompt="photo", negative_prompt="text")
+    result = run(restorer, iqa=iqa, rounds=1, seeds_per_round=2)
+    assert iqa.looked == [(3, 80, 96), (3, 160, 192)]
+    assert heard[:2] == [((80, 96), "photo, Less fog.", "text, Halos.")] * 2
+    assert heard[2:] == [((64, 64), "photo, More detail.", "text, Noise.")] * 2
+    assert [one.prompt for one in result.history] == ["photo, Less fog.", "photo, More detail."]
+    assert result.history[1].negative_prompt == "text, Noise."
+    assert (restorer.prompt, restorer.negative_prompt) == ("photo", "text")
+
+
+def test_a_diffusion_pipeline_hears_them_too():
+    pipeline = Restorer.from_pretrained(sd_x4(), steps=1, guidance_scale=2.0)
+    options = {"rounds": 1, "seeds_per_round": 1, "min_gain": 0.0, "progress": False}
+    reward = MetricReward(lambda image: image.std(), "contrast", True, (0, 1))
+    small = picture(0, 32, 40)
+    spoken = [
+        refine(pipeline, small, reward, assessor=Scripted(answer([0, 0, 0, 0], "final", avoid=avoid)), **options)
+        for avoid in ("Noise.", "Blur and halos.")
+    ]
+    assert [one.history[0].prompt for one in spoken] == ["More detail."] * 2
+    assert [one.history[0].negative_prompt for one in spoken] == ["Noise.", "Blur and halos."]
+    assert spoken[0].history[0].pixels != spoken[1].history[0].pixels

@@ -1,0 +1,121 @@
+"""Learning what the drawing model expects under what a varied candidate saw: without the candidate's grain."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_tune_denoisers import nano
+from test_tune_training import ALGORITHMS, examples, recipe_of, reward_of, rows_of, run
+from test_tune_varied import SEEDS, detail, tuning
+
+from restoration.tuning import tune
+from restoration.tuning.algorithms.dpo import DPO
+from restoration.tuning.algorithms.nft import NFT
+from restoration.tuning.algorithms.pairs import read_pairs, write_pairs
+from restoration.tuning.denoisers.base import Condition
+from restoration.tuning.sampler.denoising import expected_target
+from restoration.tuning.sampler.parametrisation import KINDS, noisy, target, to_noise, to_x0
+from restoration.tuning.sampler.rollout import Varied, draw_piece
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of libraries, while pipelines are saved
+
+
+def test_the_target_means_the_picture_that_is_expected_of_what_was_seen(tmp_path):
+    """From the same noisy picture, told under the picture as it is and under the one that was seen: one expectation."""
+    one = tuning(tmp_path)
+    piece = draw_piece(one, examples(1)[0], SEEDS, vary_sharpness=1.0, expected=True)
+    assert draw_piece(one, examples(1)[0], SEEDS, vary_sharpness=1.0).varied is None  # drawn only where it is used
+    varied, kind = piece.varied, one.denoiser.schedule.kind
+    plain = draw_piece(one, examples(1)[0], SEEDS)
+    torch.testing.assert_close(varied.own, plain.trajectory.x0)
+    assert not torch.allclose(varied.own, piece.trajectory.x0, atol=1e-2)
+    levels = one.denoiser.schedule.draw(3, torch.Generator().manual_seed(0))
+    times, alphas, sigmas = levels
+    noise = torch.randn(varied.own.shape, generator=torch.Generator().manual_seed(1))
+    wanted = expected_target(one.denoiser, varied, noise, levels)
+    state = noisy(varied.own, noise, alphas, sigmas)
+    told = one.denoiser.decode(to_x0(kind, wanted, state, alphas, sigmas), piece.condition)
+    state = noisy(varied.x0, noise, alphas, sigmas)
+    with torch.no_grad():
+        output = one.denoiser.predict(state, times, varied.condition)
+    seen = one.denoiser.decode(to_x0(kind, output, state, alphas, sigmas), varied.condition)
+    shown = one.denoiser.decode(varied.own, piece.condition)
+    inside = (shown > 1e-3) & (shown < 1 - 1e-3)  # where the candidate was clipped, its two x0 are two pictures
+    assert float(inside.float().mean()) > 0.9
+    torch.testing.assert_close(told[inside], seen[inside], atol=1e-4, rtol=0)
+
+
+def test_of_a_candidate_that_saw_the_picture_as_it_is_nothing_is_learned(tmp_path):
+    one = tuning(tmp_path)
+    piece = draw_piece(one, examples(1)[0], SEEDS)
+    x0, levels = piece.trajectory.x0, one.denoiser.schedule.draw(3, torch.Generator().manual_seed(0))
+    noise = torch.zeros_like(x0)
+    wanted = expected_target(one.denoiser, Varied(condition=piece.condition, own=x0, x0=x0), noise, levels)
+    with torch.no_grad():
+        output = one.denoiser.predict(noisy(x0, noise, *levels[1:]), levels[0], piece.condition)
+    assert torch.equal(wanted, output)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_carried_from_one_x0_to_the_other(kind):
+    """A denoiser that knows x0 = 0.7 under what was seen; the same pictures are told as x0 + 0.3 under the other.
+
+    So at any state the target must mean 1.0, and the noise must be the state's own: (x_t - alpha) / sigma.
+    """
+    alpha, sigma = (0.6, 0.4) if kind == "flow" else (0.6, 0.8)
+    levels = (torch.zeros(4), torch.full((4,), alpha), torch.full((4,), sigma))
+
+    def predict(x_t, _times, _condition):
+        return target(kind, torch.full_like(x_t, 0.7), (x_t - alpha * 0.7) / sigma, *levels[1:])
+
+    own = torch.tensor([[1.0], [1.5], [-2.0], [0.0]])
+    noise = torch.tensor([[0.1], [-1.0], [2.0], [0.5]])
+    denoiser = SimpleNamespace(schedule=SimpleNamespace(kind=kind), predict=predict)
+    varied = Varied(condition=Condition(lq=torch.zeros(4, 1, 1, 1)), own=own, x0=own - 0.3)
+    wanted = expected_target(denoiser, varied, noise, levels)
+    state = noisy(own, noise, *levels[1:])
+    torch.testing.assert_close(to_x0(kind, wanted, state, *levels[1:]), torch.ones(4, 1))
+    torch.testing.assert_close(to_noise(kind, wanted, state, *levels[1:]), (state - alpha) / sigma)
+
+
+@pytest.mark.parametrize("name", ["nft", "dpo", "sft"])
+def test_every_algorithm_that_takes_varied_candidates_can_learn_from_it(name, tmp_path):
+    algorithm, changes = ALGORITHMS[name]
+    rows = {}
+    for expected in (False, True):
+        result = run(algorithm, tmp_path / str(expected), reward_of(detail), rounds=2, vary_sharpness=1.0,
+                     expected_targets=expected, **changes)  # fmt: skip
+        rows[expected] = rows_of(result.folder)
+        assert all(math.isfinite(row["loss"]) for row in rows[expected])
+    assert rows[False] != rows[True]
+
+
+def test_it_needs_candidates_that_saw_something_else(tmp_path):
+    with pytest.raises(ValueError, match="set vary_sharpness above 0"):
+        recipe_of(NFT(), expected_targets=True)
+
+
+def test_pairs_of_files_are_refused(tmp_path):
+    run(DPO(), tmp_path / "one", rounds=1, num_samples=8, vary_sharpness=0.5)
+    pairs, header = read_pairs(tmp_path / "one" / "pairs.parquet")
+    for one in pairs:
+        object.__setattr__(one, "file_winner", "a.png")
+        object.__setattr__(one, "file_loser", "b.png")
+    file = write_pairs(tmp_path / "pairs.parquet", pairs, **{k: v for k, v in header.items() if k != "format"})
+    recipe = recipe_of(DPO(pairs_file=file), rounds=1, num_samples=8, vary_sharpness=0.5, expected_targets=True)
+    with pytest.raises(ValueError, match="these are files"):
+        tune(recipe, examples(), reward_of(), tmp_path / "two", validation=None, pipeline=nano(), device="cpu")
+
+
+def test_rejection_sft_draws_and_is_taught_by_the_base(tmp_path):
+    """So what it has learned already does not change what it draws: scores are those of a run that learns nothing."""
+    algorithm, changes = ALGORITHMS["sft"]
+    scores = {}
+    for rate in (0.0, 3e-2):
+        for expected in (False, True):
+            result = run(algorithm, tmp_path / f"{rate}{expected}", rounds=3, vary_sharpness=1.0, learning_rate=rate,
+                         expected_targets=expected, **changes)  # fmt: skip
+            scores[rate, expected] = [row["score"] for row in rows_of(result.folder)]
+    assert scores[0.0, True] == scores[3e-2, True]
+    assert scores[0.0, False] != scores[3e-2, False]

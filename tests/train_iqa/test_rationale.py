@@ -1,0 +1,91 @@
+"""Answers written from a record: readable by the protocol, true to the record, and their numbers' targets."""
+
+import math
+
+import numpy as np
+import pytest
+
+from train_iqa.nano.degradations import Record, Step, sample_box, sample_steps
+from train_iqa.nano.number_targets import RATINGS, bell, draw_path
+from train_iqa.nano.rationale import DIRECT_PREFIX, WORDS, answer1, answer2, nano_protocol, place
+from zoomiqa_reward.protocol import read_rating, read_route, read_sections
+from zoomiqa_reward.protocol.spec import ROUND1_SECTIONS, ROUND2_SECTIONS
+
+BLUR = Step(kind="motion_blur", severity=0.8, params={"length_px": 12.0, "angle_rad": 0.0})
+
+
+def test_local_damage_zooms_to_its_place_and_names_it():
+    record = Record(steps=(BLUR,), box=(0.0, 0.1, 0.3, 0.3))
+    text = answer1(record, 2.4, "2.40", ("0.00", "0.10", "0.30", "0.30"))
+    route = read_route(text)
+    assert read_rating(text) == 2.4
+    assert route.zoom
+    assert list(route.bbox) == [0.0, 0.1, 0.3, 0.3]
+    sections = read_sections(text, ROUND1_SECTIONS)
+    assert set(sections) == set(ROUND1_SECTIONS)
+    assert "strong motion blur in the upper left" in sections["Image Quality Summary"]
+    assert "blur" not in sections["Directions for Improvement"]
+    second = answer2(record, 2.4, "2.41")
+    assert read_rating(second) == 2.41
+    assert not read_route(second).zoom
+    assert set(read_sections(second, ROUND2_SECTIONS)) == set(ROUND2_SECTIONS)
+
+
+def test_even_damage_and_no_damage_decide_at_once():
+    for record in (Record(steps=(BLUR,)), Record(steps=())):
+        text = answer1(record, 3.0, "3.00", None)
+        assert not read_route(text).zoom
+        assert read_rating(text) == 3.0
+    assert "no damage" in text
+
+
+def test_directions_never_name_a_fault():
+    faults = {word for wrong, _ in WORDS.values() for word in wrong.split()} - {
+        "contrast",
+        "colours",
+        "resolution",
+        "colour",
+    }
+    for _, right in WORDS.values():
+        assert not faults & set(right.split()), right
+
+
+def test_every_sampled_record_gives_a_readable_answer():
+    rng = np.random.default_rng(0)
+    rows = 0
+    for _ in range(200):
+        steps = tuple(
+            Step(kind=s.kind, severity=s.severity, params={"up": "box", "gain": 0.5, "gamma": 0.5, "saturation": 0.3})
+            for s in sample_steps(rng)
+        )
+        box = sample_box(rng) if rng.random() < 0.5 else None
+        texts = tuple(f"{v:.2f}" for v in box) if box else None
+        text = answer1(Record(steps=steps, box=box), 2.0, "2.00", texts)
+        assert read_route(text).zoom is (box is not None)
+        rows += 1
+    assert rows == 200
+
+
+@pytest.mark.parametrize(("box", "name"), [((0, 0, 0.2, 0.2), "upper left"), ((0.4, 0.4, 0.6, 0.6), "middle centre")])
+def test_places(box, name):
+    assert place(box) == name
+
+
+def test_protocol_prompts_render_and_prefix_leads_to_the_rating():
+    protocol = nano_protocol()
+    prompt = protocol.round1.render("Q?")
+    assert prompt.startswith("Q? ")
+    assert '{"bbox_2d"' in prompt
+    assert "{{" not in prompt
+    assert read_rating(DIRECT_PREFIX + '3.21, "tool": "final"}</answer>') == 3.21
+
+
+def test_path_targets_multiply_to_the_bell():
+    """The product of the conditional character probabilities along a drawn text is that text's probability."""
+    probabilities = bell(RATINGS, 2.97, 0.2)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        text, steps = draw_path(RATINGS, probabilities, rng)
+        product = math.prod(step[c] for step, c in zip(steps, text, strict=True))
+        assert product == pytest.approx(probabilities[RATINGS.index(text)], rel=1e-9)
+    assert bell(RATINGS, 4.9, 0.3).sum() == pytest.approx(1)

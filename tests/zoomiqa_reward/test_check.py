@@ -1,0 +1,161 @@
+"""The check of a reward: statistics by hand, rewards with known answers, verdicts that follow from numbers."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from known_rewards import faithful, photo, verdicts, wrapped
+
+from zoomiqa_reward import MetricReward
+from zoomiqa_reward.check import Thresholds, run_check
+from zoomiqa_reward.check.baselines import laplacian
+from zoomiqa_reward.check.ladders import DETAIL, make_pool
+from zoomiqa_reward.check.order import deviation, mean, pair_scores, ratio
+from zoomiqa_reward.check.scoring import Scorer
+from zoomiqa_reward.check.verdict import judge
+from zoomiqa_reward.rewards.composite import CompositeReward, Term
+
+# Statistics
+
+
+def test_pairs_by_hand():
+    assert pair_scores([4, 3, 3, 5]) == [1, 1, 0, 0.5, 0, 0]
+    assert pair_scores([4, 3, 3, 5], most_apart=1) == [1, 0.5, 0]
+    assert pair_scores([4, 3, 3, 5], least_apart=3) == [0]
+    assert pair_scores([4, math.nan, 3]) == [1]
+    assert pair_scores([math.nan, 1]) == []
+    assert mean([0.5, 1, math.nan]) == 0.75
+    assert deviation([1, 2, 3, math.nan], unbiased=True) == 1
+    assert math.isnan(deviation([1], unbiased=True))
+    assert ratio(1, 0) == math.inf
+
+
+# Rewards with known answers
+
+
+def test_a_faithful_reward_is_fit_for_everything():
+    report = run_check(faithful(differentiable=True), [photo("a", 0), photo("b", 1)])
+    measures = report.measures
+    assert verdicts(report) == {"best-of-n": "fit", "dpo": "fit", "gradients": "fit"}
+    assert measures.pairs_in_order == measures.far_pairs_in_order == measures.detail_in_order == 1
+    assert measures.noise_to_signal == 0
+    assert 0 < measures.ascent.rise_to_spread < 1
+    assert measures.ascent.random_change < 0
+    assert (report.errors, report.notes) == ((), ())
+    # Blending shares s of the way leave errors that grow with s^2: the spread within one source by hand.
+    pools = [make_pool(photo("a", 0)), make_pool(photo("b", 1))]
+    whole = [float((p.ladders[DETAIL][4] - p.hr).square().mean()) for p in pools]
+    squares = torch.tensor([0, 0.25, 0.5, 0.75, 1.0]).square()
+    expected = float(squares.std(correction=0)) * math.sqrt(sum(w * w for w in whole) / 2)
+    assert measures.spread == pytest.approx(expected, rel=1e-3)
+
+
+def test_its_opposite_is_fit_for_nothing():
+    opposite = wrapped(lambda image, hr: (image - hr).square().mean(), needs=("hr",))
+    report = run_check(opposite, [photo()])
+    assert report.measures.pairs_in_order == 0
+    assert set(verdicts(report).values()) == {"not fit"}
+
+
+def test_the_sharper_the_better_falls_for_noise_and_sharpening():
+    report = run_check(laplacian(), [photo(seed=s) for s in range(2)])
+    found = {ladder.kind: ladder.pairs_in_order for ladder in report.measures.ladders}
+    assert found["oversharpen"] == found["noise"] == 0
+    assert found["blur"] == found["downsample"] == found[DETAIL] == 1
+    assert report.measures.detail_in_order == 1  # so that the right order of one pool is not enough
+    assert set(verdicts(report).values()) == {"not fit"}
+    reasons = {criterion.name for criterion in report.verdicts[1].reasons}
+    assert "weakest_in_order" in reasons
+
+
+def test_a_constant_has_no_signal():
+    report = run_check(wrapped(lambda image: 0.0), [photo()])
+    measures = report.measures
+    assert measures.pairs_in_order == 0.5
+    assert (measures.spread, measures.noise_to_signal) == (0, math.inf)
+    assert all(way.order_kept == 1 for way in measures.transports)  # ties stay ties
+    assert verdicts(report)["best-of-n"] == "not fit"
+    assert json.loads(json.dumps(report.as_json(), allow_nan=False))["measures"]["noise_to_signal"] is None
+
+
+def test_noise_is_measured_and_a_false_promise_named():
+    generator = torch.Generator().manual_seed(0)
+    sigma = 0.3
+
+    def noisy(image, hr):
+        return -(image - hr).square().mean() + sigma * torch.randn((), generator=generator)
+
+    reward = MetricReward(noisy, "noisy", True, (-10, 10), needs=("hr",), deterministic=True)
+    report = run_check(reward, [photo()], repeats=60)
+    assert report.measures.repeat_deviation == pytest.approx(sigma, rel=0.25)  # 118 degrees of freedom: 6.5 % each
+    assert report.measures.noise_to_signal == report.measures.repeat_deviation / report.measures.spread
+    [note] = report.notes
+    assert "deterministic=True" in note
+    honest = MetricReward(noisy, "noisy", True, (-10, 10), needs=("hr",), deterministic=False)
+    assert run_check(honest, [photo()]).notes == ()
+
+
+def test_a_failure_is_counted_and_is_no_value():
+    def fails_on_heavy_noise(image, hr):
+        error = float((image - hr).square().mean())
+        return math.nan if error > 0.02 else -error
+
+    report = run_check(wrapped(fails_on_heavy_noise, "shy", needs=("hr",)), [photo("here")])
+    noise = next(ladder for ladder in report.measures.ladders if ladder.kind == "noise")
+    assert math.isnan(noise.means[4])
+    assert noise.pairs_in_order == 1
+    assert len(report.errors) > 0
+    assert report.errors[0] == "here: shy returned nan"
+    asked = 3 * 2 + 25 + 15
+    assert report.measures.measured_share == pytest.approx(1 - len(report.errors) / asked)
+
+
+def test_nothing_measured_is_no_verdict_of_fitness():
+    report = run_check(wrapped(lambda image: math.nan), [photo()])
+    assert report.measures.measured_share == 0
+    assert math.isnan(report.measures.pairs_in_order)
+    assert report.measures.weakest_kind is None
+    assert set(verdicts(report).values()) == {"not fit"}
+    # The verdict itself, with everything else in order: no value is neither fit nor a failure.
+    measures = replace(report.measures, measured_share=1.0)
+    assert judge(measures)[0].verdict == "not measured"
+    assert "pairs_in_order not measured" in str(judge(measures)[0].reasons[0])
+
+
+def test_thresholds_decide():
+    report = run_check(laplacian(), [photo()])
+    lenient = Thresholds(min_pairs=0, min_far_pairs=0, min_weakest_chosen=0, min_weakest_trained=0)
+    assert [one.verdict for one in judge(report.measures, lenient)][:2] == ["fit", "fit"]
+    at_the_edge = replace(report.measures, noise_to_signal=0.5)
+    assert judge(at_the_edge, lenient)[0].verdict == "fit"
+    assert judge(replace(report.measures, noise_to_signal=0.51), lenient)[0].verdict == "not fit"
+    assert judge(replace(report.measures, noise_to_signal=0.51), lenient)[1].verdict == "fit"
+
+
+def test_everything_needed_is_given():
+    pool = make_pool(photo())
+    seen = {}
+
+    def look(image, lq, hr, prompt):
+        seen.update(lq=lq, hr=hr, prompt=prompt)
+        return 0.0
+
+    Scorer(wrapped(look, needs=("lq", "hr", "prompts")))([pool.hr], pool)
+    assert torch.equal(seen["lq"], pool.lq)
+    assert torch.equal(seen["hr"], pool.hr)
+    assert seen["prompt"] == ""
+
+
+def test_a_sum_within_groups_is_refused():
+    composite = CompositeReward([Term(laplacian(), 1.0, "z")])
+    with pytest.raises(ValueError, match="check its terms one by one"):
+        run_check(composite, [photo()])
+
+
+def test_wrong_calls_say_what_is_wrong():
+    with pytest.raises(ValueError, match="no photographs"):
+        run_check(laplacian(), [])
+    with pytest.raises(ValueError, match="repeats=1"):
+        run_check(laplacian(), [photo()], repeats=1)

@@ -1,0 +1,185 @@
+"""The check's command: which reward a name finds, the figure, what is printed, and its page of the documentation."""
+
+import ast
+import importlib.util
+import json
+import sys
+from importlib.metadata import EntryPoint
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from known_rewards import LAPLACIAN, Cut, faithful, photo
+from PIL import Image
+from tiny import picture, tiny_checkpoint
+
+from zoomiqa_reward.check import Thresholds, find_reward, ladder_figure, run_check
+from zoomiqa_reward.check.baselines import laplacian
+from zoomiqa_reward.check.figure import CELL_PX, HEAD_PX, LABEL_PX
+from zoomiqa_reward.cli import main as cli
+from zoomiqa_reward.images import load_image
+
+OPTIONS = (
+    "--adapter --count --crop-px --device --figure --help --mode --model --num-samples --protocol --question "
+    "--repeats --reward"
+)
+
+
+# Finding a reward
+
+
+def test_rewards_by_name():
+    assert find_reward("niqe").name == "niqe"
+    assert find_reward(LAPLACIAN).name == "laplacian"
+    assert find_reward(f"{Cut.__module__}:Cut").name == "cut"  # a class is a factory
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nique", "must be among psnr_y"),
+        ("no_such_package:x", "cannot import 'no_such_package'"),
+        ("zoomiqa_reward.check.baselines:none", "has no 'none'"),
+        ("zoomiqa_reward.check.baselines:MOST", "float, which is no reward: it lacks name"),
+    ],
+)
+def test_a_wrong_name_says_why(name, reason):
+    with pytest.raises(ValueError, match=reason):
+        find_reward(name)
+
+
+def test_a_metric_without_its_extra_names_it(monkeypatch):
+    monkeypatch.setattr("zoomiqa_reward.check.find.METRICS_MODULE", "no_such_package.metrics")
+    with pytest.raises(ValueError, match=r"zoomiqa-reward\[restoration\]"):
+        find_reward("niqe")
+
+
+def test_the_core_needs_no_scipy_and_no_scikit_image():
+    for file in (ROOT / "zoomiqa_reward" / "check").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            roots = {name.partition(".")[0] for name in names}
+            allowed = {"skimage"} if file.name == "photographs.py" else set()  # where the pictures lie, if installed
+            assert not roots & ({"scipy", "skimage", "cv2", "restoration"} - allowed), file.name
+
+
+# The figure
+
+
+def test_the_figure_shows_the_pictures_and_marks_a_rise(tmp_path):
+    report = run_check(laplacian(), [photo(height=160, width=200)])
+    figure = ladder_figure(report, tmp_path / "check.png")
+    assert torch.equal(load_image(tmp_path / "check.png"), load_image(figure))
+    middle = load_image(figure.crop((LABEL_PX, HEAD_PX, LABEL_PX + CELL_PX, HEAD_PX + CELL_PX)))
+    expected = report.shown.hr[:, 8 : 8 + CELL_PX, 28 : 28 + CELL_PX]
+    assert float((middle - expected).abs().max()) <= 0.5 / 255 + 1e-6
+    assert red_pixels(figure) > 20  # noise and sharpening rise
+    assert red_pixels(ladder_figure(run_check(faithful(), [photo()]))) == 0
+
+
+def red_pixels(figure):
+    below_the_head = np.asarray(figure.crop((LABEL_PX, HEAD_PX, *figure.size)))
+    return int((below_the_head == (232, 92, 92)).all(axis=-1).sum())
+
+
+# The command
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    point = EntryPoint(name="check", value="zoomiqa_reward.cli.check:check", group=cli.GROUP)
+    monkeypatch.setattr(cli, "commands", lambda: {"check": point})
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("a.png", 0), ("b.png", 1)):
+        Image.fromarray((picture(seed, 80, 90) * 255).byte().permute(1, 2, 0).numpy()).save(name)
+    return tmp_path
+
+
+def run(capsys, *args):
+    code = cli.main(["check", *args])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_json_on_stdout_and_a_table_on_stderr(capsys, files, registered):
+    code, out, err = run(capsys, "a.png", "b.png", "--reward", LAPLACIAN, "--figure", "check.png", "--crop-px", "72")
+    assert code == 0
+    [line] = out.splitlines()
+    found = json.loads(line, parse_constant=pytest.fail)
+    assert found["reward"] == "laplacian"
+    assert found["photographs"] == ["a.png", "b.png"]
+    assert {use: one["verdict"] for use, one in found["verdicts"].items()} == {
+        "best-of-n": "not fit", "dpo": "not fit", "gradients": "not fit"
+    }  # fmt: skip
+    assert found["measures"]["weakest_in_order"] == 0
+    for words in ("oversharpen", "noise to signal", "weakest_in_order 0", "images a second", "check.png"):
+        assert words in err
+    assert (files / "check.png").exists()
+
+
+def test_a_photograph_that_cannot_be_used_is_2_and_none_is_1(capsys, files, registered):
+    code, out, err = run(capsys, "a.png", "none.png", "--reward", LAPLACIAN)
+    assert code == 2
+    assert "no such file" in json.loads(out)["not_used"][0]
+    assert "not used: none.png" in err
+    code, out, err = run(capsys, "none.png", "--reward", LAPLACIAN)
+    assert (code, out) == (1, "")
+    assert "none of the photographs can be used" in err
+
+
+def test_a_reward_beside_the_user(capsys, files, registered, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (files / "my_own_reward.py").write_text(
+        "from zoomiqa_reward import MetricReward\n"
+        "def make():\n    return MetricReward(lambda image: image.mean(), 'bright', True, (0, 1))\n"
+    )
+    code, out, _ = run(capsys, "a.png", "--reward", "my_own_reward:make")
+    assert (code, json.loads(out)["reward"]) == (0, "bright")
+
+
+def test_the_model_is_checked_by_default(capsys, files, registered):
+    arguments = ("--model", str(tiny_checkpoint()), "--device", "cpu", "--crop-px", "64", "--repeats", "2")
+    code, out, _ = run(capsys, "a.png", "b.png", "--count", "1", *arguments)
+    found = json.loads(out)
+    assert code == 0
+    assert found["photographs"] == ["a.png"]
+    assert found["reward"].endswith("-direct")
+    measures, ascent = found["measures"], found["measures"]["ascent"]
+    assert (measures["measured_share"], measures["repeat_deviation"]) == (1, 0)
+    assert (ascent["gradient_share"], ascent["error"]) == (1, None)
+    assert ascent["rise"] > max(0, ascent["random_change"])
+    assert measures["megapixels_per_s"] == pytest.approx(measures["images_per_s"] * 64 * 64 / 1e6, rel=0.1)
+
+
+def test_sampling_belongs_to_reason(capsys, registered):
+    code, out, err = run(capsys, "--num-samples", "4")
+    assert (code, out) == (1, "")
+    assert "--mode reason" in err
+
+
+def test_options_are_frozen(capsys, registered, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    _, out, _ = run(capsys, "--help")
+    assert " ".join(sorted({word.strip(",") for word in out.split() if word.startswith("--")})) == OPTIONS
+
+
+# The documentation
+
+
+def test_the_page_holds_what_the_benchmarks_wrote(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    spec = importlib.util.spec_from_file_location("check_benchmark", ROOT / "benchmarks" / "check.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    text = (ROOT / "docs" / "check.md").read_text()
+    inside = text.split(script.START)[1].split(script.END)[0].strip()
+    assert inside == script.markdown().strip(), "run `python benchmarks/check.py docs`"
+    for name in ("min_pairs", "max_rise", *Thresholds.__dataclass_fields__):
+        assert f"`{name}`" in text
+        assert f"{getattr(Thresholds(), name):g}" in text.split(f"`{name}`")[1].splitlines()[0]

@@ -1,0 +1,178 @@
+"""Zoom-IQA as a loss and a metric inside its hosts: basicsr and torchmetrics themselves, pyiqa's call form."""
+
+import math
+import subprocess
+import sys
+import types
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from mean_reward import mean_reward
+from tiny import picture, tiny_checkpoint, tiny_iqa
+
+from zoomiqa_reward.integrations.pyiqa import ZoomIQAScorer, register
+from zoomiqa_reward.rewards.reward import ZoomIQAReward
+
+
+def test_integrations_import_no_host():
+    code = (
+        "import sys, zoomiqa_reward.integrations as i\n"
+        "from zoomiqa_reward.integrations import ddpo, diffusers, pyiqa\n"
+        "hosts = {'diffusers', 'basicsr', 'torchmetrics', 'pyiqa', 'lpips', 'ray', 'gradio'} & set(sys.modules)\n"
+        "print(sorted(hosts)); assert 'torch' in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ---- BasicSR
+
+
+@pytest.fixture(scope="module")
+def host():
+    """basicsr with our entries registered, and its own builders."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = pytest.importorskip("zoomiqa_reward.integrations.basicsr", exc_type=ImportError)
+        from basicsr.losses import build_loss
+        from basicsr.metrics import calculate_metric
+    return types.SimpleNamespace(ours=module, build_loss=build_loss, calculate_metric=calculate_metric)
+
+
+def test_basicsr_loss_by_its_own_builder(host):
+    loss = host.build_loss(
+        {"type": "ZoomIQALoss", "loss_weight": 0.5, "model": str(tiny_checkpoint()), "device": "cpu"}
+    )
+    output = torch.stack([picture(seed, 64, 64) for seed in range(2)]).requires_grad_(True)
+    value = loss(output, target=torch.zeros_like(output))
+    ratings = ZoomIQAReward(tiny_iqa())(output.detach()).value
+    assert value.item() == pytest.approx(0.5 * float(((5 - ratings) / 4).mean()), rel=1e-6)
+    value.backward()
+    assert (output.grad.abs().sum(dim=1) > 0).float().mean() > 0.9
+    assert not list(loss.parameters())
+    assert loss.state_dict() == {}
+
+
+def test_basicsr_loss_of_what_a_network_puts_out(host):
+    """Outside [0, 1] it is judged clamped, with a gradient; one bad picture does not spoil the batch."""
+    loss = host.ours.ZoomIQALoss(model=str(tiny_checkpoint()), device="cpu")
+    output = (1.2 * picture(1, 64, 64) - 0.1)[None].requires_grad_(True)
+    assert loss(output).item() == pytest.approx(loss(output.detach().clamp(0, 1)).item())
+    loss(output).backward()
+    outside = (output < 0) | (output > 1)
+    assert outside.any()
+    assert output.grad[outside].any()
+    half_bad = torch.stack([picture(1, 64, 64), torch.full((3, 64, 64), math.nan)])
+    assert loss(half_bad).item() == pytest.approx(loss(half_bad[:1]).item())
+    with pytest.raises(RuntimeError, match=r"none of 1 images could be measured.*NaN"):
+        loss(half_bad[1:])
+    with pytest.raises(ValueError, match="element-wise weight"):
+        loss(output, weight=torch.ones(1))
+    with pytest.raises(ValueError, match="reduction='none'"):
+        host.ours.ZoomIQALoss(reduction="none")
+
+
+def test_basicsr_metric_by_its_own_builder(host):
+    options = {"type": "calculate_zoomiqa", "model": str(tiny_checkpoint()), "device": "cpu", "better": "higher"}
+    rgb = (picture(4, 70, 90) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    bgr = np.ascontiguousarray(rgb[:, :, ::-1])
+    expected = ZoomIQAReward(tiny_iqa())(rgb).value.item()
+    assert host.calculate_metric({"img": bgr, "img2": bgr}, options) == expected
+    assert host.calculate_metric({"img": bgr.astype(np.float64)}, options) == pytest.approx(expected)
+    chw = host.calculate_metric({"img": bgr.transpose(2, 0, 1)}, options | {"input_order": "CHW"})
+    assert chw == pytest.approx(expected)
+    cropped = host.calculate_metric({"img": bgr}, options | {"crop_border": 4})
+    assert cropped == ZoomIQAReward(tiny_iqa())(np.ascontiguousarray(rgb[4:-4, 4:-4])).value.item()
+    grey = host.calculate_metric({"img": bgr[:, :, 0]}, options)
+    assert 1 <= grey <= 5
+    with pytest.raises(ValueError, match=r"must be in \[0, 255\]"):
+        host.calculate_metric({"img": bgr * 1.0 - 9}, options)
+    with pytest.raises(ValueError, match="leaves nothing"):
+        host.calculate_metric({"img": bgr}, options | {"crop_border": 40})
+
+
+# ---- torchmetrics
+
+
+def test_torchmetrics_accumulates_merges_and_resets():
+    torchmetrics = pytest.importorskip("torchmetrics")
+    from zoomiqa_reward.integrations.torchmetrics import ZoomIQAMetric
+
+    metric = ZoomIQAMetric(ZoomIQAReward(tiny_iqa()))
+    assert isinstance(metric, torchmetrics.Metric)
+    batch = torch.stack([picture(seed, 64, 64) for seed in range(3)])
+    expected = ZoomIQAReward(tiny_iqa())(batch).value
+    step = metric(batch[:2])  # the value of one batch, as Lightning logs it
+    assert step.item() == pytest.approx(expected[:2].mean().item())
+    metric.update(batch[2])
+    assert metric.compute().item() == pytest.approx(expected.mean().item())
+    collection = torchmetrics.MetricCollection({"rating": ZoomIQAMetric(ZoomIQAReward(tiny_iqa()))})
+    collection.update(batch)
+    assert collection.compute()["rating"].item() == pytest.approx(expected.mean().item())
+    metric.reset()
+    assert int(metric.measured) == 0
+
+
+def test_torchmetrics_shows_failures():
+    pytest.importorskip("torchmetrics")
+    from zoomiqa_reward.integrations.torchmetrics import ZoomIQAMetric
+
+    images = [torch.full((3, 8, 8), 0.5), "no-such-file.png"]
+    for on_invalid, expected in (("nan", math.nan), ("drop", 0.5)):
+        metric = ZoomIQAMetric(mean_reward(), on_invalid=on_invalid)
+        metric.update(images)
+        assert metric.compute().item() == pytest.approx(expected, nan_ok=True)
+        assert int(metric.failed) == 1
+    with pytest.raises(ValueError, match="needs lq"):
+        ZoomIQAMetric(mean_reward(needs=("lq",)))
+    with pytest.raises(ValueError, match="on_invalid='zero'"):
+        ZoomIQAMetric(mean_reward(), on_invalid="zero")
+
+
+# ---- pyiqa
+
+
+def test_pyiqa_style_metric_needs_no_pyiqa():
+    scorer = ZoomIQAScorer(tiny_iqa())
+    batch = torch.stack([picture(seed, 64, 64) for seed in range(2)])
+    found = scorer(batch, batch)
+    assert found.shape == (2, 1)
+    assert torch.equal(found[:, 0], ZoomIQAReward(tiny_iqa())(batch).value)
+    assert not scorer.lower_better
+    batch.requires_grad_(True)
+    with torch.no_grad():
+        assert not scorer(batch).requires_grad
+    scorer(batch).sum().backward()
+    assert batch.grad.any()
+
+
+def test_pyiqa_registration_by_contract(monkeypatch):
+    """A stand-in with the names and behaviour of pyiqa's registry: its licence keeps the real one out of here."""
+
+    class Registry(dict):
+        def register(self):
+            def keep(cls):
+                assert cls.__name__ not in self, "registered twice"
+                self[cls.__name__] = cls
+                return cls
+
+            return keep
+
+    names = ("pyiqa", "pyiqa.utils", "pyiqa.utils.registry", "pyiqa.default_model_configs")
+    fakes = {name: types.ModuleType(name) for name in names}
+    fakes["pyiqa.utils.registry"].ARCH_REGISTRY = registry = Registry()
+    fakes["pyiqa.default_model_configs"].DEFAULT_CONFIGS = configs = {}
+    for name, module in fakes.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    register()
+    register()
+    options = dict(configs["zoomiqa"]["metric_opts"], model=str(tiny_checkpoint()), device="cpu")
+    network = registry[options.pop("type")](**options)  # as pyiqa's build_network does
+    assert network(picture(0, 64, 64)[None]).shape == (1, 1)
+    assert configs["zoomiqa"]["metric_mode"] == "NR"
+    monkeypatch.setitem(sys.modules, "pyiqa.utils.registry", None)
+    with pytest.raises(ImportError, match="works without"):
+        register()

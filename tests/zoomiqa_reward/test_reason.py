@@ -1,0 +1,257 @@
+"""The two rounds: a scripted writer drives every way an answer can fail; the tiny models run the real one."""
+
+import math
+
+import pytest
+import torch
+from tiny import ARCHS, picture, tiny_iqa
+
+from zoomiqa_reward.model.generate import Completion, Sampling, end_tokens, generate, suppressed_tokens
+from zoomiqa_reward.model.inputs import collate, make_row
+from zoomiqa_reward.model.reason import assess_images
+from zoomiqa_reward.model.turns import round1
+
+GREEDY = Sampling(max_new_tokens=8)
+THINK = "<think>Image Quality Summary: soft. Issues to Avoid: noise.</think>"
+ZOOM = THINK + '<answer>{"bbox_2d": [0.1, 0.1, 0.6, 0.7], "rating": 2.5, "tool": "crop"}</answer>'
+FINAL = THINK + '<answer>{"bbox_2d": [0, 0, 0, 0], "rating": 3.25, "tool": "final"}</answer>'
+SECOND = '<think>Crop Inspection Summary: fine.</think><answer>{"bbox_2d": [0], "rating": 4, "tool": "final"}</answer>'
+NO_NUMBER = '<answer>{"bbox_2d": [0], "rating": "?", "tool": "final"}</answer>'
+
+
+@pytest.fixture(params=ARCHS)
+def iqa(request):
+    return tiny_iqa(request.param)
+
+
+class Writer:
+    """Answers from a script, one list of texts for each call, and keeps what it was asked."""
+
+    def __init__(self, *calls, truncated=False):
+        self.calls = list(calls)
+        self.truncated = truncated
+        self.prompts = []
+        self.rows = []
+        self.seeds = []
+
+    def __call__(self, checkpoint, rows, sampling):
+        texts = self.calls.pop(0)
+        assert len(texts) == len(rows)
+        self.prompts.append([checkpoint.tokenizer.decode(row.input_ids.tolist()) for row in rows])
+        self.rows.append(rows)
+        self.seeds.append(sampling.seed)
+        return [Completion(text=text, is_truncated=self.truncated) for text in texts]
+
+
+def ask(writer, images, sampling=GREEDY, **options):
+    found = assess_images(tiny_iqa().checkpoint, images, sampling=sampling, write=writer, **options)
+    assert writer.calls == []
+    return [samples[0] for samples in found]
+
+
+def test_final_in_round_one_needs_no_second_round():
+    writer = Writer([FINAL])
+    (found,) = ask(writer, [picture()])
+    assert (found.rating, found.valid, found.error, found.warning) == (3.25, True, None, None)
+    assert math.isnan(found.std)
+    (turn,) = found.turns
+    assert turn.sections == {"Image Quality Summary": "soft.", "Issues to Avoid": "noise."}
+    assert (turn.bbox, turn.crop_box, turn.tool, turn.text) == (None, None, "final", FINAL)
+    assert turn.prompt == "How good is this picture? Answer with {}."
+
+
+def test_only_those_that_want_a_closer_look_go_to_round_two_and_keep_their_place():
+    writer = Writer([FINAL, ZOOM, FINAL, ZOOM], [SECOND, SECOND.replace("4", "1.5")])
+    images = [picture(i, 70 + 10 * i, 90) for i in range(4)]
+    found = ask(writer, images)
+    assert [one.rating for one in found] == [3.25, 4.0, 3.25, 1.5]
+    assert [len(one.turns) for one in found] == [1, 2, 1, 2]
+    second = found[1].turns[1]
+    assert second.crop_box == (9, 8, 54, 56)
+    assert found[1].turns[0].bbox == (0.1, 0.1, 0.6, 0.7)
+    assert second.sections == {"Crop Inspection Summary": "fine."}
+
+
+def test_round_two_quotes_the_whole_of_round_one_and_shows_two_images():
+    writer = Writer([ZOOM], [SECOND])
+    ask(writer, [picture()], question="Is it sharp?")
+    prompt = writer.prompts[1][0]
+    assert ZOOM in prompt
+    assert "{question} Look again.Original image: " in prompt  # verbatim: nothing is filled in
+    assert prompt.count("Is it sharp?") == 1  # in the history; round 1's own prompt is not repeated
+    assert "Is it sharp? Answer with {}." in writer.prompts[0][0]
+    assert [len(rows[0].image_grid_thw) for rows in writer.rows] == [1, 2]
+
+
+def test_one_round_is_final_even_where_a_zoom_is_wanted():
+    (found,) = ask(Writer([ZOOM]), [picture()], rounds=1)
+    assert (found.rating, found.valid, len(found.turns)) == (2.5, True, 1)
+
+
+def test_round_two_unreadable_is_no_rating_with_round_one_kept():
+    (found,) = ask(Writer([ZOOM], ["I cannot say."]), [picture()])
+    assert not found.valid
+    assert math.isnan(found.rating)
+    assert found.error.startswith("round 2: missing <answer>")
+    assert [turn.rating for turn in found.turns] == pytest.approx([2.5, math.nan], nan_ok=True)
+
+
+def test_a_round_one_that_cannot_be_routed_but_rates_is_final_with_a_warning():
+    (found,) = ask(Writer(['<answer>{"rating": 3.5}</answer>']), [picture()])
+    assert (found.rating, found.valid, found.error) == (3.5, True, None)
+    assert "cannot be routed" in found.warning
+    assert "bbox_2d" in found.warning
+
+
+@pytest.mark.parametrize("text", ["", "soft", NO_NUMBER])
+def test_nothing_readable_is_no_rating(text):
+    (found,) = ask(Writer([text]), [picture()])
+    assert (found.valid, len(found.turns)) == (False, 1)
+    assert math.isnan(found.rating)
+    assert found.error.startswith("round 1: ")
+
+
+def test_round_one_without_rating_may_still_look_closer():
+    (found,) = ask(Writer([ZOOM.replace("2.5", '"?"')], [SECOND]), [picture()])
+    assert (found.rating, found.valid) == (4.0, True)
+
+
+@pytest.mark.parametrize(("written", "rating"), [("7.5", 5.0), ("-3", 1.0)])
+def test_ratings_are_clipped_and_the_turn_keeps_what_was_written(written, rating):
+    (found,) = ask(Writer([FINAL.replace("3.25", written)]), [picture()])
+    assert found.rating == rating
+    assert found.turns[0].rating == float(written)
+
+
+def test_a_truncated_answer_is_noted():
+    (found,) = ask(Writer([FINAL], truncated=True), [picture()])
+    assert (found.valid, found.warning) == (True, "round 1: Answer truncated")
+    (found,) = ask(Writer(["<think>and on"], truncated=True), [picture()])
+    assert found.error.endswith("round 1: Answer truncated")
+
+
+def test_windows_and_samples_come_back_in_order():
+    texts = [FINAL.replace("3.25", f"{1 + i / 4}") for i in range(5)]
+    found = ask(Writer(texts[:2], texts[2:4], texts[4:]), [picture(i) for i in range(5)], batch_size=2)
+    assert [one.rating for one in found] == [1.0, 1.25, 1.5, 1.75, 2.0]
+    writer = Writer(texts[:2], [texts[2]], texts[:2], [texts[4]])
+    found = assess_images(
+        tiny_iqa().checkpoint, [picture(), picture(1)], sampling=GREEDY, num_samples=3, batch_size=2, write=writer
+    )
+    assert [[one.rating for one in samples] for samples in found] == [[1.0, 1.25, 1.5], [1.0, 1.25, 2.0]]
+
+
+def test_strict_seeds_do_not_depend_on_the_place_and_batched_ones_differ():
+    sampling = Sampling(temperature=1.0, seed=7)
+    strict, batched = Writer([ZOOM], [SECOND], [ZOOM], [SECOND]), Writer([FINAL], [FINAL])
+    ask(strict, [picture(), picture(1)], sampling, strict=True)
+    ask(batched, [picture(), picture(1)], sampling, batch_size=1)
+    assert strict.seeds == [7, 8, 7, 8]
+    assert len(set(batched.seeds)) == 2
+
+
+def test_rate_over_samples_means_those_that_could_be_read(monkeypatch):
+    iqa = tiny_iqa()
+    bad = "no"
+    script = Writer([FINAL, FINAL.replace("3.25", "4.25"), bad, FINAL, bad, bad])
+    monkeypatch.setattr(assess_images, "__kwdefaults__", assess_images.__kwdefaults__ | {"write": script})
+    ratings = iqa.rate([picture(), picture(1)], mode="reason", num_samples=3, temperature=1.0)
+    assert ratings.valid.tolist() == [True, False]
+    assert ratings.mean.tolist() == pytest.approx([3.75, math.nan], nan_ok=True)
+    assert ratings.std.tolist() == pytest.approx([math.sqrt(0.5), math.nan], nan_ok=True)
+    assert ratings.std_kind == "samples"
+
+
+def test_a_greedy_rating_has_no_spread(monkeypatch):
+    kwdefaults = assess_images.__kwdefaults__ | {"write": Writer([FINAL])}
+    monkeypatch.setattr(assess_images, "__kwdefaults__", kwdefaults)
+    ratings = tiny_iqa().rate(picture(), mode="reason")
+    assert (ratings.mean.tolist(), ratings.valid.tolist()) == ([3.25], [True])
+    assert ratings.std.isnan().all()
+
+
+def test_impossible_sampling_is_refused():
+    with pytest.raises(ValueError, match="copies of one answer"):
+        tiny_iqa().rate(picture(), mode="reason", num_samples=2, temperature=0.0)
+    with pytest.raises(ValueError, match="rounds=3"):
+        tiny_iqa().assess(picture(), rounds=3)
+    with pytest.raises(ValueError, match="temperature"):
+        Sampling(temperature=-1.0)
+    with pytest.raises(ValueError, match="top_p"):
+        Sampling(top_p=0.0)
+
+
+@torch.no_grad()
+def test_batched_generation_equals_plain_greedy_steps(iqa):
+    """Left padding, caches and 3-D positions: each step recomputed from scratch with a plain forward."""
+    checkpoint = iqa.checkpoint
+    rows = [make_row(checkpoint, round1(checkpoint.protocol, picture(i, 64 + 30 * i, 90))) for i in range(3)]
+    answers = generate(checkpoint, rows, GREEDY)
+    banned = suppressed_tokens(checkpoint)
+    for row, answer in zip(rows, answers, strict=True):
+        new: list[int] = []
+        while len(new) < GREEDY.max_new_tokens:
+            logits = checkpoint.model(**collate(checkpoint, [row], append=new)).logits[0, -1]
+            logits[banned] = -math.inf
+            if int(logits.argmax()) in end_tokens(checkpoint):
+                break
+            new.append(int(logits.argmax()))
+        assert checkpoint.tokenizer.decode(new, skip_special_tokens=True) == answer.text
+        assert answer.is_truncated == (len(new) == GREEDY.max_new_tokens)
+
+
+def test_vision_tokens_are_never_written(iqa, monkeypatch):
+    checkpoint = iqa.checkpoint
+    banned = suppressed_tokens(checkpoint)
+    assert {checkpoint.image_token_id, checkpoint.tokenizer.convert_tokens_to_ids("<|vision_end|>")} <= set(banned)
+    seen = []
+    real = type(checkpoint.model).generate
+    monkeypatch.setattr(
+        type(checkpoint.model), "generate", lambda self, **k: seen.append(real(self, **k)) or seen[-1], raising=True
+    )
+    row = make_row(checkpoint, round1(checkpoint.protocol, picture()))
+    weight = checkpoint.model.lm_head.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight[banned] = weight.abs().amax() * 50  # the model would now like nothing better
+    try:
+        generate(checkpoint, [row], Sampling(temperature=5.0, top_k=0, top_p=1.0, max_new_tokens=30, seed=0))
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+    new = seen[0][0, row.input_ids.shape[0] :].tolist()
+    assert new
+    assert not set(new) & set(banned)
+
+
+def test_sampling_is_repeatable_with_a_seed_and_leaves_the_global_state_alone(iqa):
+    row = make_row(iqa.checkpoint, round1(iqa.protocol, picture()))
+    hot = {"temperature": 3.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 12}
+    before = torch.get_rng_state()
+    texts = [generate(iqa.checkpoint, [row], Sampling(seed=seed, **hot))[0].text for seed in (1, 1, 2)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_the_checkpoints_own_generation_config_decides_nothing(iqa):
+    row = make_row(iqa.checkpoint, round1(iqa.protocol, picture()))
+    config = iqa.checkpoint.model.generation_config
+    plain = generate(iqa.checkpoint, [row], GREEDY)
+    kept = (config.do_sample, config.repetition_penalty)
+    config.do_sample, config.repetition_penalty = True, 5.0
+    try:
+        assert generate(iqa.checkpoint, [row], GREEDY) == plain
+    finally:
+        config.do_sample, config.repetition_penalty = kept
+
+
+def test_the_real_tiny_model_runs_both_modes_and_never_raises_on_nonsense(iqa):
+    images = [picture(i, 70 + 20 * i, 90) for i in range(3)]
+    found = iqa.assess(images, max_new_tokens=6)
+    assert [one.valid for one in found] == [False] * 3  # it writes digits, no answer
+    assert all(one.error and one.turns[0].text for one in found)
+    strict = iqa.assess(images, max_new_tokens=6, strict=True)
+    assert [one.turns[0].text for one in strict] == [iqa.assess(i, max_new_tokens=6)[0].turns[0].text for i in images]
+    ratings = iqa.rate(images, mode="reason", strict=True, max_new_tokens=6)
+    assert not ratings.valid.any()
+    assert ratings.mean.isnan().all()

@@ -1,0 +1,149 @@
+"""Rewards: oriented higher-is-better, and a failed measurement is NaN with its reason, never a low value."""
+
+import functools
+import math
+
+import pytest
+import torch
+from tiny import ARCHS, picture, tiny_iqa
+
+from zoomiqa_reward.rewards.reward import MetricReward, Reward, ZoomIQAReward
+
+
+def brightness(image):
+    return image.mean()
+
+
+def metric(fn=brightness, **options):
+    fields = {"name": "m", "higher_is_better": True, "score_range": (0, 100)}
+    return MetricReward(fn, **(fields | options))
+
+
+@pytest.fixture(params=ARCHS)
+def iqa(request):
+    return tiny_iqa(request.param)
+
+
+def test_both_kinds_are_rewards(iqa):
+    for reward in (metric(), ZoomIQAReward(iqa)):
+        assert isinstance(reward, Reward)
+        assert reward.higher_is_better is True
+        assert reward.score_range[0] < reward.score_range[1]
+    assert not isinstance(iqa, Reward)
+
+
+def test_a_lower_is_better_metric_is_negated_with_its_range():
+    niqe = metric(higher_is_better=False, score_range=(0, 100))
+    found = niqe([picture() * 0 + 0.25, picture() * 0 + 0.75])
+    assert found.value.tolist() == pytest.approx([-0.25, -0.75])
+    assert found.info["raw"] == pytest.approx([0.25, 0.75])
+    assert niqe.score_range == (-100.0, 0.0)
+    assert found.value.dtype == torch.float32
+    assert found.std.isnan().all()
+
+
+def test_each_image_is_measured_alone_with_what_it_needs():
+    seen = []
+
+    def fn(image, lq, hr, prompt):
+        seen.append((tuple(image.shape), tuple(lq.shape), tuple(hr.shape), prompt))
+        return 1.0
+
+    reward = metric(fn, needs=("hr", "lq", "prompts"))
+    images = [picture(height=40, width=60), picture(height=80, width=30)]
+    found = reward(images, lq=torch.rand(2, 3, 10, 10), hr=[i.flip(1) for i in images], prompts=["a", "b"])
+    assert seen == [((3, 40, 60), (3, 10, 10), (3, 40, 60), "a"), ((3, 80, 30), (3, 10, 10), (3, 80, 30), "b")]
+    assert found.valid.all()
+
+
+def test_missing_or_short_needs_are_refused():
+    reward = metric(lambda image, hr: 1.0, needs=("hr",))
+    with pytest.raises(ValueError, match="needs hr="):
+        reward(picture())
+    with pytest.raises(ValueError, match="hr holds 1 for 2 images"):
+        reward([picture(), picture()], hr=[picture()])
+    with pytest.raises(ValueError, match="needs='gt'"):
+        metric(needs=("gt",))
+    with pytest.raises(ValueError, match="below the second"):
+        metric(score_range=(1, 1))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_result_that_is_no_number_is_no_measurement(bad):
+    found = metric(lambda image: bad if image.mean() < 0.5 else 2.0)([picture() * 0, picture() * 0 + 1])
+    assert found.valid.tolist() == [False, True]
+    assert found.value.tolist() == pytest.approx([math.nan, 2.0], nan_ok=True)
+    assert "returned" in found.info["errors"][0]
+    assert found.info["errors"][1] is None
+
+
+def test_an_unreadable_image_is_named_and_the_others_measured():
+    found = metric()(["no-such-file.png", picture()])
+    assert found.valid.tolist() == [False, True]
+    assert "no-such-file.png" in found.info["errors"][0]
+
+
+def test_a_bug_in_the_metric_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        metric(lambda image: 1 / 0)(picture())
+
+
+def test_a_differentiable_metric_keeps_its_graph_and_another_does_not():
+    image = picture().requires_grad_(True)
+    metric(differentiable=True, higher_is_better=False)(image).value.sum().backward()
+    torch.testing.assert_close(image.grad, torch.full_like(image, -1 / image.numel()))
+    assert not metric()(image).value.requires_grad
+
+
+def test_fingerprint_follows_name_direction_and_code():
+    def other(image):
+        return image.std()
+
+    base = metric().fingerprint
+    assert metric().fingerprint == base
+    prints = {
+        base, metric(name="n").fingerprint, metric(higher_is_better=False).fingerprint, metric(other).fingerprint,
+        metric(functools.partial(other, correction=0)).fingerprint, metric(fingerprint="weights-1").fingerprint,
+        metric(max).fingerprint,
+    }  # fmt: skip
+    assert len(prints) == 7
+
+
+def test_zoomiqa_reward_is_the_strict_rating(iqa):
+    images = [picture(i, 70, 90) for i in range(3)]
+    found = ZoomIQAReward(iqa)(images)
+    expected = iqa.rate(images, strict=True)
+    assert torch.equal(found.value, expected.mean)
+    assert torch.equal(found.std, expected.std)
+    assert found.valid.all()
+    assert found.info["errors"] == [None] * 3
+    torch.testing.assert_close(ZoomIQAReward(iqa, strict=False)(images).value, expected.mean, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_zoomiqa_reward_names_what_it_could_not_measure(strict):
+    images = [picture(), "no-such-file.png", torch.zeros(3, 10, 2100), picture(1)]
+    found = ZoomIQAReward(tiny_iqa(), strict=strict)(images)
+    assert found.valid.tolist() == [True, False, False, True]
+    assert found.value.isnan().tolist() == [False, True, True, False]
+    assert "no such file" in found.info["errors"][1]
+    assert "cannot be resized" in found.info["errors"][2]
+
+
+def test_reason_reward_gives_nan_for_answers_that_cannot_be_read(iqa):
+    found = ZoomIQAReward(iqa, mode="reason")(picture())
+    assert found.valid.tolist() == [False]
+    assert "could not be read" in found.info["errors"][0]
+
+
+def test_zoomiqa_reward_keys_and_refusals(iqa):
+    reward = ZoomIQAReward(iqa)
+    assert reward.fingerprint == ZoomIQAReward(iqa, batch_size=3).fingerprint  # strict: batches do not matter
+    assert reward.fingerprint != ZoomIQAReward(iqa, strict=False).fingerprint
+    assert reward.fingerprint != ZoomIQAReward(iqa, mode="reason").fingerprint
+    assert reward.deterministic
+    assert reward.needs == frozenset()
+    with pytest.raises(ValueError, match="does not require a gradient"):
+        reward(picture(), grad=True)
+    with pytest.raises(ValueError, match="mode='x'"):
+        ZoomIQAReward(iqa, mode="x")

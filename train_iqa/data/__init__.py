@@ -1,0 +1,21 @@
+"""Labelled image sets: eight public ones in their own layouts, JSON lists and tables, all on one scale 1..5."""
+
+from train_iqa.data.checking import find_shared, load_dataset, load_datasets
+from train_iqa.data.record import DatasetProblems, IqaDataset, LabelledImage, Problem, Scale
+from train_iqa.data.registry import FAMILIES, Source
+from train_iqa.data.splits import select, split_by_reference
+
+__all__ = [
+    "FAMILIES",
+    "DatasetProblems",
+    "IqaDataset",
+    "LabelledImage",
+    "Problem",
+    "Scale",
+    "Source",
+    "find_shared",
+    "load_dataset",
+    "load_datasets",
+    "select",
+    "split_by_reference",
+]

@@ -1,0 +1,140 @@
+"""Answers of the two-round protocol written from a degradation record: they name the true damage and the true region.
+
+Every sentence is derived from the record, never from a model, so a rationale cannot claim what was not done.
+"""
+
+from train_iqa.nano.degradations import Record, Step
+from train_iqa.nano.labels import LABEL_METRICS
+from zoomiqa_reward.protocol.spec import ROUND1_SECTIONS, ROUND2_SECTIONS, Decoding, Prompt, Protocol, ViewPolicy
+
+DIRECT_PREFIX = '<answer>{"bbox_2d": [0, 0, 0, 0], "rating": '
+LEVELS = ("bad", "poor", "fair", "good", "excellent")
+
+# kind -> (what is wrong, what would be right); the second is usable as a positive prompt for a restorer.
+WORDS: dict[str, tuple[str, str]] = {
+    "gaussian_blur": ("soft blur", "crisp fine detail"),
+    "motion_blur": ("motion blur", "steady sharp contours"),
+    "defocus_blur": ("defocus blur", "precise focus"),
+    "gaussian_noise": ("grainy noise", "clean smooth surfaces"),
+    "poisson_noise": ("shot noise", "clean bright areas"),
+    "colour_noise": ("colour noise", "pure even colours"),
+    "jpeg": ("compression blocks", "smooth gradients"),
+    "resample": ("low resolution", "high resolution texture"),
+    "pixelation": ("pixelation", "continuous smooth edges"),
+    "oversharpen": ("over-sharpened halos", "natural edge transitions"),
+    "ringing": ("ringing ripples", "clean edges"),
+    "flat": ("flat contrast", "rich contrast"),
+    "harsh": ("harsh contrast", "balanced contrast"),
+    "dark": ("under-exposure", "bright balanced exposure"),
+    "bright": ("over-exposure", "even exposure with full highlights"),
+    "cast": ("colour cast", "neutral colours"),
+    "faded": ("faded colours", "vivid colours"),
+    "garish": ("garish colours", "natural colours"),
+}
+
+
+def look(step: Step) -> str:
+    """Return the key of `WORDS` for one degradation as it was really applied."""
+    params = step.params
+    if step.kind == "resample" and params.get("up") in ("nearest", "box"):
+        return "pixelation"
+    if step.kind == "contrast":
+        return "flat" if float(params["gain"]) < 1 else "harsh"
+    if step.kind == "exposure":
+        return "dark" if float(params["gamma"]) > 1 else "bright"
+    if step.kind == "colour":
+        if "cast" in params:
+            return "cast"
+        return "faded" if float(params["saturation"]) < 1 else "garish"
+    return step.kind
+
+
+def strength(severity: float) -> str:
+    """Return the word for a severity in [0, 1]."""
+    return "slight" if severity < 0.33 else "clear" if severity < 0.67 else "strong"
+
+
+def place(box: tuple[float, float, float, float]) -> str:
+    """Return where a region lies, by the third of the frame that its centre falls in."""
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    row = "upper" if y < 0.4 else "lower" if y > 0.6 else "middle"
+    column = "left" if x < 0.4 else "right" if x > 0.6 else "centre"
+    return f"{row} {column}"
+
+
+def level(rating: float) -> str:
+    """Return the word for a rating in 1..5."""
+    return LEVELS[min(4, max(0, round(rating) - 1))]
+
+
+def _main_steps(record: Record) -> list[Step]:
+    return sorted(record.steps, key=lambda step: -step.severity)[:2]
+
+
+def _named(record: Record) -> str:
+    return " and ".join(f"{strength(s.severity)} {WORDS[look(s)][0]}" for s in _main_steps(record))
+
+
+def _sections(record: Record, rating: float) -> tuple[str, str, str]:
+    """Return the texts that both rounds share: damage, directions, issues."""
+    if not record.steps:
+        return (
+            f"shows no damage. Overall quality is {level(rating)}.",
+            "Keep the crisp detail and natural colours.",
+            "None.",
+        )
+    where = f"in the {place(record.box)}" if record.box else "over the whole frame"
+    wishes = " and ".join(WORDS[look(s)][1] for s in _main_steps(record))
+    issues = " and ".join(WORDS[look(s)][0] for s in _main_steps(record))
+    return (
+        f"shows {_named(record)} {where}. Overall quality is {level(rating)}.",
+        f"{wishes[0].upper()}{wishes[1:]} {where}.",
+        f"{issues[0].upper()}{issues[1:]} {where}.",
+    )
+
+
+def _answer(labels: tuple[str, ...], texts: tuple[str, ...], bbox: str, rating: str, tool: str) -> str:
+    lines = "\n".join(f"{label}: {text}" for label, text in zip(labels, texts, strict=True))
+    return f'<think>\n{lines}\n</think>\n<answer>{{"bbox_2d": {bbox}, "rating": {rating}, "tool": "{tool}"}}</answer>'
+
+
+def answer1(record: Record, rating: float, rating_text: str, box_texts: tuple[str, ...] | None) -> str:
+    """Return round 1's answer: it zooms exactly where the damage is uneven."""
+    damage, directions, issues = _sections(record, rating)
+    if record.box is not None and box_texts is not None:
+        decision = f"The damage is uneven, so I look closer at the {place(record.box)}."
+        bbox, tool = f"[{', '.join(box_texts)}]", "crop"
+    else:
+        decision, bbox, tool = "The picture is even, so I decide now.", "[0, 0, 0, 0]", "final"
+    return _answer(ROUND1_SECTIONS, (f"The photo {damage}", directions, issues, decision), bbox, rating_text, tool)
+
+
+def answer2(record: Record, rating: float, rating_text: str) -> str:
+    """Return round 2's answer after the crop was seen."""
+    damage, directions, issues = _sections(record, rating)
+    texts = (f"The crop {damage}", directions, issues, "The closer look settles the rating.")
+    return _answer(ROUND2_SECTIONS, texts, "[0, 0, 0, 0]", rating_text, "final")
+
+
+def nano_protocol() -> Protocol:
+    """Return the protocol that nano is trained on and asked with (view weights are chosen later, on validation)."""
+    form = (
+        'Think in four labelled parts inside <think>, then answer {{"bbox_2d": [x1, y1, x2, y2], "rating": r, '
+        '"tool": "crop" or "final"}} inside <answer>.'
+    )
+    return Protocol(
+        name="nano",
+        round1=Prompt(text="{question} " + form),
+        round2=Prompt(text="Now look at the crop. {question} " + form),
+        questions=(
+            "How good is the quality of this photo, from 1.00 (bad) to 5.00 (excellent)?",
+            "Rate the technical quality of this picture from 1.00 (bad) to 5.00 (excellent).",
+            "From 1.00 (bad) to 5.00 (excellent), how well is this image preserved?",
+        ),
+        direct_prefix=DIRECT_PREFIX,
+        views=ViewPolicy(scales=(1.0, 0.5, 0.25), weights=(0.5, 0.3, 0.2), whole_weight=0.0, tile_px=336),
+        decoding=Decoding(max_new_tokens=256),
+        min_pixels=28 * 28,
+        max_pixels=448 * 448,
+        label_metrics=LABEL_METRICS,
+    )

@@ -1,0 +1,91 @@
+"""`zoomiqa check`: is this reward fit for best-of-N, for DPO, for gradients?
+
+What needs torch is imported when the command runs, so that `--help` and wrong options answer at once.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zoomiqa_reward.cli import inputs, output
+
+if TYPE_CHECKING:
+    from zoomiqa_reward.rewards.reward import Reward
+
+Photographs = Annotated[
+    list[str] | None,
+    typer.Argument(help="Clean photographs: files, folders or patterns; default: scikit-image's.", show_default=False),
+]
+RewardName = Annotated[
+    str, typer.Option("--reward", help="'zoomiqa' (the model), a metric ('niqe'), or package.module:factory.")
+]
+NumSamples = Annotated[
+    int, typer.Option(help="Answers drawn for one rating in mode reason; above 1, anew at each call.", min=1)
+]
+FigureFile = Annotated[Path | None, typer.Option("--figure", help="Write the ladders here, as one picture.")]
+Count = Annotated[int | None, typer.Option(help="Photographs used, the first ones; default: all.", min=1)]
+CropPx = Annotated[int, typer.Option(help="Side of the middle square that is used of each.", min=64)]
+Repeats = Annotated[int, typer.Option(help="Times that the same picture is scored.", min=2)]
+
+
+def check(
+    images: Photographs = None,
+    reward: RewardName = "zoomiqa",
+    figure: FigureFile = None,
+    count: Count = None,
+    crop_px: CropPx = 288,
+    repeats: Repeats = 3,
+    model: inputs.Model = "nano",
+    mode: inputs.ModeOption = "direct",
+    num_samples: NumSamples = 1,
+    device: inputs.Device = None,
+    question: inputs.Question = None,
+    protocol: inputs.ProtocolFile = None,
+    adapter: inputs.Adapter = None,
+) -> int:
+    """Check a reward on photographs: order, noise, transport, gradients, speed. JSON on stdout, a table on stderr."""
+    from rich.console import Console
+
+    from zoomiqa_reward.check import bundled_photographs, ladder_figure, load_photographs, run_check
+    from zoomiqa_reward.check.table import print_report
+
+    if num_samples > 1 and (mode != "reason" or reward != "zoomiqa"):
+        raise ValueError(f"--num-samples {num_samples} belongs to --reward zoomiqa --mode reason: only it samples")
+    sources = inputs.expand(images) if images else [str(path) for path in bundled_photographs()]
+    photographs, refused = load_photographs(sources[:count], crop_px=crop_px)
+    for _, reason in refused:
+        print(f"not used: {reason}", file=sys.stderr)
+    if not photographs:
+        raise ValueError("none of the photographs can be used; give clean ones with detail in the middle")
+    checked: Reward
+    if reward == "zoomiqa":
+        from zoomiqa_reward import ZoomIQAReward
+
+        iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
+        # A fixed seed would repeat the same draws and hide the noise that is to be measured.
+        checked = ZoomIQAReward(
+            iqa, mode=mode, question=question, num_samples=num_samples, seed=None if num_samples > 1 else 0
+        )
+    else:
+        checked = _named(reward)
+    report = run_check(
+        checked, output.progress(photographs, len(photographs), "checking", streaming=False), repeats=repeats
+    )
+    output.json_line(report.as_json() | {"not_used": [reason for _, reason in refused]})
+    print_report(report, Console(stderr=True, width=None if sys.stderr.isatty() else 120, highlight=False))
+    if figure is not None:
+        ladder_figure(report, figure)
+        print(f"ladders: {figure}", file=sys.stderr)
+    return 2 if refused or report.errors else 0
+
+
+def _named(name: str) -> "Reward":
+    from zoomiqa_reward.check import find_reward
+
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:  # a module beside the user, as with `python -m`
+        sys.path.insert(0, here)
+    return find_reward(name)

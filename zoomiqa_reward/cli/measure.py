@@ -1,0 +1,118 @@
+"""`zoomiqa score`, `assess` and `rank`: how good is each image, why, and which is best.
+
+What needs torch is imported when a command runs, so that `--help` and wrong options answer at once.
+"""
+
+import math
+import sys
+from typing import TYPE_CHECKING, Any
+
+from zoomiqa_reward.cli import inputs, output
+
+if TYPE_CHECKING:
+    from zoomiqa_reward.cli.measuring import Record
+
+
+def score(
+    images: inputs.Images,
+    model: inputs.Model = "nano",
+    mode: inputs.ModeOption = "direct",
+    as_json: inputs.Json = False,
+    device: inputs.Device = None,
+    strict: inputs.Strict = True,
+    question: inputs.Question = None,
+    protocol: inputs.ProtocolFile = None,
+    adapter: inputs.Adapter = None,
+) -> int:
+    """Rate each image: 1 bad to 5 excellent, with its spread."""
+    from zoomiqa_reward.cli.measuring import measure
+
+    files = inputs.expand(images)
+    iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
+    records: list[Record] = []
+    try:
+        found = measure(iqa, files, mode=mode, strict=strict, question=question)
+        for measured in output.progress(found, len(files), "rating", streaming=as_json):
+            records.append(measured.record)
+            if as_json:
+                output.json_line(measured.record.as_json())
+    finally:  # interrupted: what is measured is still shown
+        if not as_json:
+            output.table(records)
+    return output.exit_code(records)
+
+
+def assess(
+    images: inputs.Images,
+    model: inputs.Model = "nano",
+    as_json: inputs.Json = False,
+    device: inputs.Device = None,
+    strict: inputs.Strict = True,
+    question: inputs.Question = None,
+    protocol: inputs.ProtocolFile = None,
+    adapter: inputs.Adapter = None,
+) -> int:
+    """Say why: the rationale of both rounds, the region looked at, and the rating."""
+    from zoomiqa_reward.cli.measuring import measure
+
+    files = inputs.expand(images)
+    iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
+    records: list[Record] = []
+    found = measure(iqa, files, mode="reason", strict=strict, question=question)
+    for measured in output.progress(found, len(files), "assessing", streaming=True):
+        records.append(measured.record)
+        if as_json:
+            output.json_line(measured.record.as_json() | words(measured.assessment))
+        else:
+            output.answer(measured)
+    return output.exit_code(records)
+
+
+def rank(
+    images: inputs.Images,
+    model: inputs.Model = "nano",
+    mode: inputs.ModeOption = "direct",
+    as_json: inputs.Json = False,
+    sheet: inputs.SheetFile = None,
+    device: inputs.Device = None,
+    strict: inputs.Strict = True,
+    question: inputs.Question = None,
+    protocol: inputs.ProtocolFile = None,
+    adapter: inputs.Adapter = None,
+) -> int:
+    """Order the images, best first; those that could not be measured come last and say why."""
+    from zoomiqa_reward.cli.measuring import measure
+    from zoomiqa_reward.cli.ranking_output import explained, place, write_sheet
+
+    files = inputs.expand(images)
+    iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
+    found = measure(iqa, files, mode=mode, strict=strict, question=question)
+    placed, gap = place(list(output.progress(found, len(files), "rating", streaming=False)))
+    records = [one.measured.record for one in placed]
+    if as_json:
+        for one, record in zip(placed, records, strict=True):
+            output.json_line(record.as_json() | {"rank": one.rank})
+    else:
+        output.table(records, ["-" if one.rank is None else str(one.rank) for one in placed])
+    if math.isfinite(gap):
+        print(f"the best is {gap:.3f} above the second", file=sys.stderr)
+    if sheet is not None:
+        answers = explained(iqa, placed, question)
+        write_sheet(list(output.progress(answers, len(placed), "explaining", streaming=False)), sheet)
+        print(f"contact sheet: {sheet}", file=sys.stderr)
+    return output.exit_code(records)
+
+
+def words(assessment: Any) -> dict[str, Any]:
+    """Return what `assess` adds to the JSON of `score`.
+
+    `sections` and `texts` hold one item a round; `bbox` is the region that round 1 named, as fractions; `crop_box`
+    the pixels that round 2 looked at.
+    """
+    turns = assessment.turns if assessment is not None else ()
+    return {
+        "sections": [dict(turn.sections) for turn in turns],
+        "bbox": turns[0].bbox if turns else None,
+        "crop_box": turns[1].crop_box if len(turns) > 1 else None,
+        "texts": [turn.text for turn in turns],
+    }

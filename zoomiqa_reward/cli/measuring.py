@@ -1,0 +1,111 @@
+"""Measuring a list of files one after another: what could not be measured never stops the others."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from zoomiqa_reward.images.loading import ImageError, load_image
+from zoomiqa_reward.model.ratings import Assessment
+from zoomiqa_reward.protocol import rating_to_score
+
+BATCH = 8
+"""Images in one forward pass with `--batched`."""
+NO_RATING = "the ratings hold less than half of the probability of the model's next word"
+_FIELDS = ("image", "rating", "std", "score_0_100", "valid", "error", "mode", "rounds", "model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One image's line, as `zoomiqa score --json` prints it."""
+
+    image: str
+    rating: float = math.nan
+    """1 bad .. 5 excellent; NaN (JSON null) where not valid."""
+    std: float = math.nan
+    valid: bool
+    error: str | None = None
+    mode: str
+    rounds: int = 0
+    """Rounds of text behind the rating; 0 for `direct`."""
+    model: str
+
+    @property
+    def score_0_100(self) -> float:
+        """The rating's affine map to 0..100; NaN where not valid."""
+        return float(rating_to_score(self.rating)) if self.valid else math.nan
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the documented fields in their documented order, NaN as None."""
+        values = asdict(self) | {"score_0_100": self.score_0_100}
+        return {key: _null(values[key]) for key in _FIELDS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A record and, where words were asked for, the answer. The pixels are not kept: there may be thousands."""
+
+    record: Record
+    assessment: Assessment | None = None
+
+
+def measure(
+    iqa: Any, files: Sequence[str], *, mode: str, strict: bool = True, question: str | None = None
+) -> Iterator[Measured]:
+    """Yield one `Measured` a file, in order, each as soon as it is there.
+
+    A file that cannot be read, and a picture that the model refuses, gives `valid=False` and the error.
+    """
+    step = 1 if strict else BATCH
+    for start in range(0, len(files), step):
+        chunk = files[start : start + step]
+        images = [_load(file) for file in chunk]
+        readable = [image for image in images if not isinstance(image, ImageError)]
+        answers = iter(_ask(iqa, readable, mode, strict, question))
+        for file, image in zip(chunk, images, strict=True):
+            yield _measured(iqa.name, file, mode, image if isinstance(image, ImageError) else next(answers))
+
+
+def _load(file: str) -> Any:
+    try:
+        return load_image(file)
+    except ImageError as error:
+        return error
+
+
+def _ask(iqa: Any, images: list[Any], mode: str, strict: bool, question: str | None) -> list[Any]:
+    """Return for each image an Assessment, a (rating, std, valid) triple, or the error that stands for it."""
+    if not images:
+        return []
+    try:
+        if mode == "reason":
+            return list(iqa.assess(images, question=question, strict=strict))
+        ratings = iqa.rate(images, mode="direct", strict=strict, question=question)
+        return list(zip(ratings.mean.tolist(), ratings.std.tolist(), ratings.valid.tolist(), strict=True))
+    except (ValueError, torch.OutOfMemoryError) as error:
+        if len(images) == 1:
+            return [error]
+    return [_ask(iqa, [image], mode, strict, question)[0] for image in images]  # so that one does not fail the rest
+
+
+def _measured(model: str, file: str, mode: str, answer: Any) -> Measured:
+    if isinstance(answer, Exception):
+        reason = " ".join(str(answer).split()) or type(answer).__name__
+        return Measured(record=Record(image=file, valid=False, error=reason, mode=mode, model=model))
+    if isinstance(answer, Assessment):
+        record = Record(
+            image=file, rating=answer.rating, std=answer.std, valid=answer.valid, error=answer.error, mode=mode,
+            rounds=len(answer.turns), model=model,
+        )  # fmt: skip
+        return Measured(record=record, assessment=answer)
+    rating, std, valid = answer
+    error = None if valid else NO_RATING
+    return Measured(
+        record=Record(image=file, rating=rating, std=std, valid=valid, error=error, mode=mode, model=model)
+    )
+
+
+def _null(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

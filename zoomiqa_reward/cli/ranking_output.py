@@ -1,0 +1,83 @@
+"""Measured images in order, with the contact sheet that explains it: the work of `zoomiqa rank`."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from zoomiqa_reward.cli.measuring import Measured
+from zoomiqa_reward.images.contact_sheet import contact_sheet, entry_of
+from zoomiqa_reward.images.loading import ImageError, load_image, to_pil
+from zoomiqa_reward.model import ranking
+from zoomiqa_reward.model.ratings import Ratings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """One image's place in a ranking."""
+
+    measured: Measured
+    rank: int | None
+    """1 is best; images that tie share a number; None where not measured."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Stands in for the model where its ratings are already there, so that ranking has one home."""
+
+    ratings: Ratings
+
+    def rate(self, images: Any, **_: Any) -> Ratings:
+        return self.ratings
+
+
+def place(found: Sequence[Measured]) -> tuple[list[Placed], float]:
+    """Return the images best first, those not measured last, and how far the best lies above the second (or NaN)."""
+    records = [one.record for one in found]
+    ratings = Ratings(
+        mean=torch.tensor([record.rating for record in records]),
+        std=torch.tensor([record.std for record in records]),
+        valid=torch.tensor([record.valid for record in records]),
+        std_kind="token" if records and records[0].mode == "direct" else "samples",
+    )
+    result = ranking.rank(_Known(ratings), None)
+    shared = {index: group[0] for group in result.ties for index in group}
+    places = {index: number for number, index in enumerate(result.order, start=1)}
+    placed = [
+        Placed(measured=found[index], rank=places[shared.get(index, index)] if records[index].valid else None)
+        for index in result.order
+    ]
+    return placed, result.gap
+
+
+def explained(iqa: Any, placed: Sequence[Placed], question: str | None = None) -> Iterator[Placed]:
+    """Yield the places with each image's assessment in words, made where it is not there yet."""
+    for one in placed:
+        measured = one.measured
+        if measured.record.valid and measured.assessment is None:
+            assessment = iqa.assess([measured.record.image], question=question, strict=True)[0]
+            measured = replace(measured, assessment=assessment)
+        yield replace(one, measured=measured)
+
+
+def write_sheet(placed: Sequence[Placed], path: str | os.PathLike[str]) -> None:
+    """Write the contact sheet of images in the order given. Raises OSError, ValueError (unknown suffix)."""
+    entries = [
+        entry_of(
+            Path(one.measured.record.image).name, rating=one.measured.record.rating, std=one.measured.record.std,
+            rank=one.rank, error=one.measured.record.error, assessment=one.measured.assessment,
+        )
+        for one in placed
+    ]  # fmt: skip
+    contact_sheet([_picture(one.measured.record.image) for one in placed], entries, path)
+
+
+def _picture(file: str) -> Image.Image | None:
+    try:
+        return to_pil(load_image(file))
+    except ImageError:
+        return None

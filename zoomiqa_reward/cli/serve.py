@@ -1,0 +1,118 @@
+"""`zoomiqa serve`: the reward as a service on Ray Serve.
+
+What needs torch or ray is imported when the command runs, so that `--help` and wrong options answer at once.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zoomiqa_reward.cli import inputs, output
+
+RewardName = Annotated[
+    str, typer.Option("--reward", help="'zoomiqa' (the model), a metric ('niqe'), or package.module:factory.")
+]
+NumSamples = Annotated[int, typer.Option(help="Answers drawn for one rating in mode reason.", min=1)]
+Host = Annotated[str, typer.Option(help="Address to listen on; any but loopback needs a token.")]
+Port = Annotated[int, typer.Option(help="0: any free one.", min=0, max=65535)]
+Replicas = Annotated[int, typer.Option(help="Processes that score, each with the whole model.", min=1)]
+Threads = Annotated[int, typer.Option(help="Torch threads of each; scores are bit-equal at equal threads.", min=1)]
+Gpus = Annotated[float | None, typer.Option(help="GPUs of each replica; default: 1 where there is one.", min=0)]
+TokenFile = Annotated[
+    Path | None, typer.Option(help="File of one token a line; without it, ZOOMIQA_TOKEN of the environment.")
+]
+BodyMib = Annotated[int, typer.Option(help="Largest body of a request.", min=1)]
+MaxPixels = Annotated[int, typer.Option(help="Largest picture, width x height.", min=1)]
+ReadTimeout = Annotated[float, typer.Option(help="Seconds within which a request must have arrived.", min=0.1)]
+ComputeTimeout = Annotated[float, typer.Option(help="Seconds within which it must have been answered.", min=0.1)]
+BatchPixels = Annotated[int, typer.Option(help="Pixels of one forward pass, for clients that ask for it.", min=1)]
+RayAddress = Annotated[str | None, typer.Option(help="Ray cluster to join ('auto'); default: start one here.")]
+RayFolder = Annotated[
+    str | None, typer.Option(help="Where Ray logs; default: a folder that goes when the server stops.")
+]
+Dashboard = Annotated[bool, typer.Option("--dashboard", help="Start Ray's dashboard, on loopback.")]
+
+
+def serve(
+    reward: RewardName = "zoomiqa",
+    model: inputs.Model = "nano",
+    mode: inputs.ModeOption = "direct",
+    num_samples: NumSamples = 1,
+    device: inputs.Device = None,
+    question: inputs.Question = None,
+    protocol: inputs.ProtocolFile = None,
+    adapter: inputs.Adapter = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8765,
+    token_file: TokenFile = None,
+    replicas: Replicas = 1,
+    threads: Threads = 1,
+    gpus_per_replica: Gpus = None,
+    max_body_mib: BodyMib = 64,
+    max_pixels: MaxPixels = 24_000_000,
+    read_timeout: ReadTimeout = 20.0,
+    compute_timeout: ComputeTimeout = 300.0,
+    batch_pixels: BatchPixels = 1_000_000,
+    ray_address: RayAddress = None,
+    ray_folder: RayFolder = None,
+    dashboard: Dashboard = False,
+) -> int:
+    """Serve a reward over HTTP until interrupted. One JSON line on stdout says where, when it is ready."""
+    from zoomiqa_reward.serving.limits import MIB, Limits
+    from zoomiqa_reward.serving.server import RewardServer, ServeConfig
+    from zoomiqa_reward.serving.spec import RewardSpec
+
+    body_bytes = max_body_mib * MIB
+    config = ServeConfig(
+        spec=RewardSpec(
+            reward=reward, model=model, mode=mode, question=question, num_samples=num_samples, device=device,
+            adapter=adapter, protocol=protocol, search_path=os.getcwd(),
+        ),
+        host=host, port=port, replicas=replicas, threads=threads, tokens=_tokens(token_file),
+        gpus_per_replica=_gpus(device) if gpus_per_replica is None else gpus_per_replica,
+        limits=Limits(
+            max_body_bytes=body_bytes, max_held_bytes=max(Limits.max_held_bytes, 2 * body_bytes),
+            max_pixels=max_pixels, read_timeout_s=read_timeout, compute_timeout_s=compute_timeout,
+            batch_pixels=batch_pixels,
+        ),
+        ray_address=ray_address, ray_folder=ray_folder, dashboard=dashboard,
+    )  # fmt: skip
+    stopped = threading.Event()
+    print(f"starting {replicas} replica(s) of {reward if reward != 'zoomiqa' else model} ...", file=sys.stderr)
+    stdout = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr), RewardServer(config) as server:  # Ray prints to stdout
+        signal.signal(signal.SIGTERM, lambda *_: stopped.set())  # after Ray, which sets one of its own
+        with contextlib.redirect_stdout(stdout):
+            output.json_line(
+                {"url": server.url, **{key: server.info[key] for key in ("name", "fingerprint", "threads")}}
+            )
+        print(f"serving {server.info['name']} at {server.url}; Ctrl-C stops it", file=sys.stderr)
+        try:
+            stopped.wait()
+        except KeyboardInterrupt:
+            print("stopping ...", file=sys.stderr)
+    return 0
+
+
+def _tokens(file: Path | None) -> tuple[str, ...]:
+    """Return the tokens: never an option's value, which everybody on the machine could read in the process list."""
+    if file is not None:
+        tokens = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+        if not tokens:
+            raise ValueError(f"--token-file {file}: holds no token")
+        return tokens
+    token = os.environ.get("ZOOMIQA_TOKEN")
+    return (token,) if token else ()
+
+
+def _gpus(device: str | None) -> float:
+    import torch
+
+    wants_gpu = device is None or device.startswith("cuda")
+    return 1.0 if wants_gpu and torch.cuda.is_available() else 0.0

@@ -1,0 +1,226 @@
+"""Contact sheet: candidates of one picture side by side, best first, with rating, reason and zoomed region.
+
+Pillow alone, with the font that it bundles. Pictures keep their aspect; a small one is enlarged by whole numbers
+with nearest neighbour, so that the sheet adds no blur of its own to what is to be judged.
+"""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+from zoomiqa_reward.model.ratings import Assessment
+from zoomiqa_reward.model.turns import Box, PixelBox
+
+CELL_PX = 384
+"""Side of the square that a picture is fitted into."""
+INSET_PX = 160
+"""Longest side of the detail laid over a corner of the picture: the middle of the region that round 2 looked at."""
+TEXT_PX = 118
+"""Height of the caption under a picture."""
+MARGIN_PX = 16
+RATIONALE_LINES = 3
+
+_BACK, _CARD, _INK, _MUTED = (22, 24, 29), (34, 37, 44), (240, 241, 243), (164, 170, 180)
+_BOX, _BEST, _BAD = (255, 176, 32), (82, 199, 122), (232, 92, 92)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SheetEntry:
+    """What stands under, and on, one candidate's picture."""
+
+    name: str
+    rating: float = math.nan
+    """1 bad .. 5 excellent; NaN where not valid."""
+    std: float = math.nan
+    rank: int | None = None
+    """1 is best; equal numbers are ties. Without any, the higher rating comes first."""
+    valid: bool = True
+    error: str | None = None
+    """Why there is no rating."""
+    bbox: Box | None = None
+    """Region that round 1 named, as fractions (left, top, right, bottom)."""
+    crop_box: PixelBox | None = None
+    """Region that round 2 looked at, in pixels of the picture."""
+    rationale: str = ""
+
+
+def contact_sheet(
+    images: Sequence[Image.Image | Callable[[], Image.Image] | None],
+    entries: Sequence[SheetEntry],
+    path: str | os.PathLike[str] | None = None,
+    columns: int | None = None,
+) -> Image.Image:
+    """Return the sheet as an RGB picture and, with `path`, write it there.
+
+    Candidates are laid out row by row, best first; those without a rating come last and say why. `images[k]` belongs
+    to `entries[k]`; None stands for a picture that could not be read, a function opens one when its turn comes (so
+    that large pictures need not be in memory together).
+    Raises ValueError when the two differ in length or are empty.
+
+    >>> contact_sheet([Image.new("RGB", (64, 48))], [SheetEntry(name="a", rating=3.2, rank=1)]).mode
+    'RGB'
+    """
+    if len(images) != len(entries) or not entries:
+        raise ValueError(f"contact_sheet: {len(images)} images and {len(entries)} entries; give one entry an image")
+    order = sorted(range(len(entries)), key=lambda k: _place(entries[k]))
+    columns = columns or min(4, math.ceil(math.sqrt(len(entries))))
+    columns = min(columns, len(entries))
+    rows = math.ceil(len(entries) / columns)
+    width, height = CELL_PX + MARGIN_PX, CELL_PX + TEXT_PX + MARGIN_PX
+    sheet = Image.new("RGB", (columns * width + MARGIN_PX, rows * height + MARGIN_PX), _BACK)
+    for place, k in enumerate(order):
+        left, top = MARGIN_PX + place % columns * width, MARGIN_PX + place // columns * height
+        image = images[k]
+        sheet.paste(_card(image() if callable(image) else image, entries[k]), (left, top))
+    if path is not None:
+        sheet.save(path)
+    return sheet
+
+
+def entry_of(
+    name: str,
+    *,
+    rating: float,
+    std: float = math.nan,
+    rank: int | None = None,
+    error: str | None = None,
+    assessment: Assessment | None = None,
+) -> SheetEntry:
+    """Return the entry of a rated picture, with the reason and the regions of its assessment where there is one.
+
+    A NaN rating is one that could not be measured. The rating shown is the one given, not the assessment's.
+
+    >>> entry_of("b", rating=math.nan, error="truncated").valid
+    False
+    """
+    turns = assessment.turns if assessment is not None else ()
+    return SheetEntry(
+        name=name, rating=rating, std=std, rank=rank, valid=math.isfinite(rating), error=error,
+        bbox=turns[0].bbox if turns else None,
+        crop_box=turns[1].crop_box if len(turns) > 1 else None,
+        rationale=rationale_line(turns[-1].sections, turns[-1].text) if turns else "",
+    )  # fmt: skip
+
+
+def rationale_line(sections: dict[str, str], text: str = "") -> str:
+    """Return the sentence that best says why: the last section that holds text, or the raw answer without tags.
+
+    >>> rationale_line({"Image Quality Summary": "Soft.", "Decision & Rationale": "Blur hides the eyes."})
+    'Blur hides the eyes.'
+    """
+    found = [" ".join(body.split()) for body in sections.values() if body.strip()]
+    return found[-1] if found else " ".join(text.replace("<think>", " ").replace("</think>", " ").split())
+
+
+def _place(entry: SheetEntry) -> tuple[bool, float, float]:
+    rank = math.inf if entry.rank is None else entry.rank
+    return not entry.valid, rank, -entry.rating if entry.valid else 0.0
+
+
+def _card(image: Image.Image | None, entry: SheetEntry) -> Image.Image:
+    card = Image.new("RGB", (CELL_PX, CELL_PX + TEXT_PX), _CARD)
+    draw = ImageDraw.Draw(card)
+    if image is None:
+        draw.line((0, 0, CELL_PX, CELL_PX), fill=_MUTED)
+        draw.line((0, CELL_PX, CELL_PX, 0), fill=_MUTED)
+    else:
+        picture = image.convert("RGB")
+        shown, scale = _fit(picture, CELL_PX)
+        left, top = (CELL_PX - shown.width) // 2, (CELL_PX - shown.height) // 2
+        card.paste(shown, (left, top))
+        _draw_regions(card, picture, entry, (left, top), scale)
+    _caption(draw, entry)
+    return card
+
+
+def _fit(picture: Image.Image, side: int) -> tuple[Image.Image, float]:
+    """Return the picture fitted into a square, and the factor: whole when enlarging, Lanczos when shrinking."""
+    factor = side / max(picture.size)
+    if factor >= 1:
+        factor = math.floor(factor)
+    size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
+    how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS
+    return (picture if factor == 1 else picture.resize(size, how)), factor
+
+
+def _draw_regions(
+    card: Image.Image, picture: Image.Image, entry: SheetEntry, origin: tuple[int, int], scale: float
+) -> None:
+    draw = ImageDraw.Draw(card)
+
+    def outline(box: Sequence[float], width: int) -> tuple[float, float, float, float]:
+        x0, y0, x1, y1 = (origin[i % 2] + value * scale for i, value in enumerate(box))
+        draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=(0, 0, 0), width=width + 2)
+        draw.rectangle((x0, y0, x1, y1), outline=_BOX, width=width)
+        return x0, y0, x1, y1
+
+    if entry.bbox is not None and entry.bbox[2] > entry.bbox[0] and entry.bbox[3] > entry.bbox[1]:
+        size = (picture.width, picture.height) * 2
+        outline([value * side for value, side in zip(entry.bbox, size, strict=True)], 1)
+    if entry.crop_box is None:
+        return
+    shown = outline(entry.crop_box, 2)
+    inset = _detail(picture, entry.crop_box, min(math.ceil(2 * scale), INSET_PX // 8))
+    framed = Image.new("RGB", (inset.width + 4, inset.height + 4), _BOX)
+    framed.paste(inset, (2, 2))
+    # The corner that hides the least of the region itself.
+    corners = [(x, y) for y in (CELL_PX - framed.height, 0) for x in (CELL_PX - framed.width, 0)]
+    card.paste(framed, min(corners, key=lambda at: _overlap((*at, at[0] + framed.width, at[1] + framed.height), shown)))
+
+
+def _detail(picture: Image.Image, box: PixelBox, factor: int) -> Image.Image:
+    """Return the middle of the box enlarged by a whole number: the whole of it would be smaller than it is shown."""
+    left, top, right, bottom = box
+    width, height = (min(side, INSET_PX // factor) for side in (right - left, bottom - top))
+    x, y = left + (right - left - width) // 2, top + (bottom - top - height) // 2
+    detail = picture.crop((x, y, x + width, y + height))
+    return detail.resize((width * factor, height * factor), Image.Resampling.NEAREST)
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _caption(draw: ImageDraw.ImageDraw, entry: SheetEntry) -> None:
+    top = CELL_PX + 10
+    best = entry.valid and entry.rank == 1
+    colour = _BEST if best else _INK if entry.valid else _BAD
+    place = f"#{entry.rank}" if entry.valid and entry.rank is not None else "" if entry.valid else "not rated"
+    rating = f"{entry.rating:.2f}" if entry.valid else ""
+    if entry.valid and math.isfinite(entry.std):
+        rating += f" ± {entry.std:.2f}"
+    big, small = ImageFont.load_default(20), ImageFont.load_default(14)
+    right = CELL_PX - 12 - draw.textlength(rating, font=big)
+    draw.text((right, top), rating, font=big, fill=colour)
+    head = _cut(draw, f"{place}  {entry.name}".strip(), big, right - 12 - (16 if rating else 0))
+    draw.text((12, top), head, font=big, fill=colour)
+    reason = entry.rationale if entry.valid else entry.error or "no rating could be read"
+    for n, line in enumerate(_wrap(draw, reason, small, CELL_PX - 24, RATIONALE_LINES)):
+        draw.text((12, top + 32 + 21 * n), line, font=small, fill=_MUTED if entry.valid else _BAD)
+
+
+def _cut(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """Return `text`, shortened with an ellipsis until it fits `width`."""
+    if draw.textlength(text, font=font) <= width:
+        return text
+    while text and draw.textlength(text + "…", font=font) > width:
+        text = text[:-1]
+    return text.rstrip(" ,.;:") + "…"
+
+
+def _wrap(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: float, lines: int) -> list[str]:
+    """Return at most `lines` lines of `text`; the last one ends in an ellipsis where something was cut."""
+    words, wrapped = text.split(), [""]
+    for n, word in enumerate(words):
+        longer = f"{wrapped[-1]} {word}".strip()
+        if draw.textlength(longer, font=font) <= width:
+            wrapped[-1] = longer
+        elif len(wrapped) == lines:
+            rest = " ".join(words[n:])
+            return [*wrapped[:-1], _cut(draw, f"{wrapped[-1]} {rest}".strip(), font, width)]
+        else:
+            wrapped.append(_cut(draw, word, font, width))
+    return wrapped

@@ -1,0 +1,63 @@
+"""A JPEG with a slope: the value of the real file, and the gradient of what the file keeps of the picture.
+
+Where a quantiser is passed as if it were not there, a gradient climbs along fine patterns that the file rounds away:
+the reward promises what it will not pay. Here it goes through those coefficients only that are not rounded to nothing.
+Chroma is not subsampled in the slope.
+Source: the file format (ITU-T T.81: 8 x 8 DCT, BT.601 luma and chroma of JFIF); the straight-through estimator (Bengio
+et al. 2013), for what survives.
+"""
+
+import io
+import math
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import pad
+
+from zoomiqa_reward.images.loading import load_image, to_pil
+
+SIDE = 8
+YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+
+
+def jpeg_with_slope(image: Tensor, quality: int) -> Tensor:
+    """Return [3, height, width] in [0, 1] as it comes back from a JPEG file, on the picture's device."""
+    packed = io.BytesIO()
+    to_pil(image.detach().cpu()).save(packed, "JPEG", quality=quality)
+    stored = Image.open(packed)
+    after = load_image(stored).to(image)
+    if not image.requires_grad:
+        return after
+    tables = stored.quantization  # type: ignore[attr-defined]  # of JPEG files, in rows
+    luma, chroma = (torch.tensor(tables[min(k, len(tables) - 1)], dtype=torch.float32) for k in (0, 1))
+    steps = torch.stack([luma, chroma, chroma]).view(3, 1, 1, SIDE, SIDE).to(image)
+    kept = survivors(image, steps)
+    return kept + (after - kept).detach()
+
+
+def survivors(image: Tensor, steps: Tensor) -> Tensor:
+    """Return the picture without the coefficients that round to nothing at those steps [3, 1, 1, 8, 8], in levels.
+
+    Each block's mean stays. Linear in the picture but for the choice, which has no slope.
+    """
+    height, width = image.shape[1:]
+    room = (0, -width % SIDE, 0, -height % SIDE)
+    ycc = YCC.to(image)
+    planes = torch.einsum("pc,chw->phw", ycc, pad(image[None], room, mode="replicate")[0])
+    blocks = planes.unfold(1, SIDE, SIDE).unfold(2, SIDE, SIDE)
+    basis = dct_basis().to(image)
+    coefficients = basis @ blocks @ basis.T
+    stays = (255 * coefficients.detach()).abs() > steps / 2
+    stays[..., 0, 0] = True
+    blocks = basis.T @ (coefficients * stays) @ basis
+    planes = blocks.permute(0, 1, 3, 2, 4).reshape(planes.shape)
+    return torch.einsum("cp,phw->chw", torch.linalg.inv(ycc), planes)[:, :height, :width]
+
+
+def dct_basis() -> Tensor:
+    """Return the orthonormal DCT-II [frequency, place] of eight places."""
+    frequency, place = torch.arange(SIDE)[:, None], torch.arange(SIDE)
+    basis = torch.cos(math.pi * (2 * place + 1) * frequency / (2 * SIDE)) * math.sqrt(2 / SIDE)
+    basis[0] /= math.sqrt(2)
+    return basis

@@ -1,0 +1,151 @@
+"""Gradients from a rating to the pixels: what must hold while the graph is built, and errors instead of a cut graph.
+
+A cut graph trains on nothing and nobody notices. So whoever asks for a gradient gets one or an error: images must be
+tensors that require it, gradients must be switched on, and a reward that calls itself differentiable must show it.
+
+While the graph is built the model's parameters are frozen: the gradient is the images' alone. With
+`gradient_checkpointing` the activations inside the transformer layers are thrown away and recomputed in `backward`.
+Transformers does that only for a layer in training mode, and training mode is also what switches dropout on. So the
+layers alone are switched, not what is inside them, and no dropout may act in whatever is in training mode.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from zoomiqa_reward.images.loading import describe
+
+if TYPE_CHECKING:
+    from zoomiqa_reward.model.ratings import Scores
+    from zoomiqa_reward.rewards.reward import Reward
+
+_FLAGS = ("training", "gradient_checkpointing", "_gradient_checkpointing_func")
+
+
+@contextmanager
+def graph_to_pixels(model: nn.Module, *, gradient_checkpointing: bool = False) -> Iterator[None]:
+    """Keep the model's parameters out of the graph that is built inside, and recompute activations if asked to.
+
+    Everything is as it was afterwards: each parameter's `requires_grad`, each layer's mode. `backward` may run after
+    that; what it recomputes is computed with frozen parameters again.
+    Raises ValueError where dropout would act, or where checkpointing is asked of a model that has no layers for it.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(frozen(model))
+        if gradient_checkpointing:
+            stack.enter_context(_recomputing(model))
+        _refuse_dropout(model)
+        yield
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Switch `requires_grad` of all parameters off inside, and back on for those that had it."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _recomputing(model: nn.Module) -> Iterator[None]:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ValueError(
+            f"gradient_checkpointing=True: {type(model).__name__} has no layer that transformers can recompute; "
+            "leave it out and rate smaller images or fewer at a time"
+        )
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), frozen(model)  # the caller may have unfrozen it by the time `backward` runs
+
+    # Nothing random is recomputed, so the generators' states need not be kept and set again.
+    recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    before = [{name: vars(layer)[name] for name in _FLAGS if name in vars(layer)} for layer in layers]
+    try:
+        for layer in layers:
+            layer.training = True  # not layer.train(), which would switch its parts as well
+            layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = recompute
+        yield
+    finally:
+        for layer, flags in zip(layers, before, strict=True):
+            for name in _FLAGS:
+                vars(layer).pop(name, None)
+            vars(layer).update(flags)
+
+
+def _refuse_dropout(model: nn.Module) -> None:
+    """Raise ValueError if a part in training mode drops anything: the rating would be random."""
+    for name, module in model.named_modules():
+        if not module.training:
+            continue
+        rates = {key: value for key, value in vars(module).items() if "drop" in key}
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            rates["p"] = module.p
+        for key, rate in rates.items():
+            if isinstance(rate, int | float) and rate > 0:
+                raise ValueError(
+                    f"{name or 'the model'} is in training mode with {key}={rate}: a rating with dropout is random; "
+                    "call model.eval() first"
+                )
+
+
+def require_gradient(sources: Sequence[Any]) -> None:
+    """Raise ValueError unless a gradient can reach every one of these images (a batch's items, not yet loaded)."""
+    if not torch.is_grad_enabled():
+        raise ValueError("grad=True inside torch.no_grad(): no graph can be built; leave no_grad or pass grad=False")
+    for index, source in enumerate(sources):
+        if not isinstance(source, Tensor):
+            raise ValueError(f"grad=True: {describe(source, index)} is no tensor, so no gradient can reach it")
+        if not source.requires_grad:
+            raise ValueError(
+                f"grad=True: {describe(source, index)} does not require a gradient; call .requires_grad_(True) on it, "
+                "or compute it from something that does"
+            )
+
+
+def require_graph(name: str, value: Tensor, valid: Tensor) -> None:
+    """Raise ValueError if a measured value came back without a graph: `name` calls itself differentiable and is not."""
+    if bool(valid.any()) and not value.requires_grad:
+        raise ValueError(
+            f"reward {name!r} cut the graph: its value has no gradient, though it says differentiable=True; "
+            "compute in tensors without .detach(), .item() or numpy"
+        )
+
+
+def ask(
+    reward: "Reward",
+    images: Any,
+    lq: Any = None,
+    hr: Any = None,
+    prompts: Sequence[str] | None = None,
+    *,
+    grad: bool = False,
+) -> "Scores":
+    """Return `reward(images, ...)`; with `grad` its values are sure to have a graph, without it they have none.
+
+    The one way for rewards that are made of rewards. Raises ValueError where a gradient is wanted of a reward that is
+    not differentiable, or that cuts the graph.
+    """
+    if not grad:
+        with torch.no_grad():
+            return reward(images, lq=lq, hr=hr, prompts=prompts)
+    if not reward.differentiable:
+        raise ValueError(f"grad=True: reward {reward.name!r} is not differentiable; leave it out or pass grad=False")
+    asked = {"grad": True} if "grad" in signature(reward.__call__).parameters else {}
+    scores = reward(images, lq=lq, hr=hr, prompts=prompts, **asked)
+    require_graph(reward.name, scores.value, scores.valid)
+    return scores

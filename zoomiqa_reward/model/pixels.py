@@ -1,0 +1,67 @@
+"""The one pixel path: float32 CHW in [0, 1] -> the vision tower's patches, by transformers' own image processor.
+
+The processor's uint8 route rounds twice and cuts autograd; this one hands it floats with `do_rescale=False`, so
+gradients reach the pixels. Values are not clamped after resizing: bicubic overshoot is what the models see in
+training too, and a clamp would kill the gradient at black and white.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoomiqa_reward.images.loading import ImageError
+
+
+def factor_of(image_processor: Any) -> int:
+    """Return patch x merge: the pixels that one language token covers along a side (28 or 32)."""
+    return int(image_processor.patch_size) * int(image_processor.merge_size)
+
+
+def whole_size(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Return (height, width) of a whole image after the processor's own resize.
+
+    Raises ImageError for an aspect ratio above 200, which the processor refuses.
+    """
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    try:
+        return smart_resize(height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
+    except ValueError as error:
+        raise ImageError(f"image of {width} x {height} px cannot be resized for the model: {error}") from error
+
+
+def to_patches(
+    image_processor: Any, images: Sequence[Tensor], *, min_pixels: int, max_pixels: int, resize: bool
+) -> tuple[Tensor, Tensor]:
+    """Return (pixel_values [patches, patch_dim], image_grid_thw [images, 3]) for float32 CHW images in [0, 1].
+
+    `resize=True` lets the processor resize to multiples of patch x merge within the pixel budget; with
+    `resize=False` nothing is resampled and both sides must be such multiples already (ValueError). Keeps autograd
+    and the device. Raises ImageError for an aspect ratio above 200.
+    """
+    factor = factor_of(image_processor)
+    for image in images:
+        _, height, width = image.shape
+        if resize:
+            whole_size(height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
+        elif height % factor or width % factor:
+            raise ValueError(f"a view of {width} x {height} px is read unresized: sides must be multiples of {factor}")
+    out = image_processor(
+        images=list(images),
+        do_resize=resize,
+        size={"shortest_edge": min_pixels, "longest_edge": max_pixels},
+        do_rescale=False,
+        do_convert_rgb=False,
+        input_data_format="channels_first",  # guessing from the shape fails on images 1 or 3 pixels wide
+        return_tensors="pt",
+    )
+    return out["pixel_values"], out["image_grid_thw"]
+
+
+def resized(image: Tensor, height: int, width: int) -> Tensor:
+    """Return the CHW image at (height, width): antialiased bicubic, the processor's own kernel; keeps autograd."""
+    return torch.nn.functional.interpolate(
+        image[None], size=(height, width), mode="bicubic", align_corners=False, antialias=True
+    )[0]

@@ -1,0 +1,188 @@
+"""`reason`: the protocol in words, one or two rounds, and what is read from the answers.
+
+Round 1 sees the whole image. If it asks for a closer look, round 2 is a fresh conversation that quotes round 1's
+whole answer and shows the image and the crop. What each failure means:
+
+- round 2 unreadable: no rating; both turns are kept, so round 1's number is there for who wants it.
+- round 1 readable but not routable (no box, say): its rating stands, with a warning.
+- round 1 without rating and without a wish to look closer: no rating.
+- no answer at all (a server that failed): no rating; the turns before it are kept.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from zoomiqa_reward.model.checkpoint import Checkpoint
+from zoomiqa_reward.model.direct import MIN_MASS
+from zoomiqa_reward.model.generate import Completion, Generate, Sampling, generate
+from zoomiqa_reward.model.inputs import make_row
+from zoomiqa_reward.model.ratings import Assessment, RatingSpread
+from zoomiqa_reward.model.turns import PixelBox, Prompted, Turn, round1, round2
+from zoomiqa_reward.protocol.answers import AnswerError, read_rating, read_route, read_sections, read_tool
+from zoomiqa_reward.protocol.crops import usable_box, zoom
+from zoomiqa_reward.protocol.spec import Protocol
+
+SEED_STEP = 1_000_003
+"""Apart of two batches' seeds; any number larger than the rounds."""
+
+Respond = Callable[[Sequence[Prompted], Sampling], list[Completion]]
+"""What turns requests into answers, one each, in order: a model in this process, or a text server."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """One turn as read, and what went wrong."""
+
+    turn: Turn
+    wants_zoom: bool
+    bbox: object
+    """As it stands in the answer; `zoom` copes with any."""
+    rating_error: str | None
+    route_error: str | None
+    is_truncated: bool
+    has_failed: bool
+    spread: RatingSpread | None
+
+
+def assess_images(
+    checkpoint: Checkpoint,
+    images: Iterable[Tensor],
+    *,
+    question: str | None = None,
+    rounds: int = 2,
+    sampling: Sampling,
+    num_samples: int = 1,
+    strict: bool = False,
+    batch_size: int = 8,
+    write: Generate = generate,
+) -> list[list[Assessment]]:
+    """Return for each float32 CHW image its `num_samples` assessments.
+
+    strict: only answers about the same image share a batch, so they are bit-equal in any company; with a seed, an
+    image's samples then do not depend on its place either. Otherwise `batch_size` answers are written together.
+    `write` is what turns rows into answers.
+    """
+    check_rounds(rounds)
+    if num_samples < 1 or batch_size < 1:
+        raise ValueError(f"num_samples={num_samples}, batch_size={batch_size}: both must be at least 1")
+    found: list[list[Assessment]] = []
+    window: list[Tensor] = []
+    per_window = 1 if strict else max(1, batch_size // num_samples)
+
+    def respond(asked: Sequence[Prompted], sampling: Sampling) -> list[Completion]:
+        return write(checkpoint, [make_row(checkpoint, prompted) for prompted in asked], sampling)
+
+    def flush() -> None:
+        seed = sampling.seed
+        if seed is not None and not strict:
+            seed += SEED_STEP * len(found)
+        rows = [image for image in window for _ in range(num_samples)]
+        answers: list[Assessment] = []
+        for start in range(0, len(rows), max(batch_size, 1)):
+            part = replace(sampling, seed=None if seed is None else seed + 2 * start)
+            answers += assess_batch(
+                checkpoint.protocol, rows[start : start + batch_size], respond, question=question, rounds=rounds,
+                sampling=part,
+            )  # fmt: skip
+        found.extend(answers[i : i + num_samples] for i in range(0, len(answers), num_samples))
+        window.clear()
+
+    for image in images:
+        window.append(image)
+        if len(window) == per_window:
+            flush()
+    if window:
+        flush()
+    return found
+
+
+def check_rounds(rounds: int) -> None:
+    """Raise ValueError for a number of rounds that the protocol does not have."""
+    if rounds not in (1, 2):
+        raise ValueError(f"rounds={rounds}: the protocol has 1 or 2")
+
+
+def assess_batch(
+    protocol: Protocol,
+    images: Sequence[Tensor],
+    respond: Respond,
+    *,
+    question: str | None,
+    rounds: int,
+    sampling: Sampling,
+) -> list[Assessment]:
+    """Return one assessment for each float32 CHW image; all first rounds are asked in one call, then all seconds."""
+    check_rounds(rounds)
+    asked = [round1(protocol, image, question) for image in images]
+    answers = respond(asked, sampling)
+    firsts = [
+        _read(prompted, answer, protocol.sections1, None) for prompted, answer in zip(asked, answers, strict=True)
+    ]
+    results = [_final([first]) for first in firsts]
+    again = [index for index, first in enumerate(firsts) if rounds == 2 and first.wants_zoom]
+    if not again:
+        return results
+    asked, boxes = [], []
+    for index in again:
+        crop, box = zoom(images[index], firsts[index].bbox, protocol.crop)
+        asked.append(round2(protocol, images[index], crop, firsts[index].turn.text, question))
+        boxes.append(box)
+    second = sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + 1)
+    answers = respond(asked, second)
+    for index, prompted, answer, box in zip(again, asked, answers, boxes, strict=True):
+        results[index] = _final([firsts[index], _read(prompted, answer, protocol.sections2, box)])
+    return results
+
+
+def _read(prompted: Prompted, answer: Completion, labels: Sequence[str], crop_box: PixelBox | None) -> _Read:
+    rating, rating_error, route, route_error, tool = math.nan, None, None, None, None
+    try:
+        rating = read_rating(answer.text)
+    except AnswerError as error:
+        rating_error = answer.failure or str(error)
+    try:
+        route = read_route(answer.text)
+        tool = read_tool(answer.text)
+    except AnswerError as error:
+        route_error = str(error)
+    turn = Turn(
+        prompt="".join(item.get("text", "") for item in prompted.messages[-1]["content"]),
+        text=answer.text,
+        sections=read_sections(answer.text, labels),
+        bbox=None if route is None else usable_box(route.bbox),
+        crop_box=crop_box,
+        tool=tool,
+        rating=rating,
+    )
+    return _Read(
+        turn=turn,
+        wants_zoom=route is not None and route.zoom,
+        bbox=None if route is None else route.bbox,
+        rating_error=rating_error,
+        route_error=route_error,
+        is_truncated=answer.is_truncated,
+        has_failed=answer.failure is not None,
+        spread=answer.spread,
+    )
+
+
+def _final(rounds: Sequence[_Read]) -> Assessment:
+    """Return what the last round says; without a rating there, what is wrong."""
+    last = rounds[-1]
+    cut = [f"round {number}: Answer truncated" for number, one in enumerate(rounds, 1) if one.is_truncated]
+    turns = tuple(one.turn for one in rounds if not one.has_failed)
+    if last.rating_error is not None:
+        reason = "; ".join([f"round {len(rounds)}: {last.rating_error}", *cut])
+        return Assessment(rating=math.nan, std=math.nan, turns=turns, valid=False, error=reason)
+    odd = cut
+    if len(rounds) == 1 and last.route_error is not None:
+        odd = [f"round 1 cannot be routed, its rating is final: {last.route_error}", *cut]
+    rating = min(max(last.turn.rating, 1.0), 5.0)
+    spread = last.spread
+    std = math.nan if spread is None or spread.mass < MIN_MASS else spread.std
+    return Assessment(
+        rating=rating, std=std, turns=turns, valid=True, warning="; ".join(odd) or None, spread=spread
+    )  # fmt: skip

@@ -1,0 +1,130 @@
+"""Which views of an image `direct` reads: the whole as the processor resizes it, native tiles, other scales.
+
+The processor silently resizes to multiples of patch x merge (512 px becomes 504), which changes the very detail that
+is to be judged. Tiles are cut so that nothing is resampled at scale 1, and their sizes depend on the image alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor
+
+from zoomiqa_reward.model.pixels import resized, whole_size
+from zoomiqa_reward.protocol.spec import ViewPolicy
+
+CHUNK_PIXELS = 1 << 20
+"""Pixels read in one forward pass, unless a single view is larger: this bounds memory, whatever the image's size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One view of one image; no pixels yet."""
+
+    scale: float | None
+    """Scale that the tile is cut from; None: the whole image, which the processor resizes."""
+    top: int
+    left: int
+    size: tuple[int, int]
+    """(height, width) as the model sees it."""
+    weight: float
+    """Share in the image's rating; a plan's weights sum to 1."""
+
+
+def spread(length: int, side: int) -> list[int]:
+    """Return offsets of the fewest spans of `side` that cover `length`, evenly spread from edge to edge.
+
+    >>> spread(500, 336), spread(336, 336)
+    ([0, 164], [0])
+    """
+    count = -(-length // side)
+    if count == 1:
+        return [0]
+    return [i * (length - side) // (count - 1) for i in range(count)]
+
+
+def shares(offsets: Sequence[int], side: int, length: int) -> list[float]:
+    """Return for each span the share of `length` that is nearer to its centre than to any other's; sums to 1.
+
+    >>> shares([0, 164], 336, 500)
+    [0.5, 0.5]
+    """
+    middles = [(a + b + side) / 2 for a, b in pairwise(offsets)]
+    edges = [0.0, *middles, float(length)]
+    return [(b - a) / length for a, b in pairwise(edges)]
+
+
+def plan_views(
+    height: int, width: int, policy: ViewPolicy, *, factor: int, min_pixels: int, max_pixels: int
+) -> list[View]:
+    """Return the views of an image of this size; their weights sum to 1.
+
+    An image that the processor would not resize is its own native view: it is read once, whole, with the weights of
+    both. A scale at which the shorter side falls below `min_side_px` (or below one token) is left out and the rest
+    renormalised; an image too small for every scale is read whole, which the processor enlarges.
+    Raises ImageError for an aspect ratio above 200.
+    """
+    whole = whole_size(height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
+    is_unchanged = whole == (height, width)
+    tile = max(factor, policy.tile_px // factor * factor)
+    whole_weight = policy.whole_weight
+    by_scale: list[tuple[float, float, int, int]] = []  # scale, weight, height, width
+    for scale, weight in zip(policy.scales, policy.weights, strict=True):
+        at_height, at_width = round(height * scale), round(width * scale)
+        if scale == 1.0 and is_unchanged:
+            whole_weight += weight
+        elif min(at_height, at_width) >= max(policy.min_side_px, factor) and weight > 0:
+            by_scale.append((scale, weight, at_height, at_width))
+    total = whole_weight + sum(weight for _, weight, _, _ in by_scale)
+    if total == 0:
+        whole_weight = total = 1.0
+
+    views = []
+    if whole_weight > 0:
+        views.append(View(scale=None, top=0, left=0, size=whole, weight=whole_weight / total))
+    for scale, weight, at_height, at_width in by_scale:
+        size = (min(tile, at_height // factor * factor), min(tile, at_width // factor * factor))
+        tops, lefts = spread(at_height, size[0]), spread(at_width, size[1])
+        for top, share_y in zip(tops, shares(tops, size[0], at_height), strict=True):
+            for left, share_x in zip(lefts, shares(lefts, size[1], at_width), strict=True):
+                views.append(
+                    View(scale=scale, top=top, left=left, size=size, weight=weight / total * share_y * share_x)
+                )
+    return views
+
+
+class ViewCutter:
+    """Cuts views out of one image, each other scale resized once. Keeps autograd; copies nothing at scale 1."""
+
+    def __init__(self, image: Tensor) -> None:
+        self.image = image
+        self._scaled: dict[float, Tensor] = {1.0: image}
+
+    def cut(self, view: View) -> Tensor:
+        """Return the view's pixels, CHW; the whole image comes unresized, the processor does that."""
+        if view.scale is None:
+            return self.image
+        if view.scale not in self._scaled:
+            _, height, width = self.image.shape
+            self._scaled[view.scale] = resized(self.image, round(height * view.scale), round(width * view.scale))
+        height, width = view.size
+        return self._scaled[view.scale][:, view.top : view.top + height, view.left : view.left + width]
+
+
+Task = tuple[int, View]
+"""(index of the image, view)"""
+
+
+def chunks(tasks: Sequence[Task], chunk_pixels: int = CHUNK_PIXELS) -> Iterator[list[Task]]:
+    """Yield the tasks in groups of one size and one kind (whole or tile), at most `chunk_pixels` each.
+
+    One view larger than that is a group of its own. Groups depend on the tasks alone, so those of a single image
+    are the same in any company.
+    """
+    by_kind: dict[tuple[bool, tuple[int, int]], list[Task]] = {}
+    for task in tasks:
+        by_kind.setdefault((task[1].scale is None, task[1].size), []).append(task)
+    for (_, (height, width)), group in by_kind.items():
+        step = max(1, chunk_pixels // (height * width))
+        for start in range(0, len(group), step):
+            yield group[start : start + step]

@@ -1,0 +1,255 @@
+"""`ZoomIQA`: the quality model as one object: load it, assess in words, rate in numbers."""
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoomiqa_reward.images.loading import ImageError, load_image
+from zoomiqa_reward.model.checkpoint import Checkpoint, load_checkpoint
+from zoomiqa_reward.model.direct import rate_direct, trie_of
+from zoomiqa_reward.model.fingerprint import fingerprint, fingerprint_parts
+from zoomiqa_reward.model.generate import Sampling
+from zoomiqa_reward.model.gradients import graph_to_pixels, require_gradient
+from zoomiqa_reward.model.ratings import Assessment, Ratings
+from zoomiqa_reward.model.reason import assess_images
+from zoomiqa_reward.model.trie import RatingTrie
+from zoomiqa_reward.protocol.spec import Protocol, ViewPolicy
+
+if TYPE_CHECKING:
+    from zoomiqa_reward.model.text_server import RemoteZoomIQA
+
+MODES = ("direct", "reason")
+
+
+@dataclass(frozen=True, eq=False)
+class ZoomIQA:
+    """A Zoom-IQA model. Build it with `from_pretrained`."""
+
+    checkpoint: Checkpoint
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str] = "nano",
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        adapter: str | os.PathLike[str] | None = None,
+        protocol: str | os.PathLike[str] | Protocol | None = None,
+        revision: str | None = None,
+        device_map: Any = None,
+        quantization_config: Any = None,
+        attn_implementation: str | None = None,
+    ) -> "ZoomIQA":
+        """Return the model of an embedded name (`nano`), a folder or a hub id; see `checkpoint.load_checkpoint`.
+
+        Raises CheckpointError, ProtocolError.
+        """
+        return cls(
+            load_checkpoint(
+                name_or_path, device=device, dtype=dtype, adapter=adapter, protocol=protocol, revision=revision,
+                device_map=device_map, quantization_config=quantization_config,
+                attn_implementation=attn_implementation,
+            )
+        )  # fmt: skip
+
+    @staticmethod
+    def from_server(base_url: str, model: str, **options: Any) -> "RemoteZoomIQA":
+        """Return a model behind an OpenAI-compatible text server; arguments: `text_server.RemoteZoomIQA.from_server`.
+
+        Raises ProtocolError, ValueError, ImportError without the extra `serve`.
+        """
+        from zoomiqa_reward.model.text_server import RemoteZoomIQA
+
+        return RemoteZoomIQA.from_server(base_url, model, **options)
+
+    def with_views(self, views: ViewPolicy) -> "ZoomIQA":
+        """Return the same model, weights shared, whose `direct` reads other views.
+
+        `ViewPolicy.whole()` makes a cheap first stage of a cascade. Its ratings and fingerprint are not this one's.
+        """
+        return ZoomIQA(replace(self.checkpoint, protocol=replace(self.protocol, views=views)))
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether `rate(grad=True)` works in mode `direct`: it does for a model in this process."""
+        return True
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's short name, with its adapter's."""
+        return self.checkpoint.name
+
+    @property
+    def protocol(self) -> Protocol:
+        """How the model is asked."""
+        return self.checkpoint.protocol
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.checkpoint.device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of weights, adapter, quantisation, protocol, preprocessing, dtype and library versions."""
+        return fingerprint(fingerprint_parts(self.checkpoint))
+
+    @cached_property
+    def trie(self) -> RatingTrie:
+        """All ratings 1.00 .. 5.00 in this tokenizer."""
+        return trie_of(self.checkpoint)
+
+    def assess(
+        self,
+        images: Any,
+        question: str | None = None,
+        rounds: int = 2,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        *,
+        strict: bool = False,
+        batch_size: int = 8,
+        max_new_tokens: int | None = None,
+    ) -> list[Assessment]:
+        """Return one assessment an image, in order: the model's words, its boxes, its rating.
+
+        Greedy at temperature 0; above, answers are sampled (top-p and top-k as the protocol says) and `seed` makes
+        them repeatable. strict: every image alone in its batches. An unreadable answer gives `valid=False`, never
+        an exception. Raises ImageError for an image that cannot be read.
+        """
+        sampling = sampling_of(self.protocol, temperature, seed, max_new_tokens)
+        found = assess_images(
+            self.checkpoint, load_each(images), question=question, rounds=rounds, sampling=sampling,
+            strict=strict, batch_size=batch_size,
+        )  # fmt: skip
+        return [samples[0] for samples in found]
+
+    def rate(
+        self,
+        images: Any,
+        mode: str = "direct",
+        strict: bool = False,
+        grad: bool = False,
+        *,
+        question: str | None = None,
+        batch_size: int = 8,
+        num_samples: int = 1,
+        rounds: int = 2,
+        temperature: float | None = None,
+        seed: int | None = 0,
+        max_new_tokens: int | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> Ratings:
+        """Return the ratings [batch] of images: 1 bad .. 5 excellent, NaN with `valid=False` where not measured.
+
+        direct: mean and standard deviation of the rating tokens' distribution over the image's views; not valid
+        where the ratings hold less than half of the probability. grad=True keeps the graph to the images, which must
+        be tensors that require a gradient; gradient_checkpointing then recomputes activations in `backward`.
+        reason: the number that the answer names (std NaN), or over `num_samples` sampled answers their mean and
+        unbiased standard deviation; valid where more than half of them could be read. Sampling uses the protocol's
+        temperature (1 if that is greedy) unless one is given.
+        strict: each image in its own forward passes, so that its rating is bit-equal every time and in any company.
+        Tensors come back on the CPU, with grad=True on the model's device. Raises ImageError, ValueError.
+        """
+        if mode not in MODES:
+            raise ValueError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
+        if gradient_checkpointing and not grad:
+            raise ValueError("gradient_checkpointing belongs to grad=True; without a graph nothing is kept anyway")
+        if mode == "reason":
+            if grad:
+                raise ValueError("grad=True needs mode='direct': text has no gradient")
+            return self._rate_reason(images, question, rounds, num_samples, temperature, seed, strict, batch_size,
+                                     max_new_tokens)  # fmt: skip
+        if num_samples != 1 or temperature is not None:
+            raise ValueError("num_samples and temperature belong to mode='reason'; 'direct' samples nothing")
+        if grad:
+            require_gradient(split_images(images))
+        model = self.checkpoint.model
+        with graph_to_pixels(model, gradient_checkpointing=gradient_checkpointing) if grad else torch.no_grad():
+            found = rate_direct(
+                self.checkpoint, self.trie, load_each(images), question=question, strict=strict, batch_size=batch_size
+            )
+        home = found.mean.device if grad else torch.device("cpu")
+        return Ratings(mean=found.mean.to(home), std=found.std.to(home), valid=found.valid.to(home), std_kind="token")
+
+    def _rate_reason(
+        self,
+        images: Any,
+        question: str | None,
+        rounds: int,
+        num_samples: int,
+        temperature: float | None,
+        seed: int | None,
+        strict: bool,
+        batch_size: int,
+        max_new_tokens: int | None,
+    ) -> Ratings:
+        temperature = samples_temperature(self.protocol, num_samples, temperature)
+        found = assess_images(
+            self.checkpoint, load_each(images), question=question, rounds=rounds, num_samples=num_samples,
+            sampling=sampling_of(self.protocol, temperature, seed, max_new_tokens), strict=strict,
+            batch_size=batch_size,
+        )  # fmt: skip
+        pairs = [mean_and_std([one.rating for one in samples if one.valid], len(samples)) for samples in found]
+        mean = torch.tensor([mean for mean, _ in pairs], dtype=torch.float32)
+        std = torch.tensor([std for _, std in pairs], dtype=torch.float32)
+        answers = tuple(tuple(samples) for samples in found)
+        return Ratings(mean=mean, std=std, valid=~mean.isnan(), std_kind="samples", answers=answers)
+
+
+def sampling_of(protocol: Protocol, temperature: float, seed: int | None, max_new_tokens: int | None) -> Sampling:
+    """Return the protocol's decoding at this temperature, with its own limit of tokens unless one is given."""
+    decoding = protocol.decoding
+    return Sampling(
+        temperature=temperature, top_p=decoding.top_p, top_k=decoding.top_k, seed=seed,
+        max_new_tokens=decoding.max_new_tokens if max_new_tokens is None else max_new_tokens,
+    )  # fmt: skip
+
+
+def samples_temperature(protocol: Protocol, num_samples: int, temperature: float | None) -> float:
+    """Return the temperature of `num_samples` answers where None leaves it to the protocol (1 if that is greedy).
+
+    Raises ValueError for several greedy ones.
+    """
+    if temperature is None:
+        temperature = 0.0 if num_samples == 1 else protocol.decoding.temperature or 1.0
+    if num_samples > 1 and temperature == 0:
+        raise ValueError(f"num_samples={num_samples} at temperature 0 would be copies of one answer")
+    return temperature
+
+
+def mean_and_std(ratings: list[float], num_samples: int) -> tuple[float, float]:
+    """Return mean and unbiased standard deviation; NaN where no more than half of the samples gave a rating."""
+    if 2 * len(ratings) <= num_samples:
+        return math.nan, math.nan
+    mean = sum(ratings) / len(ratings)
+    if len(ratings) < 2:
+        return mean, math.nan
+    return mean, math.sqrt(sum((rating - mean) ** 2 for rating in ratings) / (len(ratings) - 1))
+
+
+def split_images(images: Any) -> list[Any]:
+    """Return the sources of a batch, unloaded: a list's items, a BCHW tensor's or NHWC array's images, or the one."""
+    if isinstance(images, list | tuple):
+        return list(images)
+    if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
+        return list(images)
+    return [images]
+
+
+def load_each(images: Any) -> Iterator[Tensor]:
+    """Yield each image when it is its turn: a thousand paths are not held in memory at once."""
+    sources = split_images(images)
+    for index, source in enumerate(sources):
+        try:
+            yield load_image(source)
+        except ImageError as error:
+            raise error if len(sources) == 1 else ImageError(f"image {index}: {error}") from error

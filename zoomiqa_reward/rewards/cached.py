@@ -1,0 +1,209 @@
+"""A reward that remembers: values in one SQLite file, safe with several processes, bounded, and never a wrong hit.
+
+The key is the sha256 of the image's float32 pixels and shape, of the same of lq and hr, of the prompt, and of the
+reward's fingerprint, mode and strictness: a file that changes, another checkpoint, protocol, dtype or library version
+is another key. Values come back bit for bit. A failed measurement is not kept, so it is tried again next time.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoomiqa_reward.images.loading import ImageError, load_image
+from zoomiqa_reward.model.gradients import ask
+from zoomiqa_reward.model.ratings import Scores
+from zoomiqa_reward.model.zoomiqa import split_images
+from zoomiqa_reward.rewards.normalise import hash_pixels
+from zoomiqa_reward.rewards.reward import Reward
+from zoomiqa_reward.rewards.score_store import CacheError, ScoreStore
+
+__all__ = ["CacheError", "CacheStats", "CachedReward", "make_key"]
+
+WINDOW = 64
+"""Images looked up, measured and stored at a time: what a killed run loses at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheStats:
+    """What a cache did since it was opened, in this process, and what the file holds."""
+
+    hits: int
+    misses: int
+    """Measured and stored."""
+    failures: int
+    """Could not be measured; not stored."""
+    bypassed: int
+    """Images of calls with grad=True."""
+    entries: int
+    size_bytes: int
+    """Of the file's pages in use, without its write-ahead log."""
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits over everything that was looked up; NaN before the first."""
+        asked = self.hits + self.misses + self.failures
+        return self.hits / asked if asked else math.nan
+
+
+class CachedReward:
+    """`reward` with a memory. The same interface, the same values; use it as a context manager or `close()` it.
+
+    Calls with grad=True go straight to the reward: a stored number has no graph. Nothing is read or stored then.
+    """
+
+    higher_is_better = True
+
+    def __init__(
+        self,
+        reward: Reward,
+        path: str | os.PathLike[str],
+        *,
+        max_bytes: int = 256 << 20,
+        busy_timeout_s: float = 30.0,
+    ) -> None:
+        """Remember `reward` in the file `path`, which several processes and rewards may share; on a local disk.
+
+        max_bytes: of the file; beyond it the least recently used tenth goes. busy_timeout_s: how long to wait for
+        another process that is writing.
+        Raises ValueError for a reward whose values cannot be kept: drawn at random, or relative to a group.
+        """
+        if not reward.deterministic:
+            raise ValueError(
+                f"reward {reward.name!r} is random: a cache would repeat one draw for ever; give it a seed"
+            )
+        if getattr(reward, "groupwise", False):
+            raise ValueError(
+                f"reward {reward.name!r} rates an image against its group, which no key can hold: cache its terms, "
+                "CompositeReward([Term(CachedReward(reward, path), ...), ...])"
+            )
+        self.reward = reward
+        self.name, self.score_range, self.needs = reward.name, reward.score_range, reward.needs
+        self.differentiable, self.deterministic = reward.differentiable, True
+        self.store = ScoreStore(path, max_bytes=max_bytes, busy_timeout_s=busy_timeout_s)
+        self._counts = {"hits": 0, "misses": 0, "failures": 0, "bypassed": 0}
+
+    @property
+    def fingerprint(self) -> str:
+        """The reward's own: remembering changes no value."""
+        return self.reward.fingerprint
+
+    @property
+    def stats(self) -> CacheStats:
+        """Counts of this object since it was made, and the file's size."""
+        entries, size_bytes = self.store.size()
+        return CacheStats(**self._counts, entries=entries, size_bytes=size_bytes)
+
+    def __enter__(self) -> "CachedReward":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.store.close()
+
+    def __call__(
+        self,
+        images: Any,
+        lq: Any = None,
+        hr: Any = None,
+        prompts: Sequence[str] | None = None,
+        *,
+        grad: bool = False,
+    ) -> Scores:
+        """Return the reward's scores, on the CPU; an image that stands twice in a call is measured once.
+
+        `info`: `errors`, and `cache` with this call's `hits`, `misses`, `failures` and `hit_rate` (hits over all);
+        what else the reward puts into its info is not kept. Raises what the reward raises, ValueError where lq, hr or
+        prompts are not as many as the images.
+        """
+        sources = split_images(images)
+        if grad:
+            scores = ask(self.reward, images, lq=lq, hr=hr, prompts=prompts, grad=True)
+            self._counts["bypassed"] += len(sources)
+            return scores
+        given = {key: split_images(items) for key, items in (("lq", lq), ("hr", hr), ("prompts", prompts))
+                 if items is not None}  # fmt: skip
+        for key, items in given.items():
+            if len(items) != len(sources):
+                raise ValueError(f"reward {self.name!r}: {key} holds {len(items)} for {len(sources)} images")
+        results: list[tuple[float, float, str | None]] = []
+        before = dict(self._counts)
+        for start in range(0, len(sources), WINDOW):
+            part = {key: items[start : start + WINDOW] for key, items in given.items()}
+            results += self._window(sources[start : start + WINDOW], part)
+        counts = {key: count - before[key] for key, count in self._counts.items() if key != "bypassed"}
+        rate = counts["hits"] / len(sources) if sources else math.nan
+        value = torch.tensor([value for value, _, _ in results], dtype=torch.float32)
+        std = torch.tensor([std for _, std, _ in results], dtype=torch.float32)
+        info = {"errors": [error for _, _, error in results], "cache": counts | {"hit_rate": rate}}
+        return Scores(value=value, valid=~value.isnan(), std=std, info=info)
+
+    def _window(self, sources: list[Any], given: dict[str, list[Any]]) -> list[tuple[float, float, str | None]]:
+        asked = (self.reward.fingerprint, getattr(self.reward, "mode", None), getattr(self.reward, "strict", None))
+        keys: list[bytes | str] = []
+        """A key, or why there is none."""
+        loaded: dict[bytes, tuple[Tensor, dict[str, Any]]] = {}
+        for place, source in enumerate(sources):
+            try:
+                image = load_image(source)
+                others = {name: items[place] if name == "prompts" else load_image(items[place])
+                          for name, items in given.items()}  # fmt: skip
+            except ImageError as error:
+                keys.append(str(error))
+                continue
+            key = make_key(asked, image, others)
+            keys.append(key)
+            loaded.setdefault(key, (image, others))
+        known = self.store.read(loaded)
+        new, errors = self._measure({key: pair for key, pair in loaded.items() if key not in known})
+        if new or known:
+            self.store.write(new, used=known)
+        found = known | new
+        results: list[tuple[float, float, str | None]] = []
+        fresh = set(new)
+        for key in keys:
+            if isinstance(key, str) or key not in found:
+                results.append((math.nan, math.nan, key if isinstance(key, str) else errors[key]))
+                self._counts["failures"] += 1
+                continue
+            results.append((*found[key], None))
+            self._counts["misses" if key in fresh else "hits"] += 1
+            fresh.discard(key)  # the second of two equal images is a hit
+        return results
+
+    def _measure(
+        self, missing: dict[bytes, tuple[Tensor, dict[str, Any]]]
+    ) -> tuple[dict[bytes, tuple[float, float]], dict[bytes, str]]:
+        """Return (value, std) of what could be measured, and the reasons for the others."""
+        if not missing:
+            return {}, {}
+        names = next(iter(missing.values()))[1]
+        others = {name: [pair[1][name] for pair in missing.values()] for name in names}
+        with torch.no_grad():
+            scores = self.reward([image for image, _ in missing.values()], **others)
+        reasons = scores.info.get("errors") or [None] * len(scores)
+        new, errors = {}, {}
+        values, stds = scores.value.detach().cpu().tolist(), scores.std.detach().cpu().tolist()
+        for place, key in enumerate(missing):
+            if bool(scores.valid[place]) and math.isfinite(values[place]):
+                new[key] = (values[place], stds[place])
+            else:
+                errors[key] = reasons[place] or "not measured"
+        return new, errors
+
+
+def make_key(asked: tuple[Any, ...], image: Tensor, others: dict[str, Any]) -> bytes:
+    """Return the 32-byte key of one measurement: who is asked, of which image, given what."""
+    parts = [repr(asked), hash_pixels(image)]
+    parts += [
+        f"{name}={hash_pixels(item) if isinstance(item, Tensor) else item!r}" for name, item in sorted(others.items())
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).digest()

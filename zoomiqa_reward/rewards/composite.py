@@ -1,0 +1,165 @@
+"""Several rewards as one: each normalised within its group, weighted, added, and its share of the result reported."""
+
+import hashlib
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoomiqa_reward.model.gradients import ask
+from zoomiqa_reward.model.ratings import Scores
+from zoomiqa_reward.model.zoomiqa import split_images
+from zoomiqa_reward.rewards.normalise import METHODS, group_index, group_keys, normalised, variance_shares
+from zoomiqa_reward.rewards.reward import Reward
+
+
+@dataclass(frozen=True)
+class Term:
+    """One reward of a sum."""
+
+    reward: Reward
+    weight: float = 1.0
+    """Factor after normalisation; at least 0. 0 measures and reports the term without using it."""
+    normalise: str = "z"
+    """`z`, `minmax`, `quantile` or `raw`; see `normalise.normalised`."""
+
+    def __post_init__(self) -> None:
+        if self.normalise not in METHODS:
+            raise ValueError(f"normalise={self.normalise!r}: must be one of {', '.join(METHODS)}")
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(
+                f"weight={self.weight} of {self.reward.name!r}: must be finite and at least 0; "
+                "for a metric where lower is better use MetricReward(..., higher_is_better=False)"
+            )
+
+
+class CompositeReward:
+    """A weighted sum of rewards, each normalised within its group first.
+
+    The value of an image depends on its group, so it means nothing across groups or calls: pass whole groups, and
+    cache the terms rather than the sum. With every term `raw` it is a plain weighted sum.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, terms: Sequence[Term], *, name: str | None = None) -> None:
+        """Add up `terms`. Raises ValueError for none, or where no weight is above 0."""
+        self.terms = tuple(terms)
+        if not any(term.weight > 0 for term in self.terms):
+            raise ValueError(f"terms: {len(self.terms)} given, none with a weight above 0: the sum would always be 0")
+        self.name = name or "+".join(f"{term.weight:g}*{term.reward.name}" for term in self.terms)
+        self.groupwise = any(term.normalise != "raw" for term in self.terms)
+        self.needs = frozenset({"lq"} if self.groupwise else ()).union(*(term.reward.needs for term in self.terms))
+        self.deterministic = all(term.reward.deterministic for term in self.terms)
+        self.differentiable = all(
+            term.reward.differentiable and term.normalise != "quantile" for term in self.terms if term.weight > 0
+        )
+        self.score_range = self._range()
+
+    @property
+    def fingerprint(self) -> str:
+        """Follows every term's fingerprint, weight and normalisation."""
+        parts = [(term.reward.fingerprint, float(term.weight), term.normalise) for term in self.terms]
+        return hashlib.sha256(f"composite|{parts}".encode()).hexdigest()[:16]
+
+    def __call__(
+        self,
+        images: Any,
+        lq: Any = None,
+        hr: Any = None,
+        prompts: Sequence[str] | None = None,
+        *,
+        groups: Sequence[Hashable] | Tensor | None = None,
+        grad: bool = False,
+    ) -> Scores:
+        """Return the sums. An image that a term with a weight could not measure is not valid.
+
+        groups: one hashable an image, equal for images that are compared; by default the pixels of `lq` and the
+        prompt. A term's statistics come from all images of the group that this term could measure.
+
+        `info`: `errors`; `groups`, the number of each image's group; `terms`, one a term in order, with its `name`,
+        `weight` and `normalise`, the lists `raw` and `normalised`, and its `share` of the sum's variance within groups
+        (the shares sum to 1; the formula is in `normalise.variance_shares`). `std` is NaN.
+        grad=True keeps the graph; statistics are constants in it, so each value depends on its own image alone.
+        Raises ValueError where groups cannot be told, or for grad=True with a term that has no gradient.
+        """
+        sources = split_images(images)
+        if grad and not self.differentiable:
+            raise ValueError(f"grad=True: {self.name!r} has {self._obstacle()}; set its weight to 0 or pass grad=False")
+        index = self._groups(sources, lq, prompts, groups)
+        scores = [
+            ask(term.reward, sources, lq=lq, hr=hr, prompts=prompts, grad=grad and term.weight > 0)
+            for term in self.terms
+        ]
+        if not sources:
+            return Scores(value=torch.zeros(0), valid=torch.zeros(0, dtype=torch.bool), std=torch.zeros(0),
+                          info=self._info([], [], index, []))  # fmt: skip
+        home = scores[0].value.device
+        raw = [torch.where(one.valid, one.value, torch.full_like(one.value, math.nan)).to(home) for one in scores]
+        rescaled = [normalised(one, index, term.normalise) for one, term in zip(raw, self.terms, strict=True)]
+        parts = torch.stack(
+            [term.weight * one if term.weight > 0 else torch.zeros_like(one)
+             for one, term in zip(rescaled, self.terms, strict=True)]
+        )  # fmt: skip
+        value = parts.sum(dim=0)
+        valid = torch.isfinite(value.detach())
+        errors = [self._errors(scores, place) for place in range(len(sources))]
+        info = self._info(raw, rescaled, index, variance_shares(parts, index)) | {"errors": errors}
+        return Scores(value=value, valid=valid, std=torch.full_like(value.detach(), math.nan), info=info)
+
+    def _groups(
+        self, sources: list[Any], lq: Any, prompts: Sequence[str] | None, groups: Sequence[Hashable] | Tensor | None
+    ) -> Tensor:
+        if groups is None and not self.groupwise:
+            groups = [0] * len(sources)
+        if groups is None:
+            if lq is None:
+                raise ValueError(
+                    f"reward {self.name!r} normalises within groups: give lq= (images of equal lq and prompt are a "
+                    "group) or groups="
+                )
+            groups = group_keys(split_images(lq), prompts)
+        if len(groups) != len(sources):
+            raise ValueError(f"groups (or lq) holds {len(groups)} for {len(sources)} images")
+        return group_index(groups)
+
+    def _errors(self, scores: list[Scores], place: int) -> str | None:
+        found = []
+        for term, one in zip(self.terms, scores, strict=True):
+            if term.weight > 0 and not bool(one.valid[place]):
+                reason = (one.info.get("errors") or [None] * len(one))[place]
+                found.append(f"{term.reward.name}: {reason or 'not measured'}")
+        return "; ".join(found) or None
+
+    def _info(self, raw: list[Tensor], rescaled: list[Tensor], index: Tensor, shares: list[float]) -> dict[str, Any]:
+        terms = [
+            {
+                "name": term.reward.name,
+                "weight": float(term.weight),
+                "normalise": term.normalise,
+                "raw": raw[k].detach().tolist() if raw else [],
+                "normalised": rescaled[k].detach().tolist() if raw else [],
+                "share": shares[k] if raw else math.nan,
+            }
+            for k, term in enumerate(self.terms)
+        ]
+        return {"errors": [], "groups": index.tolist(), "terms": terms}
+
+    def _obstacle(self) -> str:
+        for term in self.terms:
+            if term.weight > 0 and not term.reward.differentiable:
+                return f"the term {term.reward.name!r}, which is not differentiable"
+        return "a term with normalise='quantile', which has steps"
+
+    def _range(self) -> tuple[float, float]:
+        """A z-value is bounded by its group's size only, so its range is infinite."""
+        ends = {"z": lambda r: (-math.inf, math.inf), "raw": lambda r: r}
+        low = high = 0.0
+        for term in self.terms:
+            if term.weight > 0:
+                bottom, top = ends.get(term.normalise, lambda r: (0.0, 1.0))(term.reward.score_range)
+                low, high = low + term.weight * bottom, high + term.weight * top
+        return low, high

@@ -1,0 +1,130 @@
+"""A reward's mean over copies of a picture that look the same: what holds for any eyes, and is less rough.
+
+Whoever follows a rating's gradient, or selects by it for long, finds patterns that it likes and nobody sees; a JPEG of
+quality 95 or a shift by two pixels destroys them. And a small model's rating of a small picture moves with such changes
+as much as with what makes candidates differ. So here each picture is scored as a few copies: moved by some pixels and
+parts of one, a few per cent larger or smaller, with a little noise, stored as a JPEG.
+Source: expectation over transformation (Athalye et al. 2018). The gradient goes through what the JPEG keeps.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+from zoomiqa_reward.images.jpeg_slope import jpeg_with_slope
+from zoomiqa_reward.images.loading import ImageError, load_image
+from zoomiqa_reward.model.gradients import ask, require_gradient
+from zoomiqa_reward.model.ratings import Scores
+from zoomiqa_reward.model.zoomiqa import split_images
+from zoomiqa_reward.rewards.reward import Reward
+
+SHIFT_PX = 4.0
+"""At most so far, in both directions."""
+ZOOM = (0.98, 1.04)
+NOISE = 1 / 255
+"""At most this standard deviation."""
+QUALITY = (80, 98)
+"""Of the JPEG."""
+
+
+def unseen_copy(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Return a copy of [3, height, width] in [0, 1], of the same size, that looks the same; it keeps the graph.
+
+    What a shift leaves bare is filled with the mirrored picture.
+    """
+    _, height, width = image.shape
+    zoom, noise = rng.uniform(*ZOOM), NOISE * rng.uniform()
+    right, down = rng.uniform(-SHIFT_PX, SHIFT_PX, size=2)
+    theta = torch.tensor([[1 / zoom, 0, 2 * right / width], [0, 1 / zoom, 2 * down / height]])
+    grid = affine_grid(theta[None].to(image), [1, *image.shape], align_corners=False)
+    moved = grid_sample(image[None], grid, mode="bicubic", padding_mode="reflection", align_corners=False)[0]
+    pattern = torch.from_numpy(rng.standard_normal(tuple(image.shape), dtype=np.float32)).to(image)
+    before = (moved + noise * pattern).clamp(0, 1)
+    return jpeg_with_slope(before, int(rng.integers(*QUALITY, endpoint=True)))
+
+
+class RobustReward:
+    """The mean of a reward over unseen copies of each picture. It needs the picture alone, and `prompts` at most."""
+
+    higher_is_better = True
+
+    def __init__(self, reward: Reward, copies: int = 4) -> None:
+        """Wrap `reward`. The copies of a picture follow from its pixels, so its value is the same in any company.
+
+        Raises ValueError for less than one copy, or a reward that compares with `lq` or `hr`: a moved copy no longer
+        lies on them.
+        """
+        if copies < 1:
+            raise ValueError(f"copies={copies}: must be at least 1")
+        if compared := sorted(reward.needs & {"lq", "hr"}):
+            raise ValueError(
+                f"reward {reward.name!r} compares with {compared[0]}, on which a moved copy no longer lies; wrap the "
+                "terms that look at the picture alone, and add the others in a CompositeReward"
+            )
+        self.reward = reward
+        self.copies = copies
+        self.name = f"{reward.name}-robust{copies}"
+        self.score_range = reward.score_range
+        self.needs = reward.needs
+        self.deterministic = reward.deterministic
+
+    @property
+    def differentiable(self) -> bool:
+        """As the wrapped reward."""
+        return self.reward.differentiable
+
+    @property
+    def fingerprint(self) -> str:
+        """Follows the wrapped reward's and everything about the copies."""
+        how = (self.copies, SHIFT_PX, ZOOM, NOISE, QUALITY)
+        return hashlib.sha256(f"robust|{how}|{self.reward.fingerprint}".encode()).hexdigest()[:16]
+
+    def __call__(
+        self,
+        images: Any,
+        lq: Any = None,
+        hr: Any = None,
+        prompts: Sequence[str] | None = None,
+        *,
+        grad: bool = False,
+    ) -> Scores:
+        """Return the means; `std` is the standard deviation over a picture's copies (0 for one copy).
+
+        A picture that cannot be read, or of which any copy cannot be measured, is not valid. `info`: `errors`, and
+        `copies`, the values of each picture's. grad=True keeps the graph of tensor images; each value depends on its
+        own image only. Raises ValueError where there can be no graph, or fewer prompts than images.
+        """
+        sources = split_images(images)
+        if grad:
+            require_gradient(sources)
+        if prompts is not None and len(prompts) != len(sources):
+            raise ValueError(f"prompts holds {len(prompts)} for {len(sources)} images")
+        found = [self._one(source, None if prompts is None else prompts[k], grad) for k, source in enumerate(sources)]
+        home = next((mean.device for mean, _, _, error in found if error is None), torch.device("cpu"))
+        value = torch.stack([mean.to(home) for mean, *_ in found]) if found else torch.zeros(0)
+        std = torch.stack([spread.to(home) for _, spread, *_ in found]) if found else torch.zeros(0)
+        info = {"errors": [error for *_, error in found], "copies": [own for _, _, own, _ in found]}
+        return Scores(value=value, valid=~value.detach().isnan(), std=std, info=info)
+
+    def _one(self, source: Any, prompt: str | None, grad: bool) -> tuple[Tensor, Tensor, list[float], str | None]:
+        """Return mean, deviation, the copies' values and what went wrong."""
+        nan = torch.tensor(float("nan"))
+        try:
+            image = load_image(source)
+        except ImageError as error:
+            return nan, nan, [], str(error)
+        pixels = image.detach().cpu().contiguous().numpy().tobytes()
+        seed = int.from_bytes(hashlib.sha256(pixels).digest()[:8], "big")
+        rng = np.random.default_rng(seed)
+        copies = [unseen_copy(image, rng) for _ in range(self.copies)]
+        scores = ask(self.reward, copies, prompts=None if prompt is None else [prompt] * self.copies, grad=grad)
+        own = scores.value.detach().tolist()
+        if not bool(scores.valid.all()):
+            known = [error for error in scores.info.get("errors") or [] if error]
+            return nan, nan, own, f"{self.reward.name}: {known[0] if known else 'a copy could not be measured'}"
+        return scores.value.mean(), scores.value.detach().std(correction=0), own, None
