@@ -13,7 +13,7 @@ from restoration.tuning.recipes import find_recipe
 from zoomiqa_reward import MetricReward
 from zoomiqa_reward.check import find_reward
 from zoomiqa_reward.images import to_pil
-from zoomiqa_reward.rewards.reward import Reward
+from zoomiqa_reward.rewards.base import Reward
 
 TRAIN_LR_PX, EVAL_LR_PX = 28, 49
 """Their restorations are multiples of 28 px, nano's token, so that a rating takes one view; NIQE needs 196 px."""

@@ -5,15 +5,18 @@ from typing import TYPE_CHECKING
 from zoomiqa_reward.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from zoomiqa_reward.errors import ZoomIQAError
     from zoomiqa_reward.images.loading import ImageError, load_image
     from zoomiqa_reward.model.ranking import Ranking, rank
     from zoomiqa_reward.model.ratings import Assessment, Ratings, Scores
     from zoomiqa_reward.model.turns import Turn
     from zoomiqa_reward.model.zoomiqa import ZoomIQA
+    from zoomiqa_reward.rewards.base import Reward, require_pointwise, walk
     from zoomiqa_reward.rewards.cached import CachedReward
     from zoomiqa_reward.rewards.composite import CompositeReward, Term
-    from zoomiqa_reward.rewards.reward import MetricReward, Reward, ZoomIQAReward
+    from zoomiqa_reward.rewards.metric import MetricReward
     from zoomiqa_reward.rewards.robust import RobustReward
+    from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
     from zoomiqa_reward.serving.remote import RemoteReward
 
 __version__ = "0.1.0"
@@ -23,19 +26,22 @@ _HOMES = {
     "CachedReward": "rewards.cached",
     "CompositeReward": "rewards.composite",
     "ImageError": "images.loading",
-    "MetricReward": "rewards.reward",
+    "MetricReward": "rewards.metric",
     "Ranking": "model.ranking",
     "Ratings": "model.ratings",
     "RemoteReward": "serving.remote",
-    "Reward": "rewards.reward",
+    "Reward": "rewards.base",
     "RobustReward": "rewards.robust",
     "Scores": "model.ratings",
     "Term": "rewards.composite",
     "Turn": "model.turns",
     "ZoomIQA": "model.zoomiqa",
-    "ZoomIQAReward": "rewards.reward",
+    "ZoomIQAError": "errors",
+    "ZoomIQAReward": "rewards.zoomiqa",
     "load_image": "images.loading",
     "rank": "model.ranking",
+    "require_pointwise": "rewards.base",
+    "walk": "rewards.base",
 }
 
 __all__ = [
@@ -53,9 +59,12 @@ __all__ = [
     "Term",
     "Turn",
     "ZoomIQA",
+    "ZoomIQAError",
     "ZoomIQAReward",
     "load_image",
     "rank",
+    "require_pointwise",
+    "walk",
 ]
 
 __getattr__, __dir__ = lazy_exports(__name__, _HOMES)

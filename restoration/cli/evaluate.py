@@ -181,7 +181,7 @@ def _restorer(name: str, scale: int, device: str | None, vary_sharpness: float) 
 
 def _reward(name: str, mode: str, device: str | None, options: dict[str, Any]) -> Any:
     from restoration.metrics.registry import METRICS, as_reward
-    from zoomiqa_reward.rewards.reward import ZoomIQAReward
+    from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
     if name == "none":
         return None

@@ -23,7 +23,7 @@ from restoration.metrics.fidelity import MetricUnavailable
 from restoration.metrics.perceptual import backbone_hash
 from restoration.metrics.registry import find_metrics
 from restoration.restorer.rng import candidate_seed
-from zoomiqa_reward.rewards.reward import Reward
+from zoomiqa_reward.rewards.base import Reward, require_pointwise
 from zoomiqa_reward.runs.json_lines import write_json
 
 __all__ = ["BicubicRestorer", "Evaluation", "Restoring", "bicubic", "evaluate"]
@@ -158,10 +158,7 @@ def _check(restorer: Restoring, dataset: Dataset, m: int, reward: Reward | None,
         raise ValueError(f"restorer {restorer.name!r} is x{restorer.scale}, dataset {dataset.name!r} x{dataset.scale}")
     if reward is not None and "prompts" in reward.needs:
         raise ValueError(f"reward {reward.name!r} needs prompts, and a dataset has none")
-    if getattr(reward, "groupwise", False):
-        raise ValueError(
-            f"reward {reward.name!r} rates an image against its group, so its values mean nothing one by one; "
-            "evaluate its terms, or take every term raw"
-        )
+    if reward is not None:
+        require_pointwise(reward, "evaluation averages values over images")
     if keep_images and out is None:
         raise ValueError("keep_images needs out=, a folder to keep them in")

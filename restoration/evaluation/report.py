@@ -13,38 +13,31 @@ import numpy as np
 from restoration.evaluation import statistics
 from restoration.evaluation.records import NO_REFERENCE, Record
 from restoration.evaluation.statistics import Array, Interval
-from restoration.metrics.conditioned import ConditionedReward
 from restoration.metrics.registry import METRICS
+from zoomiqa_reward.rewards.base import Reward, walk
+from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 POOL_MARGIN_DB = 1.0
 """A pool whose mean PSNR-Y lies further below bicubic's makes choosing easy, by a bad model."""
 
 
-def not_headline(reward: Any) -> dict[str, str]:
+def not_headline(reward: Reward | None) -> dict[str, str]:
     """Return the metrics that may not judge this reward, each with why: it was the reward, or made its labels.
 
-    Looks at the reward's name, at the `label_metrics` of its model's protocol, and into what it is made of: the cached
-    reward, the terms of a sum that have a weight, the quality and the fidelity of a conditioned one.
+    Looks at every part of the reward (`rewards.base.walk`), at its name and its labels.
     """
-    if reward is None:
-        return {}
     found: dict[str, str] = {}
-    for part in _parts(reward):
-        found |= not_headline(part)
-    protocol = getattr(getattr(reward, "iqa", None), "protocol", None)
-    for name in getattr(protocol, "label_metrics", ()):
-        found[name] = f"the labels that {reward.name} was trained on were made with it"
-    if isinstance(reward, ConditionedReward) and reward.form != "quality":
-        fidelity = reward.fidelity or METRICS["lr_consistency"].fn
-        found |= {name: f"it is in {reward.name}" for name, metric in METRICS.items() if metric.fn is fidelity}
-    name = getattr(reward, "name", None)
-    return found | {name: "it was the reward, or in it"} if name in METRICS else found
-
-
-def _parts(reward: Any) -> list[Any]:
-    whole = [getattr(reward, key, None) for key in ("reward", "quality")]
-    terms = [term.reward for term in getattr(reward, "terms", ()) if term.weight > 0]
-    return [part for part in (*whole, *terms) if part is not None]
+    for part in () if reward is None else walk(reward):
+        trained_on = isinstance(part, ZoomIQAReward)
+        for label in getattr(part, "labels", ()):
+            found[label] = (
+                f"the labels that {part.name} was trained on were made with it"
+                if trained_on
+                else f"it is in {part.name}"
+            )
+        if part.name in METRICS:
+            found[part.name] = "it was the reward, or in it"
+    return found
 
 
 def pick_headline(

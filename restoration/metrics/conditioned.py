@@ -11,7 +11,6 @@ whose form this is: Q is on our scale, and F is this one. Its authors report tha
 down to 21.38) and the whole held (22.36); `form` switches the parts off to see such things.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from restoration.metrics.registry import lr_consistency
+from restoration.metrics.registry import METRICS, lr_consistency
 from zoomiqa_reward.images.loading import ImageError, load_image
-from zoomiqa_reward.model.gradients import ask
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.model.zoomiqa import split_images
+from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
+from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.rewards.normalise import group_keys
-from zoomiqa_reward.rewards.reward import Reward, source_fingerprint
 
 FORMS = ("whole", "gain", "base", "quality")
 GAMMA = 7.0
@@ -46,13 +45,11 @@ def fidelity_from_db(decibels: float) -> float:
     return min(max((decibels - WORST_DB) / RANGE_DB, FIDELITY_FLOOR), 1.0)
 
 
-class ConditionedReward:
+class ConditionedReward(Reward):
     """`quality`, conditioned on the low-quality image. Needs `lq`.
 
     form: `whole`; `gain` or `base`, that part alone; `quality`, Q_SR without a look at the source: for ablations.
     """
-
-    higher_is_better = True
 
     def __init__(
         self,
@@ -70,13 +67,14 @@ class ConditionedReward:
         fidelity: `fn(image_sr, image_lq)`, float32 CHW in [0, 1], returns F (a float or a tensor of one element),
         clipped to [0.01, 1]; by default from LR-consistency, with both images blurred by `blur_px` source pixels (0 for
         a clean bicubic source). fidelity_differentiable: whether its tensor keeps the graph; the default's does not.
-        fingerprint: of `fidelity`, by default its source, which does not see weights that it reads.
+        fingerprint: of `fidelity`; by default it follows everything that this callable depends on, but not files.
         Raises ValueError for another form, gamma, or a quality that can be negative or needs a reference.
         """
         if form not in FORMS:
             raise ValueError(f"form={form!r}: must be one of {', '.join(FORMS)}")
         if not 0 < gamma < math.inf:
             raise ValueError(f"gamma={gamma}: must be above 0")
+        require_pointwise(quality, "the form takes powers of an image's own quality")
         low, high = quality.score_range
         if low < 0 or not math.isfinite(high):
             raise ValueError(
@@ -95,14 +93,19 @@ class ConditionedReward:
         self.deterministic = quality.deterministic
         is_faithful_graph = fidelity_differentiable or form == "quality"
         self.differentiable = quality.differentiable and is_faithful_graph
-        own = source_fingerprint(fidelity or _default_fidelity) if fingerprint is None else fingerprint
-        self._fidelity_print = f"{own}|{blur_px if fidelity is None else ''}"
+        self._given_fingerprint = fingerprint
 
     @property
     def fingerprint(self) -> str:
         """Follows the quality, the fidelity, gamma and the form."""
-        text = f"conditioned|{self.quality.fingerprint}|{self._fidelity_print}|{self.gamma}|{self.form}"
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        fidelity: Any = self._given_fingerprint or self.fidelity or ("lr_consistency", self.blur_px)
+        return state_digest("conditioned", self.quality.fingerprint, fidelity, float(self.gamma), self.form)
+
+    @property
+    def labels(self) -> frozenset[str]:
+        """The metric that measures fidelity, where the form uses one: it may not judge this reward."""
+        fn = self.fidelity or lr_consistency
+        return frozenset(name for name, metric in METRICS.items() if metric.fn is fn and self.form != "quality")
 
     def __call__(
         self,
@@ -115,7 +118,7 @@ class ConditionedReward:
     ) -> Scores:
         """Return R for each image; not valid where any part that the form uses could not be measured.
 
-        `info`: `errors`, and the lists `fidelity`, `quality_lq` and `quality_sr`, NaN where unused. Images of the same
+        `info`: the lists `fidelity`, `quality_lq` and `quality_sr`, NaN where unused. Images of the same
         source share one rating of it. Raises ValueError without lq, or for grad=True where there is no gradient.
         """
         sources = split_images(images)
@@ -124,24 +127,28 @@ class ConditionedReward:
                 f"grad=True: {self.name!r} is not differentiable; it needs a differentiable quality, and a fidelity of "
                 "tensors with fidelity_differentiable=True"
             )
-        unused = Scores(value=torch.full((len(sources),), math.nan), std=torch.full((len(sources),), math.nan),
-                        valid=torch.ones(len(sources), dtype=torch.bool))  # fmt: skip
-        quality_sr = quality_lq = fidelity = unused
+        quality_sr: Scores | None = None
+        quality_lq: Scores | None = None
+        fidelity: Scores | None = None
         if self.form != "base":
             quality_sr = ask(self.quality, sources, prompts=prompts, grad=grad)
         if self.form != "quality":
             lqs = self._sources(lq, len(sources))
             quality_lq = self._rate_sources(lqs, prompts)
             fidelity = self._measure(sources, lqs)
-        home = quality_sr.value.device
-        q_sr, q_lq, f = (one.value.to(home) for one in (quality_sr, quality_lq, fidelity))
+        parts = {"quality": quality_sr, "quality of lq": quality_lq, "fidelity": fidelity}
+        used = {name: scores for name, scores in parts.items() if scores is not None}
+        home = next(iter(used.values())).value.device
+        unused = torch.full((len(sources),), math.nan, device=home)
+        q_sr, q_lq, f = (unused if scores is None else scores.value.to(home) for scores in parts.values())
         gain = f ** (q_lq / self.gamma) * (q_sr - q_lq)
         value = {"whole": f * q_lq + gain, "gain": gain, "base": f * q_lq, "quality": q_sr}[self.form]
-        errors = _errors({"quality": quality_sr, "quality of lq": quality_lq, "fidelity": fidelity}, len(sources))
+        errors = _errors(used, len(sources))
         valid = torch.isfinite(value.detach())
-        info = {"errors": errors, "fidelity": f.detach().tolist(), "quality_lq": q_lq.tolist(),
+        info = {"fidelity": f.detach().tolist(), "quality_lq": q_lq.tolist(),
                 "quality_sr": q_sr.detach().tolist()}  # fmt: skip
-        return Scores(value=value, valid=valid, std=torch.full_like(value.detach(), math.nan), info=info)
+        return Scores(value=value, valid=valid, std=torch.full_like(value.detach(), math.nan), errors=tuple(errors),
+                      info=info)  # fmt: skip
 
     def _sources(self, lq: Any, count: int) -> list[Any]:
         if lq is None:
@@ -160,9 +167,8 @@ class ConditionedReward:
         texts = None if prompts is None else [prompts[place] for place in asked]
         found = ask(self.quality, [lqs[place] for place in asked], prompts=texts)
         rows = torch.tensor([row[key] for key in keys], dtype=torch.long, device=found.value.device)
-        reasons = found.info.get("errors") or [None] * len(found)
         return Scores(value=found.value[rows], valid=found.valid[rows], std=found.std[rows],
-                      info={"errors": [reasons[index] for index in rows.tolist()]})  # fmt: skip
+                      errors=tuple(found.errors[index] for index in rows.tolist()))  # fmt: skip
 
     def _measure(self, sources: list[Any], lqs: list[Any]) -> Scores:
         values: list[Tensor] = []
@@ -180,7 +186,7 @@ class ConditionedReward:
             values.append(value)
         value = torch.stack([one.to(values[0].device) for one in values]) if values else torch.zeros(0)
         valid = torch.isfinite(value.detach())
-        return Scores(value=value, valid=valid, std=torch.full_like(value.detach(), math.nan), info={"errors": errors})
+        return Scores(value=value, valid=valid, std=torch.full_like(value.detach(), math.nan), errors=tuple(errors))
 
 
 def _default_fidelity(image_sr: Tensor, image_lq: Tensor, blur_px: float = 1.0) -> float:
@@ -191,7 +197,7 @@ def _errors(parts: dict[str, Scores], count: int) -> list[str | None]:
     found: list[str | None] = []
     for place in range(count):
         wrong = [
-            f"{name}: {(part.info.get('errors') or [None] * count)[place] or 'not measured'}"
+            f"{name}: {part.errors[place] or 'not measured'}"
             for name, part in parts.items()
             if not bool(part.valid[place])
         ]

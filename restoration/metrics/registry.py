@@ -28,7 +28,7 @@ from restoration.metrics.fidelity import (
 )
 from restoration.metrics.perceptual import backbone_hash, lpips, niqe
 from zoomiqa_reward.images.loading import load_image
-from zoomiqa_reward.rewards.reward import MetricReward
+from zoomiqa_reward.rewards.metric import MetricReward
 
 __all__ = [
     "METRICS", "Measurement", "Metric", "MetricUnavailable", "as_reward", "find_metrics", "fsim", "haarpsi", "lpips",

@@ -31,7 +31,8 @@ from restoration.selection.candidates import BestOfN
 from restoration.selection.run_folder import open_run
 from zoomiqa_reward.cli import output
 from zoomiqa_reward.images.loading import load_image, to_pil
-from zoomiqa_reward.rewards.reward import Reward
+from zoomiqa_reward.model.ratings import Scores
+from zoomiqa_reward.rewards.base import Reward, ask, is_groupwise
 
 LR_CONSISTENCY_SLACK_DB = 0.1
 """What a redrawn region of the same quality may cost by chance."""
@@ -59,8 +60,8 @@ def refine(
     asks for no closer look: then there is no region, and the whole picture is not drawn again, which would be more
     best-of-N under another name.
 
-    Raises ValueError for numbers out of range, a picture of less than 5 px on a side, a reward that needs hr or
-    depends on a group, or has no assessor, a folder of another run, a start that nobody could measure; ImageError;
+    Raises ValueError for numbers out of range, a picture of less than 5 px on a side, a reward that needs hr
+    or has no assessor, a folder of another run, a start that nobody could measure; ImageError;
     what a reward or an assessor raises.
     """
     if rounds < 1 or seeds_per_round < 1 or seed < 0:
@@ -74,7 +75,8 @@ def refine(
             f"image_lq: {image.shape[2]} x {image.shape[1]} px, but LR-consistency needs {2 * LR_BORDER_PX + 1} px on "
             "each side"
         )
-    own = settings_of([Source(restorer=restorer, prompt=None)], {"lq": image, "hr": None}, reward, seed, None)
+    own = settings_of([Source(restorer=restorer, prompt=None)], {"lq": image, "hr": None}, reward, seed, None,
+                      is_kept=out is not None)  # fmt: skip
     settings = own | limits | {"assessor": assessor.fingerprint, "seeds_per_round": seeds_per_round}
     journal = Journal(None if out is None else Path(out), settings)
     began = time.monotonic()
@@ -156,16 +158,19 @@ class Refining:
         """Return the round after restoring its region, and its best try."""
         texts = texts_for(self.restorer, wish, region.cut(self.image))
         floor = max(past.lr_consistency for past in self.journal.history if past.accepted)
+        number_seed = candidate_seed(self.settings["seed"], ROUND_SEEDS + one.number)
+        seeds = [candidate_seed(number_seed, k) for k in range(self.count)]
+        prompt = texts.get("prompt", "")
+        made = [self._attempt(seed, region, texts, current) for seed in seeds]
+        if is_groupwise(self.reward):  # the image so far and the attempts are one group
+            kept, made = self._scored_together(kept, current, made, prompt)
+        else:
+            made = [(attempt if image is None else self._scored(attempt, image, prompt), image)
+                    for attempt, image in made]  # fmt: skip
         judge = verdict(kept, floor, self.settings["min_gain"], self.settings["lr_consistency_slack_db"])
-        attempts: list[Attempt] = []
-        best: Image.Image | None = None
-        for k in range(self.count):
-            number_seed = candidate_seed(self.settings["seed"], ROUND_SEEDS + one.number)
-            attempt, picture = self._attempt(candidate_seed(number_seed, k), region, texts, current)
-            attempts.append(attempt)
-            if judge.best_of(attempts) is attempt:
-                best = picture
+        attempts = [attempt for attempt, _ in made]
         chosen = judge.best_of(attempts)
+        best = next(image for attempt, image in made if attempt is chosen)
         accepted = judge.accepts(chosen)
         one = replace(
             one, region=region.box, attempts=tuple(attempts), reward=chosen.reward,
@@ -184,12 +189,32 @@ class Refining:
         except RestorationError as error:
             return Attempt(seed=seed, error=str(error)), None
         picture = to_pil(region.blended(load_image(current), restored.image, self.image))
-        scores = self.reward([load_image(picture)], lq=[self.image], prompts=[texts.get("prompt", "")])
-        made = Attempt(seed=seed, lr_consistency=self._consistency(picture))
-        if bool(scores.valid[0]):
-            return replace(made, reward=float(scores.value[0]), valid=True), picture
-        errors = scores.info.get("errors") or [None]
-        return replace(made, error=errors[0] or f"{self.reward.name} could not measure it"), picture
+        return Attempt(seed=seed, lr_consistency=self._consistency(picture)), picture
+
+    def _scored(self, attempt: Attempt, image: Image.Image, prompt: str) -> Attempt:
+        scores = self._ask_reward([image], prompt)
+        return _with_score(attempt, scores, 0, self.reward.name)
+
+    def _scored_together(
+        self, kept: Round, current: Image.Image, made: list[tuple[Attempt, Image.Image | None]], prompt: str
+    ) -> tuple[Round, list[tuple[Attempt, Image.Image | None]]]:
+        """Return the kept round and the attempts with values of one group: values of two groups cannot be compared."""
+        scores = self._ask_reward([current, *(image for _, image in made if image is not None)], prompt)
+        found: list[tuple[Attempt, Image.Image | None]] = []
+        place = 1
+        for attempt, image in made:
+            if image is not None:
+                attempt = _with_score(attempt, scores, place, self.reward.name)
+                place += 1
+            found.append((attempt, image))
+        return replace(kept, reward=float(scores.value[0])), found
+
+    def _ask_reward(self, images: list[Image.Image], prompt: str) -> Scores:
+        count = len(images)
+        return ask(
+            self.reward, [load_image(image) for image in images], lq=[self.image] * count, prompts=[prompt] * count,
+            groups=[0] * count,
+        )  # fmt: skip
 
     def result(self, rounds: int, seconds: float) -> Refined:
         """Return the outcome of the first `rounds` rounds, with what stands in run.json."""
@@ -215,6 +240,12 @@ class Refining:
 
     def _consistency(self, picture: Image.Image) -> float:
         return lr_consistency(load_image(picture), self.image)
+
+
+def _with_score(attempt: Attempt, scores: Scores, place: int, name: str) -> Attempt:
+    if not bool(scores.valid[place]):
+        return replace(attempt, error=scores.reason(place, name))
+    return replace(attempt, reward=float(scores.value[place]), valid=True)
 
 
 def _texts_of(one: Round) -> dict[str, str]:

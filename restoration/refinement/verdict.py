@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from restoration.refinement.records import Attempt, Round
-from zoomiqa_reward.rewards.reward import Reward, ZoomIQAReward
+from zoomiqa_reward.rewards.base import Reward, find_part
+from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 MIN_GAIN_FRAC = 0.0025
 """Least rise by default, of the width of the reward's range: 0.01 on 1..5, the margin within which `rank` sees ties."""
@@ -79,7 +80,8 @@ def judges(iqa_or_reward: Any, assessor: Any) -> tuple[Reward, Any]:
     if hasattr(iqa_or_reward, "assess") and hasattr(iqa_or_reward, "rate"):
         reward, found = ZoomIQAReward(iqa_or_reward), iqa_or_reward
     elif callable(iqa_or_reward) and hasattr(iqa_or_reward, "needs"):
-        reward, found = iqa_or_reward, getattr(iqa_or_reward, "iqa", None)
+        of_model = find_part(iqa_or_reward, ZoomIQAReward)
+        reward, found = iqa_or_reward, None if of_model is None else of_model.iqa
     else:
         raise TypeError(f"iqa_or_reward={type(iqa_or_reward).__name__}: must be a ZoomIQA or a Reward")
     found = found if assessor is None else assessor
@@ -87,11 +89,6 @@ def judges(iqa_or_reward: Any, assessor: Any) -> tuple[Reward, Any]:
         raise ValueError(f"reward {reward.name!r} cannot say what to improve: pass assessor=ZoomIQA.from_pretrained()")
     if "hr" in reward.needs:
         raise ValueError(f"reward {reward.name!r} needs hr: a ground truth must not guide what is restored")
-    if getattr(reward, "groupwise", False):
-        raise ValueError(
-            f"reward {reward.name!r} is normalised within a group, so its values cannot be compared from round to "
-            "round: use terms with normalise='raw'"
-        )
     return reward, found
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from restoration.restorer.image_io import RestorationError, pad_to_multiple, unit_images
 from restoration.restorer.pipeline_engine import failures_named
 from restoration.restorer.tiling import whole_scale
-from restoration.restorer.weights_digest import WeightsDigests
-from zoomiqa_reward.rewards.reward import source_fingerprint
+from zoomiqa_reward.rewards.identity import state_digest
+from zoomiqa_reward.runs.weights_digest import WeightsDigests
 
 
 class ModuleEngine:
@@ -46,8 +46,8 @@ class ModuleEngine:
 
     def parts(self) -> dict[str, Any]:
         """See `Engine`."""
-        weights = self._digests.of("module", self.module)
-        code = source_fingerprint(type(self.module))
+        weights = self._digests.of(self.module)
+        code = state_digest(type(self.module))
         return {"class": type(self.module).__name__, "code": code, "weights": weights, "multiple_px": self.multiple_px}
 
 
@@ -87,7 +87,7 @@ class CallableEngine:
 
     def parts(self) -> dict[str, Any]:
         """See `Engine`."""
-        return {"fn": source_fingerprint(self.fn) if self._fingerprint is None else self._fingerprint}
+        return {"fn": state_digest(self.fn) if self._fingerprint is None else self._fingerprint}
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from restoration.restorer.image_io import RestorationError, pad_to_multiple, pre_upscale, unit_images
 from restoration.restorer.pipeline_facts import System
 from restoration.restorer.rng import candidate_generator
-from restoration.restorer.weights_digest import WeightsDigests
 from zoomiqa_reward.images.loading import to_pil
+from zoomiqa_reward.runs.weights_digest import WeightsDigests
 
 _FAILURES = (RuntimeError, ValueError, ArithmeticError, OSError)
 """What one candidate may fail with (out of memory, a size that a network cannot take); a TypeError is a bug."""
@@ -126,7 +126,7 @@ class PipelineEngine:
             found[key] = {
                 "class": type(component).__name__,
                 "config": config,
-                "weights": self._digests.of(key, component) if isinstance(component, nn.Module) else None,
+                "weights": self._digests.of(component) if isinstance(component, nn.Module) else None,
             }
         own = {"scale": self.scale, "kernel": self.kernel, "call": self.call, "diffusers": _version("diffusers")}
         return found | own

@@ -26,7 +26,7 @@ from restoration.restorer.rng import isolated
 from restoration.restorer.tiling import Tiling, restore_tiled
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.model.fingerprint import fingerprint
-from zoomiqa_reward.rewards.reward import source_fingerprint
+from zoomiqa_reward.rewards.identity import state_digest
 
 DEFAULT_OVERLAP_PX = 32
 
@@ -154,7 +154,7 @@ class Restorer:
         texts = (self.prompt, self.negative_prompt)
         return {
             "engine": self.engine.parts(), "colour_fix": self.colour_fix, "vary_sharpness": self.vary_sharpness,
-            "prompts": [text if isinstance(text, str) else source_fingerprint(text) for text in texts],
+            "prompts": [text if isinstance(text, str) else state_digest(text) for text in texts],
             "tiling": None if self.tiling is None else asdict(self.tiling),
             "versions": {"torch": version("torch"), "numpy": version("numpy")},
         }  # fmt: skip

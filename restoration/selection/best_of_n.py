@@ -24,7 +24,8 @@ from restoration.selection.candidates import BestOfN, Candidate, identical, rank
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.run_folder import open_run, write_artefacts
 from zoomiqa_reward.images.loading import load_image
-from zoomiqa_reward.rewards.reward import Reward
+from zoomiqa_reward.rewards.base import Reward
+from zoomiqa_reward.rewards.identity import UnknownState
 
 LIBRARIES = ("torch", "torchvision", "transformers", "diffusers", "numpy", "pillow", "zoomiqa-reward")
 
@@ -51,7 +52,9 @@ def best_of_n(
 
     restorer: a `Restorer`, anything that `Restorer.from_pretrained` takes, or a list of those; prompts: a text or
     several. Candidates go round the pool: first all restorers with the first prompt, then with the second, and so on.
-    reward: any `Reward`; it gets the LR picture, `hr` and the prompts. cascade: a second one for the best.
+    reward: any `Reward`; it gets the LR image, `hr` and the prompts. cascade: a second one for the best. A reward that
+    compares images within a group (a `CompositeReward` with normalised terms) scores the whole pool together, after
+    the last candidate; early stopping then asks it again at every step, so cache its terms.
     keep: pictures held in memory, the best ones; the others lie in `out`, or are dropped without it.
     out: folder, made if missing, resumed if it holds this very run, also with another `n`; then no candidate that is
     there is made or scored again. early_stop: when to stop before n (rule and formula: `early_stop.py`).
@@ -72,7 +75,7 @@ def best_of_n(
     image = load_image(image_lq).detach().cpu()
     given = {"lq": image, "hr": None if hr is None else load_image(hr).detach().cpu()}
     sources = pool(restorer, prompts)
-    settings = settings_of(sources, given, reward, seed, None if strict else batch_size)
+    settings = settings_of(sources, given, reward, seed, None if strict else batch_size, is_kept=out is not None)
     began = time.monotonic()
     with ExitStack() as stack:
         folder = None if out is None else stack.enter_context(open_run(Path(out), settings))
@@ -81,6 +84,7 @@ def best_of_n(
         stopped = drawing.draw(n, early_stop, progress=progress)
         if cascade is not None:
             drawing.ask_again(cascade.reward, cascade.top)
+        drawing.forget()
         candidates = tuple(ranked(drawing.candidates))
         notes = tuple(remarks(candidates, sources, n, early_stop if stopped else None))
         arguments = {
@@ -108,22 +112,36 @@ def pool(restorer: Any, prompts: str | Sequence[str] | None) -> list[Source]:
 
 
 def settings_of(
-    sources: list[Source], given: dict[str, Tensor | None], reward: Reward, seed: int, batch: int | None
-) -> dict[str, Any]:
+    sources: list[Source], given: dict[str, Tensor | None], reward: Reward, seed: int, batch: int | None, *,
+    is_kept: bool = True,
+) -> dict[str, Any]:  # fmt: skip
     """Return what a candidate and its score depend on; a folder with other settings is another run.
 
     The number of candidates, early stopping and the cascade are not in it: they change no candidate.
     """
-    prints = {id(one.restorer): one.restorer.fingerprint for one in sources}
+    prints = {id(one.restorer): identity_of(one.restorer, is_kept=is_kept) for one in sources}
     return {
         "image": image_digest(given["lq"]), "hr": image_digest(given["hr"]),
         "sources": [
             {"restorer": one.restorer.name, "fingerprint": prints[id(one.restorer)], "prompt": one.prompt}
             for one in sources
         ],
-        "reward": {"name": reward.name, "fingerprint": reward.fingerprint},
+        "reward": {"name": reward.name, "fingerprint": identity_of(reward, is_kept=is_kept)},
         "seed": seed, "strict": batch is None, "batch_size": batch,
     }  # fmt: skip
+
+
+def identity_of(part: Any, *, is_kept: bool) -> str | None:
+    """Return the fingerprint of a reward or restorer; None where its state cannot be read and nothing is kept.
+
+    Raises UnknownState where a folder is to be resumed by it.
+    """
+    try:
+        return part.fingerprint
+    except UnknownState:
+        if is_kept:
+            raise
+        return None
 
 
 def remarks(

@@ -18,7 +18,7 @@ from restoration.selection.early_stop import EarlyStop
 from restoration.selection.run_folder import DrawFolder
 from zoomiqa_reward.cli import output
 from zoomiqa_reward.images.loading import load_image, to_pil
-from zoomiqa_reward.rewards.reward import Reward
+from zoomiqa_reward.rewards.base import Reward, ask, is_groupwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,8 @@ class Drawing:
         self.sources, self.given, self.reward, self.seed = sources, given, reward, seed
         self.folder, self.keep, self.batch_size = folder, keep, batch_size
         self.candidates: list[Candidate] = []
+        self.pools = is_groupwise(reward)
+        """The reward compares images within a group: all candidates are scored together, so all are held until then."""
 
     def draw(self, n: int, early_stop: EarlyStop | None, *, progress: bool) -> bool:
         """Draw until there are n, or the rule says stop; return whether it did."""
@@ -61,10 +63,29 @@ class Drawing:
             found = self._chunk(chunk)
             for k in chunk:
                 self.candidates.append(found[k])
-                self._forget()
-            if early_stop is not None and len(self.candidates) < n and early_stop.says_stop(self._scores()):
+                if not self.pools:
+                    self.forget()
+            if early_stop is not None and len(self.candidates) < n and self._stops(early_stop):
                 return True
+        if self.pools:
+            self._score_pool()
         return False
+
+    def _stops(self, early_stop: EarlyStop) -> bool:
+        if self.pools and len(self.candidates) >= early_stop.min_draws * len(self.sources):
+            self._score_pool()
+        return early_stop.says_stop(self._scores())
+
+    def _score_pool(self) -> None:
+        """Score all different images so far as one group; candidates that show the same image share its score."""
+        first: dict[str, Candidate] = {}
+        for one in self.candidates:
+            if one.pixels is not None:
+                first.setdefault(one.pixels, one)
+        answers = dict(zip(first, self._ask_together(self.reward, list(first.values())), strict=True))
+        self.candidates = [
+            one if one.pixels is None else replace(one, **_scored(answers[one.pixels])) for one in self.candidates
+        ]
 
     def ask_again(self, reward: Reward, top: int) -> None:
         """Ask another reward about the `top` best different pictures; all candidates that show one get its score."""
@@ -72,13 +93,18 @@ class Drawing:
         chosen: dict[str | None, Candidate] = {}
         for candidate in order:
             chosen.setdefault(candidate.pixels, candidate)
-        for candidate in list(chosen.values())[:top]:
-            row = None if self.folder is None else self.folder.cascaded.get((candidate.index, reward.fingerprint))
+        finalists = list(chosen.values())[:top]
+        together = self._ask_together(reward, finalists) if is_groupwise(reward) else [None] * len(finalists)
+        for candidate, said in zip(finalists, together, strict=True):
+            row = None
+            if self.folder is not None and said is None:
+                row = self.folder.cascaded.get((candidate.index, reward.fingerprint))
             if row is None:
-                said = self._ask(reward, candidate.image, candidate.prompt)
+                said = said or self._ask(reward, candidate.image, candidate.prompt)
                 why = None if said.explanation is None else asdict(said.explanation)
                 score = None if said.error else said.score
-                row = {"index": candidate.index, "reward": reward.fingerprint, "score": score, "error": said.error,
+                key = None if self.folder is None else reward.fingerprint
+                row = {"index": candidate.index, "reward": key, "score": score, "error": said.error,
                        "explanation": why}  # fmt: skip
                 if self.folder is not None:
                     self.folder.add_cascade(row)
@@ -131,12 +157,11 @@ class Drawing:
                 yield self._recorded(failed, None)
                 continue
             picture = to_pil(restored.image)
-            said = self._ask(self.reward, picture, restored.prompt)
+            said = _PENDING if self.pools else self._ask(self.reward, picture, restored.prompt)
             scored = Candidate(
                 prompt=restored.prompt, batch_position=restored.batch_position, batch_size=restored.batch_size,
                 sharpness=restored.sharpness,
-                score=said.score, std=said.std, valid=said.error is None, error=said.error,
-                explanation=said.explanation, pixels=pixels_digest(picture), **known,
+                pixels=pixels_digest(picture), **_scored(said), **known,
             )  # fmt: skip
             yield self._recorded(scored, picture)
 
@@ -160,17 +185,30 @@ class Drawing:
                 return [error]
         return [self._restore(source, [seed])[0] for seed in seeds]  # so that one does not fail the others
 
-    def _ask(self, reward: Reward, picture: Image.Image, prompt: str | None) -> Asked:
-        """Ask a reward about one picture."""
-        hr = self.given["hr"]
-        scores = reward(
-            [load_image(picture)], lq=[self.given["lq"]], hr=None if hr is None else [hr], prompts=[prompt or ""]
-        )
-        explanation = Explanation.of((scores.info.get("answers") or [None])[0])
-        if bool(scores.valid[0]):
-            return Asked(float(scores.value[0]), float(scores.std[0]), None, explanation)
-        errors = scores.info.get("errors") or [None]
-        return Asked(math.nan, math.nan, errors[0] or f"{reward.name} could not measure it", explanation)
+    def _ask(self, reward: Reward, image: Image.Image, prompt: str | None) -> Asked:
+        """Ask a reward about one image."""
+        return self._asked(reward, [image], [prompt])[0]
+
+    def _ask_together(self, reward: Reward, candidates: list[Candidate]) -> list[Asked]:
+        """Ask a reward about candidates as one group."""
+        return self._asked(reward, [one.image for one in candidates], [one.prompt for one in candidates])
+
+    def _asked(self, reward: Reward, images: list[Image.Image], prompts: list[str | None]) -> list[Asked]:
+        count, hr = len(images), self.given["hr"]
+        if not count:
+            return []
+        scores = ask(
+            reward, [load_image(image) for image in images], lq=[self.given["lq"]] * count,
+            hr=None if hr is None else [hr] * count, prompts=[prompt or "" for prompt in prompts], groups=[0] * count,
+        )  # fmt: skip
+        found = []
+        for k in range(count):
+            explanation = None if scores.answers is None else Explanation.of(next(iter(scores.answers[k]), None))
+            if bool(scores.valid[k]):
+                found.append(Asked(float(scores.value[k]), float(scores.std[k]), None, explanation))
+            else:
+                found.append(Asked(math.nan, math.nan, scores.reason(k, reward.name), explanation))
+        return found
 
     def _scores(self) -> list[list[float]]:
         return [
@@ -178,12 +216,22 @@ class Drawing:
             for place in range(len(self.sources))
         ]
 
-    def _forget(self) -> None:
-        """Let go of all pictures but the best `keep`."""
+    def forget(self) -> None:
+        """Let go of all images but the best `keep` different ones; copies of a deterministic restorer count once."""
         holding = [one for one in ranked(self.candidates) if one.held is not None]
         holding.sort(key=lambda one: (one.rank is None, one.rank or 0, one.index))
-        let_go = {one.index for one in holding[self.keep :]}
-        self.candidates = [replace(one, held=None) if one.index in let_go else one for one in self.candidates]
+        different = dict.fromkeys(one.pixels for one in holding)
+        kept = set(list(different)[: self.keep])
+        self.candidates = [one if one.pixels in kept else replace(one, held=None) for one in self.candidates]
+
+
+_PENDING = Asked(math.nan, math.nan, "not scored yet: the run ended before the whole pool was drawn", None)
+"""Stands in the folder for candidates whose score depends on the whole pool."""
+
+
+def _scored(said: Asked) -> dict[str, Any]:
+    return {"score": said.score, "std": said.std, "valid": said.error is None, "error": said.error,
+            "explanation": said.explanation}  # fmt: skip
 
 
 def pixels_digest(picture: Image.Image) -> str:

@@ -13,9 +13,9 @@ from torch import Tensor
 from restoration.tuning.config import TuneConfig
 from restoration.tuning.data import Example
 from restoration.tuning.denoisers.base import Denoiser
-from restoration.tuning.offload import TimeShare
+from restoration.tuning.offload import Offloader
 from restoration.tuning.sampler.noise_path import Path
-from zoomiqa_reward.rewards.reward import Reward
+from zoomiqa_reward.rewards.base import Reward
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,7 +27,7 @@ class Tuning:
     examples: Sequence[Example]
     """This process's share of the training pictures."""
     config: TuneConfig
-    share: TimeShare
+    share: Offloader
     folder: FilePath
     device: torch.device
     autocast: Callable[[], AbstractContextManager[Any]]

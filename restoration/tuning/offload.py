@@ -7,14 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoomiqa_reward.rewards.base import modules_of
 
-class TimeShare:
+
+class Offloader:
     """Whose turn it is on the device."""
 
     def __init__(self, pipeline: Any, reward: Any, device: torch.device, *, enabled: bool) -> None:
         """Without `enabled` both stay where they are."""
         self._drawing = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-        self._scoring = reward_modules(reward)
+        self._scoring = modules_of(reward)
         self._device, self.enabled = device, enabled
         if enabled and not self._scoring:
             raise ValueError(
@@ -45,14 +47,3 @@ class TimeShare:
         if to.type == "cpu" and torch.cuda.is_available():
             torch.cuda.empty_cache()  # or the other side would not find the room
 
-
-def reward_modules(reward: Any) -> list[nn.Module]:
-    """Return the networks behind a reward: its own `modules` list, its Zoom-IQA model, those of its terms."""
-    if isinstance(reward, nn.Module):
-        return [reward]
-    found = [part for part in getattr(reward, "modules", []) if isinstance(part, nn.Module)]
-    if hasattr(reward, "iqa"):
-        found.append(reward.iqa.checkpoint.model)
-    for term in getattr(reward, "terms", ()):
-        found += reward_modules(term.reward)
-    return found

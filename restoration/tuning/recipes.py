@@ -14,9 +14,10 @@ from restoration.tuning.algorithms.nft import NFT
 from restoration.tuning.algorithms.reward_gradient import RewardGradient
 from restoration.tuning.algorithms.sft import SFT
 from restoration.tuning.config import MonitorConfig, Recipe, TuneConfig
+from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.composite import CompositeReward, Term
-from zoomiqa_reward.rewards.reward import Reward, ZoomIQAReward
 from zoomiqa_reward.rewards.robust import RobustReward
+from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 SD_X4 = "stabilityai/stable-diffusion-x4-upscaler"
 CONSISTENCY_WEIGHT = 0.5

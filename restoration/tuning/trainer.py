@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from restoration.restorer.loading import is_pipeline, load_pipeline
-from restoration.restorer.weights_digest import weights_digest
 from restoration.selection.run_folder import check_settings
 from restoration.tuning.config import Recipe
 from restoration.tuning.context import Tuning
@@ -33,7 +32,7 @@ from restoration.tuning.denoisers.base import denoiser_of
 from restoration.tuning.lora import POLICY, AdapterState, add_lora, fused, save_lora
 from restoration.tuning.monitor.images import plot_reward, save_look, strip
 from restoration.tuning.monitor.monitor import Monitor, Reading
-from restoration.tuning.offload import TimeShare
+from restoration.tuning.offload import Offloader
 from restoration.tuning.progress import (
     Progress,
     agree,
@@ -44,10 +43,11 @@ from restoration.tuning.progress import (
     trim_rows,
 )
 from restoration.tuning.updates import Updates
+from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.normalise import group_keys
-from zoomiqa_reward.rewards.reward import Reward
 from zoomiqa_reward.runs.json_lines import append_line, write_json
 from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans
+from zoomiqa_reward.runs.weights_digest import weights_digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ def tune(
     half = recipe.config.mixed_precision == "bf16"
     tuning = Tuning(
         denoiser=denoiser, reward=reward, examples=mine, config=recipe.config, folder=folder, device=here,
-        share=TimeShare(source, reward, here, enabled=recipe.config.offload),
+        share=Offloader(source, reward, here, enabled=recipe.config.offload),
         autocast=(lambda: torch.autocast(here.type, torch.bfloat16)) if half else contextlib.nullcontext,
         process=state.process_index, num_processes=state.num_processes,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from restoration.restorer.rng import candidate_seed
 from restoration.selection import candidate_loop as drawing
 from restoration.selection.best_of_n import best_of_n
 from restoration.selection.run_folder import open_run
-from zoomiqa_reward.rewards.reward import MetricReward
+from zoomiqa_reward.rewards.metric import MetricReward
 from zoomiqa_reward.runs.json_lines import read_lines
 
 

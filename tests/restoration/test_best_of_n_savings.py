@@ -9,7 +9,7 @@ from scipy import integrate, stats
 
 from restoration.selection.best_of_n import Cascade
 from restoration.selection.early_stop import EarlyStop, expected_improvement, t_distribution
-from zoomiqa_reward.rewards.reward import MetricReward
+from zoomiqa_reward.rewards.metric import MetricReward
 
 
 def test_cascade_asks_about_the_few_best_and_they_come_first(tmp_path):

@@ -22,7 +22,7 @@ from restoration.restorer.image_io import RestorationError
 from restoration.restorer.rng import candidate_seed
 from zoomiqa_reward.images import load_image, save_png, to_pil
 from zoomiqa_reward.rewards.composite import CompositeReward, Term
-from zoomiqa_reward.rewards.reward import MetricReward
+from zoomiqa_reward.rewards.metric import MetricReward
 
 METRICS = ["psnr_y", "ssim_y", "lr_consistency"]
 

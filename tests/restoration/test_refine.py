@@ -12,7 +12,7 @@ from restoration.refinement import refine
 from restoration.selection.best_of_n import best_of_n
 from restoration.selection.candidate_loop import pixels_digest
 from zoomiqa_reward.images import load_image
-from zoomiqa_reward.rewards.reward import MetricReward
+from zoomiqa_reward.rewards.metric import MetricReward
 
 
 def test_only_the_region_changes_and_every_number_is_that_of_the_8_bit_picture():
@@ -105,10 +105,6 @@ def test_what_cannot_be_refined_is_refused():
         run(reward=nearness(score_range=(0, math.inf)), min_gain=None)
     with pytest.raises(ValueError, match="needs hr"):
         run(reward=nearness(needs=("hr",)))
-    grouped = nearness()
-    grouped.groupwise = True
-    with pytest.raises(ValueError, match="normalised within a group"):
-        run(reward=grouped)
     with pytest.raises(ValueError, match="pass assessor="):
         refine(grainy, LQ, nearness())
     with pytest.raises(TypeError, match="must be a ZoomIQA or a Reward"):

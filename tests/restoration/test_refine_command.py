@@ -45,7 +45,7 @@ def test_the_command_prints_a_line_a_round_and_tells_what_was_not_measured(tmp_p
     class Rating(Scripted):
         def rate(self, images, **options):
             mean = torch.tensor([1 + 4 * float(image.mean()) for image in images])
-            return Ratings(mean=mean, std=mean * 0, valid=mean > 0, std_kind="token")
+            return Ratings(value=mean, std=mean * 0, valid=mean > 0, std_kind="token")
 
     app = typer.Typer()
     app.command()(command)

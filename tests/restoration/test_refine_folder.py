@@ -11,7 +11,7 @@ from restoration.refinement import journal
 from restoration.restorer.restorer import Restorer
 from restoration.selection.candidate_loop import pixels_digest
 from restoration.selection.run_folder import open_run
-from zoomiqa_reward.rewards.reward import MetricReward
+from zoomiqa_reward.rewards.metric import MetricReward
 from zoomiqa_reward.runs.json_lines import read_lines
 
 

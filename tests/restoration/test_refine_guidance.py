@@ -11,7 +11,7 @@ from tiny_pipelines import sd_x4
 from restoration.refinement import refine
 from restoration.refinement.guidance import Wish, texts_for, wish_of
 from restoration.restorer.restorer import Restorer
-from zoomiqa_reward.rewards.reward import MetricReward
+from zoomiqa_reward.rewards.metric import MetricReward
 
 
 def wish(texts, width=192, height=160, scale=2, protocol=None):

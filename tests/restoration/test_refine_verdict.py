@@ -6,7 +6,7 @@ from scripted_refinement import ASKS, CONTENT, LQ, Scripted, run
 
 from restoration.refinement import Attempt
 from restoration.refinement.verdict import Judge
-from zoomiqa_reward.rewards.reward import MetricReward
+from zoomiqa_reward.rewards.metric import MetricReward
 
 
 def tried(reward, consistency=30.0, seed=0):

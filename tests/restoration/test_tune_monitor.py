@@ -16,12 +16,13 @@ from restoration.tuning.context import Tuning
 from restoration.tuning.denoisers.base import denoiser_of
 from restoration.tuning.lora import add_lora
 from restoration.tuning.monitor.limits import LEAST_ROOM, Limit, bootstrap_deviation, limits_of
-from restoration.tuning.monitor.monitor import LEAST_FRAGILITY, Monitor, optimised_names
-from restoration.tuning.offload import TimeShare
+from restoration.tuning.monitor.monitor import LEAST_FRAGILITY, Monitor
+from restoration.tuning.offload import Offloader
 from restoration.tuning.sampler.rollout import raw_range
 from zoomiqa_reward.images import load_image
+from zoomiqa_reward.rewards.base import optimised_names
 from zoomiqa_reward.rewards.composite import CompositeReward, Term
-from zoomiqa_reward.rewards.reward import MetricReward
+from zoomiqa_reward.rewards.metric import MetricReward
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 CONFIG = MonitorConfig(crop_px=12, num_seeds=3, metrics=("psnr_y",))
@@ -46,7 +47,7 @@ def watched(tmp_path_factory):
     tuning = Tuning(
         denoiser=denoiser, reward=reward_of(), examples=examples(), config=config, device=torch.device("cpu"),
         folder=tmp_path_factory.mktemp("run"), autocast=torch.no_grad,
-        share=TimeShare(pipeline, reward_of(), torch.device("cpu"), enabled=False),
+        share=Offloader(pipeline, reward_of(), torch.device("cpu"), enabled=False),
     )  # fmt: skip
     monitor = Monitor(tuning, smooth_examples(), CONFIG)
     return monitor, monitor.start()

@@ -30,7 +30,7 @@ from restoration.tuning.denoisers.base import denoiser_of
 from restoration.tuning.denoisers.nano import NanoDenoiser
 from restoration.tuning.lora import load_lora, tuners
 from restoration.tuning.sampler.denoising import random_noise, truth_error
-from zoomiqa_reward.rewards.reward import MetricReward
+from zoomiqa_reward.rewards.metric import MetricReward
 from zoomiqa_reward.runs.training_folder import RunFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of libraries, while pipelines are saved

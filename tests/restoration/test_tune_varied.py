@@ -15,7 +15,7 @@ from restoration.tuning.algorithms.pairs import read_pairs, write_pairs
 from restoration.tuning.context import Tuning
 from restoration.tuning.denoisers.base import denoiser_of
 from restoration.tuning.lora import add_lora
-from restoration.tuning.offload import TimeShare
+from restoration.tuning.offload import Offloader
 from restoration.tuning.sampler.rollout import draw_piece
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of libraries, while pipelines are saved
@@ -35,7 +35,7 @@ def tuning(tmp_path):
     reward = reward_of()
     return Tuning(
         denoiser=denoiser, reward=reward, examples=examples(1), config=TuneConfig(steps=4, crop_px=None),
-        share=TimeShare(denoiser.pipeline, reward, device, enabled=False), folder=tmp_path, device=device,
+        share=Offloader(denoiser.pipeline, reward, device, enabled=False), folder=tmp_path, device=device,
         autocast=torch.no_grad,
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from restoration.restorer.image_io import drawn_sharpness, sharpened
 from restoration.restorer.restorer import Restorer
 from restoration.restorer.rng import candidate_seed
 from restoration.selection.best_of_n import best_of_n
-from zoomiqa_reward.rewards.reward import MetricReward
+from zoomiqa_reward.rewards.metric import MetricReward
 
 SEEDS = [candidate_seed(3, k) for k in range(4)]
 BRIGHTNESS = MetricReward(lambda image: float(image.mean()), "brightness", True, (0, 1))

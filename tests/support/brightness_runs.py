@@ -4,7 +4,7 @@ import numpy as np
 from tiny import picture
 
 from restoration.selection.best_of_n import best_of_n
-from zoomiqa_reward.rewards.reward import MetricReward
+from zoomiqa_reward.rewards.metric import MetricReward
 
 LQ = picture(0, 12, 16)
 

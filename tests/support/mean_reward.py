@@ -1,6 +1,6 @@
 """The reward that integrations are tested with: the mean of the image and of all that is given with it."""
 
-from zoomiqa_reward.rewards.reward import MetricReward
+from zoomiqa_reward.rewards.metric import MetricReward
 
 
 def mean_reward(**options):

@@ -13,7 +13,7 @@ from zoomiqa_reward.model.checkpoint import load_checkpoint
 from zoomiqa_reward.model.generate import Completion, Sampling
 from zoomiqa_reward.model.ratings import Ratings
 from zoomiqa_reward.model.reason import assess_images
-from zoomiqa_reward.rewards.reward import MetricReward
+from zoomiqa_reward.rewards.metric import MetricReward
 
 LQ = picture(0, 80, 96)
 TARGET = LQ.repeat_interleave(2, 1).repeat_interleave(2, 2)
@@ -56,7 +56,7 @@ class Scripted:
 
     def rate(self, images, mode, strict, question=None, batch_size=8):
         mean = torch.tensor([1 + 4 * near_target(image) for image in images])
-        return Ratings(mean=mean, std=torch.zeros_like(mean), valid=mean > 0, std_kind="token")
+        return Ratings(value=mean, std=torch.zeros_like(mean), valid=mean > 0, std_kind="token")
 
 
 def answer(bbox, tool="crop", better="More detail.", avoid="Noise.", rating=2.0):

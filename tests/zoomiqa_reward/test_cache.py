@@ -14,10 +14,12 @@ import torch
 from tiny import picture, tiny_iqa
 
 from zoomiqa_reward.images import save_png
+from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.cached import CachedReward, CacheError
 from zoomiqa_reward.rewards.composite import CompositeReward, Term
-from zoomiqa_reward.rewards.reward import MetricReward, Reward, ZoomIQAReward
+from zoomiqa_reward.rewards.metric import MetricReward
 from zoomiqa_reward.rewards.score_store import MIN_BYTES, ScoreStore
+from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 
 class Counting:
@@ -115,7 +117,7 @@ def test_modes_and_strictness_do_not_share(path):
 
 def test_failures_are_not_kept(path):
     answers = iter([math.nan, 2.0])
-    calls = MetricReward(lambda image: next(answers), "flaky", True, (0, 9))
+    calls = MetricReward(lambda image: next(answers), "flaky", True, (0, 9), fingerprint="flaky")
     with CachedReward(calls, path) as reward:
         first = reward(images(1))
         assert first.valid.tolist() == [False]
@@ -212,7 +214,7 @@ def test_threads_share_one_object_and_a_copy_opens_its_own(path):
 WORKER = """
 import sys, torch
 from zoomiqa_reward.rewards.cached import CachedReward
-from zoomiqa_reward.rewards.reward import MetricReward
+from zoomiqa_reward.rewards.metric import MetricReward
 path, start = sys.argv[1], int(sys.argv[2])
 generator = torch.Generator().manual_seed(0)
 images = list(torch.rand(1000, 3, 8, 8, generator=generator))

@@ -40,7 +40,7 @@ class Scripted:
         valid = mean > 1
         nan = torch.tensor(math.nan)
         std = torch.where(valid, torch.full_like(mean, 0.25), nan)
-        return Ratings(mean=torch.where(valid, mean, nan), std=std, valid=valid, std_kind="token")
+        return Ratings(value=torch.where(valid, mean, nan), std=std, valid=valid, std_kind="token")
 
     def assess(self, images, question=None, strict=False):
         return [self._answer(load_image(image), question) for image in images]

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from tiny import picture, tiny_iqa
 
 from restoration.metrics.conditioned import ConditionedReward, fidelity_from_db
+from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.composite import CompositeReward, Term
+from zoomiqa_reward.rewards.metric import MetricReward
 from zoomiqa_reward.rewards.normalise import group_index, group_keys, hash_pixels, normalised, variance_shares
-from zoomiqa_reward.rewards.reward import MetricReward, Reward, ZoomIQAReward
+from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 nan = math.nan
 

@@ -14,7 +14,7 @@ from zoomiqa_reward import ZoomIQA
 from zoomiqa_reward.images.contact_sheet import SheetEntry, contact_sheet
 from zoomiqa_reward.model.ratings import Assessment, Scores
 from zoomiqa_reward.model.turns import Turn
-from zoomiqa_reward.rewards.reward import ZoomIQAReward
+from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 BBOX, CROP = (0.25, 0.5, 0.75, 1.0), (8, 12, 24, 24)
 

@@ -11,8 +11,10 @@ from torch import nn
 from zoomiqa_reward.images import save_png, to_pil
 from zoomiqa_reward.model.checkpoint import load_checkpoint
 from zoomiqa_reward.model.direct import rate_direct, trie_of
-from zoomiqa_reward.model.gradients import ask, frozen, graph_to_pixels
-from zoomiqa_reward.rewards.reward import MetricReward, ZoomIQAReward
+from zoomiqa_reward.model.gradients import frozen, graph_to_pixels
+from zoomiqa_reward.rewards.base import ask
+from zoomiqa_reward.rewards.metric import MetricReward
+from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 SIZES = ((70, 90), (64, 64), (110, 84), (70, 90))
 

@@ -14,7 +14,7 @@ from mean_reward import mean_reward
 from tiny import picture, tiny_checkpoint, tiny_iqa
 
 from zoomiqa_reward.integrations.pyiqa import ZoomIQAScorer, register
-from zoomiqa_reward.rewards.reward import ZoomIQAReward
+from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 
 def test_integrations_import_no_host():

@@ -9,7 +9,7 @@ from mean_reward import mean_reward
 from tiny import picture, tiny_iqa
 
 from zoomiqa_reward.integrations.diffusers import decoded, predicted_x0, score_steps
-from zoomiqa_reward.rewards.reward import ZoomIQAReward
+from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from tiny import picture, tiny_iqa
 
 from zoomiqa_reward.model.ranking import rank
 from zoomiqa_reward.model.ratings import Ratings
-from zoomiqa_reward.rewards.reward import MetricReward
+from zoomiqa_reward.rewards.metric import MetricReward
 
 NAN = math.nan
 
@@ -23,7 +23,7 @@ class Known:
 
     def rate(self, images, **options):
         self.asked = options
-        return Ratings(mean=self.mean, std=self.std, valid=~self.mean.isnan(), std_kind="token")
+        return Ratings(value=self.mean, std=self.std, valid=~self.mean.isnan(), std_kind="token")
 
 
 def test_best_first_invalid_last_and_named():

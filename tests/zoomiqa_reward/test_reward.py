@@ -7,7 +7,9 @@ import pytest
 import torch
 from tiny import ARCHS, picture, tiny_iqa
 
-from zoomiqa_reward.rewards.reward import MetricReward, Reward, ZoomIQAReward
+from zoomiqa_reward.rewards.base import Reward
+from zoomiqa_reward.rewards.metric import MetricReward
+from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 
 def brightness(image):
@@ -68,7 +70,18 @@ def test_missing_or_short_needs_are_refused():
         metric(score_range=(1, 1))
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_infinitely_good_is_the_best_measurement():
+    """PSNR of equal images is infinite: the best end of the range, not a failure."""
+    best = metric(lambda image: math.inf if image.mean() < 0.5 else 2.0, score_range=(0, 100))
+    found = best([picture() * 0, picture() * 0 + 1])
+    assert (found.value.tolist(), found.valid.tolist()) == ([100.0, 2.0], [True, True])
+    endless = metric(lambda image: math.inf, score_range=(0, math.inf))([picture()])
+    assert (endless.value.tolist(), endless.valid.tolist()) == ([math.inf], [True])
+    lower = metric(lambda image: -math.inf, score_range=(0, 100), higher_is_better=False)([picture()])
+    assert (lower.value.tolist(), lower.valid.tolist()) == ([0.0], [True])
+
+
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
 def test_a_result_that_is_no_number_is_no_measurement(bad):
     found = metric(lambda image: bad if image.mean() < 0.5 else 2.0)([picture() * 0, picture() * 0 + 1])
     assert found.valid.tolist() == [False, True]

@@ -1,7 +1,8 @@
 """The rows of a conversation: one for each round, and one that rates without words.
 
 A round's row asks exactly what inference asks (`zoomiqa_reward.model.turns`), round 2 with the crop that round 1's box
-cuts. The wordless row is what `direct` reads: the protocol's `direct_prefix`, of which nothing is learned, and the rating.
+cuts. The wordless row is what `direct` reads: the protocol's `direct_prefix`, of which nothing is
+learned, and the rating.
 """
 
 from PIL import Image

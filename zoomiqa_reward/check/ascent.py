@@ -14,8 +14,7 @@ from torch import Tensor
 
 from zoomiqa_reward.check.ladders import DETAIL, Pool
 from zoomiqa_reward.check.scoring import Scorer
-from zoomiqa_reward.model.gradients import ask
-from zoomiqa_reward.rewards.reward import Reward
+from zoomiqa_reward.rewards.base import Reward, ask
 
 EPSILON = 2 / 255
 STEPS = 5

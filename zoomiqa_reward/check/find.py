@@ -6,10 +6,9 @@ This package never imports restoration by itself: a metric's name is looked up w
 import inspect
 from importlib import import_module
 
-from zoomiqa_reward.rewards.reward import Reward
+from zoomiqa_reward.rewards.base import Reward, missing_members
 
-METRICS_MODULE = "restoration.metrics.registry"
-_PARTS = ("name", "score_range", "differentiable", "deterministic", "fingerprint", "needs")
+METRICS_MODULE = "restoration.metrics"
 
 
 def find_reward(name: str) -> Reward:
@@ -30,9 +29,8 @@ def find_reward(name: str) -> Reward:
     found = getattr(module, attribute)
     if inspect.isroutine(found) or inspect.isclass(found):
         found = found()
-    missing = [part for part in _PARTS if not hasattr(found, part)]
-    if missing or not callable(found):
-        lacks = ", ".join(missing) or "__call__"
+    if missing := missing_members(found):
+        lacks = ", ".join(missing)
         raise ValueError(
             f"reward {name!r} gives {type(found).__name__}, which is no reward: it lacks {lacks}; "
             "wrap a function with zoomiqa_reward.MetricReward"

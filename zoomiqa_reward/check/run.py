@@ -10,7 +10,7 @@ from zoomiqa_reward.check.report import CheckReport
 from zoomiqa_reward.check.scoring import Scorer
 from zoomiqa_reward.check.transport import sent_scores
 from zoomiqa_reward.check.verdict import Thresholds, judge
-from zoomiqa_reward.rewards.reward import Reward
+from zoomiqa_reward.rewards.base import Reward
 
 REPEATS = 3
 """Times that each repeated picture is scored."""

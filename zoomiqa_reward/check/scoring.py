@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zoomiqa_reward.check.ladders import Pool
-from zoomiqa_reward.rewards.reward import Reward
+from zoomiqa_reward.rewards.base import Reward, require_pointwise
 
 
 class Scorer:
@@ -16,11 +16,7 @@ class Scorer:
 
     def __init__(self, reward: Reward) -> None:
         """Raises ValueError for a reward whose values mean something only within one call."""
-        if getattr(reward, "groupwise", False):
-            raise ValueError(
-                f"reward {reward.name!r} is normalised within groups: its values cannot be compared between calls; "
-                "check its terms one by one"
-            )
+        require_pointwise(reward, "the check compares values between calls")
         self.reward = reward
         self.num_asked = 0
         self.errors: list[str] = []
@@ -50,11 +46,10 @@ class Scorer:
             self._seconds += took
         self._is_warm = True
         self.num_asked += count
-        found = [v if ok and math.isfinite(v) else math.nan for v, ok in zip(values, valid, strict=True)]
-        errors = scores.info.get("errors") or [None] * count
+        found = [v if ok else math.nan for v, ok in zip(values, valid, strict=True)]
         self.errors += [
             f"{pool.name}: {error or f'{self.reward.name} gave no value and no reason'}"
-            for value, error in zip(found, errors, strict=True) if math.isnan(value)
+            for value, error in zip(found, scores.errors, strict=True) if math.isnan(value)
         ]  # fmt: skip
         return found
 

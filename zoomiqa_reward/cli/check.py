@@ -13,7 +13,7 @@ import typer
 from zoomiqa_reward.cli import inputs, output
 
 if TYPE_CHECKING:
-    from zoomiqa_reward.rewards.reward import Reward
+    from zoomiqa_reward.rewards.base import Reward
 
 Photographs = Annotated[
     list[str] | None,

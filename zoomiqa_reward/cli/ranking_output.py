@@ -39,7 +39,7 @@ def place(found: Sequence[Measured]) -> tuple[list[Placed], float]:
     """Return the images best first, those not measured last, and how far the best lies above the second (or NaN)."""
     records = [one.record for one in found]
     ratings = Ratings(
-        mean=torch.tensor([record.rating for record in records]),
+        value=torch.tensor([record.rating for record in records]),
         std=torch.tensor([record.std for record in records]),
         valid=torch.tensor([record.valid for record in records]),
         std_kind="token" if records and records[0].mode == "direct" else "samples",

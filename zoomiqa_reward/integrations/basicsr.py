@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
-from zoomiqa_reward.rewards.reward import ZoomIQAReward
+from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 try:
     with warnings.catch_warnings():
@@ -69,7 +69,7 @@ class ZoomIQALoss(nn.Module):
         scores = self.reward(pred, grad=pred.requires_grad and torch.is_grad_enabled())
         if not bool(scores.valid.any()):
             raise RuntimeError(
-                f"ZoomIQALoss: none of {len(scores)} images could be measured: {scores.info['errors'][0]}"
+                f"ZoomIQALoss: none of {len(scores)} images could be measured: {scores.errors[0]}"
             )
         losses = (5 - scores.value[scores.valid]) / 4
         total = losses.mean() if self.reduction == "mean" else losses.sum()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zoomiqa_reward.model.ratings import Scores
-from zoomiqa_reward.rewards.reward import Reward
+from zoomiqa_reward.rewards.base import Reward, is_groupwise
 
 ON_INVALID = ("nan", "raise")
 
@@ -41,12 +41,13 @@ def ddpo_reward(reward: Reward, *, lq_key: str = "lq", hr_key: str = "hr", on_in
 
     def fn(images: Any, prompts: Any = None, metadata: Any = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
         scores = _score(reward, images, prompts, metadata, {"lq": lq_key, "hr": hr_key})
-        errors = scores.info.get("errors") or [None] * len(scores)
         if on_invalid == "raise" and not bool(scores.valid.all()):
             place = scores.valid.tolist().index(False)
-            raise RuntimeError(f"reward {reward.name!r} could not measure image {place}: {errors[place]}")
+            raise RuntimeError(
+                f"reward {reward.name!r} could not measure image {place}: {scores.reason(place, reward.name)}"
+            )
         value, valid, std = (part.detach().cpu().numpy() for part in (scores.value, scores.valid, scores.std))
-        return value, {"valid": valid, "std": std, "errors": list(errors)}
+        return value, {"valid": valid, "std": std, "errors": list(scores.errors)}
 
     return fn
 
@@ -78,7 +79,8 @@ def flow_grpo_reward(
 def _score(reward: Reward, images: Any, prompts: Any, metadata: Any, keys: dict[str, str]) -> Scores:
     sources = batch_images(images)
     given: dict[str, Any] = {}
-    for name in sorted(reward.needs & {"lq", "hr"}):
+    wanted = reward.needs | ({"lq"} if is_groupwise(reward) else set())  # equal low-quality images are a group
+    for name in sorted(wanted & {"lq", "hr"}):
         given[name] = [
             _entry(one, keys[name], place, reward.name)
             for place, one in enumerate(_dictionaries(metadata, len(sources)))

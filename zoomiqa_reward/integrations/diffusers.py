@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from zoomiqa_reward.model.ratings import Scores
-from zoomiqa_reward.rewards.reward import Reward
+from zoomiqa_reward.rewards.base import Reward
 
 _IN_SIGMAS = (
     "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
-from zoomiqa_reward.rewards.reward import ZoomIQAReward
+from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 METRIC_NAME = "zoomiqa"
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomiqa_reward.rewards.reward import Reward
+from zoomiqa_reward.rewards.base import Reward, require_pointwise
 
 try:
     from torchmetrics import Metric
@@ -38,6 +38,7 @@ class ZoomIQAMetric(Metric):
         super().__init__(**kwargs)
         if on_invalid not in ON_INVALID:
             raise ValueError(f"on_invalid={on_invalid!r}: must be one of {', '.join(ON_INVALID)}")
+        require_pointwise(reward, "a mean over a data set adds up values of different groups")
         if reward.needs:
             raise ValueError(
                 f"reward {reward.name!r} needs {', '.join(sorted(reward.needs))}; update() gets images only"

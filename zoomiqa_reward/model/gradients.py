@@ -12,18 +12,13 @@ layers alone are switched, not what is inside them, and no dropout may act in wh
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
-from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoomiqa_reward.images.loading import describe
-
-if TYPE_CHECKING:
-    from zoomiqa_reward.model.ratings import Scores
-    from zoomiqa_reward.rewards.reward import Reward
 
 _FLAGS = ("training", "gradient_checkpointing", "_gradient_checkpointing_func")
 
@@ -125,27 +120,3 @@ def require_graph(name: str, value: Tensor, valid: Tensor) -> None:
             "compute in tensors without .detach(), .item() or numpy"
         )
 
-
-def ask(
-    reward: "Reward",
-    images: Any,
-    lq: Any = None,
-    hr: Any = None,
-    prompts: Sequence[str] | None = None,
-    *,
-    grad: bool = False,
-) -> "Scores":
-    """Return `reward(images, ...)`; with `grad` its values are sure to have a graph, without it they have none.
-
-    The one way for rewards that are made of rewards. Raises ValueError where a gradient is wanted of a reward that is
-    not differentiable, or that cuts the graph.
-    """
-    if not grad:
-        with torch.no_grad():
-            return reward(images, lq=lq, hr=hr, prompts=prompts)
-    if not reward.differentiable:
-        raise ValueError(f"grad=True: reward {reward.name!r} is not differentiable; leave it out or pass grad=False")
-    asked = {"grad": True} if "grad" in signature(reward.__call__).parameters else {}
-    scores = reward(images, lq=lq, hr=hr, prompts=prompts, **asked)
-    require_graph(reward.name, scores.value, scores.valid)
-    return scores

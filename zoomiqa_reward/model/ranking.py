@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoomiqa_reward.model.ratings import Ratings
+from zoomiqa_reward.model.zoomiqa import split_images
+from zoomiqa_reward.rewards.base import ask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +54,9 @@ def rank(
 def _measure(iqa_or_reward: Any, images: Any, mode: str) -> Ratings:
     if hasattr(iqa_or_reward, "rate"):
         return iqa_or_reward.rate(images, mode=mode, strict=True)
-    scores = iqa_or_reward(images)
-    return Ratings(mean=scores.value, std=scores.std, valid=scores.valid, std_kind="none")
+    sources = split_images(images)
+    scores = ask(iqa_or_reward, sources, groups=[0] * len(sources))  # what is ranked is one group
+    return Ratings(value=scores.value, std=scores.std, valid=scores.valid, errors=scores.errors, std_kind="none")
 
 
 def _ties(order: Sequence[int], keys: Sequence[float], margin: float) -> tuple[tuple[int, ...], ...]:

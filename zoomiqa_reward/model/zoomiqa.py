@@ -97,9 +97,9 @@ class ZoomIQA:
         """Where the model computes."""
         return self.checkpoint.device
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """16 hex digits of weights, adapter, quantisation, protocol, preprocessing, dtype and library versions."""
+        """16 hex digits of the weights in memory, protocol, preprocessing, dtype, device and library versions."""
         return fingerprint(fingerprint_parts(self.checkpoint))
 
     @cached_property
@@ -178,7 +178,7 @@ class ZoomIQA:
                 self.checkpoint, self.trie, load_each(images), question=question, strict=strict, batch_size=batch_size
             )
         home = found.mean.device if grad else torch.device("cpu")
-        return Ratings(mean=found.mean.to(home), std=found.std.to(home), valid=found.valid.to(home), std_kind="token")
+        return Ratings(value=found.mean.to(home), std=found.std.to(home), valid=found.valid.to(home), std_kind="token")
 
     def _rate_reason(
         self,
@@ -202,7 +202,7 @@ class ZoomIQA:
         mean = torch.tensor([mean for mean, _ in pairs], dtype=torch.float32)
         std = torch.tensor([std for _, std in pairs], dtype=torch.float32)
         answers = tuple(tuple(samples) for samples in found)
-        return Ratings(mean=mean, std=std, valid=~mean.isnan(), std_kind="samples", answers=answers)
+        return Ratings(value=mean, std=std, valid=~mean.isnan(), std_kind="samples", answers=answers)
 
 
 def sampling_of(protocol: Protocol, temperature: float, seed: int | None, max_new_tokens: int | None) -> Sampling:

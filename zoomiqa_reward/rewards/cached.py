@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from zoomiqa_reward.images.loading import ImageError, load_image
-from zoomiqa_reward.model.gradients import ask
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.model.zoomiqa import split_images
+from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
 from zoomiqa_reward.rewards.normalise import hash_pixels
-from zoomiqa_reward.rewards.reward import Reward
 from zoomiqa_reward.rewards.score_store import CacheError, ScoreStore
 
 __all__ = ["CacheError", "CacheStats", "CachedReward", "make_key"]
@@ -51,13 +50,11 @@ class CacheStats:
         return self.hits / asked if asked else math.nan
 
 
-class CachedReward:
+class CachedReward(Reward):
     """`reward` with a memory. The same interface, the same values; use it as a context manager or `close()` it.
 
     Calls with grad=True go straight to the reward: a stored number has no graph. Nothing is read or stored then.
     """
-
-    higher_is_better = True
 
     def __init__(
         self,
@@ -71,17 +68,15 @@ class CachedReward:
 
         max_bytes: of the file; beyond it the least recently used tenth goes. busy_timeout_s: how long to wait for
         another process that is writing.
-        Raises ValueError for a reward whose values cannot be kept: drawn at random, or relative to a group.
+        Raises ValueError for a reward whose values cannot be kept: drawn at random, relative to a group
+        (GroupwiseError), or dependent on state that cannot be read (UnknownState).
         """
         if not reward.deterministic:
             raise ValueError(
                 f"reward {reward.name!r} is random: a cache would repeat one draw for ever; give it a seed"
             )
-        if getattr(reward, "groupwise", False):
-            raise ValueError(
-                f"reward {reward.name!r} rates an image against its group, which no key can hold: cache its terms, "
-                "CompositeReward([Term(CachedReward(reward, path), ...), ...])"
-            )
+        require_pointwise(reward, "no key of a cache can hold a group: cache its terms instead")
+        _ = reward.fingerprint  # raises UnknownState here, not after the first measurement
         self.reward = reward
         self.name, self.score_range, self.needs = reward.name, reward.score_range, reward.needs
         self.differentiable, self.deterministic = reward.differentiable, True
@@ -143,11 +138,12 @@ class CachedReward:
         rate = counts["hits"] / len(sources) if sources else math.nan
         value = torch.tensor([value for value, _, _ in results], dtype=torch.float32)
         std = torch.tensor([std for _, std, _ in results], dtype=torch.float32)
-        info = {"errors": [error for _, _, error in results], "cache": counts | {"hit_rate": rate}}
-        return Scores(value=value, valid=~value.isnan(), std=std, info=info)
+        errors = tuple(error for _, _, error in results)
+        info = {"cache": counts | {"hit_rate": rate}}
+        return Scores(value=value, valid=~value.isnan(), std=std, errors=errors, info=info)
 
     def _window(self, sources: list[Any], given: dict[str, list[Any]]) -> list[tuple[float, float, str | None]]:
-        asked = (self.reward.fingerprint, getattr(self.reward, "mode", None), getattr(self.reward, "strict", None))
+        asked = (self.reward.fingerprint,)
         keys: list[bytes | str] = []
         """A key, or why there is none."""
         loaded: dict[bytes, tuple[Tensor, dict[str, Any]]] = {}
@@ -189,14 +185,13 @@ class CachedReward:
         others = {name: [pair[1][name] for pair in missing.values()] for name in names}
         with torch.no_grad():
             scores = self.reward([image for image, _ in missing.values()], **others)
-        reasons = scores.info.get("errors") or [None] * len(scores)
         new, errors = {}, {}
         values, stds = scores.value.detach().cpu().tolist(), scores.std.detach().cpu().tolist()
         for place, key in enumerate(missing):
-            if bool(scores.valid[place]) and math.isfinite(values[place]):
+            if bool(scores.valid[place]):
                 new[key] = (values[place], stds[place])
             else:
-                errors[key] = reasons[place] or "not measured"
+                errors[key] = scores.errors[place] or "not measured"
         return new, errors
 
 

@@ -1,19 +1,18 @@
 """Several rewards as one: each normalised within its group, weighted, added, and its share of the result reported."""
 
-import hashlib
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from zoomiqa_reward.model.gradients import ask
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.model.zoomiqa import split_images
+from zoomiqa_reward.rewards.base import Reward, ask, is_groupwise, modules_of
+from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.rewards.normalise import METHODS, group_index, group_keys, normalised, variance_shares
-from zoomiqa_reward.rewards.reward import Reward
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,12 @@ class Term:
             )
 
 
-class CompositeReward:
+class CompositeReward(Reward):
     """A weighted sum of rewards, each normalised within its group first.
 
     The value of an image depends on its group, so it means nothing across groups or calls: pass whole groups, and
     cache the terms rather than the sum. With every term `raw` it is a plain weighted sum.
     """
-
-    higher_is_better = True
 
     def __init__(self, terms: Sequence[Term], *, name: str | None = None) -> None:
         """Add up `terms`. Raises ValueError for none, or where no weight is above 0."""
@@ -51,8 +48,9 @@ class CompositeReward:
         if not any(term.weight > 0 for term in self.terms):
             raise ValueError(f"terms: {len(self.terms)} given, none with a weight above 0: the sum would always be 0")
         self.name = name or "+".join(f"{term.weight:g}*{term.reward.name}" for term in self.terms)
-        self.groupwise = any(term.normalise != "raw" for term in self.terms)
-        self.needs = frozenset({"lq"} if self.groupwise else ()).union(*(term.reward.needs for term in self.terms))
+        self._compares = any(term.normalise != "raw" for term in self.terms)
+        self.groupwise = self._compares or any(is_groupwise(term.reward) for term in self.terms)
+        self.needs = frozenset({"lq"} if self._compares else ()).union(*(term.reward.needs for term in self.terms))
         self.deterministic = all(term.reward.deterministic for term in self.terms)
         self.differentiable = all(
             term.reward.differentiable and term.normalise != "quantile" for term in self.terms if term.weight > 0
@@ -60,10 +58,21 @@ class CompositeReward:
         self.score_range = self._range()
 
     @property
+    def parts(self) -> tuple[Reward, ...]:
+        """The rewards of the terms that have a weight."""
+        return tuple(term.reward for term in self.terms if term.weight > 0)
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The networks of terms without a weight: those are measured too, and no part holds them."""
+        return tuple(module for term in self.terms if term.weight == 0 for module in modules_of(term.reward))
+
+    @property
     def fingerprint(self) -> str:
         """Follows every term's fingerprint, weight and normalisation."""
-        parts = [(term.reward.fingerprint, float(term.weight), term.normalise) for term in self.terms]
-        return hashlib.sha256(f"composite|{parts}".encode()).hexdigest()[:16]
+        return state_digest(
+            "composite", [(term.reward.fingerprint, float(term.weight), term.normalise) for term in self.terms]
+        )
 
     def __call__(
         self,
@@ -80,7 +89,7 @@ class CompositeReward:
         groups: one hashable an image, equal for images that are compared; by default the pixels of `lq` and the
         prompt. A term's statistics come from all images of the group that this term could measure.
 
-        `info`: `errors`; `groups`, the number of each image's group; `terms`, one a term in order, with its `name`,
+        `info["groups"]`: the number of each image's group. `terms`: one per term in order, with its `name`,
         `weight` and `normalise`, the lists `raw` and `normalised`, and its `share` of the sum's variance within groups
         (the shares sum to 1; the formula is in `normalise.variance_shares`). `std` is NaN.
         grad=True keeps the graph; statistics are constants in it, so each value depends on its own image alone.
@@ -91,12 +100,20 @@ class CompositeReward:
             raise ValueError(f"grad=True: {self.name!r} has {self._obstacle()}; set its weight to 0 or pass grad=False")
         index = self._groups(sources, lq, prompts, groups)
         scores = [
-            ask(term.reward, sources, lq=lq, hr=hr, prompts=prompts, grad=grad and term.weight > 0)
+            ask(
+                term.reward,
+                sources,
+                lq=lq,
+                hr=hr,
+                prompts=prompts,
+                grad=grad and term.weight > 0,
+                groups=index.tolist(),
+            )
             for term in self.terms
         ]
         if not sources:
             return Scores(value=torch.zeros(0), valid=torch.zeros(0, dtype=torch.bool), std=torch.zeros(0),
-                          info=self._info([], [], index, []))  # fmt: skip
+                          terms=self._terms([], [], []), info={"groups": []})  # fmt: skip
         home = scores[0].value.device
         raw = [torch.where(one.valid, one.value, torch.full_like(one.value, math.nan)).to(home) for one in scores]
         rescaled = [normalised(one, index, term.normalise) for one, term in zip(raw, self.terms, strict=True)]
@@ -105,10 +122,11 @@ class CompositeReward:
              for one, term in zip(rescaled, self.terms, strict=True)]
         )  # fmt: skip
         value = parts.sum(dim=0)
-        valid = torch.isfinite(value.detach())
+        valid = ~value.detach().isnan() & (value.detach() != -math.inf)
         errors = [self._errors(scores, place) for place in range(len(sources))]
-        info = self._info(raw, rescaled, index, variance_shares(parts, index)) | {"errors": errors}
-        return Scores(value=value, valid=valid, std=torch.full_like(value.detach(), math.nan), info=info)
+        terms = self._terms(raw, rescaled, variance_shares(parts, index))
+        return Scores(value=value, valid=valid, std=torch.full_like(value.detach(), math.nan), errors=tuple(errors),
+                      terms=terms, info={"groups": index.tolist()})  # fmt: skip
 
     def _groups(
         self, sources: list[Any], lq: Any, prompts: Sequence[str] | None, groups: Sequence[Hashable] | Tensor | None
@@ -130,12 +148,11 @@ class CompositeReward:
         found = []
         for term, one in zip(self.terms, scores, strict=True):
             if term.weight > 0 and not bool(one.valid[place]):
-                reason = (one.info.get("errors") or [None] * len(one))[place]
-                found.append(f"{term.reward.name}: {reason or 'not measured'}")
+                found.append(f"{term.reward.name}: {one.errors[place] or 'not measured'}")
         return "; ".join(found) or None
 
-    def _info(self, raw: list[Tensor], rescaled: list[Tensor], index: Tensor, shares: list[float]) -> dict[str, Any]:
-        terms = [
+    def _terms(self, raw: list[Tensor], rescaled: list[Tensor], shares: list[float]) -> tuple[dict[str, Any], ...]:
+        return tuple(
             {
                 "name": term.reward.name,
                 "weight": float(term.weight),
@@ -145,8 +162,7 @@ class CompositeReward:
                 "share": shares[k] if raw else math.nan,
             }
             for k, term in enumerate(self.terms)
-        ]
-        return {"errors": [], "groups": index.tolist(), "terms": terms}
+        )
 
     def _obstacle(self) -> str:
         for term in self.terms:

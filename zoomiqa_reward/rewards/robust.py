@@ -18,10 +18,11 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from zoomiqa_reward.images.jpeg_slope import jpeg_with_slope
 from zoomiqa_reward.images.loading import ImageError, load_image
-from zoomiqa_reward.model.gradients import ask, require_gradient
+from zoomiqa_reward.model.gradients import require_gradient
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.model.zoomiqa import split_images
-from zoomiqa_reward.rewards.reward import Reward
+from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
+from zoomiqa_reward.rewards.identity import state_digest
 
 SHIFT_PX = 4.0
 """At most so far, in both directions."""
@@ -48,19 +49,18 @@ def unseen_copy(image: Tensor, rng: np.random.Generator) -> Tensor:
     return jpeg_with_slope(before, int(rng.integers(*QUALITY, endpoint=True)))
 
 
-class RobustReward:
+class RobustReward(Reward):
     """The mean of a reward over unseen copies of each picture. It needs the picture alone, and `prompts` at most."""
-
-    higher_is_better = True
 
     def __init__(self, reward: Reward, copies: int = 4) -> None:
         """Wrap `reward`. The copies of a picture follow from its pixels, so its value is the same in any company.
 
-        Raises ValueError for less than one copy, or a reward that compares with `lq` or `hr`: a moved copy no longer
-        lies on them.
+        Raises ValueError for less than one copy, for a reward that compares images within groups, or one that
+        compares with `lq` or `hr`: a moved copy no longer lies on them.
         """
         if copies < 1:
             raise ValueError(f"copies={copies}: must be at least 1")
+        require_pointwise(reward, "the copies of one image would be its group")
         if compared := sorted(reward.needs & {"lq", "hr"}):
             raise ValueError(
                 f"reward {reward.name!r} compares with {compared[0]}, on which a moved copy no longer lies; wrap the "
@@ -82,7 +82,7 @@ class RobustReward:
     def fingerprint(self) -> str:
         """Follows the wrapped reward's and everything about the copies."""
         how = (self.copies, SHIFT_PX, ZOOM, NOISE, QUALITY)
-        return hashlib.sha256(f"robust|{how}|{self.reward.fingerprint}".encode()).hexdigest()[:16]
+        return state_digest("robust", how, self.reward.fingerprint)
 
     def __call__(
         self,
@@ -108,8 +108,9 @@ class RobustReward:
         home = next((mean.device for mean, _, _, error in found if error is None), torch.device("cpu"))
         value = torch.stack([mean.to(home) for mean, *_ in found]) if found else torch.zeros(0)
         std = torch.stack([spread.to(home) for _, spread, *_ in found]) if found else torch.zeros(0)
-        info = {"errors": [error for *_, error in found], "copies": [own for _, _, own, _ in found]}
-        return Scores(value=value, valid=~value.detach().isnan(), std=std, info=info)
+        errors = tuple(error for *_, error in found)
+        copies = [own for _, _, own, _ in found]
+        return Scores(value=value, valid=~value.detach().isnan(), std=std, errors=errors, info={"copies": copies})
 
     def _one(self, source: Any, prompt: str | None, grad: bool) -> tuple[Tensor, Tensor, list[float], str | None]:
         """Return mean, deviation, the copies' values and what went wrong."""
@@ -125,6 +126,6 @@ class RobustReward:
         scores = ask(self.reward, copies, prompts=None if prompt is None else [prompt] * self.copies, grad=grad)
         own = scores.value.detach().tolist()
         if not bool(scores.valid.all()):
-            known = [error for error in scores.info.get("errors") or [] if error]
+            known = [error for error in scores.errors if error]
             return nan, nan, own, f"{self.reward.name}: {known[0] if known else 'a copy could not be measured'}"
         return scores.value.mean(), scores.value.detach().std(correction=0), own, None

@@ -13,6 +13,7 @@ import torch
 from zoomiqa_reward.images.loading import ImageError
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.model.zoomiqa import split_images
+from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.serving.connection import Connections
 from zoomiqa_reward.serving.errors import FingerprintError, ServingError
 from zoomiqa_reward.serving.wire import SAFETENSORS_TYPE, TRANSPORTS, Item, Row, encode_picture, encode_request
@@ -25,7 +26,7 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 10.0
 _STOPS = ("unauthorized", "fingerprint_mismatch")  # no image's failure: the set-up is wrong
 
 
-class RemoteReward:
+class RemoteReward(Reward):
     """The reward that the server at `url` serves. It needs no extra.
 
     Scores equal those of the same reward in this process bit for bit, where the server's replicas use as many torch
@@ -34,8 +35,8 @@ class RemoteReward:
     there) is sent again, with growing waits; what still has no value is NaN with `valid=False`.
     """
 
-    higher_is_better = True
-    differentiable = False
+    parts = ()
+    modules = ()
 
     def __init__(
         self,
@@ -89,6 +90,7 @@ class RemoteReward:
             self.fingerprint = str(self.info["fingerprint_batched" if self.batched else "fingerprint"])
             self.deterministic = bool(self.info["deterministic"])
             self.needs = frozenset(self.info["needs"])
+            self.labels = frozenset(map(str, self.info["labels"]))
             self._max_body_bytes = int(self.info["limits"]["max_body_bytes"])
             self._chunk = min(CHUNK_IMAGES, int(self.info["limits"]["max_images"]))
         except (KeyError, TypeError, ValueError) as error:
@@ -114,10 +116,8 @@ class RemoteReward:
             value=torch.tensor([row.value for row in rows], dtype=torch.float32),
             std=torch.tensor([row.std for row in rows], dtype=torch.float32),
             valid=torch.tensor([row.valid for row in rows], dtype=torch.bool),
-            info={
-                "errors": [row.error and f"{row.error['type']}: {row.error['message']}" for row in rows],
-                "kinds": [row.error and row.error["type"] for row in rows],
-            },
+            errors=tuple(row.error and f"{row.error['type']}: {row.error['message']}" for row in rows),
+            info={"kinds": [row.error and row.error["type"] for row in rows]},
         )
 
     def close(self) -> None:

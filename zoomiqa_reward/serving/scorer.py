@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from zoomiqa_reward.images.loading import ImageError
-from zoomiqa_reward.rewards.reward import Reward
+from zoomiqa_reward.rewards.base import Reward, optimised_names, require_pointwise
 from zoomiqa_reward.serving.spec import RewardSpec
 from zoomiqa_reward.serving.wire import Item, Row
 
@@ -41,7 +41,9 @@ class Scorer:
 
     def _build(self) -> tuple[Reward, Reward]:
         torch.set_num_threads(self._threads)  # counts for the thread that it is called in, too
-        return self._spec.build()
+        strict, batched = self._spec.build()
+        require_pointwise(strict, "a server answers each image alone")
+        return strict, batched
 
     def describe(self) -> dict[str, Any]:
         """Return what `/info` shows of the reward; an unbounded end of the score range is None."""
@@ -52,6 +54,7 @@ class Scorer:
             "score_range": [end if math.isfinite(end) else None for end in reward.score_range],
             "deterministic": reward.deterministic,
             "needs": sorted(reward.needs),
+            "labels": sorted(optimised_names(reward)),
             "fingerprint": reward.fingerprint,
             "fingerprint_batched": self._batched.fingerprint,
             "threads": self._threads,
@@ -86,10 +89,11 @@ class Scorer:
             given["prompts"] = [items[place].prompt for place in loaded]
         with torch.no_grad():
             scores = reward([parts["image"] for parts in loaded.values()], **given)
-        errors = scores.info.get("errors") or [None] * len(loaded)
         return [
             _row(*one)
-            for one in zip(scores.value.tolist(), scores.std.tolist(), scores.valid.tolist(), errors, strict=True)
+            for one in zip(
+                scores.value.tolist(), scores.std.tolist(), scores.valid.tolist(), scores.errors, strict=True
+            )
         ]
 
     def close(self) -> None:
@@ -98,6 +102,6 @@ class Scorer:
 
 
 def _row(value: float, std: float, valid: bool, error: str | None) -> Row:
-    if valid and math.isfinite(value):
+    if valid:
         return Row(value=value, std=std, valid=True)
     return Row.failed("not_measured", error or f"the reward returned {value}")

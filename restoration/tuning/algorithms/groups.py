@@ -1,7 +1,7 @@
 """From scores to advantages: how much better a candidate is than the others of the same low-quality picture.
 
 Keys are the sha256 of the LR pixels with the prompt (`rewards.normalise.group_keys`): by the prompt alone different
- pictures would be one group. What carries no signal is dropped and counted, never scored as 0: failed
+pictures would be one group. What carries no signal is dropped and counted, never scored as 0: failed
 measurements, groups of one, groups without spread, and groups that are already near the top of the scale.
 """
 
@@ -87,7 +87,7 @@ def check_failures(scores: Scores, max_failure_rate: float) -> None:
     """Raise TooManyFailures where more than that share could not be measured, naming the first reason."""
     failed = int((~scores.valid).sum())
     if failed > max_failure_rate * len(scores):
-        reasons = [why for why in scores.info.get("errors", []) if why]
+        reasons = [why for why in scores.errors if why]
         raise TooManyFailures(
             f"{failed} of {len(scores)} candidates could not be scored (at most {max_failure_rate:.0%} may fail); "
             f"the first: {reasons[0] if reasons else 'no reason given'}"

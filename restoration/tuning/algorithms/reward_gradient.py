@@ -21,7 +21,7 @@ from restoration.tuning.denoisers.base import Condition
 from restoration.tuning.lora import POLICY
 from restoration.tuning.sampler.rollout import eight_bit, encode, refuse_varied, reward_inputs
 from restoration.tuning.sampler.transitions import draw, sample, transition
-from zoomiqa_reward.model.gradients import ask
+from zoomiqa_reward.rewards.base import ask
 
 
 def hinge(value: Tensor, tau: float) -> Tensor:

@@ -21,7 +21,6 @@ trained on.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +40,7 @@ from restoration.tuning.sampler.denoising import random_noise
 from restoration.tuning.sampler.parametrisation import noisy
 from restoration.tuning.sampler.rollout import draw_candidates, encode, raw_range, raw_values, score_pictures
 from zoomiqa_reward.check.ladders import through_jpeg
+from zoomiqa_reward.rewards.base import optimised_names
 
 MIN_IMAGES = 4
 JPEG_QUALITY = 95
@@ -187,16 +187,6 @@ class Monitor:
             condition = encode(self.tuning, example, generators)
             maps = self.tuning.denoiser.features(pictures.to(self.tuning.device), condition)
         return [part.cpu() for part in maps]
-
-
-def optimised_names(reward: Any) -> set[str]:
-    """Return the names of the metrics that a reward optimises, those in its model's labels included."""
-    names = {reward.name}
-    if hasattr(reward, "iqa"):
-        names |= {str(name).lower() for name in reward.iqa.protocol.label_metrics}
-    for term in getattr(reward, "terms", ()):
-        names |= optimised_names(term.reward)
-    return names
 
 
 def _means(values: Sequence[float], pictures: list[Tensor]) -> list[float]:

@@ -16,8 +16,9 @@ from restoration.tuning.denoisers.base import Condition
 from restoration.tuning.progress import progress_bar
 from restoration.tuning.sampler.transitions import Trajectory, sample
 from zoomiqa_reward.model.ratings import Scores
+from zoomiqa_reward.rewards.base import Reward
+from zoomiqa_reward.rewards.composite import CompositeReward
 from zoomiqa_reward.rewards.normalise import group_keys
-from zoomiqa_reward.rewards.reward import Reward
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -188,14 +189,13 @@ def raw_values(scores: Scores) -> list[float]:
     """Return values that mean the same in every call: of a sum of rewards that is normalised in groups, its first
     term's own; NaN where not valid.
     """
-    terms = scores.info.get("terms") or [{"raw": scores.value.tolist()}]
+    terms = scores.terms or ({"raw": scores.value.tolist()},)
     return [float(v) if ok else math.nan for v, ok in zip(terms[0]["raw"], scores.valid.tolist(), strict=True)]
 
 
 def raw_range(reward: Reward) -> tuple[float, float]:
     """Return the range of what `raw_values` reads of the reward's scores."""
-    terms = getattr(reward, "terms", None)
-    return terms[0].reward.score_range if terms else reward.score_range
+    return reward.terms[0].reward.score_range if isinstance(reward, CompositeReward) else reward.score_range
 
 
 def score_report(scores: Scores, keys: Sequence[str]) -> dict[str, float]:

@@ -186,7 +186,7 @@ class RemoteZoomIQA:
         found = in_order(partial(self._direct_one, question=question), load_each(images), self.concurrency)
         mean, std = (torch.tensor([one[k] for one in found], dtype=torch.float32) for k in (0, 1))
         return Ratings(
-            mean=mean, std=std, valid=~mean.isnan(), std_kind="token", errors=tuple(error for _, _, error in found)
+            value=mean, std=std, valid=~mean.isnan(), std_kind="token", errors=tuple(error for _, _, error in found)
         )
 
     def _rate_reason(
@@ -210,7 +210,7 @@ class RemoteZoomIQA:
             errors = tuple(error if math.isnan(value) else None for error, value in zip(errors, mean, strict=True))
         value = torch.tensor(mean, dtype=torch.float32)
         return Ratings(
-            mean=value, std=torch.tensor(std, dtype=torch.float32), valid=~value.isnan(), std_kind=kind,
+            value=value, std=torch.tensor(std, dtype=torch.float32), valid=~value.isnan(), std_kind=kind,
             errors=errors, answers=tuple(found),
         )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -11,24 +12,30 @@ class WeightsDigests:
     """Digests of modules, made again only after their weights have changed."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[tuple[Any, ...], str]] = {}
+        self._known: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], str]] = WeakKeyDictionary()
 
-    def of(self, name: str, module: nn.Module) -> str:
+    def of(self, module: nn.Module) -> str:
         """Return 16 hex digits of a module's weights. Reads all of them the first time: seconds for a large model.
 
-        A change in place, such as an optimizer's step, is noticed by the tensors' version counters.
+        A change in place, such as an optimizer's step, is noticed by the tensors' version counters. Writing through
+        `tensor.data` or a numpy view of it is not.
         """
         tensors = [*module.parameters(), *module.buffers()]
         stamp = (*((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors), *_adapters(module))
-        if name not in self._known or self._known[name][0] != stamp:
-            self._known[name] = (stamp, weights_digest(module))
-        return self._known[name][1]
+        if module not in self._known or self._known[module][0] != stamp:
+            self._known[module] = (stamp, weights_digest(module))
+        return self._known[module][1]
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Return 16 hex digits of every parameter and buffer by name, dtype, shape and bytes, and of adapter switches."""
+    """Return 16 hex digits of every parameter and buffer by name, dtype, shape and bytes, and of adapter switches.
+
+    Buffers that a checkpoint leaves out count as well. Of tensors on the device `meta` (offloaded layer by layer) only
+    the shape is there to be read.
+    """
     total = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    tensors = {**module.state_dict(), **dict(module.named_buffers())}
+    for name, tensor in sorted(tensors.items()):
         if not isinstance(tensor, Tensor):
             total.update(f"{name}|{tensor!r}\n".encode())
             continue

@@ -1,0 +1,142 @@
+"""Identity by state: what a value depends on is in the fingerprint, and what cannot be read is refused."""
+
+import functools
+import threading
+
+import numpy as np
+import pytest
+import torch
+from tiny import picture, tiny_checkpoint
+from torch import nn
+
+from zoomiqa_reward import CachedReward, MetricReward, ZoomIQA, ZoomIQAReward
+from zoomiqa_reward.rewards.identity import UnknownState, state_digest
+
+FACTOR = 1.0
+
+
+def scaled(factor):
+    return lambda image: image.mean() * factor
+
+
+class Scaled:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, image):
+        return image.mean() * self.factor
+
+
+class Slotted:
+    __slots__ = ("factor",)
+
+    def __init__(self, factor):
+        self.factor = factor
+
+
+class Net(nn.Module):
+    def __init__(self, gain=1.0, power=1):
+        super().__init__()
+        self.power = power
+        self.gain = nn.Parameter(torch.tensor(gain))
+        self.register_buffer("shift", torch.zeros(1), persistent=False)
+
+    def forward(self, image):
+        return self.gain * image.mean() ** self.power + self.shift.sum()
+
+
+def against(reference, image):
+    return (image - reference).abs().mean()
+
+
+def uses_global(image):
+    return image.mean() * FACTOR
+
+
+def moved(net):
+    net.shift += 1
+    return net
+
+
+PAIRS = {
+    "closures": (scaled(1.0), scaled(5.0)),
+    "attributes": (Scaled(1.0), Scaled(5.0)),
+    "slots": (Slotted(1.0), Slotted(5.0)),
+    "weights": (Net(1.0), Net(5.0)),
+    "buffers that no checkpoint holds": (Net(), moved(Net())),
+    "attributes of a network": (Net(power=1), Net(power=2)),
+    "training mode": (Net().train(), Net().eval()),
+    "tensors in partials": (functools.partial(against, torch.zeros(3, 400, 400)),
+                            functools.partial(against, torch.zeros(3, 400, 400).index_fill(1, torch.tensor(200), 1.0))),
+    "arrays in partials": (functools.partial(against, np.zeros(10_000)),
+                           functools.partial(against, np.r_[np.zeros(5_000), 1, np.zeros(4_999)])),
+    "bound methods": (Scaled(1.0).__call__, Scaled(5.0).__call__),
+    "defaults": (lambda image, by=1.0: image.mean() * by, lambda image, by=5.0: image.mean() * by),
+    "dtype": (torch.zeros(2), torch.zeros(2, dtype=torch.float64)),
+    "negative zero": (0.0, -0.0),
+    "type": (1, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_another_state_is_another_identity(kind):
+    left, right = PAIRS[kind]
+    assert state_digest(left) != state_digest(right)
+    assert state_digest(left) == state_digest(left)
+
+
+def test_equal_state_is_the_same_identity():
+    assert state_digest(scaled(2.0)) == state_digest(scaled(2.0))
+    assert state_digest(Scaled(2.0)) == state_digest(Scaled(2.0))
+    assert state_digest(Net(2.0)) == state_digest(Net(2.0))
+    assert state_digest({"a": 1, "b": 2}) == state_digest({"b": 2, "a": 1})
+
+
+def test_globals_that_a_function_names_count(monkeypatch):
+    before = state_digest(uses_global)
+    monkeypatch.setitem(globals(), "FACTOR", 5.0)
+    assert state_digest(uses_global) != before
+
+
+def test_a_cycle_ends():
+    loop = []
+    loop.append(loop)
+    assert state_digest(loop) == state_digest(loop)
+
+
+@pytest.mark.parametrize("state", [threading.Lock(), iter([1]), (k for k in range(2)), torch.zeros(1, device="meta")])
+def test_unknown_state_is_refused_by_name(state, tmp_path):
+    reward = MetricReward(scaled(state), "odd", True, (0, 1))
+    with pytest.raises(UnknownState, match="closure factor"):
+        _ = reward.fingerprint
+    with pytest.raises(UnknownState):
+        CachedReward(reward, tmp_path / "scores.db")
+    named = MetricReward(scaled(state), "odd", True, (0, 1), fingerprint="version 3")
+    assert CachedReward(named, tmp_path / "scores.db").fingerprint == named.fingerprint
+
+
+def test_the_cache_follows_weights_that_change(tmp_path):
+    """A value stored before training is not a hit after it."""
+    net = Net(1.0)
+    reward = MetricReward(net, "net", True, (0, 9))
+    image = torch.full((3, 8, 8), 0.5)
+    with CachedReward(reward, tmp_path / "scores.db") as cached:
+        assert cached([image]).value.tolist() == [0.5]
+        with torch.no_grad():
+            net.gain.fill_(5.0)
+        assert cached([image]).value.tolist() == [2.5]
+        assert cached.stats.hits == 0
+
+
+def test_a_model_is_known_by_the_weights_in_memory():
+    """Neither a file that changes after loading nor a step in memory can give one model another's fingerprint."""
+    iqa = ZoomIQA.from_pretrained(str(tiny_checkpoint()), device="cpu")
+    other = ZoomIQA.from_pretrained(str(tiny_checkpoint()), device="cpu")
+    before = iqa.fingerprint
+    assert other.fingerprint == before
+    with torch.no_grad():
+        next(iter(iqa.checkpoint.model.parameters())).add_(1e-3)
+    assert iqa.fingerprint != before
+    assert other.fingerprint == before
+    assert ZoomIQAReward(iqa).fingerprint != ZoomIQAReward(other).fingerprint
+    assert torch.isfinite(other.rate(picture(0)).mean).all()

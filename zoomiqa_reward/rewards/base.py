@@ -1,0 +1,206 @@
+"""The contract of a reward: what best-of-N, tuning, the check, the cache and the server may ask of it.
+
+Subclass `Reward` and give `name`, `score_range` and `__call__`; every other member has a default. The defaults that
+depend on other rewards (`groupwise`, `labels`) follow `parts`, and `parts` finds the rewards that an object holds in
+its attributes. So a new wrapper is seen by every guard even where its author declares nothing. Objects that have the
+members without subclassing work too: the functions below apply the same defaults to them.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from inspect import signature
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from zoomiqa_reward.errors import ZoomIQAError
+from zoomiqa_reward.model.gradients import require_graph
+from zoomiqa_reward.model.ratings import Scores
+from zoomiqa_reward.rewards.identity import state_digest
+
+NEEDS = frozenset({"lq", "hr", "prompts"})
+REQUIRED = ("name", "score_range", "differentiable", "deterministic", "needs")
+"""What an object that is no subclass of `Reward` has to bring, beside `__call__`."""
+
+T = TypeVar("T")
+
+
+class GroupwiseError(ZoomIQAError, ValueError):
+    """A reward that compares images within a group was used where each value must stand alone."""
+
+
+class _Default:
+    """A member with a computed default: a subclass or an instance may simply assign its own value."""
+
+    def __init__(self, compute: Callable[[Any], Any]) -> None:
+        self.compute = compute
+        self.__doc__ = compute.__doc__
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else self.compute(instance)
+
+
+class Reward(ABC):
+    """Anything that scores images. Higher is better, always: `value` comes back oriented."""
+
+    name: str
+    score_range: tuple[float, float] = (-math.inf, math.inf)
+    """Smallest and largest value returned."""
+    higher_is_better: bool = True
+    """True; the value returned is already oriented."""
+    differentiable: bool = False
+    """Whether `__call__` takes `grad=True` and its values then keep a graph to tensor images."""
+    deterministic: bool = True
+    """Whether the same images give the same values."""
+    needs: frozenset[str] = frozenset()
+    """Which of lq, hr and prompts must be given."""
+
+    @_Default
+    def fingerprint(self) -> str:
+        """Cache key: a digest of all that the value depends on. Raises UnknownState where that is unknown."""
+        return state_digest(self)
+
+    @_Default
+    def parts(self) -> tuple["Reward", ...]:
+        """The rewards that this one's value is made of; by default those among its attributes."""
+        return tuple(_held(self, _is_reward))
+
+    @_Default
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Networks that this object itself holds, without those of its parts; by default those among its attributes."""
+        return tuple(_held(self, lambda value: isinstance(value, nn.Module)))
+
+    @_Default
+    def groupwise(self) -> bool:
+        """Whether a value means something only beside the others of its group; by default, whether any part's does.
+
+        Such a reward takes `groups=`, one hashable per image, and its values must not be cached or compared between
+        calls.
+        """
+        return any(is_groupwise(part) for part in parts_of(self))
+
+    @_Default
+    def labels(self) -> frozenset[str]:
+        """Names of the metrics that it was trained on: they may not judge it. Without those of its parts."""
+        return frozenset()
+
+    @abstractmethod
+    def __call__(self, images: Any, lq: Any = None, hr: Any = None, prompts: Sequence[str] | None = None) -> Scores:
+        """Return one score per image, in order."""
+
+
+def parts_of(reward: Any) -> tuple[Any, ...]:
+    """Return the rewards that a reward is made of, also of an object that is no subclass of `Reward`."""
+    parts = getattr(reward, "parts", None)
+    return tuple(_held(reward, _is_reward)) if parts is None else tuple(parts)
+
+
+def walk(reward: Any) -> Iterator[Any]:
+    """Yield a reward and everything that it is made of, each object once, outermost first."""
+    seen: set[int] = set()
+    waiting = [reward]
+    while waiting:
+        current = waiting.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        waiting += parts_of(current)
+
+
+def is_groupwise(reward: Any) -> bool:
+    """Return whether a reward's values are relative to a group. Without the member, whether those of a part are."""
+    declared = getattr(reward, "groupwise", None)
+    return any(is_groupwise(part) for part in parts_of(reward)) if declared is None else bool(declared)
+
+
+def require_pointwise(reward: Any, why: str) -> None:
+    """Raise GroupwiseError for a reward whose values mean nothing alone. why: what the caller does with a value."""
+    if is_groupwise(reward):
+        raise GroupwiseError(
+            f"reward {reward.name!r} compares each image with its group, but {why}: give every Term "
+            "normalise='raw', or use its terms one by one"
+        )
+
+
+def optimised_names(reward: Any) -> frozenset[str]:
+    """Return the names of all metrics that a reward optimises: its own, its parts', and those of their labels."""
+    names: set[str] = set()
+    for part in walk(reward):
+        names |= {str(part.name).lower(), *(str(label).lower() for label in getattr(part, "labels", ()))}
+    return frozenset(names)
+
+
+def modules_of(reward: Any) -> list[nn.Module]:
+    """Return every network behind a reward, each once: its own and those of its parts."""
+    found: dict[int, nn.Module] = {}
+    for part in walk(reward):
+        own = [part] if isinstance(part, nn.Module) else getattr(part, "modules", None)
+        if own is None or callable(own):
+            own = _held(part, lambda value: isinstance(value, nn.Module))
+        found |= {id(module): module for module in own}
+    return list(found.values())
+
+
+def find_part(reward: Any, kind: type[T]) -> T | None:
+    """Return the first of a reward and its parts that is a `kind`, or None."""
+    return next((part for part in walk(reward) if isinstance(part, kind)), None)
+
+
+def ask(
+    reward: Reward, images: Any, lq: Any = None, hr: Any = None, prompts: Sequence[str] | None = None, *,
+    grad: bool = False, groups: Sequence[Hashable] | None = None,
+) -> Scores:  # fmt: skip
+    """Return `reward(images, ...)`; with `grad` its values are sure to have a graph, without it they have none.
+
+    The one way for code that holds any reward. groups: one hashable per image, handed to a groupwise reward that
+    takes it; others tell groups by lq and the prompts.
+    Raises ValueError where a gradient is wanted of a reward that is not differentiable or that cuts the graph.
+    """
+    options: dict[str, Any] = {}
+    accepted = signature(reward.__call__).parameters
+    if groups is not None and is_groupwise(reward) and "groups" in accepted:
+        options["groups"] = groups
+    if not grad:
+        with torch.no_grad():
+            return reward(images, lq=lq, hr=hr, prompts=prompts, **options)
+    if not reward.differentiable:
+        raise ValueError(f"grad=True: reward {reward.name!r} is not differentiable; leave it out or pass grad=False")
+    if "grad" in accepted:
+        options["grad"] = True
+    scores = reward(images, lq=lq, hr=hr, prompts=prompts, **options)
+    require_graph(reward.name, scores.value, scores.valid)
+    return scores
+
+
+def missing_members(candidate: Any) -> list[str]:
+    """Return which members an object lacks to be used as a reward; nothing for a reward."""
+    lacks = [member for member in REQUIRED if not hasattr(candidate, member)]
+    return lacks if callable(candidate) else [*lacks, "__call__"]
+
+
+def _is_reward(value: Any) -> bool:
+    return not isinstance(value, type | nn.Module | Tensor) and not missing_members(value)
+
+
+def _held(owner: Any, wanted: Callable[[Any], bool]) -> Iterator[Any]:
+    """Yield what is wanted among an object's attributes, also inside lists, tuples, dictionaries and dataclasses."""
+    try:
+        attributes = vars(owner)
+    except TypeError:
+        return
+    yield from _among(attributes.values(), wanted, depth=3)
+
+
+def _among(values: Iterable[Any], wanted: Callable[[Any], bool], depth: int) -> Iterator[Any]:
+    for value in values:
+        if wanted(value):
+            yield value
+        elif depth and isinstance(value, list | tuple | set | frozenset):
+            yield from _among(value, wanted, depth - 1)
+        elif depth and isinstance(value, dict):
+            yield from _among(value.values(), wanted, depth - 1)
+        elif depth and hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
+            yield from _among((getattr(value, key, None) for key in value.__dataclass_fields__), wanted, depth - 1)

@@ -1,0 +1,132 @@
+"""Any callable as a reward."""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoomiqa_reward.images.loading import ImageError, load_image
+from zoomiqa_reward.model.gradients import require_gradient, require_graph
+from zoomiqa_reward.model.ratings import Scores
+from zoomiqa_reward.model.zoomiqa import split_images
+from zoomiqa_reward.rewards.base import NEEDS, Reward
+from zoomiqa_reward.rewards.identity import state_digest
+
+
+class MetricReward(Reward):
+    """Any callable as a reward.
+
+    `fn(image)` gets one float32 CHW image in [0, 1], on the CPU unless it came as a tensor, and returns a number (a
+    float or a tensor of one element). What `needs` names is passed by keyword, for that image: `lq` and `hr` as
+    such tensors, `prompts` as `prompt`, a text.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        name: str,
+        higher_is_better: bool,
+        score_range: tuple[float, float],
+        needs: Collection[str] = (),
+        *,
+        differentiable: bool = False,
+        deterministic: bool = True,
+        fingerprint: str | None = None,
+    ) -> None:
+        """Wrap `fn`. higher_is_better and score_range are the metric's own; a lower-is-better one is negated.
+
+        fingerprint: by default it is computed from fn's state each time: code, closures, attributes, arrays and weights
+        in memory. It does not see files that fn reads: give a text that names them. Where that state cannot be read,
+        the property raises UnknownState.
+        Raises ValueError for unknown needs or an empty range.
+        """
+        low, high = score_range
+        if not low < high:
+            raise ValueError(f"score_range={score_range}: the first number must be below the second")
+        if unknown := sorted(set(needs) - NEEDS):
+            raise ValueError(f"needs={unknown[0]!r}: must be among {', '.join(sorted(NEEDS))}")
+        self.fn = fn
+        self.name = name
+        self.metric_higher_is_better = higher_is_better
+        self.score_range = (float(low), float(high)) if higher_is_better else (-float(high), -float(low))
+        self.needs = frozenset(needs)
+        self.differentiable = differentiable
+        self.deterministic = deterministic
+        self._given_fingerprint = fingerprint
+
+    @property
+    def fingerprint(self) -> str:
+        """Follows the name, the orientation and everything that `fn` depends on."""
+        own = self.fn if self._given_fingerprint is None else self._given_fingerprint
+        return state_digest(self.name, self.metric_higher_is_better, own)
+
+    def __call__(
+        self,
+        images: Any,
+        lq: Any = None,
+        hr: Any = None,
+        prompts: Sequence[str] | None = None,
+        *,
+        grad: bool = False,
+    ) -> Scores:
+        """Return the oriented values; `info["raw"]` holds the metric's own.
+
+        An image that cannot be read, a result of NaN, and one that is infinitely bad are not valid. Infinitely good is
+        a measurement: it becomes the best end of `score_range`, infinity where the range has no end. Any other
+        exception of `fn` is its bug and is raised. A differentiable metric keeps the graph of tensor images;
+        `grad=True` makes sure that
+        there is one. Raises ValueError where there is none then, or where something needed is missing or too short.
+        """
+        sources = split_images(images)
+        if grad:
+            if not self.differentiable:
+                raise ValueError(
+                    f"grad=True: reward {self.name!r} is not differentiable; wrap it with differentiable=True"
+                )
+            require_gradient(sources)
+        given = self._needed(len(sources), lq=lq, hr=hr, prompts=prompts)
+        values, errors = [], []
+        for index, source in enumerate(sources):
+            value, error = self._measure(source, {key: items[index] for key, items in given.items()})
+            values.append(value)
+            errors.append(error)
+        home = next((value.device for value, error in zip(values, errors, strict=True) if error is None), None)
+        raw = torch.stack([value.to(home) for value in values]) if values else torch.zeros(0)
+        nan = torch.full_like(raw, math.nan)
+        oriented = raw if self.metric_higher_is_better else -raw
+        oriented = torch.where(oriented.detach() == math.inf, torch.full_like(raw, self.score_range[1]), oriented)
+        valid = ~oriented.detach().isnan() & (oriented.detach() != -math.inf)
+        value = torch.where(valid, oriented, nan)
+        if grad:
+            require_graph(self.name, value, valid)
+        return Scores(
+            value=value, valid=valid, std=nan.clone(), errors=tuple(errors), info={"raw": raw.detach().tolist()}
+        )
+
+    def _needed(self, count: int, **given: Any) -> dict[str, list[Any]]:
+        found = {}
+        for key in sorted(self.needs):
+            if given[key] is None:
+                raise ValueError(f"reward {self.name!r} needs {key}=")
+            found[key] = split_images(given[key])  # a list of texts is split as well
+            if len(found[key]) != count:
+                raise ValueError(f"reward {self.name!r}: {key} holds {len(found[key])} for {count} images")
+        return found
+
+    def _measure(self, source: Any, given: dict[str, Any]) -> tuple[Tensor, str | None]:
+        try:
+            others = {key: load_image(given[key]) for key in ("lq", "hr") if key in given}
+            if "prompts" in given:
+                others["prompt"] = given["prompts"]
+            value = self.fn(load_image(source), **others)
+        except ImageError as error:
+            return torch.tensor(math.nan), str(error)
+        value = value if isinstance(value, Tensor) else torch.tensor(float(value))
+        value = value.to(torch.float32).reshape(())
+        if not self.differentiable:
+            value = value.detach().cpu()
+        worst = -math.inf if self.metric_higher_is_better else math.inf
+        is_measured = not bool(value.isnan()) and value.item() != worst
+        return value, None if is_measured else f"{self.name} returned {value.item()}"

@@ -1,0 +1,153 @@
+"""A Zoom-IQA model as a reward."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoomiqa_reward.images.loading import ImageError, load_image
+from zoomiqa_reward.model.gradients import require_gradient
+from zoomiqa_reward.model.ratings import Assessment, Scores
+from zoomiqa_reward.model.zoomiqa import MODES, ZoomIQA, split_images
+from zoomiqa_reward.rewards.base import Reward
+from zoomiqa_reward.rewards.identity import state_digest
+
+
+class ZoomIQAReward(Reward):
+    """A Zoom-IQA model as a reward: the rating, 1 bad .. 5 excellent."""
+
+    score_range = (1.0, 5.0)
+
+    def __init__(
+        self,
+        iqa: ZoomIQA,
+        mode: str = "direct",
+        *,
+        strict: bool = True,
+        batch_size: int = 8,
+        question: str | None = None,
+        num_samples: int = 1,
+        seed: int | None = 0,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        """Wrap `iqa`; the arguments are those of `ZoomIQA.rate`. strict=True is the canonical rating.
+
+        gradient_checkpointing: calls with grad=True recompute the layers' activations in `backward`, which takes
+        less memory and more time; ratings and gradients are the same.
+        """
+        if mode not in MODES:
+            raise ValueError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
+        self.iqa = iqa
+        self.mode = mode
+        self.strict = strict
+        self.gradient_checkpointing = gradient_checkpointing
+        self._options: dict[str, Any] = {"batch_size": batch_size, "question": question}
+        if mode == "reason":
+            self._options |= {"num_samples": num_samples, "seed": seed}
+        elif num_samples != 1:
+            raise ValueError("num_samples belongs to mode='reason'; 'direct' samples nothing")
+        self.name = f"zoomiqa-{iqa.name}-{mode}"
+        self.deterministic = mode == "direct" or num_samples == 1 or seed is not None
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether grad=True works: in mode `direct` of a model in this process; text has no gradient."""
+        return self.mode == "direct" and self.iqa.differentiable
+
+    @property
+    def parts(self) -> tuple[Reward, ...]:
+        """None: it is made of a model, not of other rewards."""
+        return ()
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The model's network; none where it lies on a server."""
+        checkpoint = getattr(self.iqa, "checkpoint", None)
+        return () if checkpoint is None else (checkpoint.model,)
+
+    @property
+    def labels(self) -> frozenset[str]:
+        """The metrics that made the labels of the model's training."""
+        return frozenset(str(name).lower() for name in self.iqa.protocol.label_metrics)
+
+    @property
+    def fingerprint(self) -> str:
+        """The model's, with how it is asked and whether each image is read alone."""
+        asked = {key: value for key, value in self._options.items() if not self.strict or key != "batch_size"}
+        return state_digest(self.iqa.fingerprint, self.mode, self.strict, sorted(asked.items()))
+
+    def __call__(
+        self,
+        images: Any,
+        lq: Any = None,
+        hr: Any = None,
+        prompts: Sequence[str] | None = None,
+        *,
+        grad: bool = False,
+    ) -> Scores:
+        """Return the ratings; lq, hr and prompts are not looked at.
+
+        An image that cannot be read is not valid and named in `errors`; the others are measured.
+        grad=True: the values keep a graph to the images, which must all be tensors that require a gradient. Each
+        value depends on its own image only, all of its views included; one that could not be measured has none. The
+        model's parameters get no gradient. The numbers are those without grad, on the model's device.
+        Raises ValueError where there can be no graph: mode `reason`, other images, inside `torch.no_grad()`.
+        """
+        sources = split_images(images)
+        if grad:
+            if not self.differentiable:
+                raise ValueError(
+                    f"grad=True: mode={self.mode!r} answers in text, which has no gradient; use mode='direct'"
+                )
+            require_gradient(sources)
+        errors: list[str | None] = [None] * len(sources)
+        answers: dict[int, tuple[Assessment, ...]] = {}
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        step = 1 if self.strict else int(self._options["batch_size"])
+        for start in range(0, len(sources), step):
+            readable: dict[int, Tensor] = {}
+            for index in range(start, min(start + step, len(sources))):
+                try:
+                    readable[index] = load_image(sources[index])
+                except ImageError as error:
+                    errors[index] = str(error)
+            self._rate(readable, found, answers, errors, grad)
+        home = next((mean.device for mean, _ in found.values()), torch.device("cpu"))
+        missing = (torch.tensor(math.nan, device=home),) * 2
+        pairs = [found.get(index, missing) for index in range(len(sources))]
+        value = torch.stack([mean for mean, _ in pairs]) if pairs else torch.zeros(0)
+        std = torch.stack([spread for _, spread in pairs]).detach() if pairs else torch.zeros(0)
+        words = tuple(answers.get(index, ()) for index in range(len(sources))) if self.mode == "reason" else None
+        return Scores(value=value, valid=~value.detach().isnan(), std=std, errors=tuple(errors), answers=words)
+
+    def _rate(
+        self,
+        images: dict[int, Tensor],
+        found: dict[int, tuple[Tensor, Tensor]],
+        answers: dict[int, tuple[Assessment, ...]],
+        errors: list[str | None],
+        grad: bool,
+    ) -> None:
+        """Put (rating, std) and the answers of the images, by their places, into `found` and `answers`."""
+        if not images:
+            return
+        options = self._options | (
+            {"grad": True, "gradient_checkpointing": self.gradient_checkpointing} if grad else {}
+        )
+        try:
+            ratings = self.iqa.rate(list(images.values()), mode=self.mode, strict=self.strict, **options)
+        except ImageError as error:  # readable, but of a shape that the processor refuses
+            if len(images) == 1:
+                errors[next(iter(images))] = str(error)
+                return
+            for place, image in images.items():
+                self._rate({place: image}, found, answers, errors, grad)
+            return
+        for row, place in enumerate(images):
+            found[place] = (ratings.mean[row], ratings.std[row])
+            if ratings.answers is not None:
+                answers[place] = ratings.answers[row]
+            if not bool(ratings.valid[row]):
+                errors[place] = ratings.errors[row] or "the answer could not be read as a rating"
