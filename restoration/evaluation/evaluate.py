@@ -25,6 +25,7 @@ from restoration.metrics.registry import find_metrics
 from restoration.restorer.rng import candidate_seed
 from zoomiqa_reward.rewards.base import Reward, require_pointwise
 from zoomiqa_reward.runs.json_lines import write_json
+from zoomiqa_reward.runs.settings import identity_of
 
 __all__ = ["BicubicRestorer", "Evaluation", "Restoring", "bicubic", "evaluate"]
 
@@ -124,7 +125,7 @@ def _settings(
 ) -> dict[str, Any]:
     return {
         "format": 1,
-        "restorer": {"name": restorer.name, "fingerprint": restorer.fingerprint, "scale": restorer.scale},
+        "restorer": identity_of(restorer) | {"scale": restorer.scale},
         "dataset": {
             "name": dataset.name, "fingerprint": dataset.fingerprint, "images": len(dataset.items),
             "scale": dataset.scale, "seed": dataset.seed,
@@ -135,7 +136,7 @@ def _settings(
         "m": m,
         "seed": seed,
         "seeds": [candidate_seed(seed, k) for k in range(m)],
-        "reward": None if reward is None else {"name": reward.name, "fingerprint": reward.fingerprint},
+        "reward": None if reward is None else identity_of(reward),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,

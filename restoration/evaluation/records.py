@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zoomiqa_reward.runs.json_lines import append_line, cut_half_line, write_json
+from zoomiqa_reward.runs.settings import refuse_another_run
 
 RECORDS = "records.jsonl"
 SETTINGS = "run.json"
@@ -82,7 +83,7 @@ class RecordFolder:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / SETTINGS).exists():
-            _check_same(self.folder, read_settings(self.folder), settings)
+            refuse_another_run(self.folder, read_settings(self.folder), settings, free=MAY_DIFFER)
             cut_half_line(self.folder / RECORDS)
             self.records = {record.key: record for record in read_records(self.folder)}
         elif (self.folder / RECORDS).exists():
@@ -124,16 +125,6 @@ def read_records(folder: Path) -> list[Record]:
             raise ValueError(f"{path}, line {number}: no record ({error}); delete the line") from error
         found[record.key] = record
     return list(found.values())
-
-
-def _check_same(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    new = json.loads(json.dumps(new))  # tuples as lists, as they were stored
-    for name in sorted((set(old) | set(new)) - set(MAY_DIFFER)):
-        if old.get(name) != new.get(name):
-            raise ValueError(
-                f"{folder} belongs to a run with another {name}: {old.get(name)!r} there, {new.get(name)!r} now; "
-                "give another folder, or the same settings"
-            )
 
 
 def _null(value: Any) -> Any:

@@ -13,9 +13,9 @@ import numpy as np
 from restoration.evaluation import statistics
 from restoration.evaluation.records import NO_REFERENCE, Record
 from restoration.evaluation.statistics import Array, Interval
+from restoration.metrics.conditioned import ConditionedReward
 from restoration.metrics.registry import METRICS
-from zoomiqa_reward.rewards.base import Reward, walk
-from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
+from zoomiqa_reward.rewards.base import Reward, labels_of, walk
 
 POOL_MARGIN_DB = 1.0
 """A pool whose mean PSNR-Y lies further below bicubic's makes choosing easy, by a bad model."""
@@ -28,14 +28,13 @@ def not_headline(reward: Reward | None) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for part in () if reward is None else walk(reward):
-        trained_on = isinstance(part, ZoomIQAReward)
-        for label in getattr(part, "labels", ()):
+        for label in labels_of(part):
             found[label] = (
-                f"the labels that {part.name} was trained on were made with it"
-                if trained_on
-                else f"it is in {part.name}"
+                f"it is in {part.name}"
+                if isinstance(part, ConditionedReward)
+                else f"the labels that {part.name} was trained on were made with it"
             )
-        if part.name in METRICS:
+        if getattr(part, "name", None) in METRICS:
             found[part.name] = "it was the reward, or in it"
     return found
 

@@ -25,6 +25,7 @@ from zoomiqa_reward.model.zoomiqa import split_images
 from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
 from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.rewards.normalise import group_keys
+from zoomiqa_reward.runs.settings import identity_of
 
 FORMS = ("whole", "gain", "base", "quality")
 GAMMA = 7.0
@@ -100,6 +101,12 @@ class ConditionedReward(Reward):
         """Follows the quality, the fidelity, gamma and the form."""
         fidelity: Any = self._given_fingerprint or self.fidelity or ("lr_consistency", self.blur_px)
         return state_digest("conditioned", self.quality.fingerprint, fidelity, float(self.gamma), self.form)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Form, gamma and blur, with the quality's identity."""
+        return {"name": self.name, "form": self.form, "gamma": float(self.gamma), "blur_px": float(self.blur_px),
+                "quality": identity_of(self.quality)}  # fmt: skip
 
     @property
     def labels(self) -> frozenset[str]:

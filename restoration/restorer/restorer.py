@@ -149,6 +149,11 @@ class Restorer:
         """16 hex digits of weights, configuration, call arguments and library versions; reads all weights once."""
         return fingerprint(self.fingerprint_parts())
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The name and what the fingerprint is made of."""
+        return {"name": self.name, **self.fingerprint_parts()}
+
     def fingerprint_parts(self) -> dict[str, Any]:
         """Return what the fingerprint is made of. A function's scale is not in it: only a picture tells it."""
         texts = (self.prompt, self.negative_prompt)

@@ -26,6 +26,7 @@ from restoration.selection.run_folder import open_run, write_artefacts
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.identity import UnknownState
+from zoomiqa_reward.runs.settings import identity_of
 
 LIBRARIES = ("torch", "torchvision", "transformers", "diffusers", "numpy", "pillow", "zoomiqa-reward")
 
@@ -119,29 +120,28 @@ def settings_of(
 
     The number of candidates, early stopping and the cascade are not in it: they change no candidate.
     """
-    prints = {id(one.restorer): identity_of(one.restorer, is_kept=is_kept) for one in sources}
+    prints = {id(one.restorer): known_identity(one.restorer, is_kept=is_kept) for one in sources}
     return {
         "image": image_digest(given["lq"]), "hr": image_digest(given["hr"]),
         "sources": [
-            {"restorer": one.restorer.name, "fingerprint": prints[id(one.restorer)], "prompt": one.prompt}
-            for one in sources
+            {"restorer": prints[id(one.restorer)], "prompt": one.prompt} for one in sources
         ],
-        "reward": {"name": reward.name, "fingerprint": identity_of(reward, is_kept=is_kept)},
+        "reward": known_identity(reward, is_kept=is_kept),
         "seed": seed, "strict": batch is None, "batch_size": batch,
     }  # fmt: skip
 
 
-def identity_of(part: Any, *, is_kept: bool) -> str | None:
-    """Return the fingerprint of a reward or restorer; None where its state cannot be read and nothing is kept.
+def known_identity(part: Any, *, is_kept: bool) -> dict[str, Any]:
+    """Return the identity of a reward or restorer; its name alone where its state cannot be read and nothing is kept.
 
     Raises UnknownState where a folder is to be resumed by it.
     """
     try:
-        return part.fingerprint
+        return identity_of(part)
     except UnknownState:
         if is_kept:
             raise
-        return None
+        return {"name": part.name, "fingerprint": None}
 
 
 def remarks(

@@ -23,6 +23,7 @@ from restoration.selection.candidates import BestOfN, Candidate, Explanation
 from zoomiqa_reward.images.contact_sheet import SheetEntry, contact_sheet
 from zoomiqa_reward.images.loading import save_png
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json
+from zoomiqa_reward.runs.settings import refuse_another_run
 
 SHEET_CANDIDATES = 24
 """Most pictures on the contact sheet, best first: its memory stays bounded however many were drawn."""
@@ -86,12 +87,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
             raise ValueError(f"{folder} holds candidates without run.json: what made them is unknown; use another one")
         write_json(file, {"settings": settings, "finished": False})
         return
-    before = json.loads(file.read_text(encoding="utf-8"))["settings"]
-    now = json.loads(json.dumps(settings))
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    if changed:
-        what = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed)
-        raise ValueError(f"{folder} holds another run ({what}): use another folder, or delete this one")
+    refuse_another_run(folder, json.loads(file.read_text(encoding="utf-8"))["settings"], settings)
 
 
 def save_result(result: BestOfN, folder: Path) -> Path:

@@ -46,6 +46,7 @@ from restoration.tuning.updates import Updates
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.normalise import group_keys
 from zoomiqa_reward.runs.json_lines import append_line, write_json
+from zoomiqa_reward.runs.settings import identity_of
 from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans
 from zoomiqa_reward.runs.weights_digest import weights_digest
 
@@ -251,6 +252,6 @@ def _settings(
         return [f"{low}/{high}" for low, high in zip(lows, group_keys(with_truth), strict=True)]
 
     return recipe.settings() | {
-        "weights": weights_digest(module), "reward": {"name": reward.name, "fingerprint": reward.fingerprint},
+        "weights": weights_digest(module), "reward": identity_of(reward),
         "examples": digests(examples), "validation": None if validation is None else digests(validation),
     }  # fmt: skip

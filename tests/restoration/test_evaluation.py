@@ -23,6 +23,7 @@ from restoration.restorer.rng import candidate_seed
 from zoomiqa_reward.images import load_image, save_png, to_pil
 from zoomiqa_reward.rewards.composite import CompositeReward, Term
 from zoomiqa_reward.rewards.metric import MetricReward
+from zoomiqa_reward.rewards.robust import RobustReward
 
 METRICS = ["psnr_y", "ssim_y", "lr_consistency"]
 
@@ -137,9 +138,9 @@ def values(evaluation):
 
 def test_another_runs_folder_is_refused(dataset, tmp_path):
     evaluate(Noisy(), dataset, METRICS, m=1, out=tmp_path / "run")
-    with pytest.raises(ValueError, match="another seed: 0 there, 1 now"):
+    with pytest.raises(ValueError, match="seed was 0, now 1"):
         evaluate(Noisy(), dataset, METRICS, m=1, seed=1, out=tmp_path / "run")
-    with pytest.raises(ValueError, match="another metrics"):
+    with pytest.raises(ValueError, match="metrics.ssim_y was"):
         evaluate(Noisy(), dataset, METRICS[:1], m=1, out=tmp_path / "run")
     with open(tmp_path / "run" / "records.jsonl", "ab") as file:
         file.write(b"{}\n")
@@ -152,19 +153,18 @@ def test_another_runs_folder_is_refused(dataset, tmp_path):
 def test_the_reward_and_its_labels_do_not_judge(dataset):
     class Model:
         name = "model"
-
-        class iqa:
-            class protocol:
-                label_metrics = ("haarpsi", "mdsi", "vsi")
+        iqa = SimpleNamespace(protocol=SimpleNamespace(label_metrics=("haarpsi", "mdsi", "vsi")))
 
     combined = CompositeReward([Term(as_reward("fsim"), normalise="raw"), Term(as_reward("vif"), weight=0.0)])
     conditioned = ConditionedReward(MetricReward(smooth, "smooth", True, (0, 1)))
-    cached = SimpleNamespace(name="cached", reward=Model)
+    cached = RobustReward(MetricReward(smooth, "smooth", True, (0, 1)))
+    cached.reward = MetricReward(smooth, "smooth", True, (0, 1))
+    cached.reward.model = Model.iqa  # a reward of somebody's own that holds a model
     assert set(not_headline(Model)) == {"haarpsi", "mdsi", "vsi"}
     assert set(not_headline(cached)) == {"haarpsi", "mdsi", "vsi"}
     assert set(not_headline(combined)) == {"fsim"}
     assert set(not_headline(conditioned)) == {"lr_consistency"}
-    with pytest.raises(ValueError, match="against its group"):
+    with pytest.raises(ValueError, match="compares each image with its group"):
         evaluate(Noisy(), dataset, METRICS, reward=CompositeReward([Term(reward())]))
     assert not_headline(reward()) == not_headline(None) == {}
     with pytest.raises(ValueError, match="'ssim_y' refused: it was the reward"):

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from train_iqa.training.policy import TrainedWeights
+from zoomiqa_reward.runs.settings import refuse_another_run
 from zoomiqa_reward.runs.training_folder import RunFolder
 
 FREE_FIELDS = ("out", "save_every", "page_every", "tensorboard")
@@ -78,11 +79,7 @@ def open_run(config: Any, folder: Path, accelerator: Accelerator) -> None:
     wanted = json.loads(json.dumps(asdict(config), default=str))
     if file.exists():
         found = json.loads(file.read_text())["config"]
-        names = sorted(set(wanted) | set(found))
-        differ = [n for n in names if n not in FREE_FIELDS and wanted.get(n) != found.get(n)]
-        if differ:
-            raise ValueError(f"{folder} holds a run with another {', '.join(differ)}: continue it as it was begun, "
-                             f"or take a new folder")  # fmt: skip
+        refuse_another_run(folder, found, wanted, free=FREE_FIELDS)
     elif accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         record = {"config": wanted, "command": sys.argv, **_provenance(accelerator)}

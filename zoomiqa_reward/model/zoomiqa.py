@@ -100,7 +100,17 @@ class ZoomIQA:
     @property
     def fingerprint(self) -> str:
         """16 hex digits of the weights in memory, protocol, preprocessing, dtype, device and library versions."""
-        return fingerprint(fingerprint_parts(self.checkpoint))
+        return fingerprint(self.fingerprint_parts)
+
+    @property
+    def fingerprint_parts(self) -> dict[str, Any]:
+        """What the fingerprint is made of."""
+        return fingerprint_parts(self.checkpoint)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The name and what the fingerprint is made of: which option changed is seen there."""
+        return {"name": self.name, **self.fingerprint_parts}
 
     @cached_property
     def trie(self) -> RatingTrie:

@@ -63,14 +63,19 @@ class Reward(ABC):
         return state_digest(self)
 
     @_Default
+    def identity(self) -> dict[str, Any]:
+        """What the fingerprint covers, by option, so that a folder of another run can name what changed."""
+        return {"name": self.name}
+
+    @_Default
     def parts(self) -> tuple["Reward", ...]:
         """The rewards that this one's value is made of; by default those among its attributes."""
         return tuple(_held(self, _is_reward))
 
     @_Default
     def modules(self) -> tuple[nn.Module, ...]:
-        """Networks that this object itself holds, without those of its parts; by default those among its attributes."""
-        return tuple(_held(self, lambda value: isinstance(value, nn.Module)))
+        """Networks that this object holds, without those of its parts; by default those among its attributes."""
+        return tuple(_networks(self))
 
     @_Default
     def groupwise(self) -> bool:
@@ -83,8 +88,11 @@ class Reward(ABC):
 
     @_Default
     def labels(self) -> frozenset[str]:
-        """Names of the metrics that it was trained on: they may not judge it. Without those of its parts."""
-        return frozenset()
+        """Names of the metrics that it was trained on: they may not judge it. By default those of a model that it holds.
+
+        Without those of its parts.
+        """
+        return frozenset(_label_metrics(self))
 
     @abstractmethod
     def __call__(self, images: Any, lq: Any = None, hr: Any = None, prompts: Sequence[str] | None = None) -> Scores:
@@ -129,8 +137,15 @@ def optimised_names(reward: Any) -> frozenset[str]:
     """Return the names of all metrics that a reward optimises: its own, its parts', and those of their labels."""
     names: set[str] = set()
     for part in walk(reward):
-        names |= {str(part.name).lower(), *(str(label).lower() for label in getattr(part, "labels", ()))}
+        names |= {str(getattr(part, "name", "")).lower(), *labels_of(part)} - {""}
     return frozenset(names)
+
+
+def labels_of(part: Any) -> frozenset[str]:
+    """Return the names, in lower case, of the metrics that one reward was trained on, without those of its parts."""
+    declared = getattr(part, "labels", None)
+    found = _label_metrics(part) if declared is None else declared
+    return frozenset(str(name).lower() for name in found)
 
 
 def modules_of(reward: Any) -> list[nn.Module]:
@@ -139,7 +154,7 @@ def modules_of(reward: Any) -> list[nn.Module]:
     for part in walk(reward):
         own = [part] if isinstance(part, nn.Module) else getattr(part, "modules", None)
         if own is None or callable(own):
-            own = _held(part, lambda value: isinstance(value, nn.Module))
+            own = _networks(part)
         found |= {id(module): module for module in own}
     return list(found.values())
 
@@ -179,6 +194,19 @@ def missing_members(candidate: Any) -> list[str]:
     """Return which members an object lacks to be used as a reward; nothing for a reward."""
     lacks = [member for member in REQUIRED if not hasattr(candidate, member)]
     return lacks if callable(candidate) else [*lacks, "__call__"]
+
+
+def _networks(owner: Any) -> Iterator[nn.Module]:
+    """Yield the networks among an object's attributes, those of quality models included."""
+    for value in _held(owner, lambda value: isinstance(value, nn.Module) or hasattr(value, "checkpoint")):
+        network = value if isinstance(value, nn.Module) else getattr(value.checkpoint, "model", None)
+        if isinstance(network, nn.Module):
+            yield network
+
+
+def _label_metrics(owner: Any) -> Iterator[str]:
+    for model in _held(owner, lambda value: hasattr(getattr(value, "protocol", None), "label_metrics")):
+        yield from model.protocol.label_metrics
 
 
 def _is_reward(value: Any) -> bool:

@@ -21,6 +21,7 @@ from zoomiqa_reward.model.zoomiqa import split_images
 from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
 from zoomiqa_reward.rewards.normalise import hash_pixels
 from zoomiqa_reward.rewards.score_store import CacheError, ScoreStore
+from zoomiqa_reward.runs.settings import identity_of
 
 __all__ = ["CacheError", "CacheStats", "CachedReward", "make_key"]
 
@@ -87,6 +88,11 @@ class CachedReward(Reward):
     def fingerprint(self) -> str:
         """The reward's own: remembering changes no value."""
         return self.reward.fingerprint
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The reward's own."""
+        return identity_of(self.reward)
 
     @property
     def stats(self) -> CacheStats:

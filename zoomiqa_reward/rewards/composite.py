@@ -13,6 +13,7 @@ from zoomiqa_reward.model.zoomiqa import split_images
 from zoomiqa_reward.rewards.base import Reward, ask, is_groupwise, modules_of
 from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.rewards.normalise import METHODS, group_index, group_keys, normalised, variance_shares
+from zoomiqa_reward.runs.settings import identity_of
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,14 @@ class CompositeReward(Reward):
         return state_digest(
             "composite", [(term.reward.fingerprint, float(term.weight), term.normalise) for term in self.terms]
         )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Each term's weight, normalisation and identity."""
+        return {"name": self.name, "terms": [
+            {"weight": float(term.weight), "normalise": term.normalise, "reward": identity_of(term.reward)}
+            for term in self.terms
+        ]}  # fmt: skip
 
     def __call__(
         self,

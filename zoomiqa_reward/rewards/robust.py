@@ -23,6 +23,7 @@ from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.model.zoomiqa import split_images
 from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
 from zoomiqa_reward.rewards.identity import state_digest
+from zoomiqa_reward.runs.settings import identity_of
 
 SHIFT_PX = 4.0
 """At most so far, in both directions."""
@@ -83,6 +84,11 @@ class RobustReward(Reward):
         """Follows the wrapped reward's and everything about the copies."""
         how = (self.copies, SHIFT_PX, ZOOM, NOISE, QUALITY)
         return state_digest("robust", how, self.reward.fingerprint)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The number of copies, and the wrapped reward's identity."""
+        return {"name": self.name, "copies": self.copies, "reward": identity_of(self.reward)}
 
     def __call__(
         self,

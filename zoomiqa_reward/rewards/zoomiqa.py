@@ -13,6 +13,7 @@ from zoomiqa_reward.model.ratings import Assessment, Scores
 from zoomiqa_reward.model.zoomiqa import MODES, ZoomIQA, split_images
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.identity import state_digest
+from zoomiqa_reward.runs.settings import identity_of
 
 
 class ZoomIQAReward(Reward):
@@ -75,8 +76,16 @@ class ZoomIQAReward(Reward):
     @property
     def fingerprint(self) -> str:
         """The model's, with how it is asked and whether each image is read alone."""
-        asked = {key: value for key, value in self._options.items() if not self.strict or key != "batch_size"}
-        return state_digest(self.iqa.fingerprint, self.mode, self.strict, sorted(asked.items()))
+        return state_digest(self.iqa.fingerprint, self.mode, self.strict, sorted(self._asked().items()))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Name, mode and options, with the model's own."""
+        return {"name": self.name, "mode": self.mode, "strict": self.strict, **self._asked(),
+                "model": identity_of(self.iqa)}  # fmt: skip
+
+    def _asked(self) -> dict[str, Any]:
+        return {key: value for key, value in self._options.items() if not self.strict or key != "batch_size"}
 
     def __call__(
         self,

@@ -113,6 +113,11 @@ class RemoteZoomIQA:
         """16 hex digits of server, model, protocol and the ways of asking; other weights under that name go unseen."""
         return fingerprint(self.fingerprint_parts)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The name and what the fingerprint is made of."""
+        return {"name": self.name, **self.fingerprint_parts}
+
     def __enter__(self) -> "RemoteZoomIQA":
         return self
 

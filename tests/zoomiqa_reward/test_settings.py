@@ -1,0 +1,52 @@
+"""A folder of another run names the option that changed, not two hashes."""
+
+import pytest
+import torch
+from brightness_runs import LQ, brightness, shifted
+from tiny import tiny_iqa
+
+from restoration import Restorer
+from restoration.selection.best_of_n import best_of_n
+from zoomiqa_reward import CompositeReward, Term, ZoomIQAReward
+from zoomiqa_reward.runs.settings import AnotherRun, changes
+
+
+def run(out, *, restorer=None, reward=None, **options):
+    restorer = restorer or Restorer.from_pretrained(shifted)
+    return best_of_n(restorer, LQ, reward or brightness(), n=2, out=out, progress=False, **options)
+
+
+def mixed(weight=1.0, normalise="raw"):
+    return CompositeReward([Term(brightness(), 1.0, "raw"), Term(brightness(name="again"), weight, normalise)])
+
+
+CASES = {
+    "seed was 0, now 1": ({}, {"seed": 1}),
+    "vary_sharpness was 0.0, now 0.5": (
+        {}, {"restorer": lambda: Restorer.from_pretrained(shifted, vary_sharpness=0.5)}
+    ),
+    "reward.mode was 'direct', now 'reason'": (
+        {"reward": lambda: ZoomIQAReward(tiny_iqa())}, {"reward": lambda: ZoomIQAReward(tiny_iqa(), "reason")}
+    ),
+    "weight was 1.0, now 0.5": ({"reward": mixed}, {"reward": lambda: mixed(0.5)}),
+    "normalise was 'raw', now 'z'": ({"reward": mixed}, {"reward": lambda: mixed(normalise="z")}),
+    "fingerprint changed: other weights, code or attributes": (
+        {}, {"reward": lambda: brightness(fingerprint="another version")}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", CASES)
+def test_the_option_that_changed_is_named(message, tmp_path):
+    first, second = ({key: make() if callable(make) else make for key, make in one.items()} for one in CASES[message])
+    run(tmp_path, **first)
+    run(tmp_path, **first)  # the same options continue it
+    with pytest.raises(AnotherRun, match="holds another run") as caught:
+        run(tmp_path, **second)
+    assert message in str(caught.value)
+
+
+def test_equal_settings_have_no_changes():
+    assert changes({"a": [1, 2]}, {"a": (1, 2)}) == []
+    assert changes({"a": {}}, {"a": {}}) == []
+    assert changes({}, {"a": torch.float32}) == ["a was not set, now 'torch.float32'"]
