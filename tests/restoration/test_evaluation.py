@@ -140,7 +140,7 @@ def test_another_runs_folder_is_refused(dataset, tmp_path):
     evaluate(Noisy(), dataset, METRICS, m=1, out=tmp_path / "run")
     with pytest.raises(ValueError, match="seed was 0, now 1"):
         evaluate(Noisy(), dataset, METRICS, m=1, seed=1, out=tmp_path / "run")
-    with pytest.raises(ValueError, match="metrics.ssim_y was"):
+    with pytest.raises(ValueError, match=r"metrics\.ssim_y was"):
         evaluate(Noisy(), dataset, METRICS[:1], m=1, out=tmp_path / "run")
     with open(tmp_path / "run" / "records.jsonl", "ab") as file:
         file.write(b"{}\n")
