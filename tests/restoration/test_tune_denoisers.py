@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import tiny_pipelines
 import torch
+from diffusers import DDIMScheduler
 
 from restoration.nano.pipeline import NanoSRPipeline, build_scheduler, build_unet
 from restoration.tuning.denoisers.base import Condition, denoiser_of
@@ -216,6 +217,25 @@ def test_an_img2img_path_is_a_tail_and_starts_at_the_picture():
     condition = tail.encode(LQ, [""], generators(1))
     start = tail.begin(torch.zeros(1, *tail.noise_shape(condition)), condition, tail.path(10))
     assert torch.allclose(start, condition.given["start"] * float(tail.path(10).alphas[0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sd3", "controlnet"])
+@pytest.mark.parametrize(("steps", "strength"), [(28, 0.6), (20, 0.6), (8, 0.6), (8, 0.7), (10, 0.35), (10, 1.0)])
+def test_an_img2img_path_has_the_steps_of_the_pipeline_itself(name, steps, strength):
+    """SD3 rounds the number of steps up where Stable Diffusion rounds it down."""
+    build, options, _ = PIPELINES[name]
+    pipeline = build()
+    path = denoiser_of(pipeline, **(options | {"strength": strength})).path(steps)
+    scheduler = pipeline.scheduler if name == "sd3" else DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.scheduler = scheduler
+    scheduler.set_timesteps(steps)
+    times, count = pipeline.get_timesteps(steps, strength, "cpu")
+    assert path.times.tolist() == times.tolist()
+    assert len(path) == count
+    if name == "sd3":
+        assert path.sigmas.tolist() == scheduler.sigmas[-count - 1 : -1].tolist()
+    if (name, steps, strength) == ("sd3", 28, 0.6):
+        assert count == 17
 
 
 def test_old_starts_equal_follows_slowly_and_is_not_trained():

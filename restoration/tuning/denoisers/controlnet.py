@@ -33,8 +33,9 @@ def build(
     if not hasattr(pipeline.controlnet, "controlnet_cond_embedding"):
         raise ValueError(f"{type(pipeline.controlnet).__name__}: give a pipeline with a single ControlNet")
     starts_from_picture = any("Img2Img" in kind.__name__ for kind in type(pipeline).__mro__)
-    share = strength if starts_from_picture else 1.0
-    return ControlDenoiser(pipeline, scale, share, control_scale, guidance_scale, negative_prompt, starts_from_picture)
+    return ControlDenoiser(
+        pipeline, scale, strength, control_scale, guidance_scale, negative_prompt, starts_from_picture
+    )
 
 
 class ControlDenoiser:
@@ -44,14 +45,14 @@ class ControlDenoiser:
     lora_targets = ATTENTION
 
     def __init__(
-        self, pipeline: Any, scale: int, share: float, control_scale: float, guidance: float, negative: str,
+        self, pipeline: Any, scale: int, strength: float, control_scale: float, guidance: float, negative: str,
         starts_from_picture: bool,
     ) -> None:  # fmt: skip
         self.pipeline, self.module = pipeline, pipeline.unet
         self.schedule = Schedule(pipeline.scheduler)
         self.scale, self.patch_px = scale, int(pipeline.vae_scale_factor)
         self._stride = self.patch_px * 2 ** (len(self.module.config.block_out_channels) - 1)
-        self._share, self._control, self._from_picture = share, control_scale, starts_from_picture
+        self._strength, self._control, self._from_picture = strength, control_scale, starts_from_picture
         self._guidance, self._negative = guidance, negative
 
     @torch.no_grad()
@@ -67,9 +68,10 @@ class ControlDenoiser:
         return Condition(lq=lq, given=given | ({"negative": negative} if guided else {}))
 
     def path(self, num_steps: int) -> Path:
-        """The tail that `strength` leaves, at least one step; all of it from pure noise."""
-        whole = self.schedule.path(num_steps)
-        return whole.tail(max(1, min(num_steps, int(num_steps * self._share))))
+        """The tail that `strength` leaves, as the pipeline's class has it; all of it from pure noise."""
+        if not self._from_picture:
+            return self.schedule.path(num_steps)
+        return self.schedule.tail(type(self.pipeline), num_steps, self._strength)
 
     def noise_shape(self, condition: Condition) -> tuple[int, ...]:
         """See `Denoiser`."""
