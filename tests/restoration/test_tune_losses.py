@@ -174,13 +174,15 @@ def test_dpo_compares_both_sides_at_one_time_and_noise_by_their_weights(tmp_path
     assert_update_is(tuning, collected, term)
 
 
-def test_grpo_clips_the_ratio_of_a_random_step_and_holds_its_mean_to_the_base(tmp_path):
+@pytest.mark.parametrize("kl", [0.0, 0.5])
+def test_grpo_clips_the_ratio_of_a_random_step_and_holds_its_mean_to_the_base(tmp_path, kl):
+    """Without the KL too: late steps hardly move, so that there it outweighs the rest by far."""
     tuning = toy_tuning(tmp_path, num_samples=6, rows_at_once=6, eta=0.8)
-    algorithm = GRPO(clip=0.02, kl=0.5, loss_steps=2, advantage_clip=1.2)
+    algorithm = GRPO(clip=0.02, kl=kl, loss_steps=2, advantage_clip=1.2)
     collected = algorithm.collect(tuning, ROUND)
     assert len(collected.parts) == 4  # two images, two steps
     tuning.denoiser.move(torch.Generator().manual_seed(8), size=0.05)  # as if updated since it drew: ratios leave 1
-    path, clipped = tuning.path, []
+    path, clipped, kinds = tuning.path, [], set()
 
     def step(index, x, lq, parts):
         """DDIM, eq. 12 and 16: the mean of a step, and the deviation of its noise."""
@@ -201,13 +203,15 @@ def test_grpo_clips_the_ratio_of_a_random_step_and_holds_its_mean_to_the_base(tm
         density = mean(-((end - now) ** 2) / (2 * std**2)) - math.log(std) - 0.5 * math.log(2 * math.pi)
         ratio = torch.exp(density - piece.trajectory.log_probs[index])
         clipped.append((ratio - 1).abs() > 0.02)
+        kinds.update(zip((ratio > 1.02).tolist(), (ratio < 0.98).tolist(), (advantage > 0).tolist(), strict=True))
         gain = torch.minimum(ratio * advantage, ratio.clamp(0.98, 1.02) * advantage)
-        return (0.5 * mean((now - base.detach()).square()) / (2 * std**2) - gain).mean(), 6
+        return (kl * mean((now - base.detach()).square()) / (2 * std**2) - gain).mean(), 6
 
     found = assert_update_is(tuning, collected, term)
     assert 0 < torch.cat(clipped).float().mean() < 1
     assert found["clipped"] == pytest.approx(float(torch.cat(clipped).float().mean()))
-    assert found["kl"] > 1e-3
+    assert ("kl" in found) == (kl > 0)
+    assert kinds >= {(True, False, True), (False, True, True), (False, True, False)}
 
 
 @pytest.mark.parametrize("grad_steps", [1, 2])

@@ -121,7 +121,7 @@ def test_a_terminal_shows_how_far_a_run_is(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["nft", "dpo", "sft"])
 def test_a_loss_noises_candidates_as_the_sampler_did(name, tmp_path, monkeypatch):
     algorithm, changes = ALGORITHMS[name]
-    module, seen = importlib.import_module(f"restoration.tuning.{name}"), []
+    module, seen = importlib.import_module(f"restoration.tuning.algorithms.{name}"), []
 
     def seen_noise(like, generator, temperature=1.0):
         noise = random_noise(like, generator, temperature)

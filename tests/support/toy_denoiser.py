@@ -103,8 +103,8 @@ def toy_tuning(folder, adapters=(POLICY,), count=2, **changes):
     ]
     return Tuning(
         denoiser=ToyDenoiser(adapters), reward=MetricReward(loudness, "loudness", True, (0, 1), differentiable=True),
-        examples=pictures, config=TuneConfig(**(fields | changes)), share=SimpleNamespace(scoring=contextlib.nullcontext),
-        folder=folder, device=torch.device("cpu"), autocast=contextlib.nullcontext,
+        examples=pictures, config=TuneConfig(**(fields | changes)), folder=folder, device=torch.device("cpu"),
+        share=SimpleNamespace(scoring=contextlib.nullcontext), autocast=contextlib.nullcontext,
     )  # fmt: skip
 
 

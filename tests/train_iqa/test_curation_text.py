@@ -179,6 +179,11 @@ def test_a_difference_within_the_spread_of_either_kind_is_chance():
     assert found.rating == pytest.approx(0.2)
     assert found.chance > 0.5
     assert not found.relied
+    boxes = [(0.1 * k, 0.1 * k, 0.1 * k + 0.2, 0.1 * k + 0.2) for k in range(7)]  # all over the frame, in both kinds
+    kind = [Continuation(written=replace(ANSWER, bbox=box)) for box in boxes]
+    found = compare(ANSWER, kind, kind[::-1], RelianceConfig())
+    assert -0.2 < found.box < 0
+    assert found.chance == 1
 
 
 def test_chance_is_the_share_of_ways_that_differ_as_much():
