@@ -4,6 +4,7 @@
 `StableDiffusionControlNetPipeline` from pure noise. The enlarged picture is the control picture of both.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,19 +20,23 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def build(
-    pipeline: Any, *, scale: int = 4, strength: float = 0.6, control_scale: float = 1.0, guidance_scale: float = 1.0,
-    negative_prompt: str = "",
+    pipeline: Any, *, scale: int = 4, strength: float = 0.6, control_scale: float | None = None,
+    guidance_scale: float = 1.0, negative_prompt: str = "",
 ) -> Denoiser:  # fmt: skip
     """Return its denoiser.
 
     scale: how many times to enlarge first. strength: share of the steps that are taken, for the img2img class alone.
-    control_scale, guidance_scale, negative_prompt: as in the pipeline's call; guidance above 1 doubles the time.
+    control_scale: None: the default of the pipeline's call, which is 0.8 for the img2img class and 1 for the other.
+    guidance_scale, negative_prompt: as in the call; guidance above 1 doubles the time, so 1 is the default here.
     Raises ValueError for a number out of range, and for several ControlNets.
     """
     if scale < 1 or not 0 < strength <= 1:
         raise ValueError(f"scale={scale}, strength={strength}: at least 1, and above 0 up to 1")
     if not hasattr(pipeline.controlnet, "controlnet_cond_embedding"):
         raise ValueError(f"{type(pipeline.controlnet).__name__}: give a pipeline with a single ControlNet")
+    if control_scale is None:
+        call = inspect.signature(type(pipeline).__call__)
+        control_scale = float(call.parameters["controlnet_conditioning_scale"].default)
     starts_from_picture = any("Img2Img" in kind.__name__ for kind in type(pipeline).__mro__)
     return ControlDenoiser(
         pipeline, scale, strength, control_scale, guidance_scale, negative_prompt, starts_from_picture
