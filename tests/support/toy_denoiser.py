@@ -16,7 +16,7 @@ from restoration.tuning.data import Example
 from restoration.tuning.denoisers.base import Condition
 from restoration.tuning.lora import OLD, POLICY, add_lora, weights_of
 from restoration.tuning.sampler.noise_path import Schedule
-from zoomiqa_reward.rewards.reward import MetricReward
+from zoomiqa_reward.rewards.metric import MetricReward
 
 SHAPE = (3, 4, 4)
 RANK, ALPHA = 2, 4

@@ -37,7 +37,7 @@ def test_best_first_invalid_last_and_named():
 
 def test_nan_is_not_measured_whatever_valid_says_and_infinity_is_best():
     class Careless:
-        def __call__(self, images):
+        def __call__(self, images, **given):
             value = torch.tensor([0.1, NAN, 0.9, math.inf])
             return Scores(value=value, valid=torch.ones(4, dtype=torch.bool), std=torch.full((4,), NAN))
 
