@@ -2,12 +2,13 @@
 #   make demo [IMAGE=photo.jpg]   degrade, restore, rate, explain and rank; writes demo/
 #   make test                     the default tests
 #   make lint                     ruff over the whole tree
+#   make mutants [NAMES="a b"]    small mistakes in a copy of the tree, each of which tests must notice; minutes
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUFF := $(shell sed -n 's/.*"\(ruff==[0-9.]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint mutants clean
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/python -m restoration.demo $(if $(IMAGE),--image "$(IMAGE)") --out demo
@@ -17,6 +18,9 @@ test: $(VENV)/.test-ready
 
 lint: $(VENV)/.lint-ready
 	$(BIN)/ruff check .
+
+mutants: $(VENV)/.test-ready
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants/run.py $(NAMES)
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

@@ -1,12 +1,13 @@
 """Precision and recall of the curation's two filters on planted cases, from degraded photographs it was not tuned on.
 
-python benchmarks/curation.py --images DIR [--pictures 320] [--seed 1]
+python benchmarks/curation.py --images DIR [--pictures 400] [--seed 1]
 
 The judge is the rules judge: no model takes part. Consistency: each picture has a grounded answer and the same with one
 false sentence, both written from the degradation record; half of the pictures in plain words, half paraphrased
 (`train_iqa/curation/planted_words.py`). A case counts as rejected where a sentence of it is dropped or all of it is
-refused. Reliance: the grounded answers, and plants that follow from their own text, against a scripted teacher without
-eyes (`train_iqa/curation/planted_reliance.py`).
+refused. Reliance: the grounded answers of a scripted teacher that sees, and plants of one without eyes, which follow
+from their own text; both are sampled several times with and without the image, and stray
+(`train_iqa/curation/planted_reliance.py`).
 """
 
 import argparse
@@ -26,11 +27,10 @@ from train_iqa.curation import lexicon, planted_words
 from train_iqa.curation.hints import measure_hints, measure_image
 from train_iqa.curation.judges import RulesJudge
 from train_iqa.curation.planted import PlantedCase, make_cases
-from train_iqa.curation.planted_reliance import guessed_answer, reliance_cases
+from train_iqa.curation.planted_reliance import BOX_SPREAD, RATING_SPREAD, continuations, reliance_cases
 from train_iqa.curation.reliance import RelianceConfig, compare
 from train_iqa.curation.states import state_of
 from train_iqa.curation.thresholds import shipped
-from train_iqa.curation.written import read_written
 from train_iqa.evaluation.filters import filter_statistics
 from train_iqa.evaluation.lines import null
 from train_iqa.nano.synthetic import list_photographs
@@ -78,12 +78,12 @@ def consistency(cases: Sequence[PlantedCase]) -> dict[str, Any]:
 
 
 def reliance(cases: Sequence[PlantedCase], seed: int) -> dict[str, Any]:
-    """Return the filter's figures against the scripted teacher."""
+    """Return the filter's figures against the scripted teacher, whose continuations stray."""
     config, found, result = RelianceConfig(), reliance_cases(cases, seed=seed), {}
-    rejected = []
-    for case in found:
-        blind = read_written(guessed_answer(case.written.partial()), ())
-        rejected.append(not compare(case.written, blind, config).relied)
+    rng, rejected = np.random.default_rng(seed), []
+    for case in tqdm(found, desc="reliance"):
+        seen, blind = continuations(case, config.samples, rng)
+        rejected.append(not compare(case.written, seen, blind, config).relied)
     for name, wanted in (("all", (False, True)), ("plain", (False,)), ("paraphrased", (True,))):
         part = [(case, out) for case, out in zip(found, rejected, strict=True) if case.is_paraphrased in wanted]
         result[name] = filter_statistics(
@@ -91,13 +91,15 @@ def reliance(cases: Sequence[PlantedCase], seed: int) -> dict[str, Any]:
         )
     without = [out for case, out in zip(found, rejected, strict=True) if not case.is_planted and not case.written.bbox]
     result["false_alarms_without_box"] = {"hits": sum(without), "of": len(without)}
+    result["samples"], result["significance"] = config.samples, config.significance
+    result["spread"] = {"rating": RATING_SPREAD, "box": BOX_SPREAD}
     return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="folder of clean photographs")
-    parser.add_argument("--pictures", type=int, default=320, help="degraded pictures; a planted case each")
+    parser.add_argument("--pictures", type=int, default=400, help="degraded pictures; a planted case each")
     parser.add_argument("--photographs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()

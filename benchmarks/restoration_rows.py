@@ -29,8 +29,8 @@ def best_of_n_rows(b: dict[str, Any]) -> list[tuple[str, str]]:
     for which in ("mean", "chosen"):
         pool = [f"{name.upper()} {spread(b[f'{name}_{which}_minus_bicubic'], 3)}" for name in ("fsim", "vif")]
         pool.append(f"PSNR-Y {spread(b[f'psnr_y_{which}_minus_bicubic'])} dB")
-        title = {"mean": "mean candidate", "chosen": "chosen by `direct`"}[which]
-        found.append((f"the same: less bicubic, {title}", "; ".join(pool)))
+        title = {"mean": "one candidate at random", "chosen": "chosen by `direct`"}[which]
+        found.append((f"{pool_of(b)}: less bicubic, {title}", "; ".join(pool)))
     deviations = [f"{name.upper()} {b[name]['g_std'][0]:.4f}" for name in ("fsim", "vif")]
     found.append(("the same: G-STD", ", ".join(deviations)))
     return found + cascade_rows(b)

@@ -28,7 +28,7 @@ def interval(result: dict[str, Any], key: str) -> str:
 def synthetic_rows(s: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, figure) of `nano_synthetic`."""
     found = []
-    for target, name in (("pseudo_mos", "pseudo-MOS"), ("fsim", "held-out FSIM")):
+    for target, name in (("pseudo_mos", "pseudo-MOS"), ("fsim", "FSIM, a near copy of the labels")):
         figure = f"{interval(s, f'srcc_direct_{target}')}; NIQE {interval(s, f'srcc_niqe_{target}')}"
         found.append((f"SRCC of `direct` with {name}, {s['images']} degraded BSDS500 test photographs", figure))
     terciles = ", ".join(
@@ -100,7 +100,14 @@ def memory_rows(memory: dict[str, Any]) -> list[tuple[str, str]]:
 def gradients_rows(g: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, figure) of `gradients`."""
     along = g["relative_error_along"]["length"]["3e-05"]
-    small, memory = g["ascent"]["sign_0.1_of_255"], g["memory_of_one_gradient"]
+    ascents = [(step, g["ascent"][f"sign_{step}_of_255"]) for step in ("0.1", "2")]
+    climbs = [
+        f"by {step}/255: {one['raised']} of {one['of']}, mean change {one['mean_gain']:+.2f}" for step, one in ascents
+    ]
+    norms = g["relative_error_along"].values()
+    cells = [f"{float(step):g}: " + ", ".join(f"{by[step]['median']:.1%}" for by in norms)
+             for step in ("3e-05", "0.0001", "0.001", "0.01")]  # fmt: skip
+    memory = g["memory_of_one_gradient"]
     peaks = [f"{memory[name]['peak_over_idle_mib'] / 1024:.2f} GiB, {memory[name]['seconds']:.0f} s"
              for name in ("plain", "recompute")]  # fmt: skip
     return [
@@ -108,15 +115,13 @@ def gradients_rows(g: dict[str, Any]) -> list[tuple[str, str]]:
             f"gradient against finite differences along it, step 3e-5, {g['images']} images: relative error",
             f"median {along['median']:.1e}, largest {along['largest']:.1e}",
         ),
+        ("the same by size of the step: median error, step by largest pixel, by length", "; ".join(cells)),
         (
             f"slope of finite differences on predictions, {g['directions_an_image']} directions an image: "
             "signs, step 3e-5; single pixels, step 1e-3",
             f"{g['slope_random_signs']['3e-05']:.4f}; {g['slope_single_pixels']['0.001']:.4f}",
         ),
-        (
-            f"{g['ascent']['steps']} steps of 0.1/255 up the gradient raise the rating",
-            f"{small['raised']} of {small['of']}",
-        ),
+        (f"{g['ascent']['steps']} steps up the gradient's signs raise the rating", "; ".join(climbs)),
         (
             f"gradient of a {memory['side_px']} px image: memory over idle, time; with recomputed activations",
             "; ".join(peaks),
@@ -163,8 +168,8 @@ PARTS = {
     "tune_kill": tune_kill_rows,
 }
 HEADLINES = {
-    "nano_synthetic": [0, 1], "sr_mos": [0, 1, 3], "repeatability": [0], "memory": [0], "best_of_n_varied": [0, 3, 7],
-    "gradients": [0], "cache": [0], "serving": [0], "tune": [0, 1, 2],
+    "nano_synthetic": [0, 1], "sr_mos": [0, 1, 3], "repeatability": [0], "memory": [0], "best_of_n": [6],
+    "best_of_n_varied": [0, 3, 6, 7], "gradients": [0, 1, 3], "cache": [0], "serving": [0], "tune": [0, 1, 2],
 }  # fmt: skip
 """Which rows of which results stand in README; `docs/figures.md` holds all."""
 

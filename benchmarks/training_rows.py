@@ -38,7 +38,9 @@ def tune_rows(t: dict[str, Any]) -> list[tuple[str, str]]:
             run = t["runs"][method]
             title = f"x4 restorer tuned by {name} ({run['seeds']} seeds) less the base, {t['pictures']} photographs"
             parts = [f"{label} {value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-                     for label, key, digits in (("reward", "robust", 3), ("FSIM", "fsim", 4), ("VIF", "vif", 4))
+                     for label, key, digits in (("reward", "robust", 3), ("FSIM", "fsim", 4), ("VIF", "vif", 4),
+                                                ("HaarPSI, a label", "haarpsi", 4),
+                                                ("LR-consistency in dB", "lr_consistency", 2))
                      for value, low, high, *_ in (run[key]["minus_base"],)]  # fmt: skip
             found.append((title, "; ".join(parts)))
     return found

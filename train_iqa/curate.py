@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--attempts", type=int, help="answers asked for in a round until one is kept (default 3)")
     add("--rounds", type=int, choices=(1, 2))
     add("--rating-tolerance", type=float)
-    add("--no-reliance", action="store_true", help="no continuation without the image")
+    add("--no-reliance", action="store_true", help="no continuations with and without the image")
     add("--no-consistency", action="store_true", help="no comparison with hints")
     add("--thresholds", type=Path, help="file of hint thresholds, see train_iqa.curation.calibrate")
     add("--max-pixels", type=int, help="larger images are reduced for the endpoints")

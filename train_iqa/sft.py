@@ -64,6 +64,7 @@ class SftConfig:
     warmup_steps: int = 20
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    """0: gradients are not clipped."""
     save_every: int = 100
     """Steps."""
     tensorboard: bool = True
@@ -78,6 +79,8 @@ class SftConfig:
                 f"direct_share={self.direct_share} must be in [0, 1), epochs={self.epochs} above 0, "
                 f"steps={self.steps} at least 1"
             )
+        if not self.max_grad_norm >= 0:
+            raise ValueError(f"max_grad_norm={self.max_grad_norm}: must be above 0, or 0 for no clipping")
         if self.learning_rate <= 0 or self.warmup_steps < 0 or self.save_every < 1:
             raise ValueError(
                 f"learning_rate={self.learning_rate} must be above 0, warmup_steps={self.warmup_steps} at least 0, "

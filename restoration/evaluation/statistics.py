@@ -97,13 +97,17 @@ def regret(judge: ArrayLike, reward: ArrayLike, *, seed: int = 0) -> Interval:
 def within_srcc(judge: ArrayLike, reward: ArrayLike, *, seed: int = 0) -> Interval:
     """Return the rank correlation (SRCC) of reward and judge among an image's candidates, averaged over images.
 
-    Images with fewer than three candidates, or where one side is constant, have none and are left out.
+    An image whose candidates the reward ties all counts 0: the reward says nothing about them. Images with fewer than
+    three candidates, or where the judge ties all, have no order to find and are left out.
     """
     scores, choice = _same(judge, reward)
     if scores.shape[1] < MIN_CANDIDATES_FOR_SRCC:
         return mean_interval([], seed=seed)
-    spread = (np.ptp(scores, axis=1) > 0) & (np.ptp(choice, axis=1) > 0)
-    found = [stats.spearmanr(a, b).statistic for a, b in zip(scores[spread], choice[spread], strict=True)]
+    known = np.ptp(scores, axis=1) > 0
+    found = [
+        stats.spearmanr(a, b).statistic if np.ptp(b) > 0 else 0.0
+        for a, b in zip(scores[known], choice[known], strict=True)
+    ]
     return mean_interval(found, seed=seed)
 
 

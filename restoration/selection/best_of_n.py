@@ -56,7 +56,7 @@ def best_of_n(
     reward: any `Reward`; it gets the LR image, `hr` and the prompts. cascade: a second one for the best. A reward that
     compares images within a group (a `CompositeReward` with normalised terms) scores the whole pool together, after
     the last candidate; early stopping then asks it again at every step, so cache its terms.
-    keep: pictures held in memory, the best ones; the others lie in `out`, or are dropped without it.
+    keep: different pictures held in memory, the best ones; the others lie in `out`, or are dropped without it.
     out: folder, made if missing, resumed if it holds this very run, also with another `n`; then no candidate that is
     there is made or scored again. early_stop: when to stop before n (rule and formula: `early_stop.py`).
     strict, batch_size: see `Restorer.restore`.

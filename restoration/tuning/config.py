@@ -51,7 +51,7 @@ class TuneConfig:
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    """Smaller where runs collapse."""
+    """Smaller where runs collapse; 0: gradients are not clipped."""
     lora_rank: int = 32
     lora_alpha: int = 64
     lora_targets: tuple[str, ...] | None = None

@@ -4,6 +4,7 @@ The few gradients are summed over processes by hand, weighted by what was kept, 
 with different amounts.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -70,7 +71,7 @@ class Updates:
         for weight in self.weights:
             gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
             weight.grad = all_sum(gradient) / total
-        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.tuning.config.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.tuning.config.max_grad_norm or math.inf)
         sums["gradient_norm"] = float(norm) * sums["rows"]
         self.optimizer.step()
         self.ema.update()
@@ -83,6 +84,4 @@ class Updates:
         if term.value is None or not weight:
             return term
         error = truth_error(self.tuning, part.example, min(term.rows, MAX_TRUTHS), generator)
-        return term._replace(
-            value=term.value + weight * error, report=term.report | {"truth": float(error.detach())}
-        )
+        return term._replace(value=term.value + weight * error, report=term.report | {"truth": float(error.detach())})

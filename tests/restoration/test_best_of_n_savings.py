@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from brightness_runs import run, same
 from scipy import integrate, stats
 
-from restoration.selection.best_of_n import Cascade
+from restoration.restorer.restorer import Restorer
+from restoration.selection.best_of_n import Cascade, best_of_n
 from restoration.selection.early_stop import EarlyStop, expected_improvement, t_distribution
 from zoomiqa_reward.rewards.metric import MetricReward
 
@@ -32,6 +34,33 @@ def test_cascade_asks_about_the_few_best_and_they_come_first(tmp_path):
     assert len(asked) == 3
     assert same(run(n=6, out=tmp_path), plain)
     assert same(run(n=6, keep=1, cascade=cascade), result)  # without a folder the pictures are held for it
+
+
+@pytest.mark.parametrize(("n", "keep", "top", "models"), [(6, 4, 3, 3), (8, 4, 3, 4), (3, 1, 3, 3), (9, 1, 2, 3)])
+def test_a_cascade_over_several_deterministic_restorers_asks_about_each_picture_once(n, keep, top, models):
+    """Their copies held pictures of their own once, so that those of other restorers were gone when asked for."""
+
+    def network(k):
+        def enlarge(image):
+            return (0.9 - 0.1 * k) * torch.nn.functional.interpolate(image[None], scale_factor=2)[0]
+
+        return Restorer.from_pretrained(enlarge, name=f"network{k}", scale=2)
+
+    asked = []
+
+    def contrary(image):
+        asked.append(float(image.mean()))
+        return -asked[-1]
+
+    lq = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    first = MetricReward(lambda image: float(image.mean()), "mean", True, (0, 1))
+    cascade = Cascade(reward=MetricReward(contrary, "contrary", True, (-1, 0)), top=top)
+    pool = [network(k) for k in range(models)]
+    result = best_of_n(pool, lq, first, n=n, keep=keep, cascade=cascade, progress=False)
+    assert len(asked) == top
+    assert result.best.restorer == f"network{top - 1}"
+    held = {one.pixels for one in result.candidates if one.has_image()}
+    assert len(held) == min(models, max(keep, top))
 
 
 def test_a_cascade_that_cannot_tell_leaves_the_first_order():

@@ -16,14 +16,13 @@ from restoration.metrics import (
     haarpsi,
     lpips,
     lr_consistency,
-    mdsi,
     measure,
     niqe,
     psnr_y,
     ssim_y,
     vif,
 )
-from restoration.metrics.fidelity import gaussian_blur
+from restoration.metrics.fidelity import gaussian_blur, mdsi
 from restoration.metrics.perceptual import _SLICES, backbone_hash
 
 LUMA_SPAN = 219.0

@@ -87,6 +87,11 @@ def test_nothing_to_measure_is_nan():
     assert math.isnan(captured_gain([[1.0, 1.0]] * 3, [[1.0, 2.0]] * 3).value)
     assert math.isnan(within_srcc([[1.0, 2.0]] * 3, [[1.0, 2.0]] * 3).value)
     assert within_srcc([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0]], [[1.0, 2.0, 3.0]] * 2).num_images == 1
+
+
+def test_a_reward_that_ties_all_candidates_has_no_rank_correlation_rather_than_no_say():
+    found = within_srcc([[1.0, 2.0, 3.0], [3.0, 1.0, 2.0]], [[1.0, 2.0, 3.0], [7.0, 7.0, 7.0]])
+    assert (found.value, found.num_images) == (0.5, 2)
     for found in (mean_interval([]), regret([], []), captured_gain([], []), group_std([])):
         assert (math.isnan(found.value), found.num_images) == (True, 0)
     single = mean_interval([2.0])

@@ -1,11 +1,13 @@
 """Every denoiser that can be tuned, with real diffusers classes at toy size: first law, LoRA, gradients, files."""
 
+import sys
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import tiny_pipelines
 import torch
+from diffusers import DDIMScheduler
 
 from restoration.nano.pipeline import NanoSRPipeline, build_scheduler, build_unet
 from restoration.tuning.denoisers.base import Condition, denoiser_of
@@ -178,6 +180,68 @@ def test_the_sampler_is_the_pipelines_own(temperature):
     assert torch.allclose(ours, theirs, atol=5e-4)
 
 
+@pytest.mark.parametrize("name", ["sd3", "controlnet"])
+@pytest.mark.parametrize(("steps", "strength"), [(5, 0.7), (4, 0.6)])
+def test_an_img2img_picture_is_the_pipelines_own(name, steps, strength, monkeypatch):
+    """The whole way without the sampler's noise: same start, same steps, same picture, to rounding."""
+    build, options, _ = PIPELINES[name]
+    pipeline = build()
+    if name == "controlnet":
+        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    denoiser = denoiser_of(pipeline, **(options | {"strength": strength}))
+    lq = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    condition = denoiser.encode(lq, [""], generators(1))
+    ours = denoiser.decode(
+        sample(denoiser, condition, denoiser.path(steps), generators(1, seed=7), eta=0.0).x0, condition
+    )
+    noise = torch.randn(1, *denoiser.noise_shape(condition), generator=generators(1, seed=7)[0])
+    module = sys.modules[type(pipeline).__module__]
+    monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: noise)
+    monkeypatch.setattr(module, "retrieve_latents", lambda found, *_, **__: found.latent_dist.mode())
+    grown = torch.nn.functional.interpolate(lq, size=(32, 32), mode="bicubic", antialias=True).clamp(0, 1)
+    more = {"control_image": grown} if name == "controlnet" else {"height": 32, "width": 32}
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline("", image=grown, strength=strength, num_inference_steps=steps, guidance_scale=1.0,
+                      output_type="pt", **more).images  # fmt: skip
+    assert float((ours - theirs).abs().max()) < 1e-4
+    assert float((theirs - grown).abs().mean()) > 0.01  # the pipeline did something
+
+
+FROM_NOISE = {
+    "ldm": {},
+    "sd_x4": {"prompt": "", "guidance_scale": 1.0},
+    "controlnet_from_noise": {"prompt": "", "guidance_scale": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", FROM_NOISE)
+def test_a_picture_from_noise_is_the_pipelines_own(name, monkeypatch):
+    """As above; the noise that the pipeline draws first is that of the condition, where it has one."""
+    build, options, _ = PIPELINES[name]
+    pipeline = build()
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    denoiser = denoiser_of(pipeline, **options)
+    lq = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    condition = denoiser.encode(lq, [""], generators(1, seed=3))
+    ours = denoiser.decode(sample(denoiser, condition, denoiser.path(4), generators(1, seed=7), eta=0.0).x0, condition)
+    start = torch.randn(1, *denoiser.noise_shape(condition), generator=generators(1, seed=7)[0])
+    noises = [torch.randn(1, 3, 16, 16, generator=generators(1, seed=3)[0]), start] if name == "sd_x4" else [start]
+    supply = iter(noises)
+    monkeypatch.setattr(sys.modules[type(pipeline).__module__], "randn_tensor", lambda *_, **__: next(supply))
+    image = lq
+    if name == "controlnet_from_noise":
+        image = torch.nn.functional.interpolate(lq, size=(32, 32), mode="bicubic", antialias=True).clamp(0, 1)
+    if name == "ldm":
+        image = 2 * lq - 1  # its class takes tensors as its network does
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(image=image, num_inference_steps=4, output_type="pt" if name != "ldm" else "np",
+                      **FROM_NOISE[name]).images  # fmt: skip
+    if name == "ldm":
+        theirs = torch.from_numpy(theirs).permute(0, 3, 1, 2)
+    assert next(supply, None) is None
+    assert float((ours - theirs).abs().max()) < 1e-4
+
+
 def test_a_seed_means_the_same_noise_whatever_steps_are_random():
     denoiser = made("nano")
     _, _, whole = drawn(denoiser)
@@ -216,6 +280,25 @@ def test_an_img2img_path_is_a_tail_and_starts_at_the_picture():
     condition = tail.encode(LQ, [""], generators(1))
     start = tail.begin(torch.zeros(1, *tail.noise_shape(condition)), condition, tail.path(10))
     assert torch.allclose(start, condition.given["start"] * float(tail.path(10).alphas[0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sd3", "controlnet"])
+@pytest.mark.parametrize(("steps", "strength"), [(28, 0.6), (20, 0.6), (8, 0.6), (8, 0.7), (10, 0.35), (10, 1.0)])
+def test_an_img2img_path_has_the_steps_of_the_pipeline_itself(name, steps, strength):
+    """SD3 rounds the number of steps up where Stable Diffusion rounds it down."""
+    build, options, _ = PIPELINES[name]
+    pipeline = build()
+    path = denoiser_of(pipeline, **(options | {"strength": strength})).path(steps)
+    scheduler = pipeline.scheduler if name == "sd3" else DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.scheduler = scheduler
+    scheduler.set_timesteps(steps)
+    times, count = pipeline.get_timesteps(steps, strength, "cpu")
+    assert path.times.tolist() == times.tolist()
+    assert len(path) == count
+    if name == "sd3":
+        assert path.sigmas.tolist() == scheduler.sigmas[-count - 1 : -1].tolist()
+    if (name, steps, strength) == ("sd3", 28, 0.6):
+        assert count == 17
 
 
 def test_old_starts_equal_follows_slowly_and_is_not_trained():

@@ -173,6 +173,7 @@ def test_nft_by_hand():
     errors = [scaled_error(x, torch.zeros(1, 1)) for x in x0]  # 0.25^2 / 0.25 and 0.75^2 / 0.75
     assert [float(e) for e in errors] == [0.25, 0.75]
     assert float(nft_loss(torch.tensor([0.75]), *errors, 0.5)) == pytest.approx((0.75 * 0.25 + 0.25 * 0.75) / 0.5)
+    assert float(nft_loss(torch.tensor([0.75]), *errors, 0.5, 5.0)) == pytest.approx(5 * 0.375 / 0.5)
     assert float(scaled_error(torch.zeros(1, 4), torch.zeros(1, 4))) == 0
     assert [old_decay(n) for n in (0, 100, 9999)] == [0.0, 0.1, 0.5]
 

@@ -16,6 +16,8 @@ def test_raw_by_hand() -> None:
 def test_isotonic_by_hand() -> None:
     # Pooling the violators 3, 2 gives the fit 1, 2.5, 2.5 against 1, 3, 2: PLCC = 1.5 / sqrt(1.5 * 2).
     assert isotonic_correlations([1, 2, 3], [1, 3, 2]).plcc == pytest.approx(math.sqrt(3) / 2)
+    # The fit 1, 7/3, 7/3, 7/3 against 1, 3, 2, 2: PLCC = (4/3) / sqrt(4/3 * 2). From y to x it would be another number.
+    assert isotonic_correlations([1, 2, 3, 4], [1, 3, 2, 2]).plcc == pytest.approx(math.sqrt(2 / 3))
 
 
 def test_a_logistic_relation_is_straightened() -> None:

@@ -11,16 +11,16 @@ from PIL import Image
 from train_iqa.curation.hints import measure_image
 from train_iqa.curation.judges import RulesJudge
 from train_iqa.curation.planted import PlantedCase, make_cases
-from train_iqa.curation.planted_reliance import guessed_answer, reliance_cases
+from train_iqa.curation.planted_reliance import continuations, reliance_cases
 from train_iqa.curation.planted_words import PARAPHRASED, PLAIN
-from train_iqa.curation.reliance import RelianceConfig, compare
+from train_iqa.curation.reliance import Continuation, RelianceConfig, compare
 from train_iqa.curation.states import LOOKS, knows_absent, state_of
-from train_iqa.curation.written import read_written
+from train_iqa.curation.written import Written, read_written
 from train_iqa.evaluation.filters import filter_statistics
 from zoomiqa_reward.check import bundled_photographs
 from zoomiqa_reward.protocol.spec import ROUND1_SECTIONS
 
-PICTURES, SIDE_PX = 300, 192
+PICTURES, SIDE_PX = 400, 192
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +57,35 @@ def test_consistency_finds_what_the_record_denies(cases):
     assert 0 < sum(rejected) < len(rejected)
 
 
-def test_reliance_finds_answers_that_follow_from_their_own_text(cases):
-    found = reliance_cases(cases)
-    assert sum(case.is_planted for case in found) == PICTURES
-    rejected = []
-    for case in found:
-        blind = read_written(guessed_answer(case.written.partial()), ())
-        rejected.append(not compare(case.written, blind, RelianceConfig()).relied)
-    for which in (False, True):
-        part = [(case, out) for case, out in zip(found, rejected, strict=True) if case.is_paraphrased == which]
-        measured = filter_statistics([case.is_planted for case, _ in part], [out for _, out in part])
-        assert measured["precision"]["value"] > 0.88
-        assert measured["recall"]["value"] > 0.95
+def test_reliance_refuses_texts_that_never_saw_the_image_and_keeps_those_that_did(cases):
+    """A single blind continuation passed 53 to 80 % of such texts: it was another sample, and lacked the score."""
+    found, config = reliance_cases(cases), RelianceConfig()
+    assert sum(case.is_planted for case in found) == sum(not case.is_planted for case in found) == PICTURES
+    for seed in (0, 1):
+        rng, passed = np.random.default_rng(seed), {True: [], False: []}
+        for case in found:
+            seen, blind = continuations(case, config.samples, rng)
+            passed[case.is_planted].append(compare(case.written, seen, blind, config).relied)
+        assert np.mean(passed[True]) <= 0.05
+        assert np.mean(passed[False]) >= 0.9
+
+
+@pytest.mark.parametrize("rating_of", [round, lambda told: round(2 * told) / 2, float], ids=["level", "half", "exact"])
+@pytest.mark.parametrize("spread", [0.0, 0.15, 0.4])
+def test_reliance_refuses_a_teacher_that_goes_by_the_told_score_alone(rating_of, spread):
+    """Whatever it reads off its own text: 400 told scores, and continuations that stray by `spread`."""
+    rng, config, passed = np.random.default_rng(3), RelianceConfig(), 0
+    sections = (("Decision & Rationale", ("I decide now.",)),)
+    for told in rng.uniform(1.2, 4.8, 400):
+
+        def go_on(told=told):
+            value = float(np.clip(rating_of(told) + rng.normal(0, spread), 1, 5))
+            return Continuation(written=Written(sections=sections, bbox=None, rating=round(value, 2)))
+
+        kinds = [[go_on() for _ in range(config.samples)] for _ in range(2)]
+        answer = Written(sections=sections, bbox=None, rating=round(float(told), 2))
+        passed += compare(answer, *kinds, config).relied
+    assert passed <= 0.05 * 400
 
 
 def test_cases_tell_the_truth_of_their_record(cases):

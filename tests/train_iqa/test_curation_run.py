@@ -23,6 +23,7 @@ from train_iqa.curation.config import CurateConfig
 from train_iqa.curation.endpoint import Asker, Calls, Endpoint, FatalEndpointError, answer_entropy
 from train_iqa.curation.loop import curate
 from train_iqa.curation.planted import make_cases
+from train_iqa.curation.planted_reliance import guess, strayed
 from train_iqa.curation.prompts import Prompts
 from train_iqa.curation.reliance import RelianceConfig
 from train_iqa.curation.scripted import ScriptedServer, completion, request_images, request_text
@@ -81,14 +82,43 @@ def test_a_run_keeps_what_sft_reads(scripted, cases, tmp_path):
     assert not any(plant in text for plant in plants if plant in gone)
 
 
-def test_the_teacher_without_the_image_sees_none_and_is_not_told_the_score(scripted, tmp_path):
+def test_continuations_with_and_without_the_image_differ_in_nothing_else(scripted, tmp_path):
+    """Neither is told the score, and each answer has as many of one kind as of the other."""
     with ScriptedServer(scripted[1]) as server:
         curate(configured(scripted, tmp_path, server.url, limit=4))
-    counts = collections.Counter(len(request_images(body)) for body in server.bodies)
-    assert set(counts) <= {0, 1, 2}
-    assert counts[0] > 0
+    counts = collections.Counter()
     for body in server.bodies:
-        assert ("People rated it" in request_text(body)) == bool(request_images(body))
+        text, images = request_text(body).strip(), request_images(body)
+        is_continuation = "The analysis begins:" in text
+        assert ("People rated it" in text) != is_continuation
+        if is_continuation:
+            counts[text, len(images)] += 1
+        else:
+            assert images
+    texts = {text for text, _ in counts}
+    assert texts
+    assert {images for _, images in counts} == {0, 1}
+    assert all(counts[text, 0] == counts[text, 1] for text in texts)
+    calls = [row["call"] for row in read_lines(tmp_path / "calls.jsonl") if "/seen" in row["call"]]
+    assert len(set(calls)) == len(calls) == sum(counts[text, 1] for text in texts)
+    base = configured(scripted, tmp_path, "http://localhost:1", attempts=1)
+    with pytest.raises(ValueError, match="at temperature 0 they are all the same"):
+        replace(base, teacher=replace(base.teacher, temperature=0.0))
+
+
+def test_a_teacher_without_eyes_has_nothing_kept(scripted, tmp_path):
+    """It writes what the score demands and then goes on from its text, image or not."""
+
+    def blind(body):
+        begins, beginning = request_text(body).partition("The analysis begins:")[1:]
+        if not begins:
+            return scripted[1](body)
+        return strayed(*guess(beginning), np.random.default_rng(body["seed"])).render()
+
+    with ScriptedServer(blind) as server:
+        report = curate(configured(scripted, tmp_path, server.url, consistency=None, attempts=1))
+    assert report["rejections"]["reliance"]["answers"] >= 13
+    assert set(report["rejections"]["reliance"]["reasons"]) == {"the same without the image"}
 
 
 def test_a_run_that_is_done_asks_nothing(scripted, tmp_path):
@@ -306,7 +336,7 @@ def test_log_probabilities_are_asked_for_and_used(scripted, tmp_path, monkeypatc
     with ScriptedServer(scripted[1]) as server:
         base = configured(scripted, tmp_path, server.url, limit=6, consistency=None)
         # thresholds that no box or rating reaches: only the entropy is left
-        strict = RelianceConfig(box=1.0, rating=4.0, tool=False)
+        strict = RelianceConfig(box=1.0, rating=4.0)
         report = curate(replace(base, reliance=strict, teacher=replace(base.teacher, top_logprobs=5)))
     assert all(body["logprobs"] and body["top_logprobs"] == 5 for body in server.bodies)
     assert report["kept"] == 6

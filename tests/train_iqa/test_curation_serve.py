@@ -63,5 +63,5 @@ def test_nano_as_the_teacher_over_transformers_serve(served, tmp_path):
     assert filtered["kept"] + filtered["rejected"] == 3
     assert refused >= filtered["rejected"]
     assert json.loads((tmp_path / "all" / "report.json").read_text())["judge"] == "rules"
-    blind = filtered["cost"]["teacher"]["of_these_without_the_image"]["calls"]
+    blind = filtered["cost"]["teacher"]["of_these_continuations"]["calls"]
     assert blind > 0 or filtered["rejections"]["consistency"]["answers"] > 0

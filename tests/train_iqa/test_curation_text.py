@@ -15,8 +15,8 @@ from train_iqa.curation.consistency import ConsistencyConfig, check_consistency
 from train_iqa.curation.hints import Hints, ImageHints
 from train_iqa.curation.judges import JudgeError, RulesJudge, Verdict
 from train_iqa.curation.model_judge import read_verdicts
-from train_iqa.curation.prompts import ask_protocol, ask_protocol2, ask_protocol_blind, picture_url
-from train_iqa.curation.reliance import RelianceConfig, compare
+from train_iqa.curation.prompts import ask_protocol, ask_protocol2, begun, picture_url, without_images
+from train_iqa.curation.reliance import Continuation, RelianceConfig, compare
 from train_iqa.curation.written import FormError, box_difference, read_written, split_sentences
 from zoomiqa_reward.images import load_image, to_pil
 from zoomiqa_reward.protocol.spec import ROUND1_SECTIONS, ROUND2_SECTIONS
@@ -150,7 +150,14 @@ def test_the_rules_judge_finds_the_false_sentence():
     assert "contradiction" not in {one.verdict for one in found}
 
 
-SEEN = replace(read_written(TEXT, ROUND1_SECTIONS), rating=2.5)
+ANSWER = replace(read_written(TEXT, ROUND1_SECTIONS), rating=2.5)
+
+
+def gone_on(count=7, entropy=math.nan, step=0.01, **changes):
+    """Continuations like the answer but for `changes`, whose ratings lie `step` apart around the middle."""
+    one = replace(ANSWER, **changes)
+    return [Continuation(written=replace(one, rating=one.rating + step * (k - count // 2)), entropy=entropy)
+            for k in range(count)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("changes", "relied"), [
@@ -162,19 +169,52 @@ SEEN = replace(read_written(TEXT, ROUND1_SECTIONS), rating=2.5)
     ({"bbox": None}, True),
 ])  # fmt: skip
 def test_an_answer_that_stays_the_same_did_not_rely_on_the_image(changes, relied):
-    found = compare(SEEN, replace(SEEN, **changes), RelianceConfig())
+    found = compare(ANSWER, gone_on(), gone_on(**changes), RelianceConfig())
     assert found.relied is relied
     assert math.isnan(found.entropy)
 
 
+def test_a_difference_within_the_spread_of_either_kind_is_chance():
+    found = compare(ANSWER, gone_on(step=0.3), gone_on(step=0.3, rating=2.7), RelianceConfig())
+    assert found.rating == pytest.approx(0.2)
+    assert found.chance > 0.5
+    assert not found.relied
+    boxes = [(0.1 * k, 0.1 * k, 0.1 * k + 0.2, 0.1 * k + 0.2) for k in range(7)]  # all over the frame, in both kinds
+    kind = [Continuation(written=replace(ANSWER, bbox=box)) for box in boxes]
+    found = compare(ANSWER, kind, kind[::-1], RelianceConfig())
+    assert -0.2 < found.box < 0
+    assert found.chance == 1
+
+
+def test_chance_is_the_share_of_ways_that_differ_as_much():
+    """Of the six ways to part two and two, two part the pairs as they are."""
+    found = compare(ANSWER, gone_on(2), gone_on(2, rating=4.0), RelianceConfig(samples=2, significance=0.34))
+    assert found.chance == pytest.approx(2 / 6)
+    assert found.relied
+
+
+def test_an_answer_that_is_not_what_the_eyes_say_did_not_rely_on_them():
+    """The teacher sees a rating of 4 and guesses 2.5 from the text, as the answer has it."""
+    found = compare(ANSWER, gone_on(rating=4.0), gone_on(), RelianceConfig())
+    assert found.chance < 0.01
+    assert not found.is_own
+    assert not found.relied
+    assert "not that of the continuations with the image" in found.describe()
+
+
 def test_entropy_counts_only_where_it_is_known():
-    assert compare(SEEN, SEEN, RelianceConfig(), entropy_seen=0.1, entropy_blind=0.4).relied
-    assert not compare(SEEN, SEEN, RelianceConfig(), entropy_seen=0.4, entropy_blind=0.1).relied
-    assert not compare(SEEN, SEEN, RelianceConfig(), entropy_seen=0.1).relied
+    config = RelianceConfig()
+    assert compare(ANSWER, gone_on(entropy=0.1), gone_on(entropy=0.4), config).relied
+    assert not compare(ANSWER, gone_on(entropy=0.1), gone_on(entropy=0.2), config).relied
+    assert not compare(ANSWER, gone_on(entropy=0.1), gone_on(), config).relied
     with pytest.raises(ValueError, match="rating=0"):
         RelianceConfig(rating=0)
     with pytest.raises(ValueError, match="set reliance to None"):
         RelianceConfig(rounds=())
+    with pytest.raises(ValueError, match="3 samples a side show no significance below"):
+        RelianceConfig(samples=3)
+    with pytest.raises(ValueError, match="samples=7 of each are needed"):
+        compare(ANSWER, gone_on(6), gone_on(6), config)
 
 
 def test_box_difference():
@@ -207,13 +247,17 @@ def test_a_zoom_iqa_teacher_is_asked_as_it_was_trained_and_never_told_the_score(
     second = ask_protocol2(protocol, image, image, "<answer>{}</answer>", 10_000)
     assert [message["role"] for message in second] == ["user", "assistant", "user"]
     written = read_written(TEXT, ROUND1_SECTIONS)
-    blind = ask_protocol_blind(protocol, written)
-    assert blind[0]["content"] == asked[0]["content"][0]["text"]
-    assert blind[1]["content"] == f"<think>\n{written.partial()}\n"
-    other = replace(
-        written, sections=tuple(zip(ROUND2_SECTIONS, [texts for _, texts in written.sections], strict=True))
-    )
-    assert ask_protocol_blind(protocol, other)[0]["content"] == protocol.round2.render(protocol.questions[0])
+    seeing = begun(asked, written)
+    assert seeing[:-1] == asked
+    assert seeing[-1] == {"role": "assistant", "content": f"<think>\n{written.partial()}\n"}
+    blind = without_images(seeing)
+    assert blind[0]["content"] == asked[0]["content"][:1]
+    assert blind[1] == seeing[1]
+    images = [
+        item for message in without_images(second) if isinstance(message["content"], list)
+        for item in message["content"] if item["type"] != "text"
+    ]  # fmt: skip
+    assert images == []
 
 
 def test_pictures_are_sent_without_loss_and_reduced_only_beyond_the_limit():

@@ -88,6 +88,7 @@ def test_clip_cov_takes_few_tokens_of_large_covariance():
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
     assert not clip_cov_mask(logprobs / 10, advantages, torch.Generator()).any()
+    assert not clip_cov_mask(logprobs * 3, advantages, torch.Generator()).any()  # 6: beyond the range, and 0.75 below
 
 
 @pytest.mark.parametrize(

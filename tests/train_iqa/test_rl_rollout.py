@@ -141,6 +141,7 @@ def test_the_end_token_is_a_row_of_its_own_answer_and_cut_answers_have_none():
             assert (int(turn.row.completion_ids[-1]) == end) != turn.is_truncated
             assert end not in turn.row.completion_ids[:-1].tolist()
             assert turn.row.targets.all()
+    assert not all(turn.is_truncated for one in group for turn in one.turns)
 
 
 def test_greedy_answers_are_those_of_inference():

@@ -10,8 +10,10 @@ from known_rewards import faithful, photo, verdicts, wrapped
 
 from zoomiqa_reward import MetricReward
 from zoomiqa_reward.check import Thresholds, run_check
+from zoomiqa_reward.check.ascent import Ascent
 from zoomiqa_reward.check.baselines import laplacian
-from zoomiqa_reward.check.ladders import DETAIL, make_pool
+from zoomiqa_reward.check.ladders import DAMAGES, DETAIL, make_pool
+from zoomiqa_reward.check.measures import Answers, measure_answers
 from zoomiqa_reward.check.order import deviation, mean, pair_scores, ratio
 from zoomiqa_reward.check.scoring import Scorer
 from zoomiqa_reward.check.verdict import judge
@@ -30,6 +32,32 @@ def test_pairs_by_hand():
     assert deviation([1, 2, 3, math.nan], unbiased=True) == 1
     assert math.isnan(deviation([1], unbiased=True))
     assert ratio(1, 0) == math.inf
+
+
+def answers_of(detail, sent, repeats=((1.0, 3.0),)):
+    ladders = {damage.kind: tuple(range(len(damage.labels()), 0, -1)) for damage in DAMAGES} | {DETAIL: detail}
+    return Answers(ladders=ladders, repeats=repeats, sent={"jpeg": sent}, ascent=Ascent())
+
+
+def measured(*answers):
+    return measure_answers(answers, measured_share=1.0, images_per_s=1.0, megapixels_per_s=1.0)
+
+
+def test_noise_of_few_repeats_is_not_made_small_by_their_number():
+    """1 and 3 have the deviation sqrt(2) as a sample, 1 only as a population; the root of the mean square over rows."""
+    found = measured(answers_of((4, 3, 2, 1), (4, 3, 2, 1), repeats=((1.0, 3.0), (5.0, 5.0))))
+    assert found.repeat_deviation == pytest.approx(1.0)  # sqrt((2 + 0) / 2)
+    assert found.noise_to_signal == pytest.approx(1.0 / found.spread)
+
+
+def test_an_order_is_kept_where_ties_stay_ties_and_pairs_their_direction():
+    """Before 4, 3, 3, 1: one tie. Sent: the tie becomes an order, one pair a tie, and the last one turns round."""
+    [transport] = measured(answers_of((4, 3, 3, 1), (4, 4, 3, 5))).transports
+    # pairs 01: > to =; 02: kept; 03: > to <; 12: = to >; 13: > to <; 23: > to <
+    assert transport.order_kept == pytest.approx(1 / 6)
+    assert transport.shift == pytest.approx((0 + 1 + 0 + 4) / 4)
+    [rising] = measured(answers_of((3, 3, 2, 1), (3, 4, 2, 1))).transports  # the tie falls the other way
+    assert rising.order_kept == pytest.approx(5 / 6)
 
 
 # Rewards with known answers

@@ -1,13 +1,14 @@
 """Order, ties and failures of a ranking."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny import picture, tiny_iqa
 
 from zoomiqa_reward.model.ranking import rank
-from zoomiqa_reward.model.ratings import Ratings
+from zoomiqa_reward.model.ratings import Ratings, Scores
 from zoomiqa_reward.rewards.metric import MetricReward
 
 NAN = math.nan
@@ -32,6 +33,26 @@ def test_best_first_invalid_last_and_named():
     assert found.invalid == (1, 3)
     assert found.gap == pytest.approx(1.5)
     assert found.ties == ()
+
+
+def test_nan_is_not_measured_whatever_valid_says_and_infinity_is_best():
+    class Careless:
+        def __call__(self, images, **given):
+            value = torch.tensor([0.1, NAN, 0.9, math.inf])
+            return Scores(value=value, valid=torch.ones(4, dtype=torch.bool), std=torch.full((4,), NAN))
+
+    assert rank(Careless(), [None] * 4).order == (3, 2, 0, 1)
+
+
+def test_ratings_that_are_not_known_to_the_margin_are_tied_as_far_as_they_may_be_off():
+    class Roughly(Known):
+        def rate(self, images, **options):
+            return replace(super().rate(images, **options), tolerance=0.05)
+
+    found = rank(Roughly([3.0, 3.09, 3.25]), [None] * 3)
+    assert found.ties == ((1, 0),)
+    assert found.tie_margin == pytest.approx(0.1)
+    assert rank(Roughly([3.0, 3.09, 3.25]), [None] * 3, tie_margin=0.2).ties == ((2, 1, 0),)
 
 
 def test_equal_ratings_keep_the_order_given():

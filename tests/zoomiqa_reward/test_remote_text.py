@@ -73,6 +73,26 @@ def test_samples_have_seeds_of_their_own_and_the_same_ones_again():
     assert ratings.std_kind == "samples"
 
 
+def test_samples_come_from_the_protocols_likeliest_tokens():
+    with server(always(FINAL)) as (iqa, script):
+        iqa.assess(picture(), temperature=0.9)
+        iqa.assess(picture())
+    assert [body.get("top_k") for body in script.bodies] == [tiny_protocol().decoding.top_k, None]
+
+
+def test_a_server_that_takes_no_top_k_is_asked_without_it_and_named():
+    def strict(body, count):
+        refusal = {"error": {"message": "Unrecognized request argument supplied: top_k"}}
+        return (400, refusal) if "top_k" in body else reply(FINAL)
+
+    with server(strict) as (iqa, script):
+        with pytest.warns(UserWarning, match="takes no top_k: it samples from all tokens, not 50"):
+            (found,) = iqa.assess(picture(), temperature=0.9)
+        iqa.assess(picture(), temperature=0.9)
+    assert found.valid
+    assert ["top_k" in body for body in script.bodies] == [True, False, False]
+
+
 def test_a_server_that_does_not_sample_is_named():
     with (
         server(always(FINAL)) as (iqa, _),

@@ -157,9 +157,10 @@ def test_a_tolerance_saves_requests_and_keeps_its_word():
     image, asked = eight_bits(picture(0, 56, 84)), []
     for tolerance in (0.5, 0.05, 0.01):
         with server(continues(SHARES), factor_px=28, tolerance=tolerance) as (iqa, script):
-            mean = float(iqa.rate(image).mean)
+            found = iqa.rate(image)
         asked.append(len(script.bodies))
-        assert mean == pytest.approx(exact(SHARES)[0], abs=tolerance / 0.9)  # the bound is before normalisation
+        assert tolerance < found.tolerance < tolerance / 0.89  # the bound is before normalisation
+        assert float(found.mean) == pytest.approx(exact(SHARES)[0], abs=found.tolerance)
     assert asked == sorted(asked)
     assert asked[0] == 1
     assert asked[0] < asked[2] <= 5

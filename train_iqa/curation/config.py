@@ -37,7 +37,7 @@ class CurateConfig:
     consistency: ConsistencyConfig | None = field(default_factory=ConsistencyConfig)
     """None: hints are not asked."""
     reliance: RelianceConfig | None = field(default_factory=RelianceConfig)
-    """None: no continuation without the image is asked for."""
+    """None: no continuations are asked for."""
     prompts: Prompts = field(default_factory=Prompts)
     protocol: Path | None = None
     """Protocol file of a teacher that is a Zoom-IQA model: it is asked as it was trained, and not told the score."""
@@ -72,4 +72,9 @@ class CurateConfig:
         if self.attempts > 1 and self.teacher.temperature == 0:
             raise ValueError(
                 f"attempts={self.attempts} of a teacher at temperature 0 are all the same; raise it, or ask once"
+            )
+        if self.reliance is not None and self.teacher.temperature == 0:
+            raise ValueError(
+                "reliance compares continuations that are drawn anew, and at temperature 0 they are all the same: "
+                "raise the teacher's temperature, or set reliance to None (--no-reliance)"
             )

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -19,14 +20,15 @@ from train_iqa.curation.hints import Box, Hints, ImageHints, measure_hints
 from train_iqa.curation.judges import Judge, JudgeError
 from train_iqa.curation.prompts import (
     Messages,
-    ask_blind,
+    ask_continuation,
     ask_protocol,
     ask_protocol2,
-    ask_protocol_blind,
     ask_round1,
     ask_round2,
+    begun,
+    without_images,
 )  # fmt: skip
-from train_iqa.curation.reliance import compare
+from train_iqa.curation.reliance import Continuation, compare
 from train_iqa.curation.written import FormError, Written, read_written
 from train_iqa.data import LabelledImage
 from zoomiqa_reward.images.loading import load_image
@@ -77,12 +79,13 @@ class Curator:
         """
         image = await asyncio.to_thread(load_image, labelled.path)
         work = _Work(labelled=labelled, image=image, mos=min(5.0, max(1.0, labelled.mos)))
-        first = await self._round(work, 1, lambda: self._ask1(work))
+        first = await self._round(work, 1, (image,), lambda: self._ask1(work))
         rounds = [] if first is None else [first.render()]
         if first is not None and first.bbox is not None and self.config.rounds == 2:
             kept, policy = first, CropPolicy() if self.protocol is None else self.protocol.crop
             crop, _ = await asyncio.to_thread(zoom, image, first.bbox, policy)
-            second = await self._round(work, 2, lambda: self._ask2(work, crop, kept.render()), box=first.bbox)
+            ask = partial(self._ask2, work, crop, kept.render())
+            second = await self._round(work, 2, (image, crop), ask, box=first.bbox)
             rounds += [] if second is None else [second.render()]
         return {
             "dataset": labelled.dataset, "id": labelled.id, "status": "kept" if rounds else "rejected",
@@ -102,9 +105,10 @@ class Curator:
         return ask_round2(self.config.prompts, work.image, crop, answer, work.mos, self.config.max_pixels)
 
     async def _round(
-        self, work: _Work, number: int, make: Callable[[], Messages], box: Box | None = None
-    ) -> Written | None:
-        """Return the first answer of `attempts` that passes; `box`: what round 2 looks at."""
+        self, work: _Work, number: int, images: tuple[Tensor, ...], make: Callable[[], Messages],
+        box: Box | None = None,
+    ) -> Written | None:  # fmt: skip
+        """Return the first answer of `attempts` that passes; `images`: what it is about; `box`: the crop's place."""
         messages = await asyncio.to_thread(make)
         for attempt in range(self.config.attempts):
             call = f"{work.key}#round{number}/attempt{attempt}"
@@ -112,7 +116,7 @@ class Curator:
             try:
                 written = self._read(reply, number, work.mos)
                 written, dropped = await self._consistent(work, written, number, call, box)
-                await self._reliant(written, reply, number, call)
+                await self._reliant(written, number, call, images, messages)
             except _RefusedError as refused:
                 work.rejections.append(
                     {
@@ -157,27 +161,35 @@ class Curator:
             raise _RefusedError("consistency", str(found.reason), detail)
         return found.written, found.dropped
 
-    async def _reliant(self, written: Written, reply: Reply, number: int, call: str) -> None:
+    async def _reliant(
+        self, written: Written, number: int, call: str, images: tuple[Tensor, ...], asked: Messages
+    ) -> None:
+        """Raise _RefusedError for an answer whose continuations are the same with and without the image."""
         config = self.config.reliance
         if config is None or number not in config.rounds:
             return
         if self.protocol is None:
-            messages = ask_blind(self.config.prompts, written)
-        else:
-            messages = ask_protocol_blind(self.protocol, written)
+            pixels = self.config.max_pixels
+            seeing = await asyncio.to_thread(ask_continuation, self.config.prompts, written, images, pixels)
+        else:  # it was never told the score
+            seeing = begun(asked, written)
+        kinds = []
+        for kind, messages in (("blind", without_images(seeing)), ("seen", seeing)):
+            kinds.append([await self._continue(f"{call}/{kind}{k}", messages) for k in range(config.samples)])
+        found = compare(written, seen=kinds[1], blind=kinds[0], config=config)
+        if not found.relied:
+            raise _RefusedError("reliance", "the same without the image", found.describe())
+
+    async def _continue(self, name: str, messages: Messages) -> Continuation:
+        assert self.config.reliance is not None
         reason = ""
-        for attempt in range(config.attempts):
-            name = f"{call}/blind{attempt}"
-            answer = await self.teacher.ask(name, messages, seed=self._seed(name))
+        for attempt in range(self.config.reliance.attempts):
+            call = name if attempt == 0 else f"{name}/again{attempt}"
+            answer = await self.teacher.ask(call, messages, seed=self._seed(call))
             try:
-                blind = read_written(answer.text, ())
+                return Continuation(written=read_written(answer.text, ()), entropy=answer.entropy)
             except FormError as error:
                 reason = str(error)
-                continue
-            found = compare(written, blind, config, entropy_seen=reply.entropy, entropy_blind=answer.entropy)
-            if not found.relied:
-                raise _RefusedError("reliance", "the same without the image", found.describe())
-            return
         raise _RefusedError("reliance", "no readable continuation", reason)
 
     def _seed(self, call: str) -> int:

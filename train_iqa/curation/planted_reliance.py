@@ -1,8 +1,10 @@
 """Planted cases for the visual reliance filter: answers that come out of their own text, and a teacher without eyes.
 
-`guess` is that teacher: it reads the beginning of an analysis and knows no picture. Numbers that it finds it repeats,
-a place becomes a third of the frame, faults a middling rating. Plants are `copied` (the reasoning tells box and rating,
-in numbers or, paraphrased, in per cent and words) and `prior` (the answer is what anybody would guess from the words).
+`guess` is that teacher: it reads the beginning of an analysis and knows no image. Numbers that it finds it repeats, a
+place becomes a third of the frame, a level its number, faults a middling rating. Plants are `copied` (the reasoning
+tells box and rating, in numbers or, paraphrased, in per cent and words), `prior` (the answer is what anybody would
+guess from the words) and `told` (the reasoning says the level of the score that the teacher was told, and no more).
+A teacher is sampled, so each continuation of either kind strays (`RATING_SPREAD`, `BOX_SPREAD`).
 """
 
 import re
@@ -12,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from train_iqa.curation.planted import PlantedCase
+from train_iqa.curation.reliance import Continuation
 from train_iqa.curation.written import Box, Written
 
 _COLUMNS = {"left": (0.0, 0.33), "centre": (0.33, 0.67), "right": (0.67, 1.0)}
@@ -20,8 +23,12 @@ _PLACE = re.compile(r"\b(upper|middle|lower) (left|centre|right)\b")
 _BOX = re.compile(r"\[(\d\.\d+), (\d\.\d+), (\d\.\d+), (\d\.\d+)\]")
 _PERCENT = re.compile(r"(\d+) to (\d+) per cent across and (\d+) to (\d+) per cent down")
 _RATING = re.compile(r"\b(?:rating of|merits) (\d(?:\.\d+)?)")
+_LEVEL = re.compile(r"\boverall (bad|poor|fair|good|excellent)\b")
+_LEVELS = ("bad", "poor", "fair", "good", "excellent")
 FAULTY, FAULTLESS = 2.6, 4.3
 """Ratings that are guessed where a text names faults, and where it names none."""
+RATING_SPREAD, BOX_SPREAD = 0.15, 0.03
+"""Standard deviations of a sampled continuation: of the rating, and of each side of the box as a share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +38,7 @@ class RelianceCase:
     written: Written
     is_planted: bool
     kind: str
-    """`grounded`, `copied` or `prior`."""
+    """`grounded`, `copied`, `prior` or `told`."""
     is_paraphrased: bool
 
 
@@ -41,6 +48,8 @@ def guess(text: str) -> tuple[Box | None, float]:
     value = FAULTLESS if "Nothing to name" in text else FAULTY
     if rating is not None:
         value = float(rating[1])
+    elif level := _LEVEL.search(text):
+        value = 1.0 + _LEVELS.index(level[1])
     if numbers := _BOX.search(text):
         return (float(numbers[1]), float(numbers[2]), float(numbers[3]), float(numbers[4])), value
     if shares := _PERCENT.search(text):
@@ -52,11 +61,31 @@ def guess(text: str) -> tuple[Box | None, float]:
     return None, value
 
 
-def guessed_answer(text: str) -> str:
-    """Return the guess as a teacher would write it."""
-    box, rating = guess(text)
+def strayed(bbox: Box | None, rating: float, rng: np.random.Generator) -> Written:
+    """Return one sampled continuation around a box and a rating; the box keeps an area."""
+    if bbox is not None:
+        sides = np.clip(np.add(bbox, rng.normal(0, BOX_SPREAD, 4)), 0, 1).round(2).tolist()
+        left, top = min(sides[0], sides[2] - 0.01), min(sides[1], sides[3] - 0.01)
+        bbox = (max(0.0, left), max(0.0, top), max(0.01, sides[2]), max(0.01, sides[3]))
+    value = round(float(np.clip(rating + rng.normal(0, RATING_SPREAD), 1, 5)), 2)
     sections = (("Decision & Rationale", ("The text leads to this.",)),)
-    return Written(sections=sections, bbox=box, rating=rating).render()
+    return Written(sections=sections, bbox=bbox, rating=value)
+
+
+def continuations(
+    case: RelianceCase, count: int, rng: np.random.Generator
+) -> tuple[list[Continuation], list[Continuation]]:
+    """Return `count` continuations of a case with the image, and as many without it.
+
+    The teacher of a planted case has no eyes, so that both kinds are guesses; that of a grounded one sees what the
+    answer says.
+    """
+    guessed = guess(case.written.partial())
+    shown = guessed if case.is_planted else (case.written.bbox, case.written.rating)
+    seen, blind = (
+        [Continuation(written=strayed(*source, rng)) for _ in range(count)] for source in (shown, guessed)
+    )  # fmt: skip
+    return seen, blind
 
 
 def reliance_cases(cases: Sequence[PlantedCase], *, seed: int = 0) -> list[RelianceCase]:
@@ -64,8 +93,8 @@ def reliance_cases(cases: Sequence[PlantedCase], *, seed: int = 0) -> list[Relia
     rng, found = np.random.default_rng(seed), []
     grounded = [case for case in cases if case.plant is None]
     for index, case in enumerate(grounded):
-        kind = "copied" if index // 2 % 2 == 0 else "prior"
-        planted = _copied(case, rng) if kind == "copied" else _prior(case, rng)
+        kind, plant = (("copied", _copied), ("prior", _prior), ("told", _told))[index // 2 % 3]
+        planted = plant(case, rng)
         for written, is_planted, name in ((case.written, False, "grounded"), (planted, True, kind)):
             found.append(
                 RelianceCase(written=written, is_planted=is_planted, kind=name, is_paraphrased=case.is_paraphrased)
@@ -99,3 +128,13 @@ def _prior(case: PlantedCase, rng: np.random.Generator) -> Written:
         left, top, right, bottom = np.clip(np.add(box, spread), 0, 1).round(2).tolist()
         box = (left, top, right, bottom)
     return replace(case.written, bbox=box, rating=round(rating + float(rng.uniform(-0.08, 0.08)), 2))
+
+
+def _told(case: PlantedCase, rng: np.random.Generator) -> Written:
+    """Return an answer whose reasoning is the told score's level in words, with a box of the frame's own thirds."""
+    level = _LEVELS[round(case.written.rating) - 1]
+    names = [label for label, _ in case.written.sections]
+    texts = (f"The quality is overall {level}.", "More would help.", f"It stays overall {level}.", "I decide now.")
+    box = (0.33, 0.33, 0.67, 0.67) if rng.random() < 0.5 else None
+    sections = tuple((label, (text,)) for label, text in zip(names, texts, strict=True))
+    return replace(case.written, sections=sections, bbox=box)

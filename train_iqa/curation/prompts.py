@@ -1,7 +1,8 @@
 """What teacher and judge are asked, in words of our own; a file may replace any of them.
 
-The teacher knows people's opinion score, so that its rationale explains the right rating. Its continuation without the
-image knows neither score nor picture. A teacher that is itself a Zoom-IQA model is asked with its own protocol instead.
+The teacher knows people's opinion score, so that its rationale explains the right rating. Its continuations, with and
+without the image, both do not know it: they get the same words. A teacher that is itself a Zoom-IQA model is asked with
+its own protocol instead.
 """
 
 import base64
@@ -49,8 +50,9 @@ Your first analysis was:
 {answer}
 {form}"""
 
-BLIND = """The photograph is not available this time. Below is the beginning of an analysis of it. Go on from there:
-write only the last part and the answer. Where the text does not settle a value, give your best guess; do not refuse.
+CONTINUE = """Below is the beginning of an analysis of a photograph. The photograph itself may or may not be shown. Go
+on from there: write only the last part and the answer. Where nothing settles a value, give your best guess; do not
+refuse.
 {form}
 The analysis begins:
 {partial}"""
@@ -75,14 +77,14 @@ class Prompts:
     system: str = SYSTEM
     round1: str = ROUND1
     round2: str = ROUND2
-    blind: str = BLIND
+    continuation: str = CONTINUE
     judge: str = JUDGE
 
     def __post_init__(self) -> None:
         values: Mapping[str, Any] = {
             "mos": 1.0, "form": "", "answer": "", "partial": "", "whole": "", "region": "", "box": "", "sentences": "",
         }  # fmt: skip
-        for name in ("round1", "round2", "blind", "judge"):
+        for name in ("round1", "round2", "continuation", "judge"):
             try:
                 getattr(self, name).format(**values)
             except (KeyError, IndexError, ValueError) as error:
@@ -106,14 +108,12 @@ def ask_round2(prompts: Prompts, image: Tensor, crop: Tensor, answer: str, mos: 
     return [_system(prompts), _user(text, picture_url(image, max_pixels), picture_url(crop, max_pixels))]
 
 
-def ask_blind(prompts: Prompts, written: Written) -> Messages:
-    """Return the request for the continuation without the image."""
+def ask_continuation(prompts: Prompts, written: Written, images: Sequence[Tensor], max_pixels: int) -> Messages:
+    """Return the request to go on from the beginning of an answer about `images`; the score is not told."""
     labels = [label for label, _ in written.sections]
     tools = "crop or final" if tuple(labels) == ROUND1_SECTIONS else "final"
-    return [
-        _system(prompts),
-        _user(prompts.blind.format(partial=written.partial(), form=form_text(labels[-1:], tools))),
-    ]
+    text = prompts.continuation.format(partial=written.partial(), form=form_text(labels[-1:], tools))
+    return [_system(prompts), _user(text, *(picture_url(image, max_pixels) for image in images))]
 
 
 def ask_judge(
@@ -142,11 +142,18 @@ def ask_protocol2(protocol: Protocol, image: Tensor, crop: Tensor, answer: str, 
     return _as_chat(round2(protocol, image, crop, answer), max_pixels)
 
 
-def ask_protocol_blind(protocol: Protocol, written: Written) -> Messages:
-    """Return a Zoom-IQA model's own question without the image, its reasoning quoted as begun."""
-    is_first = written.sections[0][0] == protocol.sections1[0]
-    question = (protocol.round1 if is_first else protocol.round2).render(protocol.questions[0])
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": f"<think>\n{written.partial()}\n"}]
+def begun(messages: Messages, written: Written) -> Messages:
+    """Return a Zoom-IQA model's own question with the reasoning of an answer quoted as begun."""
+    return [*messages, {"role": "assistant", "content": f"<think>\n{written.partial()}\n"}]
+
+
+def without_images(messages: Messages) -> Messages:
+    """Return the same request without its images: nothing else differs."""
+    return [
+        {**message, "content": [item for item in message["content"] if item["type"] != "image_url"]}
+        if isinstance(message["content"], list) else message
+        for message in messages
+    ]  # fmt: skip
 
 
 def picture_url(image: Tensor, max_pixels: int) -> str:

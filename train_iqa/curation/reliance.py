@@ -1,38 +1,67 @@
 """Visual Reliance Filtering: an answer that comes out the same without the image did not rely on it.
 
-The teacher is given its own reasoning up to the decision and goes on without the image. If box, tool, rating and (where
-the endpoint offers log-probabilities) the entropy of the answer all stay within the thresholds, the answer is refused.
-Source of the four differences: Zoom-IQA's framework figure; the thresholds are ours, and so is "one is enough".
+The teacher is given its own reasoning up to the decision and goes on, several times with the image and as often
+without it. The two requests differ in the image alone: neither tells people's score. The first kind is the control. One
+sample differs from another even where the image plays no part, and a teacher that was told the score differs from one
+that was not. So an answer counts as reliant where the two kinds differ by more than either differs in itself.
+
+Per measure (1 - IoU of the boxes, difference of the ratings, difference of the entropies) the excess is the mean
+distance between the kinds less the mean distance within them (energy distance). A permutation test over all ways to
+part the continuations asks whether the largest excess is chance. The largest excess is taken anew for each way, so that
+several measures need no correction (Westfall and Young).
+Sources: Zoom-IQA's framework figure for the measures; Szekely and Rizzo 2004 for the statistic; the control and the
+thresholds are ours.
 """
 
+import itertools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from train_iqa.curation.written import Written, box_difference
+
+Matrix = NDArray[np.float64]
+Measure = Callable[["Continuation", "Continuation"], float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RelianceConfig:
-    """From which change on an answer has relied on the image; one of them is enough."""
+    """From which excess on an answer has relied on the image, and how sure that must be."""
 
+    samples: int = 7
+    """Continuations with the image, and as many without it; each is a call of the teacher."""
+    significance: float = 0.06
+    """Largest share of the ways to part the continuations that may differ as much. Of answers from a teacher without
+    eyes half of it pass at most: their two kinds are exchangeable, so that the answer sides with either alike."""
     box: float = 0.3
-    """1 - IoU of the two boxes; 1 where only one answer names a box."""
+    """1 - IoU between the kinds less that within them; 1 - IoU is 1 where only one of two answers names a box."""
     rating: float = 0.1
-    """Difference of the ratings, on 1..5."""
+    """Difference of the mean ratings, on 1..5."""
     entropy: float = 0.2
-    """Rise of the answer's mean entropy without the image, nats a token; unknown entropies decide nothing."""
-    tool: bool = True
-    """Whether another tool counts as a change; with the box at its default this changes nothing."""
+    """Difference of the answers' mean entropies, nats per token; unknown entropies decide nothing."""
     rounds: tuple[int, ...] = (1,)
     """Rounds that are filtered. Round 2 names no box, and its rating is round 1's, confirmed: only a number is left."""
     attempts: int = 2
-    """Continuations asked for until one can be read; none readable: the answer is refused as unmeasured."""
+    """Calls for one continuation until it can be read; none readable: the answer is refused as unmeasured."""
 
     def __post_init__(self) -> None:
         if not (0 < self.box <= 1 and 0 < self.rating <= 4 and self.entropy > 0 and self.attempts >= 1):
             raise ValueError(
                 f"reliance: box={self.box} must be in (0, 1], rating={self.rating} in (0, 4], entropy={self.entropy} "
                 f"above 0, attempts={self.attempts} at least 1"
+            )
+        if not 2 <= self.samples <= 8 or not 0 < self.significance < 1:
+            raise ValueError(
+                f"reliance: samples={self.samples} must be 2 to 8, significance={self.significance} in (0, 1)"
+            )
+        least = 2 / math.comb(2 * self.samples, self.samples)
+        if self.significance < least:
+            raise ValueError(
+                f"reliance: {self.samples} samples a side show no significance below {least:.3g}, so that every answer "
+                f"would be refused; ask for more samples, or raise significance={self.significance}"
             )
         if not set(self.rounds) <= {1, 2} or not self.rounds:
             raise ValueError(
@@ -41,38 +70,119 @@ class RelianceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """How the teacher went on once from the beginning of an answer."""
+
+    written: Written
+    entropy: float = math.nan
+    """Mean of the answer, nats per token; NaN where the endpoint offers no log-probabilities."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reliance:
-    """How far the answer without the image lies from the one with it."""
+    """How far the continuations without the image lie from those with it, beyond their own spread."""
 
     box: float
+    """Mean 1 - IoU between the kinds less the mean within them."""
     rating: float
-    has_other_tool: bool
+    """Mean without the image less the mean with it."""
     entropy: float
-    """Without the image minus with it, nats a token; NaN where the endpoint offers no log-probabilities."""
+    """The same of the entropies, nats per token; NaN where one is unknown."""
+    chance: float
+    """Share of all ways to part the continuations whose largest excess is as large."""
+    is_own: bool
+    """In what differs, the answer lies nearer to the continuations that saw the image."""
     relied: bool
 
     def describe(self) -> str:
-        """Return the differences in words, for the report."""
-        parts = [f"box {self.box:.2f}", f"rating {self.rating:.2f}"]
-        parts += ["another tool"] if self.has_other_tool else []
+        """Return the figures in words, for the report."""
+        parts = [f"box {self.box:+.2f}", f"rating {self.rating:+.2f}"]
         parts += [] if math.isnan(self.entropy) else [f"entropy {self.entropy:+.2f}"]
+        parts += [f"by chance {self.chance:.3f}"]
+        parts += [] if self.is_own else ["the answer is not that of the continuations with the image"]
         return ", ".join(parts)
 
 
 def compare(
-    seen: Written,
-    blind: Written,
-    config: RelianceConfig,
-    *,
-    entropy_seen: float = math.nan,
-    entropy_blind: float = math.nan,
+    answer: Written, seen: Sequence[Continuation], blind: Sequence[Continuation], config: RelianceConfig
 ) -> Reliance:
-    """Return the differences between an answer and its continuation without the image."""
-    box, rating = box_difference(seen.bbox, blind.bbox), abs(seen.rating - blind.rating)
-    entropy, has_other_tool = entropy_blind - entropy_seen, seen.tool != blind.tool
+    """Return whether an answer relied on the image, by its continuations with (`seen`) and without it (`blind`).
+
+    It did where some measure reaches its threshold, where chance explains that in `significance` of the ways at most,
+    and where the answer sides with those that saw. The answer was told the score and the continuations were
+    not, so it takes no part in the test of chance. Raises ValueError for unequally many continuations, or other than
+    `config.samples`.
+    """
+    if len(seen) != config.samples or len(blind) != config.samples:
+        raise ValueError(f"{len(seen)} and {len(blind)} continuations: samples={config.samples} of each are needed")
+    every, ways = [*seen, *blind], _ways(config.samples)
+    kinds = {"box": _box, "rating": _rating}
+    if all(math.isfinite(one.entropy) for one in every):
+        kinds["entropy"] = _entropy
+    measures = {name: _distances(every, kind) for name, kind in kinds.items()}
+    chance = _chance(list(measures.values()), ways)
+    rating, entropy = (
+        float(np.mean([read(one) for one in blind]) - np.mean([read(one) for one in seen]))
+        for read in (lambda one: one.written.rating, lambda one: one.entropy)
+    )
+    differences = {"box": float(_excess(measures["box"], ways)[0]), "rating": abs(rating), "entropy": abs(entropy)}
     # 1e-9: a difference of 0.10 between ratings of two decimals must count as 0.10
-    relied = box >= config.box or rating >= config.rating - 1e-9 or (config.tool and has_other_tool)
+    reached = [name for name in measures if differences[name] >= getattr(config, name) - 1e-9]
+    # The answer was told the score, so that its own entropy says nothing and takes no side.
+    sides = [
+        _side(answer, seen, blind, kinds[name]) / float(measures[name].mean()) for name in reached if name != "entropy"
+    ]
+    is_own = not sides or sum(sides) > 0
     return Reliance(
-        box=box, rating=rating, has_other_tool=has_other_tool, entropy=entropy,
-        relied=relied or entropy >= config.entropy,
+        box=differences["box"], rating=rating, entropy=entropy, chance=chance,
+        is_own=is_own, relied=bool(reached) and chance <= config.significance and is_own,
     )  # fmt: skip
+
+
+def _box(one: Continuation, other: Continuation) -> float:
+    return box_difference(one.written.bbox, other.written.bbox)
+
+
+def _rating(one: Continuation, other: Continuation) -> float:
+    return abs(one.written.rating - other.written.rating)
+
+
+def _entropy(one: Continuation, other: Continuation) -> float:
+    return abs(one.entropy - other.entropy)
+
+
+def _distances(every: Sequence[Continuation], measure: Measure) -> Matrix:
+    return np.array([[measure(one, other) for other in every] for one in every])
+
+
+def _ways(samples: int) -> Matrix:
+    """Return [ways, 2 samples] 1 for the members of the first half, else 0; the first way is the actual one."""
+    found = list(itertools.combinations(range(2 * samples), samples))
+    ways = np.zeros((len(found), 2 * samples))
+    np.put_along_axis(ways, np.array(found), 1.0, axis=1)
+    return ways
+
+
+def _excess(distances: Matrix, ways: Matrix) -> Matrix:
+    """Return [ways] the mean distance between two halves less the mean of those within them, of different members."""
+    half = distances.shape[0] // 2
+    others = 1 - ways
+    between = ((ways @ distances) * others).sum(axis=1) / half**2
+    inside = ((ways @ distances) * ways).sum(axis=1) + ((others @ distances) * others).sum(axis=1)
+    found: Matrix = between - inside / (2 * half * (half - 1))
+    return found
+
+
+def _chance(measures: Sequence[Matrix], ways: Matrix) -> float:
+    """Return the share of ways whose largest excess is at least that of the actual one."""
+    scaled = [_excess(matrix / matrix.mean(), ways) for matrix in measures if matrix.mean() > 0]
+    if not scaled:
+        return 1.0
+    largest = np.max(scaled, axis=0)
+    return float(np.mean(largest >= largest[0] - 1e-9))
+
+
+def _side(answer: Written, seen: Sequence[Continuation], blind: Sequence[Continuation], measure: Measure) -> float:
+    """Return how much nearer the answer lies to the continuations that saw the image than to the others."""
+    own = Continuation(written=answer)
+    return sum(measure(own, one) for one in blind) / len(blind) - sum(measure(own, one) for one in seen) / len(seen)

@@ -63,14 +63,14 @@ def cost_of(endpoint: Endpoint, calls: Sequence[Mapping[str, Any]]) -> dict[str,
     tokens_in, tokens_out = (sum(call[key] for call in counted) for key in ("tokens_in", "tokens_out"))
     is_known = endpoint.price_in is not None and endpoint.price_out is not None and len(counted) == len(calls)
     money = (tokens_in * (endpoint.price_in or 0) + tokens_out * (endpoint.price_out or 0)) / 1e6
-    blind = [call for call in counted if "/blind" in call["call"]]
+    apart = [call for call in counted if "/blind" in call["call"] or "/seen" in call["call"]]
     return {
         "calls": len(calls),
         "calls_without_token_counts": len(calls) - len(counted),
         "tokens_in": tokens_in,
         "tokens_out": tokens_out,
-        "of_these_without_the_image": {
-            "calls": len(blind), "tokens": sum(call["tokens_in"] + call["tokens_out"] for call in blind),
+        "of_these_continuations": {
+            "calls": len(apart), "tokens": sum(call["tokens_in"] + call["tokens_out"] for call in apart),
         },
         "money": round(money, 6) if is_known else None,
         "seconds_of_waiting": round(sum(call["seconds"] for call in calls), 1),

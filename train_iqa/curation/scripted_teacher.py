@@ -1,7 +1,8 @@
 """A scripted teacher for planted cases, and a data set to ask it about: the whole curation without any model.
 
 About each picture it gives its grounded or its planted answer, by the request's seed, so that a run that goes on after
-a kill gets what it would have got. Without the image it goes by the text alone (`planted_reliance.guess`).
+a kill gets what it would have got. Asked to go on from a beginning it strays around what it sees. Without the image it
+strays around what follows from the text alone (`planted_reliance.guess`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from train_iqa.curation.planted import PlantedCase
-from train_iqa.curation.planted_reliance import guessed_answer
+from train_iqa.curation.planted_reliance import guess, strayed
 from train_iqa.curation.prompts import picture_url
 from train_iqa.curation.scripted import request_images, request_text, url_digest
-from train_iqa.curation.written import Written
+from train_iqa.curation.written import Written, read_written
 from zoomiqa_reward.images.loading import load_image, save_png
 from zoomiqa_reward.protocol.spec import ROUND2_SECTIONS
 
@@ -30,9 +33,13 @@ class ScriptedTeacher:
 
     def __call__(self, body: Mapping[str, Any]) -> str:
         """Return the answer to a request; an unknown picture is an error of the script."""
-        images = request_images(body)
-        if not images:
-            return guessed_answer(request_text(body).split("The analysis begins:")[-1])
+        images, (_, begins, beginning) = request_images(body), request_text(body).partition("The analysis begins:")
+        if begins:
+            shown = guess(beginning)
+            if images:
+                answer = read_written(self.answers[images[0]][0], ())
+                shown = answer.bbox, answer.rating
+            return strayed(*shown, np.random.default_rng(int(body["seed"]))).render()
         if len(images) == 2:
             return self.second[images[0]]
         options = self.answers[images[0]]

@@ -52,6 +52,7 @@ class GrpoConfig:
     warmup_steps: int = 5
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    """0: gradients are not clipped."""
     clip: float = 0.2
     """The ratio's room on either side of 1."""
     mismatch_cap: float = 2.0
@@ -84,6 +85,8 @@ class GrpoConfig:
                 f"temperature={self.temperature} and learning_rate={self.learning_rate} must be above 0, "
                 f"clip={self.clip} in (0, 1), mismatch_cap={self.mismatch_cap} at least 1"
             )
+        if not self.max_grad_norm >= 0:
+            raise ValueError(f"max_grad_norm={self.max_grad_norm}: must be above 0, or 0 for no clipping")
         if self.sampler not in SAMPLERS or (self.vllm is not None and self.sampler != "vllm"):
             raise ValueError(f"sampler {self.sampler!r}: must be one of {', '.join(SAMPLERS)}, and vllm if its options "
                              f"are given")  # fmt: skip

@@ -37,8 +37,16 @@ class ModelConfig:
 
 
 def make_accelerator(config: ModelConfig) -> Accelerator:
-    """Return the accelerator: one process, or what `accelerate launch` started."""
-    return Accelerator(cpu=config.device == "cpu")
+    """Return the accelerator: one process, or what `accelerate launch` started.
+
+    DeepSpeed wants to know a batch size, which accelerate reads off a dataloader. The trainers cut their own
+    micro-batches and prepare none, so the size is set here. It scales nothing: `optimizer_step` weighs the losses.
+    """
+    accelerator = Accelerator(cpu=config.device == "cpu")
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
+    return accelerator
 
 
 def load_base(config: ModelConfig, accelerator: Accelerator, tuning: TuningConfig) -> Checkpoint:

@@ -5,6 +5,7 @@ all processes). Processes average their gradients and accelerate divides by the 
 so the gradient is that of the whole sum, however it was cut.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -26,15 +27,22 @@ def optimizer_step(
 ) -> tuple[float, float]:
     """Take one step on the sum of `parts` over all processes; return (this process's sum, norm before clipping).
 
-    Every process must bring equally many parts: `pad_parts` sees to it. Raises FloatingPointError, before any weight
-    is touched, where the gradient is not finite.
+    max_norm: 0 clips nothing. Every process must bring equally many parts: `pad_parts` sees to it. Raises
+    FloatingPointError, before any weight is touched, where the gradient is not finite; ValueError where DeepSpeed's
+    file clips otherwise.
     """
+    is_deepspeed = accelerator.distributed_type.value == "DEEPSPEED"
+    if is_deepspeed and model.gradient_clipping() != max_norm:
+        raise ValueError(
+            f"max_grad_norm={max_norm}, but gradient_clipping={model.gradient_clipping()} in the DeepSpeed file, which "
+            "clips by its own: give both the same number"
+        )
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     accelerator.gradient_accumulation_steps = len(parts)
     accelerator.step = 0
     # DeepSpeed's engine divides by the accumulation of its own file, which is 1.
-    scale = accelerator.num_processes * (1 if accelerator.distributed_type.value == "DEEPSPEED" else len(parts))
+    scale = accelerator.num_processes * (1 if is_deepspeed else len(parts))
     total, norm = 0.0, 0.0
     for part in parts:
         with accelerator.accumulate(model):
@@ -42,8 +50,8 @@ def optimizer_step(
             total += float(loss.detach())
             accelerator.backward(loss * scale)
             if accelerator.sync_gradients:
-                found = accelerator.clip_grad_norm_(trained_parameters(model), max_norm)
-                norm = 0.0 if found is None else float(found)  # DeepSpeed clips on its own and tells nothing
+                found = accelerator.clip_grad_norm_(trained_parameters(model), max_norm or math.inf)
+                norm = 0.0 if found is None else float(found)
                 if norm != norm or norm == float("inf"):
                     raise FloatingPointError(
                         f"the gradient's norm is {norm} and no weight was changed: lower the learning rate"

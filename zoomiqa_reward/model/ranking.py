@@ -21,7 +21,9 @@ class Ranking:
     gap: float
     """How far the best lies above the second; NaN with fewer than two measured images."""
     ties: tuple[tuple[int, ...], ...]
-    """Groups of indices, best first, that lie within the tie margin of their neighbour in the ranking."""
+    """Groups of indices, best first, that lie within `tie_margin` of their neighbour in the ranking."""
+    tie_margin: float
+    """What was asked for, or twice the ratings' own `tolerance` where that is more."""
 
     @property
     def invalid(self) -> tuple[int, ...]:
@@ -48,7 +50,9 @@ def rank(
     measured = sorted((index for index, ok in enumerate(valid) if ok), key=lambda index: -keys[index])
     failed = [index for index, ok in enumerate(valid) if not ok]
     gap = keys[measured[0]] - keys[measured[1]] if len(measured) > 1 else math.nan
-    return Ranking(order=(*measured, *failed), ratings=ratings, gap=gap, ties=_ties(measured, keys, tie_margin))
+    margin = max(tie_margin, 2 * ratings.tolerance)  # either of two ratings may be off by that much
+    ties = _ties(measured, keys, margin)
+    return Ranking(order=(*measured, *failed), ratings=ratings, gap=gap, ties=ties, tie_margin=margin)
 
 
 def _measure(iqa_or_reward: Any, images: Any, mode: str) -> Ratings:

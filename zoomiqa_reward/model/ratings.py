@@ -99,6 +99,8 @@ class Ratings(Scores):
     std_kind: str
     """`token`: spread of the rating-token distribution; `samples`: spread over sampled answers (NaN for a greedy
     one, whose text already names the number); `none`: the source knows no spread."""
+    tolerance: float = 0.0
+    """How far a mean may be off because the distribution was not read whole, as over a text server."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,7 +3,7 @@
 A second adapter, `old`, draws the candidates and slowly follows the trained one. The trained prediction v defines two
 implicit policies, v+ = (1 - beta) v_old + beta v and v- = (1 + beta) v_old - beta v. Good candidates pull v+ to
 themselves, bad ones v-, in the share r of the reward.
-Source: Zheng et al. 2025 (DiffusionNFT), and its code for the normalisation of the losses. No guidance.
+Source: Zheng et al. 2025 (DiffusionNFT), and its code for the normalisation and the weights of the losses. No guidance.
 """
 
 from dataclasses import dataclass
@@ -46,9 +46,9 @@ def scaled_error(x0_predicted: Tensor, x0: Tensor) -> Tensor:
     return difference.square().flatten(1).mean(dim=1) / scale
 
 
-def nft_loss(share: Tensor, positive_error: Tensor, negative_error: Tensor, beta: float) -> Tensor:
-    """Return [rows] (r L+ + (1 - r) L-) / beta."""
-    return (share * positive_error + (1 - share) * negative_error) / beta
+def nft_loss(share: Tensor, positive_error: Tensor, negative_error: Tensor, beta: float, clip: float = 1.0) -> Tensor:
+    """Return [rows] clip (r L+ + (1 - r) L-) / beta; the advantages' clip stands there in the method's code."""
+    return clip * (share * positive_error + (1 - share) * negative_error) / beta
 
 
 def old_decay(updates: int) -> float:
@@ -65,6 +65,7 @@ class NFT:
     beta: float = 1.0
     """1: v+ is the trained prediction itself."""
     advantage_clip: float = 5.0
+    """Of the advantages, and the factor of the loss beside the KL."""
     kl: float = 1e-4
     """Weight of mean (v - v_ref)^2."""
 
@@ -123,5 +124,5 @@ class NFT:
             for output in implicit_policies(now, old, self.beta)
         ]
         kl = (now - base).square().flatten(1).mean(dim=1)
-        loss = nft_loss(share, errors[0], errors[1], self.beta) + self.kl * kl
+        loss = nft_loss(share, errors[0], errors[1], self.beta, self.advantage_clip) + self.kl * kl
         return LossTerm(loss.mean(), len(kept), {"kl": float(kl.detach().mean())})

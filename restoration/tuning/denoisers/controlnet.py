@@ -4,6 +4,7 @@
 `StableDiffusionControlNetPipeline` from pure noise. The enlarged picture is the control picture of both.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,22 +20,27 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def build(
-    pipeline: Any, *, scale: int = 4, strength: float = 0.6, control_scale: float = 1.0, guidance_scale: float = 1.0,
-    negative_prompt: str = "",
+    pipeline: Any, *, scale: int = 4, strength: float = 0.6, control_scale: float | None = None,
+    guidance_scale: float = 1.0, negative_prompt: str = "",
 ) -> Denoiser:  # fmt: skip
     """Return its denoiser.
 
     scale: how many times to enlarge first. strength: share of the steps that are taken, for the img2img class alone.
-    control_scale, guidance_scale, negative_prompt: as in the pipeline's call; guidance above 1 doubles the time.
+    control_scale: None: the default of the pipeline's call, which is 0.8 for the img2img class and 1 for the other.
+    guidance_scale, negative_prompt: as in the call; guidance above 1 doubles the time, so 1 is the default here.
     Raises ValueError for a number out of range, and for several ControlNets.
     """
     if scale < 1 or not 0 < strength <= 1:
         raise ValueError(f"scale={scale}, strength={strength}: at least 1, and above 0 up to 1")
     if not hasattr(pipeline.controlnet, "controlnet_cond_embedding"):
         raise ValueError(f"{type(pipeline.controlnet).__name__}: give a pipeline with a single ControlNet")
+    if control_scale is None:
+        call = inspect.signature(type(pipeline).__call__)
+        control_scale = float(call.parameters["controlnet_conditioning_scale"].default)
     starts_from_picture = any("Img2Img" in kind.__name__ for kind in type(pipeline).__mro__)
-    share = strength if starts_from_picture else 1.0
-    return ControlDenoiser(pipeline, scale, share, control_scale, guidance_scale, negative_prompt, starts_from_picture)
+    return ControlDenoiser(
+        pipeline, scale, strength, control_scale, guidance_scale, negative_prompt, starts_from_picture
+    )
 
 
 class ControlDenoiser:
@@ -44,14 +50,14 @@ class ControlDenoiser:
     lora_targets = ATTENTION
 
     def __init__(
-        self, pipeline: Any, scale: int, share: float, control_scale: float, guidance: float, negative: str,
+        self, pipeline: Any, scale: int, strength: float, control_scale: float, guidance: float, negative: str,
         starts_from_picture: bool,
     ) -> None:  # fmt: skip
         self.pipeline, self.module = pipeline, pipeline.unet
         self.schedule = Schedule(pipeline.scheduler)
         self.scale, self.patch_px = scale, int(pipeline.vae_scale_factor)
         self._stride = self.patch_px * 2 ** (len(self.module.config.block_out_channels) - 1)
-        self._share, self._control, self._from_picture = share, control_scale, starts_from_picture
+        self._strength, self._control, self._from_picture = strength, control_scale, starts_from_picture
         self._guidance, self._negative = guidance, negative
 
     @torch.no_grad()
@@ -67,9 +73,10 @@ class ControlDenoiser:
         return Condition(lq=lq, given=given | ({"negative": negative} if guided else {}))
 
     def path(self, num_steps: int) -> Path:
-        """The tail that `strength` leaves, at least one step; all of it from pure noise."""
-        whole = self.schedule.path(num_steps)
-        return whole.tail(max(1, min(num_steps, int(num_steps * self._share))))
+        """The tail that `strength` leaves, as the pipeline's class has it; all of it from pure noise."""
+        if not self._from_picture:
+            return self.schedule.path(num_steps)
+        return self.schedule.tail(type(self.pipeline), num_steps, self._strength)
 
     def noise_shape(self, condition: Condition) -> tuple[int, ...]:
         """See `Denoiser`."""

@@ -53,9 +53,8 @@ class SD3Denoiser:
         return Condition(lq=lq, given=condition.given | {"start": self.encode_target(grown, condition)})
 
     def path(self, num_steps: int) -> Path:
-        """The tail that `strength` leaves, at least one step."""
-        whole = self.schedule.path(num_steps)
-        return whole.tail(max(1, min(num_steps, int(num_steps * self._strength))))
+        """The tail that `strength` leaves, as the pipeline's class has it."""
+        return self.schedule.tail(type(self.pipeline), num_steps, self._strength)
 
     def noise_shape(self, condition: Condition) -> tuple[int, ...]:
         """See `Denoiser`."""

@@ -5,7 +5,9 @@ density is known. Its times and its previous level are those of diffusers, so a 
 pipeline draws with a DDIM scheduler from the same noise.
 """
 
+import copy
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -94,6 +96,16 @@ class Schedule:
             sigmas=(1 - cumulated[times]).sqrt().float(), next_alphas=after.sqrt().float(),
             next_sigmas=(1 - after).clamp_min(0).sqrt().float(), clip=self._clip,
         )  # fmt: skip
+
+    def tail(self, pipeline: type, num_steps: int, strength: float) -> Path:
+        """Return the steps that an img2img pipeline class takes at that strength, at least one.
+
+        The class itself says how many: Stable Diffusion rounds n * strength down, and SD3 rounds it up.
+        """
+        whole = self.path(num_steps)
+        told = SimpleNamespace(scheduler=copy.copy(self._scheduler))  # all that `get_timesteps` reads of its pipeline
+        _, count = pipeline.get_timesteps(told, num_steps, strength, "cpu")  # type: ignore[attr-defined]
+        return whole.tail(max(1, min(num_steps, int(count))))
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return (times, alphas, sigmas), each [count], for a denoising loss.

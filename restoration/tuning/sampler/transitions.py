@@ -159,7 +159,11 @@ def _levels(path: Path, index: int) -> tuple[float, float, float, float]:
 
 
 def _flow_speed(path: Path, index: int, eta: float) -> float:
-    """The SDE's s. At sigma = 1 its formula has a pole, and the next level stands in."""
+    """The SDE's s = eta sqrt(sigma / (1 - sigma)). At sigma = 1 it has a pole, and the next level stands in for sigma.
+
+    Deviation: Flow-GRPO's code replaces sigma in the denominator alone, so its first step is a little noisier. Either
+    is a step of an SDE with the flow's marginals.
+    """
     sigma, next_sigma = float(path.sigmas[index]), float(path.next_sigmas[index])
     level = next_sigma if sigma >= 1 else sigma
     return eta * math.sqrt(level / (1 - level))

@@ -5,6 +5,7 @@ a growing, jittered pause, or the pause that the server asks for. Source: openai
 """
 
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -70,7 +71,7 @@ class TextServer:
         self.timeout_s, self.max_retries, self.top_logprobs = timeout_s, max_retries, top_logprobs
         self.think_join, self.extra = think_join, dict(extra or {})
         self._base_url, self._api_key = base_url, api_key
-        self._refuses_logprobs = False
+        self._refuses_logprobs = self._refuses_top_k = False
         self._client: Any = None
         self._lock = threading.Lock()
 
@@ -104,11 +105,14 @@ class TextServer:
         max_tokens: int,
         temperature: float = 0.0,
         top_p: float = 1.0,
+        top_k: int = 0,
         seed: int | None = None,
     ) -> Reply:
         """Return the answer to a conversation; with log-probabilities where they are wanted and offered.
 
-        A server that refuses the fields of log-probabilities is asked again without them, and from then on.
+        top_k: likeliest tokens that are drawn from, 0 for all; a field beside OpenAI's own that vLLM and others take.
+        A server that refuses the fields of log-probabilities, or top_k, is asked again without them, and from then on;
+        for top_k with a warning, since its samples then come from more tokens than the protocol says.
         Raises RequestFailed, ServerRefused.
         """
         body: dict[str, Any] = {
@@ -120,14 +124,22 @@ class TextServer:
         }
         if temperature > 0:
             body |= {"top_p": top_p} | ({} if seed is None else {"seed": seed})
-        if self.top_logprobs and not self._refuses_logprobs:
+        while True:
+            wants_logprobs = bool(self.top_logprobs) and not self._refuses_logprobs
+            wants_top_k = temperature > 0 and top_k > 0 and not self._refuses_top_k and "top_k" not in self.extra
+            logprobs = {"logprobs": True, "top_logprobs": self.top_logprobs} if wants_logprobs else {}
             try:
-                return self._post(body | {"logprobs": True, "top_logprobs": self.top_logprobs})
+                return self._post(body | logprobs, {"top_k": top_k} if wants_top_k else None)
             except RequestFailed as error:
-                if not _is_about(error, ("logprobs",)):
+                if wants_top_k and _is_about(error, ("top_k",)):
+                    self._refuses_top_k = True
+                    warnings.warn(
+                        f"{self.address} takes no top_k: it samples from all tokens, not {top_k}", stacklevel=2
+                    )
+                elif wants_logprobs and _is_about(error, ("logprobs",)):
+                    self._refuses_logprobs = True
+                else:
                     raise
-                self._refuses_logprobs = True
-        return self._post(body)
 
     def continue_answer(self, messages: Sequence[Mapping[str, Any]], start: str, *, max_tokens: int) -> Reply:
         """Return how the model goes on, greedily, after the assistant's answer has begun with `start`.

@@ -191,7 +191,12 @@ class RemoteZoomIQA:
         found = in_order(partial(self._direct_one, question=question), load_each(images), self.concurrency)
         mean, std = (torch.tensor([one[k] for one in found], dtype=torch.float32) for k in (0, 1))
         return Ratings(
-            value=mean, std=std, valid=~mean.isnan(), std_kind="token", errors=tuple(error for _, _, error in found)
+            value=mean,
+            std=std,
+            valid=~mean.isnan(),
+            std_kind="token",
+            errors=tuple(one[2] for one in found),
+            tolerance=self.tolerance / min((one[3] for one in found if one[2] is None), default=1.0),
         )
 
     def _rate_reason(
@@ -233,14 +238,15 @@ class RemoteZoomIQA:
         try:
             reply = self.server.ask(
                 chat_messages(replace(prompted, images=images)), max_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature, top_p=sampling.top_p, seed=sampling.seed,
+                temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, seed=sampling.seed,
             )  # fmt: skip
         except (RequestFailed, PromptError) as error:
             return Completion(text="", is_truncated=False, failure=str(error))
         spread = None if reply.tokens is None else spread_in_answer(reply.tokens)
         return Completion(text=reply.text, is_truncated=reply.is_truncated, spread=spread)
 
-    def _direct_one(self, image: Tensor, question: str | None) -> tuple[float, float, str | None]:
+    def _direct_one(self, image: Tensor, question: str | None) -> tuple[float, float, str | None, float]:
+        """Return mean, deviation, why there are none, and the mass that both were divided by."""
         assert self.factor_px is not None
         try:
             spread = read_direct(
@@ -248,13 +254,14 @@ class RemoteZoomIQA:
                 tolerance=self.tolerance,
             )  # fmt: skip
         except (RequestFailed, PromptError) as error:
-            return math.nan, math.nan, str(error)
+            return math.nan, math.nan, str(error), math.nan
         if spread.mass < MIN_MASS:
-            return math.nan, math.nan, (
+            why = (
                 f"the ratings hold {spread.mass:.2f} of the probability after the start of the answer, at least "
                 f"{MIN_MASS} is needed: the model was about to say something else, or the server ignored the start"
-            )  # fmt: skip
-        return spread.mean, spread.std, None
+            )
+            return math.nan, math.nan, why, spread.mass
+        return spread.mean, spread.std, None, spread.mass
 
 
 def _protocol(given: str | PathLike[str] | Protocol | None, model: str) -> Protocol:
