@@ -88,7 +88,7 @@ class Reward(ABC):
 
     @_Default
     def labels(self) -> frozenset[str]:
-        """Networks that this object holds, without those of its parts. By default those among its attributes."""
+        """Names of the metrics that it was trained on, which may not judge it. By default those of a model that it holds.
 
         Without those of its parts.
         """
