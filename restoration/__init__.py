@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from restoration.selection.candidates import BestOfN, Candidate
     from restoration.selection.early_stop import EarlyStop
     from restoration.tuning.data import load_examples
-    from restoration.tuning.recipes import find_recipe
     from restoration.tuning.trainer import tune
 
 _HOMES = {
@@ -38,7 +37,6 @@ _HOMES = {
     "degrade": "degradation.pipeline",
     "degrade_for_demo": "degradation.classical",
     "evaluate": "evaluation.evaluate",
-    "find_recipe": "tuning.recipes",
     "load_examples": "tuning.data",
     "measure": "metrics.registry",
     "refine": "refinement",
@@ -61,7 +59,6 @@ __all__ = [
     "degrade",
     "degrade_for_demo",
     "evaluate",
-    "find_recipe",
     "load_examples",
     "measure",
     "refine",

@@ -88,7 +88,7 @@ class Reward(ABC):
 
     @_Default
     def labels(self) -> frozenset[str]:
-        """Names of the metrics that it was trained on, which may not judge it. By default those of a model that it holds.
+        """Names of the metrics that it was trained on, which may not judge it. By default those of a held model.
 
         Without those of its parts.
         """
