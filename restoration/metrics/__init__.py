@@ -6,7 +6,7 @@ from zoomiqa_reward.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from restoration.metrics.conditioned import ConditionedReward
-    from restoration.metrics.fidelity import MetricUnavailable, fsim, haarpsi, lr_consistency, psnr_y, ssim_y, vif
+    from restoration.metrics.fidelity import MetricUnavailable, fsim, haarpsi, lr_consistency, mdsi, psnr_y, ssim_y, vif
     from restoration.metrics.perceptual import lpips, niqe
     from restoration.metrics.registry import METRICS, Measurement, Metric, as_reward, find_metrics, measure
 
@@ -22,6 +22,7 @@ _HOMES = {
     "haarpsi": "fidelity",
     "lpips": "perceptual",
     "lr_consistency": "fidelity",
+    "mdsi": "fidelity",
     "measure": "registry",
     "niqe": "perceptual",
     "psnr_y": "fidelity",
@@ -41,6 +42,7 @@ __all__ = [
     "haarpsi",
     "lpips",
     "lr_consistency",
+    "mdsi",
     "measure",
     "niqe",
     "psnr_y",

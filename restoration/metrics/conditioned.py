@@ -20,6 +20,7 @@ from torch import Tensor
 
 from restoration.metrics.registry import METRICS, lr_consistency
 from zoomiqa_reward.images.loading import ImageError, load_image
+from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.model.zoomiqa import split_images
 from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
@@ -114,6 +115,7 @@ class ConditionedReward(Reward):
         fn = self.fidelity or lr_consistency
         return frozenset(name for name, metric in METRICS.items() if metric.fn is fn and self.form != "quality")
 
+    @canonical
     def __call__(
         self,
         images: Any,

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from restoration.metrics.basicsr_library import basicsr_module
+from zoomiqa_reward.model.numerics import canonical
 
 BORDER_PX = 4
 """Cut from each side by PSNR-Y and SSIM-Y: the scale of x4 super-resolution, as its papers do."""
@@ -29,6 +30,7 @@ class MetricUnavailable(ImportError):
     """A metric's library or weights are not there; the message says what to install or to give."""
 
 
+@canonical
 def psnr_y(image: Tensor, reference: Tensor, *, border_px: int = BORDER_PX) -> float:
     """Return PSNR in dB on BT.601 luma, `border_px` cut from each side; infinite for equal pictures.
 
@@ -37,6 +39,7 @@ def psnr_y(image: Tensor, reference: Tensor, *, border_px: int = BORDER_PX) -> f
     return _basicsr_pair("calculate_psnr", image, reference, border_px, least=1)
 
 
+@canonical
 def ssim_y(image: Tensor, reference: Tensor, *, border_px: int = BORDER_PX) -> float:
     """Return SSIM (-1..1, higher is better) on BT.601 luma, `border_px` cut from each side.
 
@@ -46,6 +49,7 @@ def ssim_y(image: Tensor, reference: Tensor, *, border_px: int = BORDER_PX) -> f
     return _basicsr_pair("calculate_ssim", image, reference, border_px, least=SSIM_WINDOW_PX)
 
 
+@canonical
 @torch.no_grad()
 def fsim(image: Tensor, reference: Tensor) -> float:
     """Return FSIM (colour version, 0..1, higher is better) of a CHW image against its reference of the same size.
@@ -55,6 +59,7 @@ def fsim(image: Tensor, reference: Tensor) -> float:
     return _piq_pair("fsim", image, reference, least=1)
 
 
+@canonical
 @torch.no_grad()
 def vif(image: Tensor, reference: Tensor) -> float:
     """Return VIF in the pixel domain (0..1, above 1 where contrast exceeds the reference's; higher is better).
@@ -64,6 +69,7 @@ def vif(image: Tensor, reference: Tensor) -> float:
     return _piq_pair("vif_p", image, reference, least=VIF_MIN_SIDE_PX)
 
 
+@canonical
 @torch.no_grad()
 def haarpsi(image: Tensor, reference: Tensor) -> float:
     """Return HaarPSI (0..1, higher is better); NaN below 16 px. A label metric: never a judge of nano.
@@ -73,6 +79,7 @@ def haarpsi(image: Tensor, reference: Tensor) -> float:
     return _piq_pair("haarpsi", image, reference, least=HAARPSI_MIN_SIDE_PX)
 
 
+@canonical
 @torch.no_grad()
 def mdsi(image: Tensor, reference: Tensor) -> float:
     """Return MDSI (0 equal, about 0.6 bad: **lower is better**). A label metric: never a judge of nano.
@@ -82,6 +89,7 @@ def mdsi(image: Tensor, reference: Tensor) -> float:
     return _piq_pair("mdsi", image, reference, least=3)
 
 
+@canonical
 @torch.no_grad()
 def lr_consistency(image: Tensor, image_lq: Tensor, *, blur_px: float = LR_BLUR_PX) -> float:
     """Return PSNR-Y in dB of the image, reduced to its source's size, against that source; at most 50.

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from restoration.metrics.basicsr_library import basicsr_module
 from restoration.metrics.fidelity import MetricUnavailable, eight_bit_bgr
+from zoomiqa_reward.model.numerics import canonical
+from zoomiqa_reward.model.own_draws import own_draws
 
 NIQE_BLOCK_PX = 96
 LPIPS_MIN_SIDE_PX = 32
@@ -25,6 +27,7 @@ BACKBONE_FILE = "alexnet-owt-7be5be79.pth"
 _SLICES = {0: "slice1.0", 3: "slice2.3", 6: "slice3.6", 8: "slice4.8", 10: "slice5.10"}  # AlexNet layer -> lpips' name
 
 
+@canonical
 def niqe(image: Tensor) -> float:
     """Return NIQE of one CHW image (about 2 good .. 10 bad, no reference); NaN where it is undefined.
 
@@ -47,6 +50,7 @@ def niqe(image: Tensor) -> float:
         return math.nan
 
 
+@canonical
 @torch.no_grad()
 def lpips(image: Tensor, reference: Tensor, *, weights: str | Path | None = None) -> float:
     """Return LPIPS (AlexNet, version 0.1; 0 equal, about 0.7 bad: lower is better); NaN below 32 px.
@@ -92,7 +96,7 @@ def _lpips_model(path: Path, size: int, time_ns: int) -> Any:
     except ImportError as error:
         raise MetricUnavailable(f"LPIPS needs lpips ({error}): pip install 'zoomiqa-reward[restoration]'") from error
     # The library draws random weights first, and calls torchvision by arguments that it warns of.
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+    with warnings.catch_warnings(), own_draws(0):
         warnings.simplefilter("ignore")
         model = library.LPIPS(net="alex", pnet_rand=True, verbose=False)
     stored = torch.load(path, map_location="cpu", weights_only=True)

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from zoomiqa_reward.images.loading import load_images, to_pil
+from zoomiqa_reward.model.shared_state import exclusive
 
 SCALE = 4
 RESIDUAL_CHANNELS = 3 * SCALE * SCALE
@@ -122,6 +123,15 @@ class NanoSRPipeline(DiffusionPipeline):
         mode = "reflect" if bottom < height and right < width else "replicate"
         return nn.functional.pad(lq, (0, right, 0, bottom), mode=mode)
 
+    def check_scheduler(self) -> None:
+        """Raise ValueError for a scheduler that this pipeline cannot sample with: it takes DDIM's steps on v."""
+        kind, told = type(self.scheduler).__name__, self.scheduler.config.get("prediction_type")
+        if not isinstance(self.scheduler, DDIMScheduler) or told != "v_prediction":
+            raise ValueError(
+                f"NanoSRPipeline with {kind} (prediction_type={told!r}): it samples with DDIM on v alone; set "
+                "pipe.scheduler = restoration.nano.pipeline.build_scheduler()"
+            )
+
     @torch.no_grad()
     def __call__(
         self,
@@ -137,8 +147,10 @@ class NanoSRPipeline(DiffusionPipeline):
 
         eta: 0 deterministic after the first noise .. 1 as random as DDPM. temperature: factor of all noise; below 1
         trades diversity for fidelity. generator: one, or one for each image. output_type: "pil" or "pt".
-        Raises ValueError for sizes that differ, a temperature below 0, or an unknown output type.
+        Several threads may call it; they wait for one another, since a scheduler keeps its steps.
+        Raises ValueError for sizes that differ, a temperature below 0, an unknown output type, or another scheduler.
         """
+        self.check_scheduler()
         if output_type not in ("pil", "pt"):
             raise ValueError(f"output_type={output_type!r}: must be 'pil' or 'pt'")
         if temperature < 0:
@@ -147,10 +159,20 @@ class NanoSRPipeline(DiffusionPipeline):
         if len({tuple(p.shape) for p in pictures}) != 1:
             sizes = ", ".join(f"{p.shape[2]} x {p.shape[1]}" for p in pictures)
             raise ValueError(f"images of {sizes} px: all must be equally large; call once for each size")
-        lq = torch.stack(pictures).to(self.device, torch.float32)
+        with exclusive(self.scheduler):
+            out = self._sample(torch.stack(pictures), num_inference_steps, eta, temperature, generator)
+        images: Tensor | list[Image.Image] = out if output_type == "pt" else [to_pil(x) for x in out.cpu()]
+        return NanoSROutput(images) if return_dict else (images,)
+
+    def _sample(
+        self, pictures: Tensor, steps: int, eta: float, temperature: float,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> Tensor:  # fmt: skip
+        """Return BCHW in [0, 1], 4 times as large."""
+        lq = pictures.to(self.device, torch.float32)
         padded = self.pad(lq)
         shape = (len(lq), RESIDUAL_CHANNELS, *padded.shape[-2:])
-        self.scheduler.set_timesteps(num_inference_steps, device=lq.device)
+        self.scheduler.set_timesteps(steps, device=lq.device)
         # At eta = 1 the first step's 1 - alpha - std^2 is 0, which rounding takes below 0 at 3, 7, 14, ... steps: NaN.
         eta = min(eta, LARGEST_ETA)
         residual = temperature * randn_tensor(shape, generator=generator, device=lq.device, dtype=torch.float32)
@@ -160,6 +182,5 @@ class NanoSRPipeline(DiffusionPipeline):
             noise = temperature * randn_tensor(shape, generator=generator, device=lq.device) if eta > 0 else None
             residual = self.scheduler.step(velocity, step, residual, eta=eta, variance_noise=noise).prev_sample
         height, width = lq.shape[-2:]
-        out = from_residual(residual, padded, self.config.residual_std)[..., : SCALE * height, : SCALE * width]
-        images: Tensor | list[Image.Image] = out if output_type == "pt" else [to_pil(x) for x in out.cpu()]
-        return NanoSROutput(images) if return_dict else (images,)
+        found = from_residual(residual, padded, self.config.residual_std)
+        return found[..., : SCALE * height, : SCALE * width]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from restoration.restorer.image_io import RestorationError, pad_to_multiple, unit_images
 from restoration.restorer.pipeline_engine import failures_named
 from restoration.restorer.tiling import whole_scale
+from zoomiqa_reward.model.shared_state import Undo, shared_change
 from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.runs.weights_digest import WeightsDigests
 
@@ -92,14 +93,20 @@ class CallableEngine:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module in eval mode, and each of its parts back into its own mode afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
+    """Put a module in eval mode, and each of its parts back into its own mode afterwards; safe in threads."""
+
+    def make() -> Undo:
+        modes = [(part, part.training) for part in module.modules()]
+        module.eval()
+
+        def undo() -> None:
+            for part, training in modes:
+                part.training = training
+
+        return undo
+
+    with shared_change(module, "evaluating", make):
         yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def _agreed(engine: Any, found: int) -> int:

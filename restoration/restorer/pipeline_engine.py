@@ -17,6 +17,7 @@ from restoration.restorer.image_io import RestorationError, pad_to_multiple, pre
 from restoration.restorer.pipeline_facts import System
 from restoration.restorer.rng import candidate_generator
 from zoomiqa_reward.images.loading import to_pil
+from zoomiqa_reward.model.shared_state import Undo, exclusive, shared_change
 from zoomiqa_reward.runs.weights_digest import WeightsDigests
 
 _FAILURES = (RuntimeError, ValueError, ArithmeticError, OSError)
@@ -53,7 +54,8 @@ class PipelineEngine:
     def __init__(self, pipeline: Any, name: str, system: System, scale: int, kernel: str, call: dict[str, Any]) -> None:
         """kernel: how the picture is enlarged first; "none" where the pipeline enlarges by itself.
 
-        Raises ValueError for call arguments that the pipeline does not have, or that are set by the restorer.
+        Raises ValueError for call arguments that the pipeline does not have, or that are set by the restorer, and
+        where the pipeline says itself that it cannot work with its scheduler (`check_scheduler`).
         """
         self.pipeline, self.name, self.system, self.scale, self.kernel, self.call = (
             pipeline, name, system, scale, kernel, call,
@@ -71,6 +73,8 @@ class PipelineEngine:
                 known = ", ".join(sorted(set(self._accepted) - ours - {"self", "kwargs"}))
                 raise ValueError(f"{name} has no argument {argument!r}; it has {known}")
         self._digests = WeightsDigests()
+        if hasattr(pipeline, "check_scheduler"):
+            pipeline.check_scheduler()
 
     def __call__(self, image: Tensor, seeds: Sequence[int], texts: dict[str, str]) -> list[Tensor]:
         """See `Engine`. Sides are padded to what the pipeline needs, and the result cropped back."""
@@ -78,7 +82,9 @@ class PipelineEngine:
             return [self(image, [seed], texts)[0] for seed in seeds]
         grown = pre_upscale(image, self.scale, self.kernel)
         padded = pad_to_multiple(grown, self.system.multiple_px)
-        with failures_named(self.name), quiet(self.pipeline), torch.no_grad():
+        scheduler = getattr(self.pipeline, "scheduler", None)  # keeps its steps, and pipelines may share it
+        alone = exclusive(self.pipeline) if scheduler is None else exclusive(self.pipeline, scheduler)
+        with alone, failures_named(self.name), quiet(self.pipeline), torch.no_grad():
             output = self.pipeline(**self.arguments(padded, seeds, texts))
         found = unit_images(output, self.name)
         if len(found) != len(seeds):
@@ -147,15 +153,21 @@ def failures_named(name: str) -> Iterator[None]:
 @contextmanager
 def quiet(pipeline: Any) -> Iterator[None]:
     """Switch a pipeline's progress bar off for one call: a run has a bar of its own."""
-    before = getattr(pipeline, "_progress_bar_config", None)
-    pipeline._progress_bar_config = {**(before or {}), "disable": True}
-    try:
+
+    def make() -> Undo:
+        before = vars(pipeline).get("_progress_bar_config")
+        pipeline._progress_bar_config = {**(before or {}), "disable": True}
+
+        def undo() -> None:
+            if before is None:
+                del pipeline._progress_bar_config
+            else:
+                pipeline._progress_bar_config = before
+
+        return undo
+
+    with shared_change(pipeline, "quiet", make):
         yield
-    finally:
-        if before is None:
-            del pipeline._progress_bar_config
-        else:
-            pipeline._progress_bar_config = before
 
 
 def _version(name: str) -> str | None:

@@ -1,7 +1,7 @@
 """`Restorer`: one interface over everything that makes a better picture of a bad one, many times over."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,11 +21,13 @@ from restoration.restorer.image_io import (
     sharpened,
 )
 from restoration.restorer.loading import is_pipeline, load_pipeline, pipeline_engine, plain_engine, refuse
-from restoration.restorer.pipeline_engine import Engine
-from restoration.restorer.rng import isolated
+from restoration.restorer.pipeline_engine import Engine, PipelineEngine
+from restoration.restorer.rng import Apart, DrewAnyway
 from restoration.restorer.tiling import Tiling, restore_tiled
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.model.fingerprint import fingerprint
+from zoomiqa_reward.model.numerics import callers_precision
+from zoomiqa_reward.model.own_draws import own_draws
 from zoomiqa_reward.rewards.identity import state_digest
 
 DEFAULT_OVERLAP_PX = 32
@@ -64,7 +66,7 @@ class Restorer:
         if not 0 <= vary_sharpness <= 1:
             raise ValueError(f"vary_sharpness={vary_sharpness}: must be 0 (the input as it is) to 1")
         self.engine, self.prompt, self.negative_prompt = engine, prompt, negative_prompt
-        self.colour_fix, self.tiling, self._checks_draws = colour_fix, tiling, checks_draws
+        self.colour_fix, self.tiling, self._draws = colour_fix, tiling, Apart(refuse=checks_draws)
         self.vary_sharpness = vary_sharpness
         self._has_said: set[str] = set()
 
@@ -172,10 +174,14 @@ class Restorer:
 
         image: anything that `load_image` takes. prompt, negative_prompt: instead of the restorer's own.
 
-        strict: each candidate in a call of its own, with every global generator set from its seed and put back
-        afterwards, so that a seed's picture is bit-equal whatever else is drawn; `batch_size` then does nothing.
-        Otherwise `batch_size` candidates share a call, which may change the last bits, and noise that a pipeline
-        takes from the global generators belongs to the batch. A deterministic restorer runs once.
+        strict: each candidate in a call of its own, so that a seed's picture is bit-equal whatever else is drawn;
+        `batch_size` then does nothing. Otherwise `batch_size` candidates share a call, which may change the last bits,
+        and noise that a pipeline draws without a generator belongs to the batch. A deterministic restorer runs once.
+
+        Autocast, default dtype and default device of the caller change nothing; TF32 is the process's own choice.
+        Several threads may restore, also with one pipeline, where they wait for one another. Nobody else's random
+        numbers change, except by functions and networks that draw from Python's or numpy's generators: those are set
+        for each candidate and put back, and other threads that draw meanwhile share them.
 
         Raises ImageError, ValueError (a seed below 0, a batch below 1) at once, RestorationError at a candidate.
         """
@@ -201,17 +207,24 @@ class Restorer:
 
     def _draw(self, image: Tensor, seen: Tensor, seeds: list[int], texts: dict[str, str]) -> list[Tensor]:
         def restore(tile: Tensor, tile_seeds: Sequence[int]) -> list[Tensor]:
-            with isolated(tile_seeds[0]) as scope:
-                found = self.engine(tile, tile_seeds, texts)
-                if self._checks_draws and scope.has_drawn():
-                    raise ValueError(
-                        f"{self.name} takes no seed, yet drew from a global random generator: pass "
-                        "deterministic=False (they are then set for each candidate), or True if the draw means nothing"
-                    )
-            return found
+            return self._apart(lambda: self.engine(tile, tile_seeds, texts), tile_seeds[0])
 
-        found = restore(seen, seeds) if self.tiling is None else restore_tiled(restore, seen, seeds, self.tiling)
-        return [colour_fix(picture, image, self.colour_fix) for picture in found]
+        with callers_precision():
+            found = restore(seen, seeds) if self.tiling is None else restore_tiled(restore, seen, seeds, self.tiling)
+            return [colour_fix(picture, image, self.colour_fix) for picture in found]
+
+    def _apart(self, run: Callable[[], list[Tensor]], seed: int) -> list[Tensor]:
+        """Run the engine so that its pictures follow from the seed, and nobody else's random numbers do."""
+        if isinstance(self.engine, PipelineEngine):  # draws from torch alone, and from the generators it is given
+            with own_draws(seed):
+                return run()
+        try:
+            return self._draws(run, seed)
+        except DrewAnyway:
+            raise ValueError(
+                f"{self.name} takes no seed, yet drew from a global random generator: pass "
+                "deterministic=False (they are then set for each candidate), or True if the draw means nothing"
+            ) from None
 
     def _texts(self, image: Tensor, prompt: PROMPT | None, negative_prompt: PROMPT | None) -> dict[str, str]:
         wanted = {

@@ -1,18 +1,27 @@
-"""Randomness that belongs to one candidate: its seed, its generator, and global generators that are put back.
+"""Randomness that belongs to one candidate: its seed, its generator; the process's generators stay as they are.
 
-Half of the published restorers draw from the global generators of python, numpy and torch, and diffusers' own
-schedulers do where no generator reaches them (DDIM's `eta` in the latent-diffusion upscaler). So a candidate's
-picture depends on what ran before it, unless every global generator is set for it and restored afterwards.
+Diffusers pipelines take a generator, but draw from torch's own where it does not reach (DDIM's `eta` in the
+latent-diffusion upscaler); `own_draws` gives them one of the candidate's, in this thread alone. Functions and networks
+of others may draw from Python's and numpy's generators as well, which belong to the process and can be given to nobody.
+`Apart` asks them first without touching anything; only one that has been seen to draw there gets them seeded
+(`isolated`): one candidate at a time, and other threads that draw meanwhile draw from the same ones.
 """
 
 import random
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from zoomiqa_reward.model.own_draws import own_draws
+
+_GENERATORS = threading.RLock()
+"""Held by whoever has seeded the generators of the process."""
 
 
 def candidate_seed(seed: int, index: int) -> int:
@@ -54,8 +63,15 @@ class Scope:
 def isolated(seed: int) -> Iterator[Scope]:
     """Set every global generator (python, numpy, torch on CPU, CUDA and MPS) from `seed`, and put them back at the end.
 
-    They are put back after an exception too. What runs in other threads meanwhile shares them.
+    They are put back after an exception too. Two threads do this one after the other. What else draws from them in
+    other threads meanwhile shares them: where a generator can be passed, pass one instead.
     """
+    with _GENERATORS, _seeded(seed) as scope:
+        yield scope
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[Scope]:
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     python_state, numpy_state = random.getstate(), np.random.get_state()
     mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
@@ -85,3 +101,61 @@ def _states() -> tuple[Any, ...]:
     kind, keys, *rest = np.random.get_state()
     cuda = [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else []
     return random.getstate(), (kind, keys.tobytes(), *rest), torch.get_rng_state().numpy().tobytes(), *cuda
+
+
+def _put_back(states: tuple[Any, ...]) -> None:
+    python, (kind, keys, *rest), *own = states
+    random.setstate(python)
+    np.random.set_state((kind, np.frombuffer(keys, dtype=np.uint32), *rest))
+    tensors = [torch.frombuffer(bytearray(state), dtype=torch.uint8) for state in own]
+    torch.set_rng_state(tensors[0])
+    if len(tensors) > 1:
+        torch.cuda.set_rng_state_all(tensors[1:])
+
+
+class DrewAnyway(Exception):
+    """What must not draw has drawn from a generator of the process."""
+
+
+class Apart:
+    """Runs what may draw from any generator of the process: its pictures follow from its seed alone."""
+
+    def __init__(self, *, refuse: bool) -> None:
+        """refuse: raise DrewAnyway where it draws."""
+        self._refuse = refuse
+        self._is_drawing = False
+        """Whether it has been seen to draw from generators that only the process has."""
+
+    def __call__(self, run: Callable[[], list[Tensor]], seed: int) -> list[Tensor]:
+        """Return what `run` makes. It is run again where a generator of the process has moved meanwhile.
+
+        Was it this, or another thread? In a process of one thread it was this. Else it was this if it makes another
+        picture the second time, or leaves a generator at the same place again, as after a seeding.
+        """
+        if self._is_drawing:
+            with isolated(seed):
+                return run()
+        before = _states()
+        try:
+            with own_draws(seed) as draws:
+                found = run()
+        except BaseException:
+            if threading.active_count() == 1:
+                _put_back(before)
+            raise
+        after = _states()
+        if after == before and not (self._refuse and draws.has_drawn):
+            return found
+        if after != before and threading.active_count() > 1 and not (self._refuse and draws.has_drawn):
+            with own_draws(seed):
+                again = run()
+            is_seeding = any(a == b != c for a, b, c in zip(_states(), after, before, strict=True))
+            if not is_seeding and len(again) == len(found) and all(map(torch.equal, again, found)):
+                return found
+        if after != before:
+            _put_back(before)
+        if self._refuse:
+            raise DrewAnyway
+        self._is_drawing = True
+        with isolated(seed):
+            return run()

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from restoration.tuning.denoisers.base import Denoiser
+from zoomiqa_reward.model.own_draws import own_draws
+from zoomiqa_reward.model.shared_state import exclusive
 
 FILE = "pytorch_lora_weights.safetensors"
 POLICY, OLD = "default", "old"
@@ -40,8 +42,7 @@ def add_lora(
     layers = _layers(module, endings)
     if not layers:
         raise ValueError(f"{type(module).__name__} has no layer whose name ends with {', '.join(endings)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_draws(seed):
         for name in adapters:
             config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers, init_lora_weights="gaussian")
             with warnings.catch_warnings():
@@ -68,32 +69,36 @@ def weights_of(module: nn.Module, adapter: str = POLICY) -> dict[str, nn.Paramet
 
 @contextmanager
 def reference(module: nn.Module) -> Iterator[None]:
-    """The base network: all adapters off inside, and as they were afterwards."""
-    kept = [(layer, layer.disable_adapters) for layer in tuners(module)]
-    flags = _gradients(module)
-    try:
-        for layer, _ in kept:
-            layer.enable_adapters(False)
-        yield
-    finally:
-        for layer, was_off in kept:
-            layer.enable_adapters(not was_off)
-        _restore(flags)
+    """The base network: all adapters off inside, and as they were afterwards. The module is this thread's alone."""
+    with exclusive(module):
+        kept = [(layer, layer.disable_adapters) for layer in tuners(module)]
+        flags = _gradients(module)
+        try:
+            for layer, _ in kept:
+                layer.enable_adapters(False)
+            yield
+        finally:
+            for layer, was_off in kept:
+                layer.enable_adapters(not was_off)
+            _restore(flags)
 
 
 @contextmanager
 def use_adapter(module: nn.Module, name: str) -> Iterator[None]:
-    """That adapter instead of the active one inside. Raises ValueError for an unknown name."""
+    """That adapter instead of the active one inside; the module is this thread's alone. Raises ValueError for an
+    unknown name.
+    """
     found = tuners(module)
     if not found or name not in found[0].lora_A:
         raise ValueError(f"adapter {name!r}: there are {', '.join(found[0].lora_A) if found else 'none'}")
-    before, flags = list(found[0].active_adapters), _gradients(module)
-    try:
-        _activate(module, [name])
-        yield
-    finally:
-        _activate(module, before)
-        _restore(flags)
+    with exclusive(module):
+        before, flags = list(found[0].active_adapters), _gradients(module)
+        try:
+            _activate(module, [name])
+            yield
+        finally:
+            _activate(module, before)
+            _restore(flags)
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ One process or many (`accelerate launch`): each draws and scores its own picture
 Every random number follows from the seed and the round, so a run killed and started again makes the same curve.
 """
 
-import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -43,6 +42,7 @@ from restoration.tuning.progress import (
     trim_rows,
 )
 from restoration.tuning.updates import Updates
+from zoomiqa_reward.model.numerics import callers_precision
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.normalise import group_keys
 from zoomiqa_reward.runs.json_lines import append_line, write_json
@@ -116,11 +116,12 @@ def tune(
     tuning = Tuning(
         denoiser=denoiser, reward=reward, examples=mine, config=recipe.config, folder=folder, device=here,
         share=Offloader(source, reward, here, enabled=recipe.config.offload),
-        autocast=(lambda: torch.autocast(here.type, torch.bfloat16)) if half else contextlib.nullcontext,
+        autocast=lambda: torch.autocast(here.type, torch.bfloat16, enabled=half),  # off, too, whatever is on outside
         process=state.process_index, num_processes=state.num_processes,
     )  # fmt: skip
     monitor = None if validation is None else Monitor(tuning, validation, recipe.monitor)
-    return _Run(recipe, tuning, monitor, is_main=state.is_main_process).go()
+    with callers_precision():  # the backward passes, too, whatever autocast is on outside
+        return _Run(recipe, tuning, monitor, is_main=state.is_main_process).go()
 
 
 class _Run:

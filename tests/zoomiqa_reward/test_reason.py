@@ -1,6 +1,7 @@
 """The two rounds: a scripted writer drives every way an answer can fail; the tiny models run the real one."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -141,13 +142,33 @@ def test_windows_and_samples_come_back_in_order():
     assert [[one.rating for one in samples] for samples in found] == [[1.0, 1.25, 1.5], [1.0, 1.25, 2.0]]
 
 
-def test_strict_seeds_do_not_depend_on_the_place_and_batched_ones_differ():
-    sampling = Sampling(temperature=1.0, seed=7)
-    strict, batched = Writer([ZOOM], [SECOND], [ZOOM], [SECOND]), Writer([FINAL], [FINAL])
-    ask(strict, [picture(), picture(1)], sampling, strict=True)
-    ask(batched, [picture(), picture(1)], sampling, batch_size=1)
-    assert strict.seeds == [7, 8, 7, 8]
-    assert len(set(batched.seeds)) == 2
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_row_is_seeded_by_seed_image_sample_and_round_alone(strict):
+    sampling, images = Sampling(temperature=1.0, seed=7), [picture(), picture(1), picture()]
+
+    def seeds(chosen, seed=7, **options):
+        writer = Writer(*[[ZOOM] * 2, [SECOND] * 2] * len(chosen))
+        found = assess_images(tiny_iqa().checkpoint, chosen, sampling=replace(sampling, seed=seed), num_samples=2,
+                              write=writer, strict=strict, batch_size=2, **options)  # fmt: skip
+        assert len(found) == len(chosen)
+        return writer.seeds
+
+    first, again, other, *rest = seeds(images)
+    assert again == tuple(one + 1 for one in first)
+    assert rest[-2:] == [first, again]  # the same image in another place
+    assert len({*first, *other}) == 4
+    assert seeds(images[1:2])[0] == other
+    assert not set(seeds(images, seed=8)[0]) & set(first)
+
+
+def test_greedy_rows_have_no_seed_and_a_tuple_must_fit():
+    writer = Writer([FINAL])
+    ask(writer, [picture()], GREEDY)
+    assert writer.seeds == [None]
+    with pytest.raises(ValueError, match="seed: one number"):
+        ask(Writer(), [picture()], Sampling(temperature=1.0, seed=(1,)))
+    with pytest.raises(ValueError, match="1 for 2 rows"):
+        Sampling(temperature=1.0, seed=(1,)).row_seeds(2)
 
 
 def test_rate_over_samples_means_those_that_could_be_read(monkeypatch):

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor
 
 from train_iqa.rows.completions import TrainingRow
 from zoomiqa_reward.model.checkpoint import Checkpoint
-from zoomiqa_reward.model.generate import Completion, Sampling, end_tokens, suppressed_tokens
+from zoomiqa_reward.model.generate import Completion, Sampling, drawing, end_tokens, write_ids
 from zoomiqa_reward.model.inputs import Row, collate
 from zoomiqa_reward.model.ratings import Assessment
 from zoomiqa_reward.model.reason import assess_images
@@ -64,7 +64,8 @@ def roll_out(
 ) -> list[list[Trajectory]]:
     """Return for each float32 CHW image `num_samples` trajectories, all images' first rounds written in one batch.
 
-    The checkpoint's model must be in eval mode. With a seed the result depends on seed, weights and images alone.
+    The checkpoint's model must be in eval mode. With a seed an image's trajectories depend on seed, weights and
+    image alone (up to rounding: who is written together may change the last bits of the logits).
     draw: another sampler than transformers.
     Raises ValueError for decoding whose log-probabilities could not be recomputed: greedy, top-p or top-k.
     """
@@ -92,7 +93,7 @@ def roll_out(
 class _Recorder(LogitsProcessor):
     """Keeps the log-probability of each token that is chosen; memory is one step's logits, not all steps'.
 
-    transformers calls it after the suppressed tokens are out and before the temperature, which it applies itself.
+    It stands after the suppressed tokens are out and before the temperature, which it applies itself.
     """
 
     def __init__(self, temperature: float) -> None:
@@ -114,21 +115,9 @@ class _Recorder(LogitsProcessor):
 
 @torch.no_grad()
 def draw_by_transformers(checkpoint: Checkpoint, rows: Sequence[Row], sampling: Sampling) -> list[Drawn]:
-    """Return one answer for each row, all written in one batch; a seed leaves the global random state alone."""
-    tokenizer, ends = checkpoint.tokenizer, end_tokens(checkpoint)
-    config = GenerationConfig(
-        do_sample=True, temperature=sampling.temperature, top_p=1.0, top_k=0, repetition_penalty=1.0, num_beams=1,
-        max_new_tokens=sampling.max_new_tokens, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=suppressed_tokens(checkpoint),
-    )  # fmt: skip
-    recorder, batch = _Recorder(sampling.temperature), collate(checkpoint, rows)
-    devices = [checkpoint.device] if checkpoint.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices, enabled=sampling.seed is not None):
-        if sampling.seed is not None:
-            torch.manual_seed(sampling.seed)
-        ids = checkpoint.model.generate(
-            **batch, generation_config=config, logits_processor=LogitsProcessorList([recorder])
-        )
+    """Return one answer for each row, all written in one batch, each drawn by a generator of its own."""
+    ends, recorder, batch = end_tokens(checkpoint), _Recorder(sampling.temperature), collate(checkpoint, rows)
+    ids = write_ids(checkpoint, batch, sampling, [recorder, *drawing(sampling, len(rows))])
     recorder.take(ids)
     new, logprobs = ids[:, batch["input_ids"].shape[1] :].cpu(), torch.stack(recorder.logprobs, dim=1).cpu()
     drawn = []

@@ -36,7 +36,6 @@ from torch import Tensor, nn
 
 from train_iqa.rl.rollout import Drawn, on_cpu
 from train_iqa.rows.completions import TrainingRow, answer_logprobs, collate_completions
-from train_iqa.training.learner import seed_of
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.generate import Sampling, end_tokens, suppressed_tokens
 from zoomiqa_reward.model.inputs import Row
@@ -118,7 +117,7 @@ class VllmSampler:
         self._is_checked = False
 
     def __call__(self, checkpoint: Checkpoint, rows: Sequence[Row], sampling: Sampling) -> list[Drawn]:
-        """Return one answer for each row; with a seed it depends on seed, place, weights and row.
+        """Return one answer for each row; with seeds it depends on its own, the weights and the row.
 
         Raises ValueError for rows longer than `max_model_len` and temperatures that vLLM changes; RuntimeError where
         the engine read another prompt, wrote a forbidden token, failed, or is not the checkpoint's model.
@@ -131,14 +130,15 @@ class VllmSampler:
             is_shared = index > 0 and row.pixel_values is rows[index - 1].pixel_values
             images = prompts[-1]["multi_modal_data"]["image"] if is_shared else row_images(checkpoint, row)
             prompts.append({"prompt_token_ids": short_prompt(checkpoint, row), "multi_modal_data": {"image": images}})
+        seeds = [None] * len(rows) if sampling.seed is None else sampling.row_seeds(len(rows))
         params = [
             self._params(
                 temperature=sampling.temperature, top_p=1.0, top_k=-1, min_p=0.0, repetition_penalty=1.0,
                 max_tokens=sampling.max_new_tokens, logprobs=0, detokenize=False,
-                seed=None if sampling.seed is None else seed_of(sampling.seed, index),
+                seed=seed,
                 stop_token_ids=end_tokens(checkpoint), logit_bias=dict.fromkeys(forbidden, SUPPRESS),
             )
-            for index in range(len(rows))
+            for seed in seeds
         ]  # fmt: skip
         outputs = self._llm.generate(prompts, params, use_tqdm=False)
         drawn = [read_output(row, output, forbidden) for row, output in zip(rows, outputs, strict=True)]

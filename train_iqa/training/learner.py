@@ -10,6 +10,7 @@ from torch import nn
 
 from train_iqa.training.policy import TuningConfig, make_trainable, trained_parameters
 from zoomiqa_reward.model.checkpoint import Checkpoint, load_checkpoint
+from zoomiqa_reward.model.own_draws import own_draws
 from zoomiqa_reward.protocol import Protocol
 
 
@@ -65,8 +66,7 @@ def make_learner(
     checkpoint: Checkpoint, accelerator: Accelerator, tuning: TuningConfig, *, weight_decay: float, seed: int
 ) -> tuple[nn.Module, Any]:
     """Return (model, AdamW), prepared by accelerate; a LoRA's first values depend on the seed alone."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with own_draws(seed):
         model = make_trainable(checkpoint.model, tuning)
     optimizer = torch.optim.AdamW(trained_parameters(model), lr=0.0, weight_decay=weight_decay)
     model, optimizer = accelerator.prepare(model, optimizer)

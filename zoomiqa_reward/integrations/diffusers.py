@@ -14,15 +14,19 @@ Source: the schedulers' documentation; for a and s of those that work in sigmas,
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from zoomiqa_reward.model.own_draws import own_draws
 from zoomiqa_reward.model.ratings import Scores
+from zoomiqa_reward.model.shared_state import Undo, shared_change
 from zoomiqa_reward.rewards.base import Reward
 
 _IN_SIGMAS = (
@@ -57,46 +61,78 @@ def score_steps(
     """Yield a list that grows by one `StepScore` at steps 0, every, 2 every, ... of the calls made inside.
 
     lq, hr, prompts: handed to the reward, one an image of the batch. decode: x0 -> float BCHW in [0, 1]; by default
-    the pipeline's `vae` or `vqvae`, or x0 itself, mapped from [-1, 1], where it has neither. Scoring draws nothing from
-    torch's random numbers. On leaving, also by an exception, the scheduler is as it was; do not swap it inside.
+    the pipeline's `vae` or `vqvae`, or x0 itself, mapped from [-1, 1], where it has neither. What a reward draws from
+    torch comes from a generator of its own. On leaving, also by an exception, the scheduler is as it was; do not swap
+    it inside. Only steps of this thread are scored, where several threads use the pipeline.
 
     Raises ValueError for every < 1; TypeError, at the first step, for a scheduler whose x0 is not known, or for latents
     that only the pipeline can unpack (give `decode`).
     """
     if every < 1:
         raise ValueError(f"every={every}: must be at least 1")
-    scheduler = pipe.scheduler
-    original = scheduler.step
-    own = vars(scheduler).get("step")
-    call = inspect.signature(original)
     found: list[StepScore] = []
-    count = 0
+    thread, count = threading.get_ident(), 0
 
-    @functools.wraps(original)  # pipelines read the signature to see whether `eta` may be passed
-    def step(*args: Any, **kwargs: Any) -> Any:
+    def watch(scheduler: Any, output: Any, given: dict[str, Any]) -> None:
         nonlocal count
-        bound = call.bind(*args, **kwargs)
-        wants_tuple = bound.arguments.get("return_dict", True) is False
-        bound.arguments["return_dict"] = True
-        output = original(*bound.args, **bound.kwargs)
+        if threading.get_ident() != thread:  # another thread's picture
+            return
         if count % every == 0:
-            given = bound.arguments
-            with torch.no_grad(), _untouched_random_numbers(given["sample"]):
+            with torch.no_grad(), own_draws(0):
                 x0 = predicted_x0(scheduler, output, given["model_output"], given["timestep"], given["sample"])
                 images = decode(x0) if decode is not None else decoded(pipe, x0)
                 scores = reward(images.float(), lq=lq, hr=hr, prompts=prompts)
             found.append(StepScore(step=count, timestep=float(given["timestep"]), scores=scores))
         count += 1
+
+    with _watching(pipe.scheduler, watch):
+        yield found
+
+
+Watch = Callable[[Any, Any, dict[str, Any]], None]
+"""Gets the scheduler, a step's output and its arguments."""
+
+_WATCHES: WeakKeyDictionary[Any, tuple[Watch, ...]] = WeakKeyDictionary()
+"""Who watches a scheduler, from any thread."""
+_LOCK = threading.Lock()
+
+
+@contextmanager
+def _watching(scheduler: Any, watch: Watch) -> Iterator[None]:
+    with shared_change(scheduler, "watched", lambda: _watched(scheduler)):
+        with _LOCK:
+            _WATCHES[scheduler] = (*_WATCHES.get(scheduler, ()), watch)
+        try:
+            yield
+        finally:
+            with _LOCK:
+                _WATCHES[scheduler] = tuple(one for one in _WATCHES[scheduler] if one is not watch)
+
+
+def _watched(scheduler: Any) -> Undo:
+    """Put a `step` on the scheduler that tells those who watch it; return what takes it off again."""
+    original, own = scheduler.step, vars(scheduler).get("step")
+    call = inspect.signature(original)
+
+    @functools.wraps(original)  # pipelines read the signature to see whether `eta` may be passed
+    def step(*args: Any, **kwargs: Any) -> Any:
+        bound = call.bind(*args, **kwargs)
+        wants_tuple = bound.arguments.get("return_dict", True) is False
+        bound.arguments["return_dict"] = True
+        output = original(*bound.args, **bound.kwargs)
+        for watch in _WATCHES.get(scheduler, ()):
+            watch(scheduler, output, bound.arguments)
         return output.to_tuple() if wants_tuple else output
 
     scheduler.step = step
-    try:
-        yield found
-    finally:
+
+    def undo() -> None:
         if own is None:
             del scheduler.step
         else:
             scheduler.step = own
+
+    return undo
 
 
 def predicted_x0(scheduler: Any, output: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
@@ -155,10 +191,3 @@ def decoded(pipe: Any, x0: Tensor) -> Tensor:
 def _sigma(scheduler: Any) -> Tensor:
     """The sigma of the step just taken: by now the scheduler counts one further."""
     return scheduler.sigmas[scheduler.step_index - 1]
-
-
-@contextmanager
-def _untouched_random_numbers(sample: Tensor) -> Iterator[None]:
-    devices = [sample.device] if sample.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield

@@ -1,14 +1,16 @@
 """Text from rows: transformers' `generate`, batched with left padding, deterministic unless asked to sample."""
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
 from zoomiqa_reward.model.checkpoint import VISION_TOKENS, Checkpoint
 from zoomiqa_reward.model.inputs import Row, collate
 from zoomiqa_reward.model.ratings import RatingSpread
+from zoomiqa_reward.model.shared_state import exclusive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +22,9 @@ class Sampling:
     top_p: float = 0.95
     top_k: int = 50
     max_new_tokens: int = 1024
-    seed: int | None = None
-    """None: the global random state decides. Without meaning for greedy."""
+    seed: int | tuple[int, ...] | None = None
+    """Of the noise of each row: a tuple has one a row, of an int and the row's place one is made. None: one draw from
+    torch's own generator decides. Without meaning for greedy."""
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
@@ -31,6 +34,16 @@ class Sampling:
                 f"top_p={self.top_p} must be in (0, 1], top_k={self.top_k} at least 0 (0: all tokens), "
                 f"max_new_tokens={self.max_new_tokens} at least 1"
             )
+
+    def row_seeds(self, count: int) -> list[int]:
+        """Return a seed for each of `count` rows. Raises ValueError for a tuple of another length."""
+        if isinstance(self.seed, tuple):
+            if len(self.seed) != count:
+                raise ValueError(f"seed holds {len(self.seed)} for {count} rows: one a row is needed")
+            return list(self.seed)
+        base = int(torch.randint(2**62, (), device="cpu")) if self.seed is None else self.seed
+        states = [np.random.SeedSequence([base, place]).generate_state(1, np.uint64)[0] for place in range(count)]
+        return [int(state >> np.uint64(1)) for state in states]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,28 +67,10 @@ def generate(checkpoint: Checkpoint, rows: Sequence[Row], sampling: Sampling) ->
     """Return one answer for each row, in order, all written in one batch.
 
     Only `sampling` decides how: what the checkpoint's own generation config says of temperature or repetition
-    penalty is overridden. Image and vision tokens are never written. The global random state is left as it was
-    where a seed is given.
+    penalty is overridden. Image and vision tokens are never written. Each row draws from a generator of its own.
     """
-    from transformers import GenerationConfig
-
-    batch = collate(checkpoint, rows)
-    ends = end_tokens(checkpoint)
-    is_sampled = sampling.temperature > 0
-    config = GenerationConfig(
-        do_sample=is_sampled,
-        temperature=sampling.temperature if is_sampled else 1.0,
-        top_p=sampling.top_p if is_sampled else 1.0,
-        top_k=sampling.top_k if is_sampled else 50,
-        repetition_penalty=1.0,
-        num_beams=1,
-        max_new_tokens=sampling.max_new_tokens,
-        eos_token_id=ends,
-        pad_token_id=checkpoint.tokenizer.pad_token_id,
-        suppress_tokens=suppressed_tokens(checkpoint),
-    )
-    with _seeded(sampling.seed if is_sampled else None, checkpoint.device):
-        ids = checkpoint.model.generate(**batch, generation_config=config)
+    batch, ends = collate(checkpoint, rows), end_tokens(checkpoint)
+    ids = write_ids(checkpoint, batch, sampling, drawing(sampling, len(rows)) if sampling.temperature > 0 else [])
     answers = []
     for new in ids[:, batch["input_ids"].shape[1] :].tolist():
         end = next((place for place, token in enumerate(new) if token in ends), len(new))
@@ -101,12 +96,35 @@ def suppressed_tokens(checkpoint: Checkpoint) -> list[int]:
     return sorted(ids)
 
 
-@contextmanager
-def _seeded(seed: int | None, device: torch.device):
-    """`generate` takes no generator, so the global state is seeded and put back."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+def drawing(sampling: Sampling, num_rows: int) -> list[Any]:
+    """Return the processors that make a draw of the greedy choice: temperature, top-k, top-p, and each row's noise."""
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    from zoomiqa_reward.model.row_noise import RowNoise
+
+    found: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
+    if sampling.top_k > 0:
+        found.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        found.append(TopPLogitsWarper(sampling.top_p))
+    return [*found, RowNoise(sampling.row_seeds(num_rows))]
+
+
+def write_ids(
+    checkpoint: Checkpoint, batch: dict[str, torch.Tensor], sampling: Sampling, processors: Sequence[Any]
+) -> torch.Tensor:
+    """Return the prompts and answers as ids [rows, tokens]: the likeliest token each time, after the processors.
+
+    Qwen-VL keeps the positions of the rows that it is answering on the model, so one thread at a time writes.
+    """
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    config = GenerationConfig(
+        do_sample=False, repetition_penalty=1.0, num_beams=1, max_new_tokens=sampling.max_new_tokens,
+        eos_token_id=end_tokens(checkpoint), pad_token_id=checkpoint.tokenizer.pad_token_id,
+        suppress_tokens=suppressed_tokens(checkpoint),
+    )  # fmt: skip
+    with exclusive(checkpoint.model):
+        return checkpoint.model.generate(
+            **batch, generation_config=config, logits_processor=LogitsProcessorList(processors)
+        )

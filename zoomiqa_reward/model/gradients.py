@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoomiqa_reward.images.loading import describe
+from zoomiqa_reward.model.numerics import canonical_numerics
+from zoomiqa_reward.model.shared_state import Undo, exclusive, shared_change
 
 _FLAGS = ("training", "gradient_checkpointing", "_gradient_checkpointing_func")
 
@@ -27,33 +29,43 @@ _FLAGS = ("training", "gradient_checkpointing", "_gradient_checkpointing_func")
 def graph_to_pixels(model: nn.Module, *, gradient_checkpointing: bool = False) -> Iterator[None]:
     """Keep the model's parameters out of the graph that is built inside, and recompute activations if asked to.
 
-    Everything is as it was afterwards: each parameter's `requires_grad`, each layer's mode. `backward` may run after
-    that; what it recomputes is computed with frozen parameters again.
+    Everything is as it was afterwards: each parameter's `requires_grad`, each layer's mode, also where several threads
+    do this with one model. `backward` may run after that; what it recomputes is computed with frozen parameters again.
     Raises ValueError where dropout would act, or where checkpointing is asked of a model that has no layers for it.
     """
     with ExitStack() as stack:
         stack.enter_context(frozen(model))
         if gradient_checkpointing:
             stack.enter_context(_recomputing(model))
-        _refuse_dropout(model)
+        with exclusive(model):  # else another thread's layers may look as if they trained
+            _refuse_dropout(model)
         yield
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Switch `requires_grad` of all parameters off inside, and back on for those that had it."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
+    """Switch `requires_grad` of all parameters off inside, and back on for those that had it; safe in threads."""
+
+    def make() -> Undo:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for parameter in trained:
-            parameter.requires_grad_(True)
+            parameter.requires_grad_(False)
+
+        def undo() -> None:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+        return undo
+
+    with shared_change(model, "requires_grad", make):
+        yield
 
 
 @contextmanager
 def _recomputing(model: nn.Module) -> Iterator[None]:
+    """Recompute in the graph that is built inside. The model is this thread's alone: layers that recompute forget the
+    cache of an answer that another thread writes.
+    """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -62,24 +74,40 @@ def _recomputing(model: nn.Module) -> Iterator[None]:
             f"gradient_checkpointing=True: {type(model).__name__} has no layer that transformers can recompute; "
             "leave it out and rate smaller images or fewer at a time"
         )
-
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), frozen(model)  # the caller may have unfrozen it by the time `backward` runs
-
     # Nothing random is recomputed, so the generators' states need not be kept and set again.
-    recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-    before = [{name: vars(layer)[name] for name in _FLAGS if name in vars(layer)} for layer in layers]
-    try:
+    recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=partial(_contexts, model))
+
+    def make() -> Undo:
+        before = [{name: vars(layer)[name] for name in _FLAGS if name in vars(layer)} for layer in layers]
         for layer in layers:
             layer.training = True  # not layer.train(), which would switch its parts as well
             layer.gradient_checkpointing = True
             layer._gradient_checkpointing_func = recompute
+
+        def undo() -> None:
+            for layer, flags in zip(layers, before, strict=True):
+                for name in _FLAGS:
+                    vars(layer).pop(name, None)
+                vars(layer).update(flags)
+
+        return undo
+
+    with exclusive(model), shared_change(model, "recomputing", make):
         yield
-    finally:
-        for layer, flags in zip(layers, before, strict=True):
-            for name in _FLAGS:
-                vars(layer).pop(name, None)
-            vars(layer).update(flags)
+
+
+def _contexts(model: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """The contexts of a layer's first computation and of its repetition in `backward`.
+
+    By then the caller may have unfrozen the model, or switched something on that changes the numbers.
+    """
+    return nullcontext(), _recomputation(model)
+
+
+@contextmanager
+def _recomputation(model: nn.Module) -> Iterator[None]:
+    with frozen(model), canonical_numerics():
+        yield
 
 
 def _refuse_dropout(model: nn.Module) -> None:

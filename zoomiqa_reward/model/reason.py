@@ -20,13 +20,15 @@ from zoomiqa_reward.model.direct import MIN_MASS
 from zoomiqa_reward.model.generate import Completion, Generate, Sampling, generate
 from zoomiqa_reward.model.inputs import make_row
 from zoomiqa_reward.model.ratings import Assessment, RatingSpread
+from zoomiqa_reward.model.row_noise import sample_seeds
 from zoomiqa_reward.model.turns import PixelBox, Prompted, Turn, round1, round2
 from zoomiqa_reward.protocol.answers import AnswerError, read_rating, read_route, read_sections, read_tool
 from zoomiqa_reward.protocol.crops import usable_box, zoom
 from zoomiqa_reward.protocol.spec import Protocol
 
-SEED_STEP = 1_000_003
-"""Apart of two batches' seeds; any number larger than the rounds."""
+STRICT_ROWS = 8
+"""Answers about one image that are written together where `strict`, whatever `batch_size` is: who writes together may
+change the last bits, and with them a word."""
 
 Respond = Callable[[Sequence[Prompted], Sampling], list[Completion]]
 """What turns requests into answers, one each, in order: a model in this process, or a text server."""
@@ -61,11 +63,14 @@ def assess_images(
 ) -> list[list[Assessment]]:
     """Return for each float32 CHW image its `num_samples` assessments.
 
-    strict: only answers about the same image share a batch, so they are bit-equal in any company; with a seed, an
-    image's samples then do not depend on its place either. Otherwise `batch_size` answers are written together.
-    `write` is what turns rows into answers.
+    With a seed, what an image's samples draw follows from the seed and its pixels alone: equal images get equal
+    samples. strict: only answers about the same image share a batch, `STRICT_ROWS` at a time, so they are bit-equal in
+    any company and for any `batch_size`. Otherwise `batch_size` answers are written together, which may change the
+    last bits of the logits. `write` is what turns rows into answers.
     """
     check_rounds(rounds)
+    if isinstance(sampling.seed, tuple):
+        raise ValueError("seed: one number; each answer's own is made of it, the image and the sample")
     if num_samples < 1 or batch_size < 1:
         raise ValueError(f"num_samples={num_samples}, batch_size={batch_size}: both must be at least 1")
     found: list[list[Assessment]] = []
@@ -76,15 +81,16 @@ def assess_images(
         return write(checkpoint, [make_row(checkpoint, prompted) for prompted in asked], sampling)
 
     def flush() -> None:
-        seed = sampling.seed
-        if seed is not None and not strict:
-            seed += SEED_STEP * len(found)
         rows = [image for image in window for _ in range(num_samples)]
+        seeds: list[int] = []
+        if sampling.temperature > 0:
+            seeds = [seed for image in window for seed in sample_seeds(image, num_samples, sampling.seed)]
+        step = STRICT_ROWS if strict else batch_size
         answers: list[Assessment] = []
-        for start in range(0, len(rows), max(batch_size, 1)):
-            part = replace(sampling, seed=None if seed is None else seed + 2 * start)
+        for start in range(0, len(rows), step):
+            part = replace(sampling, seed=tuple(seeds[start : start + step])) if seeds else sampling
             answers += assess_batch(
-                checkpoint.protocol, rows[start : start + batch_size], respond, question=question, rounds=rounds,
+                checkpoint.protocol, rows[start : start + step], respond, question=question, rounds=rounds,
                 sampling=part,
             )  # fmt: skip
         found.extend(answers[i : i + num_samples] for i in range(0, len(answers), num_samples))
@@ -114,8 +120,12 @@ def assess_batch(
     rounds: int,
     sampling: Sampling,
 ) -> list[Assessment]:
-    """Return one assessment for each float32 CHW image; all first rounds are asked in one call, then all seconds."""
+    """Return one assessment for each float32 CHW image; all first rounds are asked in one call, then all seconds.
+
+    The seed of a second round is one more than that of its first.
+    """
     check_rounds(rounds)
+    seeds = sampling.seed if isinstance(sampling.seed, tuple) else None
     asked = [round1(protocol, image, question) for image in images]
     answers = respond(asked, sampling)
     firsts = [
@@ -130,8 +140,12 @@ def assess_batch(
         crop, box = zoom(images[index], firsts[index].bbox, protocol.crop)
         asked.append(round2(protocol, images[index], crop, firsts[index].turn.text, question))
         boxes.append(box)
-    second = sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + 1)
-    answers = respond(asked, second)
+    second: int | tuple[int, ...] | None = None
+    if seeds is not None:
+        second = tuple(seeds[index] + 1 for index in again)
+    elif isinstance(sampling.seed, int):
+        second = sampling.seed + 1
+    answers = respond(asked, replace(sampling, seed=second))
     for index, prompted, answer, box in zip(again, asked, answers, boxes, strict=True):
         results[index] = _final([firsts[index], _read(prompted, answer, protocol.sections2, box)])
     return results

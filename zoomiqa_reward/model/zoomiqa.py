@@ -17,6 +17,7 @@ from zoomiqa_reward.model.direct import rate_direct, trie_of
 from zoomiqa_reward.model.fingerprint import fingerprint, fingerprint_parts
 from zoomiqa_reward.model.generate import Sampling
 from zoomiqa_reward.model.gradients import graph_to_pixels, require_gradient
+from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Assessment, Ratings
 from zoomiqa_reward.model.reason import assess_images
 from zoomiqa_reward.model.trie import RatingTrie
@@ -117,6 +118,7 @@ class ZoomIQA:
         """All ratings 1.00 .. 5.00 in this tokenizer."""
         return trie_of(self.checkpoint)
 
+    @canonical
     def assess(
         self,
         images: Any,
@@ -142,6 +144,7 @@ class ZoomIQA:
         )  # fmt: skip
         return [samples[0] for samples in found]
 
+    @canonical
     def rate(
         self,
         images: Any,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.model.gradients import require_graph
+from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.identity import state_digest
 
@@ -164,6 +165,7 @@ def find_part(reward: Any, kind: type[T]) -> T | None:
     return next((part for part in walk(reward) if isinstance(part, kind)), None)
 
 
+@canonical
 def ask(
     reward: Reward, images: Any, lq: Any = None, hr: Any = None, prompts: Sequence[str] | None = None, *,
     grad: bool = False, groups: Sequence[Hashable] | None = None,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from zoomiqa_reward.images.loading import ImageError, load_image
+from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.model.zoomiqa import split_images
 from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
@@ -110,6 +111,7 @@ class CachedReward(Reward):
         """Close the file."""
         self.store.close()
 
+    @canonical
     def __call__(
         self,
         images: Any,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.model.zoomiqa import split_images
 from zoomiqa_reward.rewards.base import Reward, ask, is_groupwise, modules_of
@@ -83,6 +84,7 @@ class CompositeReward(Reward):
             for term in self.terms
         ]}  # fmt: skip
 
+    @canonical
     def __call__(
         self,
         images: Any,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zoomiqa_reward.images.loading import ImageError, load_image
 from zoomiqa_reward.model.gradients import require_gradient, require_graph
+from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.model.zoomiqa import split_images
 from zoomiqa_reward.rewards.base import NEEDS, Reward
@@ -62,6 +63,7 @@ class MetricReward(Reward):
         own = self.fn if self._given_fingerprint is None else self._given_fingerprint
         return state_digest(self.name, self.metric_higher_is_better, own)
 
+    @canonical
     def __call__(
         self,
         images: Any,

@@ -14,17 +14,13 @@ import torch
 from torch import Tensor
 
 from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.images.pixel_hash import hash_pixels
+
+__all__ = ["METHODS", "group_index", "group_keys", "hash_pixels", "normalised", "variance_shares"]
 
 METHODS = ("z", "minmax", "quantile", "raw")
 FLAT = 1e-6
 """A group whose spread is not above this (times its mean, if above 1) is tied: dividing would amplify noise."""
-
-
-def hash_pixels(image: Tensor) -> str:
-    """Return the sha256 of a CHW image's float32 pixels and shape; where it lies in memory does not matter."""
-    pixels = image.detach().to("cpu", torch.float32).contiguous()
-    head = f"float32 {tuple(pixels.shape)} ".encode()
-    return hashlib.sha256(head + pixels.numpy().tobytes()).hexdigest()
 
 
 def group_keys(lq: Sequence[Any], prompts: Sequence[str] | None = None) -> list[str]:

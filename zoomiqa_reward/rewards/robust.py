@@ -19,6 +19,7 @@ from torch.nn.functional import affine_grid, grid_sample
 from zoomiqa_reward.images.jpeg_slope import jpeg_with_slope
 from zoomiqa_reward.images.loading import ImageError, load_image
 from zoomiqa_reward.model.gradients import require_gradient
+from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.model.zoomiqa import split_images
 from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
@@ -90,6 +91,7 @@ class RobustReward(Reward):
         """The number of copies, and the wrapped reward's identity."""
         return {"name": self.name, "copies": self.copies, "reward": identity_of(self.reward)}
 
+    @canonical
     def __call__(
         self,
         images: Any,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from zoomiqa_reward.images.loading import ImageError, load_image
 from zoomiqa_reward.model.gradients import require_gradient
+from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Assessment, Scores
 from zoomiqa_reward.model.zoomiqa import MODES, ZoomIQA, split_images
 from zoomiqa_reward.rewards.base import Reward
@@ -87,6 +88,7 @@ class ZoomIQAReward(Reward):
     def _asked(self) -> dict[str, Any]:
         return {key: value for key, value in self._options.items() if not self.strict or key != "batch_size"}
 
+    @canonical
     def __call__(
         self,
         images: Any,

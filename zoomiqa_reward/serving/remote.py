@@ -23,6 +23,8 @@ CHUNK_IMAGES = 16
 """Images of one request, at most: the pixels of few are in memory at once, and little is sent again."""
 _HEADER_BYTES = 4096  # of a request beyond its pixels, with room to spare for the names of `CHUNK_IMAGES`
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 10.0
+_JITTER = random.Random()
+"""Of its own: waiting must not move the process's random numbers."""
 _STOPS = ("unauthorized", "fingerprint_mismatch")  # no image's failure: the set-up is wrong
 
 
@@ -233,4 +235,4 @@ def _may_be_retried(row: Row) -> bool:
 def _wait_s(attempt: int, asked_s: float | None) -> float:
     """Return how long to wait: doubling, and spread so that many clients do not come back at once."""
     longest = min(_LONGEST_WAIT_S, max(_FIRST_WAIT_S * 2**attempt, asked_s or 0.0))
-    return longest * random.uniform(0.5, 1.0)
+    return longest * _JITTER.uniform(0.5, 1.0)

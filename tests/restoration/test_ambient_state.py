@@ -1,0 +1,70 @@
+"""Nothing that is switched on around a metric, a reward or a restorer of this package changes its bits."""
+
+import pytest
+import torch
+from ambient import AMBIENT
+from tiny import picture, tiny_iqa
+
+from restoration.metrics import METRICS, ConditionedReward, MetricUnavailable, as_reward, measure
+from restoration.restorer.restorer import Restorer
+from zoomiqa_reward import ZoomIQAReward
+from zoomiqa_reward.model.numerics import SETTINGS
+
+HR = picture(0, 200, 200)
+LQ = torch.nn.functional.avg_pool2d(HR[None], 4)[0]
+SR = torch.nn.functional.interpolate(LQ[None], scale_factor=4, mode="bilinear")[0]
+GIVEN = {"hr": HR, "lq": LQ}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """AlexNet with random weights: LPIPS' own are not shipped, and any will do to see a changed bit."""
+    from torchvision.models import alexnet
+
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("backbone") / "alexnet.pth"
+    torch.save(alexnet(weights=None).state_dict(), file)
+    return file
+
+
+def rewards(backbone):
+    found = {name: as_reward(name, **({"weights": backbone} if name == "lpips" else {})) for name in METRICS}
+    return found | {"conditioned": ConditionedReward(ZoomIQAReward(tiny_iqa()))}
+
+
+@pytest.fixture(scope="module")
+def known(backbone):
+    options = {"lpips": {"weights": backbone}}
+    values = {name: measure([name], SR, **GIVEN, options=options)[name].value for name in METRICS}
+    assert all(value == value for value in values.values()), values  # not one is NaN: each is measured
+    return values, {name: one(SR, lq=LQ, hr=HR).value for name, one in rewards(backbone).items()}
+
+
+@pytest.mark.parametrize("name", AMBIENT)
+def test_every_metric_and_reward_gives_the_same_bits(name, known, backbone):
+    values, scores = known
+    before = [one.now() for one in SETTINGS]
+    with AMBIENT[name]():
+        for metric in METRICS.values():
+            options = {"weights": backbone} if metric.name == "lpips" else {}
+            given = [] if metric.needs is None else [GIVEN[metric.needs]]
+            assert metric.fn(SR, *given, **options) == values[metric.name], metric.name
+        for kind, reward in rewards(backbone).items():
+            assert torch.equal(reward(SR, lq=LQ, hr=HR).value, scores[kind]), kind
+    assert [one.now() for one in SETTINGS] == before
+
+
+def test_metrics_that_cannot_be_had_still_say_so():
+    with pytest.raises(MetricUnavailable, match="backbone"):
+        as_reward("lpips", weights="nowhere.pth")
+
+
+@pytest.mark.parametrize("name", ["autocast_bfloat16", "default_float64", "default_bfloat16", "default_device_meta"])
+def test_a_restorer_makes_the_same_picture_and_fixes_its_colours_alike(name):
+    for source, options in (("nano", {"steps": 2}), (torch.nn.Conv2d(3, 3, 3, padding=1), {})):
+        restorer = Restorer.from_pretrained(source, colour_fix="wavelet", tile_px=20, tile_overlap_px=4, **options)
+        image = picture(1, 24, 24) if source == "nano" else picture(1, 24, 24) * 0.3
+        plain = next(restorer.restore(image, [3])).image
+        with AMBIENT[name]():
+            found = next(restorer.restore(image, [3])).image
+        assert torch.equal(found, plain), source

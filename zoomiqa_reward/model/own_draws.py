@@ -1,0 +1,82 @@
+"""Torch's random numbers from generators of one's own, for code that takes them from the process's generators.
+
+Seeding a generator of the process and putting it back afterwards makes every other thread that draws meanwhile draw
+from the wrong place. Here nothing of the process is touched: inside `own_draws` torch's functions that draw are given a
+generator of this scope, in this thread alone. A generator that the code passes by itself is left alone.
+Not reached: Python's and numpy's generators, what is drawn below Python (dropout in training mode, compiled code), and
+`torch.manual_seed`, which reseeds the process.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class OwnDraws(TorchFunctionMode):
+    """What `own_draws` yields."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
+        self.has_drawn = False
+        """Whether anything would have been drawn from a generator of the process."""
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if kwargs.get("generator") is not None or any(isinstance(one, torch.Generator) for one in args):
+            return func(*args, **kwargs)
+        if func in _LIKE:
+            return self._like(func, *args, **kwargs)
+        if func in _DRAWING:
+            if func in _MAKERS:
+                device = torch.device(kwargs.get("device") or torch.get_default_device())
+            else:
+                device = next((one.device for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), None)
+                device = torch.device("cpu") if device is None else device
+            return func(*args, **kwargs | {"generator": self._generator(device)})
+        return func(*args, **kwargs)
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        self.has_drawn = True
+        if device.index is None and device.type == "cuda":
+            device = torch.device("cuda", torch.cuda.current_device())
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self.seed)
+        return self._generators[device]
+
+    def _like(self, func: Any, like: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """`randn_like` and the like take a generator in some versions of torch only."""
+        kept = {key: kwargs.pop(key) for key in list(kwargs) if key in ("low", "high")}
+        empty = torch.empty_like(like, **kwargs)
+        generator = self._generator(empty.device)
+        if func is torch.randn_like:
+            return empty.normal_(generator=generator)
+        if func is torch.rand_like:
+            return empty.uniform_(generator=generator)
+        low, high = (0, *args) if len(args) == 1 else args or (kept.get("low", 0), kept["high"])
+        return empty.random_(low, high, generator=generator)
+
+
+_MAKERS = frozenset({torch.rand, torch.randn, torch.randint, torch.randperm})
+_LIKE = frozenset({torch.rand_like, torch.randn_like, torch.randint_like})
+_DRAWING = _MAKERS | {
+    torch.normal, torch.multinomial, torch.bernoulli, torch.poisson, Tensor.multinomial, Tensor.bernoulli,
+    Tensor.normal_, Tensor.uniform_, Tensor.random_, Tensor.exponential_, Tensor.cauchy_, Tensor.geometric_,
+    Tensor.log_normal_, Tensor.bernoulli_, torch.nn.init.normal_, torch.nn.init.uniform_, torch.nn.init.trunc_normal_,
+    torch.nn.init.xavier_normal_, torch.nn.init.xavier_uniform_, torch.nn.init.kaiming_normal_,
+    torch.nn.init.kaiming_uniform_, torch.nn.init.orthogonal_,
+}  # fmt: skip
+
+
+@contextmanager
+def own_draws(seed: int) -> Iterator[OwnDraws]:
+    """Draw inside from generators seeded by `seed`, one a device; on the CPU the numbers are those of
+    `torch.manual_seed(seed)`.
+    """
+    with OwnDraws(seed) as draws:
+        yield draws
