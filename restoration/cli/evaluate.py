@@ -141,7 +141,8 @@ def _show_problems(results: dict[str, Any]) -> None:
         gap = -results["pool_above_bicubic_db"]
         print(f"the pool's mean PSNR-Y is {gap:.2f} dB below bicubic's: choosing is easy here", file=sys.stderr)
     for one in problems["failed"]:
-        print(f"failed: {one['image']}, seed {one['seed']}: {one['error']}", file=sys.stderr)
+        seed = "" if one["seed"] is None else f", seed {one['seed']}"
+        print(f"failed: {one['image']}{seed}: {one['error']}", file=sys.stderr)
     for name, reasons in problems["unmeasured"].items():
         for why, count in reasons.items():
             print(f"not measured, {count} times: {name}: {why}", file=sys.stderr)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from restoration.degradation.pipeline import degrade
 from restoration.degradation.presets import Degradation, find_preset
-from zoomiqa_reward.cli.inputs import IMAGE_SUFFIXES
+from zoomiqa_reward.images.listing import list_images
 from zoomiqa_reward.images.loading import load_image
 
 _QUALITY_SUFFIX = re.compile(r"(_(LR|HR|gt|lq)\d?|_?x\d)$", re.IGNORECASE)
@@ -134,7 +134,10 @@ def degraded_folder(
     name: str | None = None,
 ) -> Dataset:  # fmt: skip
     """Return the images of a folder, to be degraded with seed, seed + 1, ... in the sorted order of their names."""
-    items = tuple(Item(name=path.stem, hr=path) for path in _images(Path(hr)))
+    files = _images(Path(hr))
+    stems = [path.stem for path in files]
+    names = [path.name if stems.count(path.stem) > 1 else path.stem for path in files]  # a.png and a.jpg
+    items = tuple(Item(name=name, hr=path) for name, path in zip(names, files, strict=True))
     recipe = find_preset(degradation)
     return Dataset(name=name or Path(hr).name, items=items, scale=scale, degradation=recipe, seed=seed)
 
@@ -196,7 +199,7 @@ def _key(path: Path) -> str:
 def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = list_images(folder)
     if not files:
         raise ValueError(f"{folder}: holds no images")
     return files
@@ -219,5 +222,9 @@ def _fitted(item: Item, lq: Tensor, hr: Tensor, scale: int) -> Tensor:
 def _file_hash(path: Path | None) -> str | None:
     if path is None:
         return None
-    with open(path, "rb") as file:
+    try:
+        file = open(path, "rb")
+    except OSError:  # its records say why
+        return "unreadable"
+    with file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,7 +17,7 @@ from typing import Any
 
 from restoration.evaluation.datasets import Dataset
 from restoration.evaluation.measuring import BicubicRestorer, Judge, Restoring, bicubic, restored
-from restoration.evaluation.records import Record, RecordFolder, read_records, read_settings
+from restoration.evaluation.records import NOT_LOADED, Record, RecordFolder, read_records, read_settings
 from restoration.evaluation.report import not_headline, pick_headline, report
 from restoration.metrics.fidelity import MetricUnavailable
 from restoration.metrics.perceptual import backbone_hash
@@ -67,6 +67,8 @@ def evaluate(
     first that may. `out`: folder for records, settings and report, from which the same call goes on; `keep_images`
     writes the candidates there too. `watch(records, total)` sees each record pass.
 
+    An image that cannot be loaded fails alone, with the reason in its records.
+
     Raises ValueError for unfit arguments, a headline that was the reward or made the reward's labels, or a folder of
     another run; RuntimeError where more than a fifth of the candidates fail.
     """
@@ -84,7 +86,7 @@ def evaluate(
     records: Iterable[Record] = _run(restorer, dataset, seeds, judge, folder)
     failed = 0
     for record in watch(records, len(dataset.items) * (m + 1 + has_hr)) if watch else records:
-        failed += record.error is not None
+        failed += record.error is not None and record.lq_sha256 != NOT_LOADED
         if failed > MAX_FAILED_SHARE * m * len(dataset.items):
             raise RuntimeError(f"{failed} of {m * len(dataset.items)} candidates failed, the last: {record.error}")
     kept = tuple(record for record in folder.records.values() if record.seed in {None, *seeds})
@@ -105,7 +107,15 @@ def _run(
         missing = [key for key in keys if not folder.done(key)]
         if not missing:
             continue
-        pair = dataset.load(index)
+        try:
+            pair = dataset.load(index)
+        except (ValueError, OSError) as error:  # ImageError is a ValueError: one bad file does not end the run
+            reason = " ".join(str(error).split())
+            for image, row, seed in missing:
+                record = Record(image=image, row=row, seed=seed, lq_sha256=NOT_LOADED, hr_sha256=None, error=reason)
+                folder.add(record)
+                yield record
+            continue
         rows = {row: key for key in missing if (row := key[1]) != "candidate"}
         if "bicubic" in rows:
             folder.add(judge(bicubic(pair.lq, dataset.scale), pair, item.name, "bicubic"))

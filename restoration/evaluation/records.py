@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from zoomiqa_reward.runs.json_lines import append_line, cut_half_line, write_json
+from zoomiqa_reward.runs.outputs import claim_folder
 
 RECORDS = "records.jsonl"
 SETTINGS = "run.json"
 MAY_DIFFER = ("m", "seeds", "headline", "not_headline", "started", "command")
 """Settings that a resumed run may change: more candidates are added, and who judges is decided when reporting."""
 
+NOT_LOADED = "not loaded"
+"""Stands for the hash of an item whose files could not be read or do not fit."""
 NO_REFERENCE = "the reward needs hr, which is not there"
 """Of the ground truth's own row this is no problem."""
 
@@ -80,7 +83,7 @@ class RecordFolder:
         self.folder = None if folder is None else Path(folder)
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        claim_folder(self.folder)
         if (self.folder / SETTINGS).exists():
             _check_same(self.folder, read_settings(self.folder), settings)
             cut_half_line(self.folder / RECORDS)

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from train_iqa.training.policy import TrainedWeights
+from zoomiqa_reward.runs.outputs import claim_folder
 from zoomiqa_reward.runs.training_folder import RunFolder
 
 FREE_FIELDS = ("out", "save_every", "page_every", "tensorboard")
@@ -84,7 +85,7 @@ def open_run(config: Any, folder: Path, accelerator: Accelerator) -> None:
             raise ValueError(f"{folder} holds a run with another {', '.join(differ)}: continue it as it was begun, "
                              f"or take a new folder")  # fmt: skip
     elif accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
+        claim_folder(folder)
         record = {"config": wanted, "command": sys.argv, **_provenance(accelerator)}
         temporary = file.with_suffix(".tmp")
         temporary.write_text(json.dumps(record, indent=1) + "\n")

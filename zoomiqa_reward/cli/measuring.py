@@ -3,10 +3,12 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from zoomiqa_reward.images.listing import IMAGE_SUFFIXES
 from zoomiqa_reward.images.loading import ImageError, load_image
 from zoomiqa_reward.model.ratings import Assessment
 from zoomiqa_reward.protocol import rating_to_score
@@ -69,6 +71,8 @@ def measure(
 
 
 def _load(file: str) -> Any:
+    if Path(file).is_dir():
+        return ImageError(f"{file}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); subfolders are not searched")
     try:
         return load_image(file)
     except ImageError as error:
@@ -102,9 +106,7 @@ def _measured(model: str, file: str, mode: str, answer: Any) -> Measured:
         return Measured(record=record, assessment=answer)
     rating, std, valid = answer
     error = None if valid else NO_RATING
-    return Measured(
-        record=Record(image=file, rating=rating, std=std, valid=valid, error=error, mode=mode, model=model)
-    )
+    return Measured(record=Record(image=file, rating=rating, std=std, valid=valid, error=error, mode=mode, model=model))
 
 
 def _null(value: Any) -> Any:
