@@ -33,6 +33,8 @@ LAYOUTS: dict[str, tuple[tuple[str, str, str], ...]] = {
 }
 """StableSR's test sets (Wang et al. 2024), RealSR version 3 (Cai et al. 2019; earlier versions hold low-quality files
 as large as the others and are refused), DRealSR x4 (Wei et al. 2020). All x4."""
+BORDERS = {"realsr": 0}
+"""The published per-image PSNR and SSIM of RealSR are of whole images."""
 PRESETS = (*DEGRADED, *LAYOUTS)
 
 
@@ -70,6 +72,8 @@ class Dataset:
     """How items without a low-quality file are degraded."""
     seed: int = 0
     """Item k is degraded with seed + k."""
+    border_px: int | None = None
+    """What PSNR and SSIM cut from each side by the benchmark's convention; None: `scale`, the convention of papers."""
 
     def __post_init__(self) -> None:
         names = [item.name for item in self.items]
@@ -98,7 +102,7 @@ class Dataset:
     def take(self, count: int) -> "Dataset":
         """Return the first `count` items as a dataset; each is degraded as it would be in the whole."""
         return Dataset(name=self.name, items=self.items[:count], scale=self.scale, degradation=self.degradation,
-                       seed=self.seed)  # fmt: skip
+                       seed=self.seed, border_px=self.border_px)  # fmt: skip
 
     def load(self, index: int) -> Pair:
         """Return an item's pixels; sides of the ground truth that the scale does not divide are cut at the far edge.
@@ -165,7 +169,7 @@ def load_preset(
         files = [path for path in _images(root / low) if path.stem.endswith(ending)]
         partners = [path for path in _images(root / high) if not ending or not path.stem.endswith(ending)]
         items += _paired(files, partners)
-    return Dataset(name=preset, items=tuple(items), scale=scale)
+    return Dataset(name=preset, items=tuple(items), scale=scale, border_px=BORDERS.get(preset))
 
 
 def pixel_hash(image: Tensor) -> str:
@@ -223,8 +227,7 @@ def _file_hash(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        file = open(path, "rb")
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:  # its records say why
         return "unreadable"
-    with file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,8 +21,9 @@ from restoration.evaluation.records import NOT_LOADED, Record, RecordFolder, rea
 from restoration.evaluation.report import not_headline, pick_headline, report
 from restoration.metrics.fidelity import MetricUnavailable
 from restoration.metrics.perceptual import backbone_hash
-from restoration.metrics.registry import find_metrics
+from restoration.metrics.registry import BOTH, METRICS, conventions, find_metrics
 from restoration.restorer.rng import candidate_seed
+from zoomiqa_reward.images.loading import conversions
 from zoomiqa_reward.rewards.base import Reward, require_pointwise
 from zoomiqa_reward.runs.json_lines import write_json
 
@@ -74,7 +75,7 @@ def evaluate(
     """
     _check(restorer, dataset, m, reward, keep_images, out)
     names = [metric.name for metric in find_metrics(metrics)]
-    options = {"lr_consistency": {"blur_px": 0.0}} | (options or {}) if dataset.is_clean else (options or {})
+    options = with_conventions(dataset, names, options)
     excluded = not_headline(reward)
     has_hr = any(item.hr is not None for item in dataset.items)
     headline = pick_headline(names, excluded, headline, has_hr=has_hr)
@@ -141,6 +142,8 @@ def _settings(
             "degradation": None if dataset.degradation is None else asdict(dataset.degradation),
         },
         "metrics": {metric.name: metric.version() for metric in find_metrics(names)},
+        "notes": _notes(dataset),
+        "conventions": conventions(names, options),
         "options": {name: _hashed(name, values) for name, values in options.items()},
         "m": m,
         "seed": seed,
@@ -150,6 +153,28 @@ def _settings(
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
     }  # fmt: skip
+
+
+def with_conventions(
+    dataset: Dataset, names: Sequence[str], options: dict[str, dict[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return the options with what they leave open: PSNR's and SSIM's border and channel, LR-consistency's blur.
+
+    The border is the dataset's, by default its scale; the channel is luma.
+    """
+    border = dataset.scale if dataset.border_px is None else dataset.border_px
+    usual: dict[str, dict[str, Any]] = {
+        name: {"border_px": border, "channel": "y"} for name in names if METRICS[name].options == BOTH
+    }
+    if dataset.is_clean:
+        usual["lr_consistency"] = {"blur_px": 0.0}
+    given = options or {}
+    return {name: usual.get(name, {}) | given.get(name, {}) for name in {**usual, **given}}
+
+
+def _notes(dataset: Dataset) -> list[str]:
+    files = [path for item in dataset.items for path in (item.lq, item.hr) if path is not None]
+    return [f"{path.name}: {note}" for path in files for note in conversions(path)]
 
 
 def _hashed(name: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -36,8 +36,8 @@ Overwrite = Annotated[
 def expand(arguments: Sequence[str]) -> list[str]:
     """Return the image files that the arguments name, each argument's own in sorted order.
 
-    A folder gives its images (`list_images`: nothing hidden, not those of its subfolders), a pattern its matches. What names nothing is returned as
-    it stands, so that the failure to read it is reported like any other.
+    A folder gives its images (`list_images`: nothing hidden, not those of its subfolders), a pattern its matches. What
+    names nothing is returned as it stands, so that the failure to read it is reported like any other.
 
     >>> expand(["no/such/file.png"])
     ['no/such/file.png']

@@ -26,7 +26,7 @@ def json_line(fields: dict[str, Any]) -> None:
 
 
 def encodable(line: str, fields: dict[str, Any]) -> str:
-    """Return the line, or one of ASCII alone where stdout cannot take it (a name in bytes that are no UTF-8, cp1252)."""
+    """Return the line, or one of ASCII alone where stdout cannot take it: a name that is no UTF-8, cp1252."""
     try:
         line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
@@ -69,6 +69,8 @@ def table(records: list["Record"], places: list[str] | None = None) -> None:
         name = Text(printable(record.image))
         if not record.valid:
             name.append(f"\nnot rated: {record.error}", style="red")
+        for note in record.notes:
+            name.append(f"\n{note}", style="yellow")
         shown.add_row(*([places[k]] if places else []), *cells, name)
     console().print(shown)
 

@@ -94,6 +94,36 @@ def load_images(images: Any) -> list[Tensor]:
     return [_load(source, describe(source, index)) for index, source in enumerate(images)]
 
 
+def conversions(source: Any) -> tuple[str, ...]:
+    """Return what `load_image` gives up of a file or an open PIL image, for the notes of results; most often nothing.
+
+    Transparency, 16-bit colour that Pillow reduces to 8 bits, a colour profile that is not applied, further frames.
+    Anything else loses nothing, and what cannot be opened has no notes.
+    """
+    if isinstance(source, str | os.PathLike):
+        try:
+            with Image.open(source) as image:
+                return _lost(image)
+        except (*_DECODE_ERRORS, *_BOMBS):
+            return ()
+    return _lost(source) if isinstance(source, Image.Image) else ()
+
+
+def _lost(image: Image.Image) -> tuple[str, ...]:
+    deep = any(str(getattr(tile, "args", "")).count("16") for tile in getattr(image, "tile", ()))
+    found = {
+        "transparency is put on white": image.has_transparency_data,
+        "16-bit colour is reduced to 8 bits": deep and image.mode in ("RGB", "RGBA"),
+        "its colour profile is not applied": "icc_profile" in image.info and not _is_srgb(image.info["icc_profile"]),
+        f"only the first of {getattr(image, 'n_frames', 1)} frames is read": getattr(image, "n_frames", 1) > 1,
+    }
+    return tuple(note for note, is_so in found.items() if is_so)
+
+
+def _is_srgb(profile: Any) -> bool:
+    return isinstance(profile, bytes) and b"sRGB" in profile  # in its description; such values mean what they are
+
+
 def to_pil(tensor: Tensor) -> Image.Image:
     """Return an RGB PIL image of a float tensor in [0, 1] (CHW with 1 or 3 channels).
 

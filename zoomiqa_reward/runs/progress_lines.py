@@ -39,7 +39,8 @@ class ProgressLines(Generic[Item]):
         if now - self._told < EVERY_S:
             return
         self._told = now
-        print(self.line(now - self._began), file=sys.stderr, flush=True)
+        sys.stderr.write(self.line(now - self._began) + "\n")
+        sys.stderr.flush()
 
     def line(self, seconds: float) -> str:
         """Return the line after so many seconds."""
