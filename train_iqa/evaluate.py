@@ -27,6 +27,7 @@ from train_iqa.evaluation.options import EvaluateConfig, build_parser, config_of
 from train_iqa.evaluation.provenance import provenance
 from zoomiqa_reward.images.loading import ImageError
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
+from zoomiqa_reward.runs.outputs import claim_folder
 
 PATIENCE = datetime.timedelta(days=2)
 """How long processes wait for each other: their shares of the images may take very different times."""
@@ -129,7 +130,7 @@ def _settings(
 
 
 def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+    claim_folder(out)
     file = out / "settings.json"
     if file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))

@@ -29,6 +29,10 @@ RestorerName = Annotated[str, typer.Option("--restorer", help="'nano', a hub id,
 Vary = Annotated[float, typer.Option(min=0, max=1, help="Candidates see the input softer or sharper, by their seed.")]
 RewardName = Annotated[str, typer.Option("--reward", help="Who chooses: 'nano', a model, a metric's name, or 'none'.")]
 Metrics = Annotated[str, typer.Option(help="Names separated by commas.")]
+BorderPx = Annotated[
+    int | None, typer.Option(min=0, help="Cut from each side by PSNR and SSIM; default: the scale (preset realsr: 0).")
+]
+Channel = Annotated[str | None, typer.Option(help="PSNR and SSIM on 'y' (luma, the default) or 'rgb'.")]
 Headline = Annotated[str | None, typer.Option(help="The metric that judges; default: the first that may.")]
 Against = Annotated[Path | None, typer.Option(help="Folder of another evaluation, for a paired test.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take the first so many images.")]
@@ -47,6 +51,8 @@ def evaluate(
     reward: RewardName = "nano",
     mode: inputs.ModeOption = "direct",
     metrics: Metrics = DEFAULT_METRICS,
+    border_px: BorderPx = None,
+    channel: Channel = None,
     headline: Headline = None,
     m: Annotated[int, typer.Option("--m", min=1, help="Candidates an image.")] = 8,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -58,22 +64,26 @@ def evaluate(
     device: inputs.Device = None,
 ) -> int:
     """Measure a restorer's candidates and the choice among them."""
-    from restoration.evaluation.evaluate import Evaluation
+    from restoration.evaluation.evaluate import Evaluation, with_conventions
     from restoration.evaluation.evaluate import evaluate as run
     from restoration.evaluation.report import compare
+    from restoration.metrics.registry import METRICS
 
     images = _dataset(dataset, root, hr, as_is, degradation, scale, seed)
     images = images if limit is None else images.take(limit)
     other = None if against is None else Evaluation.load(against)  # a wrong folder is told before the work
-    options = {} if lpips_weights is None else {"lpips": {"weights": lpips_weights}}
+    options: dict[str, dict[str, Any]] = {} if lpips_weights is None else {"lpips": {"weights": lpips_weights}}
+    told = {key: value for key, value in (("border_px", border_px), ("channel", channel)) if value is not None}
+    options |= {name: dict(told) for name in ("psnr_y", "ssim_y") if told}
 
     def watch(records: Iterable[Any], total: int) -> Iterable[Any]:
         return output.progress(records, total, "evaluating", streaming=False)
 
     names = [name.strip() for name in metrics.split(",")]
+    rated_with = with_conventions(images, [reward] if reward in METRICS else [], options)
     evaluation = run(
         _restorer(restorer, images.scale, device, vary_sharpness), images, names, m=m,
-        seed=seed, reward=_reward(reward, mode, device, options), out=out, headline=headline, options=options,
+        seed=seed, reward=_reward(reward, mode, device, rated_with), out=out, headline=headline, options=options,
         keep_images=keep_images, watch=watch,
     )  # fmt: skip
     results = evaluation.report()
@@ -140,8 +150,11 @@ def _show_problems(results: dict[str, Any]) -> None:
     if results["is_pool_fair"] is False:
         gap = -results["pool_above_bicubic_db"]
         print(f"the pool's mean PSNR-Y is {gap:.2f} dB below bicubic's: choosing is easy here", file=sys.stderr)
+    for note in results["settings"]["notes"]:
+        print(f"note: {note}", file=sys.stderr)
     for one in problems["failed"]:
-        print(f"failed: {one['image']}, seed {one['seed']}: {one['error']}", file=sys.stderr)
+        seed = "" if one["seed"] is None else f", seed {one['seed']}"
+        print(f"failed: {one['image']}{seed}: {one['error']}", file=sys.stderr)
     for name, reasons in problems["unmeasured"].items():
         for why, count in reasons.items():
             print(f"not measured, {count} times: {name}: {why}", file=sys.stderr)

@@ -75,6 +75,8 @@ def refine(
             output.json_line(line(one, out))
     else:
         table(result)
+    for note in result.report["notes"]:
+        print(f"note: {note}", file=sys.stderr)
     print(
         f"stopped: {result.stopped}; gain over best-of-{len(result.start.candidates)}: {result.gain:+.3f}; "
         f"{out / 'refined.png'}, all rounds: {out / 'strip.png'}",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from restoration.degradation.pipeline import degrade
 from restoration.degradation.presets import Degradation, find_preset
-from zoomiqa_reward.cli.inputs import IMAGE_SUFFIXES
+from zoomiqa_reward.images.listing import list_images
 from zoomiqa_reward.images.loading import load_image
 
 _QUALITY_SUFFIX = re.compile(r"(_(LR|HR|gt|lq)\d?|_?x\d)$", re.IGNORECASE)
@@ -33,6 +33,8 @@ LAYOUTS: dict[str, tuple[tuple[str, str, str], ...]] = {
 }
 """StableSR's test sets (Wang et al. 2024), RealSR version 3 (Cai et al. 2019; earlier versions hold low-quality files
 as large as the others and are refused), DRealSR x4 (Wei et al. 2020). All x4."""
+BORDERS = {"realsr": 0}
+"""The published per-image PSNR and SSIM of RealSR are of whole images."""
 PRESETS = (*DEGRADED, *LAYOUTS)
 
 
@@ -70,6 +72,8 @@ class Dataset:
     """How items without a low-quality file are degraded."""
     seed: int = 0
     """Item k is degraded with seed + k."""
+    border_px: int | None = None
+    """What PSNR and SSIM cut from each side by the benchmark's convention; None: `scale`, the convention of papers."""
 
     def __post_init__(self) -> None:
         names = [item.name for item in self.items]
@@ -98,7 +102,7 @@ class Dataset:
     def take(self, count: int) -> "Dataset":
         """Return the first `count` items as a dataset; each is degraded as it would be in the whole."""
         return Dataset(name=self.name, items=self.items[:count], scale=self.scale, degradation=self.degradation,
-                       seed=self.seed)  # fmt: skip
+                       seed=self.seed, border_px=self.border_px)  # fmt: skip
 
     def load(self, index: int) -> Pair:
         """Return an item's pixels; sides of the ground truth that the scale does not divide are cut at the far edge.
@@ -134,7 +138,10 @@ def degraded_folder(
     name: str | None = None,
 ) -> Dataset:  # fmt: skip
     """Return the images of a folder, to be degraded with seed, seed + 1, ... in the sorted order of their names."""
-    items = tuple(Item(name=path.stem, hr=path) for path in _images(Path(hr)))
+    files = _images(Path(hr))
+    stems = [path.stem for path in files]
+    names = [path.name if stems.count(path.stem) > 1 else path.stem for path in files]  # a.png and a.jpg
+    items = tuple(Item(name=name, hr=path) for name, path in zip(names, files, strict=True))
     recipe = find_preset(degradation)
     return Dataset(name=name or Path(hr).name, items=items, scale=scale, degradation=recipe, seed=seed)
 
@@ -162,7 +169,7 @@ def load_preset(
         files = [path for path in _images(root / low) if path.stem.endswith(ending)]
         partners = [path for path in _images(root / high) if not ending or not path.stem.endswith(ending)]
         items += _paired(files, partners)
-    return Dataset(name=preset, items=tuple(items), scale=scale)
+    return Dataset(name=preset, items=tuple(items), scale=scale, border_px=BORDERS.get(preset))
 
 
 def pixel_hash(image: Tensor) -> str:
@@ -196,7 +203,7 @@ def _key(path: Path) -> str:
 def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = list_images(folder)
     if not files:
         raise ValueError(f"{folder}: holds no images")
     return files
@@ -219,5 +226,8 @@ def _fitted(item: Item, lq: Tensor, hr: Tensor, scale: int) -> Tensor:
 def _file_hash(path: Path | None) -> str | None:
     if path is None:
         return None
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:  # its records say why
+        return "unreadable"

@@ -17,12 +17,13 @@ from typing import Any
 
 from restoration.evaluation.datasets import Dataset
 from restoration.evaluation.measuring import BicubicRestorer, Judge, Restoring, bicubic, restored
-from restoration.evaluation.records import Record, RecordFolder, read_records, read_settings
+from restoration.evaluation.records import NOT_LOADED, Record, RecordFolder, read_records, read_settings
 from restoration.evaluation.report import not_headline, pick_headline, report
 from restoration.metrics.fidelity import MetricUnavailable
 from restoration.metrics.perceptual import backbone_hash
-from restoration.metrics.registry import find_metrics
+from restoration.metrics.registry import BOTH, METRICS, conventions, find_metrics
 from restoration.restorer.rng import candidate_seed
+from zoomiqa_reward.images.loading import conversions
 from zoomiqa_reward.rewards.base import Reward, require_pointwise
 from zoomiqa_reward.runs.json_lines import write_json
 from zoomiqa_reward.runs.settings import identity_of
@@ -68,12 +69,14 @@ def evaluate(
     first that may. `out`: folder for records, settings and report, from which the same call goes on; `keep_images`
     writes the candidates there too. `watch(records, total)` sees each record pass.
 
+    An image that cannot be loaded fails alone, with the reason in its records.
+
     Raises ValueError for unfit arguments, a headline that was the reward or made the reward's labels, or a folder of
     another run; RuntimeError where more than a fifth of the candidates fail.
     """
     _check(restorer, dataset, m, reward, keep_images, out)
     names = [metric.name for metric in find_metrics(metrics)]
-    options = {"lr_consistency": {"blur_px": 0.0}} | (options or {}) if dataset.is_clean else (options or {})
+    options = with_conventions(dataset, names, options)
     excluded = not_headline(reward)
     has_hr = any(item.hr is not None for item in dataset.items)
     headline = pick_headline(names, excluded, headline, has_hr=has_hr)
@@ -85,7 +88,7 @@ def evaluate(
     records: Iterable[Record] = _run(restorer, dataset, seeds, judge, folder)
     failed = 0
     for record in watch(records, len(dataset.items) * (m + 1 + has_hr)) if watch else records:
-        failed += record.error is not None
+        failed += record.error is not None and record.lq_sha256 != NOT_LOADED
         if failed > MAX_FAILED_SHARE * m * len(dataset.items):
             raise RuntimeError(f"{failed} of {m * len(dataset.items)} candidates failed, the last: {record.error}")
     kept = tuple(record for record in folder.records.values() if record.seed in {None, *seeds})
@@ -106,7 +109,15 @@ def _run(
         missing = [key for key in keys if not folder.done(key)]
         if not missing:
             continue
-        pair = dataset.load(index)
+        try:
+            pair = dataset.load(index)
+        except (ValueError, OSError) as error:  # ImageError is a ValueError: one bad file does not end the run
+            reason = " ".join(str(error).split())
+            for image, row, seed in missing:
+                record = Record(image=image, row=row, seed=seed, lq_sha256=NOT_LOADED, hr_sha256=None, error=reason)
+                folder.add(record)
+                yield record
+            continue
         rows = {row: key for key in missing if (row := key[1]) != "candidate"}
         if "bicubic" in rows:
             folder.add(judge(bicubic(pair.lq, dataset.scale), pair, item.name, "bicubic"))
@@ -132,6 +143,8 @@ def _settings(
             "degradation": None if dataset.degradation is None else asdict(dataset.degradation),
         },
         "metrics": {metric.name: metric.version() for metric in find_metrics(names)},
+        "notes": _notes(dataset),
+        "conventions": conventions(names, options),
         "options": {name: _hashed(name, values) for name, values in options.items()},
         "m": m,
         "seed": seed,
@@ -141,6 +154,28 @@ def _settings(
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
     }  # fmt: skip
+
+
+def with_conventions(
+    dataset: Dataset, names: Sequence[str], options: dict[str, dict[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return the options with what they leave open: PSNR's and SSIM's border and channel, LR-consistency's blur.
+
+    The border is the dataset's, by default its scale; the channel is luma.
+    """
+    border = dataset.scale if dataset.border_px is None else dataset.border_px
+    usual: dict[str, dict[str, Any]] = {
+        name: {"border_px": border, "channel": "y"} for name in names if METRICS[name].options == BOTH
+    }
+    if dataset.is_clean:
+        usual["lr_consistency"] = {"blur_px": 0.0}
+    given = options or {}
+    return {name: usual.get(name, {}) | given.get(name, {}) for name in {**usual, **given}}
+
+
+def _notes(dataset: Dataset) -> list[str]:
+    files = [path for item in dataset.items for path in (item.lq, item.hr) if path is not None]
+    return [f"{path.name}: {note}" for path in files for note in conversions(path)]
 
 
 def _hashed(name: str, options: dict[str, Any]) -> dict[str, Any]:

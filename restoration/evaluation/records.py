@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zoomiqa_reward.runs.json_lines import append_line, cut_half_line, write_json
+from zoomiqa_reward.runs.outputs import claim_folder
 from zoomiqa_reward.runs.settings import refuse_another_run
 
 RECORDS = "records.jsonl"
@@ -14,6 +15,8 @@ SETTINGS = "run.json"
 MAY_DIFFER = ("m", "seeds", "headline", "not_headline", "started", "command")
 """Settings that a resumed run may change: more candidates are added, and who judges is decided when reporting."""
 
+NOT_LOADED = "not loaded"
+"""Stands for the hash of an item whose files could not be read or do not fit."""
 NO_REFERENCE = "the reward needs hr, which is not there"
 """Of the ground truth's own row this is no problem."""
 
@@ -81,7 +84,7 @@ class RecordFolder:
         self.folder = None if folder is None else Path(folder)
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        claim_folder(self.folder)
         if (self.folder / SETTINGS).exists():
             refuse_another_run(self.folder, read_settings(self.folder), settings, free=MAY_DIFFER)
             cut_half_line(self.folder / RECORDS)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from restoration.evaluation import statistics
-from restoration.evaluation.records import NO_REFERENCE, Record
+from restoration.evaluation.records import NO_REFERENCE, NOT_LOADED, Record
 from restoration.evaluation.statistics import Array, Interval
 from restoration.metrics.conditioned import ConditionedReward
 from restoration.metrics.registry import METRICS
@@ -195,7 +195,11 @@ def _cost(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _problems(records: Sequence[Record], pools: _Pools, left_out: dict[str, list[str]]) -> dict[str, Any]:
-    failed = [{"image": r.image, "seed": r.seed, "error": r.error} for r in records if r.error is not None]
+    failed = [
+        {"image": r.image, "seed": r.seed, "error": r.error}
+        for r in records
+        if r.error is not None and not (r.lq_sha256 == NOT_LOADED and r.row != "bicubic")  # once an image
+    ]
     unmeasured: dict[str, Counter[str]] = {}
     for record in records:
         reasons = dict(record.reasons) if record.error is None else {}

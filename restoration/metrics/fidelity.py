@@ -15,7 +15,7 @@ from restoration.metrics.basicsr_library import basicsr_module
 from zoomiqa_reward.model.numerics import canonical
 
 BORDER_PX = 4
-"""Cut from each side by PSNR-Y and SSIM-Y: the scale of x4 super-resolution, as its papers do."""
+"""Cut from each side by PSNR-Y and SSIM-Y unless told: the scale of x4 super-resolution, as its papers do."""
 SSIM_WINDOW_PX = 11
 VIF_MIN_SIDE_PX = 41
 HAARPSI_MIN_SIDE_PX = 16
@@ -31,22 +31,24 @@ class MetricUnavailable(ImportError):
 
 
 @canonical
-def psnr_y(image: Tensor, reference: Tensor, *, border_px: int = BORDER_PX) -> float:
+def psnr_y(image: Tensor, reference: Tensor, *, border_px: int = BORDER_PX, channel: str = "y") -> float:
     """Return PSNR in dB on BT.601 luma, `border_px` cut from each side; infinite for equal pictures.
 
+    channel: "y", or "rgb" for the error over all three channels.
     Raises ValueError on different sizes, MetricUnavailable without BasicSR. Source: BasicSR's `calculate_psnr`.
     """
-    return _basicsr_pair("calculate_psnr", image, reference, border_px, least=1)
+    return _basicsr_pair("calculate_psnr", image, reference, border_px, channel, least=1)
 
 
 @canonical
-def ssim_y(image: Tensor, reference: Tensor, *, border_px: int = BORDER_PX) -> float:
+def ssim_y(image: Tensor, reference: Tensor, *, border_px: int = BORDER_PX, channel: str = "y") -> float:
     """Return SSIM (-1..1, higher is better) on BT.601 luma, `border_px` cut from each side.
 
+    channel: "y", or "rgb" for the mean of the three channels.
     Raises ValueError on different sizes, MetricUnavailable without BasicSR.
     Source: Wang et al. 2004 (window 11, sigma 1.5), BasicSR's `calculate_ssim`.
     """
-    return _basicsr_pair("calculate_ssim", image, reference, border_px, least=SSIM_WINDOW_PX)
+    return _basicsr_pair("calculate_ssim", image, reference, border_px, channel, least=SSIM_WINDOW_PX)
 
 
 @canonical
@@ -137,8 +139,10 @@ def eight_bit_bgr(image: Tensor) -> np.ndarray:
     return (bgr * 255).round().astype(np.uint8)
 
 
-def _basicsr_pair(name: str, image: Tensor, reference: Tensor, border_px: int, least: int) -> float:
+def _basicsr_pair(name: str, image: Tensor, reference: Tensor, border_px: int, channel: str, least: int) -> float:
     _check_pair(image, reference)
+    if channel not in ("y", "rgb"):
+        raise ValueError(f"channel={channel!r}: must be 'y' or 'rgb'")
     if border_px < 0:
         raise ValueError(f"border_px={border_px}: must be at least 0")
     try:
@@ -148,7 +152,7 @@ def _basicsr_pair(name: str, image: Tensor, reference: Tensor, border_px: int, l
     if min(image.shape[1:]) < least + 2 * border_px:
         return math.nan
     pair = eight_bit_bgr(image), eight_bit_bgr(reference)
-    return float(measure(*pair, crop_border=border_px, test_y_channel=True))
+    return float(measure(*pair, crop_border=border_px, test_y_channel=channel == "y"))
 
 
 def _piq_pair(name: str, image: Tensor, reference: Tensor, least: int) -> float:

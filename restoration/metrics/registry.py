@@ -31,7 +31,8 @@ from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.rewards.metric import MetricReward
 
 __all__ = [
-    "METRICS", "Measurement", "Metric", "MetricUnavailable", "as_reward", "find_metrics", "fsim", "haarpsi", "lpips",
+    "METRICS", "Measurement", "Metric", "MetricUnavailable", "as_reward", "conventions", "find_metrics",
+    "fsim", "haarpsi", "lpips",
     "lr_consistency", "mdsi", "measure", "niqe", "psnr_y", "ssim_y", "vif",
 ]  # fmt: skip
 
@@ -52,6 +53,10 @@ class Metric:
     """Whether the labels of embedded models were made with it: then it cannot judge them."""
     border_px: int = 0
     """Cut from each side before measuring (for `lr_consistency` at the size of the source)."""
+    channel: str = "rgb"
+    """What it measures by default: `rgb`, or `y` for BT.601 luma."""
+    options: frozenset[str] = frozenset({"border_px"})
+    """Conventions that `measure` takes as options: `border_px` of every metric, `channel` of PSNR and SSIM."""
     library: str | None = None
     """The distribution that computes it; None: this one."""
     source: str
@@ -65,13 +70,17 @@ class Metric:
             return f"{name} (not installed)"
 
 
+BOTH = frozenset({"border_px", "channel"})
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric(name="psnr_y", fn=psnr_y, higher_is_better=True, score_range=(0, math.inf), needs="hr",
-               border_px=BORDER_PX, library="basicsr-fixed", source="BasicSR calculate_psnr on BT.601 luma"),
+               border_px=BORDER_PX, channel="y", options=BOTH, library="basicsr-fixed",
+               source="BasicSR calculate_psnr on BT.601 luma"),
         Metric(name="ssim_y", fn=ssim_y, higher_is_better=True, score_range=(-1, 1), needs="hr", border_px=BORDER_PX,
-               library="basicsr-fixed", source="Wang et al. 2004; BasicSR calculate_ssim on BT.601 luma"),
+               channel="y", options=BOTH, library="basicsr-fixed",
+               source="Wang et al. 2004; BasicSR calculate_ssim on BT.601 luma"),
         Metric(name="fsim", fn=fsim, higher_is_better=True, score_range=(0, 1), needs="hr", library="piq",
                source="Zhang et al. 2011; piq"),
         Metric(name="vif", fn=vif, higher_is_better=True, score_range=(0, math.inf), needs="hr", library="piq",
@@ -82,10 +91,11 @@ METRICS: dict[str, Metric] = {
                is_label_metric=True, library="piq", source="Reisenhofer et al. 2018; piq"),
         Metric(name="mdsi", fn=mdsi, higher_is_better=False, score_range=(0, math.inf), needs="hr",
                is_label_metric=True, library="piq", source="Nafchi et al. 2016; piq"),
-        Metric(name="niqe", fn=niqe, higher_is_better=False, score_range=(0, 100), library="basicsr-fixed",
+        Metric(name="niqe", fn=niqe, higher_is_better=False, score_range=(0, 100), channel="y", library="basicsr-fixed",
                source="Mittal et al. 2013; BasicSR calculate_niqe"),
         Metric(name="lr_consistency", fn=lr_consistency, higher_is_better=True,
-               score_range=(0, LR_CONSISTENCY_CAP_DB), needs="lq", border_px=LR_BORDER_PX,
+               score_range=(0, LR_CONSISTENCY_CAP_DB), needs="lq", border_px=LR_BORDER_PX, channel="y",
+               options=frozenset(),
                source="PSNR-Y of the reduced image against its source, both blurred by 1 px, at most 50 dB"),
     )
 }  # fmt: skip
@@ -133,6 +143,9 @@ def measure(
 
 def _measure(metric: Metric, image: Tensor, given: dict[str, Tensor | None], options: dict[str, Any]) -> Measurement:
     other = given[metric.needs] if metric.needs else None
+    options = dict(options)
+    if metric.options == {"border_px"} and (border := options.pop("border_px", 0)):  # its function has none of its own
+        image, other = _inner(image, border), None if other is None else _inner(other, border)
     if metric.needs and other is None:
         return Measurement(math.nan, f"{metric.name} needs {metric.needs}, which is not there")
     try:
@@ -146,6 +159,24 @@ def _measure(metric: Metric, image: Tensor, given: dict[str, Tensor | None], opt
     if math.isinf(value):
         return Measurement(math.nan, f"{metric.name} is infinite: image and reference are equal")
     return Measurement(float(value))
+
+
+def conventions(names: Sequence[str], options: dict[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+    """Return the border and the channel that each metric measures with under these options."""
+    found = {}
+    for metric in find_metrics(names):
+        given = (options or {}).get(metric.name, {})
+        found[metric.name] = {
+            "border_px": given.get("border_px", metric.border_px), "channel": given.get("channel", metric.channel)
+        }  # fmt: skip
+    return found
+
+
+def _inner(image: Tensor, border_px: int) -> Tensor:
+    height, width = image.shape[1:]
+    if border_px < 0 or min(height, width) <= 2 * border_px:
+        raise ValueError(f"border_px={border_px}: must be at least 0, and leave something of {width} x {height} px")
+    return image[:, border_px : height - border_px, border_px : width - border_px].contiguous()
 
 
 def as_reward(name: str, **options: Any) -> MetricReward:

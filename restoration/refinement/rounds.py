@@ -30,7 +30,7 @@ from restoration.selection.candidate_loop import Source, pixels_digest
 from restoration.selection.candidates import BestOfN
 from restoration.selection.run_folder import open_run
 from zoomiqa_reward.cli import output
-from zoomiqa_reward.images.loading import load_image, to_pil
+from zoomiqa_reward.images.loading import conversions, load_image, to_pil
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, ask, is_groupwise
 
@@ -81,6 +81,7 @@ def refine(
     journal = Journal(None if out is None else Path(out), settings)
     began = time.monotonic()
     refining = Refining(restorer, image, reward, assessor, journal, settings)
+    refining.notes = [f"the input: {note}" for note in conversions(image_lq)]
     with refining.started(progress=progress):
         numbers = range(len(journal.history), rounds + 1)
         for number in output.progress(numbers, len(numbers), "refining", streaming=False) if progress else numbers:
@@ -103,6 +104,7 @@ class Refining:
         """image: CHW in [0, 1] on the CPU. settings: what stands in run.json; the limits are read from there."""
         self.restorer, self.image, self.reward, self.assessor = restorer, image, reward, assessor
         self.journal, self.settings = journal, settings
+        self.notes: list[str] = []
         self.count = 1 if restorer.deterministic else settings["seeds_per_round"]
 
     @contextmanager
@@ -225,6 +227,7 @@ class Refining:
             "settings": self.settings, "arguments": {"rounds": rounds}, "stopped": stopped,
             "kept": result.kept.number, "reward": result.reward, "gain": result.gain,
             "lr_consistency": result.kept.lr_consistency,
+            "notes": self.notes,
             "rounds": [row_of(one, self.journal.folder) for one in history],
             "seconds": round(seconds, 3), "versions": self.start.report["versions"],
             "platform": self.start.report["platform"],

@@ -23,6 +23,8 @@ COLOUR_FIXES = ("none", "adain", "wavelet")
 KERNELS = ("none", "nearest", "bilinear", "bicubic", "lanczos")
 OVERSHOOT = 0.5
 """Networks leave [0, 1] at edges by less than this, and are clamped; more is another range: [-1, 1] or 0..255."""
+VALUE_RANGES = {"unit": (0.0, 1.0), "signed": (-1.0, 1.0), "bytes": (0.0, 255.0)}
+"""What a network's values mean: its least and its greatest."""
 WAVELET_LEVELS = 5
 """Doublings of the blur that divides colour from detail: the fix reaches about 2^5 px, as in StableSR."""
 SHARPNESS_SIGMA_PX = 0.8
@@ -122,6 +124,36 @@ def _unit(image: Any, name: str) -> Tensor:
         return load_image(image)
     except ValueError as error:
         raise RestorationError(f"{name} returned what is no picture: {error}") from error
+
+
+def from_range(output: Any, value_range: str) -> Any:
+    """Return a float output of that range, of `VALUE_RANGES`, as one of [0, 1]; anything else as it is."""
+    low, high = VALUE_RANGES[value_range]
+    if value_range == "unit" or not isinstance(output, Tensor) or not output.is_floating_point():
+        return output
+    return (output.float() - low) / (high - low)
+
+
+def probe_picture(image: Tensor) -> Tensor:
+    """Return a picture as large as `image` from black at its left to white at its right, which shows a range whole."""
+    ramp = torch.linspace(0, 1, image.shape[2]).mul(1.5).sub(0.25).clamp(0, 1)
+    return ramp.expand(image.shape).contiguous()
+
+
+def check_range(output: Any, name: str, value_range: str) -> None:
+    """Raise RestorationError where a network's answer to `probe_picture` is of another range than it declares.
+
+    One picture cannot tell: a network of [-1, 1] stays within [0, 1] where the picture is bright.
+    """
+    if not isinstance(output, Tensor) or not output.is_floating_point() or not output.numel():
+        return
+    low, high = (float(value) for value in torch.aminmax(output.detach().float()))
+    if low >= -OVERSHOOT and high <= 1 + OVERSHOOT:
+        return
+    raise RestorationError(
+        f"{name} answers black to white with {low:.3g}..{high:.3g}, which is not in [0, 1] after value_range="
+        f"{value_range!r}; say what it writes: value_range='signed' for -1..1, 'bytes' for 0..255"
+    )
 
 
 def colour_fix(image_sr: Tensor, image_lq: Tensor, how: str) -> Tensor:

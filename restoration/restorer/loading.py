@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from restoration.restorer.image_io import check_choice
+from restoration.restorer.image_io import VALUE_RANGES, check_choice
 from restoration.restorer.module_engine import CallableEngine, ModuleEngine
 from restoration.restorer.pipeline_engine import PipelineEngine
 from restoration.restorer.pipeline_facts import IMAGE_FORMS, system_of
@@ -110,11 +110,13 @@ def pipeline_engine(
 
 def plain_engine(
     source: Any, *, name: str | None, scale: int | None, device: Any, dtype: torch.dtype | None, pre_upscale: str,
-    multiple_px: int | None, deterministic: bool | None, fingerprint: str | None,
+    multiple_px: int | None, deterministic: bool | None, fingerprint: str | None, value_range: str | None = None,
 ) -> ModuleEngine | CallableEngine:  # fmt: skip
     """Return the engine of a network, a spandrel descriptor or a function; arguments as above."""
     if pre_upscale not in ("auto", "none"):
         raise ValueError(f"pre_upscale={pre_upscale!r}: a network or a function gets the picture as it is")
+    value_range = "unit" if value_range is None else value_range
+    check_choice("value_range", value_range, tuple(VALUE_RANGES))
     if scale is not None:
         _whole("scale", scale)
     is_descriptor = isinstance(getattr(source, "model", None), nn.Module) and hasattr(source, "scale")
@@ -124,7 +126,7 @@ def plain_engine(
             source.to(device=device, dtype=dtype)
         own = source.model if is_descriptor and not isinstance(source, nn.Module) else source
         multiple = 1 if multiple_px is None else _whole("multiple_px", multiple_px)
-        return ModuleEngine(source, name or type(own).__name__, scale, multiple, deterministic)
+        return ModuleEngine(source, name or type(own).__name__, scale, multiple, deterministic, value_range)
     if not callable(source):
         raise TypeError(
             f"source={type(source).__name__}: must be 'nano', a hub id, a folder, a diffusers pipeline, a "
@@ -132,7 +134,7 @@ def plain_engine(
         )
     refuse("a function", multiple_px=multiple_px, device=device, dtype=dtype)
     own_name = getattr(source, "__name__", None) or type(source).__name__
-    return CallableEngine(source, name or own_name, scale, deterministic, fingerprint)
+    return CallableEngine(source, name or own_name, scale, deterministic, fingerprint, value_range)
 
 
 def _whole(name: str, value: int) -> int:

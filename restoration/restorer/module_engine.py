@@ -8,9 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from restoration.restorer.image_io import RestorationError, pad_to_multiple, unit_images
+from restoration.restorer.image_io import (
+    RestorationError,
+    check_range,
+    from_range,
+    pad_to_multiple,
+    probe_picture,
+    unit_images,
+)
 from restoration.restorer.pipeline_engine import failures_named
+from restoration.restorer.rng import isolated
 from restoration.restorer.tiling import whole_scale
+from zoomiqa_reward.images.loading import RANGE_TOLERANCE
 from zoomiqa_reward.model.shared_state import Undo, shared_change
 from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.runs.weights_digest import WeightsDigests
@@ -22,8 +31,15 @@ class ModuleEngine:
     batches = False
     prompts: frozenset[str] = frozenset()
 
-    def __init__(self, source: Any, name: str, scale: int | None, multiple_px: int, deterministic: bool | None) -> None:
-        """deterministic=None: yes, and a draw from a global generator is then refused."""
+    def __init__(
+        self, source: Any, name: str, scale: int | None, multiple_px: int, deterministic: bool | None,
+        value_range: str = "unit",
+    ) -> None:  # fmt: skip
+        """deterministic=None: yes, and a draw from a global generator is then refused.
+
+        value_range: what the network writes, of `VALUE_RANGES`; held against its answer to black and white, once.
+        """
+        self.value_range, self._is_range_known = value_range, False
         self.source, self.name, self.multiple_px = source, name, multiple_px
         self.module: nn.Module = source if isinstance(source, nn.Module) else source.model
         own = getattr(source, "scale", None)
@@ -38,7 +54,12 @@ class ModuleEngine:
         padded = pad_to_multiple(image, self.multiple_px)
         for _ in seeds:
             with failures_named(self.name), evaluating(self.module), torch.no_grad():
-                output = self.source(padded[None].to(home.device, home.dtype))
+                if not self._is_range_known:
+                    with isolated(0):  # a network that draws must draw for its pictures as if this had not been
+                        probe = self.source(probe_picture(padded)[None].to(home.device, home.dtype))
+                    check_range(from_range(probe, self.value_range), self.name, self.value_range)
+                    self._is_range_known = True
+                output = from_range(self.source(padded[None].to(home.device, home.dtype)), self.value_range)
             picture = unit_images(output, self.name)[0]
             with failures_named(self.name):
                 self.scale = _agreed(self, whole_scale(padded, picture))
@@ -49,7 +70,8 @@ class ModuleEngine:
         """See `Engine`."""
         weights = self._digests.of(self.module)
         code = state_digest(type(self.module))
-        return {"class": type(self.module).__name__, "code": code, "weights": weights, "multiple_px": self.multiple_px}
+        return {"class": type(self.module).__name__, "code": code, "weights": weights, "multiple_px": self.multiple_px,
+                "value_range": self.value_range}  # fmt: skip
 
 
 class CallableEngine:
@@ -58,9 +80,14 @@ class CallableEngine:
     batches = False
 
     def __init__(
-        self, fn: Callable[..., Any], name: str, scale: int | None, deterministic: bool | None, fingerprint: str | None
-    ) -> None:
-        """fingerprint: stands for the function where its source does not say all, such as weights that it reads."""
+        self, fn: Callable[..., Any], name: str, scale: int | None, deterministic: bool | None, fingerprint: str | None,
+        value_range: str = "unit",
+    ) -> None:  # fmt: skip
+        """fingerprint: stands for the function where its source does not say all, such as weights that it reads.
+
+        value_range: what a float tensor that it returns holds; asked once, when the first one leaves [0, 1].
+        """
+        self.value_range, self._is_range_known = value_range, False
         self.fn, self.name, self.scale, self._fingerprint = fn, name, scale, fingerprint
         accepted = _parameters(fn)
         self.prompts = frozenset({"prompt", "negative_prompt"} & set(accepted))
@@ -79,7 +106,12 @@ class CallableEngine:
             if self._seed_key is not None and not place:
                 texts_and_seed[self._seed_key] = seed
             with failures_named(self.name), torch.no_grad():
-                output = self.fn(image.clone(), *place, **texts_and_seed)
+                output = from_range(self.fn(image.clone(), *place, **texts_and_seed), self.value_range)
+                if not self._is_range_known and _leaves_unit(output):
+                    with isolated(0):
+                        probe = self.fn(probe_picture(image), *place, **texts_and_seed)
+                    check_range(from_range(probe, self.value_range), self.name, self.value_range)
+                    self._is_range_known = True
             picture = unit_images(output, self.name)[0]
             with failures_named(self.name):
                 self.scale = _agreed(self, whole_scale(image, picture))
@@ -88,7 +120,8 @@ class CallableEngine:
 
     def parts(self) -> dict[str, Any]:
         """See `Engine`."""
-        return {"fn": state_digest(self.fn) if self._fingerprint is None else self._fingerprint}
+        own = state_digest(self.fn) if self._fingerprint is None else self._fingerprint
+        return {"fn": own, "value_range": self.value_range}
 
 
 @contextmanager
@@ -107,6 +140,13 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
     with shared_change(module, "evaluating", make):
         yield
+
+
+def _leaves_unit(output: Any) -> bool:
+    if not isinstance(output, Tensor) or not output.is_floating_point() or not output.numel():
+        return False
+    low, high = (float(value) for value in torch.aminmax(output))
+    return low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE
 
 
 def _agreed(engine: Any, found: int) -> int:

@@ -77,7 +77,7 @@ class Restorer:
         pre_upscale: str = "auto", colour_fix: str = "none", vary_sharpness: float = 0.0, tile_px: int | None = None,
         tile_overlap_px: int = DEFAULT_OVERLAP_PX, steps: int | None = None, name: str | None = None,
         image_form: str | None = None, multiple_px: int | None = None, deterministic: bool | None = None,
-        fingerprint: str | None = None, **call_arguments: Any,
+        fingerprint: str | None = None, value_range: str | None = None, **call_arguments: Any,
     ) -> "Restorer":  # fmt: skip
         """Return a restorer of `source`.
 
@@ -98,7 +98,9 @@ class Restorer:
 
         image_form, multiple_px: override what `systems.py` knows. deterministic: False for a function or a network
         without a seed that draws from the global generators (they are set for each candidate and put back).
-        fingerprint: stands for a function where its source does not say all.
+        fingerprint: stands for a function where its source does not say all. value_range: what a network or a function
+        writes: "unit" (0..1, the default), "signed" (-1..1) or "bytes" (0..255); another answer to a picture from black
+        to white is refused, so that bright and dark pictures are not read in different ways.
 
         Raises ValueError for arguments that the source has no use for, TypeError for an unknown source, OSError and
         ImportError from loading.
@@ -110,7 +112,9 @@ class Restorer:
             source = load_pipeline(source, dtype=dtype)
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if is_pipeline(source):
-            refuse("a diffusers pipeline", deterministic=deterministic, fingerprint=fingerprint)
+            refuse(
+                "a diffusers pipeline", deterministic=deterministic, fingerprint=fingerprint, value_range=value_range
+            )
             call = call_arguments if steps is None else {"num_inference_steps": steps} | call_arguments
             engine: Engine = pipeline_engine(
                 source, name=name, scale=scale, device=device, dtype=dtype, pre_upscale=pre_upscale,
@@ -121,6 +125,7 @@ class Restorer:
             engine = plain_engine(
                 source, name=name, scale=scale, device=device, dtype=dtype, pre_upscale=pre_upscale,
                 multiple_px=multiple_px, deterministic=deterministic, fingerprint=fingerprint,
+                value_range=value_range,
             )  # fmt: skip
         checks_draws = engine.deterministic and deterministic is None
         return cls(engine, prompt=prompt, negative_prompt=negative_prompt, colour_fix=colour_fix, tiling=tiling,

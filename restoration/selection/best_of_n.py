@@ -23,7 +23,7 @@ from restoration.selection.candidate_loop import Drawing, Source
 from restoration.selection.candidates import BestOfN, Candidate, identical, ranked
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.run_folder import open_run, write_artefacts
-from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.images.loading import conversions, load_image
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.identity import UnknownState
 from zoomiqa_reward.runs.settings import identity_of
@@ -88,6 +88,7 @@ def best_of_n(
         drawing.forget()
         candidates = tuple(ranked(drawing.candidates))
         notes = tuple(remarks(candidates, sources, n, early_stop if stopped else None))
+        notes += tuple(f"the input: {note}" for note in conversions(image_lq))
         arguments = {
             "n": n, "keep": keep, "early_stop": None if early_stop is None else asdict(early_stop),
             "cascade": None if cascade is None else {"reward": cascade.reward.name, "top": cascade.top},

@@ -23,6 +23,7 @@ from restoration.selection.candidates import BestOfN, Candidate, Explanation
 from zoomiqa_reward.images.contact_sheet import SheetEntry, contact_sheet
 from zoomiqa_reward.images.loading import save_png
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json
+from zoomiqa_reward.runs.outputs import claim_folder
 from zoomiqa_reward.runs.settings import refuse_another_run
 
 SHEET_CANDIDATES = 24
@@ -81,13 +82,16 @@ def open_run(folder: Path, settings: dict[str, Any]) -> Iterator[DrawFolder]:
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Write run.json in a new folder; in another one, raise ValueError unless its settings are these."""
-    file = folder / "run.json"
+    file = claim_folder(folder) / "run.json"
     if not file.exists():
         if (folder / "candidates.jsonl").exists():
             raise ValueError(f"{folder} holds candidates without run.json: what made them is unknown; use another one")
         write_json(file, {"settings": settings, "finished": False})
         return
-    refuse_another_run(folder, json.loads(file.read_text(encoding="utf-8"))["settings"], settings)
+    held = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(held, dict) or not isinstance(held.get("settings"), dict):
+        raise ValueError(f"{file}: is no record of a run of this program; name another folder")
+    refuse_another_run(folder, held["settings"], settings)
 
 
 def save_result(result: BestOfN, folder: Path) -> Path:

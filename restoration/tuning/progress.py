@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
+
+from zoomiqa_reward.runs.progress_lines import ProgressLines
 
 
 class Progress:
@@ -45,8 +48,10 @@ class Progress:
 
 
 def progress_bar(things: Iterable[Any] | None, words: str, process: int, **options: Any) -> Any:
-    """Return tqdm's bar over `things`, on a terminal and by the first process only; in a log the rows say enough."""
-    return tqdm(things, words, disable=None if process == 0 else True, **options)
+    """Return tqdm's bar over `things` on a terminal, lines now and then in a log; by the first process only."""
+    if process == 0 and not sys.stderr.isatty():
+        return ProgressLines(things, words, options.get("total"), options.get("initial", 0))
+    return tqdm(things, words, disable=process != 0, **options)
 
 
 def trim_rows(file: Path, last: int) -> None:

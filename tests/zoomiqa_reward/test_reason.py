@@ -117,11 +117,19 @@ def test_round_one_without_rating_may_still_look_closer():
     assert (found.rating, found.valid) == (4.0, True)
 
 
-@pytest.mark.parametrize(("written", "rating"), [("7.5", 5.0), ("-3", 1.0)])
-def test_ratings_are_clipped_and_the_turn_keeps_what_was_written(written, rating):
+@pytest.mark.parametrize("written", ["7.5", "-3", "72", "0", "0.999", "5.0001", "1e300"])
+def test_a_rating_off_the_scale_is_no_rating_and_the_turn_keeps_it(written):
     (found,) = ask(Writer([FINAL.replace("3.25", written)]), [picture()])
-    assert found.rating == rating
+    assert not found.valid
+    assert math.isnan(found.rating)
+    assert "off the scale" in found.error
     assert found.turns[0].rating == float(written)
+
+
+@pytest.mark.parametrize(("written", "rating"), [("1", 1.0), ("5", 5.0), ("5.0", 5.0), ("'3.5'", 3.5)])
+def test_the_ends_of_the_scale_and_quoted_numbers_are_ratings(written, rating):
+    (found,) = ask(Writer([FINAL.replace("3.25", written)]), [picture()])
+    assert (found.valid, found.rating) == (True, rating)
 
 
 def test_a_truncated_answer_is_noted():

@@ -33,6 +33,7 @@ from train_iqa.evaluation.lines import null
 from zoomiqa_reward.images.loading import ImageError
 from zoomiqa_reward.protocol import Protocol
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json
+from zoomiqa_reward.runs.outputs import claim_folder
 
 _FREE = frozenset({"base_url", "key_variable", "max_retries", "timeout_s", "price_in", "price_out"})
 """Of an endpoint: may change when a run goes on; the others decide what it answers."""
@@ -49,7 +50,7 @@ def curate(config: CurateConfig) -> dict[str, Any]:
     images = [image for dataset in datasets for image in _chosen(dataset, config)]
     thresholds = shipped() if config.thresholds is None else Thresholds.load(config.thresholds)
     protocol = None if config.protocol is None else Protocol.load(config.protocol)
-    config.out.mkdir(parents=True, exist_ok=True)
+    claim_folder(config.out)
     with _lock(config.out):
         _keep_settings(config, datasets, thresholds, protocol)
         return _go_on(config, images, thresholds, protocol)

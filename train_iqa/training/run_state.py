@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from train_iqa.training.policy import TrainedWeights
+from zoomiqa_reward.runs.outputs import claim_folder
 from zoomiqa_reward.runs.settings import refuse_another_run
 from zoomiqa_reward.runs.training_folder import RunFolder
 
@@ -81,7 +82,7 @@ def open_run(config: Any, folder: Path, accelerator: Accelerator) -> None:
         found = json.loads(file.read_text())["config"]
         refuse_another_run(folder, found, wanted, free=FREE_FIELDS)
     elif accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
+        claim_folder(folder)
         record = {"config": wanted, "command": sys.argv, **_provenance(accelerator)}
         temporary = file.with_suffix(".tmp")
         temporary.write_text(json.dumps(record, indent=1) + "\n")

@@ -18,6 +18,7 @@ from zoomiqa_reward.check.report import CheckReport
 from zoomiqa_reward.check.table import number, percent
 from zoomiqa_reward.check.verdict import FIT, UNFIT
 from zoomiqa_reward.images.loading import to_pil
+from zoomiqa_reward.runs.outputs import write_figure
 
 CELL_PX = 144
 """Side of the square cut from the middle of each picture."""
@@ -30,8 +31,13 @@ _BACK, _CARD, _INK, _MUTED = (22, 24, 29), (34, 37, 44), (240, 241, 243), (164, 
 _LINE, _GOOD, _BAD, _UNSURE = (84, 90, 102), (82, 199, 122), (232, 92, 92), (255, 176, 32)
 
 
-def ladder_figure(report: CheckReport, path: str | os.PathLike[str] | None = None) -> Image.Image:
-    """Return the figure as an RGB picture and, with `path`, write it there (by its suffix)."""
+def ladder_figure(
+    report: CheckReport, path: str | os.PathLike[str] | None = None, *, overwrite: bool = False
+) -> Image.Image:
+    """Return the figure as an RGB picture and, with `path`, write it there (by its suffix).
+
+    Raises OutputError where a file stands there that this program did not make (unless `overwrite`).
+    """
     ladders = report.measures.ladders
     columns = max(len(ladder.labels) for ladder in ladders) + 1  # the graph
     width = LABEL_PX + columns * (CELL_PX + GAP_PX) + GAP_PX
@@ -51,7 +57,7 @@ def ladder_figure(report: CheckReport, path: str | os.PathLike[str] | None = Non
             _caption(draw, ladder, step, (left, top + CELL_PX))
         _graph(draw, ladder, scale, (LABEL_PX + (columns - 1) * (CELL_PX + GAP_PX), top))
     if path is not None:
-        figure.save(path)
+        write_figure(figure, path, overwrite=overwrite)
     return figure
 
 

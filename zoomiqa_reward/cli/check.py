@@ -35,6 +35,7 @@ def check(
     images: Photographs = None,
     reward: RewardName = "zoomiqa",
     figure: FigureFile = None,
+    overwrite: inputs.Overwrite = False,
     count: Count = None,
     crop_px: CropPx = 288,
     repeats: Repeats = 3,
@@ -55,6 +56,10 @@ def check(
     if num_samples > 1 and (mode != "reason" or reward != "zoomiqa"):
         raise ValueError(f"--num-samples {num_samples} belongs to --reward zoomiqa --mode reason: only it samples")
     sources = inputs.expand(images) if images else [str(path) for path in bundled_photographs()]
+    if figure is not None:
+        from zoomiqa_reward.runs.outputs import claim_file
+
+        claim_file(figure, inputs=[*(images or []), *sources], overwrite=overwrite, suffixes=True)
     photographs, refused = load_photographs(sources[:count], crop_px=crop_px)
     for _, reason in refused:
         print(f"not used: {reason}", file=sys.stderr)
@@ -77,7 +82,7 @@ def check(
     output.json_line(report.as_json() | {"not_used": [reason for _, reason in refused]})
     print_report(report, Console(stderr=True, width=None if sys.stderr.isatty() else 120, highlight=False))
     if figure is not None:
-        ladder_figure(report, figure)
+        ladder_figure(report, figure, overwrite=overwrite)
         print(f"ladders: {figure}", file=sys.stderr)
     return 2 if refused or report.errors else 0
 

@@ -8,6 +8,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from zoomiqa_reward.images.listing import IMAGE_SUFFIXES, list_images
+
+__all__ = ["IMAGE_SUFFIXES", "expand", "load_model"]
+
 Images = Annotated[list[str], typer.Argument(help="Files, folders or glob patterns.", show_default=False)]
 Model = Annotated[str, typer.Option(help="'nano' (embedded), a hub id, or a folder.")]
 Mode = Literal["direct", "reason"]
@@ -24,18 +28,16 @@ SheetFile = Annotated[
     str | None, typer.Option("--sheet", help="Write a contact sheet here: ratings, reasons, zoomed regions.")
 ]
 
-IMAGE_SUFFIXES = frozenset(
-    (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif",
-     ".tiff", ".webp")
-)  # fmt: skip
-"""Files that a folder stands for; a file named by itself may be called anything."""
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an output file that this program did not make; never an input.")
+]
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
     """Return the image files that the arguments name, each argument's own in sorted order.
 
-    A folder gives its images (not those of its subfolders), a pattern its matches. What names nothing is returned as
-    it stands, so that the failure to read it is reported like any other.
+    A folder gives its images (`list_images`: nothing hidden, not those of its subfolders), a pattern its matches. What
+    names nothing is returned as it stands, so that the failure to read it is reported like any other.
 
     >>> expand(["no/such/file.png"])
     ['no/such/file.png']
@@ -44,7 +46,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            files = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            files = [str(file) for file in list_images(path)]
         else:
             # A file may itself be called "a[1].png": a pattern is only what is no file.
             files = [] if path.exists() else sorted(glob.glob(argument, recursive=True))

@@ -4,6 +4,7 @@ Machine output (JSON, one line an image) goes to stdout, talk and progress to st
 2 ran but some image could not be measured, 130 interrupted.
 """
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ import typer
 
 GROUP = "zoomiqa.commands"
 DISTRIBUTION = "zoomiqa-reward"
+RESUMABLE = ("best-of-n", "evaluate", "refine", "tune")
+"""Commands that write as they go."""
+KEEPS_ITS_WORK = "what is finished lies in the folder given as --out, and the same command goes on from there"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     1
     """
     args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    for stream in (sys.stdout, sys.stderr):  # a name that the encoding lacks is escaped, and loses nobody the rest
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return _run(args)
     except typer.TyperException as error:  # wrong options; click's own code for them, 2, means something else here
@@ -30,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _say(f"zoomiqa: {message}\nTry: zoomiqa {_command_of(args)}--help")
         return 1
     except (KeyboardInterrupt, typer.Abort):
+        _say(f"zoomiqa: interrupted; {KEEPS_ITS_WORK if args[0] in RESUMABLE else 'what was measured is printed'}")
         return 130
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)

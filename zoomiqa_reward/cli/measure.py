@@ -74,6 +74,7 @@ def rank(
     mode: inputs.ModeOption = "direct",
     as_json: inputs.Json = False,
     sheet: inputs.SheetFile = None,
+    overwrite: inputs.Overwrite = False,
     device: inputs.Device = None,
     strict: inputs.Strict = True,
     question: inputs.Question = None,
@@ -83,22 +84,31 @@ def rank(
     """Order the images, best first; those that could not be measured come last and say why."""
     from zoomiqa_reward.cli.measuring import measure
     from zoomiqa_reward.cli.ranking_output import explained, place, write_sheet
+    from zoomiqa_reward.runs.outputs import claim_file
 
     files = inputs.expand(images)
+    if sheet is not None:  # before the work; forgotten, `--sheet *.png` names a photograph
+        claim_file(sheet, inputs=[*images, *files], overwrite=overwrite, suffixes=True)
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
     found = measure(iqa, files, mode=mode, strict=strict, question=question)
-    placed, gap = place(list(output.progress(found, len(files), "rating", streaming=False)))
-    records = [one.measured.record for one in placed]
-    if as_json:
-        for one, record in zip(placed, records, strict=True):
-            output.json_line(record.as_json() | {"rank": one.rank})
-    else:
-        output.table(records, ["-" if one.rank is None else str(one.rank) for one in placed])
+    measured: list[Any] = []
+    try:
+        for one in output.progress(found, len(files), "rating", streaming=False):
+            measured.append(one)
+    finally:  # interrupted: what is measured is still ranked and shown
+        placed, gap = place(measured) if measured else ([], math.nan)
+        records = [one.measured.record for one in placed]
+        if as_json:
+            for one, record in zip(placed, records, strict=True):
+                output.json_line(record.as_json() | {"rank": one.rank})
+        else:
+            output.table(records, ["-" if one.rank is None else str(one.rank) for one in placed])
     if math.isfinite(gap):
         print(f"the best is {gap:.3f} above the second", file=sys.stderr)
     if sheet is not None:
         answers = explained(iqa, placed, question)
-        write_sheet(list(output.progress(answers, len(placed), "explaining", streaming=False)), sheet)
+        explained_ones = list(output.progress(answers, len(placed), "explaining", streaming=False))
+        write_sheet(explained_ones, sheet, overwrite=overwrite)
         print(f"contact sheet: {sheet}", file=sys.stderr)
     return output.exit_code(records)
 

@@ -2,19 +2,21 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from zoomiqa_reward.images.loading import ImageError, load_image
+from zoomiqa_reward.images.listing import IMAGE_SUFFIXES
+from zoomiqa_reward.images.loading import ImageError, conversions, load_image
 from zoomiqa_reward.model.ratings import Assessment
 from zoomiqa_reward.protocol import rating_to_score
 
 BATCH = 8
 """Images in one forward pass with `--batched`."""
 NO_RATING = "the ratings hold less than half of the probability of the model's next word"
-_FIELDS = ("image", "rating", "std", "score_0_100", "valid", "error", "mode", "rounds", "model")
+_FIELDS = ("image", "rating", "std", "score_0_100", "valid", "error", "mode", "rounds", "model", "notes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,8 @@ class Record:
     rounds: int = 0
     """Rounds of text behind the rating; 0 for `direct`."""
     model: str
+    notes: tuple[str, ...] = ()
+    """What reading the file gave up: transparency, a profile, further frames."""
 
     @property
     def score_0_100(self) -> float:
@@ -65,10 +69,13 @@ def measure(
         readable = [image for image in images if not isinstance(image, ImageError)]
         answers = iter(_ask(iqa, readable, mode, strict, question))
         for file, image in zip(chunk, images, strict=True):
-            yield _measured(iqa.name, file, mode, image if isinstance(image, ImageError) else next(answers))
+            found = _measured(iqa.name, file, mode, image if isinstance(image, ImageError) else next(answers))
+            yield replace(found, record=replace(found.record, notes=conversions(file)))
 
 
 def _load(file: str) -> Any:
+    if Path(file).is_dir():
+        return ImageError(f"{file}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); subfolders are not searched")
     try:
         return load_image(file)
     except ImageError as error:
@@ -102,9 +109,7 @@ def _measured(model: str, file: str, mode: str, answer: Any) -> Measured:
         return Measured(record=record, assessment=answer)
     rating, std, valid = answer
     error = None if valid else NO_RATING
-    return Measured(
-        record=Record(image=file, rating=rating, std=std, valid=valid, error=error, mode=mode, model=model)
-    )
+    return Measured(record=Record(image=file, rating=rating, std=std, valid=valid, error=error, mode=mode, model=model))
 
 
 def _null(value: Any) -> Any:

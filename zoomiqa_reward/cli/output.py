@@ -11,6 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from zoomiqa_reward.images.listing import printable
+from zoomiqa_reward.runs.progress_lines import ProgressLines
+
 if TYPE_CHECKING:
     from zoomiqa_reward.cli.measuring import Measured, Record
 
@@ -18,8 +21,17 @@ Item = TypeVar("Item")
 
 
 def json_line(fields: dict[str, Any]) -> None:
-    """Print one JSON line, at once."""
-    print(json.dumps(fields, ensure_ascii=False, allow_nan=False), flush=True)
+    """Print one JSON line, at once; what stdout's encoding lacks is escaped, as JSON escapes it."""
+    print(encodable(json.dumps(fields, ensure_ascii=False, allow_nan=False), fields), flush=True)
+
+
+def encodable(line: str, fields: dict[str, Any]) -> str:
+    """Return the line, or one of ASCII alone where stdout cannot take it: a name that is no UTF-8, cp1252."""
+    try:
+        line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(fields, ensure_ascii=True, allow_nan=False)
+    return line
 
 
 def exit_code(records: Iterable["Record"]) -> int:
@@ -28,11 +40,14 @@ def exit_code(records: Iterable["Record"]) -> int:
 
 
 def progress(items: Iterable[Item], total: int, what: str, *, streaming: bool) -> Iterator[Item]:
-    """Yield the items; draw a bar on stderr when that is a terminal.
+    """Yield the items; draw a bar on stderr when that is a terminal, print a line now and then when it is none.
 
     `streaming`: lines are printed to stdout meanwhile, so there is no bar where both are the same terminal.
     """
     shown = sys.stderr.isatty() and total > 1 and not (streaming and sys.stdout.isatty())
+    if not sys.stderr.isatty():
+        yield from ProgressLines(items, what, total)
+        return
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Not redirected: rich would send our stdout to the bar's stream.
     with Progress(
@@ -51,9 +66,11 @@ def table(records: list["Record"], places: list[str] | None = None) -> None:
     shown.add_column("image", overflow="fold")
     for k, record in enumerate(records):
         cells = [number(record.rating, 2), number(record.std, 2), number(record.score_0_100, 1)]
-        name = Text(record.image)
+        name = Text(printable(record.image))
         if not record.valid:
             name.append(f"\nnot rated: {record.error}", style="red")
+        for note in record.notes:
+            name.append(f"\n{note}", style="yellow")
         shown.add_row(*([places[k]] if places else []), *cells, name)
     console().print(shown)
 
@@ -62,7 +79,7 @@ def answer(measured: "Measured") -> None:
     """Print one assessed image for people: both rounds, section by section."""
     record, out = measured.record, console()
     rating = f"{number(record.rating, 2)} of 5" if record.valid else "not rated"
-    out.print(Text(f"{record.image}: {rating}", style="bold"))
+    out.print(Text(f"{printable(record.image)}: {rating}", style="bold"))
     if record.error:
         out.print(Text(f"  {record.error}", style="red"))
     assessment = measured.assessment

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from zoomiqa_reward.cli import inputs
+
 app = typer.Typer(help="Prompts that travel with a checkpoint.", no_args_is_help=True)
 
 Source = Annotated[Path, typer.Argument(help="The official evaluator's protocol.py, or a folder that holds it.")]
@@ -18,12 +20,14 @@ def _group() -> None:
 
 
 @app.command("import")
-def import_(source: Source, out: Out = Path("zoomiqa_protocol.json")) -> int:
+def import_(source: Source, out: Out = Path("zoomiqa_protocol.json"), overwrite: inputs.Overwrite = False) -> int:
     """Read the official prompts into a protocol file. Nothing of the source is imported or installed."""
-    from zoomiqa_reward.protocol import import_official
+    from zoomiqa_reward.protocol import PROTOCOL_FILE, import_official
+    from zoomiqa_reward.runs.outputs import claim_file
 
     protocol = import_official(source)
-    target = protocol.save(out)
+    file = out / PROTOCOL_FILE if out.is_dir() else out
+    target = protocol.save(claim_file(file, inputs=[source, source / "protocol.py"], overwrite=overwrite))
     print(target)
     print(f"protocol {protocol.name}: pass it with --protocol {target}, or put it beside the weights", file=sys.stderr)
     return 0

@@ -64,8 +64,8 @@ def explained(iqa: Any, placed: Sequence[Placed], question: str | None = None) -
         yield replace(one, measured=measured)
 
 
-def write_sheet(placed: Sequence[Placed], path: str | os.PathLike[str]) -> None:
-    """Write the contact sheet of images in the order given. Raises OSError, ValueError (unknown suffix)."""
+def write_sheet(placed: Sequence[Placed], path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Write the contact sheet of images in the order given. Raises OSError, OutputError."""
     entries = [
         entry_of(
             Path(one.measured.record.image).name, rating=one.measured.record.rating, std=one.measured.record.std,
@@ -73,7 +73,7 @@ def write_sheet(placed: Sequence[Placed], path: str | os.PathLike[str]) -> None:
         )
         for one in placed
     ]  # fmt: skip
-    contact_sheet([_picture(one.measured.record.image) for one in placed], entries, path)
+    contact_sheet([_picture(one.measured.record.image) for one in placed], entries, path, overwrite=overwrite)
 
 
 def _picture(file: str) -> Image.Image | None:

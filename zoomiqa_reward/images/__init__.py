@@ -5,10 +5,19 @@ from typing import TYPE_CHECKING
 from zoomiqa_reward.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from zoomiqa_reward.images.loading import ImageError, describe, load_image, load_images, save_png, to_pil
+    from zoomiqa_reward.images.loading import (
+        ImageError,
+        conversions,
+        describe,
+        load_image,
+        load_images,
+        save_png,
+        to_pil,
+    )
 
 _HOMES = {
     "ImageError": "loading",
+    "conversions": "loading",
     "describe": "loading",
     "load_image": "loading",
     "load_images": "loading",
@@ -18,6 +27,7 @@ _HOMES = {
 
 __all__ = [
     "ImageError",
+    "conversions",
     "describe",
     "load_image",
     "load_images",

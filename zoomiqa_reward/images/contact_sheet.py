@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+from zoomiqa_reward.images.listing import printable
 from zoomiqa_reward.model.ratings import Assessment
 from zoomiqa_reward.model.turns import Box, PixelBox
+from zoomiqa_reward.runs.outputs import write_figure
 
 CELL_PX = 384
 """Side of the square that a picture is fitted into."""
@@ -52,13 +54,16 @@ def contact_sheet(
     entries: Sequence[SheetEntry],
     path: str | os.PathLike[str] | None = None,
     columns: int | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Image.Image:
     """Return the sheet as an RGB picture and, with `path`, write it there.
 
     Candidates are laid out row by row, best first; those without a rating come last and say why. `images[k]` belongs
     to `entries[k]`; None stands for a picture that could not be read, a function opens one when its turn comes (so
     that large pictures need not be in memory together).
-    Raises ValueError when the two differ in length or are empty.
+    Raises ValueError when the two differ in length or are empty, OutputError where `path` holds a file that this
+    program did not make (unless `overwrite`).
 
     >>> contact_sheet([Image.new("RGB", (64, 48))], [SheetEntry(name="a", rating=3.2, rank=1)]).mode
     'RGB'
@@ -76,7 +81,7 @@ def contact_sheet(
         image = images[k]
         sheet.paste(_card(image() if callable(image) else image, entries[k]), (left, top))
     if path is not None:
-        sheet.save(path)
+        write_figure(sheet, path, overwrite=overwrite)
     return sheet
 
 
@@ -195,9 +200,10 @@ def _caption(draw: ImageDraw.ImageDraw, entry: SheetEntry) -> None:
     big, small = ImageFont.load_default(20), ImageFont.load_default(14)
     right = CELL_PX - 12 - draw.textlength(rating, font=big)
     draw.text((right, top), rating, font=big, fill=colour)
-    head = _cut(draw, f"{place}  {entry.name}".strip(), big, right - 12 - (16 if rating else 0))
+    head = _cut(draw, f"{place}  {printable(entry.name)}".strip(), big, right - 12 - (16 if rating else 0))
     draw.text((12, top), head, font=big, fill=colour)
     reason = entry.rationale if entry.valid else entry.error or "no rating could be read"
+    reason = " ".join(printable(word) for word in reason.split())
     for n, line in enumerate(_wrap(draw, reason, small, CELL_PX - 24, RATIONALE_LINES)):
         draw.text((12, top + 32 + 21 * n), line, font=small, fill=_MUTED if entry.valid else _BAD)
 

@@ -17,6 +17,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from zoomiqa_reward.runs.outputs import claim_file, save_image
+
 MAX_PIXELS = 89_478_485
 """Largest image that is decoded. It is where Pillow starts to warn of decompression bombs; float32 RGB takes 1 GB."""
 
@@ -92,6 +94,36 @@ def load_images(images: Any) -> list[Tensor]:
     return [_load(source, describe(source, index)) for index, source in enumerate(images)]
 
 
+def conversions(source: Any) -> tuple[str, ...]:
+    """Return what `load_image` gives up of a file or an open PIL image, for the notes of results; most often nothing.
+
+    Transparency, 16-bit colour that Pillow reduces to 8 bits, a colour profile that is not applied, further frames.
+    Anything else loses nothing, and what cannot be opened has no notes.
+    """
+    if isinstance(source, str | os.PathLike):
+        try:
+            with Image.open(source) as image:
+                return _lost(image)
+        except (*_DECODE_ERRORS, *_BOMBS):
+            return ()
+    return _lost(source) if isinstance(source, Image.Image) else ()
+
+
+def _lost(image: Image.Image) -> tuple[str, ...]:
+    deep = any(str(getattr(tile, "args", "")).count("16") for tile in getattr(image, "tile", ()))
+    found = {
+        "transparency is put on white": image.has_transparency_data,
+        "16-bit colour is reduced to 8 bits": deep and image.mode in ("RGB", "RGBA"),
+        "its colour profile is not applied": "icc_profile" in image.info and not _is_srgb(image.info["icc_profile"]),
+        f"only the first of {getattr(image, 'n_frames', 1)} frames is read": getattr(image, "n_frames", 1) > 1,
+    }
+    return tuple(note for note, is_so in found.items() if is_so)
+
+
+def _is_srgb(profile: Any) -> bool:
+    return isinstance(profile, bytes) and b"sRGB" in profile  # in its description; such values mean what they are
+
+
 def to_pil(tensor: Tensor) -> Image.Image:
     """Return an RGB PIL image of a float tensor in [0, 1] (CHW with 1 or 3 channels).
 
@@ -104,20 +136,21 @@ def to_pil(tensor: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
-def save_png(image: Tensor | Image.Image, path: str | os.PathLike[str]) -> Path:
+def save_png(image: Tensor | Image.Image, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Write a PNG in one step (a reader never sees half a file) and return where it is.
 
     A tensor is written as `to_pil` gives it; a PIL image keeps its mode where PNG has it and becomes RGB otherwise,
-    turned as its EXIF orientation says. The folder must exist. Raises ImageError, OSError.
+    turned as its EXIF orientation says. The folder must exist. A file that this program did not make is only replaced
+    with `overwrite`. Raises ImageError, OutputError, OSError.
     """
     if isinstance(image, Image.Image):
         picture = ImageOps.exif_transpose(image) if image.mode in _PNG_MODES else to_pil(load_image(image))
     else:
         picture = to_pil(image)
-    target = Path(path)
+    target = claim_file(path, overwrite=overwrite)
     with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".tmp", delete=False) as tmp:
         try:
-            picture.save(tmp, format="PNG")
+            save_image(picture, tmp, "PNG")
         except BaseException:  # an interrupt too must not leave the half file behind
             os.unlink(tmp.name)
             raise
@@ -139,6 +172,8 @@ def _load(source: Any, name: str) -> Tensor:
 
 
 def _from_file(path: Path, name: str) -> Tensor:
+    if path.exists() and not path.is_file() and not path.is_dir():  # opening a pipe waits for ever
+        raise ImageError(f"{name}: is no regular file; save the image in one")
     try:
         with Image.open(path) as image:
             return _from_pil(image, name)
@@ -148,7 +183,7 @@ def _from_file(path: Path, name: str) -> Tensor:
         hint = "; download it first" if "://" in name else ""
         raise ImageError(f"{name}: no such file{hint}") from error
     except IsADirectoryError as error:
-        raise ImageError(f"{name}: is a folder; pass the image files in it") from error
+        raise ImageError(f"{name}: is a folder, where one image file is wanted; name a file in it") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image that Pillow can read; convert it to PNG or JPEG") from error
     except _BOMBS as error:
@@ -246,7 +281,7 @@ def _from_tensor(tensor: Tensor, name: str) -> Tensor:
 
 def _too_large(name: str, pixels: int | None = None) -> str:
     size = "" if pixels is None else f"{pixels / 1e6:.0f} million pixels, "
-    limit = f"more than {MAX_PIXELS / 1e6:.0f} million are not decoded (decompression bomb?)"
+    limit = f"more than {MAX_PIXELS / 1e6:.0f} million pixels are not decoded (decompression bomb?)"
     return f"{name}: {size}{limit}; resize it first"
 
 

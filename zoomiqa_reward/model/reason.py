@@ -7,6 +7,7 @@ whole answer and shows the image and the crop. What each failure means:
 - round 1 readable but not routable (no box, say): its rating stands, with a warning.
 - round 1 without rating and without a wish to look closer: no rating.
 - no answer at all (a server that failed): no rating; the turns before it are kept.
+- a number outside 1..5 is no rating: 72 is no better picture than 5, and 0 no worse one than 1. The turn keeps it.
 """
 
 import math
@@ -191,10 +192,13 @@ def _final(rounds: Sequence[_Read]) -> Assessment:
     if last.rating_error is not None:
         reason = "; ".join([f"round {len(rounds)}: {last.rating_error}", *cut])
         return Assessment(rating=math.nan, std=math.nan, turns=turns, valid=False, error=reason)
+    rating = last.turn.rating
+    if not 1 <= rating <= 5:
+        reason = f"round {len(rounds)}: rating is off the scale: {rating:g}; expected 1 to 5"
+        return Assessment(rating=math.nan, std=math.nan, turns=turns, valid=False, error="; ".join([reason, *cut]))
     odd = cut
     if len(rounds) == 1 and last.route_error is not None:
         odd = [f"round 1 cannot be routed, its rating is final: {last.route_error}", *cut]
-    rating = min(max(last.turn.rating, 1.0), 5.0)
     spread = last.spread
     std = math.nan if spread is None or spread.mass < MIN_MASS else spread.std
     return Assessment(

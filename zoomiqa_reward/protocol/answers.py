@@ -5,8 +5,9 @@ readable follows the official evaluator, as far as its recorded answers show it:
 
 - the tag is lower case, opened and closed, and holds one `{...}` and white space around it; a code fence, a list, a
   missing end or a bare object is no answer. Of several complete answers the first counts.
-- inside the braces the JSON may be sloppy (single quotes, trailing commas); `dirtyjson` reads it. Like the official
-  reader, and unlike a strict one, it evaluates arithmetic: `"rating": 3.5/5` is read as 0.7.
+- inside the braces the JSON may be sloppy (single quotes, trailing commas); `dirtyjson` reads it, but it computes
+  nothing: `3-4` and `3.5/5` may mean anything, and `9**9**9` never ends. `017` and a name given twice are refused too.
+  The official reader computes; none of its recorded answers depends on that.
 - a rating and a route are read apart: an answer that cannot be routed may still hold a rating.
 """
 
@@ -17,9 +18,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import dirtyjson
+from dirtyjson.loader import CONSTANT_RE, DirtyJSONLoader
 
-_ANSWER = re.compile(r"<answer>\s*(\{.*?\})\s*</answer>", re.DOTALL)
+# Two searches in place of one lazy pattern, whose time would grow with the square of an answer's length.
+_OPENING = re.compile(r"<answer>\s*(?=\{)")
+_CLOSING = re.compile(r"\}\s*</answer>")
+_NUMBER_LIKE = re.compile(r"[-+*/()0-9.eExXoO_&|]+")  # all that the sloppy reader would compute
+_PLAIN_NUMBER = re.compile(r"[-+]?(?:0|[1-9][0-9]*|[0-9]+(?=[.eE]))(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?")
+_RATING_NAME = re.compile(r"""["']?rating["']?\s*:""")
+MAX_SLOPPY_CHARS = 20_000
+"""Longest object that is read when it is not strict JSON; an answer of 1024 tokens has about 5,000."""
 _ROUTE_FIELDS = ("bbox_2d", "rating", "tool")
 # What dirtyjson can raise on hostile text: its own Error is a ValueError; it computes, and it recurses.
 _UNREADABLE = (ValueError, ArithmeticError, TypeError, LookupError, RecursionError)
@@ -48,8 +56,9 @@ def read_rating(text: str) -> float:
     2.5
     """
     value = _read_object(text).get("rating")
-    if isinstance(value, bool):  # float(True) is 1.0, the worst rating: a wrong type must not become one
-        value = None
+    # float(True) is 1.0 and float("3_4") is 34.0: what is no number must not become one.
+    if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
+        raise AnswerError(f"rating is missing or non-numeric: {_short(value)}; expected 1 to 5")
     try:
         rating = float(value)  # type: ignore[arg-type]
     except OverflowError as error:  # an integer of more than 308 digits
@@ -117,19 +126,53 @@ def read_sections(text: str, labels: Sequence[str]) -> dict[str, str]:
 
 
 def _read_object(text: str) -> Mapping[str, Any]:
-    match = _ANSWER.search(text)
-    if match is None:
+    opening = _OPENING.search(text)
+    closing = None if opening is None else _CLOSING.search(text, opening.end())
+    if opening is None or closing is None:
         raise AnswerError(f"missing <answer>{{...}}</answer> in {_short(text)}")
+    inside = text[opening.end() : closing.start() + 1]
     try:
-        answer = json.loads(match[1])
+        answer = json.loads(inside, object_pairs_hook=_named_once)
+    except AnswerError:
+        raise
     except (ValueError, RecursionError):
-        try:
-            answer = dirtyjson.loads(match[1])
-        except _UNREADABLE as error:
-            raise AnswerError(f"the answer is not readable as JSON: {_short(match[1])} ({error})") from error
+        answer = _read_sloppy(inside)
     if not isinstance(answer, Mapping):
-        raise AnswerError(f"the answer is not a JSON object: {_short(match[1])}")
+        raise AnswerError(f"the answer is not a JSON object: {_short(inside)}")
     return answer
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs) and sum(name == "rating" for name, _ in pairs) > 1:
+        raise AnswerError("rating is given twice; expected one")
+    return found
+
+
+def _read_sloppy(inside: str) -> Any:
+    if len(inside) > MAX_SLOPPY_CHARS:
+        raise AnswerError(
+            f"the answer is not readable as JSON: {len(inside)} characters, and at most {MAX_SLOPPY_CHARS} are read "
+            "where it is not strict JSON"
+        )
+    try:
+        answer = _NotComputing(inside).decode()
+    except _UNREADABLE as error:
+        raise AnswerError(f"the answer is not readable as JSON: {_short(inside)} ({_short(str(error))})") from error
+    if len(_RATING_NAME.findall(inside)) > 1:
+        raise AnswerError("rating is given twice; expected one")
+    return answer
+
+
+class _NotComputing(DirtyJSONLoader):
+    """The sloppy reader without its arithmetic, which it hands to `eval`, and without octal and hexadecimal numbers."""
+
+    def scan(self) -> Any:
+        number = _NUMBER_LIKE.match(self.content, self.pos)
+        is_constant = CONSTANT_RE.match(self.content, self.pos) is not None  # -Infinity starts like a number
+        if number is not None and not is_constant and _PLAIN_NUMBER.fullmatch(number[0]) is None:
+            raise ValueError(f"{_short(number[0], 40)} is not one plain number")
+        return super().scan()
 
 
 def _label_pattern(labels: Sequence[str]) -> re.Pattern[str]:

@@ -2,8 +2,9 @@
 
 The rules are the official evaluator's, inferred from its recorded decisions (`benchmarks/conformance.py` checks all
 of them): corners sorted, truncated to whole pixels and clamped; area scaled about the box's centre into the policy's
-range; sides at least `min_side_px`; truncated to whole pixels and clipped to the image; a side that clipping made too
-short again is moved inwards. A box that means nothing gives the central half of the image, and that one crop is not
+range and clipped to the image; a side that is then shorter than `min_side_px` is widened: half of what is missing,
+rounded down, goes before its start, the rest after its end, and at the far border all of it before the start; truncated
+to whole pixels at last. A box that means nothing gives the central half of the image, and that one crop is not
 enlarged.
 """
 
@@ -140,13 +141,15 @@ def _area_scale(area: int, image_area: int, policy: CropPolicy) -> float:
 
 
 def _resize_span(start: int, end: int, scale: float, side: int, min_side_px: int) -> tuple[int, int]:
+    # In float, and in this order: the recorded crops hold cases in which 2.0 comes out as 1.999... and becomes 1.
     shortest = min(min_side_px, side)
-    centre, half = (start + end) / 2, max((end - start) * scale, shortest) / 2
-    start, end = max(int(centre - half), 0), min(int(centre + half), side)
-    if end - start < shortest:  # clipped at the border
-        start = min(start, side - shortest)
-        end = start + shortest
-    return start, end
+    centre, half = (start + end) / 2, (end - start) * scale / 2
+    low, high = max(centre - half, 0.0), min(centre + half, float(side))
+    if high - low < shortest:
+        low = max(low - (shortest - (high - low)) // 2, 0.0)
+        high = min(low + shortest, float(side))
+        low = max(low - max(shortest - (high - low), 0.0), 0.0)
+    return int(low), int(high)
 
 
 def _zoom_pil(image: Image.Image, box: PixelBox, size: tuple[int, int]) -> Image.Image:

@@ -8,7 +8,7 @@ from typing import Any
 
 def append_line(file: Path, row: dict[str, Any]) -> None:
     """Append one JSON line in one write, and wait until the disk has it."""
-    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    line = _dumps(row) + "\n"
     handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         if os.write(handle, line.encode()) != len(line.encode()):
@@ -46,5 +46,13 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Write a JSON file in one step."""
     half = file.with_suffix(".tmp")
-    half.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    half.write_text(_dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(half, file)
+
+
+def _dumps(content: dict[str, Any], indent: int | None = None) -> str:
+    """Return JSON that UTF-8 can hold: a file name in other bytes comes as surrogates, which JSON escapes."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
+    if any("\ud800" <= mark <= "\udfff" for mark in text):
+        return json.dumps(content, indent=indent, ensure_ascii=True, allow_nan=False)
+    return text

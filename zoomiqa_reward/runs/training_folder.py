@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from zoomiqa_reward.runs.outputs import claim_folder
+
 
 class RunFolder:
     """A folder with `state.pt` (what is needed to continue) and `log.jsonl` (one row a report)."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
+        self.folder = claim_folder(folder)
 
     def load(self, parts: dict[str, Any]) -> int:
         """Restore each part (anything with `load_state_dict`) and return the steps done; 0 in a new folder."""

@@ -1,0 +1,132 @@
+"""The one place that every output passes: it refuses to replace an input, or a file that this program did not make.
+
+What the program makes carries a mark: an image names it in its `Software` field, and a folder of a run holds a file
+`.zoomiqa`. Without that mark, what stands in the way is the user's, and stays. `overwrite=True` is the user's own word
+that a file may go; an input is never replaced.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image, PngImagePlugin
+
+SOFTWARE = "zoomiqa-reward"
+MARK = ".zoomiqa"
+"""File in a run's folder."""
+_MARK_TEXT = "Made by zoomiqa-reward, which may replace its own files here.\n"
+_SOFTWARE_TAG = 0x0131
+"""`Software`, of EXIF and TIFF."""
+_FROM_BEFORE = ("run.json", "settings.json", "state.pt")
+"""What a run's folder held before folders were marked."""
+_UNFINISHED = (".lock",)
+
+
+class OutputError(ValueError):
+    """An output that would replace what it must not; the message names the file and the way out."""
+
+
+def claim_file(
+    path: str | os.PathLike[str], *, inputs: Iterable[object] = (), overwrite: bool = False, suffixes: bool = False
+) -> Path:
+    """Return the path of an output file that may be written; call it before the work, not after.
+
+    inputs: paths that are read; anything else in it is passed over. suffixes: the suffix must be that of an image
+    format that Pillow writes. Raises OutputError: one of the inputs, a folder, no folder to write into, a file that
+    this program did not make (unless `overwrite`), another suffix.
+    """
+    target = Path(path)
+    if suffixes and target.suffix.lower() not in _writable():
+        raise OutputError(
+            f"{target}: {target.suffix or 'no suffix'} is no image format to write; end it in .png or .jpg"
+        )
+    if target.is_dir():
+        raise OutputError(f"{target}: is a folder; name a file in it")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target}: there is no folder {target.parent}; make it first")
+    for source in inputs:
+        if isinstance(source, str | os.PathLike) and _same(target, Path(source)):
+            raise OutputError(f"{target}: is one of the inputs, and would be replaced; name another output")
+    if not overwrite and os.path.lexists(target) and not made_here(target):
+        raise OutputError(
+            f"{target}: is there already, and this program did not make it; name another output, or allow it with "
+            "--overwrite (overwrite=True)"
+        )
+    return target
+
+
+def claim_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return a run's folder, made if it is missing, and marked as one of this program.
+
+    Raises OutputError for a file, and for a folder that holds files but no run of this program.
+    """
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"{target}: is a file; name a folder for the output")
+    target.mkdir(parents=True, exist_ok=True)
+    if (target / MARK).exists():
+        return target
+    if not any((target / name).is_file() for name in _FROM_BEFORE) and (stranger := _first_file(target)) is not None:
+        raise OutputError(
+            f"{target}: holds {stranger}, which this program did not make; name a new or an empty folder for the output"
+        )
+    (target / MARK).write_text(_MARK_TEXT, encoding="utf-8")
+    return target
+
+
+def made_here(path: Path) -> bool:
+    """Whether this program made the file: an image by its `Software` field, a protocol file by its fields."""
+    if path.suffix.lower() == ".json":
+        with contextlib.suppress(OSError, ValueError):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return isinstance(content, dict) and {"format_version", "round1", "direct_prefix"} <= set(content)
+        return False
+    with contextlib.suppress(Exception), Image.open(path) as image:  # whatever a decoder raises: it is not ours
+        return SOFTWARE in (image.info.get("Software"), image.getexif().get(_SOFTWARE_TAG))
+    return False
+
+
+def save_image(image: Image.Image, file: object, format_name: str) -> None:
+    """Write an image with the program's mark, where its format has a place for it."""
+    if format_name == "PNG":
+        mark = PngImagePlugin.PngInfo()
+        mark.add_text("Software", SOFTWARE)
+        image.save(file, format="PNG", pnginfo=mark)
+        return
+    exif = Image.Exif()
+    exif[_SOFTWARE_TAG] = SOFTWARE
+    has_exif = format_name in ("JPEG", "WEBP", "TIFF", "AVIF", "MPO")
+    image.save(file, format=format_name, **({"exif": exif} if has_exif else {}))
+
+
+def write_figure(image: Image.Image, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Write a sheet or a figure by its suffix, in one step, and return where it is. Raises OutputError, OSError."""
+    target = claim_file(path, overwrite=overwrite, suffixes=True)
+    half = target.with_name(f".{target.name}.tmp")
+    try:
+        save_image(image, half, _writable()[target.suffix.lower()])
+        os.replace(half, target)
+    finally:
+        half.unlink(missing_ok=True)
+    return target
+
+
+def _writable() -> dict[str, str]:
+    Image.init()
+    return {suffix: name for suffix, name in Image.registered_extensions().items() if name in Image.SAVE}
+
+
+def _same(first: Path, second: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return first.samefile(second)
+    return first.absolute() == second.absolute()
+
+
+def _first_file(folder: Path) -> str | None:
+    for root, _, files in os.walk(folder):
+        for name in sorted(files):
+            if name not in _UNFINISHED:
+                return os.path.relpath(os.path.join(root, name), folder)
+    return None
