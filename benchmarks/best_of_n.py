@@ -1,13 +1,14 @@
 """What choosing among 8 candidates of the embedded x4 model is worth, judged by FSIM and VIF against the ground truth.
 
 python benchmarks/best_of_n.py --hr DIR [--sets set5 set14 urban30] [--preset moderate] [--n 8]
-    [--vary-sharpness 1 --name best_of_n_varied --out runs/best_of_n_varied]
+    [--pool seeds --name best_of_n_seeds --out runs/best_of_n_seeds]
 
 DIR holds one folder of clean photographs a set. Each photograph (its middle, at most 256 px a side) is degraded x4 with
-a seed of its own, restored `--n` times with the pipeline's defaults, and every candidate is scored once by `direct`, by
-`reason` and by NIQE, and judged by FSIM, VIF and PSNR-Y. The choices are made from that table afterwards. Resumable:
-one JSON line a photograph in `--out`, which several processes (`--share 0/2`, `--share 1/2`) can fill. A larger `--n`
-goes on from the candidates that are there.
+a seed of its own, restored `--n` times by the members of `varied_pool` (candidate 0 is the default restorer, 1 is
+bicubic; `--pool seeds`: the default restorer alone, another noise each time), and every candidate is scored once by
+`direct`, by `reason` and by NIQE, and judged by FSIM, VIF and PSNR-Y. The choices are made from that table afterwards.
+Resumable: one JSON line a photograph in `--out`, which several processes (`--share 0/2`, `--share 1/2`) can fill. A
+larger `--n` goes on from the candidates that are there.
 """
 
 import argparse
@@ -33,7 +34,9 @@ from restoration.evaluation.statistics import (
     within_srcc,
 )
 from restoration.metrics import fsim, niqe, psnr_y, vif
+from restoration.restorer.image_io import sharpened
 from restoration.restorer.rng import candidate_seed
+from restoration.selection.pool import varied_pool
 from zoomiqa_reward import ZoomIQA
 from zoomiqa_reward.images import load_image, to_pil
 from zoomiqa_reward.protocol.spec import ViewPolicy
@@ -41,6 +44,8 @@ from zoomiqa_reward.runs.json_lines import append_line, read_lines
 
 JUDGES = {"fsim": fsim, "vif": vif, "psnr_y": psnr_y}
 SCALE = 4
+SHARPENED = 0.5
+"""Fixed amount of the baseline that sharpens the input and enlarges it."""
 CASCADE_TOPS = (1, 2, 3)
 WAYS = ("direct", "glance", "reason", "niqe")
 """To choose; `glance` is `direct` that reads the whole picture once, and the cascade's first stage."""
@@ -53,7 +58,7 @@ def middle(image: Any, largest: int) -> Any:
     return image[:, top : top + sides[0], left : left + sides[1]]
 
 
-def measured(path: Path, row: dict[str, Any], restorer: Restorer, iqa: ZoomIQA, args: argparse.Namespace) -> None:
+def measured(path: Path, row: dict[str, Any], pool: list[Restorer], iqa: ZoomIQA, args: argparse.Namespace) -> None:
     """Complete one photograph's line: scores and judgements of all candidates, seconds of each way to choose."""
     hr = middle(load_image(path), args.max_px)
     lq, _ = degrade(hr, args.preset, seed=args.seed + row["index"], scale=SCALE)
@@ -71,7 +76,11 @@ def measured(path: Path, row: dict[str, Any], restorer: Restorer, iqa: ZoomIQA, 
     def add(name: str, values: list[Any]) -> None:
         row[name] = row.get(name, []) + values
 
-    made = timed("restore", lambda: [load_image(to_pil(one.image)) for one in restorer.restore(lq, seeds)])
+    first = args.n - len(seeds)
+    members = [pool[k % len(pool)] for k in range(first, args.n)]
+    made = timed("restore", lambda: [
+        load_image(to_pil(next(iter(one.restore(lq, [seed]))).image)) for one, seed in zip(members, seeds, strict=True)
+    ])  # fmt: skip
     answers = [timed("reason", lambda picture=picture: iqa.assess([picture])[0]) for picture in made]
     row |= {"image": f"{path.parent.name}/{path.name}", "pixels": list(hr.shape[1:])}
     add("direct", [float(timed("direct", lambda p=p: iqa.rate([p], strict=True)).mean[0]) for p in made])
@@ -81,6 +90,7 @@ def measured(path: Path, row: dict[str, Any], restorer: Restorer, iqa: ZoomIQA, 
     for name, judge in JUDGES.items():
         add(name, [judge(picture, hr) for picture in made])
         row[f"{name}_bicubic"] = judge(plain, hr)
+        row[f"{name}_sharpened"] = judge(bicubic(sharpened(lq, SHARPENED), SCALE), hr)
     row["direct_bicubic"], row["direct_hr"] = (float(iqa.rate([p], strict=True).mean[0]) for p in (plain, hr))
 
 
@@ -123,6 +133,13 @@ def choices(rows: list[dict[str, Any]]) -> dict[str, Any]:
         result[f"{name}_mean_minus_bicubic"] = paired_test(table[name].mean(axis=1), plain).difference
         picked = paired_test(selected(table[name], table["direct"]), plain).difference
         result[f"{name}_chosen_minus_bicubic"] = picked
+        for way in ("direct", "reason", "niqe"):
+            gain = paired_test(selected(table[name], ways[way]), table[name][:, 0]).difference
+            result[f"{name}_{way}_minus_default"] = gain
+        oracle = paired_test(table[name].max(axis=1), table[name][:, 0]).difference
+        result[f"{name}_oracle_minus_default"] = oracle
+        sharper = [row[f"{name}_sharpened"] for row in rows]
+        result[f"{name}_sharpened_minus_bicubic"] = paired_test(sharper, plain).difference
     result["rating"] = {
         "pool": best_mean_worst(table["direct"]),
         "bicubic": mean_interval([row["direct_bicubic"] for row in rows]),
@@ -154,20 +171,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="nano")
     parser.add_argument("--restorer", default="nano")
-    parser.add_argument("--vary-sharpness", type=float, default=0.0, help="see Restorer.from_pretrained")
+    parser.add_argument("--pool", choices=("varied", "seeds"), default="varied")
     parser.add_argument("--share", default="0/1", help="K/P: this is process K of P, each on its share of photographs")
     parser.add_argument("--out", type=Path, default=Path("runs/best_of_n"))
     parser.add_argument("--name", default="best_of_n")
     args = parser.parse_args()
     paths = [path for name in args.sets for path in sorted((args.hr / name).glob("*.png"))]
     iqa = ZoomIQA.from_pretrained(args.model)
-    restorer = Restorer.from_pretrained(args.restorer, vary_sharpness=args.vary_sharpness)
+    pool = varied_pool(args.restorer) if args.pool == "varied" else [Restorer.from_pretrained(args.restorer)]
     args.out.mkdir(parents=True, exist_ok=True)
     number, processes = map(int, args.share.split("/"))
     known = {row["index"]: row for row in read_lines(args.out / f"{number}.jsonl")}
     mine = [{"index": index} | known.get(index, {}) for index in range(number, len(paths), processes)]
     for row in tqdm([row for row in mine if len(row.get("direct", [])) < args.n], desc=args.preset):
-        measured(paths[row["index"]], row, restorer, iqa, args)
+        measured(paths[row["index"]], row, pool, iqa, args)
         append_line(args.out / f"{number}.jsonl", row)
     found = {row["index"]: row for k in range(processes) for row in read_lines(args.out / f"{k}.jsonl")}
     rows = [row for _, row in sorted(found.items()) if len(row["direct"]) == args.n]
@@ -176,8 +193,8 @@ def main() -> None:
         return
     result = {
         "images": len(rows), "unreadable_answers": sum(row["reason"].count(None) for row in rows), "n": args.n,
-        "preset": args.preset, "max_px": args.max_px, "model": iqa.name, "restorer": restorer.name,
-        "vary_sharpness": args.vary_sharpness,
+        "preset": args.preset, "max_px": args.max_px, "model": iqa.name, "restorer": pool[0].name,
+        "pool": args.pool,
     }  # fmt: skip
     write_result(args.name, result | choices(rows))
 

@@ -94,8 +94,22 @@ def rl_tables(result: Result) -> str:
     return f"{table(header, rows)}\n\n{table(watched, curves)}"
 
 
+def restorer_table(result: Result) -> str:
+    """Return the restorer's card's table: every row less bicubic, with its interval."""
+    header = ["less bicubic", "PSNR-Y, dB", "VIF", "FSIM", "SSIM-Y", "LR-consistency, dB", "above bicubic under VIF"]
+    digits = {"psnr_y": 2, "vif": 3, "fsim": 3, "ssim_y": 3, "lr_consistency": 1}
+    rows = []
+    for name, one in result["presets"]["moderate"].items():
+        cells = ["-" if key not in one else "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*one[key][:3], d=count)
+                 for key, count in digits.items()]  # fmt: skip
+        share = f"{one['vif'][3]:.0%}" if "vif" in one and len(one["vif"]) > 3 else "-"
+        rows.append([f"{name} (as it is)" if name == "bicubic" else name, *cells, share])
+    return table(header, rows)
+
+
 BLOCKS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "docs/tune.md": ("tune", tune_tables),
     "docs/train.md": ("rl", rl_tables),
+    "restoration/checkpoints/nano/README.md": ("restorer", restorer_table),
 }
 """Guide -> (result file, what makes the text between its markers)."""

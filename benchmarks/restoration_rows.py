@@ -12,6 +12,8 @@ def spread(found: list[float], digits: int = 2) -> str:
 def pool_of(b: dict[str, Any]) -> str:
     """Return which pool a result of `best_of_n` is about."""
     how = "sharpness varied" if b.get("vary_sharpness") else "seeds alone"
+    if b.get("pool") == "varied":
+        how = "varied pool with bicubic"
     return f"best of {b['n']} of {b['images']} photographs x4, {how}"
 
 
@@ -31,6 +33,11 @@ def best_of_n_rows(b: dict[str, Any]) -> list[tuple[str, str]]:
         pool.append(f"PSNR-Y {spread(b[f'psnr_y_{which}_minus_bicubic'])} dB")
         title = {"mean": "one candidate at random", "chosen": "chosen by `direct`"}[which]
         found.append((f"{pool_of(b)}: less bicubic, {title}", "; ".join(pool)))
+    if "fsim_direct_minus_default" in b:
+        judges = ("vif", "psnr_y", "fsim")
+        for way in ("direct", "reason", "niqe", "oracle"):
+            gains = [f"{name.upper()} {spread(b[f'{name}_{way}_minus_default'], 4)}" for name in judges]
+            found.append((f"the same: {way}'s choice less the default candidate", "; ".join(gains)))
     deviations = [f"{name.upper()} {b[name]['g_std'][0]:.4f}" for name in ("fsim", "vif")]
     found.append(("the same: G-STD", ", ".join(deviations)))
     return found + cascade_rows(b)
@@ -44,6 +51,21 @@ def cascade_rows(b: dict[str, Any]) -> list[tuple[str, str]]:
         cascade = [f"top {k}: {spread(c['minus_reason'])} at {c['time_over_reason']:.2f}" for k, c in few.items()]
         title = f"{pool_of(b)}: cascade less `reason`, captured gain {judge.upper()}, at share of its time"
         found.append((title, "; ".join(cascade)))
+    return found
+
+
+def restorer_rows(r: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `restorer`."""
+    found = []
+    for preset, rows in r["presets"].items():
+        for name, row in rows.items():
+            if name == "bicubic":
+                continue
+            cells = [f"PSNR-Y {spread(row['psnr_y'])} dB", f"VIF {spread(row['vif'], 3)}",
+                     f"FSIM {spread(row['fsim'], 3)}"] if "vif" in row else []  # fmt: skip
+            cells.append(f"LR-consistency {spread(row['lr_consistency'], 1)} dB")
+            what = f"x4 restorer, {name}" if name.startswith("steps") else name
+            found.append((f"{what}, less bicubic: {r['images']} photographs, `{preset}`", "; ".join(cells)))
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from doc_tables import BLOCKS
-from restoration_rows import best_of_n_rows, candidates_rows, cascade_rows
+from restoration_rows import best_of_n_rows, candidates_rows, cascade_rows, restorer_rows
 from training_rows import cost_rows, killed_rows, processes_rows, tune_kill_rows, tune_rows
 
 ROOT = Path(__file__).parents[1]
@@ -153,6 +153,8 @@ PARTS = {
     "repeatability": repeatability_rows,
     "memory": memory_rows,
     "ladders": ladder_rows,
+    "restorer": restorer_rows,
+    "restorer_held_out": restorer_rows,
     "best_of_n": best_of_n_rows,
     "best_of_n_varied": best_of_n_rows,
     "best_of_10_varied": cascade_rows,
@@ -168,7 +170,8 @@ PARTS = {
     "tune_kill": tune_kill_rows,
 }
 HEADLINES = {
-    "nano_synthetic": [0, 1], "sr_mos": [0, 1, 3], "repeatability": [0], "memory": [0], "best_of_n": [6],
+    "nano_synthetic": [0, 1], "sr_mos": [0, 1, 3], "repeatability": [0], "memory": [0], "restorer": [2, 4],
+    "best_of_n": [6],
     "best_of_n_varied": [0, 3, 6, 7], "gradients": [0, 1, 3], "cache": [0], "serving": [0], "tune": [0, 1, 2],
 }  # fmt: skip
 """Which rows of which results stand in README; `docs/figures.md` holds all."""

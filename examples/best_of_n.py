@@ -2,15 +2,16 @@
 
     python examples/best_of_n.py [photo.jpg]
 
-`Restorer.from_pretrained` takes your diffusers pipeline, its hub id, a network or a function in place of the embedded
+`varied_pool` takes your diffusers pipeline, its hub id, a network or a function in place of the embedded
 one, and `ZoomIQA.from_pretrained` a larger judge; the rest stays as it is.
 """
 
 import sys
 from pathlib import Path
 
-from restoration import Restorer, best_of_n, degrade_for_demo
+from restoration import best_of_n, degrade_for_demo
 from restoration.demo import bundled_photograph
+from restoration.selection.pool import varied_pool
 from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.images import load_image
 
@@ -19,16 +20,18 @@ LARGEST_PX = 256
 
 
 def main(image: str | Path, model: str = "nano", restorer: str = "nano", out: Path | None = None) -> list[int]:
-    """Print rank, score and seed of each candidate; return their numbers, best first."""
+    """Print rank, score and restorer of each candidate; return their numbers, best first."""
     photograph = load_image(image)
     height, width = (min(side, LARGEST_PX) // 4 * 4 for side in photograph.shape[1:])
     top, left = (photograph.shape[1] - height) // 2, (photograph.shape[2] - width) // 2
     image_lq = degrade_for_demo(photograph[:, top : top + height, left : left + width], scale=4)
     reward = ZoomIQAReward(ZoomIQA.from_pretrained(model))
-    candidates = Restorer.from_pretrained(restorer, vary_sharpness=1.0)  # each assumes another blur
-    result = best_of_n(candidates, image_lq, reward, n=8, seed=0, out=out)
+    pool = varied_pool(restorer)  # as it is, bicubic, and six that assume another blur
+    result = best_of_n(pool, image_lq, reward, n=8, seed=0, out=out)
     for candidate in result.order:
-        print(f"{candidate.rank or '-'}. candidate {candidate.index}  {candidate.score:.2f}  seed {candidate.seed}")
+        print(f"{candidate.rank or '-'}. candidate {candidate.index}  {candidate.score:.2f}  {candidate.restorer}")
+    for note in result.notes:
+        print(note)
     return [candidate.index for candidate in result.order]
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from restoration.selection.best_of_n import Cascade, best_of_n
     from restoration.selection.candidates import BestOfN, Candidate
     from restoration.selection.early_stop import EarlyStop
+    from restoration.selection.pool import varied_pool
     from restoration.tuning.data import load_examples
     from restoration.tuning.trainer import tune
 
@@ -41,6 +42,7 @@ _HOMES = {
     "measure": "metrics.registry",
     "refine": "refinement",
     "tune": "tuning.trainer",
+    "varied_pool": "selection.pool",
 }
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "measure",
     "refine",
     "tune",
+    "varied_pool",
 ]
 
 __getattr__, __dir__ = lazy_exports(__name__, _HOMES)

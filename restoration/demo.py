@@ -22,6 +22,7 @@ from restoration.metrics.registry import fsim
 from restoration.restorer.restorer import Restorer
 from restoration.selection.best_of_n import Cascade, best_of_n
 from restoration.selection.candidates import BestOfN
+from restoration.selection.pool import varied_pool
 from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.images.loading import load_image, save_png, to_pil
 from zoomiqa_reward.runs.json_lines import write_json
@@ -51,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         file = args.image or bundled_photograph()
         image_hr, image_lq = prepare(load_image(file), as_is=args.as_is)
         iqa = ZoomIQA.from_pretrained(args.model, device=args.device)
-        restorer = Restorer.from_pretrained(args.restorer, scale=SCALE, device=args.device, vary_sharpness=1.0)
+        restorers = varied_pool(args.restorer, scale=SCALE, device=args.device, size=NUM_CANDIDATES)
         out = args.out / file.stem
-        result = run(iqa, restorer, image_lq, out)
+        result = run(iqa, restorers, image_lq, out)
         report = compare(iqa, result, image_lq, image_hr)
         write_json(out / "comparison.json", report)
         save_png(image_lq, out / "input_lq.png")
@@ -90,10 +91,10 @@ def prepare(image: Tensor, *, as_is: bool) -> tuple[Tensor | None, Tensor]:
     return original, degrade_for_demo(original, scale=SCALE)
 
 
-def run(iqa: ZoomIQA, restorer: Restorer, image_lq: Tensor, out: Path) -> BestOfN:
+def run(iqa: ZoomIQA, restorers: list[Restorer], image_lq: Tensor, out: Path) -> BestOfN:
     """Draw, rate, and have the best explained; a run that was cut short goes on where it was."""
     explain = Cascade(reward=ZoomIQAReward(iqa, mode="reason"), top=NUM_EXPLAINED)
-    return best_of_n(restorer, image_lq, ZoomIQAReward(iqa), n=NUM_CANDIDATES, out=out, cascade=explain)
+    return best_of_n(restorers, image_lq, ZoomIQAReward(iqa), n=NUM_CANDIDATES, out=out, cascade=explain)
 
 
 def compare(iqa: ZoomIQA, result: BestOfN, image_lq: Tensor, image_hr: Tensor | None) -> dict[str, Any]:
@@ -119,6 +120,8 @@ def show(result: BestOfN, report: dict[str, Any], out: Path) -> None:
         print(f"FSIM to the original, which no rating saw: {said}")
     if result.best.explanation is not None:
         print(f"chosen: seed {result.best.seed}; in the model's words: {result.best.explanation.rationale}")
+    for note in result.notes:
+        print(f"note: {note}")
     print(
         f"""
 Look at

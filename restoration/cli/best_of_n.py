@@ -31,7 +31,13 @@ Negative = Annotated[str, typer.Option(help="Negative prompt.")]
 TilePx = Annotated[int | None, typer.Option(help="Restore in tiles of this side, pixels of the low-quality picture.")]
 ColourFix = Annotated[str, typer.Option(help="none, adain or wavelet.")]
 Vary = Annotated[
-    float, typer.Option(help="0..1: candidates see the picture softer or sharper, by their seed.", min=0, max=1)
+    float | None,
+    typer.Option(help="0..1: candidates see the picture softer or sharper, by their seed.  [default: 0.5; plain: 0]",
+                 min=0, max=1, show_default=False),
+]  # fmt: skip
+Plain = Annotated[
+    bool,
+    typer.Option("--plain/--varied", help="Another noise alone; else bicubic and candidates of varied structure too."),
 ]
 BatchSize = Annotated[int, typer.Option(help="Candidates a call, with --batched.", min=1)]
 CascadeTop = Annotated[int, typer.Option("--cascade", help="Ask for the full answer (reason) about this many best.")]
@@ -50,7 +56,8 @@ def best_of_n(
     negative_prompt: Negative = "",
     tile_px: TilePx = None,
     colour_fix: ColourFix = "none",
-    vary_sharpness: Vary = 0.0,
+    vary_sharpness: Vary = None,
+    plain: Plain = False,
     strict: inputs.Strict = True,
     batch_size: BatchSize = 1,
     cascade: CascadeTop = 0,
@@ -67,17 +74,20 @@ def best_of_n(
     from restoration.selection.best_of_n import Cascade
     from restoration.selection.best_of_n import best_of_n as draw
     from restoration.selection.early_stop import EarlyStop
+    from restoration.selection.pool import VARY_SHARPNESS, mixed, varied_pool
     from zoomiqa_reward import ZoomIQAReward
 
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
     print(f"loading {', '.join(restorer)} ...", file=sys.stderr)
-    restorers = [
-        Restorer.from_pretrained(
-            name, scale=scale, steps=steps, device=device, negative_prompt=negative_prompt, tile_px=tile_px,
-            colour_fix=colour_fix, vary_sharpness=vary_sharpness,
-        )
-        for name in restorer
-    ]  # fmt: skip
+    options = {"scale": scale, "steps": steps, "device": device, "negative_prompt": negative_prompt,
+               "tile_px": tile_px, "colour_fix": colour_fix}  # fmt: skip
+    if plain:
+        restorers = [
+            Restorer.from_pretrained(name, vary_sharpness=vary_sharpness or 0.0, **options) for name in restorer
+        ]
+    else:
+        vary = VARY_SHARPNESS if vary_sharpness is None else vary_sharpness
+        restorers = mixed([varied_pool(name, vary_sharpness=vary, **options) for name in restorer])
     result = draw(
         restorers, image, ZoomIQAReward(iqa, mode=mode), n=n, seed=seed, out=out, prompts=prompt or None,
         strict=strict, batch_size=batch_size, early_stop=EarlyStop(min_gain=min_gain) if min_gain > 0 else None,

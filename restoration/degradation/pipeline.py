@@ -10,9 +10,11 @@ training target); JPEG's padding to blocks of 16 repeats the edge instead of add
 """
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
+import scipy.fft
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -122,8 +124,7 @@ class _Pieces:
         self._note("jpeg", quality=quality)
         height, width = image.shape[2:]
         framed = F.pad(image.clamp(0, 1), (0, -width % 16, 0, -height % 16), mode="replicate")
-        codec = basicsr_module("utils.diffjpeg").DiffJPEG(differentiable=False)
-        return codec(framed, quality=quality)[:, :, :height, :width]
+        return _codec()(framed, quality=quality)[:, :, :height, :width]
 
     def _side(self) -> int:
         return int(self.rng.choice(range(7, LONGEST_KERNEL_PX + 1, 2)))
@@ -136,10 +137,30 @@ class _Pieces:
 
     def _filter(self, image: Tensor, kernel: np.ndarray, drawn: dict[str, Any]) -> Tensor:
         self._note("blur", **drawn)
-        return basicsr_module("utils.img_process_util").filter2D(image, torch.from_numpy(kernel).float()[None])
+        return filtered(image, torch.from_numpy(kernel).float())
 
     def _note(self, name: str, **drawn: Any) -> None:
         self.steps.append({"step": name, **drawn})
+
+
+@cache
+def _codec() -> torch.nn.Module:
+    """BasicSR's JPEG, once: it builds its cosine tables in Python loops, which take longer than the coding."""
+    return basicsr_module("utils.diffjpeg").DiffJPEG(differentiable=False)
+
+
+def filtered(image: Tensor, kernel: Tensor) -> Tensor:
+    """Return BCHW planes correlated with an odd kernel (k, k), edges mirrored; by FFT, several times faster.
+
+    Equal to BasicSR's `filter2D` to float32 rounding.
+    """
+    side = kernel.shape[-1]
+    padded = F.pad(image, (side // 2,) * 4, mode="reflect").numpy()
+    size = [scipy.fft.next_fast_len(length, real=True) for length in padded.shape[-2:]]
+    spectrum = scipy.fft.rfft2(padded, s=size) * scipy.fft.rfft2(kernel.flip(0, 1).numpy(), s=size)
+    height, width = image.shape[-2:]
+    whole = scipy.fft.irfft2(spectrum, s=size)[..., side - 1 : side - 1 + height, side - 1 : side - 1 + width]
+    return torch.from_numpy(np.ascontiguousarray(whole, dtype=np.float32))
 
 
 def _eight_bit(image: Tensor) -> Tensor:

@@ -125,7 +125,8 @@ def gaussian_blur(planes: Tensor, sigma_px: float) -> Tensor:
     if sigma_px == 0:
         return planes
     radius = math.ceil(4 * sigma_px)
-    taps = torch.exp(-(torch.arange(-radius, radius + 1, dtype=planes.dtype) ** 2) / (2 * sigma_px**2))
+    steps = torch.arange(-radius, radius + 1, dtype=planes.dtype, device=planes.device)
+    taps = torch.exp(-(steps**2) / (2 * sigma_px**2))
     taps = taps / taps.sum()
     channels = planes.shape[1]
     framed = F.pad(planes, (radius, radius, radius, radius), mode="replicate")

@@ -1,252 +1,232 @@
-"""Make the embedded x4 super-resolution pipeline from scratch: `python -m restoration.train_nano --images DIR`.
+"""Train the embedded x4 super-resolution pipeline: `python -m restoration.train_nano --photos DIR --seconds 400`.
 
-Crops of clean photographs and their seeded low-quality copies are written once, in shards; then the denoiser of
-`NanoSRPipeline` learns v of the residual to bicubic. Resumable at any moment, logged, seeded; the weights exported are
-the moving average.
+The same on a CPU or a GPU: worker processes write pairs (`crops.py`) while the denoiser learns (`learning.py`); the
+budget is seconds of training, or steps. Resumable at any moment, logged, seeded; the weights exported are the moving
+average. With steps instead of seconds all pairs are written first, so that a run that was killed ends as one that was
+not, bit for bit on a CPU.
 """
 
 import argparse
-import math
-import os
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from restoration.degradation.pipeline import degrade
-from restoration.metrics.registry import fsim, psnr_y
-from restoration.nano.pipeline import (
-    PREDICTIONS,
-    SCALE,
-    NanoSRPipeline,
-    build_scheduler,
-    build_unet,
-    enlarge,
-    to_residual,
-)
+from restoration.metrics.registry import fsim, lr_consistency, psnr_y
+from restoration.nano.crops import Pairs, held_out_pairs, split
+from restoration.nano.learning import Optimizers, averaging, rate_share, start_straight, x0_loss
+from restoration.nano.pipeline import SCALE, NanoSRPipeline, build_scheduler, build_unet, enlarge
+from restoration.restorer.agreement import AGREEMENT_PX
 from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans
 
-PRESET_SHARES = {"bicubic": 0.15, "mild": 0.3, "moderate": 0.35, "realesrgan": 0.2}
-SIGMA_FLOOR = 0.2
-"""About that of the last of 8 steps."""
-MOST_ENLARGED = 3.0
-"""Of soft crops."""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+LARGE_FROM = 0.55
+"""Share of the run after which windows are whole crops; small ones vary more and need no wide context at first."""
+TEMPERED_FROM = 0.3
+"""Share of the run after which the mean that tempered rows need is known."""
+CPU_BATCH_PX, CUDA_BATCH_PX = 9216, 147456
+"""LR pixels of a step."""
+STD_PAIRS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class NanoSRConfig:
     """The whole run."""
 
-    images: Path
-    """Clean photographs; a seeded tenth is held out for validation."""
+    photos: tuple[Path, ...]
+    """Folders of clean photographs; a tenth of each is held out (`crops.HELD_OUT`)."""
     out: Path
+    seconds: float = 400.0
+    """Of training, over all the runs that it takes."""
+    steps: int | None = None
+    """Instead of seconds."""
+    device: str = "cpu"
     seed: int = 0
-    crops: int = 8192
-    crop_px: int = 128
-    """Of the HR crop."""
-    validation_crops: int = 64
-    channels: tuple[int, ...] = (64, 112, 176)
-    steps: int = 4000
-    batch_size: int = 32
-    soft_share: float = 0.0
-    """Of the crops: enlarged again after they were reduced. Large photographs are that soft per pixel."""
-    predicts: str = "v"
-    """See `NanoSRPipeline`. With "x0" and this little training, samples stay close to bicubic (docs/log.md)."""
-    train_px: int = 96
-    """HR side of what is cut from a crop for a step."""
-    learning_rate: float = 5e-4
-    """Peak; 100 steps of warm-up, cosine to 2 %."""
-    ema_decay: float = 0.998
-    save_every: int = 200
-    shard_size: int = 256
+    channels: tuple[int, ...] = (96, 128, 144)
+    layers: int = 2
+    crop_px: int = 192
+    """Side of an HR crop."""
+    small_px: int = 96
+    """HR side of what is cut from a crop for a step, before `LARGE_FROM`."""
+    batch_px: int | None = None
+    """LR pixels a step; None: by the device."""
+    rate: float = 2e-3
+    """Muon's peak."""
+    ema_decay: float = 0.999
+    shards: int = 128
+    """Of pairs, most: workers stop there."""
+    shard_size: int = 64
     workers: int = 2
+    save_seconds: float = 60.0
+    validation_crops: int = 16
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0 or (self.steps is not None and self.steps < 1):
+            raise ValueError(f"seconds={self.seconds}, steps={self.steps}: must be above 0")
+        if self.crop_px % (4 * SCALE) or self.small_px % SCALE or self.small_px > self.crop_px or self.crop_px < 80:
+            raise ValueError(
+                f"crop_px={self.crop_px}, small_px={self.small_px}: crops of at least 80 px, a multiple of 16; windows "
+                f"no larger, a multiple of {SCALE}"
+            )
+        if min(self.shards, self.shard_size, self.workers, self.validation_crops) < 1:
+            raise ValueError("shards, shard_size, workers and validation_crops must be at least 1")
+
+    @property
+    def batch_pixels(self) -> int:
+        """LR pixels of a step on this device."""
+        return self.batch_px or (CUDA_BATCH_PX if self.device.startswith("cuda") else CPU_BATCH_PX)
 
 
-def _crop(path: Path, px: int, rng: np.random.Generator, soft_share: float = 0.0) -> Tensor:
-    """Return a random window of the photograph, reduced by up to 2, a share of them then enlarged; CHW in [0, 1]."""
-    is_soft = soft_share > 0 and rng.random() < soft_share
-    enlarged = rng.uniform(1.0, MOST_ENLARGED) if is_soft else 1.0
-    small = round(px / enlarged)
-    with Image.open(path) as photograph:
-        photograph = photograph.convert("RGB")
-        largest = min(2.0, min(photograph.size) / small)
-        side = int(small * rng.uniform(1.0, max(1.0, largest)))
-        left, top = (int(rng.integers(0, length - side + 1)) for length in photograph.size)
-        window = photograph.resize((small, small), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
-        window = window.resize((px, px), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.asarray(window, dtype=np.float32) / 255).permute(2, 0, 1).contiguous()
+class Clock:
+    """Seconds of training over all the runs that it took, part of a run's state."""
+
+    def __init__(self) -> None:
+        self.before, self.began = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return self.before + time.monotonic() - self.began
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the seconds."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from there."""
+        self.before, self.began = state["seconds"], time.monotonic()
 
 
-def _write_shard(
-    folder: Path, index: int, paths: list[Path], size: int, px: int, seed: int, soft_share: float
-) -> None:
-    torch.set_num_threads(1)
-    rng = np.random.default_rng([seed, index])
-    hr, lq = [], []
-    while len(hr) < size:
-        clean = _crop(paths[rng.integers(0, len(paths))], px, rng, soft_share)
-        preset = str(rng.choice(list(PRESET_SHARES), p=list(PRESET_SHARES.values())))
-        copy, _ = degrade(clean, preset, seed=int(rng.integers(0, 2**31)), scale=SCALE)
-        hr.append((clean.numpy() * 255).round().astype(np.uint8))
-        lq.append((copy.numpy() * 255).round().astype(np.uint8))
-    temporary = folder / f"{index:05d}.tmp"
-    with open(temporary, "wb") as file:
-        np.savez(file, hr=np.stack(hr), lq=np.stack(lq))
-    os.replace(temporary, folder / f"{index:05d}.npz")
+class Learner:
+    """The denoiser, its average, and what moves them."""
 
+    def __init__(self, config: NanoSRConfig, std: float) -> None:
+        """std: of HR less bicubic."""
+        torch.manual_seed(config.seed)
+        self.config, self.device = config, torch.device(config.device)
+        unet = build_unet(config.channels, config.layers)
+        start_straight(unet)
+        options = {"residual_std": std, "predicts": "x0", "agreement_px": AGREEMENT_PX}
+        self.pipe = NanoSRPipeline(unet.to(self.device), build_scheduler(), **options)
+        self.average = AveragedModel(self.pipe.unet, multi_avg_fn=averaging(config.ema_decay))
+        self.smooth = NanoSRPipeline(self.average.module.eval(), build_scheduler(), **options)
+        self.smooth.set_progress_bar_config(disable=True)
+        self.optimizers = Optimizers(self.pipe.unet, config.rate)
+        self.running, self.clock = RunningMeans(0.98), Clock()
+        self.parts = {"unet": self.pipe.unet, "average": self.average, "optimizers": self.optimizers,
+                      "running": self.running, "clock": self.clock}  # fmt: skip
 
-def write_crops(folder: Path, paths: list[Path], count: int, config: NanoSRConfig, seed: int) -> None:
-    """Write `count` pairs in whole shards; those that exist are kept."""
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = [k for k in range(-(-count // config.shard_size)) if not (folder / f"{k:05d}.npz").exists()]
-    size = min(count, config.shard_size)
-    with ProcessPoolExecutor(config.workers) as pool:
-        common = (paths, size, config.crop_px, seed, config.soft_share)
-        jobs = [pool.submit(_write_shard, folder, k, *common) for k in missing]
-        for job in tqdm(jobs, desc=f"crops {folder.name}", unit="shard"):
-            job.result()
+    def done(self, step: int) -> float:
+        """Return the share of the run that is behind: by steps where they are given, by time otherwise."""
+        config = self.config
+        return step / config.steps if config.steps is not None else self.clock.seconds / config.seconds
 
-
-def read_crops(folder: Path) -> tuple[Tensor, Tensor]:
-    """Return uint8 (N, 3, px, px) and (N, 3, px / 4, px / 4)."""
-    shards = [np.load(path, allow_pickle=False) for path in sorted(folder.glob("*.npz"))]
-    return tuple(torch.from_numpy(np.concatenate([s[name] for s in shards])) for name in ("hr", "lq"))  # type: ignore[return-value]
-
-
-def batches(hr: Tensor, lq: Tensor, config: NanoSRConfig, start: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield (step, HR, LR) in [0, 1] from step `start`; a step's batch is the same whenever it is drawn."""
-    lq_px = config.train_px // SCALE
-    room = lq.shape[-1] - lq_px
-    for step in range(start, config.steps):
-        rng = np.random.default_rng([config.seed, 9, step])
-        pairs = []
-        for k in rng.integers(0, len(hr), config.batch_size):
-            top, left = rng.integers(0, room + 1, 2)
-            small = lq[k, :, top : top + lq_px, left : left + lq_px]
-            top, left = SCALE * top, SCALE * left
-            large = hr[k, :, top : top + config.train_px, left : left + config.train_px]
-            turns, flip = int(rng.integers(0, 4)), bool(rng.integers(0, 2))
-            pair = [x.rot90(turns, (1, 2)) for x in (large, small)]
-            pairs.append([x.flip(2) if flip else x for x in pair])
-        large, small = (torch.stack(x).float() / 255 for x in zip(*pairs, strict=True))
-        yield step, large, small
-
-
-def velocity_loss(pipe: NanoSRPipeline, hr: Tensor, lq: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the mean squared error of v at random times for equally large HR (B, 3, 4 h, 4 w) and LR pictures.
-
-    A network that says x0 has its error divided by sigma; below `SIGMA_FLOOR` it is weighed as if sigma were that
-    large, or times that no sampler visits would own the loss.
-    """
-    clean = to_residual(hr, lq, pipe.config.residual_std)
-    noise = torch.randn(clean.shape, generator=generator)
-    # Times spread evenly over the batch: the loss of a batch varies less.
-    count = pipe.scheduler.config.num_train_timesteps
-    times = (torch.arange(len(hr)) + torch.rand(len(hr), generator=generator)) / len(hr) * count
-    times = times.long().clamp(max=count - 1)
-    noisy = pipe.scheduler.add_noise(clean, noise, times)
-    target = pipe.scheduler.get_velocity(clean, noise, times)
-    with torch.autocast("cpu", torch.bfloat16):
-        predicted = pipe.velocity(lq, noisy, times)
-    errors = (predicted - target).square().mean(dim=(1, 2, 3))
-    if pipe.config.predicts == "v":
-        return errors.mean()
-    sigma = (1 - pipe.scheduler.alphas_cumprod[times]).sqrt()
-    return ((sigma / SIGMA_FLOOR).clamp(max=1).square() * errors).mean()
+    def step(self, number: int, pairs: Pairs) -> None:
+        """Learn from one batch; its random numbers depend on the seed and its number."""
+        config, done = self.config, self.done(number)
+        side = (config.small_px if done < LARGE_FROM else config.crop_px) // SCALE
+        rng = np.random.default_rng([config.seed, 9, number])
+        hr, lq = pairs.batch(max(8, config.batch_pixels // side**2 // 8 * 8), side, rng)
+        generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**31)))
+        with torch.autocast(self.device.type, torch.bfloat16):
+            losses = x0_loss(self.pipe, self.smooth if done > TEMPERED_FROM else None, hr, lq, generator)
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(self.pipe.unet.parameters(), 1.0)
+        self.optimizers.step(rate_share(number, done))
+        self.average.update_parameters(self.pipe.unet)
+        found = {name: float(value.detach()) for name, value in losses.items()}
+        if not np.isfinite(found["loss"]):
+            raise FloatingPointError(f"step {number}: the loss is {found['loss']}; start again with a lower rate")
+        self.running.update(found)
 
 
 def validate(pipe: NanoSRPipeline, hr: Tensor, lq: Tensor, seed: int) -> dict[str, float]:
-    """Return mean PSNR-Y and FSIM of samples and of bicubic on held-out crops, and the spread over two samples."""
-    pipe.unet.eval()
-    pipe.set_progress_bar_config(disable=True)
+    """Return means over held-out crops (uint8): samples and bicubic by three judges, and the spread of two samples."""
     large, small = hr.float() / 255, lq.float() / 255
-    draws = [pipe(small, generator=torch.Generator().manual_seed(seed + k), output_type="pt").images for k in range(2)]
-    pipe.unet.train()
-    rows: dict[str, list[float]] = {"psnr_y": [], "psnr_y_bicubic": [], "fsim": [], "fsim_bicubic": []}
-    for sample, plain, truth in zip(draws[0], enlarge(small).clamp(0, 1), large, strict=True):
-        rows["psnr_y"].append(psnr_y(sample, truth))
-        rows["psnr_y_bicubic"].append(psnr_y(plain, truth))
-        rows["fsim"].append(fsim(sample, truth))
-        rows["fsim_bicubic"].append(fsim(plain, truth))
+    draws = [
+        pipe(small, generator=torch.Generator().manual_seed(seed + k), output_type="pt").images.cpu() for k in range(2)
+    ]
+    rows: dict[str, list[float]] = {}
+    for sample, plain, truth, source in zip(draws[0], enlarge(small).clamp(0, 1), large, small, strict=True):
+        for end, image in (("", sample), ("_bicubic", plain)):
+            rows.setdefault(f"psnr_y{end}", []).append(psnr_y(image, truth))
+            rows.setdefault(f"fsim{end}", []).append(fsim(image, truth))
+            rows.setdefault(f"lr_consistency{end}", []).append(lr_consistency(image, source))
     spread = float((draws[0] - draws[1]).square().mean().sqrt())
     return {name: float(np.mean(values)) for name, values in rows.items()} | {"rms_between_samples": spread}
 
 
-def _rate(step: int, config: NanoSRConfig) -> float:
-    warm = min(1.0, (step + 1) / 100)
-    return config.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
-
-
 def train(config: NanoSRConfig) -> Path:
-    """Run what is missing of all stages and return the folder of the finished pipeline."""
-    paths = sorted(p for p in config.images.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if len(paths) < 10:
-        raise ValueError(f"{config.images}: {len(paths)} images; at least 10 clean photographs are needed")
-    order, cut = np.random.default_rng(config.seed).permutation(len(paths)), max(1, len(paths) // 10)
-    held_out, training = ([paths[k] for k in sorted(part)] for part in (order[:cut], order[cut:]))
-    write_crops(config.out / "validation", held_out, config.validation_crops, config, config.seed * 2 + 1)
-    write_crops(config.out / "crops", training, config.crops, config, config.seed * 2)
-    hr, lq = read_crops(config.out / "crops")
-    checked = [x[: config.validation_crops] for x in read_crops(config.out / "validation")]
-
-    torch.manual_seed(config.seed)
-    some = slice(0, 512)
-    std = float((hr[some].float() / 255 - enlarge(lq[some].float() / 255)).std())
-    pipe = NanoSRPipeline(build_unet(config.channels), build_scheduler(), residual_std=std, predicts=config.predicts)
-    averaged = AveragedModel(pipe.unet, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-    smooth = NanoSRPipeline(averaged.module, build_scheduler(), residual_std=std, predicts=config.predicts)
-    optimizer = torch.optim.AdamW(pipe.unet.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
-    run, running = RunFolder(config.out / "train"), RunningMeans(0.98)
-    parts = {"unet": pipe.unet, "average": averaged, "optimizer": optimizer, "running": running}
-    start = run.load(parts)
-    pipe.unet.train()
-    bar = tqdm(batches(hr, lq, config, start), initial=start, total=config.steps, desc="denoiser", mininterval=5)
-    for step, large, small in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = _rate(step, config)
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        loss = velocity_loss(pipe, large, small, generator)
-        loss.backward()
-        nn.utils.clip_grad_norm_(pipe.unet.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        averaged.update_parameters(pipe.unet)
-        running.update({"loss": float(loss.detach())})
-        bar.set_postfix({k: f"{v:.4f}" for k, v in running.means.items()}, refresh=False)
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            run.log({"step": step + 1, **running.means, **validate(smooth, *checked, seed=config.seed)})
-            run.save(step + 1, parts)
-    smooth.unet.eval()
-    smooth.to(torch.float16).save_pretrained(config.out / "pipeline", safe_serialization=True)
+    """Train until the budget is spent and return the folder of the finished pipeline; a run that exists goes on."""
+    training, held_out = split(config.photos)
+    pairs = Pairs(
+        config.out / "pairs", training, shards=config.shards, shard_size=config.shard_size, px=config.crop_px,
+        seed=config.seed, workers=config.workers, device=torch.device(config.device),
+    )  # fmt: skip
+    try:
+        checked = held_out_pairs(held_out, config.validation_crops, config.crop_px)
+        wait_for(pairs, everything=config.steps is not None)
+        std = residual_std(config.out / "residual_std.txt", pairs)
+        learner, run = Learner(config, std), RunFolder(config.out / "train")
+        step = run.load(learner.parts)
+        learner.pipe.unet.train()
+        saved = time.monotonic()
+        with tqdm(total=100, desc="denoiser", unit="%", mininterval=5) as bar:
+            while learner.done(step) < 1:
+                if not pairs.complete and step % 8 == 0:
+                    pairs.take()
+                learner.step(step, pairs)
+                step += 1
+                bar.update(min(100, int(100 * learner.done(step))) - bar.n)
+                if time.monotonic() - saved > config.save_seconds or learner.done(step) >= 1:
+                    report = validate(learner.smooth, *checked, seed=config.seed)
+                    run.log({"step": step, "pairs": pairs.count, **learner.running.means, **report})
+                    run.save(step, learner.parts)
+                    saved = time.monotonic()
+    finally:
+        pairs.close()
+    learner.smooth.to("cpu", torch.float16).save_pretrained(config.out / "pipeline", safe_serialization=True)
     return config.out / "pipeline"
+
+
+def wait_for(pairs: Pairs, *, everything: bool) -> None:
+    """Wait for the first shard, or for all of them."""
+    pairs.take()
+    while not (pairs.complete if everything else pairs.count):
+        time.sleep(0.2)
+        pairs.take()
+
+
+def residual_std(file: Path, pairs: Pairs) -> float:
+    """Return the standard deviation of what bicubic misses, as the first start of the run measured it."""
+    if not file.exists():
+        hr, lq = (pool[: min(STD_PAIRS, pairs.count)].float() / 255 for pool in (pairs.hr, pairs.lq))
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(repr(float((hr - enlarge(lq)).std())))
+        temporary.replace(file)
+    return float(file.read_text())
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m restoration.train_nano", description=__doc__)
-    parser.add_argument("--images", type=Path, required=True, help="folder of clean photographs")
+    parser.add_argument("--photos", type=Path, nargs="+", required=True, help="folders of clean photographs")
     parser.add_argument("--out", type=Path, default=Path("runs/nano_sr"), help="run folder (resumed if it exists)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seconds", type=float, default=NanoSRConfig.seconds, help="of training")
+    parser.add_argument("--steps", type=int, help="instead of seconds")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=NanoSRConfig.steps)
-    parser.add_argument("--predicts", choices=PREDICTIONS, default=NanoSRConfig.predicts)
-    parser.add_argument("--soft-share", type=float, default=NanoSRConfig.soft_share)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=NanoSRConfig.workers, help="processes that write pairs")
+    parser.add_argument("--shards", type=int, default=NanoSRConfig.shards, help="of 64 pairs, at most")
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    config = NanoSRConfig(
-        images=args.images, out=args.out, seed=args.seed, steps=args.steps, predicts=args.predicts,
-        soft_share=args.soft_share,
-    )  # fmt: skip
-    folder = train(config)
+    config = NanoSRConfig(photos=tuple(args.photos), out=args.out)
+    names = ("device", "seconds", "steps", "seed", "workers", "shards")
+    folder = train(replace(config, **{name: getattr(args, name) for name in names}))
     sys.stdout.write(f"{folder}\n")
     return 0
 

@@ -29,6 +29,7 @@ class ModuleEngine:
     """A network that runs once, BCHW to BCHW in [0, 1]; or a spandrel descriptor of one."""
 
     batches = False
+    agreement_px = None
     prompts: frozenset[str] = frozenset()
 
     def __init__(
@@ -78,6 +79,7 @@ class CallableEngine:
     """Any function of a CHW picture in [0, 1], and of the seed if it has room for one."""
 
     batches = False
+    agreement_px = None
 
     def __init__(
         self, fn: Callable[..., Any], name: str, scale: int | None, deterministic: bool | None, fingerprint: str | None,

@@ -36,6 +36,8 @@ class Engine(Protocol):
     """Whether several seeds in one call cost less than one call each."""
     prompts: frozenset[str]
     """Which of prompt and negative_prompt are understood."""
+    agreement_px: float | None
+    """Blur of `agreeing` where pictures are made to agree with their input; None where they are not."""
 
     def __call__(self, image: Tensor, seeds: Sequence[int], texts: dict[str, str]) -> list[Tensor]:
         """Return one float32 CHW picture in [0, 1] a seed. Raises RestorationError."""
@@ -72,6 +74,7 @@ class PipelineEngine:
             if argument not in self._accepted:
                 known = ", ".join(sorted(set(self._accepted) - ours - {"self", "kwargs"}))
                 raise ValueError(f"{name} has no argument {argument!r}; it has {known}")
+        self.agreement_px = getattr(pipeline.config, "agreement_px", None)
         self._digests = WeightsDigests()
         if hasattr(pipeline, "check_scheduler"):
             pipeline.check_scheduler()
@@ -134,7 +137,9 @@ class PipelineEngine:
                 "config": config,
                 "weights": self._digests.of(component) if isinstance(component, nn.Module) else None,
             }
-        own = {"scale": self.scale, "kernel": self.kernel, "call": self.call, "diffusers": _version("diffusers")}
+        settings = {k: v for k, v in dict(self.pipeline.config).items() if k not in found and not k.startswith("_")}
+        own = {"settings": settings, "scale": self.scale, "kernel": self.kernel, "call": self.call,
+               "diffusers": _version("diffusers")}  # fmt: skip
         return found | own
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from restoration.restorer.agreement import agreeing
 from restoration.restorer.image_io import (
     COLOUR_FIXES,
     KERNELS,
@@ -216,6 +217,10 @@ class Restorer:
 
         with callers_precision():
             found = restore(seen, seeds) if self.tiling is None else restore_tiled(restore, seen, seeds, self.tiling)
+            if seen is not image and self.engine.agreement_px is not None:
+                # They agree with the image that they saw: the softer or sharper one, not the one that was given.
+                blur_px = self.engine.agreement_px
+                found = [agreeing(one[None], image[None], blur_px)[0].clamp(0, 1) for one in found]
             return [colour_fix(picture, image, self.colour_fix) for picture in found]
 
     def _apart(self, run: Callable[[], list[Tensor]], seed: int) -> list[Tensor]:

@@ -22,6 +22,7 @@ from restoration.restorer.restorer import Restorer
 from restoration.selection.candidate_loop import Drawing, Source
 from restoration.selection.candidates import BestOfN, Candidate, identical, ranked
 from restoration.selection.early_stop import EarlyStop
+from restoration.selection.pool import BICUBIC
 from restoration.selection.run_folder import open_run, write_artefacts
 from zoomiqa_reward.images.loading import conversions, load_image
 from zoomiqa_reward.rewards.base import Reward
@@ -51,8 +52,9 @@ def best_of_n(
 ) -> BestOfN:  # fmt: skip
     """Return N candidate restorations of `image_lq` in the order of a reward.
 
-    restorer: a `Restorer`, anything that `Restorer.from_pretrained` takes, or a list of those; prompts: a text or
-    several. Candidates go round the pool: first all restorers with the first prompt, then with the second, and so on.
+    restorer: a `Restorer`, anything that `Restorer.from_pretrained` takes, or a list of those, such as `varied_pool`
+    makes: bicubic takes part there, and `notes` say so where it is chosen. prompts: a text or several. Candidates go
+    round the pool: first all restorers with the first prompt, then with the second, and so on.
     reward: any `Reward`; it gets the LR image, `hr` and the prompts. cascade: a second one for the best. A reward that
     compares images within a group (a `CompositeReward` with normalised terms) scores the whole pool together, after
     the last candidate; early stopping then asks it again at every step, so cache its terms.
@@ -157,6 +159,8 @@ def remarks(
             f"all {count} candidates are the same picture ({why}): there is nothing to choose; draw from a stochastic "
             "restorer, from several, or with vary_sharpness"
         )
+    elif any(one.rank == 1 and one.restorer == BICUBIC for one in candidates):
+        yield "bicubic was chosen: by this reward no restoration of this image is better than doing nothing"
     if early_stop is not None:
         yield (
             f"stopped after {count} of {n}: one more is expected to raise the best score by less than "

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from restoration.nano.pipeline import TEMPERATURE
+from restoration.nano.pipeline import STEPS, TEMPERATURE
 from restoration.tuning.algorithms.dpo import DPO
 from restoration.tuning.algorithms.grpo import GRPO
 from restoration.tuning.algorithms.nft import NFT
@@ -165,7 +165,8 @@ def find_recipe(name: str, **changes: Any) -> Recipe:
 
 def _nano(settings: dict[str, Any]) -> TuneConfig:
     common = {
-        "lora_rank": 8, "lora_alpha": 16, "learning_rate": 1e-4, "steps": 8, "crop_px": 32, "temperature": TEMPERATURE,
+        "lora_rank": 8, "lora_alpha": 16, "learning_rate": 1e-4, "steps": STEPS, "crop_px": 32,
+        "temperature": TEMPERATURE,
     }  # fmt: skip
     return TuneConfig(**(common | settings))
 

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from tiny import picture
 
 from restoration.degradation import PRESETS, Degradation, Stage, degrade
+from restoration.degradation.pipeline import filtered
+from restoration.metrics.basicsr_library import basicsr_module
 from restoration.metrics.fidelity import psnr_y
 from zoomiqa_reward.images import load_image
 
@@ -116,3 +118,13 @@ def test_what_does_not_fit_is_refused():
             Stage(**SLIGHT | change)
     with pytest.raises(ValueError, match="at most 2"):
         Degradation(stages=(Stage(**SLIGHT),) * 3)
+
+
+def test_the_fast_filter_is_basicsrs():
+    rng = torch.Generator().manual_seed(0)
+    for side, height, width in ((7, 40, 31), (21, 24, 57)):
+        image = torch.rand(1, 3, height, width, generator=rng)
+        kernel = torch.rand(side, side, generator=rng)
+        kernel /= kernel.sum()
+        wanted = basicsr_module("utils.img_process_util").filter2D(image, kernel[None])
+        torch.testing.assert_close(filtered(image, kernel), wanted, atol=2e-6, rtol=0)

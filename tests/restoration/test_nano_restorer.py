@@ -9,7 +9,7 @@ from skimage import data
 from restoration import Restorer
 from restoration.degradation import degrade
 from restoration.evaluation.measuring import bicubic
-from restoration.metrics import fsim, psnr_y
+from restoration.metrics import fsim, lr_consistency, psnr_y, vif
 from restoration.restorer.loading import NANO
 
 
@@ -27,7 +27,8 @@ def test_the_files_are_small_and_the_card_names_the_photographs():
     files = [file for file in NANO.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 25e6
     assert not [file.name for file in files if file.suffix not in {".json", ".safetensors", ".md"}]
-    assert "BSDS500" in (NANO / "README.md").read_text()
+    card = (NANO / "README.md").read_text()
+    assert all(name in card for name in ("CLIC 2025", "CID22", "Sun-Hays80"))
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +38,19 @@ def drawn(pairs):
     return [[one.image for one in restorer.restore(lq, seeds=[0, 1])] for lq, _ in pairs]
 
 
-def test_samples_differ_and_stay_within_a_decibel_of_bicubic(pairs, drawn):
+def test_samples_differ_and_are_better_than_bicubic_under_every_judge(pairs, drawn):
     for (lq, hr), (first, second) in zip(pairs, drawn, strict=True):
         assert first.shape == hr.shape
         assert 0.002 < float((first - second).square().mean().sqrt()) < 0.1
-        assert psnr_y(bicubic(lq, 4), hr) - np.mean([psnr_y(x, hr) for x in (first, second)]) < 1
+        plain = bicubic(lq, 4)
+        for judge, margin in ((psnr_y, 0.5), (fsim, 0.005), (vif, 0.01)):
+            gain = np.mean([judge(x, hr) for x in (first, second)]) - judge(plain, hr)
+            assert gain > margin, (judge.__name__, gain)
 
 
-@pytest.mark.xfail(reason="grain on smooth pictures, see docs/log.md", strict=True)
-def test_samples_are_better_than_bicubic_under_fsim_on_photographs_that_were_no_jpegs(pairs, drawn):
-    gains = [np.mean([fsim(x, hr) for x in both]) - fsim(bicubic(lq, 4), hr)
-             for (lq, hr), both in zip(pairs, drawn, strict=True)]  # fmt: skip
-    assert np.mean(gains) > 0
+def test_samples_agree_with_their_input_nearly_as_bicubic_does(pairs, drawn):
+    for (lq, _), both in zip(pairs, drawn, strict=True):
+        assert min(lr_consistency(x, lq) for x in both) > lr_consistency(bicubic(lq, 4), lq) - 1
 
 
 def test_any_size_is_restored_and_a_seed_is_a_picture(tmp_path):

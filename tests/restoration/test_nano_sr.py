@@ -1,15 +1,11 @@
-"""The embedded super-resolution pipeline and its training: real classes, toy size."""
+"""The embedded super-resolution pipeline: real classes, toy size."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from restoration.nano.pipeline import NanoSRPipeline, build_scheduler, build_unet, from_residual, to_residual
-from restoration.nano.train import NanoSRConfig, _rate, batches, train
 
 
 @pytest.fixture(scope="module")
@@ -112,40 +108,3 @@ def test_bad_arguments_are_named(pipe):
         pipe(torch.rand(3, 8, 8), temperature=-1)
     with pytest.raises(ValueError, match="output_type='np'"):
         pipe(torch.rand(3, 8, 8), output_type="np")
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photographs")
-    rng = np.random.default_rng(0)
-    for k in range(10):
-        small = Image.fromarray(rng.integers(0, 256, (14, 16, 3), dtype=np.uint8))
-        small.resize((160, 140), Image.Resampling.BICUBIC).save(folder / f"{k}.png")
-    return NanoSRConfig(
-        images=folder, out=folder, crops=4, shard_size=4, validation_crops=2, channels=(16, 16), steps=4, batch_size=2,
-        train_px=64, save_every=2, workers=1,
-    )  # fmt: skip
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_training_goes_on_where_it_was_stopped(config, tmp_path):
-    whole = NanoSRPipeline.from_pretrained(train(replace(config, out=tmp_path / "whole")))
-    halves = replace(config, out=tmp_path / "halves")
-
-    with pytest.MonkeyPatch.context() as patch:
-        # The fourth step's rate is not a number that can be had: the run dies there, with two steps saved.
-        patch.setattr("restoration.nano.train._rate", lambda step, c: [_rate(step, c)][step // 3])
-        with pytest.raises(IndexError):
-            train(halves)
-    resumed = NanoSRPipeline.from_pretrained(train(halves))
-    for one, two in zip(whole.unet.parameters(), resumed.unet.parameters(), strict=True):
-        assert torch.equal(one, two)
-    assert (tmp_path / "halves/train/log.jsonl").read_text() == (tmp_path / "whole/train/log.jsonl").read_text()
-
-
-def test_pairs_show_the_same_place(config):
-    """LR and HR windows are cut, turned and flipped together: reduced HR equals LR."""
-    hr = torch.randint(0, 256, (4, 3, 128, 128), dtype=torch.uint8)
-    lq = torch.nn.functional.avg_pool2d(hr.float(), 4).round().to(torch.uint8)
-    for _, large, small in batches(hr, lq, config, 0):
-        assert torch.allclose(torch.nn.functional.avg_pool2d(large, 4), small, atol=0.003)

@@ -52,12 +52,8 @@ class NanoDenoiser:
         return self.pipeline.as_velocity(self.module(joined.to(self.module.dtype), time).sample, x_t, time)
 
     def decode(self, x0: Tensor, condition: Condition) -> Tensor:
-        """The pipeline's own last step, cropped to the LR picture's size."""
-        from restoration.nano.pipeline import from_residual
-
-        height, width = condition.lq.shape[-2:]
-        whole = from_residual(x0.float(), condition.given["padded"], self.pipeline.config.residual_std)
-        return whole[..., : self.scale * height, : self.scale * width]
+        """The pipeline's own last step: cropped to the LR image's size, and agreeing with it."""
+        return self.pipeline.finished(x0.float(), condition.given["padded"], condition.lq)
 
     def encode_target(self, pictures: Tensor, condition: Condition) -> Tensor:
         """The residual; what the padding adds is padded with the picture's edge, as the LR picture's is."""
