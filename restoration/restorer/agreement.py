@@ -34,6 +34,8 @@ def agreeing(image_sr: Tensor, image_lq: Tensor, blur_px: float = AGREEMENT_PX) 
             f"restoration of {large[1]} x {large[0]} px, input of {size[1]} x {size[0]} px: the restoration must be a "
             "whole number of times as large in both directions"
         )
+    kept, image_sr, image_lq = image_sr.dtype, image_sr.float(), image_lq.float()  # half has no antialiased resize
     missing = image_lq - F.interpolate(image_sr, size=size, mode="bicubic", antialias=True)
     # antialias changes nothing but the kernel when enlarging: without it torch takes a = -0.75.
-    return image_sr + F.interpolate(gaussian_blur(missing, blur_px), size=large, mode="bicubic", antialias=True)
+    enlarged = F.interpolate(gaussian_blur(missing, blur_px), size=large, mode="bicubic", antialias=True)
+    return (image_sr + enlarged).to(kept)
