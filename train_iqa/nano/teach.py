@@ -185,7 +185,7 @@ class RowBuilder:
         request = round2(self.protocol, NO_IMAGE, NO_IMAGE, quoted, question)
         prompt = self._prompt_ids(request, [entry.grid, entry.crop[1]])
         rating, steps = self._rating(entry, rng)
-        completion = answer2(entry.record, entry.label, rating)
+        completion = answer2(entry.record, entry.label, rating, guess)
         return self._row(prompt, completion, [(steps, False)], [(entry.features, entry.grid), entry.crop], entry)
 
 

@@ -105,12 +105,13 @@ def tokenizer_corpus(samples: list[Sample], scale: LabelScale, protocol: Protoco
     for sample in samples:
         label = float(scale.pseudo_mos(sample.scores[None].astype(np.float64))[0])
         box = tuple(f"{v:.2f}" for v in sample.record.box) if sample.record.box else None
-        first = answer1(sample.record, label, f"{label:.2f}", box)
+        guess = float(rng.uniform(1, 5))
+        first = answer1(sample.record, guess, f"{guess:.2f}", box)
         question = protocol.questions[int(rng.integers(0, len(protocol.questions)))]
         for asked in (round1(protocol, no_image, question), round2(protocol, no_image, no_image, first, question)):
             for message in asked.messages:
                 texts.append(str(message["role"]) + "\n" + "".join(item.get("text", "") for item in message["content"]))
-        texts += [first, answer2(sample.record, label, f"{label:.2f}")]
+        texts += [first, answer2(sample.record, label, f"{label:.2f}", guess)]
     return texts
 
 
