@@ -1,12 +1,9 @@
-"""Answers written from a record: readable by the protocol, true to the record, and their numbers' targets."""
-
-import math
+"""Answers written from a record: readable by the protocol, and true to the record."""
 
 import numpy as np
 import pytest
 
 from train_iqa.nano.degradations import Record, Step, sample_box, sample_steps
-from train_iqa.nano.number_targets import RATINGS, bell, draw_path
 from train_iqa.nano.rationale import DIRECT_PREFIX, EFFECTS, WORDS, answer1, answer2, nano_protocol, place
 from zoomiqa_reward.protocol import read_rating, read_route, read_sections
 from zoomiqa_reward.protocol.spec import ROUND1_SECTIONS, ROUND2_SECTIONS
@@ -97,14 +94,3 @@ def test_protocol_prompts_render_and_prefix_leads_to_the_rating():
     assert '{"bbox_2d"' in prompt
     assert "{{" not in prompt
     assert read_rating(DIRECT_PREFIX + '3.21, "tool": "final"}</answer>') == 3.21
-
-
-def test_path_targets_multiply_to_the_bell():
-    """The product of the conditional character probabilities along a drawn text is that text's probability."""
-    probabilities = bell(RATINGS, 2.97, 0.2)
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        text, steps = draw_path(RATINGS, probabilities, rng)
-        product = math.prod(step[c] for step, c in zip(steps, text, strict=True))
-        assert product == pytest.approx(probabilities[RATINGS.index(text)], rel=1e-9)
-    assert bell(RATINGS, 4.9, 0.3).sum() == pytest.approx(1)

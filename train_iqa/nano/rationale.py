@@ -161,7 +161,7 @@ def answer2(record: Record, rating: float, rating_text: str, first: float) -> st
 
 
 def nano_protocol() -> Protocol:
-    """Return the protocol that nano is trained on and asked with (view weights are chosen later, on validation)."""
+    """Return the protocol that nano is trained on and asked with."""
     form = (
         'Think in four labelled parts inside <think>, then answer {{"bbox_2d": [x1, y1, x2, y2], "rating": r, '
         '"tool": "crop" or "final"}} inside <answer>.'
@@ -176,7 +176,7 @@ def nano_protocol() -> Protocol:
             "From 1.00 (bad) to 5.00 (excellent), how well is this image preserved?",
         ),
         direct_prefix=DIRECT_PREFIX,
-        views=ViewPolicy(scales=(1.0, 0.5, 0.25), weights=(0.5, 0.3, 0.2), whole_weight=0.0, tile_px=336),
+        views=ViewPolicy(scales=(1.0, 0.5, 0.25), weights=(0.6, 0.2, 0.0), whole_weight=0.2, tile_px=336),
         decoding=Decoding(max_new_tokens=256),
         min_pixels=28 * 28,
         max_pixels=448 * 448,
