@@ -68,7 +68,14 @@ def run(args: argparse.Namespace) -> None:
     log = [json.loads(line) for line in (config.out / "people" / "log.jsonl").read_text().splitlines()][-1]
     write_json(
         args.out / f"{name}.json",
-        {"held": held, "ratings": ratings, "steps": log["step"], "seconds": args.seconds, "taught": len(taught)},
+        {
+            "held": held,
+            "ratings": ratings,
+            "steps": log["step"],
+            "seconds": args.seconds,
+            "taught": len(taught),
+            "folds": int(args.fold.split("/")[1]) if args.fold else None,
+        },
     )
 
 
@@ -97,23 +104,33 @@ def table(args: argparse.Namespace) -> None:
     """Put the runs together and write the result."""
     opinions = read_opinions(args.people)
     parts = [json.loads(file.read_text()) for file in sorted(args.out.glob("fold*.json"))]
+    if not parts:
+        raise SystemExit(f"{args.out} holds no fold's result: run the folds first")
     crossed = np.full(len(opinions), np.nan)
     for part in parts:
         crossed[part["held"]] = part["ratings"]
-    if not np.isfinite(crossed).all():
-        raise SystemExit(f"{int((~np.isfinite(crossed)).sum())} images are in no fold's result yet, or were not rated")
+    rated = np.isfinite(crossed)
+    print(f"{int(rated.sum())} of {len(rated)} images are in a fold that was run")
     cache = args.out / "baselines.json"
     if not cache.exists():
-        natural = [-niqe(load_image(one.image)) for one in tqdm(opinions, desc="NIQE")]
-        write_json(cache, {"niqe": natural, "start": rate(args.start, opinions)})
-    ratings = {name: np.array(values) for name, values in json.loads(cache.read_text()).items()}
+        chosen = [one for one, known in zip(opinions, rated, strict=True) if known]
+        natural = [-niqe(load_image(one.image)) for one in tqdm(chosen, desc="NIQE")]
+        write_json(cache, {"rated": rated.tolist(), "niqe": natural, "start": rate(args.start, chosen)})
+    cached = json.loads(cache.read_text())
+    if cached.pop("rated") != rated.tolist():
+        raise SystemExit(f"{cache} is of other images: remove it, since more folds were run")
+    ratings = {}
+    for name, values in cached.items():
+        ratings[name] = np.full(len(opinions), np.nan)
+        ratings[name][rated] = values
     ratings["crossed"] = crossed
     result: dict[str, Any] = {
+        "folds_in_all": parts[0]["folds"],
         "folds": [{key: part[key] for key in ("steps", "seconds", "taught")} for part in parts],
         "sets": {},
     }
     for name in sorted({one.set for one in opinions}):
-        index = [k for k, one in enumerate(opinions) if one.set == name]
+        index = [k for k, one in enumerate(opinions) if one.set == name and rated[k]]
         members = [opinions[k] for k in index]
         result["sets"][name] = {who: figures(values[index], members, name) for who, values in ratings.items()}
         left_out = args.out / f"without_{name}.json"

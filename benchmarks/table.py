@@ -69,7 +69,8 @@ def mos_rows(m: dict[str, Any]) -> list[tuple[str, str]]:
 def readable_rows(r: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, figure) of `readable`."""
     where = ", ".join(f"{name} {count}" for name, count in r["by_folder"].items())
-    return [(f"photographs that `reason` answers readably in every round ({where})", f"{r['readable']} of {r['images']}")]
+    what = f"photographs that `reason` answers readably in every round ({where})"
+    return [(what, f"{r['readable']} of {r['images']}")]
 
 
 SETS = {"srij": "SRIJ", "tid2013": "TID2013", "koniq": "KonIQ", "spaq": "SPAQ"}
@@ -197,7 +198,8 @@ PARTS = {
     "tune_kill": tune_kill_rows,
 }
 HEADLINES = {
-    "nano_synthetic": [0, 1], "sr_mos": [0, 1, 3], "people": [0, 1, 2, 3], "readable": [0], "repeatability": [0], "memory": [0], "best_of_n": [6],
+    "nano_synthetic": [0, 1], "sr_mos": [0, 1, 3], "people": [0, 1, 2, 3], "readable": [0],
+    "repeatability": [0], "memory": [0], "best_of_n": [6],
     "best_of_n_varied": [0, 3, 6, 7], "gradients": [0, 1, 3], "cache": [0], "serving": [0], "tune": [0, 1, 2],
 }  # fmt: skip
 """Which rows of which results stand in README; `docs/figures.md` holds all."""
