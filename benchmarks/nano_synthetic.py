@@ -12,7 +12,7 @@ from common import bootstrap, srcc, write_result
 from PIL import Image
 from tqdm import tqdm
 
-from restoration.metrics import fsim, niqe
+from restoration.metrics import fsim, niqe, vif
 from train_iqa.nano.degradations import degrade, sample_box, sample_steps
 from train_iqa.nano.labels import LabelScale, pseudo_mos
 from train_iqa.nano.synthetic import list_photographs
@@ -69,13 +69,16 @@ def main() -> None:
     labels = pseudo_mos(images, references, scale)
     pairs = list(zip(images, references, strict=True))
     fsims = np.array([fsim(i, r) for i, r in tqdm(pairs, desc="FSIM")])
+    vifs = np.array([vif(i, r) for i, r in tqdm(pairs, desc="VIF")])
     niqes = -np.array([niqe(i) for i in tqdm(images, desc="NIQE")])
     iqa = ZoomIQA.from_pretrained(args.model)
     direct = np.array([float(iqa.rate([i], strict=True).mean[0]) for i in tqdm(images, desc="direct")])
     local = np.array([r.box is not None for r in records])
     result = {"images": len(images), "seed": args.seed, "model": iqa.name, "local_share": float(local.mean())}
+    # How far a judge is independent of the labels: FSIM is nearly one of them.
+    result |= {f"srcc_labels_{name}": srcc(labels, truth) for name, truth in (("fsim", fsims), ("vif", vifs))}
     for name, values in (("direct", direct), ("niqe", niqes)):
-        for target, truth in (("pseudo_mos", labels), ("fsim", fsims)):
+        for target, truth in (("pseudo_mos", labels), ("fsim", fsims), ("vif", vifs)):
             result[f"srcc_{name}_{target}"] = srcc(values, truth)
             result[f"srcc_{name}_{target}_95"] = bootstrap(lambda k, v=values, t=truth: srcc(v[k], t[k]), len(images))
     result["srcc_direct_pseudo_mos_global"] = srcc(direct[~local], labels[~local])

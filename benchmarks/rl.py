@@ -1,7 +1,7 @@
 """What RL adds to SFT, what KL-Coverage and Progressive Re-sampling add to RL: real runs of a small sibling of nano.
 
-python -m train_iqa.nano --images DIR --out runs/small --size small --pretrain-steps 900 --teach-steps 400
-python benchmarks/rl.py data --nano runs/small [--out runs/rl]
+python -m train_iqa.nano --photos DIR --out runs/small --size small --seconds 3600
+python benchmarks/rl.py data --nano runs/small --photos DIR [--out runs/rl]
 python benchmarks/rl.py sft --nano runs/small [--out runs/rl]
 python benchmarks/rl.py run ARM [--seed 0] [--steps N] [--out runs/rl]
 python benchmarks/rl.py table [--out runs/rl]
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from train_iqa import grpo, sft
 from train_iqa.data import Source
 from train_iqa.nano.labels import LabelScale
-from train_iqa.nano.synthetic import read_samples
+from train_iqa.nano.synthetic import hold_out, list_photographs, read_samples, write_samples
 from train_iqa.rl.coverage import KlConfig
 from train_iqa.rl.resampling import ResamplingConfig, level_of
 from train_iqa.rows.conversations import synthetic_conversations, write_conversations
@@ -57,8 +57,11 @@ BATCH = 32
 def make_data(args: argparse.Namespace) -> None:
     """Write pictures, `labels.csv` and `talks.jsonl` of a training and a held-out part."""
     scale, rng = LabelScale.load(args.nano / "label_scale.json"), np.random.default_rng(args.seed)
-    for part, folder in (("train", "train_small"), ("test", "val_small")):
-        samples = list(tqdm(read_samples(args.nano / "data" / folder), desc=part))
+    training, held_out = hold_out(list_photographs(args.photos))
+    for part, paths, count in (("train", training, args.draws), ("test", held_out, args.draws // 10)):
+        folder = args.out / "samples" / part
+        write_samples(folder, paths, count, seed=args.seed, large=False)
+        samples = list(tqdm(read_samples(folder), desc=part))
         mos = scale.pseudo_mos(np.stack([one.scores for one in samples]).astype(np.float64))
         if part == "train":
             levels, shares = level_of(mos.tolist(), 5), np.array(KONIQ) / sum(KONIQ)
@@ -191,8 +194,10 @@ def main() -> None:
     arm.set_defaults(do=run_arm)
     gather.set_defaults(do=table)
     for each in (data, tuned):
-        each.add_argument("--nano", type=Path, required=True, help="run folder of train_iqa.nano.train")
-    data.add_argument("--limit", type=int, default=2000, help="training pictures, at most")
+        each.add_argument("--nano", type=Path, required=True, help="run folder of python -m train_iqa.nano")
+    data.add_argument("--photos", type=Path, required=True, help="folder of clean photographs")
+    data.add_argument("--draws", type=int, default=5120, help="images drawn before they are chosen by their score")
+    data.add_argument("--limit", type=int, default=2000, help="training images, at most")
     tuned.add_argument("--steps", type=int, default=250)
     tuned.add_argument("--learning-rate", type=float, default=1e-3)
     arm.add_argument("arm", choices=ARMS)

@@ -28,7 +28,8 @@ def interval(result: dict[str, Any], key: str) -> str:
 def synthetic_rows(s: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, figure) of `nano_synthetic`."""
     found = []
-    for target, name in (("pseudo_mos", "pseudo-MOS"), ("fsim", "FSIM, a near copy of the labels")):
+    names = {"pseudo_mos": "pseudo-MOS", "fsim": "FSIM, a near copy of the labels", "vif": "VIF"}
+    for target, name in ((target, name) for target, name in names.items() if f"srcc_direct_{target}" in s):
         figure = f"{interval(s, f'srcc_direct_{target}')}; NIQE {interval(s, f'srcc_niqe_{target}')}"
         found.append((f"SRCC of `direct` with {name}, {s['images']} degraded BSDS500 test photographs", figure))
     terciles = ", ".join(
@@ -63,6 +64,33 @@ def mos_rows(m: dict[str, Any]) -> list[tuple[str, str]]:
         )
         for key, name in measures.items()
     ]
+
+
+def readable_rows(r: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `readable`."""
+    where = ", ".join(f"{name} {count}" for name, count in r["by_folder"].items())
+    what = f"photographs that `reason` answers readably in every round ({where})"
+    return [(what, f"{r['readable']} of {r['images']}")]
+
+
+SETS = {"srij": "SRIJ", "tid2013": "TID2013", "koniq": "KonIQ", "spaq": "SPAQ"}
+
+
+def people_rows(p: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `people`."""
+    found = []
+    for name, shown in SETS.items():
+        one = p["sets"][name]
+        key = "within" if "within" in one["crossed"] else "srcc"
+        many, folds = one["crossed"]["images"], f"{len(p['folds'])} of {p['folds_in_all']} folds"
+        what = f"people's scores, {many} held-out images of {shown} ({folds}): SRCC"
+        what += " within a scene" if key == "within" else ""
+        figures = [interval(one[who], key) for who in ("crossed", "start", "niqe")]
+        figure = f"{figures[0]}; before the stage {figures[1]}; NIQE {figures[2]}"
+        if "family_left_out" in one:
+            figure += f"; no image of the set seen {interval(one['family_left_out'], key)}"
+        found.append((what, figure))
+    return found
 
 
 def repeatability_rows(r: dict[str, Any]) -> list[tuple[str, str]]:
@@ -150,6 +178,8 @@ def ladder_rows(ladders: dict[str, Any]) -> list[tuple[str, str]]:
 PARTS = {
     "nano_synthetic": synthetic_rows,
     "sr_mos": mos_rows,
+    "people": people_rows,
+    "readable": readable_rows,
     "repeatability": repeatability_rows,
     "memory": memory_rows,
     "ladders": ladder_rows,
@@ -170,8 +200,8 @@ PARTS = {
     "tune_kill": tune_kill_rows,
 }
 HEADLINES = {
-    "nano_synthetic": [0, 1], "sr_mos": [0, 1, 3], "repeatability": [0], "memory": [0], "restorer": [2, 4],
-    "best_of_n": [6],
+    "nano_synthetic": [0, 1], "sr_mos": [0, 1, 3], "people": [0, 1, 2, 3], "readable": [0], "repeatability": [0],
+    "memory": [0], "restorer": [2, 4], "best_of_n": [6],
     "best_of_n_varied": [0, 3, 6, 7], "gradients": [0, 1, 3], "cache": [0], "serving": [0], "tune": [0, 1, 2],
 }  # fmt: skip
 """Which rows of which results stand in README; `docs/figures.md` holds all."""

@@ -31,4 +31,5 @@ def main(image: str | Path, model: str = "nano") -> list[str]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2] or [bundled_photograph()])
+    order = main(*sys.argv[1:2] or [bundled_photograph()])
+    assert order[0] == "as it is", f"nano puts {order[0]!r} first, before the photograph as it is"

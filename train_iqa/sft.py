@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train_iqa.nano.pretrain import cosine_lr
+from train_iqa.nano.schedule import cosine_lr
 from train_iqa.rows.completions import TrainingRow, answer_logprobs, collate_completions, micro_batches
 from train_iqa.rows.conversations import Conversation, read_conversations
 from train_iqa.rows.schedule import plan_rows

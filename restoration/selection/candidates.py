@@ -26,12 +26,11 @@ class Explanation:
 
     @classmethod
     def of(cls, answer: Assessment | None) -> "Explanation | None":
-        """Return what an assessment says; None where there is none."""
-        if answer is None or not answer.turns:
+        """Return what an assessment says; None where there is none, or where it could not be read."""
+        if answer is None or not answer.valid or not answer.turns:
             return None
-        last = answer.turns[-1]
         crop = answer.turns[1].crop_box if len(answer.turns) > 1 else None
-        return cls(rationale=rationale_line(last.sections, last.text), bbox=answer.turns[0].bbox, crop_box=crop)
+        return cls(rationale=rationale_line(answer), bbox=answer.turns[0].bbox, crop_box=crop)
 
     @classmethod
     def from_json(cls, row: dict[str, Any] | None) -> "Explanation | None":

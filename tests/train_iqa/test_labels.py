@@ -46,9 +46,10 @@ def test_local_map_finds_the_damaged_corner():
     photo = _photo(size=168)
     image = photo.clone()
     image[:, :56, :56] = (image[:, :56, :56] + 0.3 * torch.randn(3, 56, 56)).clamp(0, 1)
-    local = local_haarpsi(image, photo)
-    assert local.shape == (6, 6)
-    assert local[:2, :2].max() < 0.9 < local[3:, 3:].min()
+    local = local_haarpsi(torch.stack([image, photo]), torch.stack([photo, photo]))
+    assert local.shape == (2, 6, 6)
+    assert local[0, :2, :2].max() < 0.9 < local[0, 3:, 3:].min()
+    assert local[1].min() > 0.999
 
 
 def test_scores_are_oriented_and_keep_the_batch_axis():

@@ -1,5 +1,6 @@
 """The whole of `python -m train_iqa.nano` at toy size: it runs, resumes, and what it writes loads and rates."""
 
+import csv
 import json
 from dataclasses import replace
 
@@ -8,51 +9,61 @@ import pytest
 import torch
 from PIL import Image
 
-from train_iqa.nano.build import CHROMA, LUMA, build_model, build_tokenizer, init_energy_meters
+from train_iqa.nano.build import CHROMA, LUMA, build_model, init_energy_meters
 from train_iqa.nano.degradations import Record, Step
+from train_iqa.nano.dense import dense_batch, local_rank
+from train_iqa.nano.drawing import LARGE_PX, Drawn, draw_image, failed
 from train_iqa.nano.labels import LabelScale
-from train_iqa.nano.pretrain import CropBatches, PretrainConfig, pretrain
-from train_iqa.nano.rationale import nano_protocol
-from train_iqa.nano.sample_bank import Entry
-from train_iqa.nano.synthetic import list_photographs, read_samples, split_photographs
-from train_iqa.nano.teach import Readouts, RowBuilder, TeachConfig, rows_loss, token_truth
-from train_iqa.nano.train import NanoConfig, make_nano
+from train_iqa.nano.people import People, cut_view, folds, moved_images, read_opinions
+from train_iqa.nano.store import GRID, KINDS, Store, cover_map, read_pairs
+from train_iqa.nano.synthetic import hold_out, list_photographs, make_sample
+from train_iqa.nano.train import NanoConfig, main, make_nano
+from train_iqa.nano.workers import Workers
 from zoomiqa_reward import ZoomIQA
+
+
+def photograph(rng, size=(160, 120)):
+    return Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photographs")
-    rng = np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
     for k in range(10):
-        coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
-        coarse.resize((160, 120), Image.Resampling.BICUBIC).save(folder / f"{k}.png")
+        photograph(rng).save(folder / f"{k}.png")
     return folder
 
 
 @pytest.fixture(scope="module")
-def toy(photographs, tmp_path_factory):
-    return NanoConfig(
-        images=photographs,
-        out=tmp_path_factory.mktemp("run"),
-        small_samples=4,
-        large_samples=4,
-        validation_samples=4,
-        shard_size=2,
-        view_photographs=1,
-        pretrain=PretrainConfig(steps=2, batch_size=1, small_batch_size=2, save_every=1),
-        teach=TeachConfig(
-            steps=2, direct_rows=2, direct_large_rows=1, round1_rows=1, local_rows=1, round2_rows=1, save_every=1
-        ),
-    )
+def people(tmp_path_factory):
+    """A scene of eight images and four images of their own."""
+    folder, rng = tmp_path_factory.mktemp("people"), np.random.default_rng(1)
+    with open(folder / "people.csv", "w", newline="") as table:
+        rows = csv.writer(table)
+        rows.writerow(["image", "set", "scene", "mos"])
+        for k in range(12):
+            photograph(rng, (168, 140) if k % 2 else (140, 168)).save(folder / f"{k}.png")
+            rows.writerow([f"{k}.png", "lab" if k < 8 else "wild", "one" if k < 8 else k, 1 + k / 3])
+    return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_candidates():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train_iqa.nano.view_weights.FACTORS", (2, 8))
-        patch.setattr("train_iqa.nano.view_weights.INTERPOLATIONS", (("bicubic", "bicubic"),))
-        yield
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("pairs"), np.random.default_rng(2)
+    for name in ("images", "references"):
+        (folder / name).mkdir()
+        photograph(rng, (224, 224)).save(folder / name / "a.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def toy(photographs, people, pairs, tmp_path_factory):
+    config = NanoConfig(
+        photos=(photographs,), out=tmp_path_factory.mktemp("run"), seconds=3.0, people=people, pairs=pairs,
+        size="small", workers=1, store_small=48, store_large=32, population=24, save_every_s=0.0,
+    ).scaled(0.0)  # fmt: skip
+    small = {"group": 2, "rehearsed": 8, "first": 1, "local": 1, "second": 1}
+    return replace(config, opinions=replace(config.opinions, **small))
 
 
 @pytest.fixture(scope="module")
@@ -65,62 +76,199 @@ def test_checkpoint_loads_by_the_common_path_and_rates(checkpoint):
     ratings = iqa.rate([torch.rand(3, 60, 90)], strict=True)
     assert ratings.mean.shape == (1,)
     assert iqa.protocol.label_metrics == ("haarpsi", "mdsi", "vsi")
-    views = iqa.protocol.views
-    assert sum(views.weights) + views.whole_weight == pytest.approx(1)
+    assert sum(iqa.protocol.views.weights) + iqa.protocol.views.whole_weight == pytest.approx(1)
     assert LabelScale.load(checkpoint / "label_scale.json")
+
+
+def test_every_stage_has_logged_its_losses(toy, checkpoint):
+    for stage, loss in (("dense", "quality_8"), ("teach", "direct_divergence"), ("people", "people_divergence")):
+        rows = [json.loads(line) for line in (toy.out / stage / "log.jsonl").read_text().splitlines()]
+        assert rows[-1]["step"] >= 1
+        assert np.isfinite(rows[-1][loss])
 
 
 def test_second_call_continues_and_changes_nothing(toy, checkpoint):
     weights = (checkpoint / "model.safetensors").read_bytes()
-    logs = [(toy.out / stage / "log.jsonl").read_text() for stage in ("pretrain", "teach")]
+    logs = [(toy.out / stage / "log.jsonl").read_text() for stage in ("dense", "teach", "people")]
     assert make_nano(toy) == checkpoint
     assert (checkpoint / "model.safetensors").read_bytes() == weights
-    assert [(toy.out / stage / "log.jsonl").read_text() for stage in ("pretrain", "teach")] == logs
-    record = json.loads((toy.out / "run.json").read_text())
-    assert record["config"]["small_samples"] == 4
+    assert [(toy.out / stage / "log.jsonl").read_text() for stage in ("dense", "teach", "people")] == logs
 
 
-def test_interrupted_pretraining_ends_like_an_uninterrupted_one(toy, checkpoint, tmp_path):
-    """Two steps in one go, or one step, a new process' state and one more: the same weights."""
-    from train_iqa.nano.build import build_image_processor
-
-    samples = list(read_samples(toy.out / "data" / "train_small"))
-    scale, processor = LabelScale.load(toy.out / "label_scale.json"), build_image_processor(784, 200704)
-
-    def run(folder, stops):
-        for stop in stops:
-            tower = build_model(None, seed=0).model.visual
-            config = replace(toy.pretrain, steps=2)
-            batches = CropBatches(samples, scale, config)
-            if stop == 1:  # stand-in for a kill: the loop ends after one step, the schedule is the full run's
-
-                class Killed(Exception):
-                    pass
-
-                class Stopping(CropBatches):
-                    def __call__(self, step):
-                        if step == 1:
-                            raise Killed
-                        return super().__call__(step)
-
-                with pytest.raises(Killed):
-                    pretrain(tower, processor, Stopping(samples, scale, config), batches, folder)
-            else:
-                pretrain(tower, processor, batches, batches, folder)
-        return tower.state_dict()
-
-    one, two = run(tmp_path / "a", [2]), run(tmp_path / "b", [1, 2])
-    assert all(torch.equal(one[name], two[name]) for name in one)
+def test_a_longer_run_goes_on_from_what_is_there(toy, checkpoint):
+    before = (toy.out / "people" / "log.jsonl").read_text()
+    spent = json.loads(before.splitlines()[-1])
+    others, more = toy.seconds * (1 - toy.people_share), spent["seconds"] + 0.2  # the people stage alone has more time
+    make_nano(replace(toy, seconds=others + more, people_share=more / (others + more)))
+    after = (toy.out / "people" / "log.jsonl").read_text()
+    assert after.startswith(before)
+    assert json.loads(after.splitlines()[-1])["step"] > spent["step"]
 
 
-def test_held_out_photographs_are_a_seeded_fifth(photographs):
+def test_people_alone_go_on_from_a_checkpoint(toy, checkpoint, tmp_path):
+    source = ZoomIQA.from_pretrained(str(checkpoint))
+    config = replace(toy, out=tmp_path, start=str(checkpoint), seconds=0.5)
+    made = ZoomIQA.from_pretrained(str(make_nano(config)))
+    assert not (tmp_path / "dense").exists()
+    assert (tmp_path / "people" / "log.jsonl").exists()
+    assert (tmp_path / "label_scale.json").read_text() == (toy.out / "label_scale.json").read_text()
+    assert made.checkpoint.tokenizer.get_vocab() == source.checkpoint.tokenizer.get_vocab()
+    weights = [iqa.checkpoint.model.state_dict() for iqa in (source, made)]
+    assert not all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_start_without_people_is_refused(toy):
+    with pytest.raises(ValueError, match="people"):
+        make_nano(replace(toy, start="nano", people=None))
+
+
+def test_the_command_names_its_arguments(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("--photos", "--seconds", "--device", "--people", "--pairs", "--start"))
+
+
+def test_every_tenth_photograph_of_a_folder_is_held_out(photographs):
     paths = list_photographs(photographs)
-    training, validation = split_photographs(paths, 0)
-    assert len(validation) == 2
-    assert not set(training) & set(validation)
-    assert split_photographs(paths, 0) == (training, validation)
+    training, held = hold_out(paths)
+    assert [path.name for path in held] == ["7.png"]
+    assert sorted([*training, *held]) == paths
     with pytest.raises(ValueError, match="at least 10"):
         list_photographs(photographs / "none")
+
+
+def test_draws_have_their_sizes_and_true_records(photographs):
+    rng, found = np.random.default_rng(0), []
+    with Image.open(photographs / "0.png") as file:
+        for large in (False, True) * 30:
+            drawn = draw_image(file.convert("RGB"), rng, large=large)
+            assert drawn.image.shape == drawn.reference.shape
+            assert drawn.image.shape[1::-1] in (LARGE_PX if large else ((224, 224),))
+            found.append(drawn)
+    assert any(one.record.box for one in found)
+    untouched = [one for one in found if not one.record.steps]
+    assert all(np.abs(one.image.astype(int) - one.reference).mean() < 6 for one in untouched)
+
+
+def test_a_failed_image_has_the_worst_label_and_says_so(photographs):
+    rng = np.random.default_rng(0)
+    store = Store(torch.device("cpu"), small=8, large=2, population=8)
+    store.use_scale(LabelScale(knots={name: tuple(np.linspace(0, 1, 3)) for name in ("haarpsi", "mdsi", "vsi")}))
+    reference = rng.random((224, 224, 3), dtype=np.float32)
+    image, record = failed(reference, rng)
+    while record.box is not None:
+        image, record = failed(reference, rng)
+    assert np.ptp(image) < 0.2
+    eight = [(x * 255).astype(np.uint8) for x in (image, reference)]
+    drawn = Drawn(image=eight[0], reference=eight[1], record=record, is_failed=True)
+    clean = Drawn(image=eight[1], reference=eight[1], record=Record(steps=()))
+    store.add_small([drawn, clean])
+    assert store.labels[0] == 1.0
+    assert store.labels[1] > 3.6  # MDSI of equal images is 0, the middle of these knots' end
+    assert store.local[0].max() == 0
+
+
+def test_the_store_keeps_the_newest_and_labels_as_samples_are_labelled(photographs):
+    paths = list_photographs(photographs)
+    with Workers(paths, count=1, seed=0) as workers:
+        store = Store(torch.device("cpu"), small=32, large=16, population=24)
+        while store.added["small"] < 64 or not store.ready:
+            store.fill(workers, seconds=1)
+    assert store.count == 32
+    assert np.isfinite(store.labels).all()
+    assert store.labels.min() >= 1
+    assert store.labels.max() <= 5
+    sample = make_sample(paths[0], np.random.default_rng(0), large=False)
+    assert sample.local.shape == (GRID, GRID)
+    drawn = Drawn(image=sample.image, reference=sample.image, record=sample.record)
+    store.add_small([drawn])
+    assert store.scores[0, 0] == pytest.approx(1.0, abs=1e-4)  # HaarPSI of an image with itself
+
+
+def test_dense_targets_turn_with_their_images():
+    """One token is marked in the image and in its targets; after any orientation they still agree."""
+    store = Store(torch.device("cpu"), small=1, large=1, population=1)
+    image = np.zeros((224, 224, 3), dtype=np.uint8)
+    image[28:56, 140:168] = 255
+    store.use_scale(LabelScale(knots={name: tuple(np.linspace(0, 1, 65)) for name in ("haarpsi", "mdsi", "vsi")}))
+    step = Step(kind="jpeg", severity=1.0)
+    record = Record(steps=(step,), box=(140 / 224, 28 / 224, 168 / 224, 56 / 224))
+    store.add_small([Drawn(image=image, reference=image, record=record)])
+    assert local_rank(store, torch.tensor([0])).shape == (1, GRID, GRID)
+    for grid in (GRID, GRID // 2):
+        images, targets = dense_batch(store, 8, grid, np.random.default_rng(0))
+        bright = torch.nn.functional.avg_pool2d(images, 28)[:, 0] > 0.5
+        assert torch.equal(bright, targets.kinds[..., KINDS.index("jpeg")] > 0.5)
+        assert (targets.whole is None) is (grid != GRID)
+    assert len({tuple(one.flatten().tolist()) for one in dense_batch(store, 8, GRID, np.random.default_rng(0))[0]}) == 8
+
+
+def test_cover_is_where_the_damage_is():
+    record = Record(steps=(Step(kind="jpeg", severity=1.0),), box=(0.0, 0.0, 0.5, 1.0))
+    assert cover_map(record, 2, 4).tolist() == [[1, 1, 0, 0]] * 2
+    assert cover_map(Record(steps=record.steps), 2, 2).min() == 1
+    assert cover_map(Record(steps=()), 2, 2).max() == 0
+
+
+def test_opinions_are_read_and_wrong_ones_refused(people, tmp_path):
+    opinions = read_opinions(people)
+    assert len(opinions) == 12
+    assert opinions[3].mos == 2.0
+    with pytest.raises(ValueError, match="no such file"):
+        read_opinions(tmp_path)
+    (tmp_path / "people.csv").write_text("image,set,scene\na.png,x,y\n")
+    with pytest.raises(ValueError, match="no column mos"):
+        read_opinions(tmp_path)
+    (tmp_path / "people.csv").write_text(f"image,set,scene,mos\n{people / '0.png'},x,y,7\n")
+    with pytest.raises(ValueError, match=r"line 2: mos 7.0 is outside"):
+        read_opinions(tmp_path)
+
+
+def test_a_scene_is_never_in_two_folds(people):
+    opinions = read_opinions(people)
+    found = folds(opinions, 3)
+    assert len({fold for one, fold in zip(opinions, found, strict=True) if one.scene == "one"}) == 1
+    assert len({fold for one, fold in zip(opinions, found, strict=True) if one.set == "wild"}) == 3
+
+
+def test_a_group_of_a_scene_is_cut_at_one_place(people):
+    opinions = [replace(one, image=people / "0.png") for one in read_opinions(people)[:8]]
+    group, rng = People(opinions, torch.device("cpu")), np.random.default_rng(0)
+    for _ in range(8):
+        images, scores = group.group(4, rng)
+        assert images.shape[0] == len(scores) == 4
+        assert images.shape[2] % 28 == images.shape[3] % 28 == 0
+        assert torch.equal(images[0], images[1])  # the same image, so the same place
+
+
+def test_views_of_an_image():
+    image = torch.rand(3, 600, 800)
+    assert cut_view(image, "tile", 336, (0.5, 0.5)).shape == (3, 336, 336)
+    assert torch.equal(cut_view(image, "tile", 224, (1.0, 0.0)), image[:, 376:, :224])
+    assert cut_view(image, "half", 336, (0.0, 0.0)).shape == (3, 280, 336)
+    height, width = cut_view(image, "whole", 336, (0.0, 0.0)).shape[1:]
+    assert (height % 28, width % 28) == (0, 0)
+    assert 0.8 * 448**2 < height * width <= 448**2
+
+
+def test_moved_images_move_by_their_length_along_the_gradient():
+    images, gradient = torch.full((2, 3, 224, 224), 0.5), torch.randn(2, 3, 224, 224)
+    moved = moved_images(images, gradient, np.random.default_rng(0)) - images
+    lengths = moved.flatten(1).norm(dim=1)
+    assert (lengths <= 0.8 + 1e-4).all()
+    cosine = torch.nn.functional.cosine_similarity(moved.flatten(1), gradient.flatten(1))
+    assert cosine.min() > 0.99
+
+
+def test_pairs_need_their_references(pairs, tmp_path):
+    assert len(read_pairs(pairs)) == 1
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ValueError, match="holds no image"):
+        read_pairs(tmp_path)
+    (tmp_path / "images" / "b.png").write_bytes((pairs / "images" / "a.png").read_bytes())
+    with pytest.raises(ValueError, match="no reference"):
+        read_pairs(tmp_path)
 
 
 def test_energy_meters_saturate_each_component_at_its_threshold():
@@ -143,46 +291,3 @@ def test_energy_meters_saturate_each_component_at_its_threshold():
     assert channels["band 0, t1"] == pytest.approx(0.44, abs=0.08)
     assert channels["band 1, t0"] == pytest.approx(0.44, abs=0.08)
     assert idle == pytest.approx(2 * 0.036, abs=0.005)  # two silent components, each -2 f(-1) = 0.036
-
-
-def _builder():
-    protocol = nano_protocol()
-    corpus = ["The photo shows strong motion blur", "user assistant " + protocol.round1.text, "0.12, 3.45"]
-    return RowBuilder(build_tokenizer(corpus), protocol, TeachConfig())
-
-
-def _entry(box):
-    step = Step(kind="motion_blur", severity=0.8, params={"length_px": 9.0})
-    return Entry(features=torch.randn(6, 256).half(), grid=(2, 3), label=2.5, record=Record(steps=(step,), box=box))
-
-
-def test_rows_carry_only_the_assistants_tokens_as_targets():
-    builder, rng = _builder(), np.random.default_rng(0)
-    row = builder.first(_entry((0.5, 0.5, 1.0, 1.0)), rng)
-    targets = sorted([*row.hard, *row.soft])
-    assert targets == list(range(row.prompt_length, len(row.ids)))
-    assert row.ids.count(builder.tokenizer.convert_tokens_to_ids("<|image_pad|>")) == 6
-    assert sum(is_box for _, _, is_box in row.soft.values()) >= 8
-    direct = builder.direct(_entry(None), rng)
-    assert [direct.ids[k] for k in direct.hard] == [builder.character_ids["."]]
-    assert len(direct.soft) == 3
-    assert all(sum(p) == pytest.approx(1) for _, p, _ in direct.soft.values())
-
-
-def test_row_loss_ignores_padding_and_company():
-    """A row's loss is the same alone and beside a longer row (mean over tokens, so compare one-row losses)."""
-    builder, rng = _builder(), np.random.default_rng(0)
-    torch.manual_seed(0)
-    model = build_model(builder.tokenizer, seed=0).eval()
-    readouts = Readouts(256)
-    short, long = builder.direct(_entry(None), rng), builder.first(_entry((0.1, 0.1, 0.5, 0.5)), rng)
-    alone = rows_loss(model, readouts, [short], builder.config)[1]["rating"]
-    double = rows_loss(model, readouts, [short, long], builder.config)[1]["rating"]
-    other = rows_loss(model, readouts, [long], builder.config)[1]["rating"]
-    assert double == pytest.approx((alone + other) / 2, abs=0.02)  # both rows have three rating digits; bfloat16
-
-
-def test_token_truth_places_and_covers():
-    truth = token_truth(_entry((0.0, 0.0, 0.5, 1.0)))
-    assert torch.allclose(truth[:, 0].reshape(2, 3)[0], torch.tensor([1 / 6, 0.5, 5 / 6]))
-    assert truth[:, 2].reshape(2, 3).tolist() == [[1, 0, 0], [1, 0, 0]]

@@ -1,13 +1,10 @@
-"""Answers written from a record: readable by the protocol, true to the record, and their numbers' targets."""
-
-import math
+"""Answers written from a record: readable by the protocol, and true to the record."""
 
 import numpy as np
 import pytest
 
 from train_iqa.nano.degradations import Record, Step, sample_box, sample_steps
-from train_iqa.nano.number_targets import RATINGS, bell, draw_path
-from train_iqa.nano.rationale import DIRECT_PREFIX, WORDS, answer1, answer2, nano_protocol, place
+from train_iqa.nano.rationale import DIRECT_PREFIX, EFFECTS, WORDS, answer1, answer2, nano_protocol, place
 from zoomiqa_reward.protocol import read_rating, read_route, read_sections
 from zoomiqa_reward.protocol.spec import ROUND1_SECTIONS, ROUND2_SECTIONS
 
@@ -25,7 +22,7 @@ def test_local_damage_zooms_to_its_place_and_names_it():
     assert set(sections) == set(ROUND1_SECTIONS)
     assert "strong motion blur in the upper left" in sections["Image Quality Summary"]
     assert "blur" not in sections["Directions for Improvement"]
-    second = answer2(record, 2.4, "2.41")
+    second = answer2(record, 2.4, "2.41", first=2.4)
     assert read_rating(second) == 2.41
     assert not read_route(second).zoom
     assert set(read_sections(second, ROUND2_SECTIONS)) == set(ROUND2_SECTIONS)
@@ -37,6 +34,25 @@ def test_even_damage_and_no_damage_decide_at_once():
         assert not read_route(text).zoom
         assert read_rating(text) == 3.0
     assert "no damage" in text
+
+
+@pytest.mark.parametrize(
+    ("first", "word"), [(2.4, "stays"), (2.2, "stays"), (3.0, "falls"), (1.6, "rises"), (1.0, "rises")]
+)
+def test_round_2_says_what_the_closer_look_did_to_the_rating(first, word):
+    text = answer2(Record(steps=(BLUR,), box=(0.0, 0.1, 0.3, 0.3)), 2.4, "2.40", first)
+    assert word in read_sections(text, ROUND2_SECTIONS)["Final Decision & Rationale"]
+
+
+def test_the_summary_names_the_effect_of_the_strongest_damage_at_its_strength():
+    weak = Step(kind="motion_blur", severity=0.2, params={})
+    for step, sentence in ((weak, "Contours are smeared."), (BLUR, "Contours are doubled and smeared.")):
+        text = answer1(Record(steps=(step, Step(kind="jpeg", severity=0.1))), 3.0, "3.00", None)
+        assert sentence in read_sections(text, ROUND1_SECTIONS)["Image Quality Summary"]
+
+
+def test_every_look_has_a_word_and_an_effect():
+    assert set(EFFECTS) == set(WORDS)
 
 
 def test_directions_never_name_a_fault():
@@ -78,14 +94,3 @@ def test_protocol_prompts_render_and_prefix_leads_to_the_rating():
     assert '{"bbox_2d"' in prompt
     assert "{{" not in prompt
     assert read_rating(DIRECT_PREFIX + '3.21, "tool": "final"}</answer>') == 3.21
-
-
-def test_path_targets_multiply_to_the_bell():
-    """The product of the conditional character probabilities along a drawn text is that text's probability."""
-    probabilities = bell(RATINGS, 2.97, 0.2)
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        text, steps = draw_path(RATINGS, probabilities, rng)
-        product = math.prod(step[c] for step, c in zip(steps, text, strict=True))
-        assert product == pytest.approx(probabilities[RATINGS.index(text)], rel=1e-9)
-    assert bell(RATINGS, 4.9, 0.3).sum() == pytest.approx(1)

@@ -159,6 +159,16 @@ def test_assess_adds_the_words(capsys, grays, scripted):
     assert [none[key] for key in WORDS] == [[], None, None, []]
 
 
+def test_assess_never_prints_text_that_could_not_be_read(capsys, grays, scripted):
+    code, out, _ = run(capsys, "assess", "black.png", "mid.png")
+    assert code == 2
+    assert "garbled" not in out
+    assert "no section could be read" in out
+    assert "Blurred eyes." in out
+    _, out, _ = run(capsys, "assess", "black.png", "--json")
+    assert lines(out)[0]["texts"] == ["garbled"]
+
+
 def test_tables_for_people_say_what_failed(capsys, grays, scripted):
     for command in ("score", "assess", "rank"):
         code, out, _ = run(capsys, command, "mid.png", "none.png")

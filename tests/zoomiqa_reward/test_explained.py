@@ -95,8 +95,8 @@ def test_pictures_of_a_sheet_are_opened_one_at_a_time():
 
 
 @pytest.mark.parametrize("mode", ["direct", "reason"])
-def test_the_reward_hands_out_its_answers(nano, mode):
-    info = ZoomIQAReward(ZoomIQA.from_pretrained(nano), mode=mode)([torch.rand(3, 56, 56), "missing.png"]).info
+def test_the_reward_hands_out_its_answers(nano, photograph, mode):
+    info = ZoomIQAReward(ZoomIQA.from_pretrained(nano), mode=mode)([photograph, "missing.png"]).info
     if mode == "direct":
         assert "answers" not in info
         return

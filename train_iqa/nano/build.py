@@ -1,4 +1,4 @@
-"""The architecture of `nano`: a real Qwen2.5-VL of about 7.5 M parameters with a tokenizer of its own; and of `small`.
+"""The architecture of `nano`: a real Qwen2.5-VL of about 8.3 M parameters with a tokenizer of its own; and of `small`.
 
 Nothing here is special to inference: what this writes loads through the same path as the 7B.
 """
@@ -90,8 +90,8 @@ def build_image_processor(min_pixels: int, max_pixels: int) -> Qwen2VLImageProce
 class ModelSize:
     """Widths and depths of the two sides. The tower's width stays 192, which the energy meters need."""
 
-    vision_layers: int = 6
-    vision_full: tuple[int, ...] = (2, 5)
+    vision_layers: int = 8
+    vision_full: tuple[int, ...] = (2, 5, 7)
     """Blocks that see the whole picture and not only windows of 112 px."""
     text_width: int = 256
     text_mlp: int = 640
@@ -107,7 +107,7 @@ SIZES = {
         vision_layers=3, vision_full=(2,), text_width=128, text_mlp=352, text_layers=4, text_heads=2
     ),
 }  # fmt: skip
-"""`nano` is the embedded model, 7.5 M; `small`, 3 M, is for experiments that train many of them."""
+"""`nano` is the embedded model, 8.3 M; `small`, 3 M, is for experiments that train many of them."""
 
 
 def build_model(

@@ -1,15 +1,15 @@
 """How much detail of each frequency a token holds: what a vision tower has to measure before it can judge.
 
-Log energies are targets with little noise: in the picture as it is, in its clean reference, and in their difference.
+Log energies are targets with little noise: in the image as it is, in its clean reference, and in their difference.
 From one quality number a token a small tower needs thousands of steps to find that noise and sharpness are energies
 that span four decades; told so, it finds them within hundreds.
 """
 
 from itertools import pairwise
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy import ndimage
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, conv2d, pad
 
 from train_iqa.nano.labels import TOKEN_PX
 
@@ -18,26 +18,29 @@ NUM_BANDS = len(SIGMAS_PX) + 1
 """Three bands of brightness between neighbouring sigmas, the finest above the first, and fine colour."""
 FLOOR = 1e-6
 """Mean square below which there is nothing to see: a quarter of an 8-bit step."""
-LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+LUMA = (0.299, 0.587, 0.114)
 
 
-def _pool(squares: NDArray[np.float32]) -> NDArray[np.float32]:
-    rows, columns = squares.shape[0] // TOKEN_PX, squares.shape[1] // TOKEN_PX
-    cut = squares[: rows * TOKEN_PX, : columns * TOKEN_PX]
-    return cut.reshape(rows, TOKEN_PX, columns, TOKEN_PX).mean(axis=(1, 3))
+def _blurred(x: Tensor, sigma_px: float) -> Tensor:
+    """Gaussian blur of BCHW within four sigmas, mirrored at the edges."""
+    radius, channels = int(4 * sigma_px + 0.5), x.shape[1]
+    offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+    kernel = torch.exp(-offsets.square() / (2 * sigma_px**2))
+    kernel = (kernel / kernel.sum()).expand(channels, 1, 1, -1)
+    x = conv2d(pad(x, (radius, radius, 0, 0), mode="reflect"), kernel, groups=channels)
+    return conv2d(pad(x, (0, 0, radius, radius), mode="reflect"), kernel.transpose(2, 3), groups=channels)
 
 
-def band_energies(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return log10 of the mean square of each band in each 28 px token, (rows, columns, NUM_BANDS), for HWC floats."""
-    luma = image @ LUMA
-    chroma = image - luma[..., None]
-    blurred = [luma, *(ndimage.gaussian_filter(luma, s, mode="reflect") for s in SIGMAS_PX)]
-    squares = [(fine - coarse) ** 2 for fine, coarse in pairwise(blurred)]
-    fine_chroma = chroma - ndimage.gaussian_filter(chroma, (SIGMAS_PX[1], SIGMAS_PX[1], 0), mode="reflect")
-    squares.append((fine_chroma**2).mean(axis=2))
-    return np.stack([np.log10(_pool(s) + FLOOR) for s in squares], axis=-1).astype(np.float32)
+def band_energies(images: Tensor) -> Tensor:
+    """Return log10 of the mean square of each band in each 28 px token: (B, rows, columns, NUM_BANDS), for BCHW."""
+    luma = (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    chroma = images - luma
+    levels = [luma, *(_blurred(luma, sigma) for sigma in SIGMAS_PX)]
+    squares = [(fine - coarse).square() for fine, coarse in pairwise(levels)]
+    squares.append((chroma - _blurred(chroma, SIGMAS_PX[1])).square().mean(1, keepdim=True))
+    return torch.log10(avg_pool2d(torch.cat(squares, 1), TOKEN_PX) + FLOOR).permute(0, 2, 3, 1)
 
 
-def band_targets(image: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return (rows, columns, 3 * NUM_BANDS): the picture's energies, its reference's, and their difference's."""
-    return np.concatenate([band_energies(x) for x in (image, reference, image - reference)], axis=-1)
+def band_targets(images: Tensor, references: Tensor) -> Tensor:
+    """Return (B, rows, columns, 3 * NUM_BANDS): energies of the image, of its reference, and of their difference."""
+    return torch.cat([band_energies(x) for x in (images, references, images - references)], dim=-1)

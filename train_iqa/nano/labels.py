@@ -21,6 +21,8 @@ LABEL_METRICS = ("haarpsi", "mdsi", "vsi")
 _ORIENTATION = {"haarpsi": 1.0, "mdsi": -1.0, "vsi": 1.0}  # MDSI falls with quality
 WINDOW_PX = 56
 TOKEN_PX = 28
+MAX_WINDOWS = 8192
+"""Windows scored in one call: this bounds memory."""
 
 
 @torch.no_grad()
@@ -34,24 +36,29 @@ def reference_scores(image: Tensor, reference: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def local_haarpsi(image: Tensor, reference: Tensor) -> Tensor:
-    """Return HaarPSI of every 28 px token of one CHW image, shape (height // 28, width // 28).
+def local_haarpsi(images: Tensor, references: Tensor) -> Tensor:
+    """Return HaarPSI of every 28 px token of BCHW images in [0, 1], shape (B, H // 28, W // 28), on their device.
 
     The library scores 56 px windows 28 px apart; a token takes the mean of the windows that cover it.
     """
 
     def windows(x: Tensor) -> Tensor:
-        return x.unfold(1, WINDOW_PX, TOKEN_PX).unfold(2, WINDOW_PX, TOKEN_PX)
+        return x.unfold(2, WINDOW_PX, TOKEN_PX).unfold(3, WINDOW_PX, TOKEN_PX)
 
-    pieces = windows(image)
-    rows, columns = pieces.shape[1:3]
-    flat = [w.permute(1, 2, 0, 3, 4).reshape(-1, 3, WINDOW_PX, WINDOW_PX) for w in (pieces, windows(reference))]
-    scores = piq.haarpsi(flat[0], flat[1], data_range=1.0, reduction="none").reshape(rows, columns)
-    total, count = torch.zeros(rows + 1, columns + 1), torch.zeros(rows + 1, columns + 1)
+    pieces = windows(images)
+    batch, _, rows, columns = pieces.shape[:4]
+    flat = [
+        w.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, WINDOW_PX, WINDOW_PX).split(MAX_WINDOWS)
+        for w in (pieces, windows(references))
+    ]
+    parts = [piq.haarpsi(a, b, data_range=1.0, reduction="none").reshape(-1) for a, b in zip(*flat, strict=True)]
+    scores = torch.cat(parts).reshape(batch, rows, columns)
+    total = scores.new_zeros(batch, rows + 1, columns + 1)
+    count = torch.zeros_like(total)
     for dy in (0, 1):
         for dx in (0, 1):
-            total[dy : dy + rows, dx : dx + columns] += scores
-            count[dy : dy + rows, dx : dx + columns] += 1
+            total[:, dy : dy + rows, dx : dx + columns] += scores
+            count[:, dy : dy + rows, dx : dx + columns] += 1
     return total / count
 
 

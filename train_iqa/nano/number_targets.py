@@ -1,47 +1,40 @@
 """Soft targets for numbers that a language model writes digit by digit.
 
 One hot digit says that 3.49 and 3.50 have nothing in common. Here a number's text is drawn from a bell around the
-true value, and each character's target is the exact distribution of the next character given those before it: the
-trie of all two-decimal numbers, walked along one path. Averaged over draws this is the cross-entropy of the whole
-bell over the leaves.
+true value, and each digit's target is the exact distribution of the next digit given those before it: the trie of
+all two-decimal numbers, walked along one path. Averaged over draws this is the cross-entropy of the whole bell over
+the leaves.
 """
 
-import numpy as np
-from numpy.typing import NDArray
-
-RATINGS = tuple(f"{value / 100:.2f}" for value in range(100, 501))
-FRACTIONS = tuple(f"{value / 100:.2f}" for value in range(0, 101))
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
 
 
-def bell(texts: tuple[str, ...], value: float, sigma: float) -> NDArray[np.float64]:
-    """Return probabilities of `texts` (numbers) proportional to a Gaussian about `value`.
+def bell(values: Tensor, centres: Tensor, sigma: Tensor | float) -> Tensor:
+    """Return (B, values): probabilities of `values` proportional to a Gaussian about each of the B centres.
 
-    >>> bell(("1.00", "2.00"), 1.5, 0.3).tolist()
-    [0.5, 0.5]
+    >>> bell(torch.tensor([1.0, 2.0]), torch.tensor([1.5]), 0.3).tolist()
+    [[0.5, 0.5]]
     """
-    numbers = np.array([float(text) for text in texts])
-    logits = -((numbers - value) ** 2) / (2 * sigma**2)
-    weights = np.exp(logits - logits.max())
-    return weights / weights.sum()
+    return torch.softmax(-0.5 * ((values[None] - centres[:, None]) / sigma) ** 2, dim=1)
 
 
-def draw_path(
-    texts: tuple[str, ...], probabilities: NDArray[np.float64], rng: np.random.Generator
-) -> tuple[str, list[dict[str, float]]]:
-    """Return a drawn text and, for each of its characters, the distribution over characters given those before.
+def digit_targets(centres: Tensor, hundredths: Tensor, is_box: Tensor, sigma: Tensor) -> Tensor:
+    """Return (3, B, 10): for each digit of d.dd its distribution given the digits drawn before.
 
-    >>> text, steps = draw_path(("1.0", "2.0"), np.array([0.25, 0.75]), np.random.default_rng(0))
-    >>> steps[0], steps[1]
-    ({'1': 0.25, '2': 0.75}, {'.': 1.0})
+    centres (B,), sigma (B,): the bell; hundredths int64 (B,): the drawn number; is_box bool (B,): a share 0.00 .. 1.00
+    instead of a rating 1.00 .. 5.00.
     """
-    chosen = texts[int(rng.choice(len(texts), p=probabilities))]
-    alive, steps = np.ones(len(texts), dtype=bool), []
-    for k, character in enumerate(chosen):
-        step: dict[str, float] = {}
-        total = probabilities[alive].sum()
-        for index in np.flatnonzero(alive):
-            other = texts[index][k]
-            step[other] = step.get(other, 0.0) + float(probabilities[index] / total)
-        steps.append(step)
-        alive &= np.array([text[k] == character for text in texts])
-    return chosen, steps
+    leaves = torch.arange(501, device=centres.device)
+    allowed = torch.where(is_box[:, None], leaves[None] <= 100, leaves[None] >= 100)
+    logits = -0.5 * ((leaves[None] / 100 - centres[:, None]) / sigma[:, None]) ** 2
+    weights = torch.softmax(logits.masked_fill(~allowed, -torch.inf), dim=1)
+    found = []
+    for place, known in ((100, None), (10, 100), (1, 10)):
+        alive = weights
+        if known is not None:
+            alive = weights * (leaves[None] // known == (hundredths // known)[:, None])
+        sums = alive @ one_hot(leaves // place % 10, 10).to(weights.dtype)
+        found.append(sums / sums.sum(1, keepdim=True).clamp_min(1e-12))
+    return torch.stack(found)

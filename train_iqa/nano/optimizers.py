@@ -1,7 +1,9 @@
-"""Optimizers of the small models trained from scratch: Muon on the blocks' matrices, AdamW on the rest.
+"""Optimizer of the small models trained from scratch: Muon on the blocks' matrices, AdamW on the rest.
 
 Muon orthogonalises each matrix' momentum. From scratch and at this size it needs about half the steps of AdamW.
-Source: Jordan et al. 2024 (torch.optim.Muon), learning rate matched to AdamW's update size (Liu et al. 2025).
+Matrices of one shape are orthogonalised in one batch: on a device, dozens of small products cost more than one large.
+Source: Jordan et al. 2024 (coefficients of the iteration), learning rate matched to AdamW's update size (Liu et al.
+2025).
 """
 
 from collections.abc import Iterable
@@ -12,38 +14,102 @@ from torch import Tensor, nn
 
 MUON_FACTOR = 4.0
 """Muon's learning rate over AdamW's."""
+MOMENTUM = 0.95
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+
+
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """Return (N, rows, columns) matrices with all singular values near 1, by Newton-Schulz in bfloat16."""
+    a, b, c = COEFFICIENTS
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = (matrices.mT if tall else matrices).bfloat16()
+    x = x / x.float().norm(dim=(1, 2), keepdim=True).clamp_min(1e-7).bfloat16()
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).float()
 
 
 class SplitOptimizer:
     """Muon for the 2-D weights of blocks, AdamW for embeddings, convolutions, heads, norms and biases."""
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], *, weight_decay: float) -> None:
-        matrices: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
+        self.matrices: dict[str, list[nn.Parameter]] = {}
         for name, parameter in named:
-            in_block = parameter.ndim == 2 and ("blocks." in name or ".layers." in name)
-            (matrices if in_block else others).append(parameter)
-        self.parameters = [*matrices, *others]
-        self.parts: dict[str, torch.optim.Optimizer] = {
-            "muon": torch.optim.Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-            "adamw": torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=weight_decay),
-        }
+            if parameter.ndim == 2 and ("blocks." in name or ".layers." in name):
+                self.matrices.setdefault("x".join(map(str, parameter.shape)), []).append(parameter)
+            else:
+                others.append(parameter)
+        self.parameters = [*others, *(one for group in self.matrices.values() for one in group)]
+        self.weight_decay = weight_decay
+        self.momenta = {shape: torch.zeros_like(torch.stack(list(group))) for shape, group in self.matrices.items()}
+        self.adamw = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=weight_decay)
 
+    @torch.no_grad()
     def step(self, learning_rate: float, max_norm: float = 1.0) -> Tensor:
-        """Clip the gradients, take one step, forget the gradients, and return their norm before clipping."""
+        """Clip the gradients, take one step, forget them, and return their norm before clipping.
+
+        A step whose gradients are not finite changes nothing.
+        """
         norm = nn.utils.clip_grad_norm_(self.parameters, max_norm)
-        for name, optimizer in self.parts.items():
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * (MUON_FACTOR if name == "muon" else 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+        if bool(torch.isfinite(norm)):
+            for shape, group in self.matrices.items():
+                self._muon(group, self.momenta[shape], learning_rate * MUON_FACTOR)
+            for settings in self.adamw.param_groups:
+                settings["lr"] = learning_rate
+            self.adamw.step()
+        for parameter in self.parameters:
+            parameter.grad = None
         return norm
 
+    def _muon(self, group: list[nn.Parameter], momentum: Tensor, rate: float) -> None:
+        gradients = torch.stack([torch.zeros_like(one) if one.grad is None else one.grad for one in group])
+        momentum.lerp_(gradients, 1 - MOMENTUM)
+        updates = orthogonalised(gradients.lerp(momentum, MOMENTUM))
+        torch._foreach_mul_(group, 1 - rate * self.weight_decay)
+        scale = 0.2 * max(group[0].shape) ** 0.5
+        torch._foreach_add_(group, list(updates.unbind(0)), alpha=-rate * scale)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return both parts' states."""
-        return {name: optimizer.state_dict() for name, optimizer in self.parts.items()}
+        """Return momenta and AdamW's state."""
+        return {"momenta": self.momenta, "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        for name, optimizer in self.parts.items():
-            optimizer.load_state_dict(state[name])
+        for shape, momentum in state["momenta"].items():
+            self.momenta[shape].copy_(momentum)
+        self.adamw.load_state_dict(state["adamw"])
+
+
+class WeightAverage:
+    """Moving average of parameters over the last part of a run: steadier than the last step's."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], share: float = 0.03) -> None:
+        self.parameters, self.share = list(parameters), share
+        self.mean: list[Tensor] = []
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Mix in the present parameters; the first call starts the average."""
+        now = [parameter.detach() for parameter in self.parameters]
+        if self.mean:
+            torch._foreach_lerp_(self.mean, now, self.share)
+        else:
+            self.mean = [one.clone() for one in now]
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Set the parameters to the average; without one they stay."""
+        for parameter, mean in zip(self.parameters, self.mean, strict=False):
+            parameter.copy_(mean)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average."""
+        return {"mean": self.mean}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        home = self.parameters[0].device if self.parameters else None
+        self.mean = [one.to(home) for one in state["mean"]]

@@ -33,6 +33,29 @@ WORDS: dict[str, tuple[str, str]] = {
 }
 
 
+# kind -> what it does to an image: mildly, severely.
+EFFECTS: dict[str, tuple[str, str]] = {
+    "gaussian_blur": ("fine detail is softened", "fine detail is lost"),
+    "motion_blur": ("contours are smeared", "contours are doubled and smeared"),
+    "defocus_blur": ("edges spread out", "shapes melt into discs"),
+    "gaussian_noise": ("smooth areas look grainy", "grain hides fine texture"),
+    "poisson_noise": ("bright areas flicker with grain", "grain covers the bright areas"),
+    "colour_noise": ("colours are speckled", "coloured speckles hide texture"),
+    "jpeg": ("edges show faint blocks", "blocks and banding break smooth areas"),
+    "resample": ("small structures are blurred", "small structures are gone"),
+    "pixelation": ("edges look stepped", "edges are broken into squares"),
+    "oversharpen": ("edges carry bright rims", "edges are framed by wide halos"),
+    "ringing": ("edges echo faintly", "edges echo in waves"),
+    "flat": ("tones lie close together", "light and shade are nearly equal"),
+    "harsh": ("shadows and highlights are clipped", "most shadows and highlights are clipped"),
+    "dark": ("shadows lose detail", "shadows are black"),
+    "bright": ("highlights lose detail", "highlights are burnt out"),
+    "cast": ("greys are tinted", "all colours are tinted"),
+    "faded": ("colours are pale", "colours are almost gone"),
+    "garish": ("colours are too strong", "colours glow and clip"),
+}
+
+
 def look(step: Step) -> str:
     """Return the key of `WORDS` for one degradation as it was really applied."""
     params = step.params
@@ -75,6 +98,13 @@ def _named(record: Record) -> str:
     return " and ".join(f"{strength(s.severity)} {WORDS[look(s)][0]}" for s in _main_steps(record))
 
 
+def _effect(record: Record) -> str:
+    """Return what the strongest damage does, as a sentence."""
+    worst = _main_steps(record)[0]
+    text = EFFECTS[look(worst)][worst.severity >= 0.5]
+    return f"{text[0].upper()}{text[1:]}."
+
+
 def _sections(record: Record, rating: float) -> tuple[str, str, str]:
     """Return the texts that both rounds share: damage, directions, issues."""
     if not record.steps:
@@ -87,7 +117,7 @@ def _sections(record: Record, rating: float) -> tuple[str, str, str]:
     wishes = " and ".join(WORDS[look(s)][1] for s in _main_steps(record))
     issues = " and ".join(WORDS[look(s)][0] for s in _main_steps(record))
     return (
-        f"shows {_named(record)} {where}. Overall quality is {level(rating)}.",
+        f"shows {_named(record)} {where}. {_effect(record)} Overall quality is {level(rating)}.",
         f"{wishes[0].upper()}{wishes[1:]} {where}.",
         f"{issues[0].upper()}{issues[1:]} {where}.",
     )
@@ -105,19 +135,33 @@ def answer1(record: Record, rating: float, rating_text: str, box_texts: tuple[st
         decision = f"The damage is uneven, so I look closer at the {place(record.box)}."
         bbox, tool = f"[{', '.join(box_texts)}]", "crop"
     else:
-        decision, bbox, tool = "The picture is even, so I decide now.", "[0, 0, 0, 0]", "final"
+        what = "The damage is even" if record.steps else "Nothing is wrong"
+        decision, bbox, tool = f"{what}, so one look is enough.", "[0, 0, 0, 0]", "final"
     return _answer(ROUND1_SECTIONS, (f"The photo {damage}", directions, issues, decision), bbox, rating_text, tool)
 
 
-def answer2(record: Record, rating: float, rating_text: str) -> str:
-    """Return round 2's answer after the crop was seen."""
+SAME = 0.25
+"""Ratings closer than this say the same."""
+
+
+def change(first: float, second: float) -> str:
+    """Return what the closer look did to the rating."""
+    if abs(second - first) < SAME:
+        return "Up close it is as it seemed, so the rating stays."
+    if second < first:
+        return "Up close it is worse than it seemed, so the rating falls."
+    return "Up close it is better than it seemed, so the rating rises."
+
+
+def answer2(record: Record, rating: float, rating_text: str, first: float) -> str:
+    """Return round 2's answer after the crop was seen; it compares with `first`, the rating of round 1."""
     damage, directions, issues = _sections(record, rating)
-    texts = (f"The crop {damage}", directions, issues, "The closer look settles the rating.")
+    texts = (f"The crop {damage}", directions, issues, change(first, rating))
     return _answer(ROUND2_SECTIONS, texts, "[0, 0, 0, 0]", rating_text, "final")
 
 
 def nano_protocol() -> Protocol:
-    """Return the protocol that nano is trained on and asked with (view weights are chosen later, on validation)."""
+    """Return the protocol that nano is trained on and asked with."""
     form = (
         'Think in four labelled parts inside <think>, then answer {{"bbox_2d": [x1, y1, x2, y2], "rating": r, '
         '"tool": "crop" or "final"}} inside <answer>.'
@@ -132,7 +176,7 @@ def nano_protocol() -> Protocol:
             "From 1.00 (bad) to 5.00 (excellent), how well is this image preserved?",
         ),
         direct_prefix=DIRECT_PREFIX,
-        views=ViewPolicy(scales=(1.0, 0.5, 0.25), weights=(0.5, 0.3, 0.2), whole_weight=0.0, tile_px=336),
+        views=ViewPolicy(scales=(1.0, 0.5, 0.25), weights=(0.6, 0.2, 0.0), whole_weight=0.2, tile_px=336),
         decoding=Decoding(max_new_tokens=256),
         min_pixels=28 * 28,
         max_pixels=448 * 448,

@@ -1,8 +1,7 @@
-"""Training samples from clean photographs: a reference at a random intrinsic scale, a degraded copy, its labels.
+"""Labelled samples from clean photographs: `drawing.py` draws the degraded image, here it gets its labels.
 
-A 4K photograph is smoother per pixel than a small one, and a model that has only seen small ones takes content for
-blur. So every reference is resized by 0.5 to 3 first, soft ones included. Samples are written in shards; each shard
-is seeded by its number alone, so an interrupted run continues with the missing ones.
+Samples are written in shards; each shard is seeded by its number alone, so an interrupted run continues with the
+missing ones.
 """
 
 import json
@@ -16,15 +15,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
-from train_iqa.nano.degradations import Array, Record, Step, degrade, resize, sample_box, sample_steps
+from train_iqa.nano.degradations import Record, Step
+from train_iqa.nano.drawing import draw_image
 from train_iqa.nano.frequency_bands import band_targets
 from train_iqa.nano.labels import local_haarpsi, reference_scores
 
-SMALL_PX = 224
-LARGE_PX = ((448, 308), (308, 448), (364, 364), (476, 308), (420, 336))
-VALIDATION_SHARE = 0.2
+WORST_SCORE = -10.0
+HELD_OUT_EVERY, HELD_OUT_REST = 10, 7
+"""Of a folder's photographs in order of name, those whose index modulo 10 is 7 are held out."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -51,67 +52,49 @@ def list_photographs(folder: Path) -> list[Path]:
     return paths
 
 
-def split_photographs(paths: Sequence[Path], seed: int) -> tuple[list[Path], list[Path]]:
-    """Return (training, validation) photographs: a seeded fifth is held out."""
-    order = np.random.default_rng(seed).permutation(len(paths))
-    cut = round(len(paths) * VALIDATION_SHARE)
-    return [paths[k] for k in sorted(order[cut:])], [paths[k] for k in sorted(order[:cut])]
+def hold_out(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Return (training, held-out) photographs: every tenth of each folder is held out, in order of name."""
+    held: list[Path] = []
+    for folder in sorted({path.parent for path in paths}):
+        inside = sorted(path for path in paths if path.parent == folder)
+        held += inside[HELD_OUT_REST::HELD_OUT_EVERY]
+    return [path for path in paths if path not in set(held)], held
 
 
-def _reference(path: Path, width: int, height: int, scale: float, rng: np.random.Generator) -> Array:
-    """Return a random window of the photograph resized by at least `scale` (more where it would not fit)."""
-    with Image.open(path) as photograph:
-        photograph = photograph.convert("RGB")
-        if rng.random() < 0.5:
-            photograph = photograph.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        scale = max(scale, width / photograph.width, height / photograph.height)
-        size = max(width, round(photograph.width * scale)), max(height, round(photograph.height * scale))
-        # Cut first, resize after: enlarging the whole photograph by 6 would cost more than all the rest.
-        left, top = rng.integers(0, size[0] - width + 1), rng.integers(0, size[1] - height + 1)
-        kx, ky = photograph.width / size[0], photograph.height / size[1]
-        box = (left * kx, top * ky, (left + width) * kx, (top + height) * ky)
-        kernel = (Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BILINEAR)[rng.integers(0, 3)]
-        window = photograph.resize((width, height), kernel, box=box)
-    return np.asarray(window, dtype=np.float32) / 255
+def label_drawn(images: Tensor, references: Tensor, failed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return scores (B, 3), local HaarPSI (B, rows, columns) and band targets of BCHW images, on their device.
+
+    A failed image (`failed`, bool [B]) has the worst scores there are, whatever the metrics find in it.
+    """
+    scores, local = reference_scores(images, references), local_haarpsi(images, references)
+    scores[failed], local[failed] = WORST_SCORE, 0.0
+    return scores, local, band_targets(images, references)
 
 
-def intrinsic_scale(rng: np.random.Generator) -> float:
-    """Return a factor 0.5..3 for a photograph: 45 % reduced, 40 % as stored, 15 % enlarged (soft references)."""
-    draw = rng.random()
-    if draw < 0.4:
-        return 1.0
-    return float(np.exp(rng.uniform(np.log(0.5), 0.0) if draw < 0.85 else rng.uniform(0.0, np.log(3.0))))
+def as_batch(images: Sequence[NDArray[np.uint8]], device: torch.device | str = "cpu") -> Tensor:
+    """Return equally large HWC images of 8 bits as one BCHW batch in [0, 1]."""
+    stacked = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)
+    return stacked.float().div(255).contiguous()
 
 
-def make_sample(path: Path, rng: np.random.Generator, *, large: bool, local_share: float) -> Sample:
-    """Return one sample of a photograph; `large` is a whole picture for the reasoning rounds, else a 224 px crop."""
+def make_sample(path: Path, rng: np.random.Generator, *, large: bool, local_share: float | None = None) -> Sample:
+    """Return one sample of a photograph; `large` is a whole image for the reasoning rounds, else a 224 px crop."""
     torch.set_num_threads(1)
-    width, height = LARGE_PX[rng.integers(0, len(LARGE_PX))] if large else (SMALL_PX, SMALL_PX)
-    # A fifth of the crops are half-scale views: degraded on a canvas twice as large, then reduced.
-    zoom_out = 2 if not large and rng.random() < 0.2 else 1
-    scale = intrinsic_scale(rng) * (1.0 if zoom_out == 1 else 1.4)
-    reference = _reference(path, width * zoom_out, height * zoom_out, scale, rng)
-    draw = rng.random()
-    if draw < 0.04:
-        steps, box = (), None
-    else:
-        steps, box = sample_steps(rng), sample_box(rng) if draw < 0.04 + local_share else None
-    image, record = degrade(reference, steps, rng, box)
-    if zoom_out > 1:
-        image, reference = (resize(x, width, height, "bicubic") for x in (image, reference))
-    image8 = (image * 255 + 0.5).astype(np.uint8)
-    tensors = [torch.from_numpy(x).permute(2, 0, 1).contiguous() for x in (image8.astype(np.float32) / 255, reference)]
+    with Image.open(path) as photograph:
+        drawn = draw_image(photograph.convert("RGB"), rng, large=large, local_share=local_share)
+    failed = torch.tensor([drawn.is_failed])
+    scores, local, bands = label_drawn(as_batch([drawn.image]), as_batch([drawn.reference]), failed)
     return Sample(
-        image=image8,
-        scores=reference_scores(tensors[0][None], tensors[1][None])[0].numpy(),
-        local=local_haarpsi(*tensors).numpy().astype(np.float32),
-        bands=band_targets(image8.astype(np.float32) / 255, reference).astype(np.float16),
-        record=record,
+        image=drawn.image,
+        scores=scores[0].numpy(),
+        local=local[0].numpy(),
+        bands=bands[0].half().numpy(),
+        record=drawn.record,
     )
 
 
 def _write_shard(
-    folder: Path, index: int, paths: list[Path], size: int, seed: int, large: bool, local_share: float
+    folder: Path, index: int, paths: list[Path], size: int, seed: int, large: bool, local_share: float | None
 ) -> None:
     rng = np.random.default_rng([seed, index, int(large)])
     arrays: dict[str, NDArray[np.generic]] = {}
@@ -134,7 +117,7 @@ def write_samples(
     *,
     seed: int,
     large: bool,
-    local_share: float,
+    local_share: float | None = None,
     workers: int = 2,
     shard_size: int = 64,
 ) -> None:

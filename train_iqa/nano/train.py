@@ -1,8 +1,9 @@
-"""Make the embedded `nano` checkpoint from scratch: `python -m train_iqa.nano --images DIR --out RUN`.
+"""Make the embedded `nano` checkpoint: `python -m train_iqa.nano --photos DIR --seconds 400 --out RUN`.
 
-Stages, each resumable and logged in the run folder: samples (degraded photographs with labels), pretrain (dense
-targets for the vision tower), teach (direct ratings and the two reasoning rounds), views (how the scales of an image
-combine, chosen on held-out photographs) and export. `--steps-scale 0.01` makes a toy run of everything in minutes.
+Stages, each resumable and logged in the run folder: dense (targets for every token of the vision tower), teach
+(direct ratings and the two reasoning rounds, end to end), people (opinion scores, with `--people DIR`) and export.
+Time is given in seconds, on any device. `--start nano` goes on from an existing checkpoint with the people stage
+alone.
 """
 
 import argparse
@@ -11,76 +12,87 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from PIL import Image
 
-from train_iqa.nano.build import (
-    SIZES,
-    build_image_processor,
-    build_model,
-    build_tokenizer,
-    init_energy_meters,
-    init_patch_embedding,
-)
+from train_iqa.nano.build import SIZES, build_image_processor, build_model, init_energy_meters, init_patch_embedding
+from train_iqa.nano.corpus import make_tokenizer
+from train_iqa.nano.dense import DenseConfig, DenseHeads, dense_step
+from train_iqa.nano.drawing import SMALL_PX, window_of
 from train_iqa.nano.labels import LabelScale
-from train_iqa.nano.pretrain import CropBatches, PretrainConfig, pretrain
-from train_iqa.nano.rationale import answer1, answer2, nano_protocol
-from train_iqa.nano.sample_bank import build_bank
-from train_iqa.nano.synthetic import Sample, list_photographs, read_samples, split_photographs, write_samples
-from train_iqa.nano.teach import RowBuilder, TeachConfig, teach
+from train_iqa.nano.language import RatingTree, Readouts
+from train_iqa.nano.optimizers import SplitOptimizer, WeightAverage
+from train_iqa.nano.people import Opinion, People, PeopleConfig, people_step, read_opinions
+from train_iqa.nano.rationale import nano_protocol
+from train_iqa.nano.rows import RowBuilder
+from train_iqa.nano.stages import Stage, run_stage
+from train_iqa.nano.store import Store, read_pairs
+from train_iqa.nano.synthetic import hold_out, list_photographs
+from train_iqa.nano.teach import Learner, TeachConfig, teach_step
 from train_iqa.nano.view_weights import choose_view_weights
-from zoomiqa_reward.model.turns import round1, round2
-from zoomiqa_reward.protocol import Protocol
+from train_iqa.nano.workers import BATCH, Workers
+from zoomiqa_reward import ZoomIQA
 
-LOCAL_SHARE_SMALL, LOCAL_SHARE_LARGE = 0.2, 0.45
+CLEAN_WINDOWS = 240
+"""Windows of clean photographs that the patch embedding is a whitening of."""
+SCALE_FILE = "label_scale.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class NanoConfig:
     """The whole run."""
 
-    images: Path
-    """Clean photographs; a seeded fifth is held out for validation."""
+    photos: tuple[Path, ...]
+    """Folders of clean photographs; every tenth of each folder is held out."""
     out: Path
     """Run folder; the finished checkpoint is in its `checkpoint`."""
+    device: str = "cpu"
+    seconds: float = 3600.0
+    """Of training in all; exporting comes on top."""
     seed: int = 0
     size: str = "nano"
-    """Of the model, see `nano_model.SIZES`."""
-    small_samples: int = 5120
-    """224 px crops."""
-    large_samples: int = 2048
-    """Whole pictures of up to 448 x 448 px."""
-    validation_samples: int = 512
-    shard_size: int = 64
-    """Samples in one file; a shard is drawn from its own seed."""
-    view_photographs: int = 10
-    """Held-out photographs on which the view weights are chosen."""
+    """Of the model, see `build.SIZES`."""
+    people: Path | None = None
+    """Folder with `people.csv` (image, set, scene, mos 1..5)."""
+    pairs: Path | None = None
+    """Folder with 224 px restorations in `images` and their references, named alike, in `references`."""
+    start: str | None = None
+    """Checkpoint to go on from: the people stage alone is run."""
+    choose_views: bool = False
+    """Choose the mixture of views on held-out photographs; otherwise it is the protocol's."""
     workers: int = 2
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    dense_share: float = 0.36
+    """Of the seconds that are not the people stage's."""
+    people_share: float = 0.4
+    """Of all seconds, where there are opinions and no start."""
+    store_small: int = 8000
+    store_large: int = 2000
+    population: int = 1500
+    """Crops that the label scale is fitted to."""
+    save_every_s: float = 60.0
+    dense: DenseConfig = field(default_factory=DenseConfig)
     teach: TeachConfig = field(default_factory=TeachConfig)
+    opinions: PeopleConfig = field(default_factory=PeopleConfig)
 
     def scaled(self, share: float) -> "NanoConfig":
-        """Return the same run with `share` of the samples and steps."""
+        """Return the same run with `share` of each step's rows, for a CPU or a toy run."""
 
         def part(count: int, least: int) -> int:
             return max(least, round(count * share))
 
-        return replace(
-            self,
-            small_samples=part(self.small_samples, 64),
-            large_samples=part(self.large_samples, 64),
-            validation_samples=part(self.validation_samples, 64),
-            pretrain=replace(self.pretrain, steps=part(self.pretrain.steps, 4)),
-            teach=replace(self.teach, steps=part(self.teach.steps, 4)),
-        )
-
-
-def _say(text: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+        dense = replace(self.dense, crops=part(self.dense.crops, 8), quarter_crops=part(self.dense.quarter_crops, 8))
+        counts = {
+            name: part(getattr(self.teach, name), 1) for name in ("direct_large", "first", "first_local", "second")
+        }
+        return replace(self, dense=dense, teach=replace(self.teach, direct=part(self.teach.direct, 8), **counts))
 
 
 def write_run_record(config: NanoConfig) -> None:
@@ -98,124 +110,199 @@ def write_run_record(config: NanoConfig) -> None:
     (config.out / "run.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def tokenizer_corpus(samples: list[Sample], scale: LabelScale, protocol: Protocol, seed: int) -> list[str]:
-    """Return the prompts and answers of both rounds for each sample, which the tokenizer is trained on."""
-    rng, no_image = np.random.default_rng(seed), torch.empty(0)
-    texts: list[str] = []
-    for sample in samples:
-        label = float(scale.pseudo_mos(sample.scores[None].astype(np.float64))[0])
-        box = tuple(f"{v:.2f}" for v in sample.record.box) if sample.record.box else None
-        first = answer1(sample.record, label, f"{label:.2f}", box)
-        question = protocol.questions[int(rng.integers(0, len(protocol.questions)))]
-        for asked in (round1(protocol, no_image, question), round2(protocol, no_image, no_image, first, question)):
-            for message in asked.messages:
-                texts.append(str(message["role"]) + "\n" + "".join(item.get("text", "") for item in message["content"]))
-        texts += [first, answer2(sample.record, label, f"{label:.2f}")]
-    return texts
+def _say(text: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
-def make_nano(config: NanoConfig) -> Path:
-    """Run what is missing of all stages and return the checkpoint's folder."""
+def photographs_of(folders: tuple[Path, ...]) -> tuple[list[Path], list[Path]]:
+    """Return (training, held-out) photographs of all folders. Raises ValueError for too few, see `list_photographs`."""
+    parts = [hold_out(list_photographs(folder)) for folder in folders]
+    return [path for part, _ in parts for path in part], [path for _, part in parts for path in part]
+
+
+def clean_windows(paths: list[Path], seed: int) -> list[torch.Tensor]:
+    """Return windows of clean photographs, CHW in [0, 1]."""
+    rng, found = np.random.default_rng([seed, 5]), []
+    for path in [paths[k] for k in rng.integers(0, len(paths), min(CLEAN_WINDOWS, 4 * len(paths)))]:
+        with Image.open(path) as photograph:
+            window = window_of(photograph.convert("RGB"), SMALL_PX, SMALL_PX, rng)
+        found.append(torch.from_numpy(window).permute(2, 0, 1))
+    return found
+
+
+def build_learner(config: NanoConfig, training: list[Path]) -> tuple[Learner, Any]:
+    """Return what is taught, on the device, and the image processor: from the start checkpoint, or from scratch."""
+    protocol, device = nano_protocol(), torch.device(config.device)
+    if config.start is not None:
+        checkpoint = ZoomIQA.from_pretrained(config.start, device=device, dtype="float32").checkpoint
+        model, tokenizer, processor = checkpoint.model, checkpoint.tokenizer, checkpoint.image_processor
+        model.requires_grad_(True)
+        if not (config.out / SCALE_FILE).exists():
+            shutil.copy(Path(checkpoint.source) / SCALE_FILE, config.out / SCALE_FILE)
+    else:
+        tokenizer = make_tokenizer(protocol, config.seed)
+        processor = build_image_processor(protocol.min_pixels, protocol.max_pixels)
+        model = build_model(tokenizer, seed=config.seed, size=SIZES[config.size])
+        init_patch_embedding(model.model.visual.patch_embed, clean_windows(training, config.seed))
+        init_energy_meters(model.model.visual)
+        model.to(device)
+    torch.manual_seed(config.seed)
+    width = model.config.text_config.hidden_size
+    learner = Learner(
+        model.train(), RowBuilder(tokenizer, protocol), DenseHeads(width).to(device), Readouts(width).to(device)
+    )
+    return learner, processor
+
+
+@contextmanager
+def filled_store(config: NanoConfig, workers: Workers) -> Iterator[Store]:
+    """Give a store that holds its population and the first whole images; the label scale is in the run folder."""
+    store = Store(
+        torch.device(config.device), small=config.store_small, large=config.store_large, population=config.population
+    )
+    scale_file = config.out / SCALE_FILE
+    if scale_file.exists():
+        store.use_scale(LabelScale.load(scale_file))
+    if config.pairs is not None:
+        pairs = read_pairs(config.pairs)
+        for start in range(0, len(pairs), BATCH):
+            store.add_small(pairs[start : start + BATCH], known_kinds=False)
+        _say(f"{len(pairs)} restorations from {config.pairs}")
+    enough = min(config.population, config.store_small)
+    while store.scale is None or store.count < enough or not store.ready:
+        store.fill(workers, seconds=1.0)
+    if not scale_file.exists():
+        store.scale.save(scale_file)
+    yield store
+
+
+def stages_of(
+    config: NanoConfig, learner: Learner, store: Store, opinions: Sequence[Opinion] | None = None
+) -> list[Stage]:
+    """Return the stages of a run, in order; `opinions` replaces what `config.people` holds."""
+    people = config.people is not None
+    people_seconds = config.seconds * (1.0 if config.start else config.people_share) if people else 0.0
+    rest = config.seconds - people_seconds
+    tree, model = RatingTree(learner.model, learner.builder), learner.model
+    heads = list(learner.heads.named_parameters(prefix="heads"))
+    tower = [*learner.tower.named_parameters(), *heads]
+    language = [(name, one) for name, one in model.named_parameters() if "visual" not in name]
+    language += learner.readouts.named_parameters(prefix="readouts")
+    parts = {"model": model, "heads": learner.heads, "readouts": learner.readouts}
+
+    def stage(name: str, seconds: float, step: Any, rates: tuple[float, float], decay: float, floor: float) -> Stage:
+        return Stage(
+            name=name, seconds=seconds, step=step, parts=parts, floor=floor, seed=config.seed,
+            optimizers={
+                "tower": (SplitOptimizer(tower, weight_decay=decay), rates[0]),
+                "language": (SplitOptimizer(language, weight_decay=decay), rates[1]),
+            },
+            average=None if name == "dense" else WeightAverage(model.parameters()),
+            warmup=20 if name == "people" else 80,
+        )  # fmt: skip
+
+    found = []
+    if config.start is None:
+        dense, teach = config.dense, config.teach
+        found.append(stage(
+            "dense", rest * config.dense_share, lambda rng: dense_step(learner.tower, learner.heads, store, dense, rng),
+            (dense.learning_rate, 0.0), dense.weight_decay, 0.2,
+        ))  # fmt: skip
+        found.append(stage(
+            "teach", rest * (1 - config.dense_share), lambda rng: teach_step(learner, tree, store, teach, rng),
+            (0.5 * teach.learning_rate, teach.learning_rate), teach.weight_decay, 0.02,
+        ))  # fmt: skip
+    if config.people is not None:
+        opinions, settings = opinions or read_opinions(config.people), config.opinions
+        people_images = People(opinions, store.device)
+        _say(f"{len(opinions)} images with people's scores")
+        found.append(stage(
+            "people", people_seconds, lambda rng: people_step(learner, tree, people_images, store, settings, rng),
+            (0.7 * settings.learning_rate, settings.learning_rate), settings.weight_decay, 0.03,
+        ))  # fmt: skip
+    return found
+
+
+def make_nano(config: NanoConfig, opinions: Sequence[Opinion] | None = None) -> Path:
+    """Run what is missing of all stages and return the checkpoint's folder.
+
+    opinions: those of `config.people` that are learned from; by default all.
+
+    Raises ValueError where there is nothing to run, or for folders that hold too little.
+    """
+    if config.start is not None and config.people is None:
+        raise ValueError("start goes on with the people stage, which needs `people`")
     config.out.mkdir(parents=True, exist_ok=True)
     write_run_record(config)
-    data, protocol = config.out / "data", nano_protocol()
-    paths = list_photographs(config.images)
-    training, validation = split_photographs(paths, config.seed)
-    _say(f"{len(paths)} photographs: {len(training)} train, {len(validation)} validate")
-    for name, photographs, count, offset, large, local in (
-        ("train_small", training, config.small_samples, 2, False, LOCAL_SHARE_SMALL),
-        ("val_small", validation, config.validation_samples, 1, False, LOCAL_SHARE_SMALL),
-        ("train_large", training, config.large_samples, 4, True, LOCAL_SHARE_LARGE),
-        ("val_large", validation, config.validation_samples // 2, 3, True, LOCAL_SHARE_LARGE),
-    ):
-        seed = config.seed * 100 + offset
-        write_samples(
-            data / name,
-            photographs,
-            count,
-            seed=seed,
-            large=large,
-            local_share=local,
-            workers=config.workers,
-            shard_size=config.shard_size,
-        )
-    small, large = list(read_samples(data / "train_small")), list(read_samples(data / "train_large"))
-    scale_file = config.out / "label_scale.json"
-    if not scale_file.exists():
-        LabelScale.fit(np.stack([s.scores for s in small]).astype(np.float64)).save(scale_file)
-    scale = LabelScale.load(scale_file)
+    training, held_out = photographs_of(config.photos)
+    _say(f"{len(training)} photographs to train on, {len(held_out)} held out")
+    with Workers(training, count=config.workers, seed=config.seed) as workers:
+        learner, processor = build_learner(config, training)
+        size = sum(one.numel() for one in learner.model.parameters())
+        _say(f"model {size / 1e6:.2f} M parameters, vocabulary {len(learner.builder.tokenizer)}, {config.device}")
+        with filled_store(config, workers) as store:
+            for stage in stages_of(config, learner, store, opinions):
+                steps = run_stage(stage, config.out / stage.name, store, workers, save_every_s=config.save_every_s)
+                _say(f"{stage.name}: {steps} steps")
+    return finish(config, learner, processor, held_out)
 
-    tokenizer = build_tokenizer(tokenizer_corpus(large, scale, protocol, config.seed))
-    image_processor = build_image_processor(protocol.min_pixels, protocol.max_pixels)
-    model = build_model(tokenizer, seed=config.seed, size=SIZES[config.size])
-    tower = model.model.visual
-    clean = [s for s in small if s.scores[0] > 0.9][:400]
-    init_patch_embedding(
-        tower.patch_embed, [torch.from_numpy(s.image.astype(np.float32) / 255).permute(2, 0, 1) for s in clean]
-    )
-    init_energy_meters(tower)
-    size = sum(p.numel() for p in model.parameters())
-    _say(f"model {size / 1e6:.2f} M parameters, vocabulary {len(tokenizer)}")
 
-    validation_small = list(read_samples(data / "val_small"))
-    pretrain(
-        tower,
-        image_processor,
-        CropBatches(small + large, scale, config.pretrain),
-        CropBatches(validation_small, scale, config.pretrain),
-        config.out / "pretrain",
-    )
-    builder = RowBuilder(tokenizer, protocol, config.teach)
-    common = {"scale": scale, "protocol": protocol, "seed": config.seed}
-    bank_small = build_bank(tower, image_processor, small, mirrored=False, crops=False, **common)
-    bank_large = build_bank(tower, image_processor, large, mirrored=True, crops=True, **common)
-    teach(model, builder, bank_small, bank_large, config.out / "teach")
-
-    checkpoint = config.out / "checkpoint"
-    export(model, tokenizer, image_processor, scale_file, checkpoint)
+def finish(config: NanoConfig, learner: Learner, processor: Any, held_out: list[Path]) -> Path:
+    """Write the checkpoint, its label scale and its protocol; return its folder."""
+    checkpoint, scale_file = config.out / "checkpoint", config.out / SCALE_FILE
+    export(learner.model.cpu().eval(), learner.builder.tokenizer, processor, scale_file, checkpoint)
+    protocol = learner.builder.protocol
     protocol.save(checkpoint)
-    views = choose_view_weights(
-        checkpoint, validation, scale, config.out, seed=config.seed, limit=config.view_photographs
-    )
-    replace(protocol, views=views).save(checkpoint)
+    if config.choose_views:
+        scale = LabelScale.load(scale_file)
+        views = choose_view_weights(checkpoint, held_out, scale, config.out, seed=config.seed, limit=10)
+        replace(protocol, views=views).save(checkpoint)
     _say(f"done: {checkpoint}")
     return checkpoint
 
 
-def export(model: torch.nn.Module, tokenizer: object, image_processor: object, scale_file: Path, folder: Path) -> None:
+def export(model: torch.nn.Module, tokenizer: Any, image_processor: Any, scale_file: Path, folder: Path) -> None:
     """Write the checkpoint in transformers' layout: safetensors in float16, tokenizer, image processor, label scale."""
     folder.mkdir(parents=True, exist_ok=True)
     processor = transformers.Qwen2_5_VLProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,
         video_processor=transformers.Qwen2VLVideoProcessor(),
-        chat_template=tokenizer.chat_template,  # type: ignore[attr-defined]
+        chat_template=tokenizer.chat_template,
     )
     processor.save_pretrained(folder)
     model.half().save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
     model.float()
-    shutil.copy(scale_file, folder / "label_scale.json")
+    shutil.copy(scale_file, folder / SCALE_FILE)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m train_iqa.nano", description=__doc__)
-    parser.add_argument("--images", type=Path, required=True, help="folder of clean photographs")
+    parser.add_argument("--photos", type=Path, nargs="+", required=True, help="folders of clean photographs")
     parser.add_argument("--out", type=Path, default=Path("runs/nano"), help="run folder (resumed if it exists)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="of training, all stages together")
+    parser.add_argument("--people", type=Path, help="folder with people.csv: image, set, scene, mos 1..5")
+    parser.add_argument("--pairs", type=Path, help="folder with restorations in images/ and references/, 224 px")
+    parser.add_argument("--start", help="checkpoint to go on from with the people stage alone")
+    parser.add_argument(
+        "--choose-views", action="store_true", help="choose the mixture of views on held-out photographs"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", choices=sorted(SIZES), default="nano", help="of the model")
-    parser.add_argument("--workers", type=int, default=2, help="processes that make samples")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
-    parser.add_argument("--steps-scale", type=float, default=1.0, help="share of samples and steps (toy runs)")
-    parser.add_argument("--pretrain-steps", type=int, default=PretrainConfig.steps, help="of the vision tower")
-    parser.add_argument("--teach-steps", type=int, default=TeachConfig.steps, help="of the language side")
+    parser.add_argument("--workers", type=int, default=2, help="processes that draw images")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch on a CPU")
+    parser.add_argument("--rows-scale", type=float, help="share of each step's rows (default: 1 on cuda, 0.1 on a CPU)")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     config = NanoConfig(
-        images=args.images, out=args.out, seed=args.seed, size=args.size, workers=args.workers,
-        pretrain=PretrainConfig(steps=args.pretrain_steps), teach=TeachConfig(steps=args.teach_steps),
+        photos=tuple(args.photos), out=args.out, device=args.device, seconds=args.seconds, people=args.people,
+        pairs=args.pairs, start=args.start, choose_views=args.choose_views, seed=args.seed, size=args.size,
+        workers=args.workers,
     )  # fmt: skip
-    make_nano(config.scaled(args.steps_scale) if args.steps_scale != 1 else config)
+    share = args.rows_scale if args.rows_scale is not None else 0.1 if args.device == "cpu" else 1.0
+    make_nano(config.scaled(share))
     return 0
 
 

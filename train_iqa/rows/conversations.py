@@ -133,6 +133,6 @@ def synthetic_conversations(samples: Sequence[Sample], scale: LabelScale) -> lis
         edges = None if box is None else tuple(f"{side:.2f}" for side in box)
         rounds = [answer1(sample.record, rating, text, edges)]
         if box is not None:
-            rounds.append(answer2(sample.record, rating, text))
+            rounds.append(answer2(sample.record, rating, text, first=rating))
         found.append(Conversation(image=sample.image, rounds=tuple(rounds), rating=rating))
     return found

@@ -90,8 +90,10 @@ def answer(measured: "Measured") -> None:
     for round_, turn in enumerate(assessment.turns, start=1):
         region = f", pixels {turn.crop_box}" if turn.crop_box else ""
         out.print(Text(f"  round {round_}{region}: rating {number(turn.rating, 2)}", style="cyan"))
-        for label, body in (turn.sections or {"": turn.text}).items():
-            out.print(Text(f"    {label}{': ' if label else ''}{' '.join(body.split())}"))
+        for label, body in turn.sections.items():
+            out.print(Text(f"    {label}: {' '.join(body.split())}"))
+        if not turn.sections:
+            out.print(Text("    no section could be read; --json holds the answer as it came", style="yellow"))
 
 
 def console() -> Console:

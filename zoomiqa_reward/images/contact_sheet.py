@@ -6,6 +6,7 @@ with nearest neighbour, so that the sheet adds no blur of its own to what is to 
 
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -106,18 +107,25 @@ def entry_of(
         name=name, rating=rating, std=std, rank=rank, valid=math.isfinite(rating), error=error,
         bbox=turns[0].bbox if turns else None,
         crop_box=turns[1].crop_box if len(turns) > 1 else None,
-        rationale=rationale_line(turns[-1].sections, turns[-1].text) if turns else "",
+        rationale=rationale_line(assessment) if assessment is not None else "",
     )  # fmt: skip
 
 
-def rationale_line(sections: dict[str, str], text: str = "") -> str:
-    """Return the sentence that best says why: the last section that holds text, or the raw answer without tags.
+def rationale_line(assessment: Assessment) -> str:
+    """Return in one line what is wrong, where and how much: the last round's first section, its summary.
 
-    >>> rationale_line({"Image Quality Summary": "Soft.", "Decision & Rationale": "Blur hides the eyes."})
-    'Blur hides the eyes.'
+    The later sections say what to do and what was decided. Text that could not be read is no explanation: the line
+    is empty for an assessment that is not valid, and for a round that holds neither a section nor a whole
+    `<think>...</think>`.
     """
-    found = [" ".join(body.split()) for body in sections.values() if body.strip()]
-    return found[-1] if found else " ".join(text.replace("<think>", " ").replace("</think>", " ").split())
+    if not assessment.valid or not assessment.turns:
+        return ""
+    last = assessment.turns[-1]
+    found = [" ".join(body.split()) for body in last.sections.values() if body.strip()]
+    if found:
+        return found[0]
+    thought = re.search(r"<think>(.*?)</think>", last.text, re.DOTALL)
+    return " ".join(thought[1].split()) if thought else ""
 
 
 def _place(entry: SheetEntry) -> tuple[bool, float, float]:

@@ -106,6 +106,9 @@ class _Walker:
         return _hash("array", str(array.dtype), str(array.shape), np.ascontiguousarray(array).tobytes())
 
     def _function(self, fn: types.FunctionType, where: str) -> bytes:
+        inner = getattr(fn, "__wrapped__", None)
+        if inner is not None and _is_installed(_module_of(fn)):
+            return _hash("decorated", fn.__code__.co_qualname, self.digest(inner, where))
         if _is_installed(fn.__module__):
             return _hash("installed", _name(fn), _version(fn.__module__), *self._cells(fn, where))
         parts = [_hash("function", fn.__qualname__), self._code(fn.__code__, where)]
@@ -256,6 +259,11 @@ def _version(module: str) -> str:
         return version(root)
     except PackageNotFoundError:
         return ".".join(map(str, sys.version_info[:3])) if root in sys.stdlib_module_names else "unknown"
+
+
+def _module_of(fn: types.FunctionType) -> str | None:
+    """The module that a function's code was written in; a decorator's wrapper carries the name of what it wraps."""
+    return fn.__globals__.get("__name__")
 
 
 def _is_foreign(module: str | None) -> bool:

@@ -1,0 +1,167 @@
+"""nano's people stage against images and scenes that it never saw: cross-validation, and a family left out.
+
+python benchmarks/people.py run --fold 0/3 --people DIR --photos DIR [DIR ...] --start CHECKPOINT [--seconds 800]
+python benchmarks/people.py run --without srij --people DIR --photos DIR --start CHECKPOINT
+python benchmarks/people.py table [--out runs/people] --people DIR --start CHECKPOINT
+
+`run` trains the stage from `--start`, a checkpoint that has seen no person's score, on all images but those held out
+(a scene is in one fold; TID2013's part has one reference, so its kinds of distortion make its folds), and rates the
+held-out ones with the default views. Words are not rehearsed in these runs, which would take two thirds of the time.
+`table` puts the folds together, with NIQE and the start's own ratings of the same images.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import bootstrap, srcc, write_result
+from tqdm import tqdm
+
+from restoration.metrics import niqe
+from train_iqa.nano.people import Opinion, PeopleConfig, folds, read_opinions
+from train_iqa.nano.train import NanoConfig, make_nano
+from zoomiqa_reward import ZoomIQA
+from zoomiqa_reward.images import load_image
+from zoomiqa_reward.runs.json_lines import write_json
+
+SCENES = "srij"
+"""The set that has scenes of many images."""
+ONE_REFERENCE = "tid2013"
+
+
+def fold_of(opinions: list[Opinion], count: int) -> list[int]:
+    """Return each image's fold; of the set with one reference, its kind of distortion (`iRR_KK_L`) decides."""
+    found = folds(opinions, count)
+    return [
+        int(one.image.stem.split("_")[1]) % count if one.set == ONE_REFERENCE else fold
+        for one, fold in zip(opinions, found, strict=True)
+    ]
+
+
+def rate(model: str | Path, opinions: list[Opinion]) -> list[float]:
+    """Return the ratings of the images."""
+    iqa = ZoomIQA.from_pretrained(str(model))
+    return [float(iqa.rate([one.image], strict=True).mean[0]) for one in tqdm(opinions, desc=str(model))]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train on all but the held-out images, and write their ratings."""
+    torch.set_num_threads(args.threads)
+    opinions = read_opinions(args.people)
+    if args.fold:
+        number, count = map(int, args.fold.split("/"))
+        held = [k for k, fold in enumerate(fold_of(opinions, count)) if fold == number]
+        name = f"fold{number}of{count}"
+    else:
+        held, name = [k for k, one in enumerate(opinions) if one.set == args.without], f"without_{args.without}"
+    taught = tuple(one for k, one in enumerate(opinions) if k not in set(held))
+    config = NanoConfig(
+        photos=tuple(args.photos), out=args.out / name, people=args.people, start=args.start, seconds=args.seconds,
+        workers=1, store_small=1200, store_large=200, population=400,
+        opinions=PeopleConfig(first=0, local=0, second=0, moved_share=args.moved),
+    )  # fmt: skip
+    checkpoint = make_nano(config, opinions=taught)
+    ratings = rate(checkpoint, [opinions[k] for k in held])
+    log = [json.loads(line) for line in (config.out / "people" / "log.jsonl").read_text().splitlines()][-1]
+    write_json(
+        args.out / f"{name}.json",
+        {
+            "held": held,
+            "ratings": ratings,
+            "steps": log["step"],
+            "seconds": args.seconds,
+            "taught": len(taught),
+            "folds": int(args.fold.split("/")[1]) if args.fold else None,
+        },
+    )
+
+
+def figures(ratings: np.ndarray, opinions: list[Opinion], name: str) -> dict[str, Any]:
+    """Return SRCC overall, and where there are scenes within a scene, with 95 % intervals over scenes or images."""
+    mos = np.array([one.mos for one in opinions])
+    found: dict[str, Any] = {"images": len(mos), "srcc": srcc(ratings, mos)}
+    if name != SCENES:
+        found["srcc_95"] = bootstrap(lambda k: srcc(ratings[k], mos[k]), len(mos))
+        return found
+    scenes = sorted({one.scene for one in opinions})
+    rows = [np.array([k for k, one in enumerate(opinions) if one.scene == scene]) for scene in scenes]
+    within = np.array([srcc(ratings[k], mos[k]) for k in rows])
+    found |= {"scenes": len(scenes), "within": float(within.mean())}
+    found["within_95"] = bootstrap(lambda k: float(within[k].mean()), len(scenes))
+
+    def overall(chosen: np.ndarray) -> float:
+        index = np.concatenate([rows[k] for k in chosen])
+        return srcc(ratings[index], mos[index])
+
+    found["srcc_95"] = bootstrap(overall, len(scenes), draws=200)
+    return found
+
+
+def table(args: argparse.Namespace) -> None:
+    """Put the runs together and write the result."""
+    opinions = read_opinions(args.people)
+    parts = [json.loads(file.read_text()) for file in sorted(args.out.glob("fold*.json"))]
+    if not parts:
+        raise SystemExit(f"{args.out} holds no fold's result: run the folds first")
+    crossed = np.full(len(opinions), np.nan)
+    for part in parts:
+        crossed[part["held"]] = part["ratings"]
+    rated = np.isfinite(crossed)
+    print(f"{int(rated.sum())} of {len(rated)} images are in a fold that was run")
+    cache = args.out / "baselines.json"
+    if not cache.exists():
+        chosen = [one for one, known in zip(opinions, rated, strict=True) if known]
+        natural = [-niqe(load_image(one.image)) for one in tqdm(chosen, desc="NIQE")]
+        write_json(cache, {"rated": rated.tolist(), "niqe": natural, "start": rate(args.start, chosen)})
+    cached = json.loads(cache.read_text())
+    if cached.pop("rated") != rated.tolist():
+        raise SystemExit(f"{cache} is of other images: remove it, since more folds were run")
+    ratings = {}
+    for name, values in cached.items():
+        ratings[name] = np.full(len(opinions), np.nan)
+        ratings[name][rated] = values
+    ratings["crossed"] = crossed
+    result: dict[str, Any] = {
+        "folds_in_all": parts[0]["folds"],
+        "folds": [{key: part[key] for key in ("steps", "seconds", "taught")} for part in parts],
+        "sets": {},
+    }
+    for name in sorted({one.set for one in opinions}):
+        index = [k for k, one in enumerate(opinions) if one.set == name and rated[k]]
+        members = [opinions[k] for k in index]
+        result["sets"][name] = {who: figures(values[index], members, name) for who, values in ratings.items()}
+        left_out = args.out / f"without_{name}.json"
+        if left_out.exists():
+            part = json.loads(left_out.read_text())
+            held = [opinions[k] for k in part["held"]]
+            found = figures(np.array(part["ratings"]), held, name)
+            result["sets"][name]["family_left_out"] = found | {key: part[key] for key in ("steps", "seconds", "taught")}
+    write_result("people", result)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    one, all_ = commands.add_parser("run"), commands.add_parser("table")
+    one.set_defaults(do=run)
+    all_.set_defaults(do=table)
+    which = one.add_mutually_exclusive_group(required=True)
+    which.add_argument("--fold", help="K/N")
+    which.add_argument("--without", help="a set that is left out")
+    one.add_argument("--photos", type=Path, nargs="+", required=True)
+    one.add_argument("--seconds", type=float, default=800.0)
+    one.add_argument("--moved", type=float, default=0.25, help="share of steps with moved images")
+    one.add_argument("--threads", type=int, default=1)
+    for each in (one, all_):
+        each.add_argument("--people", type=Path, required=True)
+        each.add_argument("--start", required=True, help="checkpoint that has seen no person's score")
+        each.add_argument("--out", type=Path, default=Path("runs/people"))
+    args = parser.parse_args()
+    args.do(args)
+
+
+if __name__ == "__main__":
+    main()

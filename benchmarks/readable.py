@@ -1,0 +1,56 @@
+"""How many photographs `reason` answers readably, in every round, and what it says of those that it does not.
+
+python benchmarks/readable.py --images DIR [DIR ...] [--model nano]
+
+scikit-image's own photographs are read too. Readable: a rating, and all four sections of every round.
+"""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+from common import write_result
+from tqdm import tqdm
+
+from train_iqa.nano.synthetic import IMAGE_SUFFIXES
+from zoomiqa_reward import ZoomIQA
+from zoomiqa_reward.images import ImageError, load_image
+from zoomiqa_reward.model.ratings import Assessment
+
+
+def is_readable(assessment: Assessment) -> bool:
+    """Return whether there is a rating and every round has its four sections."""
+    return assessment.valid and all(len(turn.sections) == 4 for turn in assessment.turns)
+
+
+def main() -> None:
+    import skimage.data
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=Path, nargs="+", required=True)
+    parser.add_argument("--model", default="nano")
+    args = parser.parse_args()
+    folders = {folder.name: folder for folder in args.images} | {"scikit-image": Path(skimage.data.__file__).parent}
+    iqa, counted, bad, texts = ZoomIQA.from_pretrained(args.model), Counter(), [], Counter()
+    for name, folder in folders.items():
+        for path in tqdm(sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), desc=name):
+            try:
+                image = load_image(path)
+            except ImageError:  # multi-page microscopy files among scikit-image's
+                continue
+            [assessment] = iqa.assess([image])
+            counted[name] += 1
+            counted["zooms"] += len(assessment.turns) > 1
+            texts[" ".join(assessment.turns[0].sections.get("Image Quality Summary", "").split())] += 1
+            if not is_readable(assessment):
+                bad.append({"image": path.name, "round": len(assessment.turns), "error": assessment.error})
+    zooms = counted.pop("zooms")
+    total = sum(counted.values())
+    result = {"images": total, "by_folder": dict(counted), "readable": total - len(bad), "unreadable": bad}
+    write_result(
+        "readable", result | {"zooms": zooms, "different_summaries": len(texts), "fingerprint": iqa.fingerprint}
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""The stage that learns from people: opinion scores of real and restored images, with rehearsal of what was taught.
+
+A step reads one group of images: of one scene where a set has scenes of many images (restorations of one photograph
+by different methods), else of one set; as native tiles, at half size, or whole. All of a group are cut at one place
+and size, so that only their quality differs, and learn their ratings and all pairs of them. Half of the steps read
+the group again, moved against its ratings (adversarial images of a small Euclidean length): without them the gradient
+of the rating says little about a change that can be seen. Without rehearsal of rows the words break within minutes.
+Source of the moved images: Goodfellow et al. 2015, with the Euclidean norm.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from train_iqa.nano.build import TOKEN_PX
+from train_iqa.nano.dense import dense_batch, turned
+from train_iqa.nano.language import RatingTree
+from train_iqa.nano.rows import RATING_SIGMA
+from train_iqa.nano.store import GRID, Store
+from train_iqa.nano.teach import Learner, fitted, text_step
+from zoomiqa_reward.images.loading import load_image
+
+COLUMNS = ("image", "set", "scene", "mos")
+SCENE_IMAGES = 8
+"""A scene with at least so many images makes groups of its own."""
+VIEWS, VIEW_SHARES = ("tile", "half", "whole"), (0.5, 0.3, 0.2)
+TILES_PX = (224, 280, 336)
+WHOLE_PIXELS = 448 * 448
+MOVE_LENGTH = 0.8
+"""Longest Euclidean move of a 224 px image; larger ones move further, in proportion to their side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opinion:
+    """One image with the mean of people's scores."""
+
+    image: Path
+    set: str
+    scene: str
+    mos: float
+    """1 bad .. 5 excellent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeopleConfig:
+    """One step of the stage."""
+
+    group: int = 6
+    rehearsed: int = 8
+    """Synthetic crops with direct ratings; a multiple of 8."""
+    first: int = 3
+    local: int = 2
+    second: int = 2
+    moved_share: float = 0.35
+    """Of the steps, those that read the moved group as well."""
+    sigma: float = 0.2
+    """Width of the bell about a mean of people's scores."""
+    learning_rate: float = 1.2e-4
+    """Of the language side, peak; the tower's is 0.7 of it. Cosine to 3 %."""
+    weight_decay: float = 0.02
+
+
+def read_opinions(folder: Path) -> list[Opinion]:
+    """Return the rows of `folder/people.csv`. Raises ValueError naming what is missing or out of range."""
+    file = folder / "people.csv"
+    if not file.exists():
+        raise ValueError(f"{file}: no such file; it must hold the columns {', '.join(COLUMNS)}")
+    with open(file, newline="", encoding="utf-8") as table:
+        rows = list(csv.DictReader(table))
+    if not rows or (missing := [name for name in COLUMNS if name not in rows[0]]):
+        raise ValueError(f"{file}: {'no rows' if not rows else f'no column {missing[0]}'}")
+    found = []
+    for number, row in enumerate(rows, start=2):
+        path, mos = folder / row["image"], float(row["mos"])
+        if not path.exists():
+            raise ValueError(f"{file}, line {number}: no image {path}")
+        if not 1 <= mos <= 5:
+            raise ValueError(f"{file}, line {number}: mos {mos} is outside 1..5")
+        found.append(Opinion(image=path, set=row["set"], scene=row["scene"], mos=mos))
+    return found
+
+
+def folds(opinions: Sequence[Opinion], count: int) -> list[int]:
+    """Return the fold 0..count-1 of each image: a scene is in one, and each set's scenes are dealt out evenly."""
+    found = {}
+    for name in sorted({one.set for one in opinions}):
+        scenes = sorted({one.scene for one in opinions if one.set == name})
+        order = np.random.default_rng(7).permutation(len(scenes))
+        found |= {(name, scene): int(place % count) for scene, place in zip(scenes, order, strict=True)}
+    return [found[one.set, one.scene] for one in opinions]
+
+
+class People:
+    """Groups of scored images, drawn at one place and size."""
+
+    def __init__(self, opinions: Sequence[Opinion], device: torch.device) -> None:
+        self.device = device
+        self._images = {one.image: (load_image(one.image) * 255).round().to(torch.uint8) for one in opinions}
+        by_scene: dict[tuple[str, str], list[Opinion]] = {}
+        for one in opinions:
+            by_scene.setdefault((one.set, one.scene), []).append(one)
+        self.pools: dict[str, list[list[Opinion]]] = {}
+        """Set -> pools that groups are drawn from."""
+        for name in sorted({one.set for one in opinions}):
+            scenes = [members for (of, _), members in by_scene.items() if of == name]
+            wide = [members for members in scenes if len(members) >= SCENE_IMAGES]
+            rest = [one for members in scenes if len(members) < SCENE_IMAGES for one in members]
+            self.pools[name] = [*wide, *([rest] if rest else [])]
+
+    def group(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Return up to `count` images (B, 3, H, W) in [0, 1], sides multiples of 28, and their scores (B,)."""
+        names = list(self.pools)
+        sizes = np.sqrt([sum(map(len, self.pools[name])) for name in names])  # small sets count more than their size
+        pools = self.pools[str(rng.choice(names, p=sizes / sizes.sum()))]
+        pool = pools[int(rng.integers(0, len(pools)))]
+        chosen = [pool[k] for k in rng.choice(len(pool), min(count, len(pool)), replace=False)]
+        view, flip = str(rng.choice(VIEWS, p=VIEW_SHARES)), bool(rng.random() < 0.5)
+        tile, at = int(rng.choice(TILES_PX)), rng.random(2)
+        same_scene = len({one.scene for one in chosen}) == 1
+        parts = []
+        for one in chosen:
+            image = self._images[one.image].float() / 255
+            image = turned(image, 4, (1, 2)) if image.shape[1] > image.shape[2] else image  # portraits lie down
+            parts.append(cut_view(image, view, tile, at if same_scene else rng.random(2)))
+        if view == "whole":  # to the first one's size: images of one set differ little in shape
+            parts = [fitted(part, *parts[0].shape[1:]) for part in parts]
+        sides = [min(part.shape[axis] for part in parts) for axis in (1, 2)]
+        images = torch.stack([part[:, : sides[0], : sides[1]] for part in parts]).to(self.device)
+        scores = torch.tensor([one.mos for one in chosen], dtype=torch.float32, device=self.device)
+        return (images.flip(3) if flip else images).contiguous(), scores
+
+
+def cut_view(image: Tensor, view: str, tile: int, at: Sequence[float] | np.ndarray) -> Tensor:
+    """Return a float CHW image's view: `whole` within `WHOLE_PIXELS`, or a tile at full or half size.
+
+    tile: its side in pixels; at: where it lies between top and bottom, left and right, 0..1.
+    """
+    height, width = image.shape[1:]
+    if view == "whole":
+        scale = min(1.0, (WHOLE_PIXELS / (height * width)) ** 0.5)
+        return fitted(image, *(max(TOKEN_PX, int(side * scale) // TOKEN_PX * TOKEN_PX) for side in (height, width)))
+    if view == "half":
+        image = fitted(image, round(height / 2), round(width / 2))
+        height, width = image.shape[1:]
+    sides = [min(tile, side // TOKEN_PX * TOKEN_PX) for side in (height, width)]
+    top, left = (int(share * (side - part)) for share, side, part in zip(at, (height, width), sides, strict=True))
+    return image[:, top : top + sides[0], left : left + sides[1]]
+
+
+def moved_images(images: Tensor, gradient: Tensor, rng: np.random.Generator) -> Tensor:
+    """Return the images moved up the gradient of their loss by a random length of up to `MOVE_LENGTH` (see there)."""
+    longest = MOVE_LENGTH * (images.shape[2] * images.shape[3]) ** 0.5 / 224
+    lengths = torch.from_numpy(rng.uniform(0, longest, len(images))).to(images).view(-1, 1, 1, 1)
+    norms = gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+    return images + lengths * gradient / norms
+
+
+def people_step(
+    learner: Learner, tree: RatingTree, people: People, store: Store, config: PeopleConfig, rng: np.random.Generator
+) -> dict[str, float]:
+    """Accumulate the gradients of one step and return its losses."""
+    images, scores = people.group(config.group, rng)
+    is_moved, question = rng.random() < config.moved_share, learner.builder.question(rng)
+    images.requires_grad_(is_moved)
+    loss, parts = tree.loss(tree.logprobs(images, question), scores, sigma=config.sigma, ranked=True)
+    loss.backward()
+    found = {f"people_{name}": value for name, value in parts.items()}
+    if is_moved:
+        assert images.grad is not None
+        moved = moved_images(images.detach(), images.grad, rng)
+        loss, parts = tree.loss(tree.logprobs(moved, question), scores, sigma=config.sigma, ranked=True)
+        (0.5 * loss).backward()
+        found["moved_error"] = parts["error"]
+    crops, targets = dense_batch(store, config.rehearsed, GRID, rng)
+    loss, parts = tree.loss(tree.logprobs(crops, question), targets.labels, sigma=RATING_SIGMA, ranked=True)
+    (0.6 * loss).backward()
+    found |= {f"rehearsed_{name}": value for name, value in parts.items()}
+    counts = {"first": config.first, "local": config.local, "second": config.second}
+    return found | text_step(learner, store, rng, **counts, weight=0.8)
