@@ -55,11 +55,11 @@ def test_two_threads_rate_and_sample_while_the_main_thread_draws(nano, photo):
     sampled = ZoomIQAReward(iqa, "reason", num_samples=3, seed=0)
     direct = ZoomIQAReward(iqa)
     crop = photo[:, :112, :112].contiguous()
-    alone = bits(sampled(photo)), bits(direct(crop)), sampled([photo]).answers[0].turns[0].text
+    alone = bits(sampled(photo)), bits(direct(crop)), sampled([photo]).answers[0][0].turns[0].text
     assert "nan" not in alone[0][0]
     found = beside(
         lambda: [bits(sampled(photo)) for _ in range(2)], lambda: [bits(direct(crop)) for _ in range(4)],
-        lambda: sampled([photo]).answers[0].turns[0].text,
+        lambda: sampled([photo]).answers[0][0].turns[0].text,
     )  # fmt: skip
     assert found == [[alone[0]] * 2, [alone[1]] * 4, alone[2]]
 
