@@ -21,7 +21,7 @@ RESUMABLE = ("best-of-n", "evaluate", "refine", "tune")
 KEEPS_ITS_WORK = "what is finished lies in the folder given as --out, and the same command goes on from there"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:  # noqa: C901  (one clause an ending)
     """Run one subcommand and return its exit code; never raises, and never exits the interpreter.
 
     >>> main(["no-such-command"])
