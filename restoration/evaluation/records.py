@@ -12,8 +12,9 @@ from zoomiqa_reward.runs.settings import refuse_another_run
 
 RECORDS = "records.jsonl"
 SETTINGS = "run.json"
-MAY_DIFFER = ("m", "seeds", "headline", "not_headline", "started", "command")
-"""Settings that a resumed run may change: more candidates are added, and who judges is decided when reporting."""
+MAY_DIFFER = ("m", "seeds", "headline", "not_headline", "started", "command", "conventions", "notes")
+"""Settings that a resumed run may change: more candidates are added, and who judges is decided when reporting. The last
+two follow from the options, the metrics and the dataset, which are compared."""
 
 NOT_LOADED = "not loaded"
 """Stands for the hash of an item whose files could not be read or do not fit."""

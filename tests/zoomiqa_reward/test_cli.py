@@ -26,7 +26,8 @@ WORDS = ["sections", "bbox", "crop_box", "texts"]
 OPTIONS = {
     "score": "--adapter --batched --device --help --json --mode --model --protocol --question --strict",
     "assess": "--adapter --batched --device --help --json --model --protocol --question --strict",
-    "rank": "--adapter --batched --device --help --json --mode --model --protocol --question --sheet --strict",
+    "rank": "--adapter --batched --device --help --json --mode --model --overwrite --protocol --question --sheet "
+    "--strict",
 }
 
 

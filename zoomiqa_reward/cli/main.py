@@ -15,12 +15,13 @@ import typer
 
 GROUP = "zoomiqa.commands"
 DISTRIBUTION = "zoomiqa-reward"
+INTERRUPTED = 130
 RESUMABLE = ("best-of-n", "evaluate", "refine", "tune")
 """Commands that write as they go."""
 KEEPS_ITS_WORK = "what is finished lies in the folder given as --out, and the same command goes on from there"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:  # noqa: C901  (one clause an ending)
     """Run one subcommand and return its exit code; never raises, and never exits the interpreter.
 
     >>> main(["no-such-command"])
@@ -31,14 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return _run(args)
+        if (code := _run(args)) == INTERRUPTED:  # typer turns Ctrl-C into this code
+            _say_interrupted(args)
+        return code
     except typer.TyperException as error:  # wrong options; click's own code for them, 2, means something else here
         if message := error.format_message():  # none where the help was shown instead
             _say(f"zoomiqa: {message}\nTry: zoomiqa {_command_of(args)}--help")
         return 1
     except (KeyboardInterrupt, typer.Abort):
-        _say(f"zoomiqa: interrupted; {KEEPS_ITS_WORK if args[0] in RESUMABLE else 'what was measured is printed'}")
-        return 130
+        _say_interrupted(args)
+        return INTERRUPTED
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BrokenPipeError:  # the reader of stdout has gone (`zoomiqa ... | head`): say nothing more
@@ -113,6 +116,11 @@ def _missing(point: EntryPoint, error: ModuleNotFoundError) -> str:
 
 def _command_of(args: list[str]) -> str:
     return f"{args[0]} " if args[0] in commands() else ""
+
+
+def _say_interrupted(args: list[str]) -> None:
+    kept = KEEPS_ITS_WORK if args[0] in RESUMABLE else "what was measured until then is printed"
+    _say(f"zoomiqa: interrupted; {kept}")
 
 
 def _say(message: str) -> None:

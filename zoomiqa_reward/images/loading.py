@@ -25,10 +25,11 @@ MAX_PIXELS = 89_478_485
 RANGE_TOLERANCE = 1e-3
 """How far outside [0, 1] a tensor may be, then clamped: resampling and half precision overshoot by about this."""
 
-# Pillow's decoders raise these, by format, on damaged data, and the last on a closed file.
+# Pillow's decoders raise these, by format, on damaged data; AssertionError on a closed file, and UserWarning where
+# filters make warnings errors.
 _DECODE_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, OverflowError, struct.error, zlib.error,
-    AssertionError,
+    AssertionError, UserWarning,
 )  # fmt: skip
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # the warning, where filters make it an error
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")

@@ -125,7 +125,10 @@ def _same(first: Path, second: Path) -> bool:
 
 
 def _first_file(folder: Path) -> str | None:
-    for root, _, files in os.walk(folder):
+    for root, folders, files in os.walk(folder):
+        if MARK in files:  # a run of its own, inside
+            folders.clear()
+            continue
         for name in sorted(files):
             if name not in _UNFINISHED:
                 return os.path.relpath(os.path.join(root, name), folder)

@@ -1,0 +1,135 @@
+"""No output replaces an input, or a file that this program did not make; what it made itself it may replace."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from zoomiqa_reward.cli.main import main
+from zoomiqa_reward.images.contact_sheet import SheetEntry, contact_sheet
+from zoomiqa_reward.images.loading import save_png
+from zoomiqa_reward.runs.json_lines import append_line, read_lines
+from zoomiqa_reward.runs.outputs import OutputError, claim_file, claim_folder, made_here, write_figure
+from zoomiqa_reward.runs.progress_lines import ProgressLines
+
+
+def photograph(file: Path, colour: tuple[int, int, int] = (90, 120, 40)) -> Path:
+    Image.effect_noise((96, 80), 60).convert("RGB").point(lambda value: value // 2 + colour[0] // 2).save(file)
+    return file
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_a_forgotten_argument_does_not_cost_a_photograph(tmp_path, capsys):
+    files = [photograph(tmp_path / f"{name}.png") for name in "abc"]
+    before = [digest(file) for file in files]
+    for options in ([], ["--overwrite"]):
+        for sheet, rest in ((files[0], files[1:]), (files[0], files)):
+            if options and sheet not in rest:
+                continue  # the user's own word, for a file that is no input
+            assert main(["rank", "--sheet", str(sheet), *map(str, rest), *options]) == 1
+    assert main(["rank", str(tmp_path), "--sheet", str(files[1]), "--overwrite"]) == 1  # an input by its folder
+    assert main(["check", str(files[0]), "--figure", str(files[0]), "--overwrite"]) == 1
+    assert [digest(file) for file in files] == before
+    assert "inputs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+def test_what_this_program_made_it_may_replace(tmp_path, suffix):
+    file = tmp_path / f"sheet{suffix}"
+    image = Image.new("RGB", (32, 32))
+    write_figure(image, file)
+    assert made_here(file)
+    write_figure(image, file)
+    with pytest.raises(OutputError, match="inputs"):
+        claim_file(file, inputs=[file])
+    image.save(file)
+    with pytest.raises(OutputError, match="--overwrite"):
+        write_figure(image, file)
+    write_figure(image, file, overwrite=True)
+    assert made_here(file)
+
+
+def test_every_writer_of_images_asks(tmp_path):
+    mine = photograph(tmp_path / "best.png")
+    before = digest(mine)
+    for write in (
+        lambda: save_png(Image.new("RGB", (8, 8)), mine),
+        lambda: contact_sheet([Image.new("RGB", (8, 8))], [SheetEntry(name="a", rating=3.0)], mine),
+    ):
+        with pytest.raises(OutputError, match="did not make it"):
+            write()
+    assert digest(mine) == before
+    assert not [file for file in tmp_path.iterdir() if file.name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("no/a.png", "no folder"), ("a.txt", "no image format"), ("a", "no suffix"), ("", "folder")]
+)
+def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path, name, words):
+    with pytest.raises(OutputError, match=words):
+        claim_file(tmp_path / name, suffixes=name != "")
+
+
+def test_a_link_to_an_input_is_that_input(tmp_path):
+    photo = photograph(tmp_path / "a.png")
+    (tmp_path / "link.png").symlink_to(photo)
+    with pytest.raises(OutputError, match="inputs"):
+        claim_file(tmp_path / "link.png", inputs=[photo], overwrite=True)
+
+
+def test_a_run_takes_no_folder_of_the_users(tmp_path):
+    photograph(tmp_path / "best.png")
+    with pytest.raises(OutputError, match=r"holds best\.png"):
+        claim_folder(tmp_path)
+    assert claim_folder(tmp_path / "run") == claim_folder(tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    claim_folder(tmp_path / "run")  # marked as ours before
+    with pytest.raises(OutputError, match="is a file"):
+        claim_folder(tmp_path / "best.png")
+
+
+def test_protocol_import_replaces_a_protocol_file_only(tmp_path):
+    target = tmp_path / "p.json"
+    target.write_text(json.dumps({"mine": 1}))
+    with pytest.raises(OutputError):
+        claim_file(target)
+    target.write_text(json.dumps({"format_version": 1, "round1": {}, "direct_prefix": ""}))
+    claim_file(target)
+
+
+def test_names_in_any_bytes_are_kept_in_lines(tmp_path):
+    name = b"b_\xff.png".decode("utf-8", "surrogateescape")
+    append_line(tmp_path / "rows.jsonl", {"image": name})
+    assert read_lines(tmp_path / "rows.jsonl") == [{"image": name}]
+
+
+def test_progress_is_told_without_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("zoomiqa_reward.runs.progress_lines.EVERY_S", 0.0)
+    assert list(ProgressLines([1, 2], "rating")) == [1, 2]
+    assert capsys.readouterr().err.splitlines() == ["rating: 1 of 2, about 0 s left", "rating: 2 of 2, about 0 s left"]
+    assert ProgressLines(None, "tuning", total=10, initial=4).line(0.0).startswith("tuning: 4 of 10")
+
+
+def test_an_interrupted_rank_prints_what_it_measured(tmp_path, capsys, monkeypatch):
+    for name in "abc":
+        photograph(tmp_path / f"{name}.png")
+    from zoomiqa_reward.cli import measuring
+
+    whole = measuring.measure
+
+    def cut_short(*args, **options):
+        found = whole(*args, **options)
+        yield next(found)
+        yield next(found)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measuring, "measure", cut_short)
+    assert main(["rank", str(tmp_path), "--json"]) == 130
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 2
+    assert "interrupted" in shown.err
