@@ -7,6 +7,7 @@ input's noise, which is finer than the blur, stays out. More steps, or a step at
 bring noise back (docs/log.md).
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,8 +35,9 @@ def agreeing(image_sr: Tensor, image_lq: Tensor, blur_px: float = AGREEMENT_PX) 
             f"restoration of {large[1]} x {large[0]} px, input of {size[1]} x {size[0]} px: the restoration must be a "
             "whole number of times as large in both directions"
         )
-    kept, image_sr, image_lq = image_sr.dtype, image_sr.float(), image_lq.float()  # half has no antialiased resize
-    missing = image_lq - F.interpolate(image_sr, size=size, mode="bicubic", antialias=True)
-    # antialias changes nothing but the kernel when enlarging: without it torch takes a = -0.75.
-    enlarged = F.interpolate(gaussian_blur(missing, blur_px), size=large, mode="bicubic", antialias=True)
-    return (image_sr + enlarged).to(kept)
+    with torch.autocast(image_sr.device.type, enabled=False):  # half precision has no antialiased resize
+        found, lq = image_sr.float(), image_lq.float()
+        missing = lq - F.interpolate(found, size=size, mode="bicubic", antialias=True)
+        # antialias changes nothing but the kernel when enlarging: without it torch takes a = -0.75.
+        enlarged = F.interpolate(gaussian_blur(missing, blur_px), size=large, mode="bicubic", antialias=True)
+        return (found + enlarged).to(image_sr.dtype)

@@ -61,7 +61,8 @@ def test_metrics_that_cannot_be_had_still_say_so():
 
 @pytest.mark.parametrize("name", ["autocast_bfloat16", "default_float64", "default_bfloat16", "default_device_meta"])
 def test_a_restorer_makes_the_same_picture_and_fixes_its_colours_alike(name):
-    for source, options in (("nano", {"steps": 2}), (torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.Sigmoid()), {})):
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.Sigmoid())
+    for source, options in (("nano", {"steps": 2}), (network, {})):
         restorer = Restorer.from_pretrained(source, colour_fix="wavelet", tile_px=20, tile_overlap_px=4, **options)
         image = picture(1, 24, 24) if source == "nano" else picture(1, 24, 24) * 0.3
         plain = next(restorer.restore(image, [3])).image
