@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from restoration.refinement import Refined, refine
     from restoration.restorer.restorer import Restored, Restorer
     from restoration.selection.best_of_n import Cascade, best_of_n
-    from restoration.selection.candidates import BestOfN, Candidate
+    from restoration.selection.candidates import Candidate
     from restoration.selection.early_stop import EarlyStop
     from restoration.selection.pool import varied_pool
+    from restoration.selection.result import BestOfN
     from restoration.tuning.data import load_examples
     from restoration.tuning.trainer import tune
 
 _HOMES = {
-    "BestOfN": "selection.candidates",
+    "BestOfN": "selection.result",
     "Candidate": "selection.candidates",
     "Cascade": "selection.best_of_n",
     "ConditionedReward": "metrics.conditioned",

@@ -21,8 +21,8 @@ from restoration.evaluation.measuring import bicubic
 from restoration.metrics.registry import fsim
 from restoration.restorer.restorer import Restorer
 from restoration.selection.best_of_n import Cascade, best_of_n
-from restoration.selection.candidates import BestOfN
 from restoration.selection.pool import varied_pool
+from restoration.selection.result import BestOfN
 from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.images.loading import load_image, save_png, to_pil
 from zoomiqa_reward.runs.json_lines import write_json

@@ -8,7 +8,7 @@ under `accelerate launch`, with the same steps on either; a killed run continues
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,70 +22,13 @@ from train_iqa.rows.conversations import Conversation, read_conversations
 from train_iqa.rows.schedule import plan_rows
 from train_iqa.rows.turn_rows import DIRECT, build_row, estimate_length, row_kinds
 from train_iqa.training.command import run_trainer
-from train_iqa.training.learner import ModelConfig, load_base, make_accelerator, make_learner, seed_of
+from train_iqa.training.learner import load_base, make_accelerator, make_learner, seed_of
 from train_iqa.training.metrics import MetricLog
-from train_iqa.training.policy import TuningConfig, save_policy
+from train_iqa.training.policy import save_policy
 from train_iqa.training.run_state import RunState, open_run
+from train_iqa.training.sft_config import ConversationSource, SftConfig
 from train_iqa.training.updates import optimizer_step, total_of
 from zoomiqa_reward.model.direct import trie_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConversationSource:
-    """One data set of conversations."""
-
-    path: Path
-    """JSONL file; see `train_iqa.rows.conversations`."""
-    weight: float = 1.0
-    """How often its rows come, relative to those of the other data sets."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SftConfig:
-    """One run of supervised fine-tuning."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    tuning: TuningConfig = field(default_factory=TuningConfig)
-    data: tuple[ConversationSource, ...] = ()
-    out: Path = Path("runs/sft")
-    """Run folder; continued if it exists. What was learned is in its `policy`."""
-    seed: int = 0
-    epochs: float = 3.0
-    """Times that each row with words comes, at weight 1; `steps` overrides it."""
-    steps: int | None = None
-    rows_per_step: int = 64
-    """Rows of one optimizer step, over all processes."""
-    micro_rows: int = 4
-    """Rows of one forward pass of one process."""
-    direct_share: float = 0.25
-    """Of all rows: those that rate without words."""
-    learning_rate: float = 1e-4
-    """Peak; then cosine to 2 %."""
-    warmup_steps: int = 20
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    """0: gradients are not clipped."""
-    save_every: int = 100
-    """Steps."""
-    tensorboard: bool = True
-
-    def __post_init__(self) -> None:
-        if self.rows_per_step < 1 or self.micro_rows < 1 or self.rows_per_step % self.micro_rows:
-            raise ValueError(
-                f"rows_per_step={self.rows_per_step} must be a multiple of micro_rows={self.micro_rows}, both >= 1"
-            )
-        if not 0 <= self.direct_share < 1 or self.epochs <= 0 or (self.steps is not None and self.steps < 1):
-            raise ValueError(
-                f"direct_share={self.direct_share} must be in [0, 1), epochs={self.epochs} above 0, "
-                f"steps={self.steps} at least 1"
-            )
-        if not self.max_grad_norm >= 0:
-            raise ValueError(f"max_grad_norm={self.max_grad_norm}: must be above 0, or 0 for no clipping")
-        if self.learning_rate <= 0 or self.warmup_steps < 0 or self.save_every < 1:
-            raise ValueError(
-                f"learning_rate={self.learning_rate} must be above 0, warmup_steps={self.warmup_steps} at least 0, "
-                f"save_every={self.save_every} at least 1"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

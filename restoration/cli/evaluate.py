@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from zoomiqa_reward.cli import inputs, output
+from zoomiqa_reward.runs.progress import progress
 
 ROWS = ("hr", "bicubic", "worst", "mean", "best", "selected")
 DEFAULT_METRICS = "fsim,vif,psnr_y,ssim_y,niqe,lr_consistency"
@@ -77,7 +78,7 @@ def evaluate(
     options |= {name: dict(told) for name in ("psnr_y", "ssim_y") if told}
 
     def watch(records: Iterable[Any], total: int) -> Iterable[Any]:
-        return output.progress(records, total, "evaluating", streaming=False)
+        return progress(records, total, "evaluating", streaming=False)
 
     names = [name.strip() for name in metrics.split(",")]
     rated_with = with_conventions(images, [reward] if reward in METRICS else [], options)

@@ -5,7 +5,8 @@ model asks for; `regions.py`: which pixels that is and how the new ones go in; `
 comes back; `journal.py`: the folder; `strip.py`: the rounds as one picture.
 """
 
-from restoration.refinement.records import Attempt, Refined, Round
+from restoration.refinement.records import Attempt, Round
+from restoration.refinement.result import Refined
 from restoration.refinement.rounds import refine
 
 __all__ = ["Attempt", "Refined", "Round", "refine"]

@@ -10,15 +10,18 @@ A picture is renamed into place before its line is appended, and a line counts o
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from restoration.refinement.records import Refined, Round, round_of, row_of
+from restoration.refinement.records import Round, round_of, row_of
 from restoration.refinement.strip import strip_of
 from restoration.selection.run_folder import check_settings
 from zoomiqa_reward.images.loading import save_png
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json
+
+if TYPE_CHECKING:
+    from restoration.refinement.result import Refined
 
 LINES = "rounds.jsonl"
 
@@ -54,7 +57,7 @@ class Journal:
         return one
 
 
-def save_result(result: Refined, folder: Path) -> Path:
+def save_result(result: "Refined", folder: Path) -> Path:
     """Write a result that has no folder yet; see `Refined.save`."""
     result.start.save(folder / "start")
     journal = Journal(folder, result.report["settings"])
@@ -65,7 +68,7 @@ def save_result(result: Refined, folder: Path) -> Path:
     return folder
 
 
-def write_artefacts(result: Refined, folder: Path) -> None:
+def write_artefacts(result: "Refined", folder: Path) -> None:
     """Write refined.png, strip.png and the finished run.json."""
     save_png(result.image, folder / "refined.png")
     save_png(strip_of(result), folder / "strip.png")

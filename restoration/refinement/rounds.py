@@ -19,20 +19,21 @@ from torch import Tensor
 from restoration.metrics.fidelity import LR_BORDER_PX, lr_consistency
 from restoration.refinement.guidance import Wish, texts_for, wish_of
 from restoration.refinement.journal import Journal, write_artefacts
-from restoration.refinement.records import Attempt, Refined, Round, row_of
+from restoration.refinement.records import Attempt, Round, row_of
 from restoration.refinement.regions import Region
+from restoration.refinement.result import Refined
 from restoration.refinement.verdict import judges, limits_of, verdict
 from restoration.restorer.image_io import RestorationError
 from restoration.restorer.restorer import Restorer
 from restoration.restorer.rng import candidate_seed
 from restoration.selection.best_of_n import best_of_n, settings_of
 from restoration.selection.candidate_loop import Source, pixels_digest
-from restoration.selection.candidates import BestOfN
+from restoration.selection.result import BestOfN
 from restoration.selection.run_folder import open_run
-from zoomiqa_reward.cli import output
 from zoomiqa_reward.images.loading import conversions, load_image, to_pil
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, ask, is_groupwise
+from zoomiqa_reward.runs.progress import progress as progress_of
 
 LR_CONSISTENCY_SLACK_DB = 0.1
 """What a redrawn region of the same quality may cost by chance."""
@@ -84,7 +85,7 @@ def refine(
     refining.notes = [f"the input: {note}" for note in conversions(image_lq)]
     with refining.started(progress=progress):
         numbers = range(len(journal.history), rounds + 1)
-        for number in output.progress(numbers, len(numbers), "refining", streaming=False) if progress else numbers:
+        for number in progress_of(numbers, len(numbers), "refining", streaming=False) if progress else numbers:
             if journal.history[-1].stop is not None:
                 break
             refining.run(number)

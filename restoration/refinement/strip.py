@@ -6,12 +6,16 @@ pixels, in a round before and after it. Details are enlarged by whole numbers, s
 
 import math
 import textwrap
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from restoration.refinement.records import Refined, Round
+from restoration.refinement.records import Round
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.model.turns import PixelBox
+
+if TYPE_CHECKING:
+    from restoration.refinement.result import Refined
 
 CELL_PX = 320
 """Side of the square that a whole picture is fitted into; also the width of its detail."""
@@ -25,7 +29,7 @@ _BACK, _CARD, _INK, _MUTED = (22, 24, 29), (34, 37, 44), (240, 241, 243), (164, 
 _BOX, _KEPT, _REFUSED = (255, 176, 32), (82, 199, 122), (232, 92, 92)
 
 
-def strip_of(result: Refined) -> Image.Image:
+def strip_of(result: "Refined") -> Image.Image:
     """Return the strip as an RGB picture: low-quality picture, start, and one column for each round with a picture."""
     shown = [one for one in result.history if one.has_image()]
     low = to_pil(result.image_lq)

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from restoration.restorer.restorer import Restorer
 from restoration.selection.candidate_loop import Drawing, Source
-from restoration.selection.candidates import BestOfN, Candidate, identical, ranked
+from restoration.selection.candidates import Candidate, identical, ranked
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.pool import BICUBIC
+from restoration.selection.result import BestOfN
 from restoration.selection.run_folder import open_run, write_artefacts
 from zoomiqa_reward.images.loading import conversions, load_image
 from zoomiqa_reward.rewards.base import Reward

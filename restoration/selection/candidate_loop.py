@@ -16,9 +16,9 @@ from restoration.restorer.rng import candidate_seed
 from restoration.selection.candidates import Candidate, Explanation, ranked
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.run_folder import DrawFolder
-from zoomiqa_reward.cli import output
 from zoomiqa_reward.images.loading import load_image, to_pil
 from zoomiqa_reward.rewards.base import Reward, ask, is_groupwise
+from zoomiqa_reward.runs.progress import progress as progress_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Drawing:
         """Draw until there are n, or the rule says stop; return whether it did."""
         size = 1 if self.batch_size is None else self.batch_size * len(self.sources)
         begins = range(0, n, size)
-        for begin in output.progress(begins, len(begins), "restoring", streaming=False) if progress else begins:
+        for begin in progress_of(begins, len(begins), "restoring", streaming=False) if progress else begins:
             chunk = range(begin, min(begin + size, n))
             found = self._chunk(chunk)
             for k in chunk:

@@ -15,16 +15,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from restoration.selection.candidates import BestOfN, Candidate, Explanation
+from restoration.selection.candidates import Candidate, Explanation
 from zoomiqa_reward.images.contact_sheet import SheetEntry, contact_sheet
 from zoomiqa_reward.images.loading import save_png
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json
 from zoomiqa_reward.runs.outputs import claim_folder
 from zoomiqa_reward.runs.settings import refuse_another_run
+
+if TYPE_CHECKING:
+    from restoration.selection.result import BestOfN
 
 SHEET_CANDIDATES = 24
 """Most pictures on the contact sheet, best first: its memory stays bounded however many were drawn."""
@@ -94,7 +97,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     refuse_another_run(folder, held["settings"], settings)
 
 
-def save_result(result: BestOfN, folder: Path) -> Path:
+def save_result(result: "BestOfN", folder: Path) -> Path:
     """Write a result that has no folder yet; see `BestOfN.save`."""
     with open_run(folder, result.report["settings"]) as run:
         for one in result.candidates:
@@ -105,7 +108,7 @@ def save_result(result: BestOfN, folder: Path) -> Path:
     return folder
 
 
-def write_artefacts(result: BestOfN, folder: Path) -> None:
+def write_artefacts(result: "BestOfN", folder: Path) -> None:
     """Write best.png, sheet.png and the finished run.json."""
     if result.order[0].valid:
         save_png(result.best.image, folder / "best.png")

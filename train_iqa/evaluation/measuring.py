@@ -12,8 +12,8 @@ from torch import Tensor
 from train_iqa.data import LabelledImage
 from train_iqa.evaluation.grounding import as_shares
 from train_iqa.evaluation.robustness import perturbed_ratings
-from zoomiqa_reward.cli.measuring import Measured, measure
 from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.model.measuring import Measured, measure
 from zoomiqa_reward.model.ratings import Assessment
 
 

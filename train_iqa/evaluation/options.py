@@ -10,7 +10,7 @@ from train_iqa.data import FAMILIES, Scale, Source
 from train_iqa.data.checking import ACCEPTABLE, CHECKS
 from train_iqa.data.splits import PARTS
 from train_iqa.evaluation.measuring import Asking
-from zoomiqa_reward.model.zoomiqa import MODES
+from zoomiqa_reward.model.decoding import MODES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 from train_iqa.nano.rationale import DIRECT_PREFIX, nano_protocol
 from train_iqa.rl.config import GrpoConfig
 from train_iqa.rl.coverage import KlConfig
-from train_iqa.sft import SftConfig
 from train_iqa.training.learner import ModelConfig
 from train_iqa.training.policy import TuningConfig
+from train_iqa.training.sft_config import SftConfig
 from zoomiqa_reward.protocol import Decoding, Prompt, Protocol, ViewPolicy
 
 KONIQ_TRAINING = 7058

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zoomiqa_reward.cli import inputs, output
+from zoomiqa_reward.runs.progress import progress
 
 if TYPE_CHECKING:
     from zoomiqa_reward.rewards.base import Reward
@@ -77,7 +78,7 @@ def check(
     else:
         checked = _named(reward)
     report = run_check(
-        checked, output.progress(photographs, len(photographs), "checking", streaming=False), repeats=repeats
+        checked, progress(photographs, len(photographs), "checking", streaming=False), repeats=repeats
     )
     output.json_line(report.as_json() | {"not_used": [reason for _, reason in refused]})
     print_report(report, Console(stderr=True, width=None if sys.stderr.isatty() else 120, highlight=False))

@@ -8,9 +8,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from zoomiqa_reward.cli import inputs, output
+from zoomiqa_reward.runs.progress import progress
 
 if TYPE_CHECKING:
-    from zoomiqa_reward.cli.measuring import Record
+    from zoomiqa_reward.model.measuring import Record
 
 
 def score(
@@ -25,14 +26,14 @@ def score(
     adapter: inputs.Adapter = None,
 ) -> int:
     """Rate each image: 1 bad to 5 excellent, with its spread."""
-    from zoomiqa_reward.cli.measuring import measure
+    from zoomiqa_reward.model.measuring import measure
 
     files = inputs.expand(images)
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
     records: list[Record] = []
     try:
         found = measure(iqa, files, mode=mode, strict=strict, question=question)
-        for measured in output.progress(found, len(files), "rating", streaming=as_json):
+        for measured in progress(found, len(files), "rating", streaming=as_json):
             records.append(measured.record)
             if as_json:
                 output.json_line(measured.record.as_json())
@@ -53,13 +54,13 @@ def assess(
     adapter: inputs.Adapter = None,
 ) -> int:
     """Say why: the rationale of both rounds, the region looked at, and the rating."""
-    from zoomiqa_reward.cli.measuring import measure
+    from zoomiqa_reward.model.measuring import measure
 
     files = inputs.expand(images)
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
     records: list[Record] = []
     found = measure(iqa, files, mode="reason", strict=strict, question=question)
-    for measured in output.progress(found, len(files), "assessing", streaming=True):
+    for measured in progress(found, len(files), "assessing", streaming=True):
         records.append(measured.record)
         if as_json:
             output.json_line(measured.record.as_json() | words(measured.assessment))
@@ -82,8 +83,8 @@ def rank(
     adapter: inputs.Adapter = None,
 ) -> int:
     """Order the images, best first; those that could not be measured come last and say why."""
-    from zoomiqa_reward.cli.measuring import measure
     from zoomiqa_reward.cli.ranking_output import explained, place, write_sheet
+    from zoomiqa_reward.model.measuring import measure
     from zoomiqa_reward.runs.outputs import claim_file
 
     files = inputs.expand(images)
@@ -93,7 +94,7 @@ def rank(
     found = measure(iqa, files, mode=mode, strict=strict, question=question)
     measured: list[Any] = []
     try:
-        for one in output.progress(found, len(files), "rating", streaming=False):
+        for one in progress(found, len(files), "rating", streaming=False):
             measured.append(one)
     finally:  # interrupted: what is measured is still ranked and shown
         placed, gap = place(measured) if measured else ([], math.nan)
@@ -107,7 +108,7 @@ def rank(
         print(f"the best is {gap:.3f} above the second", file=sys.stderr)
     if sheet is not None:
         answers = explained(iqa, placed, question)
-        explained_ones = list(output.progress(answers, len(placed), "explaining", streaming=False))
+        explained_ones = list(progress(answers, len(placed), "explaining", streaming=False))
         write_sheet(explained_ones, sheet, overwrite=overwrite)
         print(f"contact sheet: {sheet}", file=sys.stderr)
     return output.exit_code(records)

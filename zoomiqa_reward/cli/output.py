@@ -3,19 +3,17 @@
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from zoomiqa_reward.images.listing import printable
-from zoomiqa_reward.runs.progress_lines import ProgressLines
 
 if TYPE_CHECKING:
-    from zoomiqa_reward.cli.measuring import Measured, Record
+    from zoomiqa_reward.model.measuring import Measured, Record
 
 Item = TypeVar("Item")
 
@@ -37,23 +35,6 @@ def encodable(line: str, fields: dict[str, Any]) -> str:
 def exit_code(records: Iterable["Record"]) -> int:
     """Return 0, or 2 where some image could not be measured."""
     return 0 if all(record.valid for record in records) else 2
-
-
-def progress(items: Iterable[Item], total: int, what: str, *, streaming: bool) -> Iterator[Item]:
-    """Yield the items; draw a bar on stderr when that is a terminal, print a line now and then when it is none.
-
-    `streaming`: lines are printed to stdout meanwhile, so there is no bar where both are the same terminal.
-    """
-    shown = sys.stderr.isatty() and total > 1 and not (streaming and sys.stdout.isatty())
-    if not sys.stderr.isatty():
-        yield from ProgressLines(items, what, total)
-        return
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Not redirected: rich would send our stdout to the bar's stream.
-    with Progress(
-        *columns, console=Console(stderr=True), disable=not shown, redirect_stdout=False, redirect_stderr=False
-    ) as bar:
-        yield from bar.track(items, total=total)
 
 
 def table(records: list["Record"], places: list[str] | None = None) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from zoomiqa_reward.cli.measuring import Measured
 from zoomiqa_reward.images.contact_sheet import contact_sheet, entry_of
 from zoomiqa_reward.images.loading import ImageError, load_image, to_pil
 from zoomiqa_reward.model import ranking
+from zoomiqa_reward.model.measuring import Measured
 from zoomiqa_reward.model.ratings import Ratings
 
 

@@ -1,21 +1,17 @@
 """`ZoomIQA`: the quality model as one object: load it, assess in words, rate in numbers."""
 
-import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from zoomiqa_reward.images.loading import ImageError, load_image
+from zoomiqa_reward.images.batches import load_each, split_images
 from zoomiqa_reward.model.checkpoint import Checkpoint, load_checkpoint
+from zoomiqa_reward.model.decoding import MODES, mean_and_std, samples_temperature, sampling_of
 from zoomiqa_reward.model.direct import rate_direct, trie_of
 from zoomiqa_reward.model.fingerprint import fingerprint, fingerprint_parts
-from zoomiqa_reward.model.generate import Sampling
 from zoomiqa_reward.model.gradients import graph_to_pixels, require_gradient
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Assessment, Ratings
@@ -25,8 +21,6 @@ from zoomiqa_reward.protocol.spec import Protocol, ViewPolicy
 
 if TYPE_CHECKING:
     from zoomiqa_reward.model.text_server import RemoteZoomIQA
-
-MODES = ("direct", "reason")
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,53 +210,3 @@ class ZoomIQA:
         std = torch.tensor([std for _, std in pairs], dtype=torch.float32)
         answers = tuple(tuple(samples) for samples in found)
         return Ratings(value=mean, std=std, valid=~mean.isnan(), std_kind="samples", answers=answers)
-
-
-def sampling_of(protocol: Protocol, temperature: float, seed: int | None, max_new_tokens: int | None) -> Sampling:
-    """Return the protocol's decoding at this temperature, with its own limit of tokens unless one is given."""
-    decoding = protocol.decoding
-    return Sampling(
-        temperature=temperature, top_p=decoding.top_p, top_k=decoding.top_k, seed=seed,
-        max_new_tokens=decoding.max_new_tokens if max_new_tokens is None else max_new_tokens,
-    )  # fmt: skip
-
-
-def samples_temperature(protocol: Protocol, num_samples: int, temperature: float | None) -> float:
-    """Return the temperature of `num_samples` answers where None leaves it to the protocol (1 if that is greedy).
-
-    Raises ValueError for several greedy ones.
-    """
-    if temperature is None:
-        temperature = 0.0 if num_samples == 1 else protocol.decoding.temperature or 1.0
-    if num_samples > 1 and temperature == 0:
-        raise ValueError(f"num_samples={num_samples} at temperature 0 would be copies of one answer")
-    return temperature
-
-
-def mean_and_std(ratings: list[float], num_samples: int) -> tuple[float, float]:
-    """Return mean and unbiased standard deviation; NaN where no more than half of the samples gave a rating."""
-    if 2 * len(ratings) <= num_samples:
-        return math.nan, math.nan
-    mean = sum(ratings) / len(ratings)
-    if len(ratings) < 2:
-        return mean, math.nan
-    return mean, math.sqrt(sum((rating - mean) ** 2 for rating in ratings) / (len(ratings) - 1))
-
-
-def split_images(images: Any) -> list[Any]:
-    """Return the sources of a batch, unloaded: a list's items, a BCHW tensor's or NHWC array's images, or the one."""
-    if isinstance(images, list | tuple):
-        return list(images)
-    if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
-        return list(images)
-    return [images]
-
-
-def load_each(images: Any) -> Iterator[Tensor]:
-    """Yield each image when it is its turn: a thousand paths are not held in memory at once."""
-    sources = split_images(images)
-    for index, source in enumerate(sources):
-        try:
-            yield load_image(source)
-        except ImageError as error:
-            raise error if len(sources) == 1 else ImageError(f"image {index}: {error}") from error

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoomiqa_reward.images.batches import split_images
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
-from zoomiqa_reward.model.zoomiqa import split_images
 from zoomiqa_reward.rewards.base import Reward, ask, is_groupwise, modules_of
 from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.rewards.normalise import METHODS, group_index, group_keys, normalised, variance_shares

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from zoomiqa_reward.images.batches import split_images
 from zoomiqa_reward.images.jpeg_slope import jpeg_with_slope
 from zoomiqa_reward.images.loading import ImageError, load_image
 from zoomiqa_reward.model.gradients import require_gradient
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
-from zoomiqa_reward.model.zoomiqa import split_images
 from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
 from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.runs.settings import identity_of

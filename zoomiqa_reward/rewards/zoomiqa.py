@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoomiqa_reward.images.batches import split_images
 from zoomiqa_reward.images.loading import ImageError, load_image
+from zoomiqa_reward.model.decoding import MODES
 from zoomiqa_reward.model.gradients import require_gradient
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Assessment, Scores
-from zoomiqa_reward.model.zoomiqa import MODES, ZoomIQA, split_images
+from zoomiqa_reward.model.zoomiqa import ZoomIQA
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.runs.settings import identity_of

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoomiqa_reward.images.batches import load_each
+from zoomiqa_reward.model.decoding import MODES, mean_and_std, samples_temperature, sampling_of
 from zoomiqa_reward.model.direct import MIN_MASS
 from zoomiqa_reward.model.fingerprint import fingerprint
 from zoomiqa_reward.model.generate import Completion, Sampling
@@ -29,7 +31,6 @@ from zoomiqa_reward.model.text_server.messages import chat_messages, fitted
 from zoomiqa_reward.model.text_server.parallel_map import in_order
 from zoomiqa_reward.model.text_server.spread import spread_in_answer
 from zoomiqa_reward.model.turns import Prompted
-from zoomiqa_reward.model.zoomiqa import MODES, load_each, mean_and_std, samples_temperature, sampling_of
 from zoomiqa_reward.protocol.spec import PROTOCOL_FILE, Protocol, ProtocolError
 
 
