@@ -39,8 +39,10 @@ class Talking:
         value = torch.tensor([1 - float(image.mean()) for image in images])
         turns = turn("first", bbox=BBOX), turn("darker is better", crop_box=CROP)
         answer = Assessment(rating=3.0, std=math.nan, turns=turns, valid=True)
-        info = {"errors": [None] * len(value), "answers": [answer] * len(value)}
-        return Scores(value=value, valid=value > -1, std=value * math.nan, info=info)
+        count = len(value)
+        return Scores(
+            value=value, valid=value > -1, std=value * math.nan, errors=(None,) * count, answers=((answer,),) * count
+        )
 
 
 def test_what_the_cascade_says_is_kept_and_read_again(tmp_path):
@@ -96,11 +98,11 @@ def test_pictures_of_a_sheet_are_opened_one_at_a_time():
 
 @pytest.mark.parametrize("mode", ["direct", "reason"])
 def test_the_reward_hands_out_its_answers(nano, photograph, mode):
-    info = ZoomIQAReward(ZoomIQA.from_pretrained(nano), mode=mode)([photograph, "missing.png"]).info
+    scores = ZoomIQAReward(ZoomIQA.from_pretrained(nano), mode=mode)([photograph, "missing.png"])
     if mode == "direct":
-        assert "answers" not in info
+        assert scores.answers is None
         return
-    given, missing = info["answers"]
-    assert missing is None
-    assert Explanation.of(given).rationale
-    assert Explanation.of(missing) is None
+    given, missing = scores.answers
+    assert missing == ()
+    assert Explanation.of(given[0]).rationale
+    assert Explanation.of(None) is None
