@@ -10,7 +10,8 @@ overflow becomes a black image. The rule looks at the image alone, reduced by ar
 
 Of 1,372 images as they are, no photograph meets it: the two that do are computed test charts. Darkened by gamma 2 or
 faded to 1/4 of their contrast, no photograph does either; at gamma 4, 17 are too dark. `benchmarks/contentless.py`
-counts and names the closest. The rule is this project's own; the area reduction keeps grain and single hot pixels out of it.
+counts and names the closest. The rule is this project's own; the area reduction keeps grain and single hot pixels out
+of it.
 """
 
 import torch
