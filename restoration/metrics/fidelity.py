@@ -21,6 +21,8 @@ VIF_MIN_SIDE_PX = 41
 HAARPSI_MIN_SIDE_PX = 16
 LR_BORDER_PX = 2
 LR_BLUR_PX = 1.0
+PSNR_CAP_DB = 100.0
+"""PSNR-Y of equal images: the best value, and a number that means, JSON and order can hold."""
 LR_CONSISTENCY_CAP_DB = 50.0
 """Above this the two agree within 8-bit rounding, and more means nothing."""
 _LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # BT.601 of RGB in 0..1, without its offset
@@ -32,12 +34,13 @@ class MetricUnavailable(ImportError):
 
 @canonical
 def psnr_y(image: Tensor, reference: Tensor, *, border_px: int = BORDER_PX, channel: str = "y") -> float:
-    """Return PSNR in dB on BT.601 luma, `border_px` cut from each side; infinite for equal pictures.
+    """Return PSNR in dB on BT.601 luma, `border_px` cut from each side; 100 for equal images.
 
     channel: "y", or "rgb" for the error over all three channels.
     Raises ValueError on different sizes, MetricUnavailable without BasicSR. Source: BasicSR's `calculate_psnr`.
     """
-    return _basicsr_pair("calculate_psnr", image, reference, border_px, channel, least=1)
+    value = _basicsr_pair("calculate_psnr", image, reference, border_px, channel, least=1)
+    return value if math.isnan(value) else min(value, PSNR_CAP_DB)
 
 
 @canonical

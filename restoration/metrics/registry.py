@@ -17,6 +17,7 @@ from restoration.metrics.fidelity import (
     BORDER_PX,
     LR_BORDER_PX,
     LR_CONSISTENCY_CAP_DB,
+    PSNR_CAP_DB,
     MetricUnavailable,
     fsim,
     haarpsi,
@@ -75,7 +76,7 @@ BOTH = frozenset({"border_px", "channel"})
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric(name="psnr_y", fn=psnr_y, higher_is_better=True, score_range=(0, math.inf), needs="hr",
+        Metric(name="psnr_y", fn=psnr_y, higher_is_better=True, score_range=(0, PSNR_CAP_DB), needs="hr",
                border_px=BORDER_PX, channel="y", options=BOTH, library="basicsr-fixed",
                source="BasicSR calculate_psnr on BT.601 luma"),
         Metric(name="ssim_y", fn=ssim_y, higher_is_better=True, score_range=(-1, 1), needs="hr", border_px=BORDER_PX,
@@ -156,8 +157,11 @@ def _measure(metric: Metric, image: Tensor, given: dict[str, Tensor | None], opt
         return Measurement(
             math.nan, f"{metric.name} is not defined for this picture of {image.shape[2]} x {image.shape[1]} px"
         )
-    if math.isinf(value):
-        return Measurement(math.nan, f"{metric.name} is infinite: image and reference are equal")
+    best = math.inf if metric.higher_is_better else -math.inf
+    if value == -best:
+        return Measurement(math.nan, f"{metric.name} is infinitely bad")
+    if value == best:  # a measurement: the scale's best end, where it has one
+        value = metric.score_range[1 if metric.higher_is_better else 0]
     return Measurement(float(value))
 
 

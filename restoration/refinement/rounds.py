@@ -32,7 +32,8 @@ from restoration.selection.result import BestOfN
 from restoration.selection.run_folder import open_run
 from zoomiqa_reward.images.loading import conversions, load_image, to_pil
 from zoomiqa_reward.model.ratings import Scores
-from zoomiqa_reward.rewards.base import Reward, ask, is_groupwise
+from zoomiqa_reward.rewards.base import Reward, is_groupwise
+from zoomiqa_reward.rewards.restorations import ask_restorations
 from zoomiqa_reward.runs.progress import progress as progress_of
 
 LR_CONSISTENCY_SLACK_DB = 0.1
@@ -214,7 +215,7 @@ class Refining:
 
     def _ask_reward(self, images: list[Image.Image], prompt: str) -> Scores:
         count = len(images)
-        return ask(
+        return ask_restorations(
             self.reward, [load_image(image) for image in images], lq=[self.image] * count, prompts=[prompt] * count,
             groups=[0] * count,
         )  # fmt: skip

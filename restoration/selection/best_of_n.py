@@ -28,6 +28,7 @@ from restoration.selection.run_folder import open_run, write_artefacts
 from zoomiqa_reward.images.loading import conversions, load_image
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.identity import UnknownState
+from zoomiqa_reward.rewards.restorations import PREFIX
 from zoomiqa_reward.runs.settings import identity_of
 
 LIBRARIES = ("torch", "torchvision", "transformers", "diffusers", "numpy", "pillow", "zoomiqa-reward")
@@ -64,7 +65,8 @@ def best_of_n(
     there is made or scored again. early_stop: when to stop before n (rule and formula: `early_stop.py`).
     strict, batch_size: see `Restorer.restore`.
 
-    A candidate that cannot be made or measured is last, not valid, and says why; it is not tried again. All of them
+    A candidate that cannot be made or measured, or that shows nothing (`images.content`) though `image_lq` does, is
+    last, not valid, and says why, whatever the reward; it is not tried again. All of them
     the same, as of a deterministic restorer (which runs once), is a warning and stands in `notes`.
 
     Raises ValueError for numbers out of range, a missing hr, a folder of another run; ImageError; what a reward
@@ -169,10 +171,16 @@ def remarks(
         )
     for what, failed in (
         ("made", [one for one in candidates if one.pixels is None]),
-        ("measured", [one for one in candidates if one.pixels is not None and not one.valid]),
+        ("measured", [one for one in candidates if one.pixels is not None and not one.valid and not _empty(one)]),
     ):
         if failed:
             yield f"{len(failed)} of {count} could not be {what}; the first: {failed[0].error}"
+    if empty := [one for one in candidates if _empty(one)]:
+        yield f"{len(empty)} of {count} are never chosen; the first: {empty[0].error}"
+
+
+def _empty(one: Candidate) -> bool:
+    return one.error is not None and one.error.startswith(PREFIX)
 
 
 def report_of(

@@ -17,7 +17,8 @@ from restoration.selection.candidates import Candidate, Explanation, ranked
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.run_folder import DrawFolder
 from zoomiqa_reward.images.loading import load_image, to_pil
-from zoomiqa_reward.rewards.base import Reward, ask, is_groupwise
+from zoomiqa_reward.rewards.base import Reward, is_groupwise
+from zoomiqa_reward.rewards.restorations import ask_restorations
 from zoomiqa_reward.runs.progress import progress as progress_of
 
 
@@ -197,7 +198,7 @@ class Drawing:
         count, hr = len(images), self.given["hr"]
         if not count:
             return []
-        scores = ask(
+        scores = ask_restorations(
             reward, [load_image(image) for image in images], lq=[self.given["lq"]] * count,
             hr=None if hr is None else [hr] * count, prompts=[prompt or "" for prompt in prompts], groups=[0] * count,
         )  # fmt: skip

@@ -20,8 +20,9 @@ class Offloader:
         self._device, self.enabled = device, enabled
         if enabled and not self._scoring:
             raise ValueError(
-                f"offload=True: no network was found in the reward {reward.name!r}, so nothing could be moved; give it "
-                "an attribute `modules` (a list of torch modules), or switch offload off"
+                f"offload=True: no network was found in the reward {reward.name!r} or its parts, so nothing could be "
+                "moved; a reward that computes without one (a metric) needs no offload: switch it off. Otherwise let "
+                "its class declare `modules` (torch modules) or `parts` (rewards), as `rewards.base.Reward` says"
             )
         if enabled:
             self._move(self._scoring, torch.device("cpu"))
@@ -46,4 +47,3 @@ class Offloader:
             part.to(to)
         if to.type == "cpu" and torch.cuda.is_available():
             torch.cuda.empty_cache()  # or the other side would not find the room
-

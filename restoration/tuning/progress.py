@@ -33,6 +33,8 @@ class Progress:
 
     def offer(self, number: int, reward: float, weights: dict[str, Tensor]) -> bool:
         """Take the weights of a look without alarm as the best if its reward is the highest; return whether it was."""
+        if math.isnan(self.best_reward):  # NaN is never an ordering key: nothing was measured yet
+            self.best_reward = -math.inf
         if not reward > self.best_reward:
             return False
         self.best_round, self.best_reward, self.best = number, reward, weights

@@ -152,6 +152,8 @@ class _Run:
             base = self.monitor.start()
             if done == 0:
                 self._record(0, base)
+                if (said := self.monitor.announcement()) is not None:
+                    append_line(self.tuning.folder / "log.jsonl", {"round": 0, "note": said})
         if done == 0 and self.monitor is not None:
             self.progress.best_reward = agree(base.values["reward"] if self.is_main else None)
         if done < self.recipe.config.rounds and not self.progress.stopped:
@@ -225,6 +227,7 @@ class _Run:
             write_json(folder / "result.json", {
                 "rounds": done, "best_round": result.best_round, "updates": self.progress.updates,
                 "best_reward": reward if math.isfinite(reward) else None, "alarms": list(result.alarms),
+                "signals_without_limit": [] if self.monitor is None else list(self.monitor.left_out),
                 "first_alarm_round": self.progress.alarm_round or None, "seconds": round(result.seconds, 3),
             })  # fmt: skip
         agree(None)  # nobody reads the folder before it is written

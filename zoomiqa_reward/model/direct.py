@@ -6,11 +6,12 @@ lets each node see the prompt, the prefix and its own ancestors. Deterministic, 
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.inputs import Row, collate, encode, make_row
 from zoomiqa_reward.model.pixels import factor_of
@@ -33,7 +34,9 @@ class Distribution:
     valid: Tensor
     """[batch] bool: the ratings hold at least half of the probability."""
     logprobs: Tensor
-    """[batch, leaves] float32, not normalised over the leaves."""
+    """[batch, leaves] float32, not normalised over the leaves; NaN for an image without content."""
+    errors: tuple[str | None, ...] = ()
+    """One entry per image: why it was not looked at (`images.content`), or None."""
 
 
 def trie_of(checkpoint: Checkpoint) -> RatingTrie:
@@ -135,14 +138,21 @@ def rate_direct(
     """Return the distribution of each float32 CHW image: the mixture of its views'.
 
     strict: each image in its own forward passes, so that its rating is bit-equal in any company. Otherwise views of
-    equal size of up to `batch_size` images share a pass. Tiles are cut and read `chunk_pixels` at a time.
+    equal size of up to `batch_size` images share a pass. Tiles are cut and read `chunk_pixels` at a time. An image
+    without content is not looked at: not valid, with the reason in `errors`.
     """
-    mixtures = []
+    mixtures: list[Tensor] = []
+    errors: list[str | None] = []
     for window in _windows(images, 1 if strict else batch_size):
-        mixtures += _read_window(checkpoint, trie, window, question, chunk_pixels)
+        empty = [contentless(image) for image in window]
+        shown = [image for image, why in zip(window, empty, strict=True) if why is None]
+        read = iter(_read_window(checkpoint, trie, shown, question, chunk_pixels) if shown else ())
+        nothing = torch.full((len(trie.ratings),), math.nan, device=checkpoint.device)
+        mixtures += [next(read) if why is None else nothing for why in empty]
+        errors += empty
     if not mixtures:
         return summarise(torch.zeros(0, len(trie.ratings)), trie.ratings)
-    return summarise(torch.stack(mixtures), trie.ratings)
+    return replace(summarise(torch.stack(mixtures), trie.ratings), errors=tuple(errors))
 
 
 def _windows(images: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from zoomiqa_reward.images.content import RULE
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.runs.weights_digest import WeightsDigests
 
@@ -35,6 +36,7 @@ def fingerprint_parts(checkpoint: Checkpoint) -> dict[str, Any]:
         "dtype": str(checkpoint.dtype),
         "device": checkpoint.device.type,
         "precision": _precision(checkpoint.device),
+        "content_rule": RULE,
         "attention": model.config.get_text_config()._attn_implementation,
         "versions": {name: version(name) for name in LIBRARIES},
     }

@@ -83,14 +83,15 @@ def _load(file: str) -> Any:
 
 
 def _ask(iqa: Any, images: list[Any], mode: str, strict: bool, question: str | None) -> list[Any]:
-    """Return for each image an Assessment, a (rating, std, valid) triple, or the error that stands for it."""
+    """Return for each image an Assessment, a (rating, std, valid, error) tuple, or the error that stands for it."""
     if not images:
         return []
     try:
         if mode == "reason":
             return list(iqa.assess(images, question=question, strict=strict))
         ratings = iqa.rate(images, mode="direct", strict=strict, question=question)
-        return list(zip(ratings.mean.tolist(), ratings.std.tolist(), ratings.valid.tolist(), strict=True))
+        rows = ratings.mean.tolist(), ratings.std.tolist(), ratings.valid.tolist(), ratings.errors
+        return list(zip(*rows, strict=True))
     except (ValueError, torch.OutOfMemoryError) as error:
         if len(images) == 1:
             return [error]
@@ -107,8 +108,8 @@ def _measured(model: str, file: str, mode: str, answer: Any) -> Measured:
             rounds=len(answer.turns), model=model,
         )  # fmt: skip
         return Measured(record=record, assessment=answer)
-    rating, std, valid = answer
-    error = None if valid else NO_RATING
+    rating, std, valid, why = answer
+    error = None if valid else why or NO_RATING
     return Measured(record=Record(image=file, rating=rating, std=std, valid=valid, error=error, mode=mode, model=model))
 
 

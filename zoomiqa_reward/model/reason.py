@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.direct import MIN_MASS
 from zoomiqa_reward.model.generate import Completion, Generate, Sampling, generate
@@ -123,10 +124,19 @@ def assess_batch(
 ) -> list[Assessment]:
     """Return one assessment for each float32 CHW image; all first rounds are asked in one call, then all seconds.
 
-    The seed of a second round is one more than that of its first.
+    The seed of a second round is one more than that of its first. An image without content is not asked about: its
+    assessment is not valid and says why (`images.content`).
     """
     check_rounds(rounds)
     seeds = sampling.seed if isinstance(sampling.seed, tuple) else None
+    empty = [contentless(image) for image in images]
+    if any(empty):
+        shown = [index for index, why in enumerate(empty) if why is None]
+        if seeds is not None:
+            sampling = replace(sampling, seed=tuple(seeds[index] for index in shown))
+        options = {"question": question, "rounds": rounds, "sampling": sampling}
+        read = iter(assess_batch(protocol, [images[index] for index in shown], respond, **options) if shown else ())
+        return [next(read) if why is None else _without_content(why) for why in empty]
     asked = [round1(protocol, image, question) for image in images]
     answers = respond(asked, sampling)
     firsts = [
@@ -152,7 +162,12 @@ def assess_batch(
     return results
 
 
-def _read(prompted: Prompted, answer: Completion, labels: Sequence[str], crop_box: PixelBox | None) -> _Read:
+def _without_content(why: str) -> Assessment:
+    return Assessment(rating=math.nan, std=math.nan, turns=(), valid=False, error=why)
+
+
+def _read(prompted
+: Prompted, answer: Completion, labels: Sequence[str], crop_box: PixelBox | None) -> _Read:
     rating, rating_error, route, route_error, tool = math.nan, None, None, None, None
     try:
         rating = read_rating(answer.text)

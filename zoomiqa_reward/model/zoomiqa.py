@@ -157,6 +157,7 @@ class ZoomIQA:
     ) -> Ratings:
         """Return the ratings [batch] of images: 1 bad .. 5 excellent, NaN with `valid=False` where not measured.
 
+        An image without content (`images.content`) is not valid in either mode; `errors` says why.
         direct: mean and standard deviation of the rating tokens' distribution over the image's views; not valid
         where the ratings hold less than half of the probability. grad=True keeps the graph to the images, which must
         be tensors that require a gradient; gradient_checkpointing then recomputes activations in `backward`.
@@ -185,7 +186,8 @@ class ZoomIQA:
                 self.checkpoint, self.trie, load_each(images), question=question, strict=strict, batch_size=batch_size
             )
         home = found.mean.device if grad else torch.device("cpu")
-        return Ratings(value=found.mean.to(home), std=found.std.to(home), valid=found.valid.to(home), std_kind="token")
+        return Ratings(value=found.mean.to(home), std=found.std.to(home), valid=found.valid.to(home), std_kind="token",
+                       errors=found.errors)  # fmt: skip
 
     def _rate_reason(
         self,
@@ -209,4 +211,8 @@ class ZoomIQA:
         mean = torch.tensor([mean for mean, _ in pairs], dtype=torch.float32)
         std = torch.tensor([std for _, std in pairs], dtype=torch.float32)
         answers = tuple(tuple(samples) for samples in found)
-        return Ratings(value=mean, std=std, valid=~mean.isnan(), std_kind="samples", answers=answers)
+        errors = tuple(
+            next((one.error for one in samples if not one.valid), None) if math.isnan(value) else None
+            for samples, (value, _) in zip(found, pairs, strict=True)
+        )
+        return Ratings(value=mean, std=std, valid=~mean.isnan(), std_kind="samples", answers=answers, errors=errors)

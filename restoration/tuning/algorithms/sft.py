@@ -45,7 +45,9 @@ class SFT:
                                       score_range=tuning.reward.score_range)  # fmt: skip
         best: set[int] = set()
         for key in dict.fromkeys(drawn.keys):
-            members = [k for k, own in enumerate(drawn.keys) if own == key and bool(advantages.kept[k])]
+            # One without content is valid, as the worst of its group, but keeps its error: it is never learned.
+            members = [k for k, own in enumerate(drawn.keys)
+                       if own == key and bool(advantages.kept[k]) and scores.errors[k] is None]  # fmt: skip
             # By the score itself: a clipped advantage could tie. Of equals the earlier one.
             best |= set(sorted(members, key=lambda k: -float(scores.value[k]))[: self.top])
         parts = []

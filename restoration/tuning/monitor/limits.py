@@ -17,6 +17,10 @@ SIDES = {"reward": "low", "fragility": "high", "lr_consistency": "low", "fine_en
          "gram": "high", "diversity": "low"}  # fmt: skip
 """On which side of the base a signal alarms; a held-out metric does on its worse one."""
 
+LEAST_MEASURED = 2
+"""Images below which a mean has no deviation, and so no limit."""
+MOST_LOST = 0.5
+"""Share of the images that the base model could measure; more lost is an alarm of its own."""
 LEAST_ROOM = {"lr_consistency": 1.0}
 """Between the base and a limit, whatever the deviation: a base that stands at LR-consistency's cap has none."""
 
@@ -65,7 +69,9 @@ def bootstrap_deviation(values: Sequence[float], again: Sequence[float] | None =
 def limits_of(
     rows: dict[str, list[float]], again: dict[str, list[float]], config: MonitorConfig, room_to: dict[str, float]
 ) -> tuple[dict[str, Limit], list[str]]:
-    """Return the limits by signal, and the signals that have none: not measurable on some picture of the base model.
+    """Return the limits by signal, and the signals that have none: the base model has too few measurable images.
+
+    Images that one of the base model's draws left unmeasured are no part of a limit; see `compared`.
 
     rows: of the base model's candidates by the monitor's seeds, a number a validation picture; their mean is the
     limits' centre. again: of its candidates by other seeds, where they were measured. room_to: by signal, a value that
@@ -75,9 +81,12 @@ def limits_of(
     sides, found, left_out = SIDES | metrics, {}, []
     for name, row in rows.items():
         other = again.get(name)
-        if not np.isfinite([*row, *(other or [])]).all():
+        measured = np.isfinite(row) if other is None else np.isfinite(row) & np.isfinite(other)
+        if measured.sum() < LEAST_MEASURED:
             left_out.append(name)
             continue
+        row = [value for value, is_measured in zip(row, measured, strict=True) if is_measured]
+        other = None if other is None else [value for value, ok in zip(other, measured, strict=True) if ok]
         base, deviation = float(np.mean(row)), bootstrap_deviation(row, other)
         room = max(config.deviations * deviation, LEAST_ROOM.get(name, 0.0))
         found[name] = Limit(
@@ -86,6 +95,23 @@ def limits_of(
             high=max(base + room, room_to.get(name, base)) if sides[name] in ("high", "both") else None,
         )  # fmt: skip
     return found | {"kl": Limit(base=0.0, deviation=0.0, low=None, high=config.max_kl)}, left_out
+
+
+def compared(now: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of a signal now and of the base model, over the images that both could measure; NaN for none.
+
+    >>> compared([1.0, math.nan, 3.0], [0.0, 5.0, 2.0])
+    (2.0, 1.0)
+    """
+    pairs = [(a, b) for a, b in zip(now, base, strict=True) if math.isfinite(a) and math.isfinite(b)]
+    if not pairs:
+        return math.nan, math.nan
+    return float(np.mean([a for a, _ in pairs])), float(np.mean([b for _, b in pairs]))
+
+
+def lost(now: Sequence[float], base: Sequence[float]) -> int:
+    """Return how many images the base model could measure and this one cannot."""
+    return sum(math.isfinite(b) and not math.isfinite(a) for a, b in zip(now, base, strict=True))
 
 
 def write_limits(file: Path, limits: dict[str, Limit], left_out: Sequence[str]) -> None:

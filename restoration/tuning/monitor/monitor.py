@@ -18,6 +18,7 @@ trained on.
 | `diversity` | low | one picture for all seeds |
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +34,16 @@ from restoration.tuning.config import MonitorConfig
 from restoration.tuning.context import Tuning
 from restoration.tuning.data import Example, crop
 from restoration.tuning.lora import reference
-from restoration.tuning.monitor.limits import Limit, limits_of, read_limits, write_limits
+from restoration.tuning.monitor.limits import (
+    LEAST_MEASURED,
+    MOST_LOST,
+    Limit,
+    compared,
+    limits_of,
+    lost,
+    read_limits,
+    write_limits,
+)
 from restoration.tuning.monitor.signals import diversity, fine_energy, gram_distance, grid_peak
 from restoration.tuning.progress import progress_bar
 from restoration.tuning.sampler.denoising import random_noise
@@ -41,6 +51,8 @@ from restoration.tuning.sampler.parametrisation import noisy
 from restoration.tuning.sampler.rollout import draw_candidates, encode, raw_range, raw_values, score_pictures
 from zoomiqa_reward.check.ladders import through_jpeg
 from zoomiqa_reward.rewards.base import optimised_names
+
+logger = logging.getLogger(__name__)
 
 MIN_IMAGES = 4
 JPEG_QUALITY = 95
@@ -54,7 +66,7 @@ class Reading:
     """One look at the model."""
 
     values: dict[str, float]
-    """Mean over pictures of each signal; NaN where it could not be measured on some picture."""
+    """Mean of each signal over the images that this model and the base model could measure, on the base's scale."""
     alarms: tuple[str, ...]
     """What crossed its limit, in words."""
     pictures: list[Tensor]
@@ -85,6 +97,7 @@ class Monitor:
         self.limits: dict[str, Limit] = {}
         self.left_out: list[str] = []
         self._base_features: list[list[Tensor]] = []
+        self._base_rows: dict[str, list[float]] = {}
 
     def start(self) -> Reading:
         """Measure the base model, and write its limits unless the run folder holds them already."""
@@ -103,11 +116,24 @@ class Monitor:
                 room_to["lr_consistency"] = float(np.mean(truths))
             low, high = raw_range(self.tuning.reward)
             if math.isfinite(high - low):
-                room_to["fragility"] = float(np.mean(rows["fragility"])) + LEAST_FRAGILITY * (high - low)
+                base = compared(rows["fragility"], rows["fragility"])[0]
+                room_to["fragility"] = base + LEAST_FRAGILITY * (high - low)
             write_limits(file, *limits_of(rows, again, self.config, room_to))
         self.limits, self.left_out = read_limits(file)
-        values = {name: float(np.mean(row)) for name, row in rows.items()} | {"kl": 0.0}
+        self._base_rows = rows
+        if self.left_out:
+            logger.warning("monitor: %s", self.announcement())
+        values = {name: compared(row, row)[0] for name, row in rows.items()} | {"kl": 0.0}
         return Reading(values=values, alarms=(), pictures=pictures)
+
+    def announcement(self) -> str | None:
+        """Return which signals have no limit, in words; None where all have one."""
+        if not self.left_out:
+            return None
+        return (
+            f"no limit for {', '.join(self.left_out)}: fewer than {LEAST_MEASURED} validation images could be measured "
+            "on the base model, so these signals cannot alarm"
+        )
 
     def draw(self, seed: int = 0) -> list[Tensor]:
         """Return [seeds, 3, height, width] of each validation picture by the model as it stands, always by one seed."""
@@ -124,9 +150,20 @@ class Monitor:
 
     def examine(self, pictures: list[Tensor], *, kl: float = 0.0) -> Reading:
         """Measure given candidates of the validation pictures and compare with the limits."""
-        values = {name: float(np.mean(row)) for name, row in self.signals(pictures).items()} | {"kl": kl}
-        crossed = {name: limit for name, limit in self.limits.items() if limit.crossed(values[name])}
-        alarms = [limit.words(name, values[name]) for name, limit in crossed.items()]
+        rows = self.signals(pictures)
+        values, alarms = {"kl": kl}, []
+        for name, row in rows.items():
+            now, base = compared(row, self._base_rows[name])
+            whole = compared(self._base_rows[name], self._base_rows[name])[0]
+            # The base's mean over the same images may be another than over all: the change is what a limit is about.
+            values[name] = now if base == whole else now - base + whole
+        for name, limit in self.limits.items():
+            if limit.crossed(values[name]):
+                alarms.append(limit.words(name, values[name]))
+            elif name in rows and (count := lost(rows[name], self._base_rows[name])):
+                known = sum(map(math.isfinite, self._base_rows[name]))
+                if count > MOST_LOST * known:
+                    alarms.append(f"{name} can no longer be measured on {count} of {known} validation images")
         return Reading(values=values, alarms=tuple(alarms), pictures=pictures)
 
     def signals(self, pictures: list[Tensor]) -> dict[str, list[float]]:
@@ -192,7 +229,8 @@ class Monitor:
 def _means(values: Sequence[float], pictures: list[Tensor]) -> list[float]:
     found, place = [], 0
     for own in pictures:
-        found.append(float(np.mean(values[place : place + len(own)])))
+        known = [value for value in values[place : place + len(own)] if math.isfinite(value)]
+        found.append(float(np.mean(known)) if known else math.nan)
         place += len(own)
     return found
 

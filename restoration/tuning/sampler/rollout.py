@@ -19,6 +19,7 @@ from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.composite import CompositeReward
 from zoomiqa_reward.rewards.normalise import group_keys
+from zoomiqa_reward.rewards.restorations import as_worst, ask_restorations
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -164,14 +165,18 @@ def refuse_varied(config: TuneConfig, name: str) -> None:
 
 
 def score(tuning: Tuning, drawn: Drawn) -> Scores:
-    """Return the reward of the candidates, groups whole, with the reward on the device."""
-    return score_pictures(tuning, drawn.pictures, drawn.owners)
+    """Return the reward of the candidates, groups whole, with the reward on the device.
+
+    A candidate without content is the worst of its group (`rewards.restorations.as_worst`), not missing.
+    """
+    low, high = tuning.reward.score_range
+    return as_worst(score_pictures(tuning, drawn.pictures, drawn.owners), drawn.keys, high - low)
 
 
 def score_pictures(tuning: Tuning, pictures: Sequence[Tensor], owners: Sequence[Example]) -> Scores:
-    """Return the reward of pictures that restore `owners`."""
-    with tuning.share.scoring(), torch.no_grad():
-        return tuning.reward(list(pictures), **reward_inputs(tuning, owners))
+    """Return the reward of pictures that restore `owners`; one without content is not valid."""
+    with tuning.share.scoring():
+        return ask_restorations(tuning.reward, list(pictures), **reward_inputs(tuning, owners))
 
 
 def reward_inputs(tuning: Tuning, owners: Sequence[Example]) -> dict[str, list]:

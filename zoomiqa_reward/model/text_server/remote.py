@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from zoomiqa_reward.images.batches import load_each
+from zoomiqa_reward.images.content import RULE, contentless
 from zoomiqa_reward.model.decoding import MODES, mean_and_std, samples_temperature, sampling_of
 from zoomiqa_reward.model.direct import MIN_MASS
 from zoomiqa_reward.model.fingerprint import fingerprint
@@ -107,6 +108,7 @@ class RemoteZoomIQA:
             "top_logprobs": self.server.top_logprobs,
             "think_join": self.server.think_join,
             "extra": self.server.extra,
+            "content_rule": RULE,
         }
 
     @property
@@ -249,6 +251,8 @@ class RemoteZoomIQA:
     def _direct_one(self, image: Tensor, question: str | None) -> tuple[float, float, str | None, float]:
         """Return mean, deviation, why there are none, and the mass that both were divided by."""
         assert self.factor_px is not None
+        if why := contentless(image):
+            return math.nan, math.nan, why, math.nan
         try:
             spread = read_direct(
                 self.server, self.protocol, image, factor_px=self.factor_px, question=question,
