@@ -41,7 +41,9 @@ Plain = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(help="Candidates a call, with --batched.", min=1)]
 CascadeTop = Annotated[int, typer.Option("--cascade", help="Ask for the full answer (reason) about this many best.")]
-MinGain = Annotated[float, typer.Option(help="Stop when one more is expected to gain less rating; 0: never.", min=0)]
+MinGain = Annotated[
+    float, typer.Option(help="With --plain: stop when one more is expected to gain less rating; 0: never.", min=0)
+]
 
 
 def best_of_n(
@@ -77,6 +79,10 @@ def best_of_n(
     from restoration.selection.pool import VARY_SHARPNESS, mixed, varied_pool
     from zoomiqa_reward import ZoomIQAReward
 
+    if min_gain > 0 and not plain:
+        raise typer.BadParameter(
+            "--min-gain needs --plain: a varied pool's members are drawn once or twice, too few to foresee the next"
+        )
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
     print(f"loading {', '.join(restorer)} ...", file=sys.stderr)
     options = {"scale": scale, "steps": steps, "device": device, "negative_prompt": negative_prompt,

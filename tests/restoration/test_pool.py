@@ -68,3 +68,12 @@ def test_what_cannot_be_a_pool_is_refused():
         varied_pool(small_nano(), vary_sharpness=0)
     with pytest.raises(ValueError, match="pass scale=4"):
         varied_pool(lambda image: image)
+
+
+def test_stopping_early_needs_draws_of_one_kind(tmp_path, capsys):
+    from zoomiqa_reward.cli.main import main
+
+    arguments = ["best-of-n", "small.png", "--min-gain", "0.1", "--out", str(tmp_path / "run")]
+    assert main(arguments) != 0
+    assert "--min-gain needs --plain" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
