@@ -1,5 +1,6 @@
 """`ZoomIQA`: the quality model as one object: load it, assess in words, rate in numbers."""
 
+import math
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property
