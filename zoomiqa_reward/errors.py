@@ -3,3 +3,7 @@
 
 class ZoomIQAError(Exception):
     """Base class. Its children are also ValueError, RuntimeError or ImportError, so older `except` clauses hold."""
+
+
+class UnknownState(ZoomIQAError, ValueError):
+    """What a value depends on cannot be read, so it can be neither cached nor resumed."""

@@ -25,9 +25,9 @@ from restoration.selection.early_stop import EarlyStop
 from restoration.selection.pool import BICUBIC
 from restoration.selection.result import BestOfN
 from restoration.selection.run_folder import open_run, write_artefacts
+from zoomiqa_reward.errors import UnknownState
 from zoomiqa_reward.images.loading import conversions, load_image
 from zoomiqa_reward.rewards.base import Reward
-from zoomiqa_reward.rewards.identity import UnknownState
 from zoomiqa_reward.rewards.restorations import PREFIX
 from zoomiqa_reward.runs.settings import identity_of
 

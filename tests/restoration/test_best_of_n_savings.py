@@ -21,7 +21,7 @@ def test_cascade_asks_about_the_few_best_and_they_come_first(tmp_path):
         asked.append(float(image.mean()))
         return -float(image.mean())
 
-    second = MetricReward(contrary, "contrary", True, (-1, 0))
+    second = MetricReward(contrary, "contrary", True, (-1, 0), fingerprint="contrary")  # its closure grows
     cascade = Cascade(reward=second, top=3)
     plain = run(n=6)
     result = run(n=6, cascade=cascade, out=tmp_path)

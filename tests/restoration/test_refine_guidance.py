@@ -26,7 +26,7 @@ def wish(texts, width=192, height=160, scale=2, protocol=None):
         ([0.25, 0.25, 0.5, 0.5], (24, 20, 48, 40)),
         ([0.5, 0.5, 0.25, 0.25], (24, 20, 48, 40)),  # corners in any order
         ([33, 41, 121, 119], (16, 20, 61, 60)),  # pixels, odd ones rounded outwards
-        ([0.5, 0.5, 0.51, 0.51], (40, 32, 56, 48)),  # a speck becomes 32 px of the picture
+        ([0.5, 0.5, 0.51, 0.51], (40, 32, 57, 49)),  # a speck becomes 32 px of the picture
         ([0, 0, 1, 1], (0, 0, 96, 80)),
     ],
 )

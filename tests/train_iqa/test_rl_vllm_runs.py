@@ -80,7 +80,7 @@ def test_the_sampler_is_checked_and_part_of_what_a_run_is(dataset, tmp_path):
             VllmConfig(**options)
     made = config(tmp_path / "run", name, sampler="transformers", vllm=None, steps=1, max_new_tokens=4)
     grpo.train(made, [dataset])
-    with pytest.raises(ValueError, match="another sampler"):
+    with pytest.raises(ValueError, match="sampler was 'transformers', now 'vllm'"):
         grpo.train(replace(made, sampler="vllm"), [dataset])
 
 

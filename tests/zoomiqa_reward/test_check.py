@@ -178,7 +178,7 @@ def test_everything_needed_is_given():
 
 def test_a_sum_within_groups_is_refused():
     composite = CompositeReward([Term(laplacian(), 1.0, "z")])
-    with pytest.raises(ValueError, match="check its terms one by one"):
+    with pytest.raises(ValueError, match="use its terms one by one"):
         run_check(composite, [photo()])
 
 

@@ -10,7 +10,8 @@ from tiny import picture, tiny_checkpoint
 from torch import nn
 
 from zoomiqa_reward import CachedReward, MetricReward, ZoomIQA, ZoomIQAReward
-from zoomiqa_reward.rewards.identity import UnknownState, state_digest
+from zoomiqa_reward.errors import UnknownState
+from zoomiqa_reward.rewards.identity import state_digest
 
 FACTOR = 1.0
 

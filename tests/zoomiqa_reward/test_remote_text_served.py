@@ -81,6 +81,7 @@ def test_it_cannot_continue_an_answer_and_that_is_said(served, images):
         iqa.rate(images[:1], mode="direct")
 
 
+@pytest.mark.filterwarnings("ignore:.*takes no top_k:UserWarning")  # transformers serve knows no top_k
 def test_it_samples_only_where_the_generation_config_says_so(served, images):
     options = {"temperature": 1.5, "rounds": 1, "max_new_tokens": 30}
     with ZoomIQA.from_server(served.base_url, served.model) as greedy:

@@ -14,7 +14,7 @@ class CheckReport:
     """One reward, checked."""
 
     reward: str
-    fingerprint: str
+    fingerprint: str | None
     deterministic: bool
     """What the reward says of itself; `notes` has it where the repeats say otherwise."""
     differentiable: bool

@@ -11,6 +11,7 @@ from zoomiqa_reward.check.scoring import Scorer
 from zoomiqa_reward.check.transport import sent_scores
 from zoomiqa_reward.check.verdict import Thresholds, judge
 from zoomiqa_reward.rewards.base import Reward
+from zoomiqa_reward.runs.settings import fingerprint_if_known
 
 REPEATS = 3
 """Times that each repeated picture is scored."""
@@ -47,7 +48,7 @@ def run_check(
         megapixels_per_s=scorer.megapixels_per_s,
     )  # fmt: skip
     return CheckReport(
-        reward=reward.name, fingerprint=reward.fingerprint, deterministic=reward.deterministic,
+        reward=reward.name, fingerprint=fingerprint_if_known(reward), deterministic=reward.deterministic,
         differentiable=reward.differentiable, photographs=tuple(names), measures=measures,
         verdicts=judge(measures, thresholds), errors=tuple(scorer.errors), notes=_notes(reward, measures), shown=shown,
     )  # fmt: skip

@@ -20,12 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoomiqa_reward.errors import ZoomIQAError
+from zoomiqa_reward.errors import UnknownState
 from zoomiqa_reward.runs.weights_digest import weights_digest
-
-
-class UnknownState(ZoomIQAError, ValueError):
-    """What a value depends on cannot be read, so it can be neither cached nor resumed."""
 
 
 def state_digest(*values: Any) -> str:

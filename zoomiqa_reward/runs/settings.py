@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from zoomiqa_reward.errors import ZoomIQAError
+from zoomiqa_reward.errors import UnknownState, ZoomIQAError
 
 DIGESTS = ("state", "fingerprint")
 """Hashes of everything: they follow other options, so they are named only where nothing else changed."""
@@ -24,6 +24,14 @@ def identity_of(part: Any) -> dict[str, Any]:
     """
     found = getattr(part, "identity", None) or {"name": part.name}
     return json.loads(json.dumps({**found, "fingerprint": part.fingerprint}, default=str))
+
+
+def fingerprint_if_known(part: Any) -> str | None:
+    """Return the fingerprint of a reward, or None where its state cannot be read: for reports that nothing resumes."""
+    try:
+        return part.fingerprint
+    except UnknownState:
+        return None
 
 
 def refuse_another_run(folder: Path, before: dict[str, Any], now: dict[str, Any], free: Collection[str] = ()) -> None:
