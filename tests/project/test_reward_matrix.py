@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from scripted_refinement import ASKS, LQ, Scripted, grainy
-from tiny import tiny_iqa
+from tiny import picture, tiny_iqa
 from torch import nn
 
 import zoomiqa_reward
@@ -44,7 +44,7 @@ from zoomiqa_reward.serving.wire import Item, encode_picture
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "docs" / "reward_matrix.md"
 LEVELS = (0.2, 0.8, 0.5)
-SMALL = torch.full((3, 28, 28), 0.5)
+SMALL = picture(1, 28, 28)
 
 
 class Bright(nn.Module):
@@ -103,7 +103,7 @@ REWARDS = {
         CompositeReward([Term(brightness(), 1.0, "z")])
     ),
 }
-IMAGES = [torch.full((3, 56, 56), level) for level in LEVELS]
+IMAGES = [picture(0, 56, 56) * level for level in LEVELS]
 
 
 def expect_order(order):

@@ -21,7 +21,7 @@ from zoomiqa_reward.images import load_image
 from zoomiqa_reward.model.ratings import Assessment, Ratings
 from zoomiqa_reward.model.turns import Turn
 
-FIELDS = ["image", "rating", "std", "score_0_100", "valid", "error", "mode", "rounds", "model"]
+FIELDS = ["image", "rating", "std", "score_0_100", "valid", "error", "mode", "rounds", "model", "notes"]
 WORDS = ["sections", "bbox", "crop_box", "texts"]
 OPTIONS = {
     "score": "--adapter --batched --device --help --json --mode --model --protocol --question --strict",

@@ -118,7 +118,7 @@ def test_progress_is_told_without_a_terminal(capsys, monkeypatch):
 def test_an_interrupted_rank_prints_what_it_measured(tmp_path, capsys, monkeypatch):
     for name in "abc":
         photograph(tmp_path / f"{name}.png")
-    from zoomiqa_reward.cli import measuring
+    from zoomiqa_reward.model import measuring
 
     whole = measuring.measure
 
