@@ -8,16 +8,15 @@ which come closest, and writes benchmarks/results/contentless.json: names of fol
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 
+from common import write_result
 from torch import Tensor
 
 from zoomiqa_reward.images.content import MIN_SPAN, MIN_STEP_SHARE, contentless, measures
 from zoomiqa_reward.images.loading import ImageError, load_image
 
-RESULT = Path(__file__).parent / "results" / "contentless.json"
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 VARIANTS: dict[str, Callable[[Tensor], Tensor]] = {
     "as it is": lambda image: image,
@@ -53,7 +52,7 @@ def main() -> None:
     }}  # fmt: skip
     for name, one in report["variants"].items():
         print(f"{name}: {one['without_content']} of {one['images']} without content; closest {one['closest']}")
-    RESULT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_result("contentless", report)
 
 
 def _summary(rows: list[tuple[str, str | None, float, float]], count: int) -> dict:

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 from skimage import data
-from zoomiqa_reward.cli.measuring import measure
 
 from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.check.ladders import add_noise, blur
 from zoomiqa_reward.images.content import MIN_SIDE_PX, contentless
 from zoomiqa_reward.images.loading import load_image, save_png
+from zoomiqa_reward.model.measuring import measure
 
 
 @pytest.fixture(scope="module")

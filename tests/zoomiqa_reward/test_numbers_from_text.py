@@ -6,12 +6,12 @@ import math
 import os
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import picture
 
 from zoomiqa_reward.model.generate import Completion, Sampling
 from zoomiqa_reward.model.reason import assess_batch
@@ -110,7 +110,7 @@ answers = st.one_of(
 
 
 def assessed(text: str) -> Any:
-    image = SimpleNamespace(shape=(3, 40, 60))
+    image = picture(0, 40, 60)
     answer = Completion(text=text, is_truncated=False)
     [one] = assess_batch(
         PROTOCOL, [image], lambda asked, sampling: [answer] * len(asked), question=None, rounds=1, sampling=Sampling()
