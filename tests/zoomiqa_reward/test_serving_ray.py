@@ -133,11 +133,11 @@ def test_many_mixed_requests_equal_local_scores_bit_for_bit(server, local, remot
 
 def test_batching_is_asked_for_and_close(server, local):
     images = mixed(REQUESTS)
-    with RemoteReward(server.url, token=TOKEN, batched=True) as batched:
-        large = picture(99, 210, 210)  # larger than a whole batch
+    large = picture(99, 210, 210)  # larger than a whole batch
     large[:, ::2] *= 0.5  # and with edges, or it would count as blurred away
     large[:, 50:120] *= 0.2
-    found = batched([*images, large])
+    with RemoteReward(server.url, token=TOKEN, batched=True) as batched:
+        found = batched([*images, large])
     expected = local([*images, large])
     assert torch.allclose(found.value, expected.value, atol=1e-4, rtol=0)
 
