@@ -1,7 +1,7 @@
 # One command each, from a fresh clone with python3, its venv module and make:
 #   make demo [IMAGE=photo.jpg]   degrade, restore, rate, explain and rank; writes demo/
 #   make test                     the default tests
-#   make lint                     ruff over the whole tree
+#   make lint                     ruff over the whole tree: rules and format
 #   make mutants [NAMES="a b"]    small mistakes in a copy of the tree, each of which tests must notice; minutes
 PYTHON ?= python3
 VENV := .venv
@@ -17,7 +17,7 @@ test: $(VENV)/.test-ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.lint-ready
-	$(BIN)/ruff check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 mutants: $(VENV)/.test-ready
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants/run.py $(NAMES)

@@ -61,8 +61,16 @@ def tune_tables(result: Result) -> str:
                 *(" / ".join(f"{s[key][0]:.3g} → {s[key][1]:.3g}" for s in seen) for key in ("reward", "fine_energy")),
             ])  # fmt: skip
     header = ["less the base [95 %]", *(title for title, _ in MEASURES.values()), "seconds of training, by seed"]
-    watched = ["by seed", "looks", "with an alarm", "first alarm, round", "round of the result", "signals",
-               "its own reward, base → last look", "fine energy over the truth's"]
+    watched = [
+        "by seed",
+        "looks",
+        "with an alarm",
+        "first alarm, round",
+        "round of the result",
+        "signals",
+        "its own reward, base → last look",
+        "fine energy over the truth's",
+    ]
     return f"{table(header, rows)}\n\n{table(watched, looks)}"
 
 

@@ -1,6 +1,6 @@
 """Degrade a photograph three ways, rate the results and rank them. A CPU is enough.
 
-    python examples/score_and_rank.py [photo.jpg]
+python examples/score_and_rank.py [photo.jpg]
 """
 
 import sys

@@ -77,9 +77,7 @@ def check(
         )
     else:
         checked = _named(reward)
-    report = run_check(
-        checked, progress(photographs, len(photographs), "checking", streaming=False), repeats=repeats
-    )
+    report = run_check(checked, progress(photographs, len(photographs), "checking", streaming=False), repeats=repeats)
     output.json_line(report.as_json() | {"not_used": [reason for _, reason in refused]})
     print_report(report, Console(stderr=True, width=None if sys.stderr.isatty() else 120, highlight=False))
     if figure is not None:

@@ -68,9 +68,7 @@ class ZoomIQALoss(nn.Module):
         pred = pred + (pred.clamp(0, 1) - pred).detach()
         scores = self.reward(pred, grad=pred.requires_grad and torch.is_grad_enabled())
         if not bool(scores.valid.any()):
-            raise RuntimeError(
-                f"ZoomIQALoss: none of {len(scores)} images could be measured: {scores.errors[0]}"
-            )
+            raise RuntimeError(f"ZoomIQALoss: none of {len(scores)} images could be measured: {scores.errors[0]}")
         losses = (5 - scores.value[scores.valid]) / 4
         total = losses.mean() if self.reduction == "mean" else losses.sum()
         return (self.loss_weight * total).to(pred.device)

@@ -147,4 +147,3 @@ def require_graph(name: str, value: Tensor, valid: Tensor) -> None:
             f"reward {name!r} cut the graph: its value has no gradient, though it says differentiable=True; "
             "compute in tensors without .detach(), .item() or numpy"
         )
-

@@ -166,8 +166,7 @@ def _without_content(why: str) -> Assessment:
     return Assessment(rating=math.nan, std=math.nan, turns=(), valid=False, error=why)
 
 
-def _read(prompted
-: Prompted, answer: Completion, labels: Sequence[str], crop_box: PixelBox | None) -> _Read:
+def _read(prompted: Prompted, answer: Completion, labels: Sequence[str], crop_box: PixelBox | None) -> _Read:
     rating, rating_error, route, route_error, tool = math.nan, None, None, None, None
     try:
         rating = read_rating(answer.text)
