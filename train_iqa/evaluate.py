@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from train_iqa.data import FAMILIES, DatasetProblems, IqaDataset, LabelledImage, load_datasets, select
 from train_iqa.evaluation.lines import LineWriter, null, read_lines
@@ -27,7 +26,9 @@ from train_iqa.evaluation.options import EvaluateConfig, build_parser, config_of
 from train_iqa.evaluation.provenance import provenance
 from zoomiqa_reward.images.loading import ImageError
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
+from zoomiqa_reward.runs.json_lines import write_json
 from zoomiqa_reward.runs.outputs import claim_folder
+from zoomiqa_reward.runs.progress import progress, say
 
 PATIENCE = datetime.timedelta(days=2)
 """How long processes wait for each other: their shares of the images may take very different times."""
@@ -66,7 +67,7 @@ def _measure(config: EvaluateConfig, iqa: ZoomIQA, chosen: Mapping[str, tuple[La
         _say(f"{config.out}: {len(done)} images are there already, {len(todo)} to do")
     writer = LineWriter(config.out, state.process_index)
     lines = measure_images(iqa, mine, probes, config.asking)
-    for line in tqdm(lines, f"process {state.process_index}", len(mine), disable=None):
+    for line in progress(lines, len(mine), f"process {state.process_index}, images"):
         writer.write(line)
 
 
@@ -163,11 +164,7 @@ def _file_name(name: str) -> str:
 
 
 def _write(file: Path, content: Any) -> None:
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(
-        json.dumps(null(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
-    os.replace(temporary, file)
+    write_json(file, null(content))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -193,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    say(text)
 
 
 def process_state(*, is_cpu: bool) -> Any:

@@ -17,6 +17,7 @@ from restoration.metrics.registry import measure
 from restoration.restorer.image_io import RestorationError
 from zoomiqa_reward.images.loading import load_image, save_png, to_pil
 from zoomiqa_reward.rewards.base import Reward
+from zoomiqa_reward.runs.outputs import part_folder
 
 try:
     import resource
@@ -113,8 +114,7 @@ class Judge:
         reference = None if row == "hr" else pair.hr
         found = measure(self.names, image, hr=reference, lq=pair.lq, options=self.options)
         if self.images is not None and row == "candidate":
-            (self.images / name).mkdir(parents=True, exist_ok=True)
-            save_png(image, self.images / name / f"{seed}.png")
+            save_png(image, part_folder(self.images / name) / f"{seed}.png")
         value, error = self._rewarded(image, pair.lq, reference)
         return Record(
             **common, **(cost or {}), metrics={key: one.value for key, one in found.items()},

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
 from restoration.metrics.registry import fsim, lr_consistency, psnr_y
 from restoration.nano.crops import Pairs, held_out_pairs, split
 from restoration.nano.learning import Optimizers, averaging, rate_share, start_straight, x0_loss
 from restoration.nano.pipeline import SCALE, NanoSRPipeline, build_scheduler, build_unet, enlarge
 from restoration.restorer.agreement import AGREEMENT_PX
+from zoomiqa_reward.runs.outputs import claim_folder, part_folder, write_text
+from zoomiqa_reward.runs.progress import counting
 from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans
 
 LARGE_FROM = 0.55
@@ -164,6 +165,7 @@ def validate(pipe: NanoSRPipeline, hr: Tensor, lq: Tensor, seed: int) -> dict[st
 def train(config: NanoSRConfig) -> Path:
     """Train until the budget is spent and return the folder of the finished pipeline; a run that exists goes on."""
     training, held_out = split(config.photos)
+    claim_folder(config.out)
     pairs = Pairs(
         config.out / "pairs", training, shards=config.shards, shard_size=config.shard_size, px=config.crop_px,
         seed=config.seed, workers=config.workers, device=torch.device(config.device),
@@ -176,13 +178,16 @@ def train(config: NanoSRConfig) -> Path:
         step = run.load(learner.parts)
         learner.pipe.unet.train()
         saved = time.monotonic()
-        with tqdm(total=100, desc="denoiser", unit="%", mininterval=5) as bar:
+        with counting("denoiser, per cent", 100) as count:
+            shown = 0
             while learner.done(step) < 1:
                 if not pairs.complete and step % 8 == 0:
                     pairs.take()
                 learner.step(step, pairs)
                 step += 1
-                bar.update(min(100, int(100 * learner.done(step))) - bar.n)
+                reached = min(100, int(100 * learner.done(step)))
+                count(reached - shown)
+                shown = reached
                 if time.monotonic() - saved > config.save_seconds or learner.done(step) >= 1:
                     report = validate(learner.smooth, *checked, seed=config.seed)
                     run.log({"step": step, "pairs": pairs.count, **learner.running.means, **report})
@@ -190,8 +195,9 @@ def train(config: NanoSRConfig) -> Path:
                     saved = time.monotonic()
     finally:
         pairs.close()
-    learner.smooth.to("cpu", torch.float16).save_pretrained(config.out / "pipeline", safe_serialization=True)
-    return config.out / "pipeline"
+    pipeline = part_folder(config.out / "pipeline")
+    learner.smooth.to("cpu", torch.float16).save_pretrained(pipeline, safe_serialization=True)
+    return pipeline
 
 
 def wait_for(pairs: Pairs, *, everything: bool) -> None:
@@ -206,9 +212,7 @@ def residual_std(file: Path, pairs: Pairs) -> float:
     """Return the standard deviation of what bicubic misses, as the first start of the run measured it."""
     if not file.exists():
         hr, lq = (pool[: min(STD_PAIRS, pairs.count)].float() / 255 for pool in (pairs.hr, pairs.lq))
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(repr(float((hr - enlarge(lq)).std())))
-        temporary.replace(file)
+        write_text(file, repr(float((hr - enlarge(lq)).std())))
     return float(file.read_text())
 
 

@@ -19,6 +19,7 @@ from restoration.refinement.strip import strip_of
 from restoration.selection.run_folder import check_settings
 from zoomiqa_reward.images.loading import save_png
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json
+from zoomiqa_reward.runs.outputs import part_folder
 
 if TYPE_CHECKING:
     from restoration.refinement.result import Refined
@@ -35,10 +36,10 @@ class Journal:
         self.history: list[Round] = []
         if folder is None:
             return
-        (folder / "rounds").mkdir(parents=True, exist_ok=True)
         if (folder / LINES).exists() and not (folder / "run.json").exists():
             raise ValueError(f"{folder} holds rounds without run.json: what made them is unknown; use another one")
         check_settings(folder, settings)
+        part_folder(folder / "rounds")
         for half in (folder / "rounds").glob("*.tmp"):
             half.unlink()  # of a kill inside save_png
         self.history = [round_of(row, folder) for row in read_lines(folder / LINES)]

@@ -23,7 +23,7 @@ from restoration.selection.candidates import Candidate, Explanation
 from zoomiqa_reward.images.contact_sheet import SheetEntry, contact_sheet
 from zoomiqa_reward.images.loading import save_png
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json
-from zoomiqa_reward.runs.outputs import claim_folder
+from zoomiqa_reward.runs.outputs import claim_folder, part_folder
 from zoomiqa_reward.runs.settings import refuse_another_run
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ class DrawFolder:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         """Read what is there. Raises ValueError for a folder of another run, or a damaged one."""
         self.folder = folder
-        (folder / "candidates").mkdir(parents=True, exist_ok=True)
         check_settings(folder, settings)
+        part_folder(folder / "candidates")
         for half in (folder / "candidates").glob("*.tmp"):
             half.unlink()  # of a kill inside save_png
         self.done = {row["index"]: self._candidate(row) for row in read_lines(folder / "candidates.jsonl")}
@@ -77,7 +77,7 @@ class DrawFolder:
 @contextmanager
 def open_run(folder: Path, settings: dict[str, Any]) -> Iterator[DrawFolder]:
     """Open the folder for one process. Raises ValueError where another one works in it, or it holds another run."""
-    folder.mkdir(parents=True, exist_ok=True)
+    claim_folder(folder)  # first: `.lock` would be one more file of ours in a folder of the user's
     with open(folder / ".lock", "w") as lock:
         _lock(lock, folder)
         yield DrawFolder(folder, settings)

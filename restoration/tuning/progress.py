@@ -3,16 +3,13 @@
 import json
 import math
 import os
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from zoomiqa_reward.runs.progress_lines import ProgressLines
+from zoomiqa_reward.runs.outputs import write_text
 
 
 class Progress:
@@ -49,13 +46,6 @@ class Progress:
         vars(self).update(state)
 
 
-def progress_bar(things: Iterable[Any] | None, words: str, process: int, **options: Any) -> Any:
-    """Return tqdm's bar over `things` on a terminal, lines now and then in a log; by the first process only."""
-    if process == 0 and not sys.stderr.isatty():
-        return ProgressLines(things, words, options.get("total"), options.get("initial", 0))
-    return tqdm(things, words, disable=process != 0, **options)
-
-
 def trim_rows(file: Path, last: int) -> None:
     """Drop a log's rows of later rounds than `last`, and a half-written end: they will be made again, the same."""
     if not file.exists():
@@ -68,9 +58,7 @@ def trim_rows(file: Path, last: int) -> None:
             break
         if row["round"] <= last:
             kept.append(line)
-    half = file.with_suffix(".tmp")
-    half.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(half, file)
+    write_text(file, "".join(f"{line}\n" for line in kept))
 
 
 def read_rows(file: Path) -> list[dict[str, float]]:

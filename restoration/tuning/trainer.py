@@ -37,7 +37,6 @@ from restoration.tuning.progress import (
     agree,
     finite,
     processes,
-    progress_bar,
     read_rows,
     trim_rows,
 )
@@ -46,6 +45,8 @@ from zoomiqa_reward.model.numerics import callers_precision
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.normalise import group_keys
 from zoomiqa_reward.runs.json_lines import append_line, write_json
+from zoomiqa_reward.runs.outputs import part_folder
+from zoomiqa_reward.runs.progress import counting
 from zoomiqa_reward.runs.settings import identity_of
 from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans
 from zoomiqa_reward.runs.weights_digest import weights_digest
@@ -105,7 +106,6 @@ def tune(
     folder = Path(out)
     denoiser = denoiser_of(source, **recipe.denoiser_options)
     if state.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
         check_settings(folder, _settings(recipe, denoiser.module, reward, examples, validation))
     state.wait_for_everyone()
     add_lora(denoiser, recipe.config.lora_rank, recipe.config.lora_alpha, recipe.algorithm.adapters,
@@ -159,10 +159,10 @@ class _Run:
         if done < self.recipe.config.rounds and not self.progress.stopped:
             self.recipe.algorithm.prepare(self.tuning)
         total = self.recipe.config.rounds
-        with progress_bar(None, self.recipe.name, self.tuning.process, total=total, initial=done, unit="round") as bar:
+        with counting(f"{self.recipe.name}, rounds", total, initial=done, shown=self.tuning.process == 0) as count:
             while done < total and not self.progress.stopped:
                 done = self._round(done)
-                bar.update()
+                count(1)
         return self._finish(done)
 
     def _round(self, number: int) -> int:
@@ -239,7 +239,7 @@ def _save_pipeline(tuning: Tuning, folder: Path) -> None:
     denoiser = tuning.denoiser
     try:
         denoiser.pipeline.register_modules(**{denoiser.module_name: fused(denoiser.module)})
-        denoiser.pipeline.save_pretrained(folder, safe_serialization=True)
+        denoiser.pipeline.save_pretrained(part_folder(folder), safe_serialization=True)
     finally:
         denoiser.pipeline.register_modules(**{denoiser.module_name: denoiser.module})
 

@@ -6,7 +6,6 @@ the sides are further apart than that, both become the middle between them.
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from train_iqa.curation.hints import Hints, measure_hints
 from train_iqa.curation.states import DAMAGES, LOOKS, MIXED, OPPOSITE, degrade_to
 from train_iqa.curation.thresholds import SHIPPED, STATES, Threshold, Thresholds
 from train_iqa.nano.degradations import sample_box
 from train_iqa.nano.synthetic import list_photographs
+from zoomiqa_reward.runs.json_lines import write_json
+from zoomiqa_reward.runs.progress import progress
 
 LEAST_SEVERITY = 0.4
 """Milder damage is not asserted of a picture, so it must not decide what counts as shown."""
@@ -68,7 +68,7 @@ def measure(images: Sequence[Path], seed: int) -> dict[str, list[Hints]]:
     Half of the pictures are damaged in a region only and measured there, for that is how boxes are judged.
     """
     found: dict[str, list[Hints]] = {group: [] for group in (UNTOUCHED, *LOOKS)}
-    for index, path in enumerate(tqdm(images, desc="photographs", disable=None)):
+    for index, path in enumerate(progress(images, len(images), "photographs")):
         with Image.open(path) as photograph:
             clean = np.asarray(photograph.convert("RGB"), dtype=np.float32) / 255
         rng = np.random.default_rng([seed, index])
@@ -87,7 +87,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", help="what the provenance calls the photographs; default: the folder's name")
-    parser.add_argument("--out", type=Path, default=SHIPPED)
+    parser.add_argument("--out", type=Path, default=SHIPPED, help="file to write; default: the thresholds that ship")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it is there already")
     args = parser.parse_args(argv)
     paths = list_photographs(args.images)
     chosen = paths[:: max(1, len(paths) // args.count)][: args.count]
@@ -99,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         "made_by": "python -m train_iqa.curation.calibrate",
     }  # fmt: skip
     content = Thresholds(of=choose(values), provenance=provenance).as_json()
-    args.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(args.out, content, overwrite=args.overwrite)
     print(f"{args.out}: {len(content['of'])} states", file=sys.stderr)
     return 0
 

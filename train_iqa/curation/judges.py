@@ -12,6 +12,7 @@ from train_iqa.curation.claims import read_claims
 from train_iqa.curation.hints import ImageHints
 from train_iqa.curation.thresholds import Thresholds, shipped
 from train_iqa.curation.written import DECISION, Written
+from zoomiqa_reward.errors import ZoomIQAError
 
 VERDICTS = ("match", "contradiction", "unclear")
 WISHES = "Directions for Improvement"
@@ -26,7 +27,7 @@ class Verdict:
     why: str = ""
 
 
-class JudgeError(ValueError):
+class JudgeError(ZoomIQAError, ValueError):
     """A judge whose answer cannot be used; never read as a verdict."""
 
 

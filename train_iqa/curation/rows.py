@@ -5,13 +5,12 @@ Made anew from the outcomes each time, in the data sets' order and in one step, 
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from train_iqa.data import LabelledImage
+from zoomiqa_reward.runs.outputs import copy_file, part_folder, write_text
 
 ROWS = "conversations.jsonl"
 
@@ -23,7 +22,7 @@ def write_rows(
 
     No row: the file is left out, since SFT refuses an empty one.
     """
-    (folder / "images").mkdir(exist_ok=True)
+    part_folder(folder / "images")
     lines = []
     for outcome in outcomes:
         if outcome["status"] != "kept":
@@ -37,9 +36,7 @@ def write_rows(
     if not lines:
         target.unlink(missing_ok=True)
         return 0
-    half = folder / f"{ROWS}.tmp"
-    half.write_text("".join(lines), encoding="utf-8")
-    os.replace(half, target)
+    write_text(target, "".join(lines))
     return len(lines)
 
 
@@ -52,6 +49,4 @@ def picture_name(image: LabelledImage) -> str:
 
 def _copy(source: Path, target: Path) -> None:
     if not target.exists():
-        half = target.with_name(f"{target.name}.tmp")
-        shutil.copyfile(source, half)
-        os.replace(half, target)
+        copy_file(source, target)

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zoomiqa_reward.errors import ZoomIQAError
+
 Box = tuple[float, float, float, float]
 SPLITS = ("training", "validation", "test")
 KINDS = ("layout", "label", "escape", "missing", "corrupt", "duplicate")
@@ -141,7 +143,7 @@ class IqaDataset:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-class DatasetProblems(ValueError):
+class DatasetProblems(ZoomIQAError, ValueError):
     """All that is wrong with the data sets asked for, in one list."""
 
     def __init__(self, problems: list[Problem]) -> None:

@@ -11,6 +11,8 @@ import zlib
 from pathlib import Path
 from xml.etree import ElementTree
 
+from zoomiqa_reward.errors import ZoomIQAError
+
 _MAIN = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 _REL = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}"
 _PACKAGE = "{http://schemas.openxmlformats.org/package/2006/relationships}"
@@ -18,7 +20,7 @@ _WORKBOOK = "xl/workbook.xml"
 _MAX_COLUMNS = 16_384  # of the format; a reference beyond it is damage, not a reason to fill memory with None
 
 
-class XlsxError(ValueError):
+class XlsxError(ZoomIQAError, ValueError):
     """A workbook that cannot be read, or without the sheet asked for."""
 
 

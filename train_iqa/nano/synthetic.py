@@ -5,7 +5,6 @@ missing ones.
 """
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -16,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from train_iqa.nano.degradations import Record, Step
 from train_iqa.nano.drawing import draw_image
 from train_iqa.nano.frequency_bands import band_targets
 from train_iqa.nano.labels import local_haarpsi, reference_scores
+from zoomiqa_reward.runs.outputs import part_folder, replacing
+from zoomiqa_reward.runs.progress import progress
 
 WORST_SCORE = -10.0
 HELD_OUT_EVERY, HELD_OUT_REST = 10, 7
@@ -104,10 +104,8 @@ def _write_shard(
         arrays[f"bands{k}"] = sample.bands
         arrays[f"record{k}"] = np.frombuffer(json.dumps(asdict(sample.record)).encode(), dtype=np.uint8)
     target = folder / f"{index:05d}.npz"
-    temporary = folder / f"{index:05d}.tmp"
-    with open(temporary, "wb") as file:
+    with replacing(target) as half, open(half, "wb") as file:
         np.savez(file, **arrays)
-    os.replace(temporary, target)
 
 
 def write_samples(
@@ -122,13 +120,13 @@ def write_samples(
     shard_size: int = 64,
 ) -> None:
     """Write `count` samples (rounded up to whole shards) into `folder`; existing shards are kept."""
-    folder.mkdir(parents=True, exist_ok=True)
+    part_folder(folder)
     missing = [k for k in range(-(-count // shard_size)) if not (folder / f"{k:05d}.npz").exists()]
     if not missing:
         return
     with ProcessPoolExecutor(workers) as pool:
         jobs = [pool.submit(_write_shard, folder, k, paths, shard_size, seed, large, local_share) for k in missing]
-        for job in tqdm(jobs, desc=f"samples {folder.name}", unit="shard"):
+        for job in progress(jobs, len(jobs), f"samples {folder.name}, shards"):
             job.result()
 
 

@@ -8,7 +8,6 @@ alone.
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -40,6 +39,9 @@ from train_iqa.nano.teach import Learner, TeachConfig, teach_step
 from train_iqa.nano.view_weights import choose_view_weights
 from train_iqa.nano.workers import BATCH, Workers
 from zoomiqa_reward import ZoomIQA
+from zoomiqa_reward.runs.json_lines import write_json
+from zoomiqa_reward.runs.outputs import claim_folder, copy_file, part_folder
+from zoomiqa_reward.runs.progress import say
 
 CLEAN_WINDOWS = 240
 """Windows of clean photographs that the patch embedding is a whitening of."""
@@ -107,11 +109,11 @@ def write_run_record(config: NanoConfig) -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    (config.out / "run.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_json(config.out / "run.json", record)
 
 
 def _say(text: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+    say(f"[{time.strftime('%H:%M:%S')}] {text}")
 
 
 def photographs_of(folders: tuple[Path, ...]) -> tuple[list[Path], list[Path]]:
@@ -138,7 +140,7 @@ def build_learner(config: NanoConfig, training: list[Path]) -> tuple[Learner, An
         model, tokenizer, processor = checkpoint.model, checkpoint.tokenizer, checkpoint.image_processor
         model.requires_grad_(True)
         if not (config.out / SCALE_FILE).exists():
-            shutil.copy(Path(checkpoint.source) / SCALE_FILE, config.out / SCALE_FILE)
+            copy_file(Path(checkpoint.source) / SCALE_FILE, config.out / SCALE_FILE)
     else:
         tokenizer = make_tokenizer(protocol, config.seed)
         processor = build_image_processor(protocol.min_pixels, protocol.max_pixels)
@@ -232,7 +234,7 @@ def make_nano(config: NanoConfig, opinions: Sequence[Opinion] | None = None) -> 
     """
     if config.start is not None and config.people is None:
         raise ValueError("start goes on with the people stage, which needs `people`")
-    config.out.mkdir(parents=True, exist_ok=True)
+    claim_folder(config.out)
     write_run_record(config)
     training, held_out = photographs_of(config.photos)
     _say(f"{len(training)} photographs to train on, {len(held_out)} held out")
@@ -256,14 +258,15 @@ def finish(config: NanoConfig, learner: Learner, processor: Any, held_out: list[
     if config.choose_views:
         scale = LabelScale.load(scale_file)
         views = choose_view_weights(checkpoint, held_out, scale, config.out, seed=config.seed, limit=10)
-        replace(protocol, views=views).save(checkpoint)
+        protocol = replace(protocol, views=views)
+        protocol.save(checkpoint)
     _say(f"done: {checkpoint}")
     return checkpoint
 
 
 def export(model: torch.nn.Module, tokenizer: Any, image_processor: Any, scale_file: Path, folder: Path) -> None:
     """Write the checkpoint in transformers' layout: safetensors in float16, tokenizer, image processor, label scale."""
-    folder.mkdir(parents=True, exist_ok=True)
+    part_folder(folder)
     processor = transformers.Qwen2_5_VLProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,
@@ -273,7 +276,7 @@ def export(model: torch.nn.Module, tokenizer: Any, image_processor: Any, scale_f
     processor.save_pretrained(folder)
     model.half().save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
     model.float()
-    shutil.copy(scale_file, folder / SCALE_FILE)
+    copy_file(scale_file, folder / SCALE_FILE)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,7 +8,6 @@ even one.
 """
 
 import itertools
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from train_iqa.evaluation.lines import null
 from train_iqa.nano.degradations import Array, degrade, resize, sample_steps
 from train_iqa.nano.labels import LabelScale, pseudo_mos
 from zoomiqa_reward import ZoomIQA
 from zoomiqa_reward.protocol import Protocol, ViewPolicy
+from zoomiqa_reward.runs.json_lines import write_json
+from zoomiqa_reward.runs.progress import progress
 
 ENLARGEMENTS = (1.0, 2.4)
 PER_PHOTOGRAPH = 4
@@ -58,7 +59,7 @@ def validation_pictures(
     """Return degraded pictures (CHW) of photographs enlarged by `enlargement`, and their labels."""
     rng = np.random.default_rng([seed, round(enlargement * 10)])
     pictures, labels = [], []
-    for path in tqdm(paths, desc=f"validation pictures x{enlargement:g}"):
+    for path in progress(paths, len(paths), f"validation images x{enlargement:g}"):
         with Image.open(path) as photograph:
             own = np.asarray(photograph.convert("RGB"), dtype=np.float32) / 255
         width, height = own.shape[1], own.shape[0]
@@ -83,7 +84,7 @@ def candidate_pictures(
 ) -> tuple[list[Tensor], NDArray[np.float64], NDArray[np.int64]]:
     """Return interpolated pictures (CHW) of enlarged photographs, their labels, and which photograph each is of."""
     pictures, labels, owners = [], [], []
-    for owner, path in enumerate(tqdm(paths, desc="candidates")):
+    for owner, path in enumerate(progress(paths, len(paths), "candidates")):
         with Image.open(path) as photograph:
             own = np.asarray(photograph.convert("RGB"), dtype=np.float32) / 255
         width, height = round(own.shape[1] * enlargement), round(own.shape[0] * enlargement)
@@ -131,7 +132,8 @@ def choose_view_weights(
                 whole_weight=0.0 if share else 1.0,
             )
             iqa = ZoomIQA.from_pretrained(str(checkpoint), protocol=replace(protocol, views=views))
-            columns.append([float(iqa.rate([p], strict=True).mean[0]) for p in tqdm(pictures, desc=f"scale {share}")])
+            seen = progress(pictures, len(pictures), f"scale {share}")
+            columns.append([float(iqa.rate([one], strict=True).mean[0]) for one in seen])
         # A picture that some scale could not rate says nothing about their mixture.
         found = np.array(columns)
         good = np.isfinite(found).all(axis=0)
@@ -154,5 +156,5 @@ def choose_view_weights(
         "best": {"weights": best[2], "srcc": best[3]},
         "next": [{"weights": row[2], "srcc": row[3]} for row in tried[1:6]],
     }
-    (folder / "views.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_json(folder / "views.json", null(report))
     return replace(protocol.views, weights=tuple(best[2][:-1]), whole_weight=best[2][-1])

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from train_iqa.nano.drawing import Drawn, draw_image
+from zoomiqa_reward.errors import ZoomIQAError
 
 BATCH = 16
 LARGE_SHARE = 0.28
@@ -28,7 +29,7 @@ class Drawing(NamedTuple):
     images: list[Drawn]
 
 
-class WorkerError(RuntimeError):
+class WorkerError(ZoomIQAError, RuntimeError):
     """A drawing process failed or died; the message holds its traceback."""
 
 

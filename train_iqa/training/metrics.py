@@ -6,10 +6,12 @@ kept. A resumed run first drops the rows after the step that it continues from, 
 
 import json
 import math
-import os
-import sys
 from pathlib import Path
 from typing import Any
+
+from zoomiqa_reward.runs.json_lines import append_line
+from zoomiqa_reward.runs.outputs import part_folder, write_text
+from zoomiqa_reward.runs.progress import say
 
 DIGITS = 6
 
@@ -22,7 +24,7 @@ class MetricLog:
         self.events: Any = None
         if not is_main:
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        part_folder(folder)
         self._cut(resumed_at)
         if tensorboard:
             self.events = _events(folder / "tensorboard", resumed_at)
@@ -45,19 +47,15 @@ class MetricLog:
                 continue
             if row["step"] <= resumed_at:
                 kept.append(line + "\n")
-        temporary = self.file.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self.file)
+        write_text(self.file, "".join(kept))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write the row of `step`, counted from 1; NaN and infinity stand as null."""
         if not self.is_main:
             return
         row = {"step": step, **{name: _rounded(value) for name, value in values.items()}}
-        text = json.dumps(row)
-        with open(self.file, "a", encoding="utf-8") as log:
-            log.write(text + "\n")
-        print(text, file=sys.stderr, flush=True)
+        append_line(self.file, row)
+        say(json.dumps(row))
         if self.events is not None:
             for name, value in values.items():
                 self.events.add_scalar(name, value, step)
@@ -76,6 +74,6 @@ def _events(folder: Path, resumed_at: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        print(f"no TensorBoard events: {error}; basicsr-fixed of [restoration] brings tb-nightly", file=sys.stderr)
+        say(f"no TensorBoard events: {error}; basicsr-fixed of [restoration] brings tb-nightly")
         return None
-    return SummaryWriter(str(folder), purge_step=resumed_at + 1 if resumed_at else None)
+    return SummaryWriter(str(part_folder(folder)), purge_step=resumed_at + 1 if resumed_at else None)

@@ -6,7 +6,6 @@ names the last complete one.
 """
 
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from train_iqa.training.policy import TrainedWeights
+from zoomiqa_reward.runs.json_lines import write_json
 from zoomiqa_reward.runs.outputs import claim_folder
 from zoomiqa_reward.runs.settings import refuse_another_run
 from zoomiqa_reward.runs.training_folder import RunFolder
@@ -59,9 +59,7 @@ class RunState:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             pointer = self.folder.folder / "sharded.json"
-            temporary = pointer.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"step": step}))
-            os.replace(temporary, pointer)
+            write_json(pointer, {"step": step})
             for old in self.folder.folder.glob("sharded-*"):
                 if old != self._shards(step):
                     shutil.rmtree(old)
@@ -84,9 +82,7 @@ def open_run(config: Any, folder: Path, accelerator: Accelerator) -> None:
     elif accelerator.is_main_process:
         claim_folder(folder)
         record = {"config": wanted, "command": sys.argv, **_provenance(accelerator)}
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(temporary, file)
+        write_json(file, record)
     accelerator.wait_for_everyone()
 
 

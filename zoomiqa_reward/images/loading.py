@@ -7,7 +7,6 @@ and the way out: a wrong pixel is a wrong rating that nobody notices.
 
 import os
 import struct
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from zoomiqa_reward.runs.outputs import claim_file, save_image
+from zoomiqa_reward.errors import ZoomIQAError
+from zoomiqa_reward.runs.outputs import claim_file, replacing, save_image
 
 MAX_PIXELS = 89_478_485
 """Largest image that is decoded. It is where Pillow starts to warn of decompression bombs; float32 RGB takes 1 GB."""
@@ -25,18 +25,18 @@ MAX_PIXELS = 89_478_485
 RANGE_TOLERANCE = 1e-3
 """How far outside [0, 1] a tensor may be, then clamped: resampling and half precision overshoot by about this."""
 
-# Pillow's decoders raise these, by format, on damaged data; AssertionError on a closed file, and UserWarning where
-# filters make warnings errors.
+# Pillow's decoders raise these, by format, on damaged data (RuntimeError: AVIF's); AssertionError on a closed file, and
+# UserWarning where filters make warnings errors.
 _DECODE_ERRORS = (
-    OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, OverflowError, struct.error, zlib.error,
-    AssertionError, UserWarning,
+    OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, struct.error, zlib.error,
+    AssertionError, AttributeError, RuntimeError, MemoryError, UserWarning,
 )  # fmt: skip
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # the warning, where filters make it an error
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 
 
-class ImageError(ValueError):
+class ImageError(ZoomIQAError, ValueError):
     """An image that cannot be used; the message names it, the rule it breaks and the way out."""
 
 
@@ -149,14 +149,8 @@ def save_png(image: Tensor | Image.Image, path: str | os.PathLike[str], *, overw
     else:
         picture = to_pil(image)
     target = claim_file(path, overwrite=overwrite)
-    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".tmp", delete=False) as tmp:
-        try:
-            save_image(picture, tmp, "PNG")
-        except BaseException:  # an interrupt too must not leave the half file behind
-            os.unlink(tmp.name)
-            raise
-    os.chmod(tmp.name, 0o644)
-    os.replace(tmp.name, target)
+    with replacing(target, overwrite=True) as half:
+        save_image(picture, half, "PNG")
     return target
 
 
@@ -173,7 +167,7 @@ def _load(source: Any, name: str) -> Tensor:
 
 
 def _from_file(path: Path, name: str) -> Tensor:
-    if path.exists() and not path.is_file() and not path.is_dir():  # opening a pipe waits for ever
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # opening a pipe waits for ever
         raise ImageError(f"{name}: is no regular file; save the image in one")
     try:
         with Image.open(path) as image:

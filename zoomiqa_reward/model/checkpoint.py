@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.model.pixels import factor_of
 from zoomiqa_reward.protocol.spec import PROTOCOL_FILE, Protocol
 
@@ -21,7 +22,7 @@ OFFICIAL = "Ethanliang99/Zoom-IQA-7B"
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(ZoomIQAError, ValueError):
     """A checkpoint that cannot be found, read or asked; the message says what to do about it."""
 
 

@@ -7,17 +7,19 @@ several views of one image combine travel with the weights. Nothing else in the 
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from zoomiqa_reward.errors import ZoomIQAError
+from zoomiqa_reward.runs.outputs import claim_file, write_text
+
 PROTOCOL_FILE = "zoomiqa_protocol.json"
 FORMAT_VERSION = 1
 
 
-class ProtocolError(ValueError):
+class ProtocolError(ZoomIQAError, ValueError):
     """A protocol file that is missing, unreadable or breaks a rule; the message names the field and the way out."""
 
 
@@ -164,16 +166,15 @@ class Protocol:
         """Return the file's text."""
         return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the file (or `zoomiqa_protocol.json` into the folder `path`) in one step and return where it is."""
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write the file (or `zoomiqa_protocol.json` into the folder `path`) in one step and return where it is.
+
+        Replaces a protocol file; another file only with `overwrite`. Raises OutputError, OSError.
+        """
         target = Path(path)
         if target.is_dir():
             target = target / PROTOCOL_FILE
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, suffix=".tmp", delete=False, encoding="utf-8") as tmp:
-            tmp.write(self.to_json())
-        os.chmod(tmp.name, 0o644)
-        os.replace(tmp.name, target)
-        return target
+        return write_text(claim_file(target, overwrite=overwrite), self.to_json(), overwrite=True)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Protocol":

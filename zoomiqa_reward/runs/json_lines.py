@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from zoomiqa_reward.runs.outputs import write_text
+
 
 def append_line(file: Path, row: dict[str, Any]) -> None:
     """Append one JSON line in one write, and wait until the disk has it."""
@@ -43,11 +45,9 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file in one step."""
-    half = file.with_suffix(".tmp")
-    half.write_text(_dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(half, file)
+def write_json(file: Path, content: dict[str, Any], *, overwrite: bool = False) -> None:
+    """Write a JSON file in one step. Raises OutputError outside a run's folder, as `outputs.replacing` does."""
+    write_text(file, _dumps(content, indent=2) + "\n", overwrite=overwrite)
 
 
 def _dumps(content: dict[str, Any], indent: int | None = None) -> str:

@@ -3,15 +3,22 @@
 What the program makes carries a mark: an image names it in its `Software` field, and a folder of a run holds a file
 `.zoomiqa`. Without that mark, what stands in the way is the user's, and stays. `overwrite=True` is the user's own word
 that a file may go; an input is never replaced.
+
+A file that the user names goes through `claim_file` before the work; a folder that the user names through
+`claim_folder`. What a run writes in its own folder goes through `part_folder` and `replacing` (or `write_text`).
 """
 
 import contextlib
 import json
 import os
-from collections.abc import Iterable
+import shutil
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
+
+from zoomiqa_reward.errors import ZoomIQAError
 
 SOFTWARE = "zoomiqa-reward"
 MARK = ".zoomiqa"
@@ -24,7 +31,7 @@ _FROM_BEFORE = ("run.json", "settings.json", "state.pt")
 _UNFINISHED = (".lock",)
 
 
-class OutputError(ValueError):
+class OutputError(ZoomIQAError, ValueError):
     """An output that would replace what it must not; the message names the file and the way out."""
 
 
@@ -76,6 +83,52 @@ def claim_folder(folder: str | os.PathLike[str]) -> Path:
     return target
 
 
+def part_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return a folder within a run, made if it is missing; one that lies in no run is claimed as one.
+
+    Raises OutputError as `claim_folder` does.
+    """
+    target = Path(folder)
+    if not _is_in_run(target):
+        return claim_folder(target)
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"{target}: is a file where the run needs a folder; move it away")
+    target.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Give the path to write to; what is written is renamed to `path` at the end, so no reader sees half a file.
+
+    Within a run's folder the file may be there already; elsewhere `claim_file` decides. Raises OutputError, OSError.
+    """
+    target = Path(path)
+    if not _is_in_run(target.parent):
+        claim_file(target, overwrite=overwrite)
+    name = os.fsdecode(os.fsencode(target.name)[:180])  # a name has at most 255 bytes
+    half = target.with_name(f".{name}.{os.getpid()}-{threading.get_ident():x}.tmp")
+    try:
+        yield half
+        os.replace(half, target)
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str, *, overwrite: bool = False) -> Path:
+    """Write a UTF-8 file in one step and return where it is. Raises as `replacing` does."""
+    with replacing(path, overwrite=overwrite) as half:
+        half.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def copy_file(source: Path, path: Path, *, overwrite: bool = False) -> Path:
+    """Copy a file byte for byte, in one step, and return where it is. Raises as `replacing` does."""
+    with replacing(path, overwrite=overwrite) as half:
+        shutil.copyfile(source, half)
+    return path
+
+
 def made_here(path: Path) -> bool:
     """Whether this program made the file: an image by its `Software` field, a protocol file by its fields."""
     if path.suffix.lower() == ".json":
@@ -104,13 +157,14 @@ def save_image(image: Image.Image, file: object, format_name: str) -> None:
 def write_figure(image: Image.Image, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Write a sheet or a figure by its suffix, in one step, and return where it is. Raises OutputError, OSError."""
     target = claim_file(path, overwrite=overwrite, suffixes=True)
-    half = target.with_name(f".{target.name}.tmp")
-    try:
+    with replacing(target, overwrite=True) as half:
         save_image(image, half, _writable()[target.suffix.lower()])
-        os.replace(half, target)
-    finally:
-        half.unlink(missing_ok=True)
     return target
+
+
+def _is_in_run(folder: Path) -> bool:
+    here = folder.absolute()
+    return any((one / MARK).is_file() for one in (here, *here.parents))
 
 
 def _writable() -> dict[str, str]:

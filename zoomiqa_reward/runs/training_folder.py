@@ -1,15 +1,15 @@
 """State and log of a training run: written in one step, so a kill at any moment loses at most the steps since."""
 
 import json
-import os
-import sys
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from zoomiqa_reward.runs.outputs import claim_folder
+from zoomiqa_reward.runs.json_lines import append_line
+from zoomiqa_reward.runs.outputs import claim_folder, replacing
+from zoomiqa_reward.runs.progress import say
 
 
 class RunFolder:
@@ -30,16 +30,14 @@ class RunFolder:
 
     def save(self, step: int, parts: dict[str, Any]) -> None:
         """Write the state of all parts."""
-        temporary = self.folder / "state.tmp"
-        torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, temporary)
-        os.replace(temporary, self.folder / "state.pt")
+        with replacing(self.folder / "state.pt") as half:
+            torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, half)
 
     def log(self, row: dict[str, float]) -> None:
-        """Append a row, rounded to six significant digits, and show it above the progress bar."""
-        text = json.dumps({name: float(f"{value:.6g}") for name, value in row.items()})
-        with open(self.folder / "log.jsonl", "a") as log:
-            log.write(text + "\n")
-        tqdm.write(text, file=sys.stderr)
+        """Append a row, rounded to six significant digits, NaN as null, and show it on stderr."""
+        rounded = {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in row.items()}
+        append_line(self.folder / "log.jsonl", rounded)
+        say(json.dumps(rounded))
 
 
 class RunningMeans:

@@ -16,6 +16,7 @@ import torch
 
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.rewards.normalise import FLAT, group_keys
+from zoomiqa_reward.runs.outputs import replacing
 
 FORMAT = 1
 
@@ -95,10 +96,11 @@ def weighted(pairs: Sequence[Pair]) -> list[Pair]:
     return found
 
 
-def write_pairs(file: Path, pairs: Sequence[Pair], **facts: Any) -> Path:
+def write_pairs(file: Path, pairs: Sequence[Pair], *, overwrite: bool = False, **facts: Any) -> Path:
     """Write the pairs as parquet, in one step; `facts` (JSON values) go to the file's header.
 
-    Raises ImportError without pyarrow.
+    Raises OutputError where the file lies in no run's folder and is there already (unless `overwrite`), ImportError
+    without pyarrow.
     """
     arrow, parquet = _pyarrow()
     kinds = {"str": arrow.string(), "int": arrow.int64(), "float": arrow.float64()}
@@ -107,10 +109,8 @@ def write_pairs(file: Path, pairs: Sequence[Pair], **facts: Any) -> Path:
         metadata={"zoomiqa_pairs": json.dumps({"format": FORMAT, **facts})},
     )
     table = arrow.Table.from_pylist([asdict(one) for one in pairs], schema=schema)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    half = file.with_suffix(".tmp")
-    parquet.write_table(table, half)
-    half.replace(file)
+    with replacing(file, overwrite=overwrite) as half:
+        parquet.write_table(table, half)
     return file
 
 

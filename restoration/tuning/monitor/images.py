@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from zoomiqa_reward.images.loading import load_image, save_png, to_pil
+from zoomiqa_reward.runs.outputs import part_folder
 
 SIZE_PX = (760, 420)
 FRAME_PX = (70, 46, 24, 40)
@@ -59,7 +60,7 @@ def plot_reward(rows: Sequence[dict[str, float]], held_out: str, file: Path) -> 
 
 def save_look(pictures: Sequence[Tensor], folder: Path, number: int) -> Path:
     """Write the first candidate of the first validation pictures, side by side, as the look of round `number`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    part_folder(folder)
     cells = []
     for own in pictures[:STRIP_IMAGES]:
         height, width = (min(STRIP_PX, side) for side in own.shape[-2:])

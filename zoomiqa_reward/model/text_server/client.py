@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.model.text_server.replies import Reply, ReplyError, read_reply
 
 THINK_JOIN = ("<think>\n", "\n</think>\n")
@@ -17,7 +18,7 @@ CONTINUE_FIELDS = ("continue_final_message", "add_generation_prompt")
 """vLLM's fields for a reply that continues the last, assistant's, message. Source: vLLM's OpenAI server reference."""
 
 
-class ServerError(RuntimeError):
+class ServerError(ZoomIQAError, RuntimeError):
     """A text server did not do what was asked; the message names it."""
 
 

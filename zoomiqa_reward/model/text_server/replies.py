@@ -9,8 +9,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from zoomiqa_reward.errors import ZoomIQAError
 
-class ReplyError(ValueError):
+
+class ReplyError(ZoomIQAError, ValueError):
     """A reply that is no chat completion; the message says what is wrong with it."""
 
 
