@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from restoration.metrics.registry import METRICS, as_reward, measure
     from restoration.refinement import Refined, refine
     from restoration.restorer.image_io import RestorationError
+    from restoration.restorer.loading import PipelineError
     from restoration.restorer.restorer import Restored, Restorer
     from restoration.selection.best_of_n import Cascade, best_of_n
     from restoration.selection.candidates import Candidate
@@ -34,6 +35,7 @@ _HOMES = {
     "EarlyStop": "selection.early_stop",
     "METRICS": "metrics.registry",
     "MetricUnavailable": "metrics.fidelity",
+    "PipelineError": "restorer.loading",
     "Refined": "refinement",
     "RestorationError": "restorer.image_io",
     "Restored": "restorer.restorer",
@@ -60,6 +62,7 @@ __all__ = [
     "ConditionedReward",
     "EarlyStop",
     "MetricUnavailable",
+    "PipelineError",
     "Refined",
     "RestorationError",
     "Restored",

@@ -78,11 +78,15 @@ def best_of_n(
     from restoration.selection.early_stop import EarlyStop
     from restoration.selection.pool import VARY_SHARPNESS, mixed, varied_pool
     from zoomiqa_reward import ZoomIQAReward
+    from zoomiqa_reward.images.loading import load_image
+    from zoomiqa_reward.runs.outputs import require_folder
 
     if min_gain > 0 and not plain:
         raise typer.BadParameter(
             "--min-gain needs --plain: a varied pool's members are drawn once or twice, too few to foresee the next"
         )
+    require_folder(out)  # before the work, as the image
+    load_image(image)
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
     print(f"loading {', '.join(restorer)} ...", file=sys.stderr)
     options = {"scale": scale, "steps": steps, "device": device, "negative_prompt": negative_prompt,

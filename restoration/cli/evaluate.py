@@ -6,12 +6,13 @@ What needs torch is imported when the command runs, so that `--help` and wrong o
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
 from zoomiqa_reward.cli import inputs, output
+from zoomiqa_reward.runs.outputs import require_folder
 from zoomiqa_reward.runs.progress import progress
 
 ROWS = ("hr", "bicubic", "worst", "mean", "best", "selected")
@@ -33,7 +34,7 @@ Metrics = Annotated[str, typer.Option(help="Names separated by commas.")]
 BorderPx = Annotated[
     int | None, typer.Option(min=0, help="Cut from each side by PSNR and SSIM; default: the scale (preset realsr: 0).")
 ]
-Channel = Annotated[str | None, typer.Option(help="PSNR and SSIM on 'y' (luma, the default) or 'rgb'.")]
+Channel = Annotated[Literal["y", "rgb"] | None, typer.Option(help="PSNR and SSIM on 'y' (luma, the default) or 'rgb'.")]
 Headline = Annotated[str | None, typer.Option(help="The metric that judges; default: the first that may.")]
 Against = Annotated[Path | None, typer.Option(help="Folder of another evaluation, for a paired test.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take the first so many images.")]
@@ -70,6 +71,7 @@ def evaluate(
     from restoration.evaluation.report import compare
     from restoration.metrics.registry import METRICS
 
+    require_folder(out)  # before the work
     images = _dataset(dataset, root, hr, as_is, degradation, scale, seed)
     images = images if limit is None else images.take(limit)
     other = None if against is None else Evaluation.load(against)  # a wrong folder is told before the work

@@ -59,7 +59,11 @@ def refine(
     from restoration.refinement import refine as run
     from restoration.restorer.restorer import Restorer
     from zoomiqa_reward import ZoomIQAReward
+    from zoomiqa_reward.images.loading import load_image
+    from zoomiqa_reward.runs.outputs import require_folder
 
+    require_folder(out)  # before the work, as the image
+    load_image(image)
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
     print(f"loading {restorer} ...", file=sys.stderr)
     system = Restorer.from_pretrained(

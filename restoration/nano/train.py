@@ -22,7 +22,9 @@ from restoration.nano.crops import Pairs, held_out_pairs, split
 from restoration.nano.learning import Optimizers, averaging, rate_share, start_straight, x0_loss
 from restoration.nano.pipeline import SCALE, NanoSRPipeline, build_scheduler, build_unet, enlarge
 from restoration.restorer.agreement import AGREEMENT_PX
+from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.runs.outputs import claim_folder, part_folder, write_text
+from zoomiqa_reward.runs.program import Parser, run_program
 from zoomiqa_reward.runs.progress import counting
 from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans
 
@@ -218,7 +220,7 @@ def residual_std(file: Path, pairs: Pairs) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m restoration.train_nano", description=__doc__)
+    parser = Parser(prog="python -m restoration.train_nano", description=__doc__)
     parser.add_argument("--photos", type=Path, nargs="+", required=True, help="folders of clean photographs")
     parser.add_argument("--out", type=Path, default=Path("runs/nano_sr"), help="run folder (resumed if it exists)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -228,6 +230,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=NanoSRConfig.workers, help="processes that write pairs")
     parser.add_argument("--shards", type=int, default=NanoSRConfig.shards, help="of 64 pairs, at most")
     args = parser.parse_args(argv)
+    return run_program("restoration.train_nano", lambda: _work(args))
+
+
+def _work(args: argparse.Namespace) -> int:
+    find_device(args.device)
     config = NanoSRConfig(photos=tuple(args.photos), out=args.out)
     names = ("device", "seconds", "steps", "seed", "workers", "shards")
     folder = train(replace(config, **{name: getattr(args, name) for name in names}))

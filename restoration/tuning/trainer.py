@@ -41,6 +41,7 @@ from restoration.tuning.progress import (
     trim_rows,
 )
 from restoration.tuning.updates import Updates
+from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.model.numerics import callers_precision
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.normalise import group_keys
@@ -91,8 +92,10 @@ def tune(
     stops there. With `MonitorConfig(stop=False)` they are the last ones.
     Raises ValueError for settings that do not fit, or a folder of another run; TooManyFailures; ImageError.
     """
+    if device is not None:
+        find_device(device)
     state = processes(device)
-    here = state.device if device is None or state.num_processes > 1 else torch.device(device)
+    here = state.device if device is None or state.num_processes > 1 else find_device(device)
     source = load_pipeline(recipe.source) if pipeline is None else pipeline
     if not is_pipeline(source):
         raise ValueError(f"pipeline={type(source).__name__}: must be a diffusers pipeline")

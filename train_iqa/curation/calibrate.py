@@ -21,7 +21,9 @@ from train_iqa.curation.thresholds import SHIPPED, STATES, Threshold, Thresholds
 from train_iqa.nano.degradations import sample_box
 from train_iqa.nano.synthetic import list_photographs
 from zoomiqa_reward.runs.json_lines import write_json
-from zoomiqa_reward.runs.progress import progress
+from zoomiqa_reward.runs.outputs import claim_file
+from zoomiqa_reward.runs.program import Parser, run_program
+from zoomiqa_reward.runs.progress import progress, say
 
 LEAST_SEVERITY = 0.4
 """Milder damage is not asserted of a picture, so it must not decide what counts as shown."""
@@ -82,7 +84,7 @@ def measure(images: Sequence[Path], seed: int) -> dict[str, list[Hints]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(prog="python -m train_iqa.curation.calibrate", description=__doc__)
     parser.add_argument("--images", type=Path, required=True, help="folder of clean photographs")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -90,6 +92,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=SHIPPED, help="file to write; default: the thresholds that ship")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT where it is there already")
     args = parser.parse_args(argv)
+    return run_program("train_iqa.curation.calibrate", lambda: _work(args), kept="nothing was written")
+
+
+def _work(args: argparse.Namespace) -> int:
+    if args.count < 1:
+        raise ValueError(f"--count {args.count}: must be at least 1")
+    claim_file(args.out, overwrite=args.overwrite)  # before the work
     paths = list_photographs(args.images)
     chosen = paths[:: max(1, len(paths) // args.count)][: args.count]
     values = measure(chosen, args.seed)
@@ -101,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     }  # fmt: skip
     content = Thresholds(of=choose(values), provenance=provenance).as_json()
     write_json(args.out, content, overwrite=args.overwrite)
-    print(f"{args.out}: {len(content['of'])} states", file=sys.stderr)
+    say(f"{args.out}: {len(content['of'])} states")
     return 0
 
 

@@ -1,16 +1,15 @@
 """What an evaluation is told: its configuration, and the command line that makes one."""
 
 import argparse
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 from train_iqa.data import FAMILIES, Scale, Source
 from train_iqa.data.checking import ACCEPTABLE, CHECKS
 from train_iqa.data.splits import PARTS
 from train_iqa.evaluation.measuring import Asking
 from zoomiqa_reward.model.decoding import MODES
+from zoomiqa_reward.runs.program import Parser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +42,9 @@ class EvaluateConfig:
             )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:  # exit code 2 means that some image could not be measured
-        self.print_usage(sys.stderr)
-        self.exit(1, f"{self.prog}: {message}\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's options."""
-    parser = _Parser(prog="python -m train_iqa.evaluate", description="Evaluate a quality model against people.")
+    parser = Parser(prog="python -m train_iqa.evaluate", description="Evaluate a quality model against people.")
     add = parser.add_argument
     add("--model", default="nano", help="embedded name, folder or hub id")
     add("--adapter", help="LoRA adapter: folder or hub id")
@@ -84,10 +77,12 @@ def config_of(args: argparse.Namespace) -> EvaluateConfig:
         raise ValueError(f"{len(args.name)} names for {len(args.data)} data sets; give one each, or none")
     scale = None
     if args.scale is not None:
-        worst, colon, best = args.scale.partition(":")
-        if not colon:
-            raise ValueError(f"--scale {args.scale!r}: must be WORST:BEST, for instance 0:100")
-        scale = Scale(worst=float(worst), best=float(best))
+        worst, _, best = args.scale.partition(":")
+        try:
+            ends = float(worst), float(best)
+        except ValueError as error:
+            raise ValueError(f"--scale {args.scale!r}: must be WORST:BEST, for instance 0:100") from error
+        scale = Scale(worst=ends[0], best=ends[1])
     sources = []
     for text, name in zip(args.data, args.name or [""] * len(args.data), strict=True):
         family, equals, path = text.partition("=")

@@ -39,8 +39,10 @@ from train_iqa.nano.teach import Learner, TeachConfig, teach_step
 from train_iqa.nano.view_weights import choose_view_weights
 from train_iqa.nano.workers import BATCH, Workers
 from zoomiqa_reward import ZoomIQA
+from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.runs.json_lines import write_json
 from zoomiqa_reward.runs.outputs import claim_folder, copy_file, part_folder
+from zoomiqa_reward.runs.program import Parser, run_program
 from zoomiqa_reward.runs.progress import say
 
 CLEAN_WINDOWS = 240
@@ -234,9 +236,9 @@ def make_nano(config: NanoConfig, opinions: Sequence[Opinion] | None = None) -> 
     """
     if config.start is not None and config.people is None:
         raise ValueError("start goes on with the people stage, which needs `people`")
+    training, held_out = photographs_of(config.photos)  # before anything is made
     claim_folder(config.out)
     write_run_record(config)
-    training, held_out = photographs_of(config.photos)
     _say(f"{len(training)} photographs to train on, {len(held_out)} held out")
     with Workers(training, count=config.workers, seed=config.seed) as workers:
         learner, processor = build_learner(config, training)
@@ -281,7 +283,7 @@ def export(model: torch.nn.Module, tokenizer: Any, image_processor: Any, scale_f
 
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m train_iqa.nano", description=__doc__)
+    parser = Parser(prog="python -m train_iqa.nano", description=__doc__)
     parser.add_argument("--photos", type=Path, nargs="+", required=True, help="folders of clean photographs")
     parser.add_argument("--out", type=Path, default=Path("runs/nano"), help="run folder (resumed if it exists)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
@@ -298,6 +300,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2, help="threads of torch on a CPU")
     parser.add_argument("--rows-scale", type=float, help="share of each step's rows (default: 1 on cuda, 0.1 on a CPU)")
     args = parser.parse_args(argv)
+    return run_program("train_iqa.nano", lambda: _work(args))
+
+
+def _work(args: argparse.Namespace) -> int:
+    if not args.seconds > 0 or min(args.threads, args.workers) < 1 or (args.rows_scale or 1.0) <= 0:
+        raise ValueError(
+            f"--seconds {args.seconds:g}, --rows-scale {args.rows_scale}: must be above 0; --threads {args.threads}, "
+            f"--workers {args.workers}: must be at least 1"
+        )
+    find_device(args.device)
     torch.set_num_threads(args.threads)
     config = NanoConfig(
         photos=tuple(args.photos), out=args.out, device=args.device, seconds=args.seconds, people=args.people,

@@ -1,11 +1,12 @@
 """The command line that SFT and RL share: a configuration file or a recipe, and a few options on top."""
 
-import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from zoomiqa_reward.runs.program import Parser, run_program
 
 
 def run_trainer(
@@ -15,12 +16,12 @@ def run_trainer(
     """Read the options, train, print the folder of the result, and return the exit code.
 
     name: `sft` or `grpo`, the program and the recipe's part. kind: the configuration's class. read_data: makes one of
-    its `data` of one `--data`. ValueError and FloatingPointError become a message on stderr and exit code 1.
+    its `data` of one `--data`. An error becomes one message on stderr and exit code 1.
     """
     from train_iqa.training.config_file import read_config
     from train_iqa.training.recipes import RECIPES
 
-    parser = argparse.ArgumentParser(prog=f"python -m train_iqa.{name}", description=description)
+    parser = Parser(prog=f"python -m train_iqa.{name}", description=description)
     parser.add_argument("config", nargs="?", type=Path, help=f"YAML or JSON file with the fields of {kind.__name__}")
     parser.add_argument("--recipe", choices=sorted(RECIPES), help="instead of a file")
     parser.add_argument("--data", action="append", help=f"{data_help} (may be repeated)")
@@ -33,7 +34,8 @@ def run_trainer(
     args = parser.parse_args(argv)
     if (args.config is None) == (args.recipe is None):
         parser.error("give either a configuration file or --recipe")
-    try:
+
+    def work() -> int:
         config = getattr(RECIPES[args.recipe](), name) if args.recipe else read_config(kind, args.config)
         given = {"name": args.model, "adapter": args.adapter, "device": args.device}
         config = replace(config, model=replace(config.model, **{k: v for k, v in given.items() if v is not None}))
@@ -42,7 +44,6 @@ def run_trainer(
             given["data"] = tuple(read_data(text) for text in args.data)
         config = replace(config, **{k: v for k, v in given.items() if v is not None})
         sys.stdout.write(f"{train(config)}\n")
-    except (ValueError, FloatingPointError) as error:
-        sys.stderr.write(f"train_iqa.{name}: {error}\n")
-        return 1
-    return 0
+        return 0
+
+    return run_program(f"train_iqa.{name}", work)

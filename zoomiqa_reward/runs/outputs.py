@@ -67,19 +67,30 @@ def claim_file(
 def claim_folder(folder: str | os.PathLike[str]) -> Path:
     """Return a run's folder, made if it is missing, and marked as one of this program.
 
+    Raises OutputError as `require_folder` does.
+    """
+    target = require_folder(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    if not (target / MARK).exists():
+        (target / MARK).write_text(_MARK_TEXT, encoding="utf-8")
+    return target
+
+
+def require_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return the path of a folder that `claim_folder` would take; makes nothing, for the checks before long work.
+
     Raises OutputError for a file, and for a folder that holds files but no run of this program.
     """
     target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise OutputError(f"{target}: is a file; name a folder for the output")
-    target.mkdir(parents=True, exist_ok=True)
-    if (target / MARK).exists():
+    above = next((one for one in (target, *target.parents) if os.path.lexists(one)), target)
+    if os.path.lexists(above) and not above.is_dir():
+        raise OutputError(f"{above}: is a file; name a folder for the output")
+    if above != target or (target / MARK).exists() or any((target / name).is_file() for name in _FROM_BEFORE):
         return target
-    if not any((target / name).is_file() for name in _FROM_BEFORE) and (stranger := _first_file(target)) is not None:
+    if (stranger := _first_file(target)) is not None:
         raise OutputError(
             f"{target}: holds {stranger}, which this program did not make; name a new or an empty folder for the output"
         )
-    (target / MARK).write_text(_MARK_TEXT, encoding="utf-8")
     return target
 
 
