@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from restoration.degradation.pipeline import degrade
+from zoomiqa_reward.images.listing import is_shown
 from zoomiqa_reward.runs.outputs import part_folder, replacing
 
 SCALE = 4
@@ -38,7 +39,7 @@ def split(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Return (photographs to learn from, those held out). Raises ValueError for a folder with fewer than 10."""
     training, held_out = [], []
     for folder in folders:
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and is_shown(path))
         if len(paths) < 10:
             raise ValueError(f"{folder}: {len(paths)} photographs; at least 10 are needed, one of them is held out")
         for place, path in enumerate(paths):

@@ -17,6 +17,7 @@ from train_iqa.nano.frequency_bands import NUM_BANDS
 from train_iqa.nano.labels import LABEL_METRICS, TOKEN_PX, LabelScale
 from train_iqa.nano.synthetic import WORST_SCORE, as_batch, label_drawn
 from train_iqa.nano.workers import Drawing, Workers
+from zoomiqa_reward.images.listing import is_shown
 
 KINDS = tuple(DEGRADATIONS)
 GRID = SMALL_PX // TOKEN_PX
@@ -161,7 +162,7 @@ def read_pairs(folder: Path) -> list[Drawn]:
     Raises ValueError for a restoration without a reference or of another size.
     """
     found = []
-    for path in sorted((folder / "images").iterdir()):
+    for path in sorted(path for path in (folder / "images").iterdir() if is_shown(path)):
         reference = folder / "references" / path.name
         if not reference.exists():
             raise ValueError(f"{path}: no reference {reference}")

@@ -20,6 +20,7 @@ from train_iqa.nano.degradations import Record, Step
 from train_iqa.nano.drawing import draw_image
 from train_iqa.nano.frequency_bands import band_targets
 from train_iqa.nano.labels import local_haarpsi, reference_scores
+from zoomiqa_reward.images.listing import is_shown
 from zoomiqa_reward.runs.outputs import part_folder, replacing
 from zoomiqa_reward.runs.progress import progress
 
@@ -46,7 +47,7 @@ class Sample:
 
 def list_photographs(folder: Path) -> list[Path]:
     """Return the images below `folder`, sorted. Raises ValueError if there are fewer than 10."""
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and is_shown(p))
     if len(paths) < 10:
         raise ValueError(f"{folder}: {len(paths)} images; at least 10 clean photographs are needed")
     return paths

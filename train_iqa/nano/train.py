@@ -236,7 +236,12 @@ def make_nano(config: NanoConfig, opinions: Sequence[Opinion] | None = None) -> 
     """
     if config.start is not None and config.people is None:
         raise ValueError("start goes on with the people stage, which needs `people`")
-    training, held_out = photographs_of(config.photos)  # before anything is made
+    # All that is read is read once before anything is made: a wrong path must not cost hours.
+    training, held_out = photographs_of(config.photos)
+    if config.people is not None:
+        opinions = opinions or read_opinions(config.people)
+    if config.pairs is not None:
+        read_pairs(config.pairs)
     claim_folder(config.out)
     write_run_record(config)
     _say(f"{len(training)} photographs to train on, {len(held_out)} held out")

@@ -32,10 +32,13 @@ def natural_order(path: str | Path) -> list[Any]:
     return [[int(part) if place % 2 else part.casefold() for place, part in enumerate(parts)], str(path)]
 
 
+def is_shown(path: Path) -> bool:
+    """Return whether a listing holds this entry: nothing hidden, no folder, no pipe; a link that leads nowhere."""
+    return not path.name.startswith(".") and (path.is_file() or (path.is_symlink() and not path.exists()))
+
+
 def _is_image(path: Path) -> bool:
-    if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
-        return False
-    return path.is_file() or (path.is_symlink() and not path.exists())
+    return path.suffix.lower() in IMAGE_SUFFIXES and is_shown(path)
 
 
 def printable(name: str) -> str:
