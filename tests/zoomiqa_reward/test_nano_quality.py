@@ -8,7 +8,7 @@ from skimage import data
 from train_iqa.nano.degradations import DEGRADATIONS, Step, degrade, resize
 from zoomiqa_reward import ZoomIQA
 
-WEAK = pytest.mark.xfail(reason="on photographs that never were JPEGs light damage is rated above none (docs/log.md)")
+WEAK = pytest.mark.xfail(reason="on photographs that never were JPEGs light damage is rated above none (docs/notes/judge.md)")
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
