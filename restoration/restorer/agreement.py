@@ -14,7 +14,7 @@ from torch import Tensor
 from restoration.metrics.fidelity import gaussian_blur
 
 AGREEMENT_PX = 0.9
-"""Blur of what is missing, in pixels of the low-quality image; chosen on held-out photographs (docs/notes/restorer.md)."""
+"""Blur of the correction, in low-quality pixels. Chosen on held-out photographs (docs/notes/restorer.md)."""
 
 
 def agreeing(image_sr: Tensor, image_lq: Tensor, blur_px: float = AGREEMENT_PX) -> Tensor:
