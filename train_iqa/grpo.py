@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from train_iqa.data import IqaDataset, LabelledImage, Source, load_datasets, select
+from train_iqa.data import DatasetSource, IqaDataset, LabelledImage, load_datasets, select
 from train_iqa.rl.config import GrpoConfig
 from train_iqa.rl.coverage import clip_cov_mask, covariance, coverage_mask, quadrant_counts
 from train_iqa.rl.generation import Generation, make_generation, page_groups
@@ -282,11 +282,11 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
 
 
-def _source(text: str) -> Source:
+def _source(text: str) -> DatasetSource:
     family, equals, root = text.partition("=")
     if not equals:
         raise ValueError(f"--data {text!r}: must be FAMILY=PATH, such as koniq=DIR or csv=FILE")
-    return Source(family=family, root=Path(root))
+    return DatasetSource(family=family, root=Path(root))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from restoration.restorer.image_io import RestorationError
 from restoration.restorer.restorer import Restorer
 from restoration.restorer.rng import candidate_seed
 from restoration.selection.best_of_n import best_of_n, settings_of
-from restoration.selection.candidate_loop import Source, pixels_digest
+from restoration.selection.candidate_loop import CandidateSource, pixels_digest
 from restoration.selection.result import BestOfN
 from restoration.selection.run_folder import open_run
 from zoomiqa_reward.images.loading import conversions, load_image, to_pil
@@ -77,7 +77,7 @@ def refine(
             f"image_lq: {image.shape[2]} x {image.shape[1]} px, but LR-consistency needs {2 * LR_BORDER_PX + 1} px on "
             "each side"
         )
-    own = settings_of([Source(restorer=restorer, prompt=None)], {"lq": image, "hr": None}, reward, seed, None,
+    own = settings_of([CandidateSource(restorer=restorer, prompt=None)], {"lq": image, "hr": None}, reward, seed, None,
                       is_kept=out is not None)  # fmt: skip
     settings = own | limits | {"assessor": assessor.fingerprint, "seeds_per_round": seeds_per_round}
     journal = Journal(None if out is None else Path(out), settings)

@@ -14,7 +14,7 @@ MIN_GAIN_FRAC = 0.0025
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judge:
+class AcceptanceRule:
     """The bar for one round's attempts; build it with `verdict`."""
 
     reward: float
@@ -68,9 +68,9 @@ class Judge:
         )
 
 
-def verdict(kept: Round, highest_db: float, min_gain: float, slack_db: float) -> Judge:
+def verdict(kept: Round, highest_db: float, min_gain: float, slack_db: float) -> AcceptanceRule:
     """Return the judge of a round that starts from `kept`, `highest_db` being the best LR-consistency kept so far."""
-    return Judge(
+    return AcceptanceRule(
         reward=kept.reward, lr_consistency=kept.lr_consistency, floor_db=highest_db - slack_db, min_gain=min_gain
     )
 

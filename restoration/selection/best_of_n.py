@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from restoration.restorer.restorer import Restorer
-from restoration.selection.candidate_loop import Drawing, Source
+from restoration.selection.candidate_loop import CandidateLoop, CandidateSource
 from restoration.selection.candidates import Candidate, identical, ranked
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.pool import BICUBIC
@@ -86,7 +86,7 @@ def best_of_n(
     with ExitStack() as stack:
         folder = None if out is None else stack.enter_context(open_run(Path(out), settings))
         held = keep if cascade is None or folder is not None else max(keep, cascade.top)
-        drawing = Drawing(sources, given, reward, seed, folder, held, None if strict else batch_size)
+        drawing = CandidateLoop(sources, given, reward, seed, folder, held, None if strict else batch_size)
         stopped = drawing.draw(n, early_stop, progress=progress)
         if cascade is not None:
             drawing.ask_again(cascade.reward, cascade.top)
@@ -108,18 +108,18 @@ def best_of_n(
     return result
 
 
-def pool(restorer: Any, prompts: str | Sequence[str] | None) -> list[Source]:
+def pool(restorer: Any, prompts: str | Sequence[str] | None) -> list[CandidateSource]:
     """Return the restorers with each of the prompts. Raises ValueError for an empty pool."""
     given = list(restorer) if isinstance(restorer, list | tuple) else [restorer]
     texts = [None] if prompts is None else [prompts] if isinstance(prompts, str) else list(prompts)
     if not given or not texts:
         raise ValueError(f"{len(given)} restorers and {len(texts)} prompts: at least one of each is needed")
     restorers = [one if hasattr(one, "restore") else Restorer.from_pretrained(one) for one in given]
-    return [Source(restorer=one, prompt=text) for text in texts for one in restorers]
+    return [CandidateSource(restorer=one, prompt=text) for text in texts for one in restorers]
 
 
 def settings_of(
-    sources: list[Source], given: dict[str, Tensor | None], reward: Reward, seed: int, batch: int | None, *,
+    sources: list[CandidateSource], given: dict[str, Tensor | None], reward: Reward, seed: int, batch: int | None, *,
     is_kept: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what a candidate and its score depend on; a folder with other settings is another run.
@@ -151,7 +151,7 @@ def known_identity(part: Any, *, is_kept: bool) -> dict[str, Any]:
 
 
 def remarks(
-    candidates: Sequence[Candidate], sources: list[Source], n: int, early_stop: EarlyStop | None
+    candidates: Sequence[Candidate], sources: list[CandidateSource], n: int, early_stop: EarlyStop | None
 ) -> Iterator[str]:
     """Yield what has to be known to read the result; that all are identical comes first."""
     count = len(candidates)

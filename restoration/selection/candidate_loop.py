@@ -23,7 +23,7 @@ from zoomiqa_reward.runs.progress import progress as progress_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class CandidateSource:
     """One restorer with one prompt: what a candidate is drawn from."""
 
     restorer: Any
@@ -41,11 +41,11 @@ class Asked(NamedTuple):
     explanation: Explanation | None
 
 
-class Drawing:
+class CandidateLoop:
     """The candidates so far, and the best pictures of them."""
 
     def __init__(
-        self, sources: list[Source], given: dict[str, Tensor | None], reward: Reward, seed: int,
+        self, sources: list[CandidateSource], given: dict[str, Tensor | None], reward: Reward, seed: int,
         folder: DrawFolder | None, keep: int, batch_size: int | None,
     ) -> None:  # fmt: skip
         """given: lq, and hr or None. keep: most pictures held. batch_size: None in strict mode."""
@@ -175,7 +175,7 @@ class Drawing:
             candidate = self.folder.add(candidate, picture)
         return candidate if picture is None else replace(candidate, held=picture)
 
-    def _restore(self, source: Source, seeds: list[int]) -> list[Restored | RestorationError]:
+    def _restore(self, source: CandidateSource, seeds: list[int]) -> list[Restored | RestorationError]:
         options = {} if source.prompt is None else {"prompt": source.prompt}
         if self.batch_size is not None:
             options |= {"strict": False, "batch_size": len(seeds)}

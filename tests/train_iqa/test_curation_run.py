@@ -28,7 +28,7 @@ from train_iqa.curation.prompts import Prompts
 from train_iqa.curation.reliance import RelianceConfig
 from train_iqa.curation.scripted import ScriptedServer, completion, request_images, request_text
 from train_iqa.curation.scripted_teacher import scripted_dataset
-from train_iqa.data import Source
+from train_iqa.data import DatasetSource
 from train_iqa.rows.conversations import read_conversations
 from zoomiqa_reward.check import bundled_photographs
 from zoomiqa_reward.protocol import read_route
@@ -52,7 +52,7 @@ def scripted(cases, tmp_path_factory):
 
 def configured(scripted, out, url, **changes):
     endpoint = Endpoint(model="scripted", base_url=url, price_in=2.0, price_out=8.0, timeout_s=20)
-    fields = {"sources": (Source(family="csv", root=scripted[0]),), "teacher": endpoint, "out": out}
+    fields = {"sources": (DatasetSource(family="csv", root=scripted[0]),), "teacher": endpoint, "out": out}
     return CurateConfig(**(fields | changes))
 
 

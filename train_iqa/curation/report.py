@@ -10,7 +10,7 @@ from typing import Any
 from train_iqa.curation.config import CurateConfig
 from train_iqa.curation.curator import FILTERS
 from train_iqa.curation.endpoint import Endpoint
-from train_iqa.curation.thresholds import Thresholds
+from train_iqa.curation.thresholds import HintThresholds
 
 EXAMPLES = 3
 """Of each reason."""
@@ -21,7 +21,7 @@ def build_report(
     outcomes: Sequence[Mapping[str, Any]],
     calls: Sequence[Mapping[str, Any]],
     failures: Sequence[Mapping[str, str]],
-    thresholds: Thresholds,
+    thresholds: HintThresholds,
     seconds: float,
     images: int,
 ) -> dict[str, Any]:

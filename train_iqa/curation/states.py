@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from train_iqa.nano.degradations import Array, Record, Step, degrade
+from train_iqa.nano.degradations import Array, DamageRecord, Step, degrade
 from train_iqa.nano.rationale import look
 
 Box = tuple[float, float, float, float]
@@ -45,7 +45,7 @@ _KINDS = {"dark": "exposure", "bright": "exposure", "flat": "contrast", "harsh":
 _PROBE = np.full((8, 8, 3), 0.5, dtype=np.float32)
 
 
-def state_of(record: Record) -> str | None:
+def state_of(record: DamageRecord) -> str | None:
     """Return the state that a record of one step names; None for an untouched picture or a state without a hint.
 
     Raises ValueError for several steps.
@@ -56,7 +56,7 @@ def state_of(record: Record) -> str | None:
     return next((state for state, names in LOOKS.items() if looks & set(names)), None)
 
 
-def knows_absent(record: Record, state: str) -> bool:
+def knows_absent(record: DamageRecord, state: str) -> bool:
     """Return whether the record alone tells that its picture, made from a clean photograph, is not in a state."""
     actual = state_of(record)
     if actual is None:
@@ -68,7 +68,7 @@ def knows_absent(record: Record, state: str) -> bool:
 
 def degrade_to(
     image: Array, state: str, severity: float, rng: np.random.Generator, box: Box | None = None
-) -> tuple[Array, Record]:
+) -> tuple[Array, DamageRecord]:
     """Return a clean HWC float image brought into a state of `LOOKS`, and the record.
 
     Some degradations draw their direction; it is tried on a few grey pixels first, so that the wanted one comes out.

@@ -22,7 +22,7 @@ from train_iqa.nano.dense import dense_batch, turned
 from train_iqa.nano.language import RatingTree
 from train_iqa.nano.rows import RATING_SIGMA
 from train_iqa.nano.store import GRID, Store
-from train_iqa.nano.teach import Learner, fitted, text_step
+from train_iqa.nano.teach import NanoLearner, fitted, text_step
 from zoomiqa_reward.images.loading import load_image
 
 COLUMNS = ("image", "set", "scene", "mos")
@@ -161,7 +161,7 @@ def moved_images(images: Tensor, gradient: Tensor, rng: np.random.Generator) -> 
 
 
 def people_step(
-    learner: Learner, tree: RatingTree, people: People, store: Store, config: PeopleConfig, rng: np.random.Generator
+    learner: NanoLearner, tree: RatingTree, people: People, store: Store, config: PeopleConfig, rng: np.random.Generator
 ) -> dict[str, float]:
     """Accumulate the gradients of one step and return its losses."""
     images, scores = people.group(config.group, rng)

@@ -14,11 +14,11 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from train_iqa.nano.build import TOKEN_PX
-from train_iqa.nano.degradations import Record, Step, sample_box
+from train_iqa.nano.degradations import DamageRecord, Step, sample_box
 from train_iqa.nano.dense import DenseHeads, dense_batch
 from train_iqa.nano.language import RatingTree, Readouts, row_tokens, rows_loss
-from train_iqa.nano.rows import RATING_SIGMA, Row, RowBuilder, mirrored
-from train_iqa.nano.store import GRID, Picture, Store, cover_map
+from train_iqa.nano.rows import RATING_SIGMA, NanoRow, RowBuilder, mirrored
+from train_iqa.nano.store import GRID, Store, StoredImage, cover_map
 from train_iqa.nano.tower import read_tokens
 from zoomiqa_reward.protocol import zoom
 
@@ -48,7 +48,7 @@ class TeachConfig:
 
 
 @dataclass(frozen=True)
-class Learner:
+class NanoLearner:
     """What is taught: the model, what writes its rows, and read-outs that are thrown away."""
 
     model: Qwen2_5_VLForConditionalGeneration
@@ -77,7 +77,7 @@ def fitted(image: Tensor, height: int, width: int) -> Tensor:
     return nn.functional.interpolate(image[None], (height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
-def reshaped(image: Tensor, record: Record, rng: np.random.Generator) -> Tensor:
+def reshaped(image: Tensor, record: DamageRecord, rng: np.random.Generator) -> Tensor:
     """Return the float image as it is, or at another size, down to `LEAST_PX`: photographs come in all of them.
 
     Of even damage a part is cut, which keeps its detail; local damage is resized whole, so that the box stays true.
@@ -95,8 +95,8 @@ def reshaped(image: Tensor, record: Record, rng: np.random.Generator) -> Tensor:
 
 
 def first_rounds(
-    builder: RowBuilder, pictures: list[Picture], rng: np.random.Generator
-) -> tuple[list[Row], list[Tensor], Tensor]:
+    builder: RowBuilder, pictures: list[StoredImage], rng: np.random.Generator
+) -> tuple[list[NanoRow], list[Tensor], Tensor]:
     """Return round-1 rows of the pictures, half of them mirrored, their images, and the truth of their tokens.
 
     The truth is (tokens, 3): x and y of each token's middle, 0..1, and whether damage covers it.
@@ -117,8 +117,8 @@ def first_rounds(
 
 
 def second_rounds(
-    builder: RowBuilder, pictures: list[Picture], rng: np.random.Generator
-) -> tuple[list[Row], list[Tensor]]:
+    builder: RowBuilder, pictures: list[StoredImage], rng: np.random.Generator
+) -> tuple[list[NanoRow], list[Tensor]]:
     """Return round-2 rows of the pictures, and their images: whole, crop, whole, crop, ...
 
     Where damage is local, the crop is cut from the true box moved a little, since at run time the model names it.
@@ -129,7 +129,7 @@ def second_rounds(
         whole, record, said = as_float(picture.image), picture.record, picture.record
         if record.box is None:
             kind = Step(kind=str(rng.choice(MISTAKEN_KINDS)), severity=float(rng.uniform(0, 0.5)))
-            said = Record(steps=record.steps or (kind,), box=sample_box(rng))
+            said = DamageRecord(steps=record.steps or (kind,), box=sample_box(rng))
         assert said.box is not None
         moved = np.clip(np.asarray(said.box) + rng.uniform(-CROP_SHIFT, CROP_SHIFT, 4), 0, 1)
         crop, protocol = zoom(whole, moved.tolist(), builder.protocol.crop)[0], builder.protocol
@@ -139,13 +139,20 @@ def second_rounds(
     return rows, images
 
 
-def drawn_from(pictures: list[Picture], count: int, rng: np.random.Generator) -> list[Picture]:
+def drawn_from(pictures: list[StoredImage], count: int, rng: np.random.Generator) -> list[StoredImage]:
     """Return `count` pictures drawn with replacement; none where there is none."""
     return [pictures[k] for k in rng.integers(0, len(pictures), count)] if pictures else []
 
 
 def text_step(
-    learner: Learner, store: Store, rng: np.random.Generator, *, first: int, local: int, second: int, weight: float = 1
+    learner: NanoLearner,
+    store: Store,
+    rng: np.random.Generator,
+    *,
+    first: int,
+    local: int,
+    second: int,
+    weight: float = 1,
 ) -> dict[str, float]:
     """Accumulate the gradients of first and second rounds, and return their losses."""
     found: dict[str, float] = {}
@@ -168,7 +175,7 @@ def text_step(
 
 
 def teach_step(
-    learner: Learner, tree: RatingTree, store: Store, config: TeachConfig, rng: np.random.Generator
+    learner: NanoLearner, tree: RatingTree, store: Store, config: TeachConfig, rng: np.random.Generator
 ) -> dict[str, float]:
     """Accumulate the gradients of one step and return its losses."""
     images, targets = dense_batch(store, config.direct, GRID, rng)
@@ -180,7 +187,7 @@ def teach_step(
     (loss + DENSE_WEIGHT * dense).backward()
     found = {f"dense_{name}": value for name, value in parts.items()}
     found |= {f"direct_{name}": value for name, value in rated.items()}
-    by_size: dict[tuple[int, ...], list[Picture]] = {}
+    by_size: dict[tuple[int, ...], list[StoredImage]] = {}
     for picture in drawn_from(store.pictures, config.direct_large, rng):
         by_size.setdefault(tuple(picture.image.shape), []).append(picture)
     for group in by_size.values():

@@ -7,7 +7,7 @@ from zoomiqa_reward.check.ladders import DAMAGES, DETAIL, Pool, make_pool
 from zoomiqa_reward.check.measures import Answers, Measures, measure_answers
 from zoomiqa_reward.check.photographs import Photograph
 from zoomiqa_reward.check.report import CheckReport
-from zoomiqa_reward.check.scoring import Scorer
+from zoomiqa_reward.check.scoring import CheckScorer
 from zoomiqa_reward.check.transport import sent_scores
 from zoomiqa_reward.check.verdict import Thresholds, judge
 from zoomiqa_reward.rewards.base import Reward
@@ -32,7 +32,7 @@ def run_check(
     """
     if repeats < 2:
         raise ValueError(f"repeats={repeats}: a deviation needs at least 2")
-    scorer = Scorer(reward)
+    scorer = CheckScorer(reward)
     answers: list[Answers] = []
     names: list[str] = []
     shown: Pool | None = None
@@ -54,7 +54,7 @@ def run_check(
     )  # fmt: skip
 
 
-def _ask(reward: Reward, pool: Pool, scorer: Scorer, repeats: int) -> Answers:
+def _ask(reward: Reward, pool: Pool, scorer: CheckScorer, repeats: int) -> Answers:
     middle = pool.ladders[DETAIL][len(pool.ladders[DETAIL]) // 2]
     again = [scorer([pool.hr, middle], pool) for _ in range(repeats)]
     ladders = _ladder_scores(pool, scorer)
@@ -64,7 +64,7 @@ def _ask(reward: Reward, pool: Pool, scorer: Scorer, repeats: int) -> Answers:
     )  # fmt: skip
 
 
-def _ladder_scores(pool: Pool, scorer: Scorer) -> dict[str, tuple[float, ...]]:
+def _ladder_scores(pool: Pool, scorer: CheckScorer) -> dict[str, tuple[float, ...]]:
     """Return the values by kind; the untouched picture, which all ladders begin with, is asked about once."""
     damaged = [image for damage in DAMAGES for image in pool.ladders[damage.kind][1:]]
     untouched, *values = scorer([pool.hr, *damaged], pool)

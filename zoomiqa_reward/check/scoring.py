@@ -11,7 +11,7 @@ from zoomiqa_reward.check.ladders import Pool
 from zoomiqa_reward.rewards.base import Reward, require_pointwise
 
 
-class Scorer:
+class CheckScorer:
     """A reward with a count of what it was asked, what it could not measure and how long it took."""
 
     def __init__(self, reward: Reward) -> None:

@@ -11,7 +11,7 @@ from zoomiqa_reward.cli import inputs, output
 from zoomiqa_reward.runs.progress import progress
 
 if TYPE_CHECKING:
-    from zoomiqa_reward.model.measuring import Record
+    from zoomiqa_reward.model.measuring import RatedImage
 
 
 def score(
@@ -30,7 +30,7 @@ def score(
 
     files = inputs.expand(images)
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
-    records: list[Record] = []
+    records: list[RatedImage] = []
     try:
         found = measure(iqa, files, mode=mode, strict=strict, question=question)
         for measured in progress(found, len(files), "rating", streaming=as_json):
@@ -58,7 +58,7 @@ def assess(
 
     files = inputs.expand(images)
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
-    records: list[Record] = []
+    records: list[RatedImage] = []
     found = measure(iqa, files, mode="reason", strict=strict, question=question)
     for measured in progress(found, len(files), "assessing", streaming=True):
         records.append(measured.record)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from zoomiqa_reward.model.checkpoint import VISION_TOKENS, Checkpoint
-from zoomiqa_reward.model.inputs import Row, collate
+from zoomiqa_reward.model.inputs import TokenRow, collate
 from zoomiqa_reward.model.ratings import RatingSpread
 from zoomiqa_reward.model.shared_state import exclusive
 
@@ -59,11 +59,11 @@ class Completion:
     """Why there is no answer at all (a server's error); `text` is then empty."""
 
 
-Generate = Callable[[Checkpoint, Sequence[Row], Sampling], list[Completion]]
+Generate = Callable[[Checkpoint, Sequence[TokenRow], Sampling], list[Completion]]
 
 
 @torch.no_grad()
-def generate(checkpoint: Checkpoint, rows: Sequence[Row], sampling: Sampling) -> list[Completion]:
+def generate(checkpoint: Checkpoint, rows: Sequence[TokenRow], sampling: Sampling) -> list[Completion]:
     """Return one answer for each row, in order, all written in one batch.
 
     Only `sampling` decides how: what the checkpoint's own generation config says of temperature or repetition

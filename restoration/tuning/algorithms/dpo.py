@@ -19,7 +19,7 @@ from torch.nn.functional import logsigmoid
 
 from restoration.restorer.image_io import drawn_sharpness
 from restoration.tuning.algorithms.groups import check_failures
-from restoration.tuning.algorithms.pairs import Pair, mine_pairs, read_pairs, weighted, write_pairs
+from restoration.tuning.algorithms.pairs import PreferencePair, mine_pairs, read_pairs, weighted, write_pairs
 from restoration.tuning.config import TuneConfig
 from restoration.tuning.context import Collected, LossTerm, Part, Tuning
 from restoration.tuning.data import Example, pick
@@ -65,7 +65,7 @@ class DPO:
     it both may get worse, as long as the loser does so faster."""
     pairs_file: Path | None = None
     """Pairs that are there already; None: mined from the base model first."""
-    _held: dict[str, list[Pair]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _held: dict[str, list[PreferencePair]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _pictures: dict[str, Example] = field(default_factory=dict, init=False, repr=False, compare=False)
     _latents: dict[tuple[str, int], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
     """The latest of those drawn again, on the CPU: the base model does not change."""
@@ -128,8 +128,8 @@ class DPO:
     def after_round(self, tuning: Tuning, updates: int) -> None:
         """The pairs stay those of the base model."""
 
-    def _mine(self, tuning: Tuning, crops: Sequence[Example]) -> list[Pair]:
-        found: list[Pair] = []
+    def _mine(self, tuning: Tuning, crops: Sequence[Example]) -> list[PreferencePair]:
+        found: list[PreferencePair] = []
         with reference(tuning.denoiser.module):
             for place, example in enumerate(progress_bar(crops, "pairs", tuning.process, unit="picture")):
                 drawn = draw_candidates(tuning, [example], [tuning.seed(4, place)],
@@ -163,7 +163,7 @@ class DPO:
             self._latents.pop(next(iter(self._latents)))
         return known.to(tuning.device)
 
-    def _varied(self, tuning: Tuning, example: Example, pairs: list[Pair], own: Tensor) -> Varied:
+    def _varied(self, tuning: Tuning, example: Example, pairs: list[PreferencePair], own: Tensor) -> Varied:
         """What winners and then losers saw, told of the winners' own states for both: only what was seen differs."""
         seeds = [one.seed_winner for one in pairs] + [one.seed_loser for one in pairs]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -172,7 +172,9 @@ class DPO:
         own = torch.cat([own, own])
         return Varied(condition=seen, own=own, x0=retold(tuning, own, plain, seen))
 
-    def _loss(self, tuning: Tuning, example: Example, pairs: list[Pair], generator: torch.Generator) -> LossTerm:
+    def _loss(
+        self, tuning: Tuning, example: Example, pairs: list[PreferencePair], generator: torch.Generator
+    ) -> LossTerm:
         sides = [
             torch.cat([self._latent(tuning, example, *row) for row in rows])
             for rows in (

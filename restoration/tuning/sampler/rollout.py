@@ -56,7 +56,7 @@ class Piece:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Drawn:
+class DrawnCandidates:
     """A round's candidates, picture after picture."""
 
     pieces: list[Piece]
@@ -73,7 +73,7 @@ def draw_candidates(
     tuning: Tuning, examples: Sequence[Example], seeds: Sequence[int], *, keep: bool = False,
     random_steps: Collection[int] | None = None, count: int | None = None, vary_sharpness: float = 0.0,
     expected: bool = False,
-) -> Drawn:  # fmt: skip
+) -> DrawnCandidates:  # fmt: skip
     """Return `count` candidates (default: the run's) of each picture, by the adapter that is active.
 
     seeds: one a picture; candidate k of a picture has `candidate_seed(seed, k)`. keep: hold the states of every step.
@@ -95,7 +95,7 @@ def draw_candidates(
             pieces.append(piece)
             with torch.no_grad(), tuning.autocast():
                 pictures += list(eight_bit(tuning.denoiser.decode(piece.trajectory.x0, piece.condition).float()).cpu())
-    return Drawn(pieces=pieces, pictures=pictures, owners=owners, seeds=numbers,
+    return DrawnCandidates(pieces=pieces, pictures=pictures, owners=owners, seeds=numbers,
                  keys=[key for key in keys for _ in range(count)])  # fmt: skip
 
 
@@ -164,7 +164,7 @@ def refuse_varied(config: TuneConfig, name: str) -> None:
         )
 
 
-def score(tuning: Tuning, drawn: Drawn) -> Scores:
+def score(tuning: Tuning, drawn: DrawnCandidates) -> Scores:
     """Return the reward of the candidates, groups whole, with the reward on the device.
 
     A candidate without content is the worst of its group (`rewards.restorations.as_worst`), not missing.
