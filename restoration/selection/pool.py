@@ -20,7 +20,7 @@ BICUBIC = "bicubic"
 """What results call the candidate that does nothing but enlarge."""
 VARY_SHARPNESS = 0.5
 TEMPERATURES = (0.0, 0.5, 1.0)
-"""Of the embedded restorer's varied candidates. Both were chosen on held-out photographs (docs/log.md)."""
+"""Of the embedded restorer's varied candidates. Both were chosen on held-out photographs (docs/notes/restorer.md)."""
 POOL_SIZE = 8
 
 
