@@ -1,4 +1,4 @@
-"""`zoomiqa best-of-n`: restore one picture N times, rate the results, keep the best.
+"""`zoomiqa best-of-n`: restore one image N times, rate the results, keep the best.
 
 What needs torch is imported when the command runs, so that `--help` and wrong options answer at once.
 """
@@ -15,7 +15,7 @@ from zoomiqa_reward.cli import inputs, output
 if TYPE_CHECKING:
     from restoration.selection.candidates import Candidate
 
-ImageFile = Annotated[str, typer.Argument(help="The low-quality picture.", show_default=False)]
+ImageFile = Annotated[str, typer.Argument(help="The low-quality image.", show_default=False)]
 Out = Annotated[
     Path, typer.Option(help="Folder for candidates, best.png, sheet.png, run.json; resumed if it is there.")
 ]
@@ -28,11 +28,11 @@ Scale = Annotated[int | None, typer.Option(help="Times larger, for pipelines tha
 Steps = Annotated[int | None, typer.Option(help="Denoising steps.", min=1)]
 Prompts = Annotated[list[str], typer.Option("--prompt", help="For pipelines that take text; several times for a pool.")]
 Negative = Annotated[str, typer.Option(help="Negative prompt.")]
-TilePx = Annotated[int | None, typer.Option(help="Restore in tiles of this side, pixels of the low-quality picture.")]
+TilePx = Annotated[int | None, typer.Option(help="Restore in tiles of this side, pixels of the low-quality image.")]
 ColourFix = Annotated[str, typer.Option(help="none, adain or wavelet.")]
 Vary = Annotated[
     float | None,
-    typer.Option(help="0..1: candidates see the picture softer or sharper, by their seed.  [default: 0.5; plain: 0]",
+    typer.Option(help="0..1: candidates see the image softer or sharper, by their seed.  [default: 0.5; plain: 0]",
                  min=0, max=1, show_default=False),
 ]  # fmt: skip
 Plain = Annotated[
@@ -71,7 +71,7 @@ def best_of_n(
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
 ) -> int:
-    """Draw N restorations of one picture, rate each, keep the best. Killed, it goes on where it was."""
+    """Draw N restorations of one image, rate each, keep the best. Killed, it goes on where it was."""
     from restoration.restorer.restorer import Restorer
     from restoration.selection.best_of_n import Cascade
     from restoration.selection.best_of_n import best_of_n as draw

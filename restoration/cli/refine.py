@@ -1,4 +1,4 @@
-"""`zoomiqa refine`: restore one picture, then again where the quality model wants to look closer.
+"""`zoomiqa refine`: restore one image, then again where the quality model wants to look closer.
 
 What needs torch is imported when the command runs, so that `--help` and wrong options answer at once.
 """
@@ -14,7 +14,7 @@ from zoomiqa_reward.cli import inputs, output
 if TYPE_CHECKING:
     from restoration.refinement import Refined, Round
 
-ImageFile = Annotated[str, typer.Argument(help="The low-quality picture.", show_default=False)]
+ImageFile = Annotated[str, typer.Argument(help="The low-quality image.", show_default=False)]
 Out = Annotated[Path, typer.Option(help="Folder for refined.png, strip.png, run.json and rounds; resumed if there.")]
 RestorerName = Annotated[str, typer.Option(help="'nano' (embedded, x4), a hub id or a folder.")]
 Rounds = Annotated[int, typer.Option(help="Most regions to restore again.", min=1)]
@@ -24,7 +24,7 @@ Scale = Annotated[int | None, typer.Option(help="Times larger, for pipelines tha
 Steps = Annotated[int | None, typer.Option(help="Denoising steps.", min=1)]
 Prompt = Annotated[str, typer.Option(help="Stands before the model's directions, for pipelines that take text.")]
 Negative = Annotated[str, typer.Option(help="Stands before the issues that the model wants avoided.")]
-TilePx = Annotated[int | None, typer.Option(help="Restore in tiles of this side, pixels of the low-quality picture.")]
+TilePx = Annotated[int | None, typer.Option(help="Restore in tiles of this side, pixels of the low-quality image.")]
 ColourFix = Annotated[str, typer.Option(help="none, adain or wavelet.")]
 MinGain = Annotated[float | None, typer.Option(help="Least rise of the rating that counts; default 0.01.", min=0)]
 Slack = Annotated[
@@ -55,7 +55,7 @@ def refine(
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
 ) -> int:
-    """Restore one picture, then again where the quality model wants to look closer. Killed, it goes on."""
+    """Restore one image, then again where the quality model wants to look closer. Killed, it goes on."""
     from restoration.refinement import refine as run
     from restoration.restorer.restorer import Restorer
     from zoomiqa_reward import ZoomIQAReward
@@ -86,7 +86,7 @@ def refine(
 
 
 def was_measured(result: "Refined") -> bool:
-    """Return whether every restoration got its rating, and every picture an answer that could be read."""
+    """Return whether every restoration got its rating, and every image an answer that could be read."""
     attempts = [*result.start.candidates, *(attempt for one in result.history for attempt in one.attempts)]
     zoom_requests = [one.zoom_request for one in result.history if one.zoom_request is not None]
     return all(attempt.valid for attempt in attempts) and all(
@@ -95,7 +95,7 @@ def was_measured(result: "Refined") -> bool:
 
 
 def round_row(one: "Round", out: Path) -> dict[str, Any]:
-    """Return a round's JSON line: its row in rounds.jsonl, with the picture's path."""
+    """Return a round's JSON line: its row in rounds.jsonl, with the image's path."""
     from restoration.refinement.records import row_of
 
     row = row_of(one, out)

@@ -76,7 +76,7 @@ def tune(
 def _datasets(
     images: Path, lq: Path | None, validation: Path | None, degradation: str, scale: int, seed: int, limit: int | None
 ) -> tuple[Any, Any]:
-    """Return the training pictures and those of the monitor, which share none."""
+    """Return the training images and those of the monitor, which share none."""
     from restoration.evaluation.datasets import degraded_folder, paired_folders
 
     whole = degraded_folder(images, degradation, scale=scale, seed=seed) if lq is None else paired_folders(

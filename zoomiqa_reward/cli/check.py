@@ -26,10 +26,10 @@ RewardName = Annotated[
 NumSamples = Annotated[
     int, typer.Option(help="Answers drawn for one rating in mode reason; above 1, anew at each call.", min=1)
 ]
-FigureFile = Annotated[Path | None, typer.Option("--figure", help="Write the ladders here, as one picture.")]
+FigureFile = Annotated[Path | None, typer.Option("--figure", help="Write the ladders here, as one image.")]
 Count = Annotated[int | None, typer.Option(help="Photographs used, the first ones; default: all.", min=1)]
 CropPx = Annotated[int, typer.Option(help="Side of the middle square that is used of each.", min=64)]
-Repeats = Annotated[int, typer.Option(help="Times that the same picture is scored.", min=2)]
+Repeats = Annotated[int, typer.Option(help="Times that the same image is scored.", min=2)]
 
 
 def check(

@@ -28,7 +28,7 @@ TokenFile = Annotated[
     Path | None, typer.Option(help="File of one token a line; without it, ZOOMIQA_TOKEN of the environment.")
 ]
 BodyMib = Annotated[int, typer.Option(help="Largest body of a request.", min=1)]
-MaxPixels = Annotated[int, typer.Option(help="Largest picture, width x height.", min=1)]
+MaxPixels = Annotated[int, typer.Option(help="Largest image, width x height.", min=1)]
 ReadTimeout = Annotated[float, typer.Option(help="Seconds within which a request must have arrived.", min=0.1)]
 ComputeTimeout = Annotated[float, typer.Option(help="Seconds within which it must have been answered.", min=0.1)]
 BatchPixels = Annotated[int, typer.Option(help="Pixels of one forward pass, for clients that ask for it.", min=1)]

@@ -1,8 +1,8 @@
-"""A reward's mean over copies of a picture that look the same: what holds for any eyes, and is less rough.
+"""A reward's mean over copies of an image that look the same: what holds for any eyes, and is less rough.
 
 Whoever follows a rating's gradient, or selects by it for long, finds patterns that it likes and nobody sees; a JPEG of
-quality 95 or a shift by two pixels destroys them. And a small model's rating of a small picture moves with such changes
-as much as with what makes candidates differ. So here each picture is scored as a few copies: moved by some pixels and
+quality 95 or a shift by two pixels destroys them. And a small model's rating of a small image moves with such changes
+as much as with what makes candidates differ. So here each image is scored as a few copies: moved by some pixels and
 parts of one, a few per cent larger or smaller, with a little noise, stored as a JPEG.
 Source: expectation over transformation (Athalye et al. 2018). The gradient goes through what the JPEG keeps.
 """
@@ -38,7 +38,7 @@ QUALITY = (80, 98)
 def unseen_copy(image: Tensor, rng: np.random.Generator) -> Tensor:
     """Return a copy of [3, height, width] in [0, 1], of the same size, that looks the same; it keeps the graph.
 
-    What a shift leaves bare is filled with the mirrored picture.
+    What a shift leaves bare is filled with the mirrored image.
     """
     _, height, width = image.shape
     zoom, noise = rng.uniform(*ZOOM), NOISE * rng.uniform()
@@ -52,10 +52,10 @@ def unseen_copy(image: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 class RobustReward(Reward):
-    """The mean of a reward over unseen copies of each picture. It needs the picture alone, and `prompts` at most."""
+    """The mean of a reward over unseen copies of each image. It needs the image alone, and `prompts` at most."""
 
     def __init__(self, reward: Reward, copies: int = 4) -> None:
-        """Wrap `reward`. The copies of a picture follow from its pixels, so its value is the same in any company.
+        """Wrap `reward`. The copies of an image follow from its pixels, so its value is the same in any company.
 
         Raises ValueError for less than one copy, for a reward that compares images within groups, or one that
         compares with `lq` or `hr`: a moved copy no longer lies on them.
@@ -66,7 +66,7 @@ class RobustReward(Reward):
         if compared := sorted(reward.needs & {"lq", "hr"}):
             raise ValueError(
                 f"reward {reward.name!r} compares with {compared[0]}, on which a moved copy no longer lies; wrap the "
-                "terms that look at the picture alone, and add the others in a CompositeReward"
+                "terms that look at the image alone, and add the others in a CompositeReward"
             )
         self.reward = reward
         self.copies = copies
@@ -101,10 +101,10 @@ class RobustReward(Reward):
         *,
         grad: bool = False,
     ) -> Scores:
-        """Return the means; `std` is the standard deviation over a picture's copies (0 for one copy).
+        """Return the means; `std` is the standard deviation over an image's copies (0 for one copy).
 
-        A picture that cannot be read, or of which any copy cannot be measured, is not valid. `info`: `errors`, and
-        `copies`, the values of each picture's. grad=True keeps the graph of tensor images; each value depends on its
+        An image that cannot be read, or of which any copy cannot be measured, is not valid. `info`: `errors`, and
+        `copies`, the values of each image's. grad=True keeps the graph of tensor images; each value depends on its
         own image only. Raises ValueError where there can be no graph, or fewer prompts than images.
         """
         sources = split_images(images)
