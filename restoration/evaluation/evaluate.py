@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from restoration.evaluation.datasets import Dataset
-from restoration.evaluation.measuring import BicubicRestorer, ImageMeasurer, Restoring, bicubic, restored
+from restoration.evaluation.measuring import BicubicRestorer, ImageMeasurer, Restoring, bicubic, restore_seeds
 from restoration.evaluation.records import NOT_LOADED, ImageRecord, RecordFolder, read_records, read_settings
 from restoration.evaluation.report import not_headline, pick_headline, report
 from restoration.metrics.fidelity import MetricUnavailable
@@ -127,7 +127,7 @@ def _run(
             folder.add(judge(pair.hr, pair, item.name, "hr"))
         yield from (folder.records[key] for key in rows.values())
         due = [seed for _, _, seed in missing if seed is not None]
-        for seed, image, cost in restored(restorer, pair.lq, dataset.scale, due):
+        for seed, image, cost in restore_seeds(restorer, pair.lq, dataset.scale, due):
             record = judge(image, pair, item.name, "candidate", seed, cost)
             folder.add(record)
             yield record

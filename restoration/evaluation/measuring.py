@@ -65,7 +65,7 @@ class BicubicRestorer:
         yield from (self.Candidate(enlarged, seed) for seed in seeds)
 
 
-def restored(
+def restore_seeds(
     restorer: Restoring, image_lq: Tensor, scale: int, seeds: list[int]
 ) -> Iterator[tuple[int, Tensor | str, dict[str, Any]]]:
     """Yield (seed, picture or why there is none, its cost)."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from restoration.restorer.restorer import Restorer
 from restoration.selection.candidate_loop import CandidateLoop, CandidateSource
-from restoration.selection.candidates import Candidate, identical, ranked
+from restoration.selection.candidates import Candidate, are_identical, ranked
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.pool import BICUBIC
 from restoration.selection.result import BestOfN
@@ -92,14 +92,14 @@ def best_of_n(
             drawing.ask_again(cascade.reward, cascade.top)
         drawing.forget()
         candidates = tuple(ranked(drawing.candidates))
-        notes = tuple(remarks(candidates, sources, n, early_stop if stopped else None))
+        notes = tuple(result_notes(candidates, sources, n, early_stop if stopped else None))
         notes += tuple(f"the input: {note}" for note in conversions(image_lq))
         arguments = {
             "n": n, "keep": keep, "early_stop": None if early_stop is None else asdict(early_stop),
             "cascade": None if cascade is None else {"reward": cascade.reward.name, "top": cascade.top},
         }  # fmt: skip
         report = report_of(candidates, settings, arguments, notes, time.monotonic() - began)
-        result = BestOfN(candidates=candidates, identical=identical(candidates), stopped_early=stopped, notes=notes,
+        result = BestOfN(candidates=candidates, identical=are_identical(candidates), stopped_early=stopped, notes=notes,
                          report=report)  # fmt: skip
         if folder is not None:
             write_artefacts(result, folder.folder)
@@ -150,12 +150,12 @@ def known_identity(part: Any, *, is_kept: bool) -> dict[str, Any]:
         return {"name": part.name, "fingerprint": None}
 
 
-def remarks(
+def result_notes(
     candidates: Sequence[Candidate], sources: list[CandidateSource], n: int, early_stop: EarlyStop | None
 ) -> Iterator[str]:
     """Yield what has to be known to read the result; that all are identical comes first."""
     count = len(candidates)
-    if identical(candidates):
+    if are_identical(candidates):
         fixed = sorted({one.restorer.name for one in sources if one.restorer.deterministic})
         why = f"{', '.join(fixed)} takes no seed" if fixed else "their restorer does not use its seed"
         yield (
@@ -190,7 +190,7 @@ def report_of(
     """Return what stands in run.json: JSON values only, NaN as null. `seconds` are those of this session."""
     shown = sorted(candidates, key=lambda one: (one.rank is None, one.rank or 0, one.index))
     return {
-        "settings": settings, "arguments": arguments, "notes": list(notes), "identical": identical(candidates),
+        "settings": settings, "arguments": arguments, "notes": list(notes), "identical": are_identical(candidates),
         "ranking": [
             {
                 "rank": one.rank, "index": one.index, "seed": one.seed, "restorer": one.restorer,

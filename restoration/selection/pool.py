@@ -68,7 +68,7 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def mixed(pools: list[list[Restorer]]) -> list[Restorer]:
+def merge_pools(pools: list[list[Restorer]]) -> list[Restorer]:
     """Return one pool of several, in turns, with bicubic once."""
     members = [one for row in zip(*pools, strict=True) for one in row]
     first = next(one for one in members if one.name == BICUBIC)

@@ -14,7 +14,7 @@ from train_iqa.curation.hints import MIN_SIDE_PX, Hints, ImageHints, measure_hin
 from train_iqa.curation.states import LOOKS, degrade_to, knows_absent, state_of
 from train_iqa.curation.thresholds import STATES, HintThresholds, Threshold, shipped
 from train_iqa.nano.degradations import DamageRecord, Step
-from train_iqa.nano.rationale import look
+from train_iqa.nano.rationale import word_key
 from zoomiqa_reward.images import save_png
 
 USUAL = Hints(brightness=0.45, contrast=0.18, colourfulness=30.0, blocking=0.1, blur=0.3, noise=0.004)
@@ -169,7 +169,7 @@ def test_calibration_writes_a_file_that_is_read(tmp_path):
 @pytest.mark.parametrize("state", list(LOOKS))
 def test_degrading_to_a_state_gives_a_record_that_names_it(state):
     pixels, record = degrade_to(picture(40, 40), state, 0.7, np.random.default_rng(3))
-    assert look(record.steps[0]) in LOOKS[state]
+    assert word_key(record.steps[0]) in LOOKS[state]
     assert state_of(record) == state
     assert pixels.shape == (40, 40, 3)
 

@@ -23,7 +23,7 @@ from train_iqa.curation.config import CurateConfig
 from train_iqa.curation.endpoint import Asker, Calls, Endpoint, FatalEndpointError, answer_entropy
 from train_iqa.curation.loop import curate
 from train_iqa.curation.planted import make_cases
-from train_iqa.curation.planted_reliance import guess, strayed
+from train_iqa.curation.planted_reliance import guess, sample_continuation
 from train_iqa.curation.prompts import Prompts
 from train_iqa.curation.reliance import RelianceConfig
 from train_iqa.curation.scripted import ScriptedServer, completion, request_images, request_text
@@ -113,7 +113,7 @@ def test_a_teacher_without_eyes_has_nothing_kept(scripted, tmp_path):
         begins, beginning = request_text(body).partition("The analysis begins:")[1:]
         if not begins:
             return scripted[1](body)
-        return strayed(*guess(beginning), np.random.default_rng(body["seed"])).render()
+        return sample_continuation(*guess(beginning), np.random.default_rng(body["seed"])).render()
 
     with ScriptedServer(blind) as server:
         report = curate(configured(scripted, tmp_path, server.url, consistency=None, attempts=1))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from train_iqa.nano.degradations import DamageRecord, Step, sample_box, sample_steps
-from train_iqa.nano.rationale import DIRECT_PREFIX, EFFECTS, WORDS, answer1, answer2, nano_protocol, place
+from train_iqa.nano.rationale import DIRECT_PREFIX, EFFECTS, WORDS, answer1, answer2, name_region, nano_protocol
 from zoomiqa_reward.protocol import read_rating, read_route, read_sections
 from zoomiqa_reward.protocol.spec import ROUND1_SECTIONS, ROUND2_SECTIONS
 
@@ -84,7 +84,7 @@ def test_every_sampled_record_gives_a_readable_answer():
 
 @pytest.mark.parametrize(("box", "name"), [((0, 0, 0.2, 0.2), "upper left"), ((0.4, 0.4, 0.6, 0.6), "middle centre")])
 def test_places(box, name):
-    assert place(box) == name
+    assert name_region(box) == name
 
 
 def test_protocol_prompts_render_and_prefix_leads_to_the_rating():

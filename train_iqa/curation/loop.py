@@ -47,7 +47,7 @@ def curate(config: CurateConfig) -> dict[str, Any]:
     first).
     """
     datasets = load_datasets(config.sources, checks=config.checks, accept=config.accept)
-    images = [image for dataset in datasets for image in _chosen(dataset, config)]
+    images = [image for dataset in datasets for image in _select_images(dataset, config)]
     thresholds = shipped() if config.thresholds is None else HintThresholds.load(config.thresholds)
     protocol = None if config.protocol is None else Protocol.load(config.protocol)
     claim_folder(config.out)
@@ -132,7 +132,7 @@ class _Run:
             )
 
 
-def _chosen(dataset: IqaDataset, config: CurateConfig) -> Sequence[LabelledImage]:
+def _select_images(dataset: IqaDataset, config: CurateConfig) -> Sequence[LabelledImage]:
     part = config.part
     if part == AUTO:  # never the test part of a set whose authors divided it
         part = "training" if dataset.has_official_split else "all"

@@ -16,7 +16,7 @@ from train_iqa.curation.planted_words import PARAPHRASED, PLAIN, Wordings
 from train_iqa.curation.states import DAMAGES, LOOKS, OPPOSITE, degrade_to, knows_absent, state_of
 from train_iqa.curation.written import Written
 from train_iqa.nano.degradations import Array, DamageRecord, sample_box
-from train_iqa.nano.rationale import place
+from train_iqa.nano.rationale import name_region
 from zoomiqa_reward.protocol.spec import ROUND1_SECTIONS
 
 LEAST_SEVERITY = 0.4
@@ -87,7 +87,7 @@ def _pick(options: Sequence[str], where: str, rng: np.random.Generator) -> str:
 
 
 def _grounded(record: DamageRecord, words: Mapping[str, Wordings], rng: np.random.Generator) -> Written:
-    where = "over the whole frame" if record.box is None else f"in the {place(record.box)}"
+    where = "over the whole frame" if record.box is None else f"in the {name_region(record.box)}"
     actual = state_of(record)
     absent = [state for state in LOOKS if knows_absent(record, state)]
     other = absent[int(rng.integers(len(absent)))]
@@ -110,7 +110,7 @@ def _plant(
 ) -> tuple[str, str, Written]:
     options = plantable(record)
     kind, state, is_present = options[int(rng.integers(len(options)))]
-    where = "over the whole frame" if record.box is None else f"in the {place(record.box)}"
+    where = "over the whole frame" if record.box is None else f"in the {name_region(record.box)}"
     choices = words[state].present if is_present else words[state].absent
     sentence = _pick(choices, where, rng)
     place_of = int(rng.choice([0, 2]))  # summary or issues

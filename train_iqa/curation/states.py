@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from train_iqa.nano.degradations import Array, DamageRecord, Step, degrade
-from train_iqa.nano.rationale import look
+from train_iqa.nano.rationale import word_key
 
 Box = tuple[float, float, float, float]
 
@@ -24,7 +24,7 @@ LOOKS: Mapping[str, tuple[str, ...]] = {
     "faded": ("faded",),
     "garish": ("garish",),
 }
-"""State -> what `train_iqa.nano.rationale.look` calls the degradations that cause it."""
+"""State -> what `train_iqa.nano.rationale.word_key` calls the degradations that cause it."""
 OPPOSITE: Mapping[str, str] = {
     "dark": "bright", "bright": "dark", "flat": "harsh", "harsh": "flat", "faded": "garish", "garish": "faded",
 }  # fmt: skip
@@ -52,7 +52,7 @@ def state_of(record: DamageRecord) -> str | None:
     """
     if len(record.steps) > 1:
         raise ValueError(f"a record of {len(record.steps)} steps: planted cases are made of one")
-    looks = {look(step) for step in record.steps}
+    looks = {word_key(step) for step in record.steps}
     return next((state for state, names in LOOKS.items() if looks & set(names)), None)
 
 
@@ -79,5 +79,5 @@ def degrade_to(
     while True:
         seed = int(rng.integers(0, 2**31))
         _, tried = degrade(_PROBE, (step,), np.random.default_rng(seed))
-        if look(tried.steps[0]) in wanted:
+        if word_key(tried.steps[0]) in wanted:
             return degrade(image, (step,), np.random.default_rng(seed), box)

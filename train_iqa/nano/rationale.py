@@ -56,7 +56,7 @@ EFFECTS: dict[str, tuple[str, str]] = {
 }
 
 
-def look(step: Step) -> str:
+def word_key(step: Step) -> str:
     """Return the key of `WORDS` for one degradation as it was really applied."""
     params = step.params
     if step.kind == "resample" and params.get("up") in ("nearest", "box"):
@@ -77,7 +77,7 @@ def strength(severity: float) -> str:
     return "slight" if severity < 0.33 else "clear" if severity < 0.67 else "strong"
 
 
-def place(box: tuple[float, float, float, float]) -> str:
+def name_region(box: tuple[float, float, float, float]) -> str:
     """Return where a region lies, by the third of the frame that its centre falls in."""
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     row = "upper" if y < 0.4 else "lower" if y > 0.6 else "middle"
@@ -95,13 +95,13 @@ def _main_steps(record: DamageRecord) -> list[Step]:
 
 
 def _named(record: DamageRecord) -> str:
-    return " and ".join(f"{strength(s.severity)} {WORDS[look(s)][0]}" for s in _main_steps(record))
+    return " and ".join(f"{strength(s.severity)} {WORDS[word_key(s)][0]}" for s in _main_steps(record))
 
 
 def _effect(record: DamageRecord) -> str:
     """Return what the strongest damage does, as a sentence."""
     worst = _main_steps(record)[0]
-    text = EFFECTS[look(worst)][worst.severity >= 0.5]
+    text = EFFECTS[word_key(worst)][worst.severity >= 0.5]
     return f"{text[0].upper()}{text[1:]}."
 
 
@@ -113,9 +113,9 @@ def _sections(record: DamageRecord, rating: float) -> tuple[str, str, str]:
             "Keep the crisp detail and natural colours.",
             "None.",
         )
-    where = f"in the {place(record.box)}" if record.box else "over the whole frame"
-    wishes = " and ".join(WORDS[look(s)][1] for s in _main_steps(record))
-    issues = " and ".join(WORDS[look(s)][0] for s in _main_steps(record))
+    where = f"in the {name_region(record.box)}" if record.box else "over the whole frame"
+    wishes = " and ".join(WORDS[word_key(s)][1] for s in _main_steps(record))
+    issues = " and ".join(WORDS[word_key(s)][0] for s in _main_steps(record))
     return (
         f"shows {_named(record)} {where}. {_effect(record)} Overall quality is {level(rating)}.",
         f"{wishes[0].upper()}{wishes[1:]} {where}.",
@@ -132,7 +132,7 @@ def answer1(record: DamageRecord, rating: float, rating_text: str, box_texts: tu
     """Return round 1's answer: it zooms exactly where the damage is uneven."""
     damage, directions, issues = _sections(record, rating)
     if record.box is not None and box_texts is not None:
-        decision = f"The damage is uneven, so I look closer at the {place(record.box)}."
+        decision = f"The damage is uneven, so I look closer at the {name_region(record.box)}."
         bbox, tool = f"[{', '.join(box_texts)}]", "crop"
     else:
         what = "The damage is even" if record.steps else "Nothing is wrong"

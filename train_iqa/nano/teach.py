@@ -72,12 +72,12 @@ def grid_of(image: Tensor) -> tuple[int, int]:
     return image.shape[1] // TOKEN_PX, image.shape[2] // TOKEN_PX
 
 
-def fitted(image: Tensor, height: int, width: int) -> Tensor:
+def resize_bicubic(image: Tensor, height: int, width: int) -> Tensor:
     """Return a float CHW image resized (bicubic, antialiased)."""
     return nn.functional.interpolate(image[None], (height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
-def reshaped(image: Tensor, record: DamageRecord, rng: np.random.Generator) -> Tensor:
+def vary_size(image: Tensor, record: DamageRecord, rng: np.random.Generator) -> Tensor:
     """Return the float image as it is, or at another size, down to `LEAST_PX`: photographs come in all of them.
 
     Of even damage a part is cut, which keeps its detail; local damage is resized whole, so that the box stays true.
@@ -88,7 +88,9 @@ def reshaped(image: Tensor, record: DamageRecord, rng: np.random.Generator) -> T
     if record.box is not None:
         scale = rng.uniform(0.2, 1.0) * rng.uniform(0.85, 1.15, 2)
         wanted = (side * k for side, k in zip(sides, scale, strict=True))
-        return fitted(image, *(min(LARGEST_PX, max(LEAST_PX, round(side / TOKEN_PX) * TOKEN_PX)) for side in wanted))
+        return resize_bicubic(
+            image, *(min(LARGEST_PX, max(LEAST_PX, round(side / TOKEN_PX) * TOKEN_PX)) for side in wanted)
+        )
     height, width = (TOKEN_PX * int(rng.integers(LEAST_PX // TOKEN_PX, side // TOKEN_PX + 1)) for side in sides)
     top, left = (int(rng.integers(0, side - part + 1)) for side, part in zip(sides, (height, width), strict=True))
     return image[:, top : top + height, left : left + width]
@@ -106,7 +108,7 @@ def first_rounds(
         image, record = as_float(picture.image), picture.record
         if rng.random() < 0.5:
             image, record = image.flip(2), mirrored(record)
-        image = reshaped(image, record, rng)
+        image = vary_size(image, record, rng)
         grid = grid_of(image)
         rows.append(builder.first(record, grid, picture.label, rng))
         images.append(image)
@@ -133,7 +135,7 @@ def second_rounds(
         assert said.box is not None
         moved = np.clip(np.asarray(said.box) + rng.uniform(-CROP_SHIFT, CROP_SHIFT, 4), 0, 1)
         crop, protocol = zoom(whole, moved.tolist(), builder.protocol.crop)[0], builder.protocol
-        crop = fitted(crop, *smart_resize(*crop.shape[1:], TOKEN_PX, protocol.min_pixels, protocol.max_pixels))
+        crop = resize_bicubic(crop, *smart_resize(*crop.shape[1:], TOKEN_PX, protocol.min_pixels, protocol.max_pixels))
         rows.append(builder.second(record, said, grid_of(whole), grid_of(crop), picture.label, rng))
         images += [whole, crop]
     return rows, images

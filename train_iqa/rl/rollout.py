@@ -14,7 +14,7 @@ from transformers import LogitsProcessor
 
 from train_iqa.rows.completions import TrainingRow
 from zoomiqa_reward.model.checkpoint import Checkpoint
-from zoomiqa_reward.model.generate import Completion, Sampling, drawing, end_tokens, write_ids
+from zoomiqa_reward.model.generate import Completion, Sampling, end_tokens, sampling_processors, write_ids
 from zoomiqa_reward.model.inputs import TokenRow, collate
 from zoomiqa_reward.model.ratings import Assessment
 from zoomiqa_reward.model.reason import assess_images
@@ -117,7 +117,7 @@ class _Recorder(LogitsProcessor):
 def draw_by_transformers(checkpoint: Checkpoint, rows: Sequence[TokenRow], sampling: Sampling) -> list[SampledAnswer]:
     """Return one answer for each row, all written in one batch, each drawn by a generator of its own."""
     ends, recorder, batch = end_tokens(checkpoint), _Recorder(sampling.temperature), collate(checkpoint, rows)
-    ids = write_ids(checkpoint, batch, sampling, [recorder, *drawing(sampling, len(rows))])
+    ids = write_ids(checkpoint, batch, sampling, [recorder, *sampling_processors(sampling, len(rows))])
     recorder.take(ids)
     new, logprobs = ids[:, batch["input_ids"].shape[1] :].cpu(), torch.stack(recorder.logprobs, dim=1).cpu()
     drawn = []

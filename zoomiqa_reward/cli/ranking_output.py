@@ -35,7 +35,7 @@ class _Known:
         return self.ratings
 
 
-def place(found: Sequence[Measured]) -> tuple[list[Placed], float]:
+def order_by_rating(found: Sequence[Measured]) -> tuple[list[Placed], float]:
     """Return the images best first, unmeasured ones last, and the gap between the first two (or NaN)."""
     records = [one.record for one in found]
     ratings = Ratings(
@@ -54,7 +54,7 @@ def place(found: Sequence[Measured]) -> tuple[list[Placed], float]:
     return placed, result.gap
 
 
-def explained(iqa: Any, placed: Sequence[Placed], question: str | None = None) -> Iterator[Placed]:
+def explain_placed(iqa: Any, placed: Sequence[Placed], question: str | None = None) -> Iterator[Placed]:
     """Yield the places with an assessment in words of each image; missing ones are made."""
     for one in placed:
         measured = one.measured

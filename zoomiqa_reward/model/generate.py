@@ -70,7 +70,9 @@ def generate(checkpoint: Checkpoint, rows: Sequence[TokenRow], sampling: Samplin
     penalty is overridden. Image and vision tokens are never written. Each row draws from a generator of its own.
     """
     batch, ends = collate(checkpoint, rows), end_tokens(checkpoint)
-    ids = write_ids(checkpoint, batch, sampling, drawing(sampling, len(rows)) if sampling.temperature > 0 else [])
+    ids = write_ids(
+        checkpoint, batch, sampling, sampling_processors(sampling, len(rows)) if sampling.temperature > 0 else []
+    )
     answers = []
     for new in ids[:, batch["input_ids"].shape[1] :].tolist():
         end = next((place for place, token in enumerate(new) if token in ends), len(new))
@@ -96,7 +98,7 @@ def suppressed_tokens(checkpoint: Checkpoint) -> list[int]:
     return sorted(ids)
 
 
-def drawing(sampling: Sampling, num_rows: int) -> list[Any]:
+def sampling_processors(sampling: Sampling, num_rows: int) -> list[Any]:
     """Return the processors that make a draw of the greedy choice: temperature, top-k, top-p, and each row's noise."""
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 

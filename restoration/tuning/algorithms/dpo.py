@@ -19,14 +19,14 @@ from torch.nn.functional import logsigmoid
 
 from restoration.restorer.image_io import drawn_sharpness
 from restoration.tuning.algorithms.groups import check_failures
-from restoration.tuning.algorithms.pairs import PreferencePair, mine_pairs, read_pairs, weighted, write_pairs
+from restoration.tuning.algorithms.pairs import PreferencePair, mine_pairs, read_pairs, weigh_pairs, write_pairs
 from restoration.tuning.config import TuneConfig
 from restoration.tuning.context import Collected, LossTerm, Part, Tuning
-from restoration.tuning.data import Example, pick
+from restoration.tuning.data import Example, pick_crops
 from restoration.tuning.lora import POLICY, reference
 from restoration.tuning.progress import progress_bar
 from restoration.tuning.sampler.denoising import denoising_errors, expected_target, random_noise
-from restoration.tuning.sampler.rollout import Varied, draw_candidates, draw_piece, encode, retold, score
+from restoration.tuning.sampler.rollout import Varied, convert_prediction, draw_candidates, draw_piece, encode, score
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.rewards.normalise import group_keys
 
@@ -78,13 +78,13 @@ class DPO:
 
     def prepare(self, tuning: Tuning) -> None:
         """Mine the pairs, or read them. Raises ValueError where there are none, or where a picture is missing."""
-        crops = pick(tuning.examples, len(tuning.examples), tuning.config.crop_px, (tuning.seed(1),))
+        crops = pick_crops(tuning.examples, len(tuning.examples), tuning.config.crop_px, (tuning.seed(1),))
         keys = group_keys([one.lq for one in crops], [one.prompt for one in crops])
         file = self.pairs_file
         if file is None:
             file = tuning.folder / f"pairs{f'.{tuning.process}' if tuning.process else ''}.parquet"
             if not file.exists():
-                mined = weighted(self._mine(tuning, crops))
+                mined = weigh_pairs(self._mine_pairs(tuning, crops))
                 write_pairs(file, mined, reward=tuning.reward.name, drawing=_drawing(tuning.config))
         else:
             whole = group_keys([one.lq for one in tuning.examples], [one.prompt for one in tuning.examples])
@@ -128,7 +128,7 @@ class DPO:
     def after_round(self, tuning: Tuning, updates: int) -> None:
         """The pairs stay those of the base model."""
 
-    def _mine(self, tuning: Tuning, crops: Sequence[Example]) -> list[PreferencePair]:
+    def _mine_pairs(self, tuning: Tuning, crops: Sequence[Example]) -> list[PreferencePair]:
         found: list[PreferencePair] = []
         with reference(tuning.denoiser.module):
             for place, example in enumerate(progress_bar(crops, "pairs", tuning.process, unit="picture")):
@@ -170,7 +170,7 @@ class DPO:
         amounts = [drawn_sharpness(seed, tuning.config.vary_sharpness) for seed in seeds]
         plain, seen = encode(tuning, example, generators), encode(tuning, example, generators, amounts)
         own = torch.cat([own, own])
-        return Varied(condition=seen, own=own, x0=retold(tuning, own, plain, seen))
+        return Varied(condition=seen, own=own, x0=convert_prediction(tuning, own, plain, seen))
 
     def _loss(
         self, tuning: Tuning, example: Example, pairs: list[PreferencePair], generator: torch.Generator

@@ -49,7 +49,7 @@ def mine_pairs(
     scores: Sequence[float], seeds: Sequence[int], *, lr_hash: str, prompt: str = "", reward: str = "",
     share: float = 0.25, files: Sequence[str] | None = None,
 ) -> list[PreferencePair]:  # fmt: skip
-    """Return each of the best `share` against each of the worst, at least one a side; weights are 1 until `weighted`.
+    """Return each of the best `share` against each of the worst, at least one per side; `weigh_pairs` sets the weights.
 
     scores: higher is better, NaN where not measured (left out). A group without spread, or with fewer than two scores,
     gives none. Raises ValueError for a share outside (0, 0.5].
@@ -75,7 +75,7 @@ def mine_pairs(
     ]  # fmt: skip
 
 
-def weighted(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
+def weigh_pairs(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
     """Return the pairs with their weights, (gap + 1 - mean gap) * (std + 1 - mean std), std that of the group.
 
     Each of the two factors averages 1 over the pairs. Raises ValueError where a weight would be negative: the gaps or

@@ -129,16 +129,16 @@ def draw_piece(
                        random_steps=random_steps)  # fmt: skip
         varied = None
         if vary_sharpness:
-            drawn = replace(drawn, states=(retold(tuning, drawn.x0, seen, condition),))
+            drawn = replace(drawn, states=(convert_prediction(tuning, drawn.x0, seen, condition),))
         if vary_sharpness and expected:
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             own = sample(tuning.denoiser, condition, tuning.path, generators, eta=tuning.config.eta).x0
-            varied = Varied(condition=seen, own=own, x0=retold(tuning, own, condition, seen))
+            varied = Varied(condition=seen, own=own, x0=convert_prediction(tuning, own, condition, seen))
     return Piece(condition=condition, trajectory=drawn, first=first, varied=varied)
 
 
 @torch.no_grad()
-def retold(tuning: Tuning, x0: Tensor, condition: Condition, other: Condition) -> Tensor:
+def convert_prediction(tuning: Tuning, x0: Tensor, condition: Condition, other: Condition) -> Tensor:
     """Return the x0 that under the other condition means the same pictures."""
     return tuning.denoiser.encode_target(tuning.denoiser.decode(x0, condition), other).float()
 

@@ -5,7 +5,7 @@ import math
 from scripted_refinement import ASKS, CONTENT, LQ, Scripted, run
 
 from restoration.refinement import Attempt
-from restoration.refinement.verdict import AcceptanceRule
+from restoration.refinement.acceptance import AcceptanceRule
 from zoomiqa_reward.rewards.metric import MetricReward
 
 
