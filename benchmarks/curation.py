@@ -32,7 +32,7 @@ from train_iqa.curation.reliance import RelianceConfig, compare
 from train_iqa.curation.states import state_of
 from train_iqa.curation.thresholds import shipped
 from train_iqa.evaluation.filters import filter_statistics
-from train_iqa.evaluation.lines import null
+from train_iqa.evaluation.measuring import null
 from train_iqa.nano.synthetic import list_photographs
 
 

@@ -39,8 +39,8 @@ from training_runs import (
     write_data,
 )
 
-from train_iqa.evaluation.lines import null
-from train_iqa.training.metrics import DIGITS, read_log
+from train_iqa.evaluation.measuring import null
+from train_iqa.training.run_state import DIGITS, read_log
 
 KILLS = 3
 TIMES = ("tokens_per_s", "generate_s", "train_s")

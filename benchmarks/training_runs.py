@@ -21,7 +21,7 @@ from PIL import Image
 from train_iqa.nano.labels import LabelScale
 from train_iqa.nano.synthetic import list_photographs, make_sample
 from train_iqa.rows.conversations import synthetic_conversations, write_conversations
-from train_iqa.training.metrics import read_log
+from train_iqa.training.run_state import read_log
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES, LOCAL_SHARE = 48, 0.4

@@ -17,8 +17,8 @@ from train_iqa import grpo, sft
 from train_iqa.data import IqaDataset, LabelledImage, Scale
 from train_iqa.rows.conversations import Conversation, write_conversations
 from train_iqa.sft import ConversationSource
-from train_iqa.training.metrics import read_log
 from train_iqa.training.recipes import nano
+from train_iqa.training.run_state import read_log
 from zoomiqa_reward.images import load_image, save_png
 
 SIDE_PX = 112

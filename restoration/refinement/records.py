@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from restoration.refinement.guidance import ZoomRequest
+from restoration.refinement.regions import ZoomRequest
 from zoomiqa_reward.model.turns import PixelBox
 
 

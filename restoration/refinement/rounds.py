@@ -18,18 +18,15 @@ from torch import Tensor
 
 from restoration.metrics.fidelity import LR_BORDER_PX, lr_consistency
 from restoration.refinement.acceptance import acceptance_rule, find_reward_and_assessor, limits_of
-from restoration.refinement.guidance import ZoomRequest, read_zoom_request, texts_for
-from restoration.refinement.journal import Journal, write_artefacts
 from restoration.refinement.records import Attempt, Round, row_of
-from restoration.refinement.regions import Region
-from restoration.refinement.result import Refined
+from restoration.refinement.regions import Region, ZoomRequest, read_zoom_request, texts_for
+from restoration.refinement.result import Journal, Refined, write_artefacts
 from restoration.restorer.image_io import RestorationError
 from restoration.restorer.restorer import Restorer
 from restoration.restorer.rng import candidate_seed
 from restoration.selection.best_of_n import best_of_n, settings_of
 from restoration.selection.candidate_loop import CandidateSource, pixels_digest
-from restoration.selection.result import BestOfN
-from restoration.selection.run_folder import open_run
+from restoration.selection.result import BestOfN, open_run
 from zoomiqa_reward.images.loading import conversions, load_image, to_pil
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, is_groupwise

@@ -10,8 +10,7 @@ from torch import nn
 
 from restoration.restorer.image_io import VALUE_RANGES, check_choice
 from restoration.restorer.module_engine import CallableEngine, ModuleEngine
-from restoration.restorer.pipeline_engine import PipelineEngine
-from restoration.restorer.pipeline_facts import IMAGE_FORMS, system_of
+from restoration.restorer.pipeline_engine import IMAGE_FORMS, PipelineEngine, system_of
 
 ALIGNMENT = 64
 """Bytes: torch's own allocations start at multiples of this."""

@@ -26,9 +26,9 @@ from restoration.restorer.pipeline_engine import Engine, PipelineEngine
 from restoration.restorer.rng import Apart, DrewAnyway
 from restoration.restorer.tiling import Tiling, restore_tiled
 from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.model.draws import own_draws
 from zoomiqa_reward.model.fingerprint import fingerprint
 from zoomiqa_reward.model.numerics import callers_precision
-from zoomiqa_reward.model.own_draws import own_draws
 from zoomiqa_reward.rewards.identity import state_digest
 
 DEFAULT_OVERLAP_PX = 32

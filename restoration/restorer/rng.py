@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoomiqa_reward.model.own_draws import own_draws
+from zoomiqa_reward.model.draws import own_draws
 
 _GENERATORS = threading.RLock()
 """Held by whoever has seeded the generators of the process."""

@@ -23,8 +23,7 @@ from restoration.selection.candidate_loop import CandidateLoop, CandidateSource
 from restoration.selection.candidates import Candidate, are_identical, ranked
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.pool import BICUBIC
-from restoration.selection.result import BestOfN
-from restoration.selection.run_folder import open_run, write_artefacts
+from restoration.selection.result import BestOfN, open_run, write_artefacts
 from zoomiqa_reward.errors import UnknownState
 from zoomiqa_reward.images.loading import conversions, load_image
 from zoomiqa_reward.rewards.base import Reward

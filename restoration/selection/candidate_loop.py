@@ -15,7 +15,7 @@ from restoration.restorer.restorer import Restored
 from restoration.restorer.rng import candidate_seed
 from restoration.selection.candidates import Candidate, Explanation, ranked
 from restoration.selection.early_stop import EarlyStop
-from restoration.selection.run_folder import DrawFolder
+from restoration.selection.result import DrawFolder
 from zoomiqa_reward.images.loading import load_image, to_pil
 from zoomiqa_reward.rewards.base import Reward, is_groupwise
 from zoomiqa_reward.rewards.restorations import ask_restorations

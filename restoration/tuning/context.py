@@ -14,7 +14,7 @@ from restoration.tuning.config import TuneConfig
 from restoration.tuning.data import Example
 from restoration.tuning.denoisers.base import Denoiser
 from restoration.tuning.offload import Offloader
-from restoration.tuning.sampler.noise_path import NoisePath
+from restoration.tuning.sampler.transitions import NoisePath
 from zoomiqa_reward.rewards.base import Reward
 
 

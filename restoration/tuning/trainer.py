@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from restoration.restorer.loading import is_pipeline, load_pipeline
-from restoration.selection.run_folder import check_settings
+from restoration.selection.result import check_settings
 from restoration.tuning.config import Recipe
 from restoration.tuning.context import Tuning
 from restoration.tuning.data import Example
 from restoration.tuning.denoisers.base import denoiser_of
 from restoration.tuning.lora import POLICY, AdapterState, add_lora, merge_adapter, save_lora
-from restoration.tuning.monitor.images import draw_strip, plot_reward, save_look
 from restoration.tuning.monitor.monitor import Monitor, Reading
+from restoration.tuning.monitor.signals import draw_strip, plot_reward, save_look
 from restoration.tuning.offload import Offloader
 from restoration.tuning.progress import (
     Progress,

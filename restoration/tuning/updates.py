@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from restoration.tuning.context import Collected, LossTerm, Part, Tuning
-from restoration.tuning.ema import EMA
-from restoration.tuning.lora import weights_of
+from restoration.tuning.lora import EMA, weights_of
 from restoration.tuning.progress import all_sum, progress_bar
 from restoration.tuning.sampler.denoising import truth_error
 

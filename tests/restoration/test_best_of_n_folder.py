@@ -15,7 +15,7 @@ from restoration.restorer.restorer import Restorer
 from restoration.restorer.rng import candidate_seed
 from restoration.selection import candidate_loop as drawing
 from restoration.selection.best_of_n import best_of_n
-from restoration.selection.run_folder import open_run
+from restoration.selection.result import open_run
 from zoomiqa_reward.rewards.metric import MetricReward
 from zoomiqa_reward.runs.json_lines import read_lines
 
@@ -83,7 +83,7 @@ def test_killed_and_resumed_is_the_same_run(tmp_path, monkeypatch, at, where):
         elif where == "scoring":
             patch.setattr(reward, "fn", lambda image: killed(measured, image))
         else:
-            from restoration.selection import run_folder as draw_folder
+            from restoration.selection import result as draw_folder
 
             patch.setattr(draw_folder, "append_line", lambda *a, _true=draw_folder.append_line: killed(_true, *a))
         with pytest.raises(Interrupted):

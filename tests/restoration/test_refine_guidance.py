@@ -9,7 +9,7 @@ from tiny import picture, tiny_protocol
 from tiny_pipelines import sd_x4
 
 from restoration.refinement import refine
-from restoration.refinement.guidance import ZoomRequest, read_zoom_request, texts_for
+from restoration.refinement.regions import ZoomRequest, read_zoom_request, texts_for
 from restoration.restorer.restorer import Restorer
 from zoomiqa_reward.rewards.metric import MetricReward
 

@@ -27,7 +27,7 @@ from restoration.tuning.lora import add_lora, reference, tuners, use_adapter
 from restoration.tuning.recipes import find_recipe
 from zoomiqa_reward import MetricReward
 from zoomiqa_reward.integrations.diffusers import score_steps
-from zoomiqa_reward.model.own_draws import own_draws
+from zoomiqa_reward.model.draws import own_draws
 
 
 def seeded():

@@ -12,12 +12,11 @@ from restoration.tuning.algorithms.groups import TooManyFailures, group_advantag
 from restoration.tuning.algorithms.grpo import grpo_loss, step_kl
 from restoration.tuning.algorithms.nft import implicit_policies, nft_loss, old_decay, scaled_error
 from restoration.tuning.algorithms.pairs import mine_pairs, read_pairs, weigh_pairs, write_pairs
-from restoration.tuning.ema import EMA
+from restoration.tuning.lora import EMA
 from restoration.tuning.monitor.signals import diversity, fine_energy, gram_distance, grid_peak
 from restoration.tuning.sampler.denoising import random_noise
-from restoration.tuning.sampler.noise_path import Schedule
 from restoration.tuning.sampler.parametrisation import KINDS, noisy, target, to_noise, to_x0
-from restoration.tuning.sampler.transitions import step_std, transition
+from restoration.tuning.sampler.transitions import Schedule, step_std, transition
 from zoomiqa_reward.model.ratings import Scores
 
 

@@ -15,7 +15,7 @@ from restoration.tuning.context import Tuning
 from restoration.tuning.data import Example
 from restoration.tuning.denoisers.base import Condition
 from restoration.tuning.lora import OLD, POLICY, add_lora, weights_of
-from restoration.tuning.sampler.noise_path import Schedule
+from restoration.tuning.sampler.transitions import Schedule
 from zoomiqa_reward.rewards.metric import MetricReward
 
 SHAPE = (3, 4, 4)

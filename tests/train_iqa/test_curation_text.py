@@ -11,10 +11,15 @@ from PIL import Image
 from tiny import picture, tiny_protocol
 
 from train_iqa.curation.claims import Claim, read_claims
-from train_iqa.curation.consistency import ConsistencyConfig, check_consistency
 from train_iqa.curation.hints import Hints, ImageHints
-from train_iqa.curation.judges import JudgeError, JudgeVerdict, RulesJudge
-from train_iqa.curation.model_judge import read_verdicts
+from train_iqa.curation.judges import (
+    ConsistencyConfig,
+    JudgeError,
+    JudgeVerdict,
+    RulesJudge,
+    check_consistency,
+    read_verdicts,
+)
 from train_iqa.curation.prompts import ask_protocol, ask_protocol2, begun, picture_url, without_images
 from train_iqa.curation.reliance import Continuation, RelianceConfig, compare
 from train_iqa.curation.written import FormError, box_difference, read_written, split_sentences

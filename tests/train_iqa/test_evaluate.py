@@ -16,8 +16,7 @@ from tiny import picture, tiny_checkpoint, tiny_iqa
 from train_iqa import evaluate as module
 from train_iqa.data import DatasetSource, load_datasets, select
 from train_iqa.evaluate import evaluate, main
-from train_iqa.evaluation.lines import LineWriter, null, read_lines
-from train_iqa.evaluation.measuring import Asking, choose_probe_ids
+from train_iqa.evaluation.measuring import Asking, LineWriter, choose_probe_ids, null, read_lines
 from train_iqa.evaluation.options import EvaluateConfig, build_parser, config_of
 from train_iqa.evaluation.report import compare, report_of
 from zoomiqa_reward.images import load_image, save_png

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import picture
 
-from train_iqa.evaluation.agreement import correlations, krcc, pair_tables, share
 from train_iqa.evaluation.bootstrap import (
     bootstrap,
     bootstrap_share,
@@ -19,10 +18,18 @@ from train_iqa.evaluation.bootstrap import (
     percentile_interval,
 )
 from train_iqa.evaluation.calibration import calibrate
-from train_iqa.evaluation.consistency import gain_over_sampling, spread_of_calls
+from train_iqa.evaluation.correlations import correlations, krcc, pair_tables, share
 from train_iqa.evaluation.filters import filter_statistics, wilson_interval
 from train_iqa.evaluation.grounding import as_shares, grounding, iou
-from train_iqa.evaluation.robustness import jpeg95, perturbed_ratings, rating_changes, resize98, shift1
+from train_iqa.evaluation.robustness import (
+    gain_over_sampling,
+    jpeg95,
+    perturbed_ratings,
+    rating_changes,
+    resize98,
+    shift1,
+    spread_of_calls,
+)
 
 NAN = math.nan
 

@@ -19,7 +19,7 @@ from train_iqa.rl.rewards import RewardConfig
 from train_iqa.rl.vllm_rollout import VllmConfig
 from train_iqa.rows.completions import TrainingRow
 from train_iqa.training.learner import ModelConfig, make_accelerator
-from train_iqa.training.metrics import read_log
+from train_iqa.training.run_state import read_log
 from zoomiqa_reward.images import save_png
 from zoomiqa_reward.model.checkpoint import load_checkpoint
 

@@ -23,12 +23,11 @@ from train_iqa.rows.conversations import (
     synthetic_conversations,
     write_conversations,
 )
-from train_iqa.rows.schedule import plan_rows
-from train_iqa.rows.turn_rows import DIRECT, ROUND1, ROUND2, build_row, estimate_length
+from train_iqa.rows.turn_rows import DIRECT, ROUND1, ROUND2, build_row, estimate_length, plan_rows
 from train_iqa.sft import ConversationSource, SftConfig
 from train_iqa.training.learner import ModelConfig
-from train_iqa.training.metrics import read_log
 from train_iqa.training.policy import TuningConfig
+from train_iqa.training.run_state import read_log
 from zoomiqa_reward.model.checkpoint import load_checkpoint
 from zoomiqa_reward.model.direct import trie_of
 from zoomiqa_reward.model.turns import round1

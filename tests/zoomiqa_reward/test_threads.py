@@ -100,7 +100,7 @@ def test_sampled_answers_follow_from_seed_and_image_alone(nano, photo, tmp_path)
 
 
 def test_samples_differ_from_one_another_and_have_the_softmaxs_shares():
-    from zoomiqa_reward.model.row_noise import RowNoise
+    from zoomiqa_reward.model.draws import RowNoise
 
     logits = torch.tensor([[0.0, 1.0, 2.0, -torch.inf]])
     noise = RowNoise([3])

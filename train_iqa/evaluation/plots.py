@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from train_iqa.evaluation.agreement import isotonic_fit
+from train_iqa.evaluation.correlations import isotonic_fit
 
 _DPI = 120
 _LIMITS = (0.9, 5.1)

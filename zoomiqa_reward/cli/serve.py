@@ -62,9 +62,8 @@ def serve(
     dashboard: Dashboard = False,
 ) -> int:
     """Serve a reward over HTTP until interrupted. When ready, print one JSON line with the URL."""
-    from zoomiqa_reward.serving.limits import MIB, Limits
     from zoomiqa_reward.serving.server import RewardServer, ServeConfig
-    from zoomiqa_reward.serving.spec import RewardSpec
+    from zoomiqa_reward.serving.spec import MIB, Limits, RewardSpec
 
     body_bytes = max_body_mib * MIB
     config = ServeConfig(

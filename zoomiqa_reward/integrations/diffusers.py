@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from zoomiqa_reward.model.own_draws import own_draws
+from zoomiqa_reward.model.draws import own_draws
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.model.shared_state import Undo, shared_change
 from zoomiqa_reward.rewards.base import Reward

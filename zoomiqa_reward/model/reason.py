@@ -19,10 +19,10 @@ from torch import Tensor
 from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.direct import MIN_MASS
+from zoomiqa_reward.model.draws import sample_seeds
 from zoomiqa_reward.model.generate import Completion, Generate, Sampling, generate
 from zoomiqa_reward.model.inputs import make_row
 from zoomiqa_reward.model.ratings import Assessment, RatingSpread
-from zoomiqa_reward.model.row_noise import sample_seeds
 from zoomiqa_reward.model.turns import PixelBox, Prompted, Turn, round1, round2
 from zoomiqa_reward.protocol.answers import AnswerError, read_rating, read_route, read_sections, read_tool
 from zoomiqa_reward.protocol.crops import usable_box, zoom

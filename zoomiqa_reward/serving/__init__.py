@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zoomiqa_reward.serving.errors import FingerprintError, ServingError
-    from zoomiqa_reward.serving.limits import Limits
     from zoomiqa_reward.serving.remote import RemoteReward
     from zoomiqa_reward.serving.server import RewardServer, ServeConfig
-    from zoomiqa_reward.serving.spec import RewardSpec
+    from zoomiqa_reward.serving.spec import Limits, RewardSpec
 
 _HOMES = {
     "FingerprintError": "errors",

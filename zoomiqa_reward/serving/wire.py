@@ -32,7 +32,7 @@ from torch import Tensor
 
 from zoomiqa_reward.images.loading import ImageError, load_image, to_pil
 from zoomiqa_reward.serving.errors import ServingError
-from zoomiqa_reward.serving.limits import Limits
+from zoomiqa_reward.serving.spec import Limits
 
 SAFETENSORS_TYPE = "application/x-safetensors"
 PNG_TYPE = "image/png"

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from restoration.tuning.sampler.noise_path import NoisePath, Schedule
+from restoration.tuning.sampler.transitions import NoisePath, Schedule
 
 PIPELINES = {
     "LDMSuperResolutionPipeline": "ldm",

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from restoration.tuning.denoisers.base import Condition, Denoiser, capture_outputs, pad_to
-from restoration.tuning.sampler.noise_path import NoisePath, Schedule
-from restoration.tuning.sampler.parametrisation import noisy
-from restoration.tuning.sampler.vae import from_latent, to_latent
+from restoration.tuning.sampler.parametrisation import from_latent, noisy, to_latent
+from restoration.tuning.sampler.transitions import NoisePath, Schedule
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 

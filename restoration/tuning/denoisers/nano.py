@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from restoration.tuning.denoisers.base import Condition, Denoiser, capture_outputs, pad_to
-from restoration.tuning.sampler.noise_path import NoisePath, Schedule
+from restoration.tuning.sampler.transitions import NoisePath, Schedule
 
 
 def build(pipeline: Any) -> Denoiser:

@@ -28,8 +28,8 @@ from zoomiqa_reward.model.reason import assess_batch, check_rounds
 from zoomiqa_reward.model.text_server.client import RequestFailed, TextServer
 from zoomiqa_reward.model.text_server.direct import read_direct
 from zoomiqa_reward.model.text_server.local_server import folder_of
-from zoomiqa_reward.model.text_server.messages import chat_messages, resize_to_budget
 from zoomiqa_reward.model.text_server.parallel_map import parallel_map
+from zoomiqa_reward.model.text_server.replies import chat_messages, resize_to_budget
 from zoomiqa_reward.model.text_server.spread import spread_in_answer
 from zoomiqa_reward.model.turns import Prompted
 from zoomiqa_reward.protocol.spec import PROTOCOL_FILE, Protocol, ProtocolError
