@@ -1,4 +1,4 @@
-"""`zoomiqa best-of-n`: restore one picture N times, rate the results, keep the best.
+"""`zoomiqa best-of-n`: restore one image N times, rate the results, keep the best.
 
 What needs torch is imported when the command runs, so that `--help` and wrong options answer at once.
 """

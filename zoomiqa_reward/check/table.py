@@ -59,7 +59,7 @@ def rows(measures: Measures) -> list[tuple[str, str, str]]:
     speed = f"images per second, {number(measures.megapixels_per_s)} megapixels"
     return [
         *found,
-        ("measured", percent(measures.measured_share), "of the pictures"),
+        ("measured", percent(measures.measured_share), "of the images"),
         ("throughput", number(measures.images_per_s), speed),
     ]
 

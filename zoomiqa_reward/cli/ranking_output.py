@@ -73,10 +73,10 @@ def write_sheet(placed: Sequence[Placed], path: str | os.PathLike[str], *, overw
         )
         for one in placed
     ]  # fmt: skip
-    contact_sheet([_picture(one.measured.record.image) for one in placed], entries, path, overwrite=overwrite)
+    contact_sheet([_image(one.measured.record.image) for one in placed], entries, path, overwrite=overwrite)
 
 
-def _picture(file: str) -> Image.Image | None:
+def _image(file: str) -> Image.Image | None:
     try:
         return to_pil(load_image(file))
     except ImageError:

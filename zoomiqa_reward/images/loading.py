@@ -145,13 +145,13 @@ def save_png(image: Tensor | Image.Image, path: str | os.PathLike[str], *, overw
     `overwrite`. Raises ImageError, OutputError, OSError.
     """
     if isinstance(image, Image.Image):
-        picture = ImageOps.exif_transpose(image) if image.mode in _PNG_MODES else to_pil(load_image(image))
+        pil_image = ImageOps.exif_transpose(image) if image.mode in _PNG_MODES else to_pil(load_image(image))
     else:
-        picture = to_pil(image)
+        pil_image = to_pil(image)
     target = claim_file(path, overwrite=overwrite)
     with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".tmp", delete=False) as tmp:
         try:
-            save_image(picture, tmp, "PNG")
+            save_image(pil_image, tmp, "PNG")
         except BaseException:  # an interrupt too must not leave the half file behind
             os.unlink(tmp.name)
             raise

@@ -21,7 +21,7 @@ from zoomiqa_reward.serving.wire import (
     TRANSPORTS,
     ScoreItem,
     ScoreRow,
-    encode_picture,
+    encode_image,
     encode_request,
 )
 
@@ -173,9 +173,9 @@ class RemoteReward(Reward):
         return [rows[place] for place in range(len(sources))]
 
     def _item(self, source: Any, given: dict[str, Any]) -> ScoreItem:
-        pictures = {key: encode_picture(given[key], self.transport) for key in ("lq", "hr") if key in given}
+        images = {key: encode_image(given[key], self.transport) for key in ("lq", "hr") if key in given}
         prompt = str(given["prompts"]) if "prompts" in given else None
-        return ScoreItem(image=encode_picture(source, self.transport), prompt=prompt, **pictures)
+        return ScoreItem(image=encode_image(source, self.transport), prompt=prompt, **images)
 
     def _requests(self, items: dict[int, ScoreItem]) -> Iterator[list[int]]:
         """Yield the indices of one request after another, each within the byte limit of the server."""
@@ -237,7 +237,7 @@ class RemoteReward(Reward):
 
 def _size(item: ScoreItem) -> int:
     prompt = len(item.prompt.encode()) * 6 if item.prompt else 0  # JSON writes a character in at most 6 bytes
-    return sum(len(picture.data) for picture in item.pictures.values()) + prompt + _HEADER_BYTES
+    return sum(len(image.data) for image in item.images.values()) + prompt + _HEADER_BYTES
 
 
 def _may_be_retried(row: ScoreRow) -> bool:

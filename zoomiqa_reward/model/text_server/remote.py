@@ -1,6 +1,6 @@
 """`RemoteZoomIQA`: the surface of `ZoomIQA` where the model answers over HTTP. Rounds, crops and reading are the same.
 
-Its ratings are not bit-equal to local ones: the server reads 8-bit pictures by its own processor, in its own dtype
+Its ratings are not bit-equal to local ones: the server reads 8-bit images by its own processor, in its own dtype
 and batches. The fingerprint names server, model and protocol; what weights stand behind that name it cannot see.
 """
 
@@ -68,7 +68,7 @@ class RemoteZoomIQA:
 
         protocol: a path, an embedded model's name or a Protocol; by default the one in the folder that `model` names,
         if it is a folder here as well. concurrency: images asked about at once.
-        factor_px: patch x merge of the served model (28 for Qwen2.5-VL, 32 for Qwen3-VL); if given, pictures are
+        factor_px: patch x merge of the served model (28 for Qwen2.5-VL, 32 for Qwen3-VL); if given, images are
         resized here, to the protocol's pixel budget, before they are sent; otherwise they are sent as they are and
         the server resizes. Mode `direct` needs it for its views.
         revision: what is known of the served weights, for the fingerprint.
