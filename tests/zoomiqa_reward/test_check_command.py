@@ -120,7 +120,7 @@ def test_json_on_stdout_and_a_table_on_stderr(capsys, files, registered):
         "best-of-n": "not fit", "dpo": "not fit", "gradients": "not fit"
     }  # fmt: skip
     assert found["measures"]["weakest_in_order"] == 0
-    for words in ("oversharpen", "noise to signal", "weakest_in_order 0", "images a second", "check.png"):
+    for words in ("oversharpen", "noise to signal", "weakest_in_order 0", "images per second", "check.png"):
         assert words in err
     assert (files / "check.png").exists()
 

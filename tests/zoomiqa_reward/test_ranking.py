@@ -77,7 +77,7 @@ def test_kappa_prefers_what_the_model_is_sure_about():
 
 
 def test_kappa_without_spread_and_negative_numbers_are_refused():
-    with pytest.raises(ValueError, match="needs a spread"):
+    with pytest.raises(ValueError, match="needs a standard deviation"):
         rank(Known([3.0, 2.0]), [None] * 2, kappa=0.5)
     with pytest.raises(ValueError, match="at least 0"):
         rank(Known([3.0]), [None], tie_margin=-1.0)

@@ -188,7 +188,7 @@ class RemoteZoomIQA:
             sampling = sampling_of(self.protocol, temperature, seed, max_new_tokens)
             return self._rate_reason(images, question, rounds, num_samples, sampling)
         if num_samples != 1 or temperature is not None:
-            raise ValueError("num_samples and temperature belong to mode='reason'; 'direct' samples nothing")
+            raise ValueError("num_samples and temperature need mode='reason'; 'direct' does not sample")
         if self.factor_px is None:
             raise ValueError("mode='direct' cuts views: pass factor_px=28 (Qwen2.5-VL) or 32 (Qwen3-VL) to from_server")
         found = parallel_map(partial(self._direct_one, question=question), load_each(images), self.concurrency)
