@@ -15,17 +15,24 @@ DOOR = {
     "write_figure",
     "save_image",
 }
-OWN_DOORS = {
-    "zoomiqa_reward.runs.outputs": "the door itself",
-    "zoomiqa_reward.runs.json_lines": "appends whole lines to files of a run",
-    "zoomiqa_reward.rewards.score_store": "a database, which refuses files of another kind",
-    "zoomiqa_reward.serving.server": "Ray's folder of logs, a new one in the system's folder for temporary files",
-    "zoomiqa_reward.model.text_server.local_server": "a temporary file without a name",
-    "train_iqa.training.run_state": "removes older states of a sharded run, folders that the run itself named",
-    "train_iqa.rl.vllm_rollout": "a new folder among the system's temporary ones, for another process to read",
-    "train_iqa.curation.loop": "a lock file, in a folder that was claimed before",
+ALLOWED = {
+    ("zoomiqa_reward.runs.outputs", "target.mkdir"): "the door itself",
+    ("zoomiqa_reward.runs.outputs", "(target / MARK).write_text"): "the door itself",
+    ("zoomiqa_reward.runs.outputs", "image.save"): "the door itself",
+    ("zoomiqa_reward.runs.json_lines", "os.open"): "appends whole lines to files of a run",
+    ("zoomiqa_reward.runs.json_lines", "os.truncate"): "cuts off the half line that a kill left",
+    ("zoomiqa_reward.rewards.score_store", "sqlite3.connect"): "a database, which refuses files of another kind",
+    ("zoomiqa_reward.serving.server", "tempfile.mkdtemp"): "Ray's logs, in a new folder for temporary files",
+    ("zoomiqa_reward.serving.server", "shutil.rmtree"): "that same folder",
+    ("zoomiqa_reward.model.text_server.local_server", "tempfile.TemporaryFile"): "a file without a name",
+    ("train_iqa.training.run_state", "shutil.rmtree"): "older states of a sharded run, folders that it named itself",
+    ("train_iqa.rl.vllm_rollout", "tempfile.mkdtemp"): "a new temporary folder, for another process to read",
+    ("train_iqa.rl.vllm_rollout", "config.save_pretrained"): "into that folder",
+    ("train_iqa.rl.vllm_rollout", "checkpoint.tokenizer.save_pretrained"): "into that folder",
+    ("train_iqa.rl.vllm_rollout", "processor.save_pretrained"): "into that folder",
+    ("train_iqa.curation.loop", "os.open"): "a lock file, in a folder that was claimed before",
 }
-"""Modules that write by themselves, each with its reason; the list may only shrink."""
+"""(module, call) that writes by itself, each with its reason; the list may only shrink."""
 MODULES_THAT_WRITE = {"os": {"replace", "rename", "open", "truncate", "link", "symlink", "unlink", "remove", "mkdir"},
                       "shutil": {"copy", "copy2", "copyfile", "copytree", "move", "rmtree"},
                       "json": {"dump"}, "torch": {"save"}, "np": {"save", "savez", "savez_compressed", "savetxt"},
@@ -133,11 +140,8 @@ def test_nothing_is_written_beside_the_door():
     bypassing, used = [], set()
     for name, file in module_files().items():
         for line, call, through in writers(file.read_text(encoding="utf-8")):
-            if through:
-                continue
-            if name in OWN_DOORS:
-                used.add(name)
-            else:
-                bypassing.append(f"{name}:{line} {call}")
+            if not through:
+                used.add((name, call))
+                bypassing += [] if (name, call) in ALLOWED else [f"{name}:{line} {call}"]
     assert bypassing == [], "use runs/outputs.py: replacing, write_text, copy_file, part_folder"
-    assert used == set(OWN_DOORS), f"settled, take them off the list: {sorted(set(OWN_DOORS) - used)}"
+    assert used == set(ALLOWED), f"settled, take them off the list: {sorted(set(ALLOWED) - used)}"

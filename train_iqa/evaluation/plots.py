@@ -1,4 +1,4 @@
-"""Pictures of a data set's result: ratings against MOS, and errors against the model's own standard deviation."""
+"""Images of a data set's result: ratings against MOS, and errors against the model's own standard deviation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from train_iqa.evaluation.agreement import isotonic_fit
+from train_iqa.evaluation.correlations import isotonic_fit
 from zoomiqa_reward.runs.outputs import SOFTWARE, replacing
 
 _DPI = 120
