@@ -59,7 +59,7 @@ def evaluate(
     channel: Channel = None,
     headline: Headline = None,
     m: Annotated[int, typer.Option("--m", min=1, help="Candidates per image.")] = 8,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Fixes every random draw.")] = 0,
     against: Against = None,
     limit: Limit = None,
     lpips_weights: Annotated[Path | None, typer.Option(help="Local file with the LPIPS backbone.")] = None,

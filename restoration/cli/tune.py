@@ -46,7 +46,7 @@ def tune(
     pairs: Pairs = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Replaces the recipe's rounds.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Replaces the recipe's rate.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Fixes every random draw.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line on stdout.")] = False,
     device: inputs.Device = None,
 ) -> int:
