@@ -1,11 +1,11 @@
-"""A reward that judges a restoration by what it was restored from: good only if better **and** faithful.
+"""Judge a restoration together with its source: good only if it is better **and** faithful.
 
 With Q the quality reward (the 1..5 rating) and F in [0.01, 1] the fidelity of the restoration SR to its source LR:
 
     R = F Q_LR  +  F^(Q_LR / gamma) (Q_SR - Q_LR)
         base       gain
 
-An unfaithful image loses its base, and its gain counts for little, the less the better its source was already.
+An unfaithful image loses its base, and its gain counts little; the better the source, the less it counts.
 By default F = clip((LR-consistency - 15 dB) / 25 dB, 0.01, 1); any callable may replace it. Deviations from OARS,
 whose form this is: Q is on our scale, and F is this one. Its authors report that the gain alone was hacked (PSNR 22.71
 down to 21.38) and the whole held (22.36); `form` switches the parts off to see such things.
@@ -30,9 +30,9 @@ from zoomiqa_reward.runs.settings import identity_of
 
 FORMS = ("whole", "gain", "base", "quality")
 GAMMA = 7.0
-"""How steeply a good source makes the gain depend on fidelity."""
+"""Smaller values make the gain depend more on fidelity if the source is good."""
 FIDELITY_FLOOR = 0.01
-"""Least fidelity: at 0 the gain and its gradient would vanish."""
+"""Smallest fidelity: at 0 the gain and its gradient would vanish."""
 WORST_DB, RANGE_DB = 15.0, 25.0
 
 
@@ -50,7 +50,7 @@ def fidelity_from_db(decibels: float) -> float:
 class ConditionedReward(Reward):
     """`quality`, conditioned on the low-quality image. Needs `lq`.
 
-    form: `whole`; `gain` or `base`, that part alone; `quality`, Q_SR without a look at the source: for ablations.
+    form: `whole`; for ablations `gain` or `base` (that part alone), or `quality` (Q_SR without the source).
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class ConditionedReward(Reward):
         fidelity_differentiable: bool = False,
         fingerprint: str | None = None,
     ) -> None:
-        """Build the form. `quality` is a no-reference reward of at least 0 (the rating's 1..5).
+        """Create the reward. `quality` is a reward without reference whose values are at least 0, such as a rating.
 
         fidelity: `fn(image_sr, image_lq)`, float32 CHW in [0, 1], returns F (a float or a tensor of one element),
         clipped to [0.01, 1]; by default from LR-consistency, with both images blurred by `blur_px` source pixels (0 for
         a clean bicubic source). fidelity_differentiable: whether its tensor keeps the graph; the default's does not.
-        fingerprint: of `fidelity`; by default it follows everything that this callable depends on, but not files.
+        fingerprint: of `fidelity`; by default it covers everything that this callable depends on, except files.
         Raises ValueError for another form, gamma, or a quality that can be negative or needs a reference.
         """
         if form not in FORMS:
@@ -84,7 +84,9 @@ class ConditionedReward(Reward):
                 "it must be finite and at least 0, as a rating of 1..5 is"
             )
         if extra := sorted(quality.needs - {"prompts"}):
-            raise ValueError(f"quality {quality.name!r} needs {extra[0]}: it rates the source too, without a reference")
+            raise ValueError(
+                f"quality {quality.name!r} needs {extra[0]}, but it must also rate the source, which has no reference"
+            )
         if fidelity is None and fidelity_differentiable:
             raise ValueError("fidelity_differentiable=True: LR-consistency is a number; pass a fidelity of tensors")
         self.quality, self.fidelity, self.gamma, self.form, self.blur_px = quality, fidelity, gamma, form, blur_px
@@ -99,19 +101,19 @@ class ConditionedReward(Reward):
 
     @property
     def fingerprint(self) -> str:
-        """Follows the quality, the fidelity, gamma and the form."""
+        """Covers the quality, the fidelity, gamma and the form."""
         fidelity: Any = self._given_fingerprint or self.fidelity or ("lr_consistency", self.blur_px)
         return state_digest("conditioned", self.quality.fingerprint, fidelity, float(self.gamma), self.form)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Form, gamma and blur, with the quality's identity."""
+        """Form, gamma and blur, and the identity of the quality."""
         return {"name": self.name, "form": self.form, "gamma": float(self.gamma), "blur_px": float(self.blur_px),
                 "quality": identity_of(self.quality)}  # fmt: skip
 
     @property
     def labels(self) -> frozenset[str]:
-        """The metric that measures fidelity, where the form uses one: it may not judge this reward."""
+        """The metric that measures fidelity, if the form uses one: it must not judge this reward."""
         fn = self.fidelity or lr_consistency
         return frozenset(name for name, metric in METRICS.items() if metric.fn is fn and self.form != "quality")
 
@@ -125,10 +127,10 @@ class ConditionedReward(Reward):
         *,
         grad: bool = False,
     ) -> Scores:
-        """Return R for each image; not valid where any part that the form uses could not be measured.
+        """Return R for each image. Not valid if a part that the form uses could not be measured.
 
-        `info`: the lists `fidelity`, `quality_lq` and `quality_sr`, NaN where unused. Images of the same
-        source share one rating of it. Raises ValueError without lq, or for grad=True where there is no gradient.
+        `info`: the lists `fidelity`, `quality_lq` and `quality_sr`, NaN if unused. Images of the same
+        source share one rating of it. Raises ValueError without lq, or for grad=True without a gradient.
         """
         sources = split_images(images)
         if grad and not self.differentiable:

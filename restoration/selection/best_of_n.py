@@ -35,11 +35,11 @@ LIBRARIES = ("torch", "torchvision", "transformers", "diffusers", "numpy", "pill
 
 @dataclass(frozen=True, kw_only=True)
 class Cascade:
-    """A second, expensive reward for the few candidates that the first one likes best."""
+    """A second, expensive reward for the few best candidates of the first one."""
 
     reward: Reward
     top: int = 3
-    """Different images that it is asked about; they come before all others, in its order."""
+    """Number of different images that it scores. They come before all others, in its order."""
 
     def __post_init__(self) -> None:
         if self.top < 1:
@@ -53,20 +53,20 @@ def best_of_n(
 ) -> BestOfN:  # fmt: skip
     """Return N candidate restorations of `image_lq` in the order of a reward.
 
-    restorer: a `Restorer`, anything that `Restorer.from_pretrained` takes, or a list of those, such as `varied_pool`
-    makes: bicubic takes part there, and `notes` say so where it is chosen. prompts: a text or several. Candidates go
-    round the pool: first all restorers with the first prompt, then with the second, and so on.
-    reward: any `Reward`; it gets the LR image, `hr` and the prompts. cascade: a second one for the best. A reward that
-    compares images within a group (a `CompositeReward` with normalised terms) scores the whole pool together, after
-    the last candidate; early stopping then asks it again at every step, so cache its terms.
-    keep: different images held in memory, the best ones; the others lie in `out`, or are dropped without it.
-    out: folder, made if missing, resumed if it holds this very run, also with another `n`; then no candidate that is
-    there is made or scored again. early_stop: when to stop before n (rule and formula: `early_stop.py`).
+    restorer: a `Restorer`, anything that `Restorer.from_pretrained` takes, or a list of those, as `varied_pool` makes.
+    Bicubic takes part in that pool, and `notes` report it if it wins. prompts: one text or several. Candidates run
+    through the pool: all restorers with the first prompt, then with the second, and so on.
+    reward: any `Reward`; it gets the low-quality image, `hr` and the prompts. A reward that compares images within a
+    group (a `CompositeReward` with normalised terms) scores the whole pool together, after the last candidate; early
+    stopping then calls it again at every step, so cache its terms. cascade: a second reward for the best candidates.
+    keep: number of different images in memory, the best ones. The others are read from `out`, or dropped without it.
+    out: folder, created if missing. If it holds this run, the run continues, also with another `n`; no candidate is
+    made or scored twice. early_stop: when to stop before n (rule and formula: `early_stop.py`).
     strict, batch_size: see `Restorer.restore`.
 
-    A candidate that cannot be made or measured, or that shows nothing (`images.content`) though `image_lq` does, is
-    last, not valid, and says why, whatever the reward; it is not tried again. All of them
-    the same, as of a deterministic restorer (which runs once), is a warning and stands in `notes`.
+    A candidate is not valid, and comes last with its reason, if it cannot be made or measured, or if it shows nothing
+    (`images.content`) although `image_lq` does. It is not tried again. If all candidates are the same image, as with a
+    deterministic restorer (which runs once), you get a warning and a note.
 
     Raises ValueError for numbers out of range, a missing hr, a folder of another run; ImageError; what a reward
     raises.
@@ -121,9 +121,9 @@ def settings_of(
     sources: list[CandidateSource], given: dict[str, Tensor | None], reward: Reward, seed: int, batch: int | None, *,
     is_kept: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return what a candidate and its score depend on; a folder with other settings is another run.
+    """Return everything that a candidate and its score depend on. A folder with other settings is another run.
 
-    The number of candidates, early stopping and the cascade are not in it: they change no candidate.
+    The number of candidates, early stopping and the cascade are left out: they change no candidate.
     """
     prints = {id(one.restorer): known_identity(one.restorer, is_kept=is_kept) for one in sources}
     return {
@@ -152,7 +152,7 @@ def known_identity(part: Any, *, is_kept: bool) -> dict[str, Any]:
 def result_notes(
     candidates: Sequence[Candidate], sources: list[CandidateSource], n: int, early_stop: EarlyStop | None
 ) -> Iterator[str]:
-    """Yield what has to be known to read the result; that all are identical comes first."""
+    """Yield notes that a reader of the result needs; identical candidates come first."""
     count = len(candidates)
     if are_identical(candidates):
         fixed = sorted({one.restorer.name for one in sources if one.restorer.deterministic})
@@ -186,7 +186,7 @@ def report_of(
     candidates: Sequence[Candidate], settings: dict[str, Any], arguments: dict[str, Any], notes: Sequence[str],
     seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return what stands in run.json: JSON values only, NaN as null. `seconds` are those of this session."""
+    """Return the content of run.json: JSON values only, NaN as null. `seconds` counts this session."""
     shown = sorted(candidates, key=lambda one: (one.rank is None, one.rank or 0, one.index))
     return {
         "settings": settings, "arguments": arguments, "notes": list(notes), "identical": are_identical(candidates),

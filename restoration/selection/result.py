@@ -1,12 +1,10 @@
-"""What best-of-N returns, and the folder that it lies in.
+"""Result of best-of-N, and its folder.
 
-What best-of-N returns.
+A kill at any moment neither loses nor repeats finished work:
 
-The folder of a best-of-N run: written so that a kill at any moment loses and doubles nothing.
-
-    run.json           what the run is made of (`settings`, fixed at its start), and the ranking once it is done
-    candidates.jsonl   one line a candidate, appended when its image lies in candidates/ and its score is known
-    cascade.jsonl      one line a candidate that the cascade's reward was asked about
+    run.json           settings, fixed at the start; the ranking is added at the end
+    candidates.jsonl   one line per candidate, appended when its image is in candidates/ and its score is known
+    cascade.jsonl      one line per candidate that the cascade's reward scored
     candidates/*.png   the images; best.png, sheet.png at the end
 
 An image is renamed into place before its line is appended, and a line counts once its newline is there. So what a
@@ -36,23 +34,23 @@ class BestOfN:
     """The candidates of one low-quality image."""
 
     candidates: tuple[Candidate, ...]
-    """In the order drawn: `candidates[k]` is candidate k."""
+    """In the order of drawing: `candidates[k]` is candidate k."""
     identical: bool
-    """All images are the same, so there was nothing to choose. False where there are fewer than two."""
+    """All images are the same, so nothing was chosen. False for fewer than two."""
     stopped_early: bool
     notes: tuple[str, ...]
-    """What a reader of the numbers has to know, such as why all candidates are identical."""
+    """Notes that a reader of the numbers needs, such as why all candidates are identical."""
     report: dict[str, Any]
-    """What stands in run.json."""
+    """The content of run.json."""
 
     @property
     def order(self) -> tuple[Candidate, ...]:
-        """The candidates, best first, those without a score last."""
+        """The candidates, best first. Those without a score come last."""
         return tuple(sorted(self.candidates, key=lambda one: (one.rank is None, one.rank or 0, one.index)))
 
     @property
     def best(self) -> Candidate:
-        """The candidate of rank 1. Raises ValueError where none could be measured."""
+        """The candidate of rank 1. Raises ValueError if none could be measured."""
         first = self.order[0]
         if not first.valid:
             raise ValueError(f"none of {len(self.candidates)} candidates could be measured; the first: {first.error}")
@@ -61,8 +59,7 @@ class BestOfN:
     def save(self, folder: Any) -> Path:
         """Write run.json, candidates.jsonl, the images that are held, best.png and sheet.png; return the folder.
 
-        For a run with `out` they are there already. Raises OSError, and ValueError for a folder that holds another
-        run.
+        A run with `out` has written them already. Raises OSError, and ValueError for a folder that holds another run.
         """
         return save_result(self, Path(folder))
 
