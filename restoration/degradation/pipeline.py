@@ -40,7 +40,8 @@ def degrade(
 
     `image`: anything that `load_image` takes. Its sides must be multiples of `scale` and, except for pure bicubic, at
     least 80 px (and 11 px after reduction). The same image, recipe, seed and scale give the same copy with the same
-    libraries. The record holds the random draws, ready for JSON. Raises ValueError for an unknown preset or an unfit size, ImageError.
+    libraries. The record holds the random draws, ready for JSON. Raises ValueError for an unknown preset or an unfit
+    size, ImageError.
     """
     recipe = find_preset(preset)
     hr = load_image(image).detach().cpu()

@@ -65,8 +65,8 @@ def evaluate(
     Candidate k has the seed `candidate_seed(seed, k)`, for every image and every restorer.
 
     `metrics`: names in `restoration.metrics.METRICS`. `options`: as for `measure`; by default LR-consistency uses no
-    blur if the dataset is clean. `headline`: the metric that judges; by default the first allowed one. `out`: folder for
-    records, settings and report; the same call continues it. `keep_images` writes the candidates there too.
+    blur if the dataset is clean. `headline`: the metric that judges; by default the first allowed one. `out`: folder
+    for records, settings and report; the same call continues it. `keep_images` writes the candidates there too.
     `watch(records, total)` wraps the records, as tqdm does.
 
     An image that cannot be loaded does not stop the others; its records hold the reason.

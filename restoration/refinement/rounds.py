@@ -1,8 +1,8 @@
-"""The loop: assess the image, restore the region that the model names again, keep it only if that is better.
+"""The loop of refine: assess the image, restore the named region again, and keep it only if it is better.
 
-Round 0 is best-of-N over the whole image. A later round's try is kept if the reward of the whole 8-bit image rises
-by `min_gain`, and its LR-consistency is not below the highest one kept so far by more than a slack. Against the
-highest, not the last: many small losses, each within the slack, cannot add up.
+Round 0 is best-of-N over the whole image. Later, an attempt is kept if the reward of the whole 8-bit image rises by
+`min_gain` and its LR-consistency is at most a slack below the highest one kept so far. It is compared with the highest
+and not with the last, so that many small losses cannot add up.
 """
 
 import copy
@@ -34,9 +34,9 @@ from zoomiqa_reward.rewards.restorations import ask_restorations
 from zoomiqa_reward.runs.progress import progress as progress_of
 
 LR_CONSISTENCY_SLACK_DB = 0.1
-"""What a redrawn region of the same quality may cost by chance."""
+"""Loss of LR-consistency that a redrawn region of the same quality may have by chance."""
 ROUND_SEEDS = 1 << 20
-"""The rounds' seeds start beyond those of any start's candidates."""
+"""Seeds of rounds start here, above those of all candidates of the start."""
 
 
 def refine(
@@ -44,24 +44,23 @@ def refine(
     out: Any = None, min_gain: float | None = None, lr_consistency_slack_db: float = LR_CONSISTENCY_SLACK_DB,
     assessor: Any = None, progress: bool = True,
 ) -> Refined:  # fmt: skip
-    """Return a restoration of `image_lq` that was refined where the model wanted to look closer.
+    """Restore `image_lq`, then restore again the regions that the quality model names.
 
     restorer: a `Restorer`, or anything that `Restorer.from_pretrained` takes. iqa_or_reward: a `ZoomIQA`, which then
-    also rates (`direct`), a `ZoomIQAReward`, or any other reward together with `assessor`, the ZoomIQA that looks.
-    rounds: most regions to restore again, after the start. seeds_per_round: restorations of the whole image at the
-    start, and of the region in each round; a deterministic restorer runs once. min_gain: least rise of the reward in
-    its own units; None: 1/400 of its range. lr_consistency_slack_db: see above; 0 forbids any loss.
-    out: folder, made if missing, resumed if it holds this very run, also with more `rounds`.
+    also rates (`direct`), a `ZoomIQAReward`, or any other reward with `assessor`, the ZoomIQA that writes the words.
+    rounds: largest number of regions to restore again. seeds_per_round: restorations of the whole image at the start,
+    and of the region in each round; a deterministic restorer runs once. min_gain: smallest gain of the reward in its
+    own units; None: 1/400 of its range. lr_consistency_slack_db: see above; 0 forbids any loss.
+    out: folder, created if missing. If it holds this run, the run continues, also with more `rounds`.
 
-    The model's directions become the prompt and its issues the negative prompt, after the restorer's own texts, where
-    it takes them: at the start those about the low-quality image (else nobody asks about it). A round that was
-    refused is tried again with new seeds, the image and so the model's answer being the same. It ends when the model
-    asks for no closer look: then there is no region, and the whole image is not drawn again, which would be more
-    best-of-N under another name.
+    If the restorer takes text, the model's directions follow its prompt and the model's issues follow its negative
+    prompt; at the start they are those about the low-quality image. A refused round is tried again with new seeds; the
+    model is not called again, because the image has not changed. The run ends when the model asks for no closer look.
+    The whole image is then not drawn again, because that would be more best-of-N.
 
     Raises ValueError for numbers out of range, an image of less than 5 px on a side, a reward that needs hr
-    or has no assessor, a folder of another run, a start that nobody could measure; ImageError;
-    what a reward or an assessor raises.
+    or has no assessor, a folder of another run, a start without any valid candidate; ImageError;
+    also the exceptions of the reward and the assessor.
     """
     if rounds < 1 or seeds_per_round < 1 or seed < 0:
         raise ValueError(f"rounds={rounds}, seeds_per_round={seeds_per_round}, seed={seed}: at least 1, 1 and 0")
@@ -191,7 +190,7 @@ class Refining:
     def _attempt(
         self, seed: int, region: Region, texts: dict[str, str], current: Image.Image
     ) -> tuple[Attempt, Image.Image | None]:
-        """Restore the region once; return what it is worth and the whole image with it."""
+        """Restore the region once; return the attempt and the whole image with it."""
         try:
             [restored] = self.restorer.restore(region.cut(self.image), [seed], **texts)
         except RestorationError as error:

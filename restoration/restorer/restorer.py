@@ -85,16 +85,17 @@ class Restorer:
         source: "nano" (embedded, x4), a hub id or a folder of a diffusers pipeline, a pipeline, a network BCHW to
         BCHW in [0, 1] (or a spandrel descriptor), or `fn(image)` or `fn(image, seed)` of a CHW image in [0, 1].
 
-        scale: output size divided by input size; needed if the system has no fixed one (ControlNet, img2img, edit
-        models). device, dtype: of a pipeline or a network. By default an object that you built stays where it is, and loaded
+        scale: output size divided by input size; needed if the system has no fixed one (ControlNet, img2img, edits).
+        device, dtype: of a pipeline or a network. By default an object that you built stays where it is, and loaded
         weights go to CUDA if there is one, in float32.
         prompt, negative_prompt: a text, or a callable that makes a text from the image. If the system takes none, they
-        are dropped with one warning. pre_upscale: "auto" first enlarges by bicubic if the pipeline's output has the
-        size of its input; "none" or a kernel name overrides this. colour_fix: "none", "adain" or "wavelet".
+        are dropped with one warning.
+        pre_upscale: "auto" first enlarges by bicubic if the output of the pipeline has the size of its input; "none"
+        or a kernel name overrides this. colour_fix: "none", "adain" or "wavelet".
         vary_sharpness: each candidate sees a softer or sharper input; the seed draws the amount (0: the original; 1:
         from blurred to sharpened by as much, sigma 0.8 px; see `image_io.sharpened`). Candidates then differ in
         structure, also those of a deterministic restorer.
-        tile_px, tile_overlap_px: restore in tiles of this side, in pixels of the low-quality image; see `tiling.py`.
+        tile_px, tile_overlap_px: restore in tiles of this side, in low-quality pixels; see `tiling.py`.
         steps: num_inference_steps. name: name in results. call_arguments: passed to the call of the pipeline.
 
         image_form, multiple_px: override the known facts about a pipeline. deterministic: False for a function or
@@ -183,8 +184,8 @@ class Restorer:
         image: anything that `load_image` takes. prompt, negative_prompt: instead of the restorer's own.
 
         strict: each candidate has its own call, so the image of a seed is bit-equal whatever else is drawn;
-        `batch_size` is ignored. Otherwise `batch_size` candidates share a call. This may change the last bits, and noise that a
-        pipeline draws without a generator then depends on the batch. A deterministic restorer runs once.
+        `batch_size` is ignored. Otherwise `batch_size` candidates share a call. This may change the last bits, and
+        noise that a pipeline draws without a generator then depends on the batch. A deterministic restorer runs once.
 
         Autocast, default dtype and default device of the caller change nothing; TF32 follows the process.
         Several threads may restore; with one pipeline they wait for each other. The random numbers of other code do

@@ -1,4 +1,4 @@
-"""The low-quality images of a run, with their ground truth where there is one, and the crops that rounds take."""
+"""Low-quality images of a run, with ground truth if there is one, and the crops of each round."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ class Example:
     lq: Tensor
     """CHW in [0, 1]."""
     hr: Tensor | None = None
-    """CHW in [0, 1], a whole number of times as large; None where there is none."""
+    """CHW in [0, 1], a whole number of times as large; None if there is none."""
     prompt: str = ""
 
     def __post_init__(self) -> None:
@@ -33,9 +33,9 @@ class Example:
 
 
 def load_examples(images: Any, *, prompts: Sequence[str] | None = None) -> list[Example]:
-    """Return examples of a `Dataset` of `restoration.evaluation.datasets`, or of a list of images or (lq, hr) pairs.
+    """Return examples from a `Dataset` of `restoration.evaluation.datasets`, a list of images, or of (lq, hr) pairs.
 
-    An image is anything that `load_image` takes. Raises ImageError, ValueError where prompts are not as many.
+    An image is anything that `load_image` takes. Raises ImageError; ValueError if the number of prompts differs.
     """
     if hasattr(images, "items") and hasattr(images, "load"):
         pairs = [(item.name, images.load(place)) for place, item in enumerate(images.items)]

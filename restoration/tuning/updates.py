@@ -1,7 +1,7 @@
 """A round's optimizer steps, on the LoRA alone.
 
-The few gradients are summed over processes by hand, weighted by what was kept, since dropped groups leave the processes
-with different amounts.
+The gradients are summed over processes, weighted by the rows of each, because dropped groups leave different numbers of
+rows in the processes.
 """
 
 import math
@@ -16,11 +16,12 @@ from restoration.tuning.progress import all_sum, progress_bar
 from restoration.tuning.sampler.denoising import truth_error
 
 MAX_TRUTHS = 8
-"""Times at which a part's ground truth is denoised at most: a part holds one image, and a step takes several."""
+"""Maximum number of noise levels at which one ground-truth image is denoised in a micro-batch (a `Part`, which holds
+one image; a step has several)."""
 
 
 class Updates:
-    """The optimizer of a run, and the average of what it makes."""
+    """Optimizer of a run, and the moving average of its weights."""
 
     def __init__(self, tuning: Tuning) -> None:
         """Start with the weights as they are."""

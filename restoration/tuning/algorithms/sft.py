@@ -1,4 +1,4 @@
-"""Rejection-sampling fine-tuning: denoise the best candidates of each image. The baseline that all must beat."""
+"""Rejection-sampling fine-tuning: denoise the best candidates of each image. The baseline for all other algorithms."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,19 +22,19 @@ class SFT:
     name: ClassVar[str] = "sft"
     adapters: ClassVar[tuple[str, ...]] = (POLICY,)
     top: int = 1
-    """Best candidates of an image that are learned."""
+    """Number of best candidates per image to learn from."""
 
     def __post_init__(self) -> None:
         if self.top < 1:
             raise ValueError(f"top={self.top}: must be at least 1")
 
     def prepare(self, tuning: Tuning) -> None:
-        """Check that there is something to reject. Raises ValueError."""
+        """Raise ValueError if no candidate would be rejected."""
         if self.top >= tuning.config.num_samples:
             raise ValueError(f"top={self.top} of {tuning.config.num_samples} candidates: nothing would be rejected")
 
     def collect(self, tuning: Tuning, number: int) -> Collected:
-        """Draw a round, score it, keep the best of each group."""
+        """Draw the candidates of a round, score them, and keep the best of each group."""
         examples = pick_crops(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
         seeds = [tuning.seed(2, number, place) for place in range(len(examples))]
         with self._drawing(tuning):
@@ -62,8 +62,9 @@ class SFT:
 
     @staticmethod
     def _drawing(tuning: Tuning) -> AbstractContextManager[None]:
-        """The model that draws: as it is now, or the base where it also sets the targets. A model that learns to do
-        without a sharper image what it does with one would be ahead of itself for ever.
+        """Return a context with the sampling model: the present one or, with `expected_targets`, the base model, which
+        then also sets the targets. If the trained model set its own targets, every update would sharpen the next
+        target and training would never settle.
         """
         return reference(tuning.denoiser.module) if tuning.config.expected_targets else nullcontext()
 
