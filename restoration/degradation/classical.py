@@ -34,9 +34,9 @@ def classical_candidates(image_lq: Tensor, scale: int) -> dict[str, Tensor]:
     """
     _check(image_lq, scale)
     lq = image_lq.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
-    found = {"input": lq} if scale == 1 else {name: enlarge(lq, scale, name) for name in _KERNELS}
-    found |= _sharpened(lq, scale) | _denoised(lq, scale)
-    return {name: _tensor(image) for name, image in found.items()}
+    candidates = {"input": lq} if scale == 1 else {name: enlarge(lq, scale, name) for name in _KERNELS}
+    candidates |= _sharpened(lq, scale) | _denoised(lq, scale)
+    return {name: _tensor(image) for name, image in candidates.items()}
 
 
 def enlarge(image: Array, scale: float, kernel: str) -> Array:

@@ -172,14 +172,14 @@ class ConditionedReward(Reward):
     def _rate_sources(self, lqs: list[Any], prompts: Sequence[str] | None) -> Scores:
         """Rate each different (source, prompt) once."""
         keys = group_keys(lqs, prompts)
-        first = {key: place for place, key in reversed(list(enumerate(keys)))}
+        first = {key: position for position, key in reversed(list(enumerate(keys)))}
         asked = sorted(first.values())
-        row = {keys[place]: index for index, place in enumerate(asked)}
-        texts = None if prompts is None else [prompts[place] for place in asked]
-        found = ask(self.quality, [lqs[place] for place in asked], prompts=texts)
-        rows = torch.tensor([row[key] for key in keys], dtype=torch.long, device=found.value.device)
-        return Scores(value=found.value[rows], valid=found.valid[rows], std=found.std[rows],
-                      errors=tuple(found.errors[index] for index in rows.tolist()))  # fmt: skip
+        row = {keys[position]: index for index, position in enumerate(asked)}
+        texts = None if prompts is None else [prompts[position] for position in asked]
+        scores = ask(self.quality, [lqs[position] for position in asked], prompts=texts)
+        rows = torch.tensor([row[key] for key in keys], dtype=torch.long, device=scores.value.device)
+        return Scores(value=scores.value[rows], valid=scores.valid[rows], std=scores.std[rows],
+                      errors=tuple(scores.errors[index] for index in rows.tolist()))  # fmt: skip
 
     def _measure(self, sources: list[Any], lqs: list[Any]) -> Scores:
         values: list[Tensor] = []
@@ -187,15 +187,15 @@ class ConditionedReward(Reward):
         for source, lq in zip(sources, lqs, strict=True):
             try:
                 pair = load_image(source), load_image(lq)
-                found = _default_fidelity(*pair, self.blur_px) if self.fidelity is None else self.fidelity(*pair)
-                value = found if isinstance(found, Tensor) else torch.tensor(float(found))
+                fidelity = _default_fidelity(*pair, self.blur_px) if self.fidelity is None else self.fidelity(*pair)
+                value = fidelity if isinstance(fidelity, Tensor) else torch.tensor(float(fidelity))
                 value = value.to(torch.float32).reshape(()).clamp(FIDELITY_FLOOR, 1.0)  # clamp lets NaN through
                 errors.append(None if bool(torch.isfinite(value)) else "fidelity is not a number")
             except ImageError as error:
                 value = torch.tensor(math.nan)
                 errors.append(str(error))
             values.append(value)
-        value = torch.stack([one.to(values[0].device) for one in values]) if values else torch.zeros(0)
+        value = torch.stack([item.to(values[0].device) for item in values]) if values else torch.zeros(0)
         valid = torch.isfinite(value.detach())
         return Scores(value=value, valid=valid, std=torch.full_like(value.detach(), math.nan), errors=tuple(errors))
 
@@ -205,12 +205,12 @@ def _default_fidelity(image_sr: Tensor, image_lq: Tensor, blur_px: float = 1.0) 
 
 
 def _errors(parts: dict[str, Scores], count: int) -> list[str | None]:
-    found: list[str | None] = []
-    for place in range(count):
+    errors: list[str | None] = []
+    for index in range(count):
         wrong = [
-            f"{name}: {part.errors[place] or 'not measured'}"
-            for name, part in parts.items()
-            if not bool(part.valid[place])
+            f"{name}: {scores.errors[index] or 'not measured'}"
+            for name, scores in parts.items()
+            if not bool(scores.valid[index])
         ]
-        found.append("; ".join(wrong) or None)
-    return found
+        errors.append("; ".join(wrong) or None)
+    return errors

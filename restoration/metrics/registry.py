@@ -111,11 +111,16 @@ class Measurement(NamedTuple):
 
 
 def find_metrics(names: Sequence[str]) -> list[Metric]:
+<<<<<<< HEAD
     """Return the metrics of these names, in order. Raises ValueError for an unknown or repeated name."""
     for place, name in enumerate(names):
+=======
+    """Return the metrics of these names, in order. Raises ValueError that lists the known ones, or names a repeat."""
+    for index, name in enumerate(names):
+>>>>>>> main
         if name not in METRICS:
             raise ValueError(f"metric {name!r}: must be among {', '.join(METRICS)}")
-        if name in names[:place]:
+        if name in names[:index]:
             raise ValueError(f"metric {name!r} is named twice")
     return [METRICS[name] for name in names]
 
@@ -166,13 +171,13 @@ def _measure(metric: Metric, image: Tensor, given: dict[str, Tensor | None], opt
 
 def conventions(names: Sequence[str], options: dict[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
     """Return the border and the channel that each metric measures with under these options."""
-    found = {}
+    table = {}
     for metric in find_metrics(names):
         given = (options or {}).get(metric.name, {})
-        found[metric.name] = {
+        table[metric.name] = {
             "border_px": given.get("border_px", metric.border_px), "channel": given.get("channel", metric.channel)
         }  # fmt: skip
-    return found
+    return table
 
 
 def _inner(image: Tensor, border_px: int) -> Tensor:

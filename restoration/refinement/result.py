@@ -43,7 +43,7 @@ class Refined:
     @property
     def kept(self) -> Round:
         """The last round that was accepted."""
-        return next(one for one in reversed(self.history) if one.accepted)
+        return next(round_ for round_ in reversed(self.history) if round_.accepted)
 
     @property
     def image(self) -> Image.Image:
@@ -87,28 +87,28 @@ class Journal:
         for half in (folder / "rounds").glob("*.tmp"):
             half.unlink()  # of a kill inside save_png
         self.history = [round_of(row, folder) for row in read_lines(folder / LINES)]
-        if [one.number for one in self.history] != list(range(len(self.history))):
+        if [item.number for item in self.history] != list(range(len(self.history))):
             raise ValueError(f"{folder / LINES}: the rounds are not 0, 1, 2, ... in order; use another folder")
 
-    def add(self, one: Round, image: Image.Image | None) -> Round:
+    def add(self, item: Round, image: Image.Image | None) -> Round:
         """Record a round with its best try; return it with its file, or with the image itself."""
         if self.folder is None:
-            one = replace(one, held=image)
+            item = replace(item, held=image)
         else:
-            file = self.folder / "rounds" / f"{one.number:02d}.png"
-            one = replace(one, file=None if image is None else save_png(image, file), held=None)
-            append_line(self.folder / LINES, row_of(one, self.folder))
-        self.history.append(one)
-        return one
+            file = self.folder / "rounds" / f"{item.number:02d}.png"
+            item = replace(item, file=None if image is None else save_png(image, file), held=None)
+            append_line(self.folder / LINES, row_of(item, self.folder))
+        self.history.append(item)
+        return item
 
 
 def save_result(result: "Refined", folder: Path) -> Path:
     """Write a result that has no folder yet; see `Refined.save`."""
     result.start.save(folder / "start")
     journal = Journal(folder, result.report["settings"])
-    for one in result.history[len(journal.history) :]:
-        journal.add(one, one.image if one.has_image() else None)
-    rows = [row_of(one, folder) for one in journal.history[: len(result.history)]]  # they have files now
+    for item in result.history[len(journal.history) :]:
+        journal.add(item, item.image if item.has_image() else None)
+    rows = [row_of(item, folder) for item in journal.history[: len(result.history)]]  # they have files now
     write_artefacts(replace(result, report=result.report | {"rounds": rows}), folder)
     return folder
 

@@ -219,12 +219,12 @@ class Restorer:
             return self._run_seeded(lambda: self.engine(tile, tile_seeds, texts), tile_seeds[0])
 
         with callers_precision():
-            found = restore(seen, seeds) if self.tiling is None else restore_tiled(restore, seen, seeds, self.tiling)
+            outputs = restore(seen, seeds) if self.tiling is None else restore_tiled(restore, seen, seeds, self.tiling)
             if seen is not image and self.engine.agreement_px is not None:
                 # They agree with the image that they saw: the softer or sharper one, not the one that was given.
                 blur_px = self.engine.agreement_px
-                found = [agreeing(one[None], image[None], blur_px)[0].clamp(0, 1) for one in found]
-            return [colour_fix(restored, image, self.colour_fix) for restored in found]
+                outputs = [agreeing(output[None], image[None], blur_px)[0].clamp(0, 1) for output in outputs]
+            return [colour_fix(restored, image, self.colour_fix) for restored in outputs]
 
     def _run_seeded(self, run: Callable[[], list[Tensor]], seed: int) -> list[Tensor]:
         """Run the engine so that its images follow from the seed and other random numbers do not move."""

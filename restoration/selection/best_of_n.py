@@ -74,9 +74,9 @@ def best_of_n(
     if n < 1 or keep < 1 or seed < 0 or batch_size < 1:
         raise ValueError(f"n={n}, keep={keep}, batch_size={batch_size}, seed={seed}: at least 1, 1, 1 and 0")
     stages = [reward] if cascade is None else [reward, cascade.reward]
-    for one in stages:
-        if "hr" in one.needs and hr is None:
-            raise ValueError(f"reward {one.name!r} needs hr=")
+    for stage in stages:
+        if "hr" in stage.needs and hr is None:
+            raise ValueError(f"reward {stage.name!r} needs hr=")
     image = load_image(image_lq).detach().cpu()
     given = {"lq": image, "hr": None if hr is None else load_image(hr).detach().cpu()}
     sources = pool(restorer, prompts)
@@ -113,8 +113,8 @@ def pool(restorer: Any, prompts: str | Sequence[str] | None) -> list[CandidateSo
     texts = [None] if prompts is None else [prompts] if isinstance(prompts, str) else list(prompts)
     if not given or not texts:
         raise ValueError(f"{len(given)} restorers and {len(texts)} prompts: at least one of each is needed")
-    restorers = [one if hasattr(one, "restore") else Restorer.from_pretrained(one) for one in given]
-    return [CandidateSource(restorer=one, prompt=text) for text in texts for one in restorers]
+    restorers = [item if hasattr(item, "restore") else Restorer.from_pretrained(item) for item in given]
+    return [CandidateSource(restorer=item, prompt=text) for text in texts for item in restorers]
 
 
 def settings_of(
@@ -125,11 +125,11 @@ def settings_of(
 
     The number of candidates, early stopping and the cascade are left out: they change no candidate.
     """
-    prints = {id(one.restorer): known_identity(one.restorer, is_kept=is_kept) for one in sources}
+    prints = {id(source.restorer): known_identity(source.restorer, is_kept=is_kept) for source in sources}
     return {
         "image": image_digest(given["lq"]), "hr": image_digest(given["hr"]),
         "sources": [
-            {"restorer": prints[id(one.restorer)], "prompt": one.prompt} for one in sources
+            {"restorer": prints[id(source.restorer)], "prompt": source.prompt} for source in sources
         ],
         "reward": known_identity(reward, is_kept=is_kept),
         "seed": seed, "strict": batch is None, "batch_size": batch,
@@ -155,13 +155,13 @@ def result_notes(
     """Yield notes that a reader of the result needs; identical candidates come first."""
     count = len(candidates)
     if are_identical(candidates):
-        fixed = sorted({one.restorer.name for one in sources if one.restorer.deterministic})
+        fixed = sorted({entry.restorer.name for entry in sources if entry.restorer.deterministic})
         why = f"{', '.join(fixed)} takes no seed" if fixed else "their restorer does not use its seed"
         yield (
             f"all {count} candidates are the same image ({why}): there is nothing to choose; draw from a stochastic "
             "restorer, from several, or with vary_sharpness"
         )
-    elif any(one.rank == 1 and one.restorer == BICUBIC for one in candidates):
+    elif any(entry.rank == 1 and entry.restorer == BICUBIC for entry in candidates):
         yield "bicubic was chosen: by this reward no restoration of this image is better than doing nothing"
     if early_stop is not None:
         yield (
@@ -169,36 +169,45 @@ def result_notes(
             f"{early_stop.min_gain}"
         )
     for what, failed in (
-        ("made", [one for one in candidates if one.pixels is None]),
-        ("measured", [one for one in candidates if one.pixels is not None and not one.valid and not _empty(one)]),
+        ("made", [entry for entry in candidates if entry.pixels is None]),
+        (
+            "measured",
+            [entry for entry in candidates if entry.pixels is not None and not entry.valid and not _empty(entry)],
+        ),
     ):
         if failed:
             yield f"{len(failed)} of {count} could not be {what}; the first: {failed[0].error}"
-    if empty := [one for one in candidates if _empty(one)]:
+    if empty := [entry for entry in candidates if _empty(entry)]:
         yield f"{len(empty)} of {count} are never chosen; the first: {empty[0].error}"
 
 
-def _empty(one: Candidate) -> bool:
-    return one.error is not None and one.error.startswith(PREFIX)
+def _empty(candidate: Candidate) -> bool:
+    return candidate.error is not None and candidate.error.startswith(PREFIX)
 
 
 def report_of(
     candidates: Sequence[Candidate], settings: dict[str, Any], arguments: dict[str, Any], notes: Sequence[str],
     seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
+<<<<<<< HEAD
     """Return the content of run.json: JSON values only, NaN as null. `seconds` counts this session."""
     shown = sorted(candidates, key=lambda one: (one.rank is None, one.rank or 0, one.index))
+=======
+    """Return what stands in run.json: JSON values only, NaN as null. `seconds` are those of this session."""
+    shown = sorted(candidates, key=lambda candidate: (candidate.rank is None, candidate.rank or 0, candidate.index))
+>>>>>>> main
     return {
         "settings": settings, "arguments": arguments, "notes": list(notes), "identical": are_identical(candidates),
         "ranking": [
             {
-                "rank": one.rank, "index": one.index, "seed": one.seed, "restorer": one.restorer,
-                "score": _number(one.score), "cascade_score": _number(one.cascade_score),
-                "error": one.error, "cascade_error": one.cascade_error,
+                "rank": candidate.rank, "index": candidate.index, "seed": candidate.seed,
+                "restorer": candidate.restorer,
+                "score": _number(candidate.score), "cascade_score": _number(candidate.cascade_score),
+                "error": candidate.error, "cascade_error": candidate.cascade_error,
             }
-            for one in shown
+            for candidate in shown
         ],
-        "seconds": round(seconds, 3), "seconds_restoring": round(sum(one.seconds for one in candidates), 3),
+        "seconds": round(seconds, 3), "seconds_restoring": round(sum(candidate.seconds for candidate in candidates), 3),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
         "platform": platform.platform(),
     }  # fmt: skip

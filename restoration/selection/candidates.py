@@ -112,18 +112,23 @@ def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
         has_cascade = math.isfinite(candidate.cascade_score)
         return has_cascade, candidate.cascade_score if has_cascade else 0.0, candidate.score
 
-    measured = [k for k, one in enumerate(candidates) if one.valid]
+    measured = [k for k, item in enumerate(candidates) if item.valid]
     order = sorted(measured, key=lambda k: strength(candidates[k]), reverse=True)  # stable: the earlier one first
-    found = [replace(one, rank=None) for one in candidates]
+    result = [replace(item, rank=None) for item in candidates]
     last, rank = None, 0
-    for place, k in enumerate(order, start=1):
+    for position, k in enumerate(order, start=1):
         this = (candidates[k].pixels or k, strength(candidates[k]))
-        rank = rank if this == last else place
-        found[k], last = replace(found[k], rank=rank), this
-    return found
+        rank = rank if this == last else position
+        result[k], last = replace(result[k], rank=rank), this
+    return result
 
 
 def are_identical(candidates: Sequence[Candidate]) -> bool:
+<<<<<<< HEAD
     """Return whether there are at least two images and all are the same."""
     images = [one.pixels for one in candidates if one.pixels is not None]
+=======
+    """Return whether there are two or more images, all of them the same."""
+    images = [candidate.pixels for candidate in candidates if candidate.pixels is not None]
+>>>>>>> main
     return len(images) > 1 and len(set(images)) == 1

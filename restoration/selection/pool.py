@@ -54,11 +54,11 @@ def varied_pool(
     settings: list[dict[str, Any]] = [{}]
     if "temperature" not in options and is_pipeline(source):
         takes = "temperature" in inspect.signature(type(source).__call__).parameters
-        settings = [{"temperature": one} for one in TEMPERATURES] if takes else settings
+        settings = [{"temperature": setting} for setting in TEMPERATURES] if takes else settings
     varied = []
-    for one in settings:
-        name = " ".join([plain.name, "varied", *(f"T {value:g}" for value in one.values())])
-        changes = {"name": name, "vary_sharpness": vary_sharpness} | one
+    for setting in settings:
+        name = " ".join([plain.name, "varied", *(f"T {value:g}" for value in setting.values())])
+        changes = {"name": name, "vary_sharpness": vary_sharpness} | setting
         varied.append(Restorer.from_pretrained(source, **(options | changes)))
     return [plain, doing_nothing(plain.scale), *(varied[k % len(varied)] for k in range(size - 2))]
 
@@ -71,6 +71,6 @@ def _device() -> str:
 
 def merge_pools(pools: list[list[Restorer]]) -> list[Restorer]:
     """Return one pool of several, in turns, with bicubic once."""
-    members = [one for row in zip(*pools, strict=True) for one in row]
-    first = next(one for one in members if one.name == BICUBIC)
-    return [one for one in members if one.name != BICUBIC or one is first]
+    members = [restorer for row in zip(*pools, strict=True) for restorer in row]
+    first = next(restorer for restorer in members if restorer.name == BICUBIC)
+    return [restorer for restorer in members if restorer.name != BICUBIC or restorer is first]

@@ -45,8 +45,17 @@ class BestOfN:
 
     @property
     def order(self) -> tuple[Candidate, ...]:
+<<<<<<< HEAD
         """The candidates, best first. Those without a score come last."""
         return tuple(sorted(self.candidates, key=lambda one: (one.rank is None, one.rank or 0, one.index)))
+=======
+        """The candidates, best first, those without a score last."""
+        return tuple(
+            sorted(
+                self.candidates, key=lambda candidate: (candidate.rank is None, candidate.rank or 0, candidate.index)
+            )
+        )
+>>>>>>> main
 
     @property
     def best(self) -> Candidate:
@@ -135,10 +144,10 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
 def save_result(result: "BestOfN", folder: Path) -> Path:
     """Write a result that has no folder yet; see `BestOfN.save`."""
     with open_run(folder, result.report["settings"]) as run:
-        for one in result.candidates:
-            if one.index not in run.done:
-                twin = None if one.same_as is None else run.done[one.same_as].file
-                run.add(replace(one, file=twin), one.image if one.has_image() else None)
+        for candidate in result.candidates:
+            if candidate.index not in run.done:
+                twin = None if candidate.same_as is None else run.done[candidate.same_as].file
+                run.add(replace(candidate, file=twin), candidate.image if candidate.has_image() else None)
     write_artefacts(result, folder)
     return folder
 
@@ -148,14 +157,14 @@ def write_artefacts(result: "BestOfN", folder: Path) -> None:
     if result.order[0].valid:
         save_png(result.best.image, folder / "best.png")
     shown = result.order[:SHEET_CANDIDATES]
-    images = [_opener(one) if one.has_image() else None for one in shown]
-    save_png(contact_sheet(images, [_entry(one) for one in shown]), folder / "sheet.png")
+    images = [_opener(item) if item.has_image() else None for item in shown]
+    save_png(contact_sheet(images, [_entry(item) for item in shown]), folder / "sheet.png")
     write_json(folder / "run.json", result.report | {"finished": True})
 
 
 def record_of(candidate: Candidate, folder: Path | None) -> dict[str, Any]:
     """Return a candidate's line: its fields, NaN as null, the file relative to the folder."""
-    row = {one.name: getattr(candidate, one.name) for one in fields(candidate) if one.name not in _NOT_RECORDED}
+    row = {item.name: getattr(candidate, item.name) for item in fields(candidate) if item.name not in _NOT_RECORDED}
     row |= {key: row[key] if math.isfinite(row[key]) else None for key in ("score", "std")}
     row["explanation"] = None if candidate.explanation is None else asdict(candidate.explanation)
     file = candidate.file
@@ -166,13 +175,13 @@ def _opener(candidate: Candidate) -> Callable[[], Image.Image]:
     return lambda: candidate.image
 
 
-def _entry(one: Candidate) -> SheetEntry:
-    has_cascade = math.isfinite(one.cascade_score)
-    why = one.explanation or Explanation(rationale="")
-    words = [f"seed {one.seed}" + (f", first {one.score:.2f}" if has_cascade else ""), one.prompt, why.rationale]
+def _entry(item: Candidate) -> SheetEntry:
+    has_cascade = math.isfinite(item.cascade_score)
+    why = item.explanation or Explanation(rationale="")
+    words = [f"seed {item.seed}" + (f", first {item.score:.2f}" if has_cascade else ""), item.prompt, why.rationale]
     return SheetEntry(
-        name=f"{one.index} {one.restorer}", rating=one.cascade_score if has_cascade else one.score,
-        std=math.nan if has_cascade else one.std, rank=one.rank, valid=one.valid, error=one.error,
+        name=f"{item.index} {item.restorer}", rating=item.cascade_score if has_cascade else item.score,
+        std=math.nan if has_cascade else item.std, rank=item.rank, valid=item.valid, error=item.error,
         rationale=". ".join(text for text in words if text), bbox=why.bbox, crop_box=why.crop_box,
     )  # fmt: skip
 

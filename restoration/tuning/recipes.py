@@ -75,9 +75,9 @@ def nano_nft(**changes: Any) -> Recipe:
     rounds, each with many images. The KL term holds everything that the candidates of a round share, but not for many
     more rounds (docs/notes/tuning.md).
     """
-    known = {"rounds": 4, "images_per_round": 16, "learning_rate": 4e-4, "updates_per_round": 8, "epochs": 8}
+    defaults = {"rounds": 4, "images_per_round": 16, "learning_rate": 4e-4, "updates_per_round": 8, "epochs": 8}
     return Recipe(name="nano_nft", source="nano", algorithm=NFT(advantage_clip=1.0, kl=0.2),
-                  config=_nano(known | EXPECTED | changes), reward=robust_rating_and_consistency)  # fmt: skip
+                  config=_nano(defaults | EXPECTED | changes), reward=robust_rating_and_consistency)  # fmt: skip
 
 
 def nano_dpo(pairs_file: Path | None = None, **changes: Any) -> Recipe:
@@ -87,14 +87,14 @@ def nano_dpo(pairs_file: Path | None = None, **changes: Any) -> Recipe:
     5000: with that the comparison would saturate before the weights move. Pairs from a file may be images without known
     inputs; they are learned as they are, by the first layer alone, which cannot draw a grid.
     """
-    known: dict[str, Any] = {"num_samples": 16, "rounds": 100}
+    defaults: dict[str, Any] = {"num_samples": 16, "rounds": 100}
     if pairs_file is None:
         algorithm = DPO(beta=200.0, winner_weight=40.0)
-        known |= {"learning_rate": 4e-4, "updates_per_round": 4} | EXPECTED | {"vary_sharpness": PAIR_SHARPNESS}
+        defaults |= {"learning_rate": 4e-4, "updates_per_round": 4} | EXPECTED | {"vary_sharpness": PAIR_SHARPNESS}
     else:
         algorithm = DPO(pairs_file=pairs_file)
-        known |= {"learning_rate": 1e-3, "vary_sharpness": PAIR_SHARPNESS, "lora_targets": ("conv_in",)}
-    return Recipe(name="nano_dpo", source="nano", algorithm=algorithm, config=_nano(known | changes),
+        defaults |= {"learning_rate": 1e-3, "vary_sharpness": PAIR_SHARPNESS, "lora_targets": ("conv_in",)}
+    return Recipe(name="nano_dpo", source="nano", algorithm=algorithm, config=_nano(defaults | changes),
                   reward=robust_rating_and_consistency)  # fmt: skip
 
 
@@ -104,8 +104,8 @@ def nano_sft(**changes: Any) -> Recipe:
     Rounds have many images, each used often: with few images training fits whatever was best of those few. The base
     model sets the targets, so training cannot go beyond its best candidates.
     """
-    known = {"rounds": 6, "images_per_round": 32, "learning_rate": 4e-4, "updates_per_round": 8, "epochs": 20}
-    return Recipe(name="nano_sft", source="nano", algorithm=SFT(top=2), config=_nano(known | EXPECTED | changes),
+    defaults = {"rounds": 6, "images_per_round": 32, "learning_rate": 4e-4, "updates_per_round": 8, "epochs": 20}
+    return Recipe(name="nano_sft", source="nano", algorithm=SFT(top=2), config=_nano(defaults | EXPECTED | changes),
                   reward=robust_rating_and_consistency)  # fmt: skip
 
 
@@ -115,8 +115,8 @@ def nano_reward_gradient(**changes: Any) -> Recipe:
     A larger truth_weight costs less FSIM and VIF, and the rating rises more slowly. Expect a pattern that only the
     rating model sees (docs/tune.md), and an alarm by `fragility`.
     """
-    known = {"num_samples": 2, "lora_rank": 16, "lora_alpha": 32, "truth_weight": 5.0}
-    config = _nano({"learning_rate": 3e-4} | known | changes)
+    defaults = {"num_samples": 2, "lora_rank": 16, "lora_alpha": 32, "truth_weight": 5.0}
+    config = _nano({"learning_rate": 3e-4} | defaults | changes)
     return Recipe(name="nano_reward_gradient", source="nano", algorithm=RewardGradient(reward_weight=0.1),
                   config=config, reward=rating)  # fmt: skip
 
@@ -150,10 +150,20 @@ def sdx4_reward_gradient(**changes: Any) -> Recipe:
 
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
-    one.__name__: one
-    for one in (nano_grpo, nano_nft, nano_dpo, nano_sft, nano_reward_gradient, sdx4_grpo, sdx4_nft, sdx4_dpo, sdx4_sft,
-                sdx4_reward_gradient)
-}  # fmt: skip
+    recipe.__name__: recipe
+    for recipe in (
+        nano_grpo,
+        nano_nft,
+        nano_dpo,
+        nano_sft,
+        nano_reward_gradient,
+        sdx4_grpo,
+        sdx4_nft,
+        sdx4_dpo,
+        sdx4_sft,
+        sdx4_reward_gradient,
+    )
+}
 
 
 def find_recipe(name: str, **changes: Any) -> Recipe:

@@ -99,7 +99,7 @@ def tune(
     mine = list(examples)[state.process_index :: state.num_processes]
     if not mine:
         raise ValueError(f"{len(examples)} images for {state.num_processes} processes: each needs at least one")
-    without = [one.name for one in mine if one.hr is None]
+    without = [example.name for example in mine if example.hr is None]
     if recipe.config.truth_weight > 0 and without:
         raise ValueError(
             f"{without[0]} has no ground truth, but truth_weight needs one: give it, or set truth_weight=0"
@@ -154,8 +154,8 @@ class _Run:
             base = self.monitor.start()
             if done == 0:
                 self._record(0, base)
-                if (said := self.monitor.announcement()) is not None:
-                    append_line(self.tuning.folder / "log.jsonl", {"round": 0, "note": said})
+                if (announcement := self.monitor.announcement()) is not None:
+                    append_line(self.tuning.folder / "log.jsonl", {"round": 0, "note": announcement})
         if done == 0 and self.monitor is not None:
             self.progress.best_reward = agree(base.values["reward"] if self.is_main else None)
         if done < self.recipe.config.rounds and not self.progress.stopped:
@@ -253,8 +253,8 @@ def _settings(
     """Return what a run is made of: another one must not continue in its folder."""
 
     def digests(images: Sequence[Example]) -> list[str]:
-        with_truth: list[Tensor] = [one.lq if one.hr is None else one.hr for one in images]
-        lows = group_keys([one.lq for one in images], [one.prompt for one in images])
+        with_truth: list[Tensor] = [image.lq if image.hr is None else image.hr for image in images]
+        lows = group_keys([image.lq for image in images], [image.prompt for image in images])
         return [f"{low}/{high}" for low, high in zip(lows, group_keys(with_truth), strict=True)]
 
     return recipe.settings() | {

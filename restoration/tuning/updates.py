@@ -45,9 +45,9 @@ class Updates:
             steps += [(epoch, chunk) for chunk in np.array_split(order, config.updates_per_round)]
         for epoch, chunk in progress_bar(steps, "updates", self.tuning.process, leave=False):
             seeds = [self.tuning.seed(9, number, epoch, int(k)) for k in chunk]
-            found = self._update([collected.parts[int(k)] for k in chunk], seeds, number)
-            rows += found.pop("rows")  # type: ignore[arg-type]
-            sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
+            losses = self._update([collected.parts[int(k)] for k in chunk], seeds, number)
+            rows += losses.pop("rows")  # type: ignore[arg-type]
+            sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
         return {name: value / max(1, rows) for name, value in sums.items()}, self._count - before
 
     def _update(self, parts: Sequence[Part], seeds: Sequence[int], number: int) -> dict[str, float]:

@@ -21,8 +21,8 @@ def group_numbers(names: Sequence[Hashable]) -> NDArray[np.int64]:
     >>> group_numbers(["a", "b", "a"]).tolist()
     [0, 1, 0]
     """
-    known: dict[Hashable, int] = {}
-    return np.array([known.setdefault(name, len(known)) for name in names], dtype=np.int64)
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
 
 
 def percentile_interval(values: Sequence[float] | NDArray[np.float64], level: float = LEVEL) -> Interval:
@@ -55,7 +55,7 @@ def bootstrap(
     for _ in range(draws):
         chosen = rng.integers(0, len(members), len(members))
         drawn.append(statistics(np.concatenate([members[number] for number in chosen])))
-    return {name: percentile_interval([one[name] for one in drawn]) for name in drawn[0]}
+    return {name: percentile_interval([resample[name] for resample in drawn]) for name in drawn[0]}
 
 
 def bootstrap_share(

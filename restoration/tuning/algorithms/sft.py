@@ -36,7 +36,7 @@ class SFT:
     def collect(self, tuning: Tuning, number: int) -> Collected:
         """Draw the candidates of a round, score them, and keep the best of each group."""
         examples = pick_crops(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
-        seeds = [tuning.seed(2, number, place) for place in range(len(examples))]
+        seeds = [tuning.seed(2, number, index) for index in range(len(examples))]
         with self._drawing(tuning):
             drawn = draw_candidates(tuning, examples, seeds, vary_sharpness=tuning.config.vary_sharpness,
                                     expected=tuning.config.expected_targets)  # fmt: skip
@@ -46,13 +46,13 @@ class SFT:
         best: set[int] = set()
         for key in dict.fromkeys(drawn.keys):
             # One without content is valid, as the worst of its group, but keeps its error: it is never learned.
-            members = [k for k, own in enumerate(drawn.keys)
-                       if own == key and bool(advantages.kept[k]) and scores.errors[k] is None]  # fmt: skip
+            members = [k for k, group in enumerate(drawn.keys)
+                       if group == key and bool(advantages.kept[k]) and scores.errors[k] is None]  # fmt: skip
             # By the score itself: a clipped advantage could tie. Of equals the earlier one.
             best |= set(sorted(members, key=lambda k: -float(scores.value[k]))[: self.top])
         parts = []
         for piece in drawn.pieces:
-            kept = [row for row, place in enumerate(piece.places()) if place in best]
+            kept = [row for row, index in enumerate(piece.places()) if index in best]
             if kept:
                 parts.append(Part(loss=partial(self._loss, tuning, piece, kept), example=drawn.owners[piece.first]))
         return Collected(parts=parts, report=score_report(scores, drawn.keys) | advantages.report())
@@ -70,7 +70,7 @@ class SFT:
 
     def _loss(self, tuning: Tuning, piece: Piece, kept: list[int], generator: torch.Generator) -> LossTerm:
         varied = None if piece.varied is None else piece.varied.rows(kept)
-        x0 = piece.trajectory.x0[kept] if varied is None else varied.own
+        x0 = piece.trajectory.x0[kept] if varied is None else varied.x0_as_is
         levels = tuning.denoiser.schedule.draw(len(kept), generator)
         noise = random_noise(x0, generator, tuning.config.temperature)
         wanted = None
