@@ -111,13 +111,8 @@ class Measurement(NamedTuple):
 
 
 def find_metrics(names: Sequence[str]) -> list[Metric]:
-<<<<<<< HEAD
     """Return the metrics of these names, in order. Raises ValueError for an unknown or repeated name."""
-    for place, name in enumerate(names):
-=======
-    """Return the metrics of these names, in order. Raises ValueError that lists the known ones, or names a repeat."""
     for index, name in enumerate(names):
->>>>>>> main
         if name not in METRICS:
             raise ValueError(f"metric {name!r}: must be among {', '.join(METRICS)}")
         if name in names[:index]:

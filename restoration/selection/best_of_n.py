@@ -189,13 +189,8 @@ def report_of(
     candidates: Sequence[Candidate], settings: dict[str, Any], arguments: dict[str, Any], notes: Sequence[str],
     seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
-<<<<<<< HEAD
     """Return the content of run.json: JSON values only, NaN as null. `seconds` counts this session."""
-    shown = sorted(candidates, key=lambda one: (one.rank is None, one.rank or 0, one.index))
-=======
-    """Return what stands in run.json: JSON values only, NaN as null. `seconds` are those of this session."""
     shown = sorted(candidates, key=lambda candidate: (candidate.rank is None, candidate.rank or 0, candidate.index))
->>>>>>> main
     return {
         "settings": settings, "arguments": arguments, "notes": list(notes), "identical": are_identical(candidates),
         "ranking": [

@@ -124,11 +124,6 @@ def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def are_identical(candidates: Sequence[Candidate]) -> bool:
-<<<<<<< HEAD
     """Return whether there are at least two images and all are the same."""
-    images = [one.pixels for one in candidates if one.pixels is not None]
-=======
-    """Return whether there are two or more images, all of them the same."""
     images = [candidate.pixels for candidate in candidates if candidate.pixels is not None]
->>>>>>> main
     return len(images) > 1 and len(set(images)) == 1

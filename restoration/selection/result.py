@@ -45,17 +45,12 @@ class BestOfN:
 
     @property
     def order(self) -> tuple[Candidate, ...]:
-<<<<<<< HEAD
         """The candidates, best first. Those without a score come last."""
-        return tuple(sorted(self.candidates, key=lambda one: (one.rank is None, one.rank or 0, one.index)))
-=======
-        """The candidates, best first, those without a score last."""
         return tuple(
             sorted(
                 self.candidates, key=lambda candidate: (candidate.rank is None, candidate.rank or 0, candidate.index)
             )
         )
->>>>>>> main
 
     @property
     def best(self) -> Candidate:

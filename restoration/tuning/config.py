@@ -143,15 +143,9 @@ class Recipe:
     """See the pipeline's file in `denoisers/`."""
 
     def settings(self) -> dict[str, Any]:
-<<<<<<< HEAD
         """Return the settings of a run folder, ready for JSON."""
-        given = {one.name: getattr(self.algorithm, one.name) for one in fields(self.algorithm) if one.init}
-        own = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
-=======
-        """Return what a run folder is made of, ready for JSON."""
         given = {item.name: getattr(self.algorithm, item.name) for item in fields(self.algorithm) if item.init}
         values = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
->>>>>>> main
         return {
             "recipe": self.name, "source": self.source, "algorithm": {"name": self.algorithm.name, **values},
             "config": asdict(self.config), "monitor": asdict(self.monitor), "denoiser": dict(self.denoiser_options),
