@@ -20,16 +20,16 @@ def find_reward(name: str) -> Reward:
     """
     if ":" not in name:
         return _metric(name)
-    found = _attribute(name)
-    if inspect.isroutine(found) or inspect.isclass(found):
-        found = found()
-    if missing := missing_members(found):
+    candidate = _attribute(name)
+    if inspect.isroutine(candidate) or inspect.isclass(candidate):
+        candidate = candidate()
+    if missing := missing_members(candidate):
         lacks = ", ".join(missing)
         raise ValueError(
-            f"reward {name!r} gives {type(found).__name__}, which is no reward: it lacks {lacks}; "
+            f"reward {name!r} gives {type(candidate).__name__}, which is no reward: it lacks {lacks}; "
             "wrap a function with zoomiqa_reward.MetricReward"
         )
-    return found
+    return candidate
 
 
 def require_name(name: str) -> None:

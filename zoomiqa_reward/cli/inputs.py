@@ -43,7 +43,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     >>> expand(["no/such/file.png"])
     ['no/such/file.png']
     """
-    found: list[str] = []
+    results: list[str] = []
     for argument in arguments:
         files: list[str] = []
         # os.path, for pathlib raises on names that the system refuses, which would lose the others.
@@ -53,8 +53,8 @@ def expand(arguments: Sequence[str]) -> list[str]:
         elif not os.path.lexists(argument):  # a file may itself be called "a[1].png"
             with contextlib.suppress(ValueError, re.error):  # a null character; no pattern
                 files = glob.glob(argument, recursive=True)
-        found += sorted(files, key=natural_order) or [argument]
-    return found
+        results += sorted(files, key=natural_order) or [argument]
+    return results
 
 
 def load_model(name: str, *, device: str | None, adapter: str | None, protocol: str | None) -> Any:
