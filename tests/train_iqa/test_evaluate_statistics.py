@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import picture
 
+from benchmarks.planted.statistics import filter_statistics, wilson_interval
 from train_iqa.evaluation.bootstrap import (
     bootstrap,
     bootstrap_share,
@@ -19,7 +20,6 @@ from train_iqa.evaluation.bootstrap import (
 )
 from train_iqa.evaluation.calibration import calibrate
 from train_iqa.evaluation.correlations import correlations, krcc, pair_tables, share
-from train_iqa.evaluation.filters import filter_statistics, wilson_interval
 from train_iqa.evaluation.grounding import as_shares, grounding, iou
 from train_iqa.evaluation.robustness import (
     gain_over_sampling,
