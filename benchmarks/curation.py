@@ -33,8 +33,8 @@ from train_iqa.curation.judges import RulesJudge
 from train_iqa.curation.reliance import RelianceConfig, compare
 from train_iqa.curation.states import state_of
 from train_iqa.curation.thresholds import shipped
-from train_iqa.evaluation.measuring import null
 from train_iqa.nano.synthetic import list_photographs
+from zoomiqa_reward.runs.json_lines import plain
 
 
 def judged(cases: Sequence[PlantedCase]) -> list[tuple[int, int, bool]]:
@@ -124,7 +124,7 @@ def main() -> None:
         "reliance": reliance(cases, args.seed),
         "hint_seconds_an_image": round(seconds, 4),
     }
-    write_result("curation", _rounded(null(result)))
+    write_result("curation", _rounded(plain(result)))
 
 
 def _digest(file: str | None) -> str:

@@ -4,15 +4,11 @@ Candidate k comes from restorer and prompt k modulo the pool's size, with the se
 mode it is the same picture whatever N, batch size or order. What is scored is the 8-bit picture, as its PNG holds it.
 """
 
-import hashlib
-import math
-import platform
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +24,10 @@ from zoomiqa_reward.errors import UnknownState
 from zoomiqa_reward.images.loading import conversions, load_image
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.restorations import PREFIX
+from zoomiqa_reward.runs.digest import digest
+from zoomiqa_reward.runs.json_lines import plain
+from zoomiqa_reward.runs.provenance import provenance
 from zoomiqa_reward.runs.settings import identity_of
-
-LIBRARIES = ("torch", "torchvision", "transformers", "diffusers", "numpy", "pillow", "zoomiqa-reward")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,29 +190,17 @@ def report_of(
         "ranking": [
             {
                 "rank": one.rank, "index": one.index, "seed": one.seed, "restorer": one.restorer,
-                "score": _number(one.score), "cascade_score": _number(one.cascade_score),
+                "score": plain(one.score), "cascade_score": plain(one.cascade_score),
                 "error": one.error, "cascade_error": one.cascade_error,
             }
             for one in shown
         ],
         "seconds": round(seconds, 3), "seconds_restoring": round(sum(one.seconds for one in candidates), 3),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
-        "platform": platform.platform(),
+        **provenance("diffusers"),
     }  # fmt: skip
 
 
 def image_digest(image: Tensor | None) -> str | None:
     if image is None:
         return None
-    return hashlib.sha256(f"{tuple(image.shape)}".encode() + image.contiguous().numpy().tobytes()).hexdigest()[:16]
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    return digest(f"{tuple(image.shape)}", image.contiguous().numpy().tobytes())

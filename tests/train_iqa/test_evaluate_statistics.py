@@ -11,13 +11,6 @@ from hypothesis import strategies as st
 from tiny import picture
 
 from benchmarks.planted.statistics import filter_statistics, wilson_interval
-from train_iqa.evaluation.bootstrap import (
-    bootstrap,
-    bootstrap_share,
-    group_numbers,
-    merge_groups,
-    percentile_interval,
-)
 from train_iqa.evaluation.calibration import calibrate
 from train_iqa.evaluation.correlations import correlations, krcc, pair_tables, share
 from train_iqa.evaluation.grounding import as_shares, grounding, iou
@@ -29,6 +22,13 @@ from train_iqa.evaluation.robustness import (
     resize98,
     shift1,
     spread_of_calls,
+)
+from zoomiqa_reward.runs.bootstrap import (
+    bootstrap,
+    bootstrap_share,
+    group_numbers,
+    merge_groups,
+    percentile_interval,
 )
 
 NAN = math.nan

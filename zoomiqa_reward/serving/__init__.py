@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "FingerprintError": "errors",
-    "Limits": "limits",
+    "Limits": "spec",
     "RemoteReward": "remote",
     "RewardServer": "server",
     "RewardSpec": "spec",
