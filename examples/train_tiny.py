@@ -24,7 +24,7 @@ from zoomiqa_reward.images import load_image, save_png
 SIDE_PX = 112
 ANSWER = (
     "<think>\nImage Quality Summary: The photo shows {fault}.\nDirections for Improvement: Clean detail.\n"
-    "Issues to Avoid: {fault}.\nDecision & Rationale: The picture is even, so I decide now.\n</think>\n"
+    "Issues to Avoid: {fault}.\nDecision & Rationale: The image is even, so I decide now.\n</think>\n"
     '<answer>{{"bbox_2d": [0, 0, 0, 0], "rating": {rating:.2f}, "tool": "final"}}</answer>'
 )
 

@@ -1,17 +1,17 @@
 """Where an image is restored again, in which words, and how the result is put in.
 
-What the model asks for when it has assessed a picture: where to restore again, and in which words.
+What the model asks for when it has assessed an image: where to restore again, and in which words.
 
 The answer is read by the protocol's own rules. Where: the box that round 1 names when it wants to look closer, as it
 stands there, not the larger crop that round 2 is shown. In which words: the two middle ones of the four sections that
 each round's reasoning has, "Directions for Improvement" and "Issues to Avoid" unless the protocol calls them otherwise.
 
-Which pixels are restored again, and how they are put into the picture without a seam.
+Which pixels are restored again, and how they are put into the image without a seam.
 
-The region is cut out of the low-quality picture with context around it, so that the restorer sees what it borders on.
+The region is cut out of the low-quality image with context around it, so that the restorer sees what it borders on.
 Inside the region the new pixels replace the old ones; outside, they fade into them by a raised cosine, over before the
 outer 3/8 of the context, of which nothing is used. So a restorer whose output depends on no more than that radius of
-input gives there what it would give of the whole picture, and one that looks further changes smoothly.
+input gives there what it would give of the whole image, and one that looks further changes smoothly.
 """
 
 import math
@@ -29,7 +29,7 @@ from zoomiqa_reward.protocol import AnswerError, CropPolicy, Protocol, read_rout
 from zoomiqa_reward.protocol.spec import ROUND1_SECTIONS
 
 MIN_REGION_LQ_PX = 16
-"""Shortest side of a region, where the picture is that large: less is a speck that its own fade would cover."""
+"""Shortest side of a region, where the image is that large: less is a speck that its own fade would cover."""
 DIRECTIONS, ISSUES = 1, 2
 """Places of the two sections among a round's four."""
 
@@ -39,7 +39,7 @@ class ZoomRequest:
     """What an assessment asks for."""
 
     box: PixelBox | None
-    """Region to restore again (left, top, right, bottom), in pixels of the low-quality picture; None: nothing."""
+    """Region to restore again (left, top, right, bottom), in pixels of the low-quality image; None: nothing."""
     is_central: bool = False
     """The box in the answer meant nothing, so the protocol's fallback, the central half, was looked at."""
     directions: str = ""
@@ -53,9 +53,9 @@ class ZoomRequest:
 
 
 def read_zoom_request(assessment: Assessment, protocol: Protocol, width: int, height: int, scale: int) -> ZoomRequest:
-    """Return what the assessment of a picture of `width` x `height` pixels asks for.
+    """Return what the assessment of an image of `width` x `height` pixels asks for.
 
-    scale: how many times larger that picture is than the low-quality one; the box is rounded outwards to its pixels.
+    scale: how many times larger that image is than the low-quality one; the box is rounded outwards to its pixels.
     An unreadable round 2 takes nothing back: the region stands in round 1, the words are then round 1's too.
     """
     directions, issues = (section_of(assessment, protocol, place) for place in (DIRECTIONS, ISSUES))
@@ -92,7 +92,7 @@ def section_of(assessment: Assessment, protocol: Protocol, place: int) -> str:
 
 
 def texts_for(restorer: Restorer, zoom_request: ZoomRequest | None, image: Tensor) -> dict[str, str]:
-    """Return what the restorer is told about this CHW picture: `prompt`, `negative_prompt`, those that it takes.
+    """Return what the restorer is told about this CHW image: `prompt`, `negative_prompt`, those that it takes.
 
     Its own text comes first, then the model's. Empty for a restorer that takes no text.
     """
@@ -108,16 +108,16 @@ def texts_for(restorer: Restorer, zoom_request: ZoomRequest | None, image: Tenso
 
 
 CONTEXT_LQ_PX = 16
-"""Least context on each side, in pixels of the low-quality picture, except at the picture's own border."""
+"""Least context on each side, in pixels of the low-quality image, except at the image's own border."""
 MIN_CROP_LQ_PX = 64
-"""Shortest side that a restorer is given, where the picture has it: diffusion models make little of a smaller one."""
+"""Shortest side that a restorer is given, where the image has it: diffusion models make little of a smaller one."""
 FADE_LQ_PX = (2.0, 10.0)
 """Distances from the region at which the fade begins and ends: the context less its outer 3/8."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """A part of the low-quality picture, in its pixels: (left, top, right, bottom)."""
+    """A part of the low-quality image, in its pixels: (left, top, right, bottom)."""
 
     box: PixelBox
     """What was asked for."""
@@ -126,16 +126,16 @@ class Region:
 
     @classmethod
     def around(cls, box: PixelBox, image_lq: Tensor) -> "Region":
-        """Return the region of a box inside a CHW picture. Raises ValueError for an empty box, or one outside."""
+        """Return the region of a box inside a CHW image. Raises ValueError for an empty box, or one outside."""
         height, width = image_lq.shape[1:]
         left, top, right, bottom = box
         if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-            raise ValueError(f"box {box}: must hold a pixel, and lie in the picture of {width} x {height} px")
+            raise ValueError(f"box {box}: must hold a pixel, and lie in the image of {width} x {height} px")
         (x0, x1), (y0, y1) = _with_context(left, right, width), _with_context(top, bottom, height)
         return cls(box=box, crop=(x0, y0, x1, y1))
 
     def cut(self, image: Tensor, scale: int = 1) -> Tensor:
-        """Return the crop out of a CHW picture that is `scale` times larger than the low-quality one."""
+        """Return the crop out of a CHW image that is `scale` times larger than the low-quality one."""
         left, top, right, bottom = (side * scale for side in self.crop)
         return image[:, top:bottom, left:right].contiguous()
 
@@ -146,20 +146,20 @@ class Region:
         down = _fade(self.crop[1], self.crop[3], top, bottom, scale)
         return down[:, None] * across[None]
 
-    def blended(self, picture: Tensor, patch: Tensor, image_lq: Tensor) -> Tensor:
-        """Return the CHW `picture` with the restored crop `patch` faded in; what lies outside keeps its bits.
+    def blended(self, image: Tensor, patch: Tensor, image_lq: Tensor) -> Tensor:
+        """Return the CHW `image` with the restored crop `patch` faded in; what lies outside keeps its bits.
 
         Raises ValueError where either is not as many times larger as the other.
         """
-        scale = whole_scale(image_lq, picture)
-        old = self.cut(picture, scale)
+        scale = whole_scale(image_lq, image)
+        old = self.cut(image, scale)
         if patch.shape != old.shape:
             raise ValueError(
                 f"the region came back as {patch.shape[2]} x {patch.shape[1]} px where {old.shape[2]} x "
                 f"{old.shape[1]} px were expected: the restorer must enlarge parts as it enlarges the whole"
             )
         left, top, right, bottom = (side * scale for side in self.crop)
-        found = picture.clone()
+        found = image.clone()
         found[:, top:bottom, left:right] = old + self.weights(scale) * (patch - old)
         return found
 

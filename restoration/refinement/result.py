@@ -5,11 +5,11 @@ What refinement returns.
 The folder of a refinement, written so that a kill at any moment loses at most the round in work.
 
     run.json        what the run is made of (`settings`, fixed at its start), and its outcome once it is done
-    rounds.jsonl    one line a round, appended when its picture lies in rounds/
+    rounds.jsonl    one line a round, appended when its image lies in rounds/
     rounds/*.png    each round's best try, kept or not; refined.png, strip.png at the end
     start/          round 0, a best-of-N run of its own
 
-A picture is renamed into place before its line is appended, and a line counts once its newline is there.
+An image is renamed into place before its line is appended, and a line counts once its newline is there.
 """
 
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ class Refined:
     """A restoration, and how it came about."""
 
     history: tuple[Round, ...]
-    """Round 0 first. The last one may have made no picture, and then says why the run stopped."""
+    """Round 0 first. The last one may have made no image, and then says why the run stopped."""
     start: BestOfN
     """The candidates of round 0."""
     image_lq: Tensor
@@ -93,13 +93,13 @@ class Journal:
         if [one.number for one in self.history] != list(range(len(self.history))):
             raise ValueError(f"{folder / LINES}: the rounds are not 0, 1, 2, ... in order; use another folder")
 
-    def add(self, one: Round, picture: Image.Image | None) -> Round:
-        """Record a round with its best try; return it with its file, or with the picture itself."""
+    def add(self, one: Round, image: Image.Image | None) -> Round:
+        """Record a round with its best try; return it with its file, or with the image itself."""
         if self.folder is None:
-            one = replace(one, held=picture)
+            one = replace(one, held=image)
         else:
             file = self.folder / "rounds" / f"{one.number:02d}.png"
-            one = replace(one, file=None if picture is None else save_png(picture, file), held=None)
+            one = replace(one, file=None if image is None else save_png(image, file), held=None)
             append_line(self.folder / LINES, row_of(one, self.folder))
         self.history.append(one)
         return one

@@ -5,12 +5,12 @@ What best-of-N returns.
 The folder of a best-of-N run: written so that a kill at any moment loses and doubles nothing.
 
     run.json           what the run is made of (`settings`, fixed at its start), and the ranking once it is done
-    candidates.jsonl   one line a candidate, appended when its picture lies in candidates/ and its score is known
+    candidates.jsonl   one line a candidate, appended when its image lies in candidates/ and its score is known
     cascade.jsonl      one line a candidate that the cascade's reward was asked about
-    candidates/*.png   the pictures; best.png, sheet.png at the end
+    candidates/*.png   the images; best.png, sheet.png at the end
 
-A picture is renamed into place before its line is appended, and a line counts once its newline is there. So what a
-kill leaves is at most one picture without a line, which is made again, bit for bit, in its place.
+An image is renamed into place before its line is appended, and a line counts once its newline is there. So what a
+kill leaves is at most one image without a line, which is made again, bit for bit, in its place.
 """
 
 import json
@@ -33,12 +33,12 @@ from zoomiqa_reward.runs.settings import refuse_another_run
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BestOfN:
-    """The candidates of one low-quality picture."""
+    """The candidates of one low-quality image."""
 
     candidates: tuple[Candidate, ...]
     """In the order drawn: `candidates[k]` is candidate k."""
     identical: bool
-    """All pictures are the same, so there was nothing to choose. False where there are fewer than two."""
+    """All images are the same, so there was nothing to choose. False where there are fewer than two."""
     stopped_early: bool
     notes: tuple[str, ...]
     """What a reader of the numbers has to know, such as why all candidates are identical."""
@@ -59,7 +59,7 @@ class BestOfN:
         return first
 
     def save(self, folder: Any) -> Path:
-        """Write run.json, candidates.jsonl, the pictures that are held, best.png and sheet.png; return the folder.
+        """Write run.json, candidates.jsonl, the images that are held, best.png and sheet.png; return the folder.
 
         For a run with `out` they are there already. Raises OSError, and ValueError for a folder that holds another
         run.
@@ -68,7 +68,7 @@ class BestOfN:
 
 
 SHEET_CANDIDATES = 24
-"""Most pictures on the contact sheet, best first: its memory stays bounded however many were drawn."""
+"""Most images on the contact sheet, best first: its memory stays bounded however many were drawn."""
 _NOT_RECORDED = {"rank", "held", "cascade_score", "cascade_error"}
 
 
@@ -85,14 +85,14 @@ class DrawFolder:
         self.done = {row["index"]: self._candidate(row) for row in read_lines(folder / "candidates.jsonl")}
         self.cascaded = {(row["index"], row["reward"]): row for row in read_lines(folder / "cascade.jsonl")}
 
-    def add(self, candidate: Candidate, picture: Image.Image | None) -> Candidate:
-        """Write the picture, then the line; return the candidate with its file.
+    def add(self, candidate: Candidate, image: Image.Image | None) -> Candidate:
+        """Write the image, then the line; return the candidate with its file.
 
         A candidate that is the same as another shares that one's file.
         """
         file = candidate.file
-        if picture is not None and file is None:
-            file = save_png(picture, self.folder / "candidates" / f"{candidate.index:04d}.png")
+        if image is not None and file is None:
+            file = save_png(image, self.folder / "candidates" / f"{candidate.index:04d}.png")
         candidate = replace(candidate, file=file)
         append_line(self.folder / "candidates.jsonl", record_of(candidate, self.folder))
         self.done[candidate.index] = candidate
@@ -151,8 +151,8 @@ def write_artefacts(result: "BestOfN", folder: Path) -> None:
     if result.order[0].valid:
         save_png(result.best.image, folder / "best.png")
     shown = result.order[:SHEET_CANDIDATES]
-    pictures = [_opener(one) if one.has_image() else None for one in shown]
-    save_png(contact_sheet(pictures, [_entry(one) for one in shown]), folder / "sheet.png")
+    images = [_opener(one) if one.has_image() else None for one in shown]
+    save_png(contact_sheet(images, [_entry(one) for one in shown]), folder / "sheet.png")
     write_json(folder / "run.json", result.report | {"finished": True})
 
 

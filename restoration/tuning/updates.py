@@ -16,7 +16,7 @@ from restoration.tuning.progress import all_sum, progress_bar
 from restoration.tuning.sampler.denoising import truth_error
 
 MAX_TRUTHS = 8
-"""Times at which a part's ground truth is denoised at most: a part holds one picture, and a step takes several."""
+"""Times at which a part's ground truth is denoised at most: a part holds one image, and a step takes several."""
 
 
 class Updates:

@@ -72,7 +72,7 @@ def test_killed_and_resumed_is_the_same_run(tmp_path, at):
     assert json.loads((tmp_path / "run.json").read_text())["finished"]
 
 
-def test_a_kill_between_picture_and_line_loses_one_round(tmp_path, monkeypatch):
+def test_a_kill_between_image_and_line_loses_one_round(tmp_path, monkeypatch):
     expected = run(rounds=2)
     true, lines = journal.append_line, []
 

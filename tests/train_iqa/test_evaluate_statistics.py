@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import picture
+from tiny import make_image
 
 from benchmarks.planted.statistics import filter_statistics, wilson_interval
 from train_iqa.evaluation.calibration import calibrate
@@ -217,12 +217,12 @@ def test_calibration_without_enough_or_without_spread() -> None:
 
 
 def test_perturbations_are_what_they_say_and_hardly_visible() -> None:
-    image = picture(0, 70, 100)
+    image = make_image(0, 70, 100)
     moved = shift1(image)
     assert torch.equal(moved[:, 1:, 1:], image[:, :-1, :-1])
     assert torch.equal(moved[:, 0, 1:], image[:, 0, :-1])
     assert resize98(image).shape == (3, 69, 98)
-    assert resize98(picture(0, 2, 1)).shape == (3, 1, 1)
+    assert resize98(make_image(0, 2, 1)).shape == (3, 1, 1)
     smaller = resize98(image)
     assert smaller.min() >= 0
     assert (smaller.mean() - image.mean()).abs() < 0.01

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from conftest import ROOT
-from tiny import make_tiny_checkpoint, picture, tiny_protocol
+from tiny import make_image, make_tiny_checkpoint, tiny_protocol
 
 from train_iqa import grpo, sft
 from train_iqa.data import DatasetSource, IqaDataset, LabelledImage, Scale
@@ -30,11 +30,11 @@ CONFIGS = sorted((ROOT / "train_iqa" / "configs").glob("*.yaml"))
 def data(tmp_path_factory):
     """A file of conversations and a data set of the same images."""
     root = tmp_path_factory.mktemp("data")
-    talks = [Conversation(image=picture(k, 56, 64), rounds=(FINAL,), rating=1 + k / 2) for k in range(8)]
+    talks = [Conversation(image=make_image(k, 56, 64), rounds=(FINAL,), rating=1 + k / 2) for k in range(8)]
     write_conversations(root / "data.jsonl", talks)
     images = tuple(
         LabelledImage(
-            dataset="d", id=f"{k}.png", path=save_png(picture(k, 56, 64), root / f"{k}.png"), mos=1 + k / 2,
+            dataset="d", id=f"{k}.png", path=save_png(make_image(k, 56, 64), root / f"{k}.png"), mos=1 + k / 2,
             std=math.nan, label=k, split="training",
         )
         for k in range(8)

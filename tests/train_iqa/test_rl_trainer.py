@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 from test_rl_rollout import zooming_folder
-from tiny import picture
+from tiny import make_image
 
 from train_iqa import grpo
 from train_iqa.data import IqaDataset, LabelledImage, Scale
@@ -36,7 +36,7 @@ def dataset(tmp_path_factory):
     root = tmp_path_factory.mktemp("images")
     images = []
     for k in range(8):
-        path = save_png(picture(k % 2, 56, 56 + 28 * (k % 2)), root / f"{k}.png")
+        path = save_png(make_image(k % 2, 56, 56 + 28 * (k % 2)), root / f"{k}.png")
         images.append(
             LabelledImage(
                 dataset="d", id=path.name, path=path, mos=1.2 + k / 2, std=math.nan, label=k, split="training"

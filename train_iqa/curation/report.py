@@ -1,6 +1,6 @@
 """What a curation leaves: the rows for SFT, and the report.
 
-From outcomes to what SFT reads: `conversations.jsonl` and the pictures beside it.
+From outcomes to what SFT reads: `conversations.jsonl` and the images beside it.
 
 Made anew from the outcomes each time, in the data sets' order and in one step, so no row can be there twice or half.
 
@@ -30,7 +30,7 @@ ROWS = "conversations.jsonl"
 def write_rows(
     folder: Path, outcomes: Sequence[Mapping[str, Any]], images: Mapping[tuple[str, str], LabelledImage]
 ) -> int:
-    """Write a row for each kept outcome and copy its picture, byte for byte; return how many there are.
+    """Write a row for each kept outcome and copy its image, byte for byte; return how many there are.
 
     No row: the file is left out, since SFT refuses an empty one.
     """
@@ -40,7 +40,7 @@ def write_rows(
         if outcome["status"] != "kept":
             continue
         image = images[outcome["dataset"], outcome["id"]]
-        name = f"images/{picture_name(image)}"
+        name = f"images/{image_name(image)}"
         _copy(image.path, folder / name)
         row = {"image": name, "rating": outcome["rating"], "rounds": outcome["rounds"]}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
@@ -52,7 +52,7 @@ def write_rows(
     return len(lines)
 
 
-def picture_name(image: LabelledImage) -> str:
+def image_name(image: LabelledImage) -> str:
     """Return a file name that no other image of any data set has."""
     code = digest(f"{image.dataset}\0{image.id}", size=10)
     stem = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in PurePosixPath(image.id).stem)

@@ -1,4 +1,4 @@
-"""Pictures of a data set's result: ratings against MOS, and errors against the model's own standard deviation."""
+"""Images of a data set's result: ratings against MOS, and errors against the model's own standard deviation."""
 
 from collections.abc import Sequence
 from pathlib import Path

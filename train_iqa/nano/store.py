@@ -158,7 +158,7 @@ class Store:
         self.labels = np.full(small, np.nan)
         self.known_kinds = torch.ones(small, dtype=torch.bool, device=device)
         self.added = {"small": 0, "large": 0}
-        self.pictures: list[StoredImage] = []
+        self.whole_images: list[StoredImage] = []
         self._waiting: list[tuple[DegradedImage, np.ndarray]] = []
         self.scale: LabelScale | None = None
         self.band_mean = self.band_std = torch.zeros(0)
@@ -175,7 +175,7 @@ class Store:
 
     def whole(self, *, local: bool) -> list[StoredImage]:
         """Return whole images with damage inside a region, or those with none or with damage everywhere."""
-        return [one for one in self.pictures if (one.record.box is not None) is local]
+        return [one for one in self.whole_images if (one.record.box is not None) is local]
 
     def add(self, drawing: DrawnBatch) -> None:
         """Label a batch and keep it."""
@@ -233,11 +233,11 @@ class Store:
         for drawn, scores in self._waiting:
             image = torch.from_numpy(drawn.image).to(self.device).permute(2, 0, 1).contiguous()
             label = float(self.scale.pseudo_mos(scores[None])[0])
-            picture = StoredImage(image=image, label=label, record=drawn.record)
-            if len(self.pictures) < self.capacity["large"]:
-                self.pictures.append(picture)
+            stored = StoredImage(image=image, label=label, record=drawn.record)
+            if len(self.whole_images) < self.capacity["large"]:
+                self.whole_images.append(stored)
             else:
-                self.pictures[self.added["large"] % self.capacity["large"]] = picture
+                self.whole_images[self.added["large"] % self.capacity["large"]] = stored
             self.added["large"] += 1
         self._waiting.clear()
 

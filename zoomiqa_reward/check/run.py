@@ -14,7 +14,7 @@ from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.runs.settings import fingerprint_if_known
 
 REPEATS = 3
-"""Times that each repeated picture is scored."""
+"""Times that each repeated image is scored."""
 
 
 def run_check(
@@ -24,9 +24,9 @@ def run_check(
     repeats: int = REPEATS,
     thresholds: Thresholds | None = None,
 ) -> CheckReport:
-    """Return the report on `reward`. About 50 pictures a photograph are scored, and five gradients taken.
+    """Return the report on `reward`. About 50 images a photograph are scored, and five gradients taken.
 
-    A picture that cannot be measured is NaN in its ladder and counted; it never stops the check.
+    An image that cannot be measured is NaN in its ladder and counted; it never stops the check.
     Raises ValueError without photographs, for `repeats` below 2, and for a reward whose values mean something only
     within one call (a sum normalised in groups).
     """
@@ -65,7 +65,7 @@ def _ask(reward: Reward, pool: Pool, scorer: CheckScorer, repeats: int) -> Answe
 
 
 def _ladder_scores(pool: Pool, scorer: CheckScorer) -> dict[str, tuple[float, ...]]:
-    """Return the values by kind; the untouched picture, which all ladders begin with, is asked about once."""
+    """Return the values by kind; the untouched image, which all ladders begin with, is asked about once."""
     damaged = [image for damage in DAMAGES for image in pool.ladders[damage.kind][1:]]
     untouched, *values = scorer([pool.hr, *damaged], pool)
     found, start = {}, 0
@@ -80,9 +80,9 @@ def _notes(reward: Reward, measures: Measures) -> tuple[str, ...]:
     notes = []
     if reward.deterministic and measures.repeat_deviation > 0:
         notes.append(
-            f"{reward.name} says deterministic=True, but the same picture got different values "
+            f"{reward.name} says deterministic=True, but the same image got different values "
             f"(deviation {measures.repeat_deviation:.2g})"
         )
     if reward.differentiable and measures.ascent.gradient_share < 1:
-        notes.append(f"{reward.name} says differentiable=True, but not every picture has a gradient that is of use")
+        notes.append(f"{reward.name} says differentiable=True, but not every image has a gradient that is of use")
     return tuple(notes)

@@ -20,7 +20,7 @@ class CheckScorer:
         self.reward = reward
         self.num_asked = 0
         self.errors: list[str] = []
-        """One entry a picture that could not be measured."""
+        """One entry per image that could not be measured."""
         self._num_timed = 0
         self._pixels_timed = 0
         self._seconds = 0.0

@@ -7,7 +7,7 @@ whole answer and shows the image and the crop. What each failure means:
 - round 1 readable but not routable (no box, say): its rating stands, with a warning.
 - round 1 without rating and without a wish to look closer: no rating.
 - no answer at all (a server that failed): no rating; the turns before it are kept.
-- a number outside 1..5 is no rating: 72 is no better picture than 5, and 0 no worse one than 1. The turn keeps it.
+- a number outside 1..5 is no rating: 72 is no better image than 5, and 0 no worse one than 1. The turn keeps it.
 """
 
 import math

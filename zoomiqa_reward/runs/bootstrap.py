@@ -96,16 +96,16 @@ def resampled_means(columns: NDArray[np.float64], resamples: int, seed: int) -> 
 
 
 def bootstrap_deviation(values: Sequence[float], again: Sequence[float] | None = None, seed: int = 0) -> float:
-    """Return the standard deviation of the mean under resampling of the pictures, over 2000 resamples.
+    """Return the standard deviation of the mean under resampling of the images, over 2000 resamples.
 
-    values: a number a picture. again: the same by other candidates; each picture drawn then takes either number, so
-    that pictures which are all alike do not hide how much candidates vary.
+    values: a number per image. again: the same by other candidates; each image drawn then takes either number, so
+    that images which are all alike do not hide how much candidates vary.
 
     >>> bootstrap_deviation([3.0, 3.0, 3.0])
     0.0
     """
     rng = np.random.default_rng(seed)
     table = np.asarray([values] if again is None else [values, again], dtype=np.float64)
-    pictures = rng.integers(0, len(values), (RESAMPLES, len(values)))
-    candidates = rng.integers(0, len(table), pictures.shape)
-    return float(table[candidates, pictures].mean(axis=1).std())
+    images = rng.integers(0, len(values), (RESAMPLES, len(values)))
+    candidates = rng.integers(0, len(table), images.shape)
+    return float(table[candidates, images].mean(axis=1).std())

@@ -87,10 +87,10 @@ class Limits:
     max_images: int = 64
     """Images of one request."""
     max_pixels: int = 24_000_000
-    """Pixels (width x height) of one picture, checked before a PNG is decoded."""
+    """Pixels (width x height) of one image, checked before a PNG is decoded."""
     max_held_bytes: int = 256 * MIB
     """Bodies held at once, all requests together. While scored they take up to three times as much: the body, its
-    pictures, and their copies in Ray's object store."""
+    images, and their copies in Ray's object store."""
     max_pending_images: int = 1024
     """Images accepted and not answered yet, all requests together."""
     max_connections: int = 256

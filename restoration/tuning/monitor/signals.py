@@ -1,10 +1,10 @@
 """The signals of reward hacking in an image, and the figures of the monitor.
 
-What a picture shows when a reward is being hacked: fine energy, a grid, another style, no diversity.
+What an image shows when a reward is being hacked: fine energy, a grid, another style, no diversity.
 
-All take BCHW pictures in [0, 1] and return one float64 number a picture or a set; NaN where a picture is too small.
+All take BCHW images in [0, 1] and return one float64 number per image or a set; NaN where an image is too small.
 
-What the monitor draws: the reward against a held-out metric, and a strip of the same pictures over time.
+What the monitor draws: the reward against a held-out metric, and a strip of the same images over time.
 """
 
 import math
@@ -22,29 +22,29 @@ from zoomiqa_reward.images.loading import load_image, save_png, to_pil
 FINE_SIGMA_PX = 1.0
 """What a Gaussian of this width takes away is called fine."""
 MIN_PERIODS = 4
-"""Periods that a picture must hold before a peak in its spectrum means anything."""
+"""Periods that an image must hold before a peak in its spectrum means anything."""
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def luma(pictures: Tensor) -> Tensor:
-    """Return B1HW BT.601 luma of RGB pictures, full range."""
-    factors = torch.tensor(_LUMA, dtype=pictures.dtype, device=pictures.device).view(1, 3, 1, 1)
-    return (pictures * factors).sum(dim=1, keepdim=True)
+def luma(images: Tensor) -> Tensor:
+    """Return B1HW BT.601 luma of RGB images, full range."""
+    factors = torch.tensor(_LUMA, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
+    return (images * factors).sum(dim=1, keepdim=True)
 
 
-def fine_energy(pictures: Tensor) -> Tensor:
+def fine_energy(images: Tensor) -> Tensor:
     """Return [batch] mean square of what a Gaussian blur takes away: over-sharpening raises it, smoothing lowers it."""
-    planes = luma(pictures.detach().cpu().double())
+    planes = luma(images.detach().cpu().double())
     return (planes - gaussian_blur(planes, FINE_SIGMA_PX)).square().flatten(1).mean(dim=1)
 
 
-def grid_peak(pictures: Tensor, period_px: int) -> Tensor:
+def grid_peak(images: Tensor, period_px: int) -> Tensor:
     """Return [batch] in dB: power at 1 / `period_px` cycles a pixel over the median of its neighbours, both directions.
 
-    0 for a picture without a grid, whatever else is in it. NaN where a side holds fewer than 4 periods, or where the
+    0 for an image without a grid, whatever else is in it. NaN where a side holds fewer than 4 periods, or where the
     period is 1. Power spectra along one axis are averaged over the other; the sides are cut to whole periods.
     """
-    planes = luma(pictures.detach().cpu().double())[:, 0]
+    planes = luma(images.detach().cpu().double())[:, 0]
     height, width = (side // period_px * period_px for side in planes.shape[-2:])
     if period_px < 2 or min(height, width) < MIN_PERIODS * period_px:
         return torch.full((len(planes),), math.nan, dtype=torch.float64)
@@ -74,17 +74,17 @@ def gram_distance(features: Sequence[Tensor], others: Sequence[Tensor]) -> Tenso
     return torch.stack(found).mean(dim=0)
 
 
-def diversity(pictures: Tensor) -> float:
-    """Return how much candidates of one LR picture differ: standard deviation over them, mean over pixels.
+def diversity(images: Tensor) -> float:
+    """Return how much candidates of one LR image differ: standard deviation over them, mean over pixels.
 
     Raises ValueError for fewer than two.
 
     >>> diversity(torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)]))
     0.5
     """
-    if len(pictures) < 2:
-        raise ValueError(f"{len(pictures)} candidates: diversity needs at least 2")
-    return float(pictures.detach().cpu().double().std(dim=0, correction=0).mean())
+    if len(images) < 2:
+        raise ValueError(f"{len(images)} candidates: diversity needs at least 2")
+    return float(images.detach().cpu().double().std(dim=0, correction=0).mean())
 
 
 def _gram(maps: Tensor) -> Tensor:
@@ -138,11 +138,11 @@ def plot_reward(rows: Sequence[dict[str, float]], held_out: str, file: Path) -> 
     return save_png(canvas, file)
 
 
-def save_look(pictures: Sequence[Tensor], folder: Path, number: int) -> Path:
-    """Write the first candidate of the first validation pictures, side by side, as the look of round `number`."""
+def save_look(images: Sequence[Tensor], folder: Path, number: int) -> Path:
+    """Write the first candidate of the first validation images, side by side, as the look of round `number`."""
     folder.mkdir(parents=True, exist_ok=True)
     cells = []
-    for own in pictures[:STRIP_IMAGES]:
+    for own in images[:STRIP_IMAGES]:
         height, width = (min(STRIP_PX, side) for side in own.shape[-2:])
         cell = torch.ones(3, STRIP_PX, STRIP_PX)
         cell[:, :height, :width] = own[0, :, :height, :width].clamp(0, 1)
@@ -155,12 +155,12 @@ def draw_strip(folder: Path, file: Path) -> Path:
     looks = sorted(folder.glob("*.png"))
     if len(looks) > STRIP_LOOKS:
         looks = [looks[round(k * (len(looks) - 1) / (STRIP_LOOKS - 1))] for k in range(STRIP_LOOKS)]
-    pictures = [to_pil(load_image(look)) for look in looks]
+    images = [to_pil(load_image(look)) for look in looks]
     label_px = 64
-    sheet = Image.new("RGB", (label_px + max(p.width for p in pictures), STRIP_PX * len(pictures)), _BACK)
+    sheet = Image.new("RGB", (label_px + max(p.width for p in images), STRIP_PX * len(images)), _BACK)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for place, (look, picture) in enumerate(zip(looks, pictures, strict=True)):
-        sheet.paste(picture, (label_px, STRIP_PX * place))
+    for place, (look, image) in enumerate(zip(looks, images, strict=True)):
+        sheet.paste(image, (label_px, STRIP_PX * place))
         pen.text((6, STRIP_PX * place + 6), f"round {int(look.stem)}", fill=_INK, font=font)
     return save_png(sheet, file)
 

@@ -7,7 +7,7 @@ alpha noise - sigma x0, with alpha^2 + sigma^2 = 1 (Salimans and Ho 2022). `flow
 alpha + sigma = 1 (Lipman et al. 2023; rectified flow). Everything here is linear in the output, so a mix of two
 outputs is the output of the mixed prediction.
 
-Between pictures and the latents of a Stable Diffusion VAE, scaled as its diffusion model wants them.
+Between images and the latents of a Stable Diffusion VAE, scaled as its diffusion model wants them.
 """
 
 from typing import Any
@@ -59,7 +59,7 @@ def to_x0(kind: str, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) 
         return x_t - sigma * output
     if not bool((alpha > 0).all()):
         raise ValueError(
-            "epsilon at alpha = 0: the noise of pure noise holds no picture; a schedule with zero terminal SNR "
+            "epsilon at alpha = 0: the noise of pure noise holds no image; a schedule with zero terminal SNR "
             "(rescale_betas_zero_snr=True) needs prediction_type='v_prediction'"
         )
     return (x_t - sigma * output) / alpha
@@ -93,14 +93,14 @@ def _check(kind: str) -> None:
 
 
 def from_latent(vae: Any, latent: Tensor) -> Tensor:
-    """Return the pictures, float32 BCHW in [0, 1], of a scaled latent; the graph is kept."""
+    """Return the images, float32 BCHW in [0, 1], of a scaled latent; the graph is kept."""
     plain = latent / vae.config.scaling_factor + _shift(vae)
     return (vae.decode(plain.to(vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
 
 
-def to_latent(vae: Any, pictures: Tensor) -> Tensor:
-    """Return the scaled mode of the latent of BCHW pictures in [0, 1], whose sides the VAE's stride divides."""
-    found = vae.encode((pictures * 2 - 1).to(vae.dtype)).latent_dist.mode().float()
+def to_latent(vae: Any, images: Tensor) -> Tensor:
+    """Return the scaled mode of the latent of BCHW images in [0, 1], whose sides the VAE's stride divides."""
+    found = vae.encode((images * 2 - 1).to(vae.dtype)).latent_dist.mode().float()
     return (found - _shift(vae)) * vae.config.scaling_factor
 
 

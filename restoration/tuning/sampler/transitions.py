@@ -3,17 +3,17 @@
 The noise levels that a sampler walks through, and those that a denoising loss draws from: one form for all.
 
 A diffusion schedule is sampled by DDIM whatever scheduler the pipeline brings: only there the step is a Gaussian whose
-density is known. Its times and its previous level are those of diffusers, so a picture drawn here is the one that the
+density is known. Its times and its previous level are those of diffusers, so an image drawn here is the one that the
 pipeline draws with a DDIM scheduler from the same noise.
 
 One function takes a sampling step and scores it: without `sample` it draws, with it it re-scores that very step.
 
 So the log-probability of an update is computed by the code that drew the sample, and before any update the ratio of the
 two is 1. Everything is float32, and log-probabilities are **means** over a row's elements: a sum would grow with the
-picture, and a clip range with it.
+image, and a clip range with it.
 
 A step is random where its standard deviation is above 0. DDIM's last one is not, and the flow sampler's last one is
-taken without noise too, since it would stay in the picture. Those have no density: their log-probability is NaN, and
+taken without noise too, since it would stay in the image. Those have no density: their log-probability is NaN, and
 no loss may use it.
 Sources: DDIM, Song et al. 2021, eq. 12 and 16; the SDE of a flow, Liu et al. 2025 (Flow-GRPO);
 the mean over elements, Black et al. 2023 (DDPO), as its code does.
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NoisePath:
-    """The steps of one sampler, from noise to picture."""
+    """The steps of one sampler, from noise to image."""
 
     kind: str
     """`epsilon`, `v` or `flow`."""
@@ -60,7 +60,7 @@ class NoisePath:
         return len(self.times)
 
     def tail(self, count: int) -> "NoisePath":
-        """Return the last `count` steps: what remains for a sampler that starts from a picture."""
+        """Return the last `count` steps: what remains for a sampler that starts from an image."""
         keep = slice(len(self) - count, None)
         names = ("times", "alphas", "sigmas", "next_alphas", "next_sigmas")
         return replace(self, **{name: getattr(self, name)[keep] for name in names})
@@ -80,7 +80,7 @@ class Schedule:
             which = "thresholding" if config.get("thresholding") else "use_dynamic_shifting"
             raise ValueError(
                 f"{type(scheduler).__name__} with {which}=True cannot be tuned: a step's density would depend on the "
-                f"picture; set pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, {which}=False)"
+                f"image; set pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, {which}=False)"
             )
         from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
@@ -156,7 +156,7 @@ class Transition(NamedTuple):
     log_prob: Tensor
     """[batch] float32, mean over a row's elements; NaN where deterministic."""
     x0: Tensor
-    """The picture as it was predicted before the step."""
+    """The image as it was predicted before the step."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -239,7 +239,7 @@ def sample(
 
     random_steps: which steps may be random; the others are taken without noise (default: all). keep: hold all states.
     steps: stop after so many (default: all).
-    Noise is drawn for every step whether it is used or not, so that a seed means the same picture for any choice.
+    Noise is drawn for every step whether it is used or not, so that a seed means the same image for any choice.
     """
     shape = denoiser.noise_shape(condition)
     device = condition.lq.device

@@ -1,9 +1,9 @@
 """The messages of a chat completion, and its reply.
 
-From a prompted turn to the messages of a chat completion: pictures as PNG data URLs, texts as they are.
+From a prompted turn to the messages of a chat completion: images as PNG data URLs, texts as they are.
 
-PNG is lossless, but holds 8 bits: a float picture is rounded to 256 steps on its way. What the server does with the
-picture then (its own uint8 route, its own resize and pixel budget) is its matter and cannot be seen from here.
+PNG is lossless, but holds 8 bits: a float image is rounded to 256 steps on its way. What the server does with the
+image then (its own uint8 route, its own resize and pixel budget) is its matter and cannot be seen from here.
 
 What one chat completion says: its text, whether it was cut, and the log-probabilities where there are any.
 
@@ -37,9 +37,9 @@ def data_url(image: Tensor) -> str:
 
 
 def chat_messages(prompted: Prompted) -> list[dict[str, Any]]:
-    """Return the turn's messages in OpenAI's form; a message without picture is a plain text.
+    """Return the turn's messages in OpenAI's form; a message without image is a plain text.
 
-    Raises PromptError where a text holds an image token, which the server would take for a picture.
+    Raises PromptError where a text holds an image token, which the server would take for an image.
     """
     images = iter(prompted.images)
     return [{"role": message["role"], "content": _content(message["content"], images)} for message in prompted.messages]
