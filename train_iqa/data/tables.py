@@ -2,8 +2,14 @@
 
 import csv
 import math
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import ParseError
+
+from openpyxl import load_workbook
+from openpyxl.utils.exceptions import InvalidFileException
 
 from train_iqa.data.record import Listing
 
@@ -36,6 +42,33 @@ def read_csv(file: Path, columns: Sequence[str], found: Listing) -> Iterator[tup
             found.fault("label", where, "fewer fields than columns")
         else:
             yield where, {key: value for key, value in fields.items() if isinstance(value, str)}
+
+
+class SheetError(ValueError):
+    """A workbook that cannot be read, or without the sheet asked for."""
+
+
+def read_sheet(file: Path, sheet: str | None = None) -> list[list[str | float | None]]:
+    """Return the rows of a sheet of an .xlsx workbook (the first one if none is named); an empty cell is None.
+
+    Numbers are floats; rows end with their last value. Raises SheetError; OSError if there is no file.
+    """
+    with open(file, "rb") as content:
+        try:
+            book = load_workbook(content, read_only=True, data_only=True)
+            if sheet is not None and sheet not in book.sheetnames:
+                raise SheetError(f"{file}: no sheet {sheet}; it has {', '.join(book.sheetnames) or 'none'}")
+            table = book[book.sheetnames[0] if sheet is None else sheet]
+            return [_values(row) for row in table.iter_rows(values_only=True)]
+        except (zipfile.BadZipFile, InvalidFileException, ParseError, KeyError, IndexError, TypeError) as error:
+            raise SheetError(f"{file}: no readable .xlsx workbook ({error})") from error
+
+
+def _values(row: Sequence[Any]) -> list[str | float | None]:
+    cells = [float(cell) if isinstance(cell, int) and not isinstance(cell, bool) else cell for cell in row]
+    while cells and cells[-1] is None:
+        cells.pop()
+    return cells
 
 
 def number(value: object, where: object, what: str, found: Listing) -> float | None:

@@ -1,9 +1,17 @@
-"""A JSON list of images: what the official Zoom-IQA evaluator takes, and DeQA-Score's metadata.
+"""Any images with labels in a list of the user: JSON or a table. Labels are on 1..5 unless the caller names a scale.
+
+A JSON list of images: what the official Zoom-IQA evaluator takes, and DeQA-Score's metadata.
 
 `[{"id", "image", "gt_score" or "gt_score_norm", "std"?, "std_norm"?}, ...]`; Q-Align's older key `img_path` is read as
 `image`. `gt_score_norm` is on 1..5; `gt_score` is on the set's own scale, which a part of a set cannot show: without a
 scale from the caller it is taken to be on 1..5, and a label outside of that is a problem. Our additions, all optional:
 `reference`, `split`, `boxes` ([[left, top, right, bottom], ...] as shares of the sides; [] where none is damaged).
+
+Any images with labels in a table: columns `image` and `mos`, others optional.
+
+`std`, `reference` (or `scene`), `split` (training, validation, test) and `boxes` (`left top right bottom` as shares of
+the sides, several separated by `;`, the word `none` where nothing is damaged). Labels are on 1..5 unless the caller
+names a scale.
 """
 
 import json
@@ -11,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from train_iqa.data.record import RATINGS, Box, LabelRow, Listing, Scale
-from train_iqa.data.tables import number, read_text, spread
+from train_iqa.data.tables import number, read_csv, read_text, spread
 
 
-def read(file: Path, image_root: Path | None = None, scale: Scale | None = None) -> Listing:
+def read_json_list(file: Path, image_root: Path | None = None, scale: Scale | None = None) -> Listing:
     """Return what the list names; paths are relative to `image_root`, or to the list's own folder."""
     found = Listing(root=image_root or file.parent, scale=scale or RATINGS)
     text = read_text(file, found)
@@ -67,3 +75,39 @@ def read_boxes(value: Any, where: str, found: Listing) -> tuple[Box, ...] | bool
             return False
         boxes.append((float(box[0]), float(box[1]), float(box[2]), float(box[3])))
     return tuple(boxes)
+
+
+def read_csv_list(file: Path, image_root: Path | None = None, scale: Scale | None = None) -> Listing:
+    """Return what the table names; paths are relative to `image_root`, or to the table's own folder."""
+    found = Listing(root=image_root or file.parent, scale=scale or RATINGS)
+    for where, fields in read_csv(file, ("image", "mos"), found):
+        label, std = number(fields["mos"], where, "mos", found), spread(fields.get("std"), where, found)
+        boxes = read_boxes(_boxes(fields.get("boxes", "")), where, found)
+        if label is None or std is None or boxes is False:
+            continue
+        found.rows.append(
+            LabelRow(
+                file=fields["image"],
+                label=label,
+                std=std,
+                split=fields.get("split") or None,
+                boxes=boxes,
+                reference=fields.get("reference") or fields.get("scene") or None,
+            )
+        )
+    return found
+
+
+def _boxes(text: str) -> list[list[float | str]] | None:
+    if not text.strip():
+        return None
+    if text.strip().lower() == "none":
+        return []
+    return [[_side(word) for word in part.split()] for part in text.split(";")]
+
+
+def _side(word: str) -> float | str:
+    try:
+        return float(word)
+    except ValueError:
+        return word  # `read_boxes` names it
