@@ -1,7 +1,7 @@
 """What the reader of any data set gives: rows as the label file names them, then checked images on one scale 1..5.
 
-A reader (`readers.py`, `lists.py`) only reads labels into a `Listing`. What is wrong with them, and later with the image files,
-is collected there and never raised one by one: see `checking.load_datasets`.
+A reader (`readers.py`, `lists.py`) only reads labels into a `Listing`. What is wrong with them, and later with the
+image files, is collected there and never raised one by one: see `checking.load_datasets`.
 """
 
 import math
