@@ -18,7 +18,7 @@ from train_iqa.data.record import SPLITS, LabelRow, Listing
 from train_iqa.data.tables import SheetError, number, read_csv, read_sheet, read_text, spread
 
 
-def read_koniq(root: Path, found: Listing) -> None:
+def read_koniq(root: Path, listing: Listing) -> None:
     """KonIQ-10k: 10073 photographs in the wild, 1024 x 768, with the only official split of the field's sets.
 
     The label is the mean of the five-point opinions c1..c5, not the column MOS: that one is on 0..100 and was computed
@@ -27,48 +27,48 @@ def read_koniq(root: Path, found: Listing) -> None:
     """
     levels, folder = ("c1", "c2", "c3", "c4", "c5"), "1024x768"
     if not (root / folder).is_dir():
-        found.fault("layout", root / folder, "no such folder; the smaller 512x384 copy is not what people rated")
+        listing.fault("layout", root / folder, "no such folder; the smaller 512x384 copy is not what people rated")
     table = root / "koniq10k_distributions_sets.csv"
-    for where, fields in read_csv(table, ("image_name", *levels, "set"), found):
-        counts = [count for level in levels if (count := number(fields[level], where, level, found)) is not None]
+    for where, fields in read_csv(table, ("image_name", *levels, "set"), listing):
+        counts = [count for level in levels if (count := number(fields[level], where, level, listing)) is not None]
         if len(counts) < len(levels):
             continue
         if min(counts) < 0 or sum(counts) <= 0:
-            found.fault("label", where, f"opinions {counts}: none, or negative")
+            listing.fault("label", where, f"opinions {counts}: none, or negative")
         elif fields["set"] not in SPLITS:
-            found.fault("label", where, f"set {fields['set']!r}: must be one of {', '.join(SPLITS)}")
+            listing.fault("label", where, f"set {fields['set']!r}: must be one of {', '.join(SPLITS)}")
         else:
             shares = [count / sum(counts) for count in counts]
             mean = sum(level * share for level, share in enumerate(shares, 1))
             std = math.sqrt(sum((level - mean) ** 2 * share for level, share in enumerate(shares, 1)))
             file = f"{folder}/{fields['image_name']}"
-            found.rows.append(LabelRow(file=file, label=mean, std=std, split=fields["set"]))
+            listing.rows.append(LabelRow(file=file, label=mean, std=std, split=fields["set"]))
 
 
-def read_spaq(root: Path, found: Listing) -> None:
+def read_spaq(root: Path, listing: Listing) -> None:
     """SPAQ: 11125 smartphone photographs, labels 0..100, no spread of opinions published, no split.
 
     Layout: `Annotations/MOS and Image attribute scores.xlsx` (Image name, MOS, five attributes), `TestImage/00001.jpg`.
     Source: the authors' archive.
     """
     table = root / "Annotations/MOS and Image attribute scores.xlsx"
-    for where, (name, mos) in _cells(table, None, ("Image name", "MOS"), found):
-        _add(found, where, f"TestImage/{name}", mos, "MOS")
+    for where, (name, mos) in _cells(table, None, ("Image name", "MOS"), listing):
+        _add(listing, where, f"TestImage/{name}", mos, "MOS")
 
 
-def read_kadid(root: Path, found: Listing) -> None:
+def read_kadid(root: Path, listing: Listing) -> None:
     """KADID-10k: 81 references x 25 distortions x 5 levels. Its column `dmos` is higher for **better** images.
 
     The column `var` holds standard deviations in spite of its name. Layout: `dmos.csv` (dist_img, ref_img, dmos, var),
     `images/I01_01_01.png`. The reference is the undistorted image's name.
     Source: the authors' archive; that `var` is a deviation was found by a public audit against the raw ratings.
     """
-    for where, fields in read_csv(root / "dmos.csv", ("dist_img", "ref_img", "dmos"), found):
+    for where, fields in read_csv(root / "dmos.csv", ("dist_img", "ref_img", "dmos"), listing):
         file = f"images/{fields['dist_img']}"
-        _add(found, where, file, fields["dmos"], "dmos", fields.get("var"), reference=fields["ref_img"])
+        _add(listing, where, file, fields["dmos"], "dmos", fields.get("var"), reference=fields["ref_img"])
 
 
-def read_pipal(root: Path, found: Listing) -> None:
+def read_pipal(root: Path, listing: Listing) -> None:
     """PIPAL: 200 references x 116 distortions, restored images among them; labels are Elo points.
 
     Layout: `Train_Label/A0001.txt` (one line `A0001_00_00.bmp,1408.98` per image), `Distortion_1/` .. `Distortion_4/`
@@ -78,22 +78,22 @@ def read_pipal(root: Path, found: Listing) -> None:
     """
     tables = sorted((root / "Train_Label").glob("*.txt"))
     if not tables:
-        found.fault("layout", root / "Train_Label", "no label files A0001.txt ...; unpack Train_Label there")
+        listing.fault("layout", root / "Train_Label", "no label files A0001.txt ...; unpack Train_Label there")
     where_is: dict[str, str] = {}
     for file in sorted(root.glob("Distortion_*/**/*.bmp")):
         if file.name in where_is:
-            found.fault("duplicate", file, f"the same name lies at {where_is[file.name]}; keep one of them")
+            listing.fault("duplicate", file, f"the same name lies at {where_is[file.name]}; keep one of them")
         where_is.setdefault(file.name, file.relative_to(root).as_posix())
     for table in tables:
-        for line, text in enumerate((read_text(table, found) or "").splitlines(), 1):
+        for line, text in enumerate((read_text(table, listing) or "").splitlines(), 1):
             if text.strip():
                 name, comma, score = (part.strip() for part in text.partition(","))
                 place = where_is.get(name, f"Distortion_1/{name}")
                 label = score if comma else None
-                _add(found, f"{table}:{line}", place, label, "score", reference=table.stem)
+                _add(listing, f"{table}:{line}", place, label, "score", reference=table.stem)
 
 
-def read_livew(root: Path, found: Listing) -> None:
+def read_livew(root: Path, listing: Listing) -> None:
     """LIVE in the Wild (LIVE Challenge, CLIVE): 1162 mobile photographs, labels 0..100.
 
     Layout: `Data/AllImages_release.mat`, `Data/AllMOS_release.mat`, `Data/AllStdDev_release.mat`, `Images/`. The tables
@@ -102,21 +102,21 @@ def read_livew(root: Path, found: Listing) -> None:
     Source: the read-me of the authors' archive.
     """
     tables = ("AllImages_release", "AllMOS_release", "AllStdDev_release")
-    names, scores, spreads = (_matlab_column(root / "Data" / f"{name}.mat", name, found) for name in tables)
+    names, scores, spreads = (_matlab_column(root / "Data" / f"{name}.mat", name, listing) for name in tables)
     if names is None or scores is None or spreads is None:
         return
     if not len(names) == len(scores) == len(spreads):
         counts = f"{len(names)} names, {len(scores)} scores, {len(spreads)} deviations"
-        found.fault("layout", root / "Data", f"{counts}: the three tables must be equally long")
+        listing.fault("layout", root / "Data", f"{counts}: the three tables must be equally long")
         return
     for index, (cell, score, deviation) in enumerate(zip(names, scores, spreads, strict=True)):
         name = str(np.asarray(cell).item()) if np.asarray(cell).size == 1 else ""
         if not re.fullmatch(r"t\d+\.\w+", name, re.IGNORECASE):
             where = f"{root / 'Data'}: image {index + 1} ({name})"
-            _add(found, where, f"Images/{name}", score, "MOS", deviation)
+            _add(listing, where, f"Images/{name}", score, "MOS", deviation)
 
 
-def read_agiqa(root: Path, found: Listing) -> None:
+def read_agiqa(root: Path, listing: Listing) -> None:
     """AGIQA-3K: 2982 images of six generators, labels of quality (used here) and of agreement with the prompt (not).
 
     Layout: `data.csv` (name, prompt, adj1, adj2, style, mos_quality, std_quality, mos_align, std_align), with the
@@ -124,9 +124,9 @@ def read_agiqa(root: Path, found: Listing) -> None:
     which several generators answered.
     """
     folder = next((f"{name}/" for name in ("images", "AGIQA-3K") if (root / name).is_dir()), "")
-    for where, fields in read_csv(root / "data.csv", ("name", "prompt", "mos_quality"), found):
+    for where, fields in read_csv(root / "data.csv", ("name", "prompt", "mos_quality"), listing):
         file, std, prompt = folder + fields["name"], fields.get("std_quality"), fields["prompt"] or None
-        _add(found, where, file, fields["mos_quality"], "mos_quality", std, reference=prompt)
+        _add(listing, where, file, fields["mos_quality"], "mos_quality", std, reference=prompt)
 
 
 CSIQ_TYPES = {
@@ -136,7 +136,7 @@ CSIQ_TYPES = {
 """Distortion as the workbook calls it -> folder, and middle part of the file name."""
 
 
-def read_csiq(root: Path, found: Listing) -> None:
+def read_csiq(root: Path, listing: Listing) -> None:
     """CSIQ: 30 references x 6 distortions x 4 or 5 levels, 866 images; labels are difference scores: 0 best, 1 worst.
 
     Layout: `csiq.DMOS.xlsx`, sheet `all_by_image` (a heading, then columns image, dst_idx, dst_type, dst_lev, dmos_std,
@@ -145,19 +145,21 @@ def read_csiq(root: Path, found: Listing) -> None:
     Source: the authors' workbook, whose names of distortions differ from those of the files.
     """
     columns = ("image", "dst_type", "dst_lev", "dmos_std", "dmos")
-    for where, (image, kind, level, deviation, dmos) in _cells(root / "csiq.DMOS.xlsx", "all_by_image", columns, found):
+    for where, (image, kind, level, deviation, dmos) in _cells(
+        root / "csiq.DMOS.xlsx", "all_by_image", columns, listing
+    ):
         if kind not in CSIQ_TYPES:
-            found.fault("label", where, f"distortion {kind!r}: must be one of {', '.join(CSIQ_TYPES)}")
+            listing.fault("label", where, f"distortion {kind!r}: must be one of {', '.join(CSIQ_TYPES)}")
         elif image is None:
-            found.fault("label", where, "names no image")
-        elif (step := number(level, where, "level", found)) is not None:
+            listing.fault("label", where, "names no image")
+        elif (step := number(level, where, "level", listing)) is not None:
             name = f"{image:.0f}" if isinstance(image, float) else image  # one reference is called 1600
             folder, token = CSIQ_TYPES[kind]
             file = f"dst_imgs/{folder}/{name}.{token}.{step:.0f}.png"
-            _add(found, where, file, dmos, "dmos", deviation, reference=name)
+            _add(listing, where, file, dmos, "dmos", deviation, reference=name)
 
 
-def read_tid2013(root: Path, found: Listing) -> None:
+def read_tid2013(root: Path, listing: Listing) -> None:
     """TID2013: 25 references x 24 distortions x 5 levels, labels 0..9.
 
     Layout: `mos_with_names.txt` (`5.51429 I01_01_1.bmp` a line), `mos_std.txt` (one number a line, same order;
@@ -166,49 +168,56 @@ def read_tid2013(root: Path, found: Listing) -> None:
     so they are small.
     """
     table, spreads, folder = root / "mos_with_names.txt", root / "mos_std.txt", root / "distorted_images"
-    lines = [(k, line.split()) for k, line in enumerate((read_text(table, found) or "").splitlines(), 1)]
+    lines = [(k, line.split()) for k, line in enumerate((read_text(table, listing) or "").splitlines(), 1)]
     lines = [(k, parts) for k, parts in lines if parts]
     values: list[str | None] = [None] * len(lines)
     if spreads.is_file():
-        values = [*(read_text(spreads, found) or "").split()]
+        values = [*(read_text(spreads, listing) or "").split()]
         if len(values) != len(lines):
-            found.fault("layout", spreads, f"{len(values)} deviations for {len(lines)} images")
+            listing.fault("layout", spreads, f"{len(values)} deviations for {len(lines)} images")
             values = [None] * len(lines)
     names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     where_is = {name.lower(): name for name in sorted(names, reverse=True)}
     for (line, parts), std in zip(lines, values, strict=True):
         where = f"{table}:{line}"
         if len(parts) != 2:
-            found.fault("label", where, f"{' '.join(parts)!r}: must be a score and a file name")
+            listing.fault("label", where, f"{' '.join(parts)!r}: must be a score and a file name")
             continue
         name = parts[1] if parts[1] in names else where_is.get(parts[1].lower(), parts[1])
         reference = parts[1].partition("_")[0].upper()
-        _add(found, where, f"distorted_images/{name}", parts[0], "score", std, reference=reference)
+        _add(listing, where, f"distorted_images/{name}", parts[0], "score", std, reference=reference)
 
 
 def _add(
-    found: Listing, where: str, file: str, label: object, what: str, std: object = None, *, reference: str | None = None
+    listing: Listing,
+    where: str,
+    file: str,
+    label: object,
+    what: str,
+    std: object = None,
+    *,
+    reference: str | None = None,
 ) -> None:
-    value, deviation = number(label, where, what, found), spread(std, where, found)
+    value, deviation = number(label, where, what, listing), spread(std, where, listing)
     if value is not None and deviation is not None:
-        found.rows.append(LabelRow(file=file, label=value, std=deviation, reference=reference))
+        listing.rows.append(LabelRow(file=file, label=value, std=deviation, reference=reference))
 
 
 def _cells(
-    file: Path, sheet: str | None, columns: Sequence[str], found: Listing
+    file: Path, sheet: str | None, columns: Sequence[str], listing: Listing
 ) -> Iterator[tuple[str, list[str | float | None]]]:
     """Yield (file:line, values of the columns) below the row that names them; rows without a value are passed over."""
     try:
         rows = read_sheet(file, sheet)
     except OSError as error:
-        found.fault("layout", file, f"cannot be opened ({error.strerror}); give the unpacked archive's folder")
+        listing.fault("layout", file, f"cannot be opened ({error.strerror}); give the unpacked archive's folder")
         return
     except SheetError as error:
-        found.fault("layout", file, str(error))
+        listing.fault("layout", file, str(error))
         return
     start = next((k for k, cells in enumerate(rows) if all(name in cells for name in columns)), None)
     if start is None:
-        found.fault("layout", file, f"no row with the columns {', '.join(columns)}")
+        listing.fault("layout", file, f"no row with the columns {', '.join(columns)}")
         return
     places = [rows[start].index(name) for name in columns]
     for line, cells in enumerate(rows[start + 1 :], start + 2):
@@ -217,9 +226,9 @@ def _cells(
             yield f"{file}:{line}", values
 
 
-def _matlab_column(file: Path, name: str, found: Listing) -> list[Any] | None:
+def _matlab_column(file: Path, name: str, listing: Listing) -> list[Any] | None:
     try:
         return list(np.asarray(loadmat(file)[name]).ravel())
     except (OSError, KeyError, ValueError, TypeError, NotImplementedError, MatReadError) as error:
-        found.fault("layout", file, f"cannot be read as a MATLAB file with a variable {name} ({error})")
+        listing.fault("layout", file, f"cannot be read as a MATLAB file with a variable {name} ({error})")
         return None

@@ -75,6 +75,6 @@ class DatasetSource:
         family = FAMILIES[self.family]
         if family.scale is None:
             return family.read(self.root, self.image_root, self.scale)
-        found = Listing(root=self.root, scale=family.scale)
-        family.read(self.root, found)
-        return found
+        listing = Listing(root=self.root, scale=family.scale)
+        family.read(self.root, listing)
+        return listing

@@ -30,11 +30,11 @@ class CheckReport:
     def as_json(self) -> dict[str, Any]:
         """Return the report without images; NaN and infinity are None (`spread` 0 tells the infinite ratios)."""
         verdicts = {
-            one.use: {
-                "verdict": one.verdict,
-                "criteria": [asdict(criterion) | {"met": criterion.met} for criterion in one.criteria],
+            verdict.use: {
+                "verdict": verdict.verdict,
+                "criteria": [asdict(criterion) | {"met": criterion.met} for criterion in verdict.criteria],
             }
-            for one in self.verdicts
+            for verdict in self.verdicts
         }
         return plain(
             {

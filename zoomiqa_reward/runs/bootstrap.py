@@ -23,8 +23,8 @@ def group_numbers(names: Sequence[Hashable]) -> NDArray[np.int64]:
     >>> group_numbers(["a", "b", "a"]).tolist()
     [0, 1, 0]
     """
-    known: dict[Hashable, int] = {}
-    return np.array([known.setdefault(name, len(known)) for name in names], dtype=np.int64)
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
 
 
 def percentile_interval(values: Sequence[float] | NDArray[np.float64], level: float = LEVEL) -> Interval:
@@ -46,8 +46,8 @@ def bootstrap(
 ) -> dict[str, Interval]:
     """Return name -> 95 % interval of each statistic over resampled groups, all from the same draws.
 
-    `statistics` gets the indices of a resample: whole groups, drawn with replacement, one drawn twice twice over. With
-    fewer than 2 groups there is nothing to resample: no intervals are returned. draws=0 gives none either.
+    `statistics` gets the indices of a resample: groups are resampled with replacement; a group drawn twice appears
+    twice. With fewer than 2 groups there is nothing to resample: no intervals are returned. draws=0 gives none either.
     """
     members = [np.flatnonzero(groups == number) for number in range(int(groups.max()) + 1)] if len(groups) else []
     if len(members) < 2 or draws == 0:
@@ -57,7 +57,7 @@ def bootstrap(
     for _ in range(draws):
         chosen = rng.integers(0, len(members), len(members))
         drawn.append(statistics(np.concatenate([members[number] for number in chosen])))
-    return {name: percentile_interval([one[name] for one in drawn]) for name in drawn[0]}
+    return {name: percentile_interval([resample[name] for resample in drawn]) for name in drawn[0]}
 
 
 def bootstrap_share(
