@@ -87,10 +87,10 @@ def read_pipal(root: Path, listing: Listing) -> None:
     for table in tables:
         for line, text in enumerate((read_text(table, listing) or "").splitlines(), 1):
             if text.strip():
-                name, comma, score = (part.strip() for part in text.partition(","))
-                place = where_is.get(name, f"Distortion_1/{name}")
+                name, comma, score = (cell.strip() for cell in text.partition(","))
+                path = where_is.get(name, f"Distortion_1/{name}")
                 label = score if comma else None
-                _add(listing, f"{table}:{line}", place, label, "score", reference=table.stem)
+                _add(listing, f"{table}:{line}", path, label, "score", reference=table.stem)
 
 
 def read_livew(root: Path, listing: Listing) -> None:
@@ -219,9 +219,9 @@ def _cells(
     if start is None:
         listing.fault("layout", file, f"no row with the columns {', '.join(columns)}")
         return
-    places = [rows[start].index(name) for name in columns]
+    indices = [rows[start].index(name) for name in columns]
     for line, cells in enumerate(rows[start + 1 :], start + 2):
-        values = [cells[place] if place < len(cells) else None for place in places]
+        values = [cells[index] if index < len(cells) else None for index in indices]
         if any(value is not None for value in values):
             yield f"{file}:{line}", values
 

@@ -19,8 +19,8 @@ def digest(*parts: Part, size: int = 16) -> str:
 def digest_of(parts: Iterable[Part], *, size: int = 16) -> str:
     """Return the `digest` of parts that are made one at a time, so that they need not be held together."""
     total = hashlib.sha256()
-    for part in parts:
-        total.update(part.encode() if isinstance(part, str) else part)
+    for piece in parts:
+        total.update(piece.encode() if isinstance(piece, str) else piece)
     return total.hexdigest()[:size]
 
 
