@@ -9,7 +9,6 @@ again. With several processes each takes its share of the images. At the end `re
 
 import argparse
 import datetime
-import hashlib
 import json
 import os
 import sys
@@ -21,11 +20,12 @@ from typing import Any
 import torch
 
 from train_iqa.data import FAMILIES, IqaDataset, LabelledImage, load_datasets, select
-from train_iqa.evaluation.measuring import LineWriter, choose_probe_ids, measure_images, null, read_lines
-from train_iqa.evaluation.options import EvaluateConfig, build_parser, config_of, provenance
+from train_iqa.evaluation.measuring import LineWriter, choose_probe_ids, measure_images, read_lines
+from train_iqa.evaluation.options import EvaluateConfig, build_parser, config_of, evaluation_provenance
 from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
-from zoomiqa_reward.runs.json_lines import write_json
+from zoomiqa_reward.runs.digest import digest
+from zoomiqa_reward.runs.json_lines import plain, write_json
 from zoomiqa_reward.runs.outputs import claim_folder
 from zoomiqa_reward.runs.program import run_program
 from zoomiqa_reward.runs.progress import progress, say
@@ -103,7 +103,7 @@ def _report(
     keys = {(name, image.id) for name, images in chosen.items() for image in images}
     mine = {key: line for key, line in lines.items() if key in keys}
     return {
-        "provenance": provenance(iqa, arguments),
+        "provenance": evaluation_provenance(iqa, arguments),
         "settings": _settings(config, iqa, datasets, chosen) | {"draws": config.draws},
         "data": {dataset.name: _about(dataset, len(chosen[dataset.name])) for dataset in datasets},
         "results": results,
@@ -127,7 +127,7 @@ def _settings(
         "data": {
             dataset.name: {
                 "digest": dataset.digest,
-                "images": hashlib.sha256("\n".join(i.id for i in chosen[dataset.name]).encode()).hexdigest()[:16],
+                "images": digest("\n".join(i.id for i in chosen[dataset.name])),
             }
             for dataset in datasets
         },
@@ -139,7 +139,7 @@ def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
     file = out / "settings.json"
     if file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))
-        changed = [name for name in settings if before.get(name) != null(settings[name])]
+        changed = [name for name in settings if before.get(name) != plain(settings[name])]
         if changed:
             raise ValueError(f"{out}: holds a run with another {', '.join(changed)}; give another --out, or remove it")
     _write(file, settings)
@@ -168,7 +168,7 @@ def _file_name(name: str) -> str:
 
 
 def _write(file: Path, content: Any) -> None:
-    write_json(file, null(content))
+    write_json(file, plain(content), indent=1)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -187,7 +187,7 @@ def _work(args: argparse.Namespace, argv: list[str] | None) -> int:
         return 0
     for name, result in report["results"].items():
         values = {key: _value(result, key) for key in HEADLINE}
-        print(json.dumps(null({"dataset": name, "images": result["images"], "failed": result["failed"], **values})))
+        print(json.dumps(plain({"dataset": name, "images": result["images"], "failed": result["failed"], **values})))
     _say(f"report: {config.out / 'report.json'}")
     return 2 if any(result["failed"] for result in report["results"].values()) else 0
 

@@ -1,15 +1,11 @@
 """What a run knows of itself beside weights: counts, its best look, whether an alarm has ended it, its processes."""
 
-import json
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from zoomiqa_reward.runs.outputs import write_text
 
 
 class Progress:
@@ -44,27 +40,6 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         vars(self).update(state)
-
-
-def trim_rows(file: Path, last: int) -> None:
-    """Drop a log's rows of later rounds than `last`, and a half-written end: they will be made again, the same."""
-    if not file.exists():
-        return
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if row["round"] <= last:
-            kept.append(line)
-    write_text(file, "".join(f"{line}\n" for line in kept))
-
-
-def read_rows(file: Path) -> list[dict[str, float]]:
-    """Return a log's rows; none where there is no file."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return [json.loads(line) for line in lines]
 
 
 def finite(values: dict[str, float]) -> dict[str, float]:

@@ -9,7 +9,6 @@ What a curation did: images, rejections by filter and reason with examples, drop
 Counted from the two journals, so a run in several pieces reports the same as one in one piece.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from train_iqa.curation.curator import FILTERS
 from train_iqa.curation.endpoint import Endpoint
 from train_iqa.curation.thresholds import HintThresholds
 from train_iqa.data import LabelledImage
+from zoomiqa_reward.runs.digest import digest
 from zoomiqa_reward.runs.outputs import copy_file, part_folder, write_text
 
 ROWS = "conversations.jsonl"
@@ -53,9 +53,9 @@ def write_rows(
 
 def image_name(image: LabelledImage) -> str:
     """Return a file name that no other image of any data set has."""
-    digest = hashlib.sha256(f"{image.dataset}\0{image.id}".encode()).hexdigest()[:10]
+    code = digest(f"{image.dataset}\0{image.id}", size=10)
     stem = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in PurePosixPath(image.id).stem)
-    return f"{stem[:60]}-{digest}{image.path.suffix.lower()}"
+    return f"{stem[:60]}-{code}{image.path.suffix.lower()}"
 
 
 def _copy(source: Path, target: Path) -> None:

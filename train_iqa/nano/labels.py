@@ -88,7 +88,7 @@ class LabelScale:
 
     def save(self, path: Path) -> None:
         """Write the knots as JSON, in one step."""
-        write_json(path, {"metrics": list(LABEL_METRICS), "knots": self.knots})
+        write_json(path, {"metrics": list(LABEL_METRICS), "knots": self.knots}, indent=1)
 
     @classmethod
     def load(cls, path: Path) -> "LabelScale":

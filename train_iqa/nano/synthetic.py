@@ -104,8 +104,7 @@ def _write_shard(
         arrays[f"image{k}"], arrays[f"scores{k}"], arrays[f"local{k}"] = sample.image, sample.scores, sample.local
         arrays[f"bands{k}"] = sample.bands
         arrays[f"record{k}"] = np.frombuffer(json.dumps(asdict(sample.record)).encode(), dtype=np.uint8)
-    target = folder / f"{index:05d}.npz"
-    with replacing(target) as half, open(half, "wb") as file:
+    with replacing(folder / f"{index:05d}.npz") as half, open(half, "wb") as file:
         np.savez(file, **arrays)
 
 

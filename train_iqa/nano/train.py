@@ -8,7 +8,6 @@ alone.
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -43,6 +42,7 @@ from zoomiqa_reward.runs.json_lines import write_json
 from zoomiqa_reward.runs.outputs import claim_folder, copy_file, part_folder
 from zoomiqa_reward.runs.program import Parser, run_program
 from zoomiqa_reward.runs.progress import say
+from zoomiqa_reward.runs.provenance import provenance
 
 CLEAN_WINDOWS = 240
 """Windows of clean photographs that the patch embedding is a whitening of."""
@@ -100,17 +100,8 @@ class NanoConfig:
 
 def write_run_record(config: NanoConfig) -> None:
     """Write `run.json`: configuration, versions, command and commit."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False)
-    record = {
-        "config": json.loads(json.dumps(asdict(config), default=str)),
-        "command": sys.argv,
-        "commit": commit.stdout.strip() or None,
-        "dirty": bool(dirty.stdout.strip()),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    write_json(config.out / "run.json", record)
+    settings = json.loads(json.dumps(asdict(config), default=str))
+    write_json(config.out / "run.json", {"config": settings} | provenance())
 
 
 def _say(text: str) -> None:

@@ -4,7 +4,6 @@ A model must be asked with the prompts that it was trained on, so prompts, crop 
 several views of one image combine travel with the weights. Nothing else in the package knows which model it has.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zoomiqa_reward.errors import ZoomIQAError
+from zoomiqa_reward.runs.digest import digest
 from zoomiqa_reward.runs.outputs import claim_file, write_text
 
 PROTOCOL_FILE = "zoomiqa_protocol.json"
@@ -159,8 +159,7 @@ class Protocol:
     @property
     def fingerprint(self) -> str:
         """Short hash of all fields: two models asked differently are two rewards."""
-        text = json.dumps(asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest(json.dumps(asdict(self), sort_keys=True))
 
     def to_json(self) -> str:
         """Return the file's text."""

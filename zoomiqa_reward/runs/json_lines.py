@@ -1,11 +1,15 @@
-"""Files of JSON lines, and JSON files, that survive a kill: a line counts once its newline is on the disk."""
+"""Files that survive a kill: a line of JSON counts once its newline is on the disk, other files appear whole.
+
+JSON has no NaN: `plain` writes numbers that are not finite as null, and `as_float` reads null as NaN.
+"""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
-from zoomiqa_reward.runs.outputs import write_text
+from zoomiqa_reward.runs.outputs import replacing, write_text
 
 
 def append_line(file: Path, row: dict[str, Any]) -> None:
@@ -45,12 +49,46 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_json(file: Path, content: dict[str, Any], *, overwrite: bool = False) -> None:
+def trim_lines(file: Path, key: str, last: float) -> None:
+    """Drop the rows whose `key` is above `last`, and all from the first damaged one on: they will be made again."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_bytes().splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if line.endswith(b"\n") and row[key] <= last:
+            kept.append(line)
+    with replacing(file) as half:
+        half.write_bytes(b"".join(kept))
+
+
+def write_json(file: Path, content: Any, indent: int = 2, *, overwrite: bool = False) -> None:
     """Write a JSON file in one step. Raises OutputError outside a run's folder, as `outputs.replacing` does."""
-    write_text(file, _dumps(content, indent=2) + "\n", overwrite=overwrite)
+    write_text(file, _dumps(content, indent=indent) + "\n", overwrite=overwrite)
 
 
-def _dumps(content: dict[str, Any], indent: int | None = None) -> str:
+def plain(value: Any) -> Any:
+    """Return a value for JSON: numbers that are not finite become None, tuples lists, in any depth.
+
+    >>> plain({"reward": math.nan, "seeds": (3, 4)})
+    {'reward': None, 'seeds': [3, 4]}
+    """
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_float(value: float | None) -> float:
+    """Return a number that `plain` wrote, NaN for None."""
+    return math.nan if value is None else float(value)
+
+
+def _dumps(content: Any, indent: int | None = None) -> str:
     """Return JSON that UTF-8 can hold: a file name in other bytes comes as surrogates, which JSON escapes."""
     text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
     if any("\ud800" <= mark <= "\udfff" for mark in text):
