@@ -11,18 +11,13 @@ from hypothesis import strategies as st
 from tiny import picture
 
 from train_iqa.evaluation.agreement import correlations, krcc, pair_tables, share
-from train_iqa.evaluation.bootstrap import (
-    bootstrap,
-    bootstrap_share,
-    group_numbers,
-    merge_groups,
-    percentile_interval,
-)
 from train_iqa.evaluation.calibration import calibrate
 from train_iqa.evaluation.consistency import gain_over_sampling, spread_of_calls
 from train_iqa.evaluation.filters import filter_statistics, wilson_interval
 from train_iqa.evaluation.grounding import as_shares, grounding, iou
+from train_iqa.evaluation.resampling import bootstrap_share, group_numbers, merge_groups
 from train_iqa.evaluation.robustness import jpeg95, perturbed_ratings, rating_changes, resize98, shift1
+from zoomiqa_reward.bootstrap import bootstrap, percentile_interval
 
 NAN = math.nan
 

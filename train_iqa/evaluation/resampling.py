@@ -1,16 +1,15 @@
-"""Bootstrap intervals that resample what is independent: references where they are known, else images.
+"""What an evaluation resamples: references where they are known, else images; and pairs of them.
 
 Twenty distortions of one photograph are not twenty photographs; an interval over images would be far too narrow.
-Source: the cluster bootstrap with percentile intervals, as in Efron and Tibshirani, An Introduction to the Bootstrap.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-Interval = tuple[float, float]
-LEVEL = 0.95
+from zoomiqa_reward.bootstrap import Interval, percentile_interval
+
 MAX_PAIR_GROUPS = 1000
 """Above it groups are thrown together at random for the intervals of pair agreement: its table is square."""
 
@@ -23,39 +22,6 @@ def group_numbers(names: Sequence[Hashable]) -> NDArray[np.int64]:
     """
     known: dict[Hashable, int] = {}
     return np.array([known.setdefault(name, len(known)) for name in names], dtype=np.int64)
-
-
-def percentile_interval(values: Sequence[float] | NDArray[np.float64], level: float = LEVEL) -> Interval:
-    """Return the central `level` of the values; NaN twice where more than half of them are NaN or none are there."""
-    drawn = np.asarray(values, dtype=np.float64)
-    good = drawn[np.isfinite(drawn)]
-    if len(good) == 0 or 2 * len(good) < len(drawn):
-        return float("nan"), float("nan")
-    low, high = np.quantile(good, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def bootstrap(
-    statistics: Callable[[NDArray[np.int64]], dict[str, float]],
-    groups: NDArray[np.int64],
-    *,
-    draws: int = 1000,
-    seed: int = 0,
-) -> dict[str, Interval]:
-    """Return name -> 95 % interval of each statistic over resampled groups, all from the same draws.
-
-    `statistics` gets the indices of a resample: whole groups, drawn with replacement, one drawn twice twice over. With
-    fewer than 2 groups there is nothing to resample: no intervals are returned. draws=0 gives none either.
-    """
-    members = [np.flatnonzero(groups == number) for number in range(int(groups.max()) + 1)] if len(groups) else []
-    if len(members) < 2 or draws == 0:
-        return {}
-    rng = np.random.default_rng(seed)
-    drawn: list[dict[str, float]] = []
-    for _ in range(draws):
-        chosen = rng.integers(0, len(members), len(members))
-        drawn.append(statistics(np.concatenate([members[number] for number in chosen])))
-    return {name: percentile_interval([one[name] for one in drawn]) for name in drawn[0]}
 
 
 def bootstrap_share(
