@@ -15,7 +15,15 @@ from common import RESULTS, write_result
 from tqdm import tqdm
 
 from zoomiqa_reward import ZoomIQA, ZoomIQAReward
-from zoomiqa_reward.check import bundled_photographs, find_reward, ladder_figure, load_photographs, run_check
+from zoomiqa_reward.check import (
+    Thresholds,
+    bundled_photographs,
+    find_reward,
+    ladder_figure,
+    load_photographs,
+    run_check,
+)
+from zoomiqa_reward.check.verdict import FEW
 
 PAGE = Path(__file__).parents[1] / "docs" / "check.md"
 START, END = "<!-- check -->", "<!-- /check -->"
@@ -57,7 +65,7 @@ def figure(value: float | None, digits: int = 2) -> str:
 
 def ladder(kind: str, family: str = "ladders") -> Callable[[dict[str, Any]], str]:
     """Return what reads one ladder's order from a result's measures."""
-    return lambda m: next(figure(one["pairs_in_order"]) for one in m[family] if one["kind"] == kind)
+    return lambda m: next((figure(one["pairs_in_order"]) for one in m.get(family, ()) if one["kind"] == kind), "-")
 
 
 def interval(name: str, digits: int = 2) -> Callable[[dict[str, Any]], str]:
@@ -65,7 +73,7 @@ def interval(name: str, digits: int = 2) -> Callable[[dict[str, Any]], str]:
 
     def read(m: dict[str, Any]) -> str:
         value = m.get(name, m["ascent"].get(name))
-        ends = m["intervals"].get(name, (None, None))
+        ends = m.get("intervals", {}).get(name, (None, None))
         between = "" if None in (value, *ends) else f" [{figure(ends[0], digits)}, {figure(ends[1], digits)}]"
         return figure(value, digits) + between
 
@@ -76,7 +84,9 @@ def empty(kind: str) -> Callable[[dict[str, Any]], str]:
     """Return what reads how often one kind of emptied image was rated, and preferred, on its steps."""
 
     def read(m: dict[str, Any]) -> str:
-        [row] = [one for one in m["empty"] if one["kind"] == kind]
+        row = next((one for one in m.get("empty", ()) if one["kind"] == kind), None)
+        if row is None:  # a result from before these probes
+            return "-"
         rated = [share for share in row["rated"] if share is not None]
         return f"{figure(sum(rated) / len(rated))} / {figure(sum(row['preferred'][1:]) / len(row['preferred'][1:]))}"
 
@@ -119,6 +129,12 @@ ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
 }  # fmt: skip
 
 
+def verdict(result: dict[str, Any], use: str) -> str:
+    """Return the verdict; a result from before verdicts had a least number of images falls under today's."""
+    is_enough = result["measures"]["num_photographs"] >= Thresholds().min_images
+    return result["verdicts"][use]["verdict"] if is_enough else FEW
+
+
 def markdown() -> str:
     """Return the table of every reward that has been checked."""
     results = {name: RESULTS / f"check_{name}.json" for name in TITLES}
@@ -127,7 +143,7 @@ def markdown() -> str:
     for title, read in ROWS.items():
         lines.append(f"| {title} | " + " | ".join(read(result["measures"]) for result in found.values()) + " |")
     for use in ("best-of-n", "dpo", "gradients"):
-        lines.append(f"| **{use}** | " + " | ".join(r["verdicts"][use]["verdict"] for r in found.values()) + " |")
+        lines.append(f"| **{use}** | " + " | ".join(verdict(result, use) for result in found.values()) + " |")
     return "\n".join(lines)
 
 
