@@ -12,7 +12,7 @@ import torch
 from test_tune_denoisers import nano
 
 from restoration.restorer.rng import candidate_seed
-from restoration.tuning import Example, Recipe, TuneConfig, tune
+from restoration.tuning import Example, MonitorConfig, Recipe, TuneConfig, tune
 from restoration.tuning.algorithms.dpo import DPO
 from restoration.tuning.algorithms.grpo import GRPO
 from restoration.tuning.algorithms.nft import NFT
@@ -64,10 +64,11 @@ def broken(monkeypatch):
 
 def run(algorithm, out, reward=None, **changes):
     settings = {"rounds": 1, "images_per_round": IMAGES, "num_samples": SAMPLES, "rows_at_once": SAMPLES,
-                "crop_px": None, "steps": 4, "lora_rank": 2, "lora_alpha": 4, "ema_decay": 0.0, "max_failure_rate": 0.0}  # fmt: skip
+                "crop_px": None, "steps": 4, "lora_rank": 2, "lora_alpha": 4, "ema_decay": 0.0,
+                "max_failure_rate": 0.0}  # fmt: skip
     judge = MetricReward(reward or Dark(), "dark", True, (-1, 0), differentiable=True)
     recipe = Recipe(name="toy", source="nano", algorithm=algorithm, config=TuneConfig(**(settings | changes)),
-                    reward=lambda: judge, monitor=None)  # fmt: skip
+                    reward=lambda: judge, monitor=MonitorConfig(metrics=("psnr_y",)))  # fmt: skip
     tune(recipe, examples(), judge, out, validation=None, pipeline=nano(), device="cpu")
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
@@ -153,9 +154,8 @@ def test_the_gradient_counts_it_as_the_worst(broken, tmp_path):
 
 def test_a_round_of_nothing_but_blank_candidates_still_has_a_gradient(monkeypatch, tmp_path):
     """As missing, a policy that has blanked everything would never learn again."""
-    monkeypatch.setattr(
-        NanoDenoiser, "decode", lambda self, x0, condition: 0.5 + 0.001 * nano_images(self, x0, condition)
-    )
+    whole = NanoDenoiser.decode
+    monkeypatch.setattr(NanoDenoiser, "decode", lambda self, x0, condition: 0.5 + 0.001 * whole(self, x0, condition))
     reward = Dark()
     [row] = run(RewardGradient(low_frequency=0.0), tmp_path, reward)
     assert reward.seen == []
