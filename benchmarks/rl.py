@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from train_iqa import grpo, sft
-from train_iqa.data import Source
+from train_iqa.data import DatasetSource
 from train_iqa.nano.labels import LabelScale
 from train_iqa.nano.synthetic import hold_out, list_photographs, read_samples, write_samples
 from train_iqa.rl.coverage import KlConfig
@@ -124,8 +124,9 @@ def run_arm(args: argparse.Namespace) -> None:
     folder = args.out / f"{args.arm}-{args.seed}"
     policy = grpo.train(replace(
         nano().grpo, model=ModelConfig(name=str(args.out / "sft" / "policy")), out=folder, seed=args.seed,
-        data=(Source(family="csv", root=args.out / "train" / "labels.csv"),), part="all", kl=kl, resampling=resampling,
-        steps=args.steps, updates=2, num_samples=6, max_new_tokens=200, learning_rate=args.learning_rate,
+        data=(DatasetSource(family="csv", root=args.out / "train" / "labels.csv"),), part="all", kl=kl,
+        resampling=resampling, steps=args.steps, updates=2, num_samples=6,
+        max_new_tokens=200, learning_rate=args.learning_rate,
         micro_rows=24, save_every=5, page_every=args.steps, tensorboard=False,
     ))  # fmt: skip
     write_json(folder / "evaluation.json", evaluate(policy, args.out, args.limit))

@@ -59,7 +59,7 @@ def child(args: argparse.Namespace, out: Path, device: str = "cuda", **sizes: An
     if args.stage == "grpo":
         # random weights end no answer: every one has `max_new_tokens`, and none asks for a second round
         settings = {"images_per_step": 8, "images_per_rollout": 4, "num_samples": 4, "max_new_tokens": 256}
-        source = grpo.Source(family="csv", root=out / "data" / "labels.csv")
+        source = grpo.DatasetSource(family="csv", root=out / "data" / "labels.csv")
     config = replace(
         getattr(qwen2_5_vl_7b(), args.stage), data=(source,), out=out / "run", steps=4, save_every=100,
         tensorboard=False, **settings,

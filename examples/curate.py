@@ -16,7 +16,7 @@ from train_iqa.curation.loop import curate
 from train_iqa.curation.planted import make_cases
 from train_iqa.curation.scripted import ScriptedServer
 from train_iqa.curation.scripted_teacher import scripted_dataset
-from train_iqa.data import Source
+from train_iqa.data import DatasetSource
 from train_iqa.rows.conversations import read_conversations
 from train_iqa.rows.turn_rows import build_row, row_kinds
 from zoomiqa_reward.images import load_image
@@ -35,7 +35,7 @@ def main(image: str | Path, model: str = "nano", pictures: int = 8) -> list[str]
         table, teacher = scripted_dataset(root / "data", make_cases([photograph], pictures))
         with ScriptedServer(teacher) as server:
             config = CurateConfig(
-                sources=(Source(family="csv", root=table),),
+                sources=(DatasetSource(family="csv", root=table),),
                 teacher=Endpoint(model="scripted", base_url=server.url, price_in=1.0, price_out=4.0),
                 out=root / "run",
             )

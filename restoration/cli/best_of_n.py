@@ -76,7 +76,7 @@ def best_of_n(
     from restoration.selection.best_of_n import Cascade
     from restoration.selection.best_of_n import best_of_n as draw
     from restoration.selection.early_stop import EarlyStop
-    from restoration.selection.pool import VARY_SHARPNESS, mixed, varied_pool
+    from restoration.selection.pool import VARY_SHARPNESS, merge_pools, varied_pool
     from zoomiqa_reward import ZoomIQAReward
 
     if min_gain > 0 and not plain:
@@ -93,7 +93,7 @@ def best_of_n(
         ]
     else:
         vary = VARY_SHARPNESS if vary_sharpness is None else vary_sharpness
-        restorers = mixed([varied_pool(name, vary_sharpness=vary, **options) for name in restorer])
+        restorers = merge_pools([varied_pool(name, vary_sharpness=vary, **options) for name in restorer])
     result = draw(
         restorers, image, ZoomIQAReward(iqa, mode=mode), n=n, seed=seed, out=out, prompts=prompt or None,
         strict=strict, batch_size=batch_size, early_stop=EarlyStop(min_gain=min_gain) if min_gain > 0 else None,
@@ -101,7 +101,7 @@ def best_of_n(
     )  # fmt: skip
     if as_json:
         for candidate in result.order:
-            output.json_line(line(candidate))
+            output.json_line(candidate_row(candidate))
     else:
         table(result.order)
     for note in result.notes:
@@ -112,7 +112,7 @@ def best_of_n(
     return 0 if all(candidate.valid for candidate in result.candidates) else 2
 
 
-def line(candidate: "Candidate") -> dict[str, Any]:
+def candidate_row(candidate: "Candidate") -> dict[str, Any]:
     """Return one candidate's JSON line, NaN as null."""
     names = ("rank", "index", "seed", "restorer", "prompt", "score", "std", "cascade_score", "valid", "error",
              "cascade_error", "batch_position", "batch_size", "sharpness", "same_as", "seconds")  # fmt: skip

@@ -72,7 +72,7 @@ def refine(
     )  # fmt: skip
     if as_json:
         for one in result.history:
-            output.json_line(line(one, out))
+            output.json_line(round_row(one, out))
     else:
         table(result)
     for note in result.report["notes"]:
@@ -88,11 +88,13 @@ def refine(
 def was_measured(result: "Refined") -> bool:
     """Return whether every restoration got its rating, and every picture an answer that could be read."""
     attempts = [*result.start.candidates, *(attempt for one in result.history for attempt in one.attempts)]
-    wishes = [one.wish for one in result.history if one.wish is not None]
-    return all(attempt.valid for attempt in attempts) and all(wish.error is None for wish in wishes)
+    zoom_requests = [one.zoom_request for one in result.history if one.zoom_request is not None]
+    return all(attempt.valid for attempt in attempts) and all(
+        zoom_request.error is None for zoom_request in zoom_requests
+    )
 
 
-def line(one: "Round", out: Path) -> dict[str, Any]:
+def round_row(one: "Round", out: Path) -> dict[str, Any]:
     """Return a round's JSON line: its row in rounds.jsonl, with the picture's path."""
     from restoration.refinement.records import row_of
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from restoration.evaluation.datasets import Pair, pixel_hash
-from restoration.evaluation.records import NO_REFERENCE, Record
+from restoration.evaluation.datasets import ImagePair, pixel_hash
+from restoration.evaluation.records import NO_REFERENCE, ImageRecord
 from restoration.metrics.registry import measure
 from restoration.restorer.image_io import RestorationError
 from zoomiqa_reward.images.loading import load_image, save_png, to_pil
@@ -65,7 +65,7 @@ class BicubicRestorer:
         yield from (self.Candidate(enlarged, seed) for seed in seeds)
 
 
-def restored(
+def restore_seeds(
     restorer: Restoring, image_lq: Tensor, scale: int, seeds: list[int]
 ) -> Iterator[tuple[int, Tensor | str, dict[str, Any]]]:
     """Yield (seed, picture or why there is none, its cost)."""
@@ -94,7 +94,7 @@ def restored(
 
 
 @dataclass(frozen=True)
-class Judge:
+class ImageMeasurer:
     """Measures a picture by the metrics and the reward."""
 
     names: list[str]
@@ -103,11 +103,11 @@ class Judge:
     images: Path | None
 
     def __call__(
-        self, image: Tensor | str, pair: Pair, name: str, row: str, seed: int | None = None, cost: Any = None
-    ) -> Record:
+        self, image: Tensor | str, pair: ImagePair, name: str, row: str, seed: int | None = None, cost: Any = None
+    ) -> ImageRecord:
         common = {"image": name, "row": row, "seed": seed, "lq_sha256": pair.lq_sha256, "hr_sha256": pair.hr_sha256}
         if isinstance(image, str):
-            return Record(**common, error=image, metrics=dict.fromkeys(self.names, float("nan")),
+            return ImageRecord(**common, error=image, metrics=dict.fromkeys(self.names, float("nan")),
                           reasons=dict.fromkeys(self.names, "there is no picture"))  # fmt: skip
         image = load_image(to_pil(image))
         reference = None if row == "hr" else pair.hr
@@ -116,7 +116,7 @@ class Judge:
             (self.images / name).mkdir(parents=True, exist_ok=True)
             save_png(image, self.images / name / f"{seed}.png")
         value, error = self._rewarded(image, pair.lq, reference)
-        return Record(
+        return ImageRecord(
             **common, **(cost or {}), metrics={key: one.value for key, one in found.items()},
             reasons={key: one.reason for key, one in found.items() if one.reason is not None},
             reward=value, reward_error=error, sha256=pixel_hash(image),

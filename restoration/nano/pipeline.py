@@ -25,7 +25,8 @@ RESIDUAL_CHANNELS = 3 * SCALE * SCALE
 LARGEST_ETA = 1 - 3e-7
 TEMPERATURE = 0.5
 STEPS = 4
-"""Fewer are nearer to the truth and nearer to each other. Both were chosen on held-out photographs (docs/log.md)."""
+"""Fewer steps are nearer to the truth and nearer to each other. Chosen on held-out photographs, like the temperature
+(docs/notes/restorer.md)."""
 PREDICTIONS = ("v", "x0")
 
 

@@ -24,7 +24,7 @@ DIRECTIONS, ISSUES = 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class ZoomRequest:
     """What an assessment asks for."""
 
     box: PixelBox | None
@@ -41,7 +41,7 @@ class Wish:
     """Why it cannot be told what the answer asks for."""
 
 
-def wish_of(assessment: Assessment, protocol: Protocol, width: int, height: int, scale: int) -> Wish:
+def read_zoom_request(assessment: Assessment, protocol: Protocol, width: int, height: int, scale: int) -> ZoomRequest:
     """Return what the assessment of a picture of `width` x `height` pixels asks for.
 
     scale: how many times larger that picture is than the low-quality one; the box is rounded outwards to its pixels.
@@ -51,14 +51,14 @@ def wish_of(assessment: Assessment, protocol: Protocol, width: int, height: int,
     try:
         route = read_route(assessment.turns[0].text)
     except AnswerError as error:
-        return Wish(box=None, directions=directions, issues=issues, rating=assessment.rating, error=str(error))
+        return ZoomRequest(box=None, directions=directions, issues=issues, rating=assessment.rating, error=str(error))
     box, is_central = None, False
     if route.zoom:
         # No share of the area is asked for: that rule is for what a model is shown, not for what it named.
         policy = CropPolicy(min_area_frac=0.0, max_area_frac=1.0, min_side_px=MIN_REGION_LQ_PX * scale)
         (left, top, right, bottom), is_central = zoom_box(route.bbox, width, height, policy)
         box = left // scale, top // scale, -(-right // scale), -(-bottom // scale)
-    return Wish(box=box, is_central=is_central, directions=directions, issues=issues, rating=assessment.rating)
+    return ZoomRequest(box=box, is_central=is_central, directions=directions, issues=issues, rating=assessment.rating)
 
 
 def section_of(assessment: Assessment, protocol: Protocol, place: int) -> str:
@@ -80,12 +80,12 @@ def section_of(assessment: Assessment, protocol: Protocol, place: int) -> str:
     return ""
 
 
-def texts_for(restorer: Restorer, wish: Wish | None, image: Tensor) -> dict[str, str]:
+def texts_for(restorer: Restorer, zoom_request: ZoomRequest | None, image: Tensor) -> dict[str, str]:
     """Return what the restorer is told about this CHW picture: `prompt`, `negative_prompt`, those that it takes.
 
     Its own text comes first, then the model's. Empty for a restorer that takes no text.
     """
-    said = ("", "") if wish is None else (wish.directions, wish.issues)
+    said = ("", "") if zoom_request is None else (zoom_request.directions, zoom_request.issues)
     pairs: dict[str, tuple[PROMPT, str]] = {
         "prompt": (restorer.prompt, said[0]), "negative_prompt": (restorer.negative_prompt, said[1]),
     }  # fmt: skip

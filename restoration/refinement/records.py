@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from restoration.refinement.guidance import Wish
+from restoration.refinement.guidance import ZoomRequest
 from zoomiqa_reward.model.turns import PixelBox
 
 
@@ -30,7 +30,7 @@ class Round:
     """One round; number 0 is the start, the best of several restorations of the whole picture."""
 
     number: int
-    wish: Wish | None
+    zoom_request: ZoomRequest | None
     """What the model asked for. In round 0 of the low-quality picture, None for a restorer that takes no text."""
     region: PixelBox | None = None
     """What was restored again, in pixels of the low-quality picture; None in round 0, and where nothing was."""
@@ -70,8 +70,10 @@ class Round:
 
 def row_of(one: Round, folder: Path | None) -> dict[str, Any]:
     """Return a round as JSON values: NaN as null, the file relative to the folder."""
-    row = {key: getattr(one, key) for key in one.__dataclass_fields__ if key not in ("held", "attempts", "wish")}
-    row["wish"] = None if one.wish is None else without_nan(asdict(one.wish))
+    row = {
+        key: getattr(one, key) for key in one.__dataclass_fields__ if key not in ("held", "attempts", "zoom_request")
+    }
+    row["zoom_request"] = None if one.zoom_request is None else without_nan(asdict(one.zoom_request))
     row["attempts"] = [without_nan(asdict(attempt)) for attempt in one.attempts]
     row["file"] = None if one.file is None or folder is None else one.file.relative_to(folder).as_posix()
     return without_nan(row)
@@ -79,10 +81,10 @@ def row_of(one: Round, folder: Path | None) -> dict[str, Any]:
 
 def round_of(row: dict[str, Any], folder: Path) -> Round:
     """Return the round of a row. Raises ValueError where its picture is missing."""
-    wish = row["wish"]
-    if wish is not None:
-        box = None if wish["box"] is None else tuple(wish["box"])
-        wish = Wish(**(wish | {"box": box, "rating": _number(wish["rating"])}))
+    zoom_request = row["zoom_request"]
+    if zoom_request is not None:
+        box = None if zoom_request["box"] is None else tuple(zoom_request["box"])
+        zoom_request = ZoomRequest(**(zoom_request | {"box": box, "rating": _number(zoom_request["rating"])}))
     attempts = tuple(
         Attempt(**(one | {key: _number(one[key]) for key in ("reward", "lr_consistency")})) for one in row["attempts"]
     )
@@ -91,7 +93,9 @@ def round_of(row: dict[str, Any], folder: Path) -> Round:
         raise ValueError(f"{file} is missing, though rounds.jsonl lists it: put it back or use another folder")
     numbers = {key: _number(row[key]) for key in ("reward", "lr_consistency")}
     region = None if row["region"] is None else tuple(row["region"])
-    return Round(**(row | numbers | {"wish": wish, "attempts": attempts, "file": file, "region": region}))
+    return Round(
+        **(row | numbers | {"zoom_request": zoom_request, "attempts": attempts, "file": file, "region": region})
+    )
 
 
 def without_nan(row: dict[str, Any]) -> dict[str, Any]:

@@ -17,17 +17,17 @@ from PIL import Image
 from torch import Tensor
 
 from restoration.metrics.fidelity import LR_BORDER_PX, lr_consistency
-from restoration.refinement.guidance import Wish, texts_for, wish_of
+from restoration.refinement.acceptance import acceptance_rule, find_reward_and_assessor, limits_of
+from restoration.refinement.guidance import ZoomRequest, read_zoom_request, texts_for
 from restoration.refinement.journal import Journal, write_artefacts
 from restoration.refinement.records import Attempt, Round, row_of
 from restoration.refinement.regions import Region
 from restoration.refinement.result import Refined
-from restoration.refinement.verdict import judges, limits_of, verdict
 from restoration.restorer.image_io import RestorationError
 from restoration.restorer.restorer import Restorer
 from restoration.restorer.rng import candidate_seed
 from restoration.selection.best_of_n import best_of_n, settings_of
-from restoration.selection.candidate_loop import Source, pixels_digest
+from restoration.selection.candidate_loop import CandidateSource, pixels_digest
 from restoration.selection.result import BestOfN
 from restoration.selection.run_folder import open_run
 from zoomiqa_reward.images.loading import conversions, load_image, to_pil
@@ -68,7 +68,7 @@ def refine(
     """
     if rounds < 1 or seeds_per_round < 1 or seed < 0:
         raise ValueError(f"rounds={rounds}, seeds_per_round={seeds_per_round}, seed={seed}: at least 1, 1 and 0")
-    reward, assessor = judges(iqa_or_reward, assessor)
+    reward, assessor = find_reward_and_assessor(iqa_or_reward, assessor)
     limits = limits_of(reward, min_gain, lr_consistency_slack_db)
     restorer = restorer if isinstance(restorer, Restorer) else Restorer.from_pretrained(restorer)
     image = load_image(image_lq).detach().cpu()
@@ -77,7 +77,7 @@ def refine(
             f"image_lq: {image.shape[2]} x {image.shape[1]} px, but LR-consistency needs {2 * LR_BORDER_PX + 1} px on "
             "each side"
         )
-    own = settings_of([Source(restorer=restorer, prompt=None)], {"lq": image, "hr": None}, reward, seed, None,
+    own = settings_of([CandidateSource(restorer=restorer, prompt=None)], {"lq": image, "hr": None}, reward, seed, None,
                       is_kept=out is not None)  # fmt: skip
     settings = own | limits | {"assessor": assessor.fingerprint, "seeds_per_round": seeds_per_round}
     journal = Journal(None if out is None else Path(out), settings)
@@ -113,10 +113,10 @@ class Refining:
     def started(self, *, progress: bool) -> Iterator[None]:
         """Make round 0, or read it again. Inside, no other process can work in the run's folder."""
         done = self.journal.history[0] if self.journal.history else None
-        wish, texts = (None, {}) if done is None else (done.wish, _texts_of(done))
+        zoom_request, texts = (None, {}) if done is None else (done.zoom_request, _texts_of(done))
         if done is None and self.restorer.engine.prompts:
-            wish = self._ask(to_pil(self.image), scale=1)
-            texts = texts_for(self.restorer, wish, self.image)
+            zoom_request = self._ask(to_pil(self.image), scale=1)
+            texts = texts_for(self.restorer, zoom_request, self.image)
         told = copy.copy(self.restorer)  # shares the engine; only its texts are another's
         for key, text in texts.items():
             setattr(told, key, text)
@@ -127,14 +127,19 @@ class Refining:
             if folder is not None:
                 stack.enter_context(open_run(folder, self.start.report["settings"]))  # its lock is the whole run's
             if done is None:
-                self._record_start(self.start, wish, texts)
+                self._record_start(self.start, zoom_request, texts)
             yield
 
-    def _record_start(self, start: BestOfN, wish: Wish | None, texts: dict[str, str]) -> None:
+    def _record_start(self, start: BestOfN, zoom_request: ZoomRequest | None, texts: dict[str, str]) -> None:
         best = start.best
-        unread = "" if wish is None or wish.error is None else f"; low-quality picture not assessed: {wish.error}"
+        unread = (
+            ""
+            if zoom_request is None or zoom_request.error is None
+            else f"; low-quality picture not assessed: {zoom_request.error}"
+        )
         first = Round(
-            number=0, wish=wish, reward=best.score, lr_consistency=self._consistency(best.image), accepted=True,
+            number=0, zoom_request=zoom_request, reward=best.score, lr_consistency=self._consistency(best.image),
+            accepted=True,
             reason=f"best of {len(start.candidates)} restorations of the whole picture{unread}", pixels=best.pixels,
             **texts,
         )  # fmt: skip
@@ -144,23 +149,25 @@ class Refining:
         """Make one round and record it."""
         last, kept = self.journal.history[-1], self._kept()
         current = kept.image
-        if last.accepted or last.wish is None:
-            wish = self._ask(current, scale=current.width // self.image.shape[2])
+        if last.accepted or last.zoom_request is None:
+            zoom_request = self._ask(current, scale=current.width // self.image.shape[2])
         else:  # the picture is the same, so the answer is too
-            wish = last.wish
-        one = Round(number=number, wish=wish)
-        if wish.error is not None:
-            self.journal.add(replace(one, stop="unreadable", reason=wish.error), None)
-        elif wish.box is None:
+            zoom_request = last.zoom_request
+        one = Round(number=number, zoom_request=zoom_request)
+        if zoom_request.error is not None:
+            self.journal.add(replace(one, stop="unreadable", reason=zoom_request.error), None)
+        elif zoom_request.box is None:
             self.journal.add(replace(one, stop="satisfied", reason="the model asks for no closer look"), None)
         else:
-            self.journal.add(*self._redrawn(one, wish, Region.around(wish.box, self.image), kept, current))
+            self.journal.add(
+                *self._redrawn(one, zoom_request, Region.around(zoom_request.box, self.image), kept, current)
+            )
 
     def _redrawn(
-        self, one: Round, wish: Wish, region: Region, kept: Round, current: Image.Image
+        self, one: Round, zoom_request: ZoomRequest, region: Region, kept: Round, current: Image.Image
     ) -> tuple[Round, Image.Image | None]:
         """Return the round after restoring its region, and its best try."""
-        texts = texts_for(self.restorer, wish, region.cut(self.image))
+        texts = texts_for(self.restorer, zoom_request, region.cut(self.image))
         floor = max(past.lr_consistency for past in self.journal.history if past.accepted)
         number_seed = candidate_seed(self.settings["seed"], ROUND_SEEDS + one.number)
         seeds = [candidate_seed(number_seed, k) for k in range(self.count)]
@@ -171,7 +178,7 @@ class Refining:
         else:
             made = [(attempt if image is None else self._scored(attempt, image, prompt), image)
                     for attempt, image in made]  # fmt: skip
-        judge = verdict(kept, floor, self.settings["min_gain"], self.settings["lr_consistency_slack_db"])
+        judge = acceptance_rule(kept, floor, self.settings["min_gain"], self.settings["lr_consistency_slack_db"])
         attempts = [attempt for attempt, _ in made]
         chosen = judge.best_of(attempts)
         best = next(image for attempt, image in made if attempt is chosen)
@@ -246,9 +253,9 @@ class Refining:
     def _kept(self) -> Round:
         return next(one for one in reversed(self.journal.history) if one.accepted)
 
-    def _ask(self, picture: Image.Image, scale: int) -> Wish:
+    def _ask(self, picture: Image.Image, scale: int) -> ZoomRequest:
         [assessment] = self.assessor.assess([load_image(picture)], strict=True)
-        return wish_of(assessment, self.assessor.protocol, *picture.size, scale)
+        return read_zoom_request(assessment, self.assessor.protocol, *picture.size, scale)
 
     def _consistency(self, picture: Image.Image) -> float:
         return lr_consistency(load_image(picture), self.image)

@@ -87,7 +87,7 @@ class PipelineEngine:
         padded = pad_to_multiple(grown, self.system.multiple_px)
         scheduler = getattr(self.pipeline, "scheduler", None)  # keeps its steps, and pipelines may share it
         alone = exclusive(self.pipeline) if scheduler is None else exclusive(self.pipeline, scheduler)
-        with alone, failures_named(self.name), quiet(self.pipeline), torch.no_grad():
+        with alone, failures_named(self.name), hide_progress_bar(self.pipeline), torch.no_grad():
             output = self.pipeline(**self.arguments(padded, seeds, texts))
         found = unit_images(output, self.name)
         if len(found) != len(seeds):
@@ -156,7 +156,7 @@ def failures_named(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def quiet(pipeline: Any) -> Iterator[None]:
+def hide_progress_bar(pipeline: Any) -> Iterator[None]:
     """Switch a pipeline's progress bar off for one call: a run has a bar of its own."""
 
     def make() -> Undo:

@@ -218,7 +218,7 @@ class Restorer:
 
     def _draw(self, image: Tensor, seen: Tensor, seeds: list[int], texts: dict[str, str]) -> list[Tensor]:
         def restore(tile: Tensor, tile_seeds: Sequence[int]) -> list[Tensor]:
-            return self._apart(lambda: self.engine(tile, tile_seeds, texts), tile_seeds[0])
+            return self._run_seeded(lambda: self.engine(tile, tile_seeds, texts), tile_seeds[0])
 
         with callers_precision():
             found = restore(seen, seeds) if self.tiling is None else restore_tiled(restore, seen, seeds, self.tiling)
@@ -228,7 +228,7 @@ class Restorer:
                 found = [agreeing(one[None], image[None], blur_px)[0].clamp(0, 1) for one in found]
             return [colour_fix(picture, image, self.colour_fix) for picture in found]
 
-    def _apart(self, run: Callable[[], list[Tensor]], seed: int) -> list[Tensor]:
+    def _run_seeded(self, run: Callable[[], list[Tensor]], seed: int) -> list[Tensor]:
         """Run the engine so that its pictures follow from the seed, and nobody else's random numbers do."""
         if isinstance(self.engine, PipelineEngine):  # draws from torch alone, and from the generators it is given
             with own_draws(seed):

@@ -19,8 +19,8 @@ from typing import Any
 from torch import Tensor
 
 from restoration.restorer.restorer import Restorer
-from restoration.selection.candidate_loop import Drawing, Source
-from restoration.selection.candidates import Candidate, identical, ranked
+from restoration.selection.candidate_loop import CandidateLoop, CandidateSource
+from restoration.selection.candidates import Candidate, are_identical, ranked
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.pool import BICUBIC
 from restoration.selection.result import BestOfN
@@ -86,20 +86,20 @@ def best_of_n(
     with ExitStack() as stack:
         folder = None if out is None else stack.enter_context(open_run(Path(out), settings))
         held = keep if cascade is None or folder is not None else max(keep, cascade.top)
-        drawing = Drawing(sources, given, reward, seed, folder, held, None if strict else batch_size)
+        drawing = CandidateLoop(sources, given, reward, seed, folder, held, None if strict else batch_size)
         stopped = drawing.draw(n, early_stop, progress=progress)
         if cascade is not None:
             drawing.ask_again(cascade.reward, cascade.top)
         drawing.forget()
         candidates = tuple(ranked(drawing.candidates))
-        notes = tuple(remarks(candidates, sources, n, early_stop if stopped else None))
+        notes = tuple(result_notes(candidates, sources, n, early_stop if stopped else None))
         notes += tuple(f"the input: {note}" for note in conversions(image_lq))
         arguments = {
             "n": n, "keep": keep, "early_stop": None if early_stop is None else asdict(early_stop),
             "cascade": None if cascade is None else {"reward": cascade.reward.name, "top": cascade.top},
         }  # fmt: skip
         report = report_of(candidates, settings, arguments, notes, time.monotonic() - began)
-        result = BestOfN(candidates=candidates, identical=identical(candidates), stopped_early=stopped, notes=notes,
+        result = BestOfN(candidates=candidates, identical=are_identical(candidates), stopped_early=stopped, notes=notes,
                          report=report)  # fmt: skip
         if folder is not None:
             write_artefacts(result, folder.folder)
@@ -108,18 +108,18 @@ def best_of_n(
     return result
 
 
-def pool(restorer: Any, prompts: str | Sequence[str] | None) -> list[Source]:
+def pool(restorer: Any, prompts: str | Sequence[str] | None) -> list[CandidateSource]:
     """Return the restorers with each of the prompts. Raises ValueError for an empty pool."""
     given = list(restorer) if isinstance(restorer, list | tuple) else [restorer]
     texts = [None] if prompts is None else [prompts] if isinstance(prompts, str) else list(prompts)
     if not given or not texts:
         raise ValueError(f"{len(given)} restorers and {len(texts)} prompts: at least one of each is needed")
     restorers = [one if hasattr(one, "restore") else Restorer.from_pretrained(one) for one in given]
-    return [Source(restorer=one, prompt=text) for text in texts for one in restorers]
+    return [CandidateSource(restorer=one, prompt=text) for text in texts for one in restorers]
 
 
 def settings_of(
-    sources: list[Source], given: dict[str, Tensor | None], reward: Reward, seed: int, batch: int | None, *,
+    sources: list[CandidateSource], given: dict[str, Tensor | None], reward: Reward, seed: int, batch: int | None, *,
     is_kept: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what a candidate and its score depend on; a folder with other settings is another run.
@@ -150,12 +150,12 @@ def known_identity(part: Any, *, is_kept: bool) -> dict[str, Any]:
         return {"name": part.name, "fingerprint": None}
 
 
-def remarks(
-    candidates: Sequence[Candidate], sources: list[Source], n: int, early_stop: EarlyStop | None
+def result_notes(
+    candidates: Sequence[Candidate], sources: list[CandidateSource], n: int, early_stop: EarlyStop | None
 ) -> Iterator[str]:
     """Yield what has to be known to read the result; that all are identical comes first."""
     count = len(candidates)
-    if identical(candidates):
+    if are_identical(candidates):
         fixed = sorted({one.restorer.name for one in sources if one.restorer.deterministic})
         why = f"{', '.join(fixed)} takes no seed" if fixed else "their restorer does not use its seed"
         yield (
@@ -190,7 +190,7 @@ def report_of(
     """Return what stands in run.json: JSON values only, NaN as null. `seconds` are those of this session."""
     shown = sorted(candidates, key=lambda one: (one.rank is None, one.rank or 0, one.index))
     return {
-        "settings": settings, "arguments": arguments, "notes": list(notes), "identical": identical(candidates),
+        "settings": settings, "arguments": arguments, "notes": list(notes), "identical": are_identical(candidates),
         "ranking": [
             {
                 "rank": one.rank, "index": one.index, "seed": one.seed, "restorer": one.restorer,

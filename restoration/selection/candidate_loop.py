@@ -23,7 +23,7 @@ from zoomiqa_reward.runs.progress import progress as progress_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class CandidateSource:
     """One restorer with one prompt: what a candidate is drawn from."""
 
     restorer: Any
@@ -31,7 +31,7 @@ class Source:
     """None: the restorer's own."""
 
 
-class Asked(NamedTuple):
+class RewardAnswer(NamedTuple):
     """What a reward said of one picture."""
 
     score: float
@@ -41,11 +41,11 @@ class Asked(NamedTuple):
     explanation: Explanation | None
 
 
-class Drawing:
+class CandidateLoop:
     """The candidates so far, and the best pictures of them."""
 
     def __init__(
-        self, sources: list[Source], given: dict[str, Tensor | None], reward: Reward, seed: int,
+        self, sources: list[CandidateSource], given: dict[str, Tensor | None], reward: Reward, seed: int,
         folder: DrawFolder | None, keep: int, batch_size: int | None,
     ) -> None:  # fmt: skip
         """given: lq, and hr or None. keep: most pictures held. batch_size: None in strict mode."""
@@ -128,19 +128,21 @@ class Drawing:
             if source.restorer.deterministic:
                 first = self._first(place, found)
                 if first is None:
-                    first = found[missing[0]] = next(self._made(place, missing[:1]))
+                    first = found[missing[0]] = next(self._restore_candidates(place, missing[:1]))
                 found |= {k: self._copy(first, k) for k in missing if k not in found}
             else:
                 # The whole batch again where part of it was recorded: neighbours may change the last bits.
                 drawn = missing if self.batch_size is None else mine
-                found |= {one.index: one for one in self._made(place, drawn, set(missing))}
+                found |= {one.index: one for one in self._restore_candidates(place, drawn, set(missing))}
         return found
 
     def _first(self, place: int, found: dict[int, Candidate]) -> Candidate | None:
         known = [*self.candidates, *found.values()]
         return next((one for one in known if one.source == place and one.same_as is None), None)
 
-    def _made(self, place: int, numbers: list[int], wanted: set[int] | None = None) -> Iterator[Candidate]:
+    def _restore_candidates(
+        self, place: int, numbers: list[int], wanted: set[int] | None = None
+    ) -> Iterator[Candidate]:
         """Restore candidates of one source and yield those wanted, each scored and recorded."""
         source = self.sources[place]
         seeds = [candidate_seed(self.seed, k) for k in numbers]
@@ -175,7 +177,7 @@ class Drawing:
             candidate = self.folder.add(candidate, picture)
         return candidate if picture is None else replace(candidate, held=picture)
 
-    def _restore(self, source: Source, seeds: list[int]) -> list[Restored | RestorationError]:
+    def _restore(self, source: CandidateSource, seeds: list[int]) -> list[Restored | RestorationError]:
         options = {} if source.prompt is None else {"prompt": source.prompt}
         if self.batch_size is not None:
             options |= {"strict": False, "batch_size": len(seeds)}
@@ -186,15 +188,17 @@ class Drawing:
                 return [error]
         return [self._restore(source, [seed])[0] for seed in seeds]  # so that one does not fail the others
 
-    def _ask(self, reward: Reward, image: Image.Image, prompt: str | None) -> Asked:
+    def _ask(self, reward: Reward, image: Image.Image, prompt: str | None) -> RewardAnswer:
         """Ask a reward about one image."""
-        return self._asked(reward, [image], [prompt])[0]
+        return self._score_restorations(reward, [image], [prompt])[0]
 
-    def _ask_together(self, reward: Reward, candidates: list[Candidate]) -> list[Asked]:
+    def _ask_together(self, reward: Reward, candidates: list[Candidate]) -> list[RewardAnswer]:
         """Ask a reward about candidates as one group."""
-        return self._asked(reward, [one.image for one in candidates], [one.prompt for one in candidates])
+        return self._score_restorations(reward, [one.image for one in candidates], [one.prompt for one in candidates])
 
-    def _asked(self, reward: Reward, images: list[Image.Image], prompts: list[str | None]) -> list[Asked]:
+    def _score_restorations(
+        self, reward: Reward, images: list[Image.Image], prompts: list[str | None]
+    ) -> list[RewardAnswer]:
         count, hr = len(images), self.given["hr"]
         if not count:
             return []
@@ -206,9 +210,9 @@ class Drawing:
         for k in range(count):
             explanation = None if scores.answers is None else Explanation.of(next(iter(scores.answers[k]), None))
             if bool(scores.valid[k]):
-                found.append(Asked(float(scores.value[k]), float(scores.std[k]), None, explanation))
+                found.append(RewardAnswer(float(scores.value[k]), float(scores.std[k]), None, explanation))
             else:
-                found.append(Asked(math.nan, math.nan, scores.reason(k, reward.name), explanation))
+                found.append(RewardAnswer(math.nan, math.nan, scores.reason(k, reward.name), explanation))
         return found
 
     def _scores(self) -> list[list[float]]:
@@ -226,11 +230,11 @@ class Drawing:
         self.candidates = [one if one.pixels in kept else replace(one, held=None) for one in self.candidates]
 
 
-_PENDING = Asked(math.nan, math.nan, "not scored yet: the run ended before the whole pool was drawn", None)
+_PENDING = RewardAnswer(math.nan, math.nan, "not scored yet: the run ended before the whole pool was drawn", None)
 """Stands in the folder for candidates whose score depends on the whole pool."""
 
 
-def _scored(said: Asked) -> dict[str, Any]:
+def _scored(said: RewardAnswer) -> dict[str, Any]:
     return {"score": said.score, "std": said.std, "valid": said.error is None, "error": said.error,
             "explanation": said.explanation}  # fmt: skip
 

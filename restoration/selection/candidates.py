@@ -123,7 +123,7 @@ def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
     return found
 
 
-def identical(candidates: Sequence[Candidate]) -> bool:
+def are_identical(candidates: Sequence[Candidate]) -> bool:
     """Return whether there are two or more pictures, all of them the same."""
     pictures = [one.pixels for one in candidates if one.pixels is not None]
     return len(pictures) > 1 and len(set(pictures)) == 1

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +14,7 @@ from restoration.tuning.config import TuneConfig
 from restoration.tuning.data import Example
 from restoration.tuning.denoisers.base import Denoiser
 from restoration.tuning.offload import Offloader
-from restoration.tuning.sampler.noise_path import Path
+from restoration.tuning.sampler.noise_path import NoisePath
 from zoomiqa_reward.rewards.base import Reward
 
 
@@ -28,14 +28,14 @@ class Tuning:
     """This process's share of the training pictures."""
     config: TuneConfig
     share: Offloader
-    folder: FilePath
+    folder: Path
     device: torch.device
     autocast: Callable[[], AbstractContextManager[Any]]
     process: int = 0
     num_processes: int = 1
 
     @property
-    def path(self) -> Path:
+    def path(self) -> NoisePath:
         """The sampler's steps."""
         return replace(self.denoiser.path(self.config.steps), temperature=self.config.temperature)
 

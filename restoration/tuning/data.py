@@ -71,7 +71,7 @@ def crop(example: Example, side: int | None, rng: np.random.Generator | None = N
     return replace(example, lq=lq, hr=hr.contiguous())
 
 
-def pick(examples: Sequence[Example], count: int, side: int | None, seed: Sequence[int]) -> list[Example]:
+def pick_crops(examples: Sequence[Example], count: int, side: int | None, seed: Sequence[int]) -> list[Example]:
     """Return `count` crops of different pictures (as far as there are enough), the same for the same seed."""
     rng = np.random.default_rng(list(seed))
     order = [int(k) for _ in range(-(-count // len(examples))) for k in rng.permutation(len(examples))]

@@ -162,7 +162,7 @@ def load_lora(denoiser: Denoiser, folder: Path) -> None:
     })  # fmt: skip
 
 
-def fused(module: nn.Module, adapter: str = POLICY) -> nn.Module:
+def merge_adapter(module: nn.Module, adapter: str = POLICY) -> nn.Module:
     """Return a copy of the network with the adapter added to its weights, and no adapters left."""
     whole = copy.deepcopy(module)
     for name, layer in list(whole.named_modules()):

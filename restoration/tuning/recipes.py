@@ -73,7 +73,7 @@ def nano_nft(**changes: Any) -> Recipe:
 
     Advantages are clipped at 1, not at the paper's 5, which would set the aim of a round a fifth as far: these rounds
     are few, and of many pictures each. The KL term is what holds all that a round's candidates share; for longer than
-    these rounds it does not (docs/log.md).
+    these rounds it does not (docs/notes/tuning.md).
     """
     known = {"rounds": 4, "images_per_round": 16, "learning_rate": 4e-4, "updates_per_round": 8, "epochs": 8}
     return Recipe(name="nano_nft", source="nano", algorithm=NFT(advantage_clip=1.0, kl=0.2),

@@ -28,8 +28,8 @@ from restoration.tuning.config import Recipe
 from restoration.tuning.context import Tuning
 from restoration.tuning.data import Example
 from restoration.tuning.denoisers.base import denoiser_of
-from restoration.tuning.lora import POLICY, AdapterState, add_lora, fused, save_lora
-from restoration.tuning.monitor.images import plot_reward, save_look, strip
+from restoration.tuning.lora import POLICY, AdapterState, add_lora, merge_adapter, save_lora
+from restoration.tuning.monitor.images import draw_strip, plot_reward, save_look
 from restoration.tuning.monitor.monitor import Monitor, Reading
 from restoration.tuning.offload import Offloader
 from restoration.tuning.progress import (
@@ -205,7 +205,7 @@ class _Run:
         save_look(seen.pictures, folder / "looks", done)
         held_out = next(iter(self.recipe.monitor.metrics), "lr_consistency")
         plot_reward(read_rows(folder / "monitor.jsonl"), held_out, folder / "reward_vs_held_out.png")
-        strip(folder / "looks", folder / "strip.png")
+        draw_strip(folder / "looks", folder / "strip.png")
 
     def _finish(self, done: int) -> TuneResult:
         """Put the result's weights on the adapter and write them."""
@@ -238,7 +238,7 @@ def _save_pipeline(tuning: Tuning, folder: Path) -> None:
     """Write the pipeline with the adapter fused; the one in memory keeps its adapters."""
     denoiser = tuning.denoiser
     try:
-        denoiser.pipeline.register_modules(**{denoiser.module_name: fused(denoiser.module)})
+        denoiser.pipeline.register_modules(**{denoiser.module_name: merge_adapter(denoiser.module)})
         denoiser.pipeline.save_pretrained(folder, safe_serialization=True)
     finally:
         denoiser.pipeline.register_modules(**{denoiser.module_name: denoiser.module})

@@ -30,7 +30,7 @@ from restoration.selection.early_stop import EarlyStop
 from restoration.tuning.algorithms.groups import group_advantages
 from zoomiqa_reward import CachedReward, CompositeReward, MetricReward, RobustReward, Term, rank
 from zoomiqa_reward.check.ladders import Pool
-from zoomiqa_reward.check.scoring import Scorer as CheckScorer
+from zoomiqa_reward.check.scoring import CheckScorer
 from zoomiqa_reward.images.loading import save_png
 from zoomiqa_reward.integrations.ddpo import ddpo_reward
 from zoomiqa_reward.integrations.torchmetrics import ZoomIQAMetric
@@ -39,7 +39,7 @@ from zoomiqa_reward.rewards.base import GroupwiseError, Reward, ask, modules_of,
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 from zoomiqa_reward.serving.scorer import Scorer
 from zoomiqa_reward.serving.spec import RewardSpec
-from zoomiqa_reward.serving.wire import Item, encode_picture
+from zoomiqa_reward.serving.wire import ScoreItem, encode_picture
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "docs" / "reward_matrix.md"
@@ -176,7 +176,7 @@ def consume_server(reward, folder):
     before = torch.get_num_threads()
     scorer = Scorer(RewardSpec(reward=f"{__name__}:served"), threads=before)
     try:
-        item = Item(image=encode_picture(IMAGES[1]), lq=encode_picture(SMALL), prompt="")
+        item = ScoreItem(image=encode_picture(IMAGES[1]), lq=encode_picture(SMALL), prompt="")
         [answer] = asyncio.run(scorer.score([item], batched=False))
         assert answer.row.valid
         assert set(scorer.describe()["labels"]) == optimised_names(reward)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from tiny import picture
 
-from restoration.degradation import PRESETS, Degradation, Stage, degrade
+from restoration.degradation import PRESETS, Degradation, DegradationStage, degrade
 from restoration.degradation.pipeline import filtered
 from restoration.metrics.basicsr_library import basicsr_module
 from restoration.metrics.fidelity import psnr_y
@@ -97,7 +97,9 @@ def test_edges_are_not_darkened_by_the_codec():
     """24 and 28 px are no multiples of 16: padded with black, the last columns would be off by several levels."""
     flat = torch.full((3, 96, 112), 128 / 255)  # luma whose DC coefficient is zero: no rounding of blocks
     for seed in range(4):
-        lq, _ = degrade(flat, Degradation(stages=(Stage(**SLIGHT | {"jpeg_range": (10.0, 12.0)}),)), seed=seed)
+        lq, _ = degrade(
+            flat, Degradation(stages=(DegradationStage(**SLIGHT | {"jpeg_range": (10.0, 12.0)}),)), seed=seed
+        )
         assert (lq[:, :, -1].mean() - lq[:, :, :16].mean()).abs() < 0.005
         assert (lq[:, -1].mean() - lq[:, :16].mean()).abs() < 0.005
 
@@ -115,9 +117,9 @@ def test_what_does_not_fit_is_refused():
                             ({"blur_prob": 2}, "probability"), ({"resize_range": (0.1, 1.2)}, "0.15"),
                             ({"kernel_probs": (1.0,)}, "for 6 kernels")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            Stage(**SLIGHT | change)
+            DegradationStage(**SLIGHT | change)
     with pytest.raises(ValueError, match="at most 2"):
-        Degradation(stages=(Stage(**SLIGHT),) * 3)
+        Degradation(stages=(DegradationStage(**SLIGHT),) * 3)
 
 
 def test_the_fast_filter_is_basicsrs():

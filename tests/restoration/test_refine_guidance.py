@@ -9,7 +9,7 @@ from tiny import picture, tiny_protocol
 from tiny_pipelines import sd_x4
 
 from restoration.refinement import refine
-from restoration.refinement.guidance import Wish, texts_for, wish_of
+from restoration.refinement.guidance import ZoomRequest, read_zoom_request, texts_for
 from restoration.restorer.restorer import Restorer
 from zoomiqa_reward.rewards.metric import MetricReward
 
@@ -17,7 +17,7 @@ from zoomiqa_reward.rewards.metric import MetricReward
 def wish(texts, width=192, height=160, scale=2, protocol=None):
     iqa = Scripted(texts)
     [found] = iqa.assess([torch.rand(3, height, width)], strict=True)
-    return wish_of(found, protocol or iqa.protocol, width, height, scale)
+    return read_zoom_request(found, protocol or iqa.protocol, width, height, scale)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_box_that_means_nothing_is_the_central_half_and_no_box_is_no_wish():
     found = wish(answer('"left"'))
     assert (found.box, found.is_central) == ((24, 20, 72, 60), True)
     for texts in (CONTENT, answer([0.1, 0.1, 0.5, 0.5], tool="final"), answer([0, 0, 0, 0])):
-        assert wish(texts) == Wish(box=None, directions="More detail.", issues="Noise.", rating=2.0)
+        assert wish(texts) == ZoomRequest(box=None, directions="More detail.", issues="Noise.", rating=2.0)
     garbled = wish(("nothing",))
     assert garbled.box is None
     assert "missing <answer>" in garbled.error
@@ -73,7 +73,7 @@ def test_texts_go_to_restorers_that_take_them_after_their_own():
     def worded(image, seed, prompt, negative_prompt):
         return image
 
-    asks = Wish(box=None, directions="Sharp edges.", issues="Noise.")
+    asks = ZoomRequest(box=None, directions="Sharp edges.", issues="Noise.")
     own = Restorer.from_pretrained(worded, prompt=lambda image: f"{image.shape[2]} px", negative_prompt="")
     assert texts_for(own, asks, LQ) == {"prompt": "96 px, Sharp edges.", "negative_prompt": "Noise."}
     assert texts_for(own, None, LQ) == {"prompt": "96 px", "negative_prompt": ""}

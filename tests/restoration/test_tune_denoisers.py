@@ -17,8 +17,8 @@ from restoration.tuning.lora import (
     AdapterState,
     add_lora,
     copy_adapter,
-    fused,
     load_lora,
+    merge_adapter,
     reference,
     save_lora,
     tuners,
@@ -337,7 +337,7 @@ def test_fused_and_reloaded_networks_say_the_same(name, tmp_path):
         wanted = denoiser.predict(x, time, condition)
         again = denoiser_of(PIPELINES[name][0]())
         assert not torch.allclose(again.predict(x, time, condition), wanted, atol=1e-4)
-        again.module = fused(denoiser.module)
+        again.module = merge_adapter(denoiser.module)
         assert not tuners(again.module)
         assert torch.allclose(again.predict(x, time, condition), wanted, atol=1e-5)
         assert len(tuners(denoiser.module)) > 0  # the original keeps its adapters

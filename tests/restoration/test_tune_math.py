@@ -11,7 +11,7 @@ from restoration.tuning.algorithms.dpo import dpo_loss
 from restoration.tuning.algorithms.groups import TooManyFailures, group_advantages
 from restoration.tuning.algorithms.grpo import grpo_loss, step_kl
 from restoration.tuning.algorithms.nft import implicit_policies, nft_loss, old_decay, scaled_error
-from restoration.tuning.algorithms.pairs import mine_pairs, read_pairs, weighted, write_pairs
+from restoration.tuning.algorithms.pairs import mine_pairs, read_pairs, weigh_pairs, write_pairs
 from restoration.tuning.ema import EMA
 from restoration.tuning.monitor.signals import diversity, fine_energy, gram_distance, grid_peak
 from restoration.tuning.sampler.denoising import random_noise
@@ -225,7 +225,7 @@ def test_pairs_of_the_best_and_the_worst():
 def test_pair_weights_average_one_and_favour_wide_gaps(tmp_path):
     pairs = [*mine_pairs([0.0, 1.0, 2.0, 4.0], [0, 1, 2, 3], lr_hash="a", share=0.5),
              *mine_pairs([0.0, 3.0], [0, 1], lr_hash="b", share=0.5)]  # fmt: skip
-    found = weighted(pairs)
+    found = weigh_pairs(pairs)
     gaps = [one.value_winner - one.value_loser for one in found]
     mean_gap, mean_std = sum(gaps) / len(gaps), sum(one.group_std for one in found) / len(found)
     within = [gap + 1 - mean_gap for gap in gaps]
@@ -235,7 +235,7 @@ def test_pair_weights_average_one_and_favour_wide_gaps(tmp_path):
     by_gap = sorted(found[:4], key=lambda one: one.value_winner - one.value_loser)
     assert by_gap[0].weight < by_gap[-1].weight
     with pytest.raises(ValueError, match="negative"):
-        weighted([replace(found[0], value_loser=found[0].value_winner + 5), found[1]])
+        weigh_pairs([replace(found[0], value_loser=found[0].value_winner + 5), found[1]])
 
     file = write_pairs(tmp_path / "pairs.parquet", found, reward="metric")
     again, header = read_pairs(file)

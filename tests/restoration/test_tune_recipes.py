@@ -11,7 +11,7 @@ from test_tune_training import examples, recipe_of, rows_of
 from restoration.restorer.restorer import Restorer
 from restoration.tuning import Example, MonitorConfig, TuneConfig, load_examples
 from restoration.tuning.algorithms.sft import SFT
-from restoration.tuning.data import crop, pick
+from restoration.tuning.data import crop, pick_crops
 from restoration.tuning.recipes import RECIPES, find_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -20,10 +20,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_crops_of_pair_show_the_same_place():
     big = Example(name="x", lq=torch.rand(3, 20, 30))
     big = replace(big, hr=torch.nn.functional.interpolate(big.lq[None], scale_factor=4)[0])
-    for one in [crop(big, 8), *pick([big] * 3, 5, 8, (1,))]:
+    for one in [crop(big, 8), *pick_crops([big] * 3, 5, 8, (1,))]:
         assert one.lq.shape == (3, 8, 8)
         assert torch.equal(torch.nn.functional.interpolate(one.lq[None], scale_factor=4)[0], one.hr)
-    first, again = (pick(examples(5), 4, 8, (3, 1)) for _ in range(2))
+    first, again = (pick_crops(examples(5), 4, 8, (3, 1)) for _ in range(2))
     assert all(torch.equal(a.lq, b.lq) for a, b in zip(first, again, strict=True))
     assert len({one.name for one in first}) == 4
     with pytest.raises(ValueError, match="whole number"):

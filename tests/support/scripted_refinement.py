@@ -94,7 +94,7 @@ def run(restorer=grainy, reward=None, iqa=None, **options):
 
 def summary(result):
     return [
-        (one.number, one.wish, one.region, one.prompt, one.negative_prompt, one.attempts, one.reward,
+        (one.number, one.zoom_request, one.region, one.prompt, one.negative_prompt, one.attempts, one.reward,
          one.lr_consistency, one.accepted, one.reason, one.stop, one.pixels)
         for one in result.history
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from tiny import picture, tiny_protocol
 from train_iqa.curation.claims import Claim, read_claims
 from train_iqa.curation.consistency import ConsistencyConfig, check_consistency
 from train_iqa.curation.hints import Hints, ImageHints
-from train_iqa.curation.judges import JudgeError, RulesJudge, Verdict
+from train_iqa.curation.judges import JudgeError, JudgeVerdict, RulesJudge
 from train_iqa.curation.model_judge import read_verdicts
 from train_iqa.curation.prompts import ask_protocol, ask_protocol2, begun, picture_url, without_images
 from train_iqa.curation.reliance import Continuation, RelianceConfig, compare
@@ -103,10 +103,10 @@ def test_a_claim_is_about_the_box_where_the_box_lies():
     assert read_claims("Noise.", is_about_crop=True, box=box) == [Claim("noisy", True, True)]
 
 
-def verdicts(*wrong: int) -> list[Verdict]:
+def verdicts(*wrong: int) -> list[JudgeVerdict]:
     count = len(read_written(TEXT, ROUND1_SECTIONS).sentences)
     return [
-        Verdict(verdict="contradiction" if place in wrong else "match", why="planted" if place in wrong else "")
+        JudgeVerdict(verdict="contradiction" if place in wrong else "match", why="planted" if place in wrong else "")
         for place in range(count)
     ]
 

@@ -5,7 +5,14 @@ import torch
 from tiny import picture
 
 from restoration.degradation import degrade
-from restoration.evaluation.datasets import Dataset, Item, degraded_folder, load_preset, paired_folders, pixel_hash
+from restoration.evaluation.datasets import (
+    Dataset,
+    DatasetItem,
+    degraded_folder,
+    load_preset,
+    paired_folders,
+    pixel_hash,
+)
 from zoomiqa_reward.images import load_image, save_png
 
 
@@ -92,6 +99,6 @@ def test_what_does_not_fit_is_refused(tmp_path):
         degraded_folder(tmp_path / "empty")
     path = tmp_path / "lq" / "a.png"
     with pytest.raises(ValueError, match="two items are called 'a'"):
-        Dataset(name="twice", items=(Item(name="a", lq=path), Item(name="a", lq=path)))
+        Dataset(name="twice", items=(DatasetItem(name="a", lq=path), DatasetItem(name="a", lq=path)))
     with pytest.raises(ValueError, match="need a degradation"):
-        Dataset(name="how", items=(Item(name="a", hr=path),))
+        Dataset(name="how", items=(DatasetItem(name="a", hr=path),))

@@ -10,10 +10,10 @@ from dataset_copies import picture_file, pictures, write_kadid, write_koniq
 
 from train_iqa.data import (
     DatasetProblems,
+    DatasetSource,
     IqaDataset,
     LabelledImage,
     Scale,
-    Source,
     find_shared,
     load_dataset,
     load_datasets,
@@ -43,7 +43,10 @@ def test_all_problems_of_all_sets_come_in_one_list(tmp_path: Path) -> None:
         "../outside.png,3", f"{outside},3", r"..\outside.png,3", r"C:\x.png,3", "sub/../a.png,3",
         "b.png,9", "a.png,nan", "a.png,",
     ]  # fmt: skip
-    sources = [Source(family="csv", root=table(root, *lines)), Source(family="spaq", root=tmp_path / "nothing")]
+    sources = [
+        DatasetSource(family="csv", root=table(root, *lines)),
+        DatasetSource(family="spaq", root=tmp_path / "nothing"),
+    ]
     with pytest.raises(DatasetProblems) as caught:
         load_datasets(sources)
     found = sorted((problem.kind, problem.dataset) for problem in caught.value.problems)
@@ -148,11 +151,13 @@ def test_the_official_evaluators_and_deqas_lists(tmp_path: Path) -> None:
 
 def test_sources_are_checked() -> None:
     with pytest.raises(ValueError, match="unknown data set 'coco'"):
-        Source(family="coco", root=Path())
+        DatasetSource(family="coco", root=Path())
     with pytest.raises(ValueError, match="belong to lists"):
-        Source(family="koniq", root=Path(), scale=Scale(worst=0, best=1))
+        DatasetSource(family="koniq", root=Path(), scale=Scale(worst=0, best=1))
     with pytest.raises(ValueError, match="two data sets of one name"):
-        load_datasets([Source(family="csv", root=Path("a/x.csv")), Source(family="csv", root=Path("b/x.csv"))])
+        load_datasets(
+            [DatasetSource(family="csv", root=Path("a/x.csv")), DatasetSource(family="csv", root=Path("b/x.csv"))]
+        )
     with pytest.raises(ValueError, match="two different"):
         Scale(worst=1, best=1)
 

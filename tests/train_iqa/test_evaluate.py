@@ -14,10 +14,10 @@ from scipy.stats import spearmanr
 from tiny import picture, tiny_checkpoint, tiny_iqa
 
 from train_iqa import evaluate as module
-from train_iqa.data import Source, load_datasets, select
+from train_iqa.data import DatasetSource, load_datasets, select
 from train_iqa.evaluate import evaluate, main
 from train_iqa.evaluation.lines import LineWriter, null, read_lines
-from train_iqa.evaluation.measuring import Asking, probed
+from train_iqa.evaluation.measuring import Asking, choose_probe_ids
 from train_iqa.evaluation.options import EvaluateConfig, build_parser, config_of
 from train_iqa.evaluation.report import compare, report_of
 from zoomiqa_reward.images import load_image, save_png
@@ -52,7 +52,12 @@ def arguments(photos: Path, out: Path, *more: str) -> list[str]:
 
 
 def config(photos: Path, out: Path, **changes: object) -> EvaluateConfig:
-    fields = {"sources": (Source(family="csv", root=photos / "photos.csv"),), "out": out, "num_probes": 0, "draws": 0}
+    fields = {
+        "sources": (DatasetSource(family="csv", root=photos / "photos.csv"),),
+        "out": out,
+        "num_probes": 0,
+        "draws": 0,
+    }
     return EvaluateConfig(**(fields | changes))
 
 
@@ -246,11 +251,11 @@ def test_two_runs_are_compared_over_what_both_could_rate() -> None:
 
 
 def test_probes_do_not_depend_on_the_order(photos: Path) -> None:
-    [dataset] = load_datasets([Source(family="csv", root=photos / "photos.csv")], checks="paths")
+    [dataset] = load_datasets([DatasetSource(family="csv", root=photos / "photos.csv")], checks="paths")
     images = list(dataset.images)
-    assert probed(images, 3) == probed(images[::-1], 3)
-    assert len(probed(images, 99)) == NUM_IMAGES
-    assert probed(images, 3, seed=0) <= probed(images, 4, seed=0)
+    assert choose_probe_ids(images, 3) == choose_probe_ids(images[::-1], 3)
+    assert len(choose_probe_ids(images, 99)) == NUM_IMAGES
+    assert choose_probe_ids(images, 3, seed=0) <= choose_probe_ids(images, 4, seed=0)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from conftest import ROOT
 from tiny import make_tiny_checkpoint, picture, tiny_protocol
 
 from train_iqa import grpo, sft
-from train_iqa.data import IqaDataset, LabelledImage, Scale, Source
+from train_iqa.data import DatasetSource, IqaDataset, LabelledImage, Scale
 from train_iqa.rl.config import GrpoConfig
 from train_iqa.rows.conversations import Conversation, write_conversations
 from train_iqa.sft import ConversationSource, SftConfig
@@ -82,7 +82,7 @@ def test_a_recipe_runs_one_step_of_each_trainer_on_a_tiny_model_of_its_architect
 @pytest.mark.parametrize("name", sorted(ARCH))
 def test_a_recipe_written_to_a_file_is_read_back_as_itself(name, tmp_path):
     recipe = RECIPES[name]()
-    source = Source(family="csv", root=tmp_path / "a.csv", scale=Scale(worst=0, best=100))
+    source = DatasetSource(family="csv", root=tmp_path / "a.csv", scale=Scale(worst=0, best=100))
     stages = (
         (SftConfig, replace(recipe.sft, data=(ConversationSource(path=tmp_path / "a.jsonl", weight=2.0),))),
         (GrpoConfig, replace(recipe.grpo, data=(source,))),

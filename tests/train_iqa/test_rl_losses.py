@@ -131,7 +131,7 @@ def test_the_rate_warms_up_and_stays(dataset, tmp_path, monkeypatch):  # noqa: F
     _, made, held = generation(dataset.images, LORA)
     rates = []
     monkeypatch.setattr(trainer, "generate", lambda step: made)
-    monkeypatch.setattr(trainer, "price", lambda model, rows: (made.old, made.old))
+    monkeypatch.setattr(trainer, "logprobs_and_entropies", lambda model, rows: (made.old, made.old))
     monkeypatch.setattr(trainer, "hold", lambda made, step: held)
     monkeypatch.setattr(trainer, "update", lambda made, rate: rates.append(rate) or {})
     alphas = [trainer.step(step)[1]["alpha"] for step in range(6)]

@@ -65,7 +65,7 @@ def generation(dataset_images, tuning):
     made = config("unused", tuning=tuning)
     trainer = Trainer(made, [dataset_images], make_accelerator(made.model))
     batch = trainer.generate(0)
-    batch.old, _ = trainer.price(trainer.model, batch.rows)
+    batch.old, _ = trainer.logprobs_and_entropies(trainer.model, batch.rows)
     return trainer, batch, trainer.hold(batch, 0)
 
 
@@ -133,14 +133,14 @@ def test_the_kl_has_no_gradient_outside_its_mask(dataset, tuning):
 def test_an_update_makes_good_trajectories_likelier_and_leaves_the_reference_where_it_was(dataset, tmp_path):
     trainer = trainer_of(config(tmp_path, kl=KlConfig(share=1.0, beta=1e-6), updates=6), dataset)
     made = trainer.generate(0)
-    made.old, _ = trainer.price(trainer.model, made.rows)
+    made.old, _ = trainer.logprobs_and_entropies(trainer.model, made.rows)
     still = trainer.hold(made, 0)["held_kl"]
     trainer.update(made, 1e-2)
-    after, _ = trainer.price(trainer.model, made.rows)
+    after, _ = trainer.logprobs_and_entropies(trainer.model, made.rows)
     gains = torch.stack([(new - old).mean() for new, old in zip(after, made.old, strict=True)])
     assert float((gains * made.row_advantages * made.row_weights).sum()) > 0
     with trainer.reference.active() as model:
-        initial, _ = trainer.price(model, made.rows)
+        initial, _ = trainer.logprobs_and_entropies(model, made.rows)
     for first, old in zip(initial, made.old, strict=True):
         assert torch.allclose(first, old, atol=1e-5)
     moved = trainer.hold(replace(made, old=after), 0)["held_kl"]

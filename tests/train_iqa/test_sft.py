@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import make_tiny_checkpoint, picture, tiny_checkpoint
 
 from train_iqa import sft
-from train_iqa.nano.degradations import Record, Step
+from train_iqa.nano.degradations import DamageRecord, Step
 from train_iqa.nano.labels import LabelScale
 from train_iqa.nano.synthetic import Sample
 from train_iqa.rows.completions import answer_logprobs, collate_completions, complete, micro_batches
@@ -231,7 +231,7 @@ def test_synthetic_samples_become_conversations():
         return Sample(
             image=np.full((56, 84, 3), 99, dtype=np.uint8), scores=np.full(3, score, dtype=np.float32),
             local=np.zeros((2, 3), dtype=np.float32), bands=np.zeros((2, 3, 6), dtype=np.float16),
-            record=Record(steps=(Step(kind="gaussian_blur", severity=0.8, params={}),), box=box),
+            record=DamageRecord(steps=(Step(kind="gaussian_blur", severity=0.8, params={}),), box=box),
         )  # fmt: skip
 
     knots = tuple(np.linspace(0, 1, 5).tolist())

@@ -13,7 +13,7 @@ from zoomiqa_reward.check.baselines import laplacian, laplacian_variance
 from zoomiqa_reward.check.degenerate import HONEST, empty_rows
 from zoomiqa_reward.check.ladders import DETAIL, make_pool, through_png
 from zoomiqa_reward.check.photographs import Photograph
-from zoomiqa_reward.check.scoring import Scorer
+from zoomiqa_reward.check.scoring import CheckScorer
 from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.images.loading import load_image
 
@@ -28,7 +28,7 @@ def test_ascent_of_a_linear_reward_is_known():
     start = pool.ladders[DETAIL][-1]
     signs = torch.sign(torch.randn(start.shape, generator=torch.Generator().manual_seed(3)))
     linear = wrapped(lambda image: (image.double() * signs).sum().float(), differentiable=True)
-    found = climb(linear, pool, Scorer(linear))
+    found = climb(linear, pool, CheckScorer(linear))
     inside = float(((start + EPSILON * signs).clamp(0, 1) - start).double().mul(signs).sum())
     assert inside > 0.9 * EPSILON * start.numel()  # hardly any value is stopped at black or white
     assert found.rise == pytest.approx(inside, rel=1e-3)
@@ -39,7 +39,7 @@ def test_ascent_of_a_linear_reward_is_known():
 def test_a_gradient_of_zero_is_none():
     pool = make_pool(photo())
     flat = wrapped(lambda image: 0 * image.sum(), differentiable=True)
-    found = climb(flat, pool, Scorer(flat))
+    found = climb(flat, pool, CheckScorer(flat))
     assert (found.rise, found.has_gradient) == (0, False)
     report = run_check(flat, [photo()])
     assert report.measures.ascent.gradient_share == 0

@@ -12,7 +12,7 @@ from tiny import ARCHS, FORGETFUL_TEMPLATE, make_tiny_checkpoint, picture, tiny_
 from zoomiqa_reward.model.checkpoint import OFFICIAL, CheckpointError, embedded, load_checkpoint
 from zoomiqa_reward.model.direct import leaf_logprobs, trie_of
 from zoomiqa_reward.model.fingerprint import fingerprint, fingerprint_parts
-from zoomiqa_reward.model.inputs import PromptError, Row, check_row, collate, make_row, render
+from zoomiqa_reward.model.inputs import PromptError, TokenRow, check_row, collate, make_row, render
 from zoomiqa_reward.model.turns import round1, round2
 from zoomiqa_reward.protocol.spec import PROTOCOL_FILE, ProtocolError
 
@@ -208,7 +208,9 @@ def test_a_row_with_a_lost_image_token_fails_loudly():
     place = int((row.input_ids == checkpoint.image_token_id).nonzero()[0])
     broken = torch.cat([row.input_ids[:place], row.input_ids[place + 1 :]])
     with pytest.raises(PromptError, match="image tokens"):
-        check_row(checkpoint, Row(input_ids=broken, pixel_values=row.pixel_values, image_grid_thw=row.image_grid_thw))
+        check_row(
+            checkpoint, TokenRow(input_ids=broken, pixel_values=row.pixel_values, image_grid_thw=row.image_grid_thw)
+        )
     with pytest.raises(PromptError, match="2 image tokens for 1 images"):
         make_row(checkpoint, round1(checkpoint.protocol, picture(), question="What is <|image_pad|>?"))
 

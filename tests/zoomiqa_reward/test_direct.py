@@ -15,7 +15,7 @@ from tiny import ARCHS, make_tiny_checkpoint, picture, tiny_checkpoint, tiny_iqa
 from zoomiqa_reward.images import ImageError
 from zoomiqa_reward.model.checkpoint import load_checkpoint
 from zoomiqa_reward.model.direct import leaf_logprobs, leaf_logprobs_expanded, mix, rate_direct, summarise, trie_of
-from zoomiqa_reward.model.inputs import Row, collate, make_row
+from zoomiqa_reward.model.inputs import TokenRow, collate, make_row
 from zoomiqa_reward.model.trie import RATING_TEXTS
 from zoomiqa_reward.model.turns import round1
 from zoomiqa_reward.model.views import plan_views
@@ -263,5 +263,5 @@ def test_wrong_arguments_are_refused(iqa):
 def test_a_batch_with_too_few_image_features_fails_loudly(iqa):
     row = rows_of(iqa.checkpoint, pictures()[:1])[0]
     with pytest.raises(ValueError, match="image tokens"):
-        collate(iqa.checkpoint, [Row(input_ids=row.input_ids, pixel_values=row.pixel_values[:4],
+        collate(iqa.checkpoint, [TokenRow(input_ids=row.input_ids, pixel_values=row.pixel_values[:4],
                                      image_grid_thw=torch.tensor([[1, 2, 2]]))])  # fmt: skip

@@ -16,7 +16,7 @@ from zoomiqa_reward.images import ImageError
 from zoomiqa_reward.model.generate import Completion, Sampling
 from zoomiqa_reward.model.reason import assess_images
 from zoomiqa_reward.model.text_server import RemoteZoomIQA, ServerRefused
-from zoomiqa_reward.model.text_server.parallel_map import in_order
+from zoomiqa_reward.model.text_server.parallel_map import parallel_map
 from zoomiqa_reward.protocol.crops import zoom
 from zoomiqa_reward.protocol.spec import ProtocolError
 
@@ -213,9 +213,9 @@ def test_items_are_drawn_as_needed_and_the_first_exception_stops():
         return i
 
     with pytest.raises(KeyError, match="5"):
-        in_order(ask, items(), 2)
+        parallel_map(ask, items(), 2)
     assert len(drawn) < 20
-    assert in_order(lambda i: -i, range(7), 3) == [-i for i in range(7)]
+    assert parallel_map(lambda i: -i, range(7), 3) == [-i for i in range(7)]
 
 
 def test_an_image_that_cannot_be_read_is_raised_by_name(tmp_path):

@@ -31,7 +31,7 @@ from tiny import picture
 from zoomiqa_reward import MetricReward, Reward, ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.serving import FingerprintError, Limits, RemoteReward, RewardSpec, ServingError
 from zoomiqa_reward.serving.scorer import Answer, Scorer
-from zoomiqa_reward.serving.wire import Item, Picture, encode_picture, encode_request
+from zoomiqa_reward.serving.wire import EncodedImage, ScoreItem, encode_picture, encode_request
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +89,9 @@ def test_a_png_may_be_the_whole_body(url, local):
 def test_an_image_that_fails_leaves_the_others(url):
     jpeg = io.BytesIO()
     Image.new("RGB", (64, 64)).save(jpeg, format="JPEG")
-    bodies = [Picture(data=jpeg.getvalue()), Picture(data=np.full((3, 56, 56), np.nan, dtype="<f4").tobytes(),
+    bodies = [EncodedImage(data=jpeg.getvalue()), EncodedImage(data=np.full((3, 56, 56), np.nan, dtype="<f4").tobytes(),
               shape=(3, 56, 56)), encode_picture(square(0))]  # fmt: skip
-    status, body, _ = reply(raw(url, request(encode_request([Item(image=one) for one in bodies])))[0])
+    status, body, _ = reply(raw(url, request(encode_request([ScoreItem(image=one) for one in bodies])))[0])
     assert status == 200
     assert [one["valid"] for one in body["images"]] == [False, False, True]
     assert [one["value"] is None for one in body["images"]] == [True, True, False]

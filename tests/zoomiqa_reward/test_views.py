@@ -11,7 +11,7 @@ from tiny import ARCHS, picture, tiny_checkpoint
 
 from zoomiqa_reward.images import ImageError, to_pil
 from zoomiqa_reward.model.pixels import factor_of, to_patches, whole_size
-from zoomiqa_reward.model.views import ViewCutter, chunks, plan_views, shares, spread
+from zoomiqa_reward.model.views import ViewCutter, chunks, even_offsets, nearest_shares, plan_views
 from zoomiqa_reward.protocol.spec import ViewPolicy
 
 BUDGET = {"factor": 28, "min_pixels": 3136, "max_pixels": 1003520}
@@ -48,16 +48,16 @@ def test_plan_covers_every_pixel_of_every_scale_and_weighs_one(height, width, fa
 def test_spans_are_spread_evenly_and_share_the_whole_length(length, side):
     if length < side:
         side = 28
-    offsets = spread(length, side)
+    offsets = even_offsets(length, side)
     assert offsets[0] == 0
     assert offsets[-1] == length - side
     steps = {b - a for a, b in pairwise(offsets)}
     assert not steps or max(steps) - min(steps) <= 1
-    assert sum(shares(offsets, side, length)) == pytest.approx(1.0)
+    assert sum(nearest_shares(offsets, side, length)) == pytest.approx(1.0)
 
 
 def test_shares_count_the_pixels_that_are_nearest():
-    assert shares([0, 60, 200], 100, 300) == pytest.approx([80 / 300, 100 / 300, 120 / 300])
+    assert nearest_shares([0, 60, 200], 100, 300) == pytest.approx([80 / 300, 100 / 300, 120 / 300])
 
 
 def test_an_image_that_needs_no_resize_is_read_once_with_both_weights_and_at_the_other_scales():

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from train_iqa.curation.hints import Hints, measure_hints
 from train_iqa.curation.states import DAMAGES, LOOKS, MIXED, OPPOSITE, degrade_to
-from train_iqa.curation.thresholds import SHIPPED, STATES, Threshold, Thresholds
+from train_iqa.curation.thresholds import SHIPPED, STATES, HintThresholds, Threshold
 from train_iqa.nano.degradations import sample_box
 from train_iqa.nano.synthetic import list_photographs
 
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         "least_severity": LEAST_SEVERITY, "error_share": ERROR_SHARE,
         "made_by": "python -m train_iqa.curation.calibrate",
     }  # fmt: skip
-    content = Thresholds(of=choose(values), provenance=provenance).as_json()
+    content = HintThresholds(of=choose(values), provenance=provenance).as_json()
     args.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"{args.out}: {len(content['of'])} states", file=sys.stderr)
     return 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from train_iqa.curation.hints import Box
 from train_iqa.curation.lexicon import COMPILED
-from train_iqa.nano.rationale import place
+from train_iqa.nano.rationale import name_region
 
 _DENIES = re.compile(
     r"\b(?:no|not|without|never|nor|neither|none|nothing|nowhere|hardly any|barely any|free of|free from|devoid of|"
@@ -104,7 +104,7 @@ def _is_inside(text: str, match: re.Match[str], state: str) -> bool:
 def _names_box(text: str, box: Box) -> bool:
     if _BOX_WORDS.search(text):
         return True
-    row, column = place(box).split()
+    row, column = name_region(box).split()
     for match in _PLACE.finditer(text):
         first = {"top": "upper", "bottom": "lower", "central": "middle", "centre": "middle", "center": "middle"}
         said_row = first.get(match[1], match[1]) if match[1] else None

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from train_iqa.curation.judges import Verdict
+from train_iqa.curation.judges import JudgeVerdict
 from train_iqa.curation.written import DECISION, Written
 
 _REFERS_BACK = re.compile(
@@ -41,7 +41,7 @@ class Consistency:
     """Why it was refused."""
 
 
-def check_consistency(written: Written, verdicts: Sequence[Verdict], config: ConsistencyConfig) -> Consistency:
+def check_consistency(written: Written, verdicts: Sequence[JudgeVerdict], config: ConsistencyConfig) -> Consistency:
     """Return what is left of an answer. Raises ValueError where verdicts and sentences differ in number."""
     sentences = written.sentences
     if len(verdicts) != len(sentences):

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from train_iqa.curation.claims import read_claims
 from train_iqa.curation.hints import ImageHints
-from train_iqa.curation.thresholds import Thresholds, shipped
+from train_iqa.curation.thresholds import HintThresholds, shipped
 from train_iqa.curation.written import DECISION, Written
 
 VERDICTS = ("match", "contradiction", "unclear")
@@ -18,7 +18,7 @@ WISHES = "Directions for Improvement"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class JudgeVerdict:
     """On one sentence."""
 
     verdict: str
@@ -38,7 +38,7 @@ class Judge(Protocol):
 
     async def judge(
         self, written: Written, hints: ImageHints, *, key: str = "", is_crop: bool = False
-    ) -> Sequence[Verdict]:
+    ) -> Sequence[JudgeVerdict]:
         """Return a verdict a sentence, in the order of `written.sentences`. Raises JudgeError.
 
         key: names the call in the journal. is_crop: the answer is about the crop of the last round.
@@ -50,17 +50,17 @@ class Judge(Protocol):
 class RulesJudge:
     """Decides by the lexicon's claims and the hints' thresholds; `unclear` where a sentence makes no claim it knows."""
 
-    thresholds: Thresholds | None = None
+    thresholds: HintThresholds | None = None
     """None: those of this release."""
     name: str = "rules"
 
     async def judge(
         self, written: Written, hints: ImageHints, *, key: str = "", is_crop: bool = False
-    ) -> list[Verdict]:
+    ) -> list[JudgeVerdict]:
         """Return a verdict a sentence."""
         return self.verdicts(written, hints, is_crop=is_crop)
 
-    def verdicts(self, written: Written, hints: ImageHints, *, is_crop: bool = False) -> list[Verdict]:
+    def verdicts(self, written: Written, hints: ImageHints, *, is_crop: bool = False) -> list[JudgeVerdict]:
         """Return a verdict a sentence; a contradicted claim decides for the whole sentence."""
         thresholds, found = self.thresholds or shipped(), []
         last = len(written.sections) + DECISION
@@ -74,9 +74,9 @@ class RulesJudge:
                 why = "; ".join(
                     f"{'' if c.is_present else 'not '}{c.state}, but the hints say otherwise" for c in wrong
                 )
-                found.append(Verdict(verdict="contradiction", why=why))
+                found.append(JudgeVerdict(verdict="contradiction", why=why))
             else:
-                found.append(Verdict(verdict="match" if claims else "unclear"))
+                found.append(JudgeVerdict(verdict="match" if claims else "unclear"))
         return found
 
 

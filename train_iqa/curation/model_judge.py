@@ -11,9 +11,9 @@ import dirtyjson
 
 from train_iqa.curation.endpoint import Asker
 from train_iqa.curation.hints import ImageHints
-from train_iqa.curation.judges import VERDICTS, JudgeError, Verdict
+from train_iqa.curation.judges import VERDICTS, JudgeError, JudgeVerdict
 from train_iqa.curation.prompts import Prompts, ask_judge
-from train_iqa.curation.thresholds import Thresholds, shipped
+from train_iqa.curation.thresholds import HintThresholds, shipped
 from train_iqa.curation.written import Written
 
 ATTEMPTS = 3
@@ -22,14 +22,16 @@ ATTEMPTS = 3
 class ModelJudge:
     """Decides by an OpenAI-compatible endpoint; it sees hints and text, never the image."""
 
-    def __init__(self, asker: Asker, prompts: Prompts, *, thresholds: Thresholds | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, asker: Asker, prompts: Prompts, *, thresholds: HintThresholds | None = None, seed: int = 0
+    ) -> None:
         self.asker, self.prompts, self.seed = asker, prompts, seed
         self.thresholds = thresholds or shipped()
         self.name = f"model {asker.endpoint.model}"
 
     async def judge(
         self, written: Written, hints: ImageHints, *, key: str = "", is_crop: bool = False
-    ) -> list[Verdict]:
+    ) -> list[JudgeVerdict]:
         """Return a verdict a sentence. Raises JudgeError where no reply of `ATTEMPTS` can be used, EndpointError."""
         messages = ask_judge(self.prompts, self.thresholds, written, hints, is_crop=is_crop)
         reason = ""
@@ -42,7 +44,7 @@ class ModelJudge:
         raise JudgeError(f"no usable reply in {ATTEMPTS}: {reason}")
 
 
-def read_verdicts(text: str, count: int) -> list[Verdict]:
+def read_verdicts(text: str, count: int) -> list[JudgeVerdict]:
     """Return the verdicts on sentences 1..count. Raises JudgeError: no JSON, a sentence missing, an unknown verdict."""
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or end < start:
@@ -57,7 +59,7 @@ def read_verdicts(text: str, count: int) -> list[Verdict]:
     rows = data.get("sentences") if isinstance(data, Mapping) else None
     if not isinstance(rows, list):
         raise JudgeError("the reply holds no list of sentences")
-    found: dict[int, Verdict] = {}
+    found: dict[int, JudgeVerdict] = {}
     for row in rows:
         number, verdict = _entry(row)
         if verdict.verdict not in VERDICTS:
@@ -70,7 +72,7 @@ def read_verdicts(text: str, count: int) -> list[Verdict]:
     return [found[number] for number in range(1, count + 1)]
 
 
-def _entry(row: Any) -> tuple[int, Verdict]:
+def _entry(row: Any) -> tuple[int, JudgeVerdict]:
     if not isinstance(row, Mapping) or type(row.get("number")) is not int or not isinstance(row.get("verdict"), str):
         raise JudgeError(f"an entry without number and verdict: {str(row)[:80]}")
-    return row["number"], Verdict(verdict=row["verdict"].strip().lower(), why=str(row.get("why") or ""))
+    return row["number"], JudgeVerdict(verdict=row["verdict"].strip().lower(), why=str(row.get("why") or ""))

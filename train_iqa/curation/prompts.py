@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from train_iqa.curation.hints import ImageHints
-from train_iqa.curation.thresholds import Thresholds
+from train_iqa.curation.thresholds import HintThresholds
 from train_iqa.curation.written import Written
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.model.turns import Prompted, round1, round2
@@ -117,7 +117,7 @@ def ask_continuation(prompts: Prompts, written: Written, images: Sequence[Tensor
 
 
 def ask_judge(
-    prompts: Prompts, thresholds: Thresholds, written: Written, hints: ImageHints, *, is_crop: bool
+    prompts: Prompts, thresholds: HintThresholds, written: Written, hints: ImageHints, *, is_crop: bool
 ) -> Messages:
     """Return the request for a model's verdicts."""
     lines = [
@@ -171,7 +171,7 @@ def picture_url(image: Tensor, max_pixels: int) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _in_words(thresholds: Thresholds, hints: Any) -> str:
+def _in_words(thresholds: HintThresholds, hints: Any) -> str:
     words = thresholds.words(hints)
     return ", ".join(f"{name} {getattr(hints, name):.3g} ({word})" for name, word in words.items())
 

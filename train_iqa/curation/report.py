@@ -10,7 +10,7 @@ from typing import Any
 from train_iqa.curation.config import CurateConfig
 from train_iqa.curation.curator import FILTERS
 from train_iqa.curation.endpoint import Endpoint
-from train_iqa.curation.thresholds import Thresholds
+from train_iqa.curation.thresholds import HintThresholds
 
 EXAMPLES = 3
 """Of each reason."""
@@ -21,7 +21,7 @@ def build_report(
     outcomes: Sequence[Mapping[str, Any]],
     calls: Sequence[Mapping[str, Any]],
     failures: Sequence[Mapping[str, str]],
-    thresholds: Thresholds,
+    thresholds: HintThresholds,
     seconds: float,
     images: int,
 ) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def build_report(
             "zooming_without_round2": sum(one["is_zooming"] and len(one["rounds"]) == 1 for one in kept),
         },
         "rejections": _rejections(outcomes),
-        "dropped_sentences": _dropped(outcomes),
+        "dropped_sentences": _count_dropped(outcomes),
         "filters": {
             "consistency": "off" if config.consistency is None else "on",
             "reliance": "off" if config.reliance is None else f"rounds {list(config.reliance.rounds)}",
@@ -90,7 +90,7 @@ def _rejections(outcomes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _dropped(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _count_dropped(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     every = [(outcome, one) for outcome in outcomes for one in outcome["dropped"]]
     return {
         "sentences": len(every),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from train_iqa.curation.planted import PlantedCase
-from train_iqa.curation.planted_reliance import guess, strayed
+from train_iqa.curation.planted_reliance import guess, sample_continuation
 from train_iqa.curation.prompts import picture_url
 from train_iqa.curation.scripted import request_images, request_text, url_digest
 from train_iqa.curation.written import Written, read_written
@@ -39,7 +39,7 @@ class ScriptedTeacher:
             if images:
                 answer = read_written(self.answers[images[0]][0], ())
                 shown = answer.bbox, answer.rating
-            return strayed(*shown, np.random.default_rng(int(body["seed"]))).render()
+            return sample_continuation(*shown, np.random.default_rng(int(body["seed"]))).render()
         if len(images) == 2:
             return self.second[images[0]]
         options = self.answers[images[0]]

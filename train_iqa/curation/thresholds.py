@@ -41,7 +41,7 @@ class Threshold:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Thresholds:
+class HintThresholds:
     """Of all states."""
 
     of: Mapping[str, Threshold]
@@ -57,7 +57,7 @@ class Thresholds:
                 raise ValueError(f"{state}: certain={one.certain} must lie beyond possible={one.possible}")
 
     @classmethod
-    def load(cls, file: Path = SHIPPED) -> "Thresholds":
+    def load(cls, file: Path = SHIPPED) -> "HintThresholds":
         """Read a file of thresholds. Raises ValueError naming it."""
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
@@ -109,6 +109,6 @@ class Thresholds:
 
 
 @cache
-def shipped() -> Thresholds:
+def shipped() -> HintThresholds:
     """Return the thresholds of this release."""
-    return Thresholds.load()
+    return HintThresholds.load()

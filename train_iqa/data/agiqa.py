@@ -6,7 +6,7 @@ in `images/`, in `AGIQA-3K/` or beside the table: the archive names no folder. D
 
 from pathlib import Path
 
-from train_iqa.data.record import Listing, Row, Scale
+from train_iqa.data.record import LabelRow, Listing, Scale
 from train_iqa.data.tables import number, read_csv, spread
 
 TABLE, FOLDERS = "data.csv", ("images", "AGIQA-3K")
@@ -22,5 +22,5 @@ def read(root: Path) -> Listing:
         std = spread(fields.get("std_quality"), where, found)
         if label is not None and std is not None:
             file = fields["name"] if folder is None else f"{folder}/{fields['name']}"
-            found.rows.append(Row(file=file, label=label, std=std, reference=fields["prompt"] or None))
+            found.rows.append(LabelRow(file=file, label=label, std=std, reference=fields["prompt"] or None))
     return found

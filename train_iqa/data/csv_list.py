@@ -8,7 +8,7 @@ names a scale.
 from pathlib import Path
 
 from train_iqa.data.json_list import read_boxes
-from train_iqa.data.record import RATINGS, Listing, Row, Scale
+from train_iqa.data.record import RATINGS, LabelRow, Listing, Scale
 from train_iqa.data.tables import number, read_csv, spread
 
 
@@ -21,7 +21,7 @@ def read(file: Path, image_root: Path | None = None, scale: Scale | None = None)
         if label is None or std is None or boxes is False:
             continue
         found.rows.append(
-            Row(
+            LabelRow(
                 file=fields["image"],
                 label=label,
                 std=std,

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from train_iqa.data.record import Listing, Row, Scale
+from train_iqa.data.record import LabelRow, Listing, Scale
 from train_iqa.data.tables import number, spread
 
 DATA, FOLDER = "Data", "Images"
@@ -41,7 +41,7 @@ def read(root: Path) -> Listing:
         where = f"{root / DATA}: image {index + 1} ({name})"
         label, std = number(score, where, "MOS", found), spread(deviation, where, found)
         if label is not None and std is not None:
-            found.rows.append(Row(file=f"{FOLDER}/{name}", label=label, std=std))
+            found.rows.append(LabelRow(file=f"{FOLDER}/{name}", label=label, std=std))
     return found
 
 

@@ -35,7 +35,7 @@ class Asking:
     """Of the sampled answers; call k uses seed + k."""
 
 
-def probed(images: Sequence[LabelledImage], count: int, seed: int = 0) -> set[str]:
+def choose_probe_ids(images: Sequence[LabelledImage], count: int, seed: int = 0) -> set[str]:
     """Return the ids of `count` images (or all), drawn by a hash of seed and id: the same in any order and process."""
     ranked = sorted(images, key=lambda image: hashlib.sha256(f"{seed}:{image.id}".encode()).digest())
     return {image.id for image in ranked[:count]}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from train_iqa.data import FAMILIES, Scale, Source
+from train_iqa.data import FAMILIES, DatasetSource, Scale
 from train_iqa.data.checking import ACCEPTABLE, CHECKS
 from train_iqa.data.splits import PARTS
 from train_iqa.evaluation.measuring import Asking
@@ -17,7 +17,7 @@ from zoomiqa_reward.model.decoding import MODES
 class EvaluateConfig:
     """What is measured, and where the results go."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[DatasetSource, ...]
     out: Path
     """Run folder; an unfinished run in it is continued."""
     part: str = "standard"
@@ -94,7 +94,7 @@ def config_of(args: argparse.Namespace) -> EvaluateConfig:
         if not equals or family not in FAMILIES:
             raise ValueError(f"--data {text!r}: must be FAMILY=PATH with a family of {', '.join(FAMILIES)}")
         lists = {"image_root": args.image_root, "scale": scale} if FAMILIES[family].is_list else {}
-        sources.append(Source(family=family, root=Path(path), name=name, **lists))
+        sources.append(DatasetSource(family=family, root=Path(path), name=name, **lists))
     asking = Asking(
         mode=args.mode, strict=not args.batched, question=args.question, calls=args.calls,
         is_sampling=not args.no_sampling, seed=args.seed,

@@ -21,7 +21,7 @@ def cosine(progress: float, floor: float = 0.02) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
 
 
-class Clock:
+class TimeBudget:
     """Seconds spent of those given; a part of a run's state, so that a run that goes on spends only the rest."""
 
     def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:

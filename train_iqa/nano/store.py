@@ -11,28 +11,28 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from train_iqa.nano.degradations import DEGRADATIONS, Record
-from train_iqa.nano.drawing import SMALL_PX, Drawn
+from train_iqa.nano.degradations import DEGRADATIONS, DamageRecord
+from train_iqa.nano.drawing import SMALL_PX, DegradedImage
 from train_iqa.nano.frequency_bands import NUM_BANDS
 from train_iqa.nano.labels import LABEL_METRICS, TOKEN_PX, LabelScale
 from train_iqa.nano.synthetic import WORST_SCORE, as_batch, label_drawn
-from train_iqa.nano.workers import Drawing, Workers
+from train_iqa.nano.workers import DrawnBatch, Workers
 
 KINDS = tuple(DEGRADATIONS)
 GRID = SMALL_PX // TOKEN_PX
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class StoredImage:
     """A whole degraded image."""
 
     image: Tensor
     """uint8 CHW on the device."""
     label: float
-    record: Record
+    record: DamageRecord
 
 
-def kind_map(record: Record, rows: int, columns: int) -> np.ndarray:
+def kind_map(record: DamageRecord, rows: int, columns: int) -> np.ndarray:
     """Return which degradations each token shows, float32 (rows, columns, kinds); a token's middle decides."""
     kinds = np.zeros(len(KINDS), dtype=np.float32)
     for step in record.steps:
@@ -40,7 +40,7 @@ def kind_map(record: Record, rows: int, columns: int) -> np.ndarray:
     return cover_map(record, rows, columns)[..., None] * kinds
 
 
-def cover_map(record: Record, rows: int, columns: int) -> np.ndarray:
+def cover_map(record: DamageRecord, rows: int, columns: int) -> np.ndarray:
     """Return float32 (rows, columns): 1 where damage covers the token's middle."""
     if not record.steps:
         return np.zeros((rows, columns), dtype=np.float32)
@@ -65,8 +65,8 @@ class Store:
         self.labels = np.full(small, np.nan)
         self.known_kinds = torch.ones(small, dtype=torch.bool, device=device)
         self.added = {"small": 0, "large": 0}
-        self.pictures: list[Picture] = []
-        self._waiting: list[tuple[Drawn, np.ndarray]] = []
+        self.pictures: list[StoredImage] = []
+        self._waiting: list[tuple[DegradedImage, np.ndarray]] = []
         self.scale: LabelScale | None = None
         self.band_mean = self.band_std = torch.zeros(0)
 
@@ -80,11 +80,11 @@ class Store:
         """Whether there are whole images with local and with even damage."""
         return bool(self.whole(local=True)) and bool(self.whole(local=False))
 
-    def whole(self, *, local: bool) -> list[Picture]:
+    def whole(self, *, local: bool) -> list[StoredImage]:
         """Return whole images with damage inside a region, or those with none or with damage everywhere."""
         return [one for one in self.pictures if (one.record.box is not None) is local]
 
-    def add(self, drawing: Drawing) -> None:
+    def add(self, drawing: DrawnBatch) -> None:
         """Label a batch and keep it."""
         if not drawing.large:
             self.add_small(drawing.images)
@@ -94,7 +94,7 @@ class Store:
             self._waiting.append((drawn, scores[0].double().cpu().numpy()))
         self._settle()
 
-    def add_small(self, drawn: list[Drawn], *, known_kinds: bool = True) -> None:
+    def add_small(self, drawn: list[DegradedImage], *, known_kinds: bool = True) -> None:
         """Label 224 px crops; `known_kinds` False where the record does not say what was done (restorations)."""
         first = self.added["small"] % self.capacity["small"]
         drawn = drawn[: self.capacity["small"] - first]  # a batch that would wrap around loses its end
@@ -140,7 +140,7 @@ class Store:
         for drawn, scores in self._waiting:
             image = torch.from_numpy(drawn.image).to(self.device).permute(2, 0, 1).contiguous()
             label = float(self.scale.pseudo_mos(scores[None])[0])
-            picture = Picture(image=image, label=label, record=drawn.record)
+            picture = StoredImage(image=image, label=label, record=drawn.record)
             if len(self.pictures) < self.capacity["large"]:
                 self.pictures.append(picture)
             else:
@@ -148,14 +148,14 @@ class Store:
             self.added["large"] += 1
         self._waiting.clear()
 
-    def _pair(self, drawn: list[Drawn]) -> tuple[Tensor, Tensor]:
+    def _pair(self, drawn: list[DegradedImage]) -> tuple[Tensor, Tensor]:
         return tuple(as_batch([getattr(d, name) for d in drawn], self.device) for name in ("image", "reference"))  # type: ignore[return-value]
 
-    def _failed(self, drawn: list[Drawn]) -> Tensor:
+    def _failed(self, drawn: list[DegradedImage]) -> Tensor:
         return torch.tensor([one.is_failed for one in drawn], device=self.device)
 
 
-def read_pairs(folder: Path) -> list[Drawn]:
+def read_pairs(folder: Path) -> list[DegradedImage]:
     """Return restorations and their references from `folder/images` and `folder/references`, named alike, 224 px.
 
     Raises ValueError for a restoration without a reference or of another size.
@@ -168,7 +168,7 @@ def read_pairs(folder: Path) -> list[Drawn]:
         pair = [np.asarray(Image.open(file).convert("RGB")) for file in (path, reference)]
         if any(x.shape != (SMALL_PX, SMALL_PX, 3) for x in pair):
             raise ValueError(f"{path}: restoration and reference must be {SMALL_PX} x {SMALL_PX} px")
-        found.append(Drawn(image=pair[0], reference=pair[1], record=Record(steps=())))
+        found.append(DegradedImage(image=pair[0], reference=pair[1], record=DamageRecord(steps=())))
     if not found:
         raise ValueError(f"{folder}/images holds no image")
     return found

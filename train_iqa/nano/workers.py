@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from train_iqa.nano.drawing import Drawn, draw_image
+from train_iqa.nano.drawing import DegradedImage, draw_image
 
 BATCH = 16
 LARGE_SHARE = 0.28
 
 
-class Drawing(NamedTuple):
+class DrawnBatch(NamedTuple):
     """A batch from one worker."""
 
     large: bool
-    images: list[Drawn]
+    images: list[DegradedImage]
 
 
 class WorkerError(RuntimeError):
@@ -40,7 +40,9 @@ def _work(index: int, photographs: list[Image.Image], seed: int, out: Any, stop:
         large = bool(rng.random() < LARGE_SHARE)
         try:
             chosen = [photographs[k] for k in rng.integers(0, len(photographs), BATCH)]
-            message: Drawing | str = Drawing(large, [draw_image(photograph, rng, large=large) for photograph in chosen])
+            message: DrawnBatch | str = DrawnBatch(
+                large, [draw_image(photograph, rng, large=large) for photograph in chosen]
+            )
         except Exception as error:  # noqa: BLE001  it is raised again where the batch is taken
             message = f"drawing process {index}: {error!r}"
         while not stop.is_set():
@@ -73,7 +75,7 @@ class Workers:
         for process in self._processes:
             process.start()
 
-    def take(self, timeout_s: float) -> Drawing | None:
+    def take(self, timeout_s: float) -> DrawnBatch | None:
         """Return the next batch, None where none comes in time."""
         try:
             message = self._queue.get(timeout=timeout_s)

@@ -8,7 +8,7 @@ from torch import Tensor
 from train_iqa.data import LabelledImage
 from train_iqa.rl.advantages import group_advantages, scatter_to_rows, token_row_weights, trajectory_row_weights
 from train_iqa.rl.page import PageGroup
-from train_iqa.rl.rollout import Trajectory
+from train_iqa.rl.rollout import AnswerTrajectory
 from train_iqa.rows.completions import TrainingRow
 
 
@@ -19,7 +19,7 @@ class Generation:
     images: Sequence[LabelledImage]
     pixels: Sequence[Tensor]
     """Float32 CHW in [0, 1], one for each image."""
-    groups: Sequence[Sequence[Trajectory]]
+    groups: Sequence[Sequence[AnswerTrajectory]]
     """One group for each image."""
     rewards: dict[str, Tensor]
     """Name -> [images, samples]."""
@@ -46,7 +46,7 @@ class Generation:
 def make_generation(
     images: Sequence[LabelledImage],
     pixels: Sequence[Tensor],
-    groups: Sequence[Sequence[Trajectory]],
+    groups: Sequence[Sequence[AnswerTrajectory]],
     rewards: dict[str, Tensor],
     *,
     count_tokens: bool,

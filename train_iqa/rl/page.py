@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from train_iqa.rl.rollout import Trajectory
+from train_iqa.rl.rollout import AnswerTrajectory
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.protocol import Protocol, zoom
 
@@ -36,7 +36,7 @@ class PageGroup:
     image: Tensor
     """Float32 CHW in [0, 1]."""
     mos: float
-    trajectories: Sequence[Trajectory]
+    trajectories: Sequence[AnswerTrajectory]
     rewards: Sequence[dict[str, float]]
     """Name -> value, one for each trajectory; with its advantage."""
 
@@ -65,7 +65,7 @@ def _group(group: PageGroup, protocol: Protocol) -> str:
     )
 
 
-def _card(image: Tensor, trajectory: Trajectory, rewards: dict[str, float], protocol: Protocol) -> str:
+def _card(image: Tensor, trajectory: AnswerTrajectory, rewards: dict[str, float], protocol: Protocol) -> str:
     found = trajectory.assessment
     head = f"<b>{found.rating:.2f}</b>" if found.valid else f"<b class='bad'>{html.escape(found.error or '')}</b>"
     rows = "".join(

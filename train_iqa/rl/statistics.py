@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from train_iqa.rl.rollout import Trajectory
+from train_iqa.rl.rollout import AnswerTrajectory
 from zoomiqa_reward.model.ratings import Assessment
 
 
@@ -22,7 +22,7 @@ def rationale(assessment: Assessment) -> tuple[str, ...]:
     return sections or tuple(turn.text for turn in assessment.turns)
 
 
-def trajectory_statistics(groups: Sequence[Sequence[Trajectory]]) -> dict[str, list[float]]:
+def trajectory_statistics(groups: Sequence[Sequence[AnswerTrajectory]]) -> dict[str, list[float]]:
     """Return values whose means describe the trajectories of groups (one group an image).
 
     rating_std: of each group with at least 2 readable ratings, their unbiased standard deviation. distinct_rationales:

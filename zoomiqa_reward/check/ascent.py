@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zoomiqa_reward.check.ladders import DETAIL, Pool
-from zoomiqa_reward.check.scoring import Scorer
+from zoomiqa_reward.check.scoring import CheckScorer
 from zoomiqa_reward.rewards.base import Reward, ask
 
 EPSILON = 2 / 255
@@ -43,7 +43,7 @@ class Ascent:
         return self.best - self.start
 
 
-def climb(reward: Reward, pool: Pool, scorer: Scorer) -> Ascent:
+def climb(reward: Reward, pool: Pool, scorer: CheckScorer) -> Ascent:
     """Return what a few invisible steps uphill do to the enlarged low-quality image.
 
     A reward that is not differentiable, cuts its graph or cannot measure the picture gives an Ascent with the reason.

@@ -178,14 +178,14 @@ def _transport(
     name: str, sent: list[tuple[float, ...]], before: list[tuple[float, ...]], spread: float
 ) -> TransportMeasure:
     changes = [new - old for after, row in zip(sent, before, strict=True) for new, old in zip(after, row, strict=True)]
-    kept = [score for after, row in zip(sent, before, strict=True) for score in _kept(row, after)]
+    kept = [score for after, row in zip(sent, before, strict=True) for score in _orders_kept(row, after)]
     return TransportMeasure(
         name=name, shift=mean(changes), change_to_spread=ratio(root_mean_square(changes), spread),
         order_kept=mean(kept),
     )  # fmt: skip
 
 
-def _kept(before: tuple[float, ...], after: tuple[float, ...]) -> list[float]:
+def _orders_kept(before: tuple[float, ...], after: tuple[float, ...]) -> list[float]:
     """Return 1 for each pair whose order is as it was, a tie staying a tie included, else 0."""
     found = []
     for i in range(len(before)):

@@ -11,7 +11,7 @@ from zoomiqa_reward.check.ladders import DETAIL, Pool, make_pool
 from zoomiqa_reward.check.measures import Measures, measure_answers
 from zoomiqa_reward.check.photographs import Photograph
 from zoomiqa_reward.check.report import CheckReport
-from zoomiqa_reward.check.scoring import Scorer
+from zoomiqa_reward.check.scoring import CheckScorer
 from zoomiqa_reward.check.transport import sent_scores
 from zoomiqa_reward.check.verdict import Thresholds, judge
 from zoomiqa_reward.images.content import contentless
@@ -38,7 +38,7 @@ def run_check(
     """
     if repeats < 2:
         raise ValueError(f"repeats={repeats}: a deviation needs at least 2")
-    scorer = Scorer(reward)
+    scorer = CheckScorer(reward)
     answers: list[Answers] = []
     names: list[str] = []
     shown: Pool | None = None
@@ -60,7 +60,7 @@ def run_check(
     )  # fmt: skip
 
 
-def _ask(reward: Reward, pool: Pool, scorer: Scorer, repeats: int) -> Answers:
+def _ask(reward: Reward, pool: Pool, scorer: CheckScorer, repeats: int) -> Answers:
     asked, failed = scorer.num_asked, len(scorer.errors)
     middle = pool.ladders[DETAIL][len(pool.ladders[DETAIL]) // 2]
     again = [scorer([pool.hr, middle], pool) for _ in range(repeats)]
@@ -77,7 +77,7 @@ def _ask(reward: Reward, pool: Pool, scorer: Scorer, repeats: int) -> Answers:
 
 
 def _row_scores(
-    rows: dict[str, tuple[Tensor, ...]], pool: Pool, scorer: Scorer, *, may_fail: bool = False
+    rows: dict[str, tuple[Tensor, ...]], pool: Pool, scorer: CheckScorer, *, may_fail: bool = False
 ) -> dict[str, tuple[float, ...]]:
     """Return the values by kind; an image that several rows begin with is asked about once."""
     images = {id(image): image for row in rows.values() for image in row}

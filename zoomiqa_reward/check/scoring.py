@@ -12,7 +12,7 @@ from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.rewards.base import Reward, require_pointwise
 
 
-class Scorer:
+class CheckScorer:
     """A reward with a count of what it was asked, what it could not measure and how long it took."""
 
     def __init__(self, reward: Reward) -> None:

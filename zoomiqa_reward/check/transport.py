@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from zoomiqa_reward.check.ladders import DETAIL, Pool, reduce, through_jpeg, through_png
-from zoomiqa_reward.check.scoring import Scorer
+from zoomiqa_reward.check.scoring import CheckScorer
 
 JPEG_QUALITY = 75
 """Pillow's default, so what code that names no quality sends."""
@@ -34,7 +34,7 @@ TRANSPORTS = (
 )
 
 
-def sent_scores(pool: Pool, scorer: Scorer) -> dict[str, tuple[float, ...]]:
+def sent_scores(pool: Pool, scorer: CheckScorer) -> dict[str, tuple[float, ...]]:
     """Return the values of the `detail` ladder by transport; a resized picture is compared with a resized reference."""
     return {
         way.name: tuple(

@@ -80,7 +80,7 @@ def check(
             iqa, mode=mode, question=question, num_samples=num_samples, seed=None if num_samples > 1 else 0
         )
     else:
-        checked = _named(reward)
+        checked = _find_reward(reward)
     report = run_check(checked, progress(photographs, len(photographs), "checking", streaming=False), repeats=repeats)
     output.json_line(report.as_json() | {"not_used": [reason for _, reason in refused]})
     print_report(report, Console(stderr=True, width=None if sys.stderr.isatty() else 120, highlight=False))
@@ -91,7 +91,7 @@ def check(
     return 0 if is_whole else 2
 
 
-def _named(name: str) -> "Reward":
+def _find_reward(name: str) -> "Reward":
     from zoomiqa_reward.check import find_reward
 
     here = os.getcwd()

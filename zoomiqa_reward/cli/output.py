@@ -13,7 +13,7 @@ from rich.text import Text
 from zoomiqa_reward.images.listing import printable
 
 if TYPE_CHECKING:
-    from zoomiqa_reward.model.measuring import Measured, Record
+    from zoomiqa_reward.model.measuring import Measured, RatedImage
 
 Item = TypeVar("Item")
 
@@ -32,12 +32,12 @@ def encodable(line: str, fields: dict[str, Any]) -> str:
     return line
 
 
-def exit_code(records: Iterable["Record"]) -> int:
+def exit_code(records: Iterable["RatedImage"]) -> int:
     """Return 0, or 2 where some image could not be measured."""
     return 0 if all(record.valid for record in records) else 2
 
 
-def table(records: list["Record"], places: list[str] | None = None) -> None:
+def table(records: list["RatedImage"], places: list[str] | None = None) -> None:
     """Print the records for people; `places` is a first column."""
     if not records:
         return

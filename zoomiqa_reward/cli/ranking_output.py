@@ -35,7 +35,7 @@ class _Known:
         return self.ratings
 
 
-def place(found: Sequence[Measured]) -> tuple[list[Placed], float]:
+def order_by_rating(found: Sequence[Measured]) -> tuple[list[Placed], float]:
     """Return the images best first, those not measured last, and how far the best lies above the second (or NaN)."""
     records = [one.record for one in found]
     ratings = Ratings(
@@ -54,7 +54,7 @@ def place(found: Sequence[Measured]) -> tuple[list[Placed], float]:
     return placed, result.gap
 
 
-def explained(iqa: Any, placed: Sequence[Placed], question: str | None = None) -> Iterator[Placed]:
+def explain_placed(iqa: Any, placed: Sequence[Placed], question: str | None = None) -> Iterator[Placed]:
     """Yield the places with each image's assessment in words, made where it is not there yet."""
     for one in placed:
         measured = one.measured

@@ -32,11 +32,11 @@ def jpeg_with_slope(image: Tensor, quality: int) -> Tensor:
     tables = stored.quantization  # type: ignore[attr-defined]  # of JPEG files, in rows
     luma, chroma = (torch.tensor(tables[min(k, len(tables) - 1)], dtype=torch.float32) for k in (0, 1))
     steps = torch.stack([luma, chroma, chroma]).view(3, 1, 1, SIDE, SIDE).to(image)
-    kept = survivors(image, steps)
+    kept = drop_small_coefficients(image, steps)
     return kept + (after - kept).detach()
 
 
-def survivors(image: Tensor, steps: Tensor) -> Tensor:
+def drop_small_coefficients(image: Tensor, steps: Tensor) -> Tensor:
     """Return the picture without the coefficients that round to nothing at those steps [3, 1, 1, 8, 8], in levels.
 
     Each block's mean stays. Linear in the picture but for the choice, which has no slope.

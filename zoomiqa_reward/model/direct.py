@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.model.checkpoint import Checkpoint
-from zoomiqa_reward.model.inputs import Row, collate, encode, make_row
+from zoomiqa_reward.model.inputs import TokenRow, collate, encode, make_row
 from zoomiqa_reward.model.pixels import factor_of
 from zoomiqa_reward.model.trie import RatingTrie, build_trie
 from zoomiqa_reward.model.turns import Prompted, round1
@@ -50,7 +50,7 @@ def trie_of(checkpoint: Checkpoint) -> RatingTrie:
     )
 
 
-def leaf_logprobs(checkpoint: Checkpoint, trie: RatingTrie, rows: Sequence[Row]) -> Tensor:
+def leaf_logprobs(checkpoint: Checkpoint, trie: RatingTrie, rows: Sequence[TokenRow]) -> Tensor:
     """Return float32 [batch, leaves]: log-probability of each rating as the answer to each row, in one forward.
 
     Raises ValueError for an attention implementation that takes no mask of our own.
@@ -91,7 +91,7 @@ def _positions(checkpoint: Checkpoint, trie: RatingTrie, batch: dict[str, Tensor
     return torch.cat([positions, positions[:, :, -1:] + depths], dim=-1)
 
 
-def leaf_logprobs_expanded(checkpoint: Checkpoint, trie: RatingTrie, row: Row) -> Tensor:
+def leaf_logprobs_expanded(checkpoint: Checkpoint, trie: RatingTrie, row: TokenRow) -> Tensor:
     """Return float32 [1, leaves] as `leaf_logprobs` does, from one plain causal row for each prefix of a rating.
 
     Slow and without mask or positions of our own: an independent check of the tree.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from zoomiqa_reward.model.checkpoint import VISION_TOKENS, Checkpoint
-from zoomiqa_reward.model.inputs import Row, collate
+from zoomiqa_reward.model.inputs import TokenRow, collate
 from zoomiqa_reward.model.ratings import RatingSpread
 from zoomiqa_reward.model.shared_state import exclusive
 
@@ -59,18 +59,20 @@ class Completion:
     """Why there is no answer at all (a server's error); `text` is then empty."""
 
 
-Generate = Callable[[Checkpoint, Sequence[Row], Sampling], list[Completion]]
+Generate = Callable[[Checkpoint, Sequence[TokenRow], Sampling], list[Completion]]
 
 
 @torch.no_grad()
-def generate(checkpoint: Checkpoint, rows: Sequence[Row], sampling: Sampling) -> list[Completion]:
+def generate(checkpoint: Checkpoint, rows: Sequence[TokenRow], sampling: Sampling) -> list[Completion]:
     """Return one answer for each row, in order, all written in one batch.
 
     Only `sampling` decides how: what the checkpoint's own generation config says of temperature or repetition
     penalty is overridden. Image and vision tokens are never written. Each row draws from a generator of its own.
     """
     batch, ends = collate(checkpoint, rows), end_tokens(checkpoint)
-    ids = write_ids(checkpoint, batch, sampling, drawing(sampling, len(rows)) if sampling.temperature > 0 else [])
+    ids = write_ids(
+        checkpoint, batch, sampling, sampling_processors(sampling, len(rows)) if sampling.temperature > 0 else []
+    )
     answers = []
     for new in ids[:, batch["input_ids"].shape[1] :].tolist():
         end = next((place for place, token in enumerate(new) if token in ends), len(new))
@@ -96,7 +98,7 @@ def suppressed_tokens(checkpoint: Checkpoint) -> list[int]:
     return sorted(ids)
 
 
-def drawing(sampling: Sampling, num_rows: int) -> list[Any]:
+def sampling_processors(sampling: Sampling, num_rows: int) -> list[Any]:
     """Return the processors that make a draw of the greedy choice: temperature, top-k, top-p, and each row's noise."""
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 

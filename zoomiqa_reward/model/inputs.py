@@ -21,7 +21,7 @@ class PromptError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class TokenRow:
     """One prompt, ready for the model."""
 
     input_ids: Tensor
@@ -62,7 +62,7 @@ def encode(checkpoint: Checkpoint, prompted: Prompted) -> Tensor:
     return ids
 
 
-def make_row(checkpoint: Checkpoint, prompted: Prompted, *, resize: bool = True, ids: Tensor | None = None) -> Row:
+def make_row(checkpoint: Checkpoint, prompted: Prompted, *, resize: bool = True, ids: Tensor | None = None) -> TokenRow:
     """Return the row of a turn; its images go through the processor, on the model's device.
 
     resize=False reads images unresized (tiles). ids: the prompt as `encode` returned it, if already there.
@@ -78,12 +78,12 @@ def make_row(checkpoint: Checkpoint, prompted: Prompted, *, resize: bool = True,
     )
     counts = torch.ones_like(ids)
     counts[ids == checkpoint.image_token_id] = _features(checkpoint, grid).to(ids.device)
-    row = Row(input_ids=ids.repeat_interleave(counts), pixel_values=pixel_values, image_grid_thw=grid)
+    row = TokenRow(input_ids=ids.repeat_interleave(counts), pixel_values=pixel_values, image_grid_thw=grid)
     check_row(checkpoint, row)
     return row
 
 
-def check_row(checkpoint: Checkpoint, row: Row) -> None:
+def check_row(checkpoint: Checkpoint, row: TokenRow) -> None:
     """Raise PromptError unless the row's image tokens and patches are as many as its grid asks for."""
     tokens = int((row.input_ids == checkpoint.image_token_id).sum())
     features = int(_features(checkpoint, row.image_grid_thw).sum())
@@ -95,7 +95,7 @@ def check_row(checkpoint: Checkpoint, row: Row) -> None:
         )
 
 
-def collate(checkpoint: Checkpoint, rows: Sequence[Row], append: Sequence[int] = ()) -> dict[str, Tensor]:
+def collate(checkpoint: Checkpoint, rows: Sequence[TokenRow], append: Sequence[int] = ()) -> dict[str, Tensor]:
     """Return the model's inputs for rows of any length: left-padded, on the model's device.
 
     `append`: tokens that follow every prompt (text). Keys: input_ids, attention_mask and mm_token_type_ids

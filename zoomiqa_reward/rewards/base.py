@@ -72,7 +72,7 @@ class Reward(ABC):
     @_Default
     def parts(self) -> tuple["Reward", ...]:
         """The rewards that this one's value is made of; by default those among its attributes."""
-        return tuple(_held(self, _is_reward))
+        return tuple(_find_members(self, _is_reward))
 
     @_Default
     def modules(self) -> tuple[nn.Module, ...]:
@@ -104,7 +104,7 @@ class Reward(ABC):
 def parts_of(reward: Any) -> tuple[Any, ...]:
     """Return the rewards that a reward is made of, also of an object that is no subclass of `Reward`."""
     parts = getattr(reward, "parts", None)
-    return tuple(_held(reward, _is_reward)) if parts is None else tuple(parts)
+    return tuple(_find_members(reward, _is_reward)) if parts is None else tuple(parts)
 
 
 def walk(reward: Any) -> Iterator[Any]:
@@ -206,14 +206,14 @@ def missing_members(candidate: Any) -> list[str]:
 
 def _networks(owner: Any) -> Iterator[nn.Module]:
     """Yield the networks among an object's attributes, those of quality models included."""
-    for value in _held(owner, lambda value: isinstance(value, nn.Module) or hasattr(value, "checkpoint")):
+    for value in _find_members(owner, lambda value: isinstance(value, nn.Module) or hasattr(value, "checkpoint")):
         network = value if isinstance(value, nn.Module) else getattr(value.checkpoint, "model", None)
         if isinstance(network, nn.Module):
             yield network
 
 
 def _label_metrics(owner: Any) -> Iterator[str]:
-    for model in _held(owner, lambda value: hasattr(getattr(value, "protocol", None), "label_metrics")):
+    for model in _find_members(owner, lambda value: hasattr(getattr(value, "protocol", None), "label_metrics")):
         yield from model.protocol.label_metrics
 
 
@@ -221,22 +221,22 @@ def _is_reward(value: Any) -> bool:
     return not isinstance(value, type | nn.Module | Tensor) and not missing_members(value)
 
 
-def _held(owner: Any, wanted: Callable[[Any], bool]) -> Iterator[Any]:
+def _find_members(owner: Any, wanted: Callable[[Any], bool]) -> Iterator[Any]:
     """Yield what is wanted among an object's attributes, also inside lists, tuples, dictionaries and dataclasses."""
     try:
         attributes = vars(owner)
     except TypeError:
         return
-    yield from _among(attributes.values(), wanted, depth=3)
+    yield from _search(attributes.values(), wanted, depth=3)
 
 
-def _among(values: Iterable[Any], wanted: Callable[[Any], bool], depth: int) -> Iterator[Any]:
+def _search(values: Iterable[Any], wanted: Callable[[Any], bool], depth: int) -> Iterator[Any]:
     for value in values:
         if wanted(value):
             yield value
         elif depth and isinstance(value, list | tuple | set | frozenset):
-            yield from _among(value, wanted, depth - 1)
+            yield from _search(value, wanted, depth - 1)
         elif depth and isinstance(value, dict):
-            yield from _among(value.values(), wanted, depth - 1)
+            yield from _search(value.values(), wanted, depth - 1)
         elif depth and hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
-            yield from _among((getattr(value, key, None) for key in value.__dataclass_fields__), wanted, depth - 1)
+            yield from _search((getattr(value, key, None) for key in value.__dataclass_fields__), wanted, depth - 1)

@@ -16,7 +16,14 @@ from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.serving.connection import Connections
 from zoomiqa_reward.serving.errors import FingerprintError, ServingError
-from zoomiqa_reward.serving.wire import SAFETENSORS_TYPE, TRANSPORTS, Item, Row, encode_picture, encode_request
+from zoomiqa_reward.serving.wire import (
+    SAFETENSORS_TYPE,
+    TRANSPORTS,
+    ScoreItem,
+    ScoreRow,
+    encode_picture,
+    encode_request,
+)
 
 TOKEN_VARIABLE = "ZOOMIQA_TOKEN"
 CHUNK_IMAGES = 16
@@ -108,7 +115,7 @@ class RemoteReward(Reward):
         given = self._needed(len(sources), lq=lq, hr=hr, prompts=prompts)
         starts = range(0, len(sources), self._chunk)
 
-        def answer(start: int) -> list[Row]:
+        def answer(start: int) -> list[ScoreRow]:
             places = range(start, min(start + self._chunk, len(sources)))
             return self._answer([(sources[k], {key: items[k] for key, items in given.items()}) for k in places])
 
@@ -142,30 +149,32 @@ class RemoteReward(Reward):
                 raise ValueError(f"reward {self.name!r}: {key} holds {len(found[key])} for {count} images")
         return found
 
-    def _answer(self, sources: Sequence[tuple[Any, dict[str, Any]]]) -> list[Row]:
+    def _answer(self, sources: Sequence[tuple[Any, dict[str, Any]]]) -> list[ScoreRow]:
         """Return one row a source; those that cannot be read here are not sent."""
-        rows: dict[int, Row] = {}
-        items: dict[int, Item] = {}
+        rows: dict[int, ScoreRow] = {}
+        items: dict[int, ScoreItem] = {}
         for place, (source, given) in enumerate(sources):
             try:
                 item = self._item(source, given)
             except ImageError as error:
-                rows[place] = Row.failed("unreadable_image", str(error))
+                rows[place] = ScoreRow.failed("unreadable_image", str(error))
                 continue
             if _size(item) > self._max_body_bytes:
-                rows[place] = Row.failed("too_large", f"{_size(item)} bytes; the server takes {self._max_body_bytes}")
+                rows[place] = ScoreRow.failed(
+                    "too_large", f"{_size(item)} bytes; the server takes {self._max_body_bytes}"
+                )
             else:
                 items[place] = item
         for places in self._requests(items):
             rows.update(self._send({place: items[place] for place in places}))
         return [rows[place] for place in range(len(sources))]
 
-    def _item(self, source: Any, given: dict[str, Any]) -> Item:
+    def _item(self, source: Any, given: dict[str, Any]) -> ScoreItem:
         pictures = {key: encode_picture(given[key], self.transport) for key in ("lq", "hr") if key in given}
         prompt = str(given["prompts"]) if "prompts" in given else None
-        return Item(image=encode_picture(source, self.transport), prompt=prompt, **pictures)
+        return ScoreItem(image=encode_picture(source, self.transport), prompt=prompt, **pictures)
 
-    def _requests(self, items: dict[int, Item]) -> Iterator[list[int]]:
+    def _requests(self, items: dict[int, ScoreItem]) -> Iterator[list[int]]:
         """Yield the places of one request after another, each within the server's limit of bytes."""
         places: list[int] = []
         held = 0
@@ -178,9 +187,9 @@ class RemoteReward(Reward):
         if places:
             yield places
 
-    def _send(self, items: dict[int, Item]) -> dict[int, Row]:
+    def _send(self, items: dict[int, ScoreItem]) -> dict[int, ScoreRow]:
         """Return the rows of one request; images that failed for a reason of the moment are sent again."""
-        rows: dict[int, Row] = {}
+        rows: dict[int, ScoreRow] = {}
         for attempt in range(self._attempts):
             waiting = [place for place in items if place not in rows or _may_be_retried(rows[place])]
             if not waiting:
@@ -192,13 +201,13 @@ class RemoteReward(Reward):
             except ServingError as error:
                 if error.kind in _STOPS:
                     raise
-                found = [Row(error=error.as_json())] * len(waiting)
+                found = [ScoreRow(error=error.as_json())] * len(waiting)
                 rows.update(zip(waiting, found, strict=True))
                 break
             rows.update(zip(waiting, found, strict=True))
         return rows
 
-    def _post(self, items: Sequence[Item]) -> list[Row]:
+    def _post(self, items: Sequence[ScoreItem]) -> list[ScoreRow]:
         path = "/score?batched=1" if self.batched else "/score"
         headers = {"Content-Type": SAFETENSORS_TYPE, "Zoomiqa-Fingerprint": self.fingerprint}
         reply = self._connections.ask("POST", path, encode_request(items), headers)
@@ -207,7 +216,7 @@ class RemoteReward(Reward):
         found = reply.get("images")
         if not isinstance(found, list) or len(found) != len(items):
             raise ServingError("bad_reply", f"{len(items)} images were sent, and not as many answers came")
-        return [Row.from_json(fields) for fields in found]
+        return [ScoreRow.from_json(fields) for fields in found]
 
     def _retried(self, ask: Any) -> Any:
         """Return ask()'s answer; a whole request that may be sent again is, `attempts` times in all."""
@@ -223,12 +232,12 @@ class RemoteReward(Reward):
         raise AssertionError("attempts is at least 1")
 
 
-def _size(item: Item) -> int:
+def _size(item: ScoreItem) -> int:
     prompt = len(item.prompt.encode()) * 6 if item.prompt else 0  # JSON writes a character in at most 6 bytes
     return sum(len(picture.data) for picture in item.pictures.values()) + prompt + _HEADER_BYTES
 
 
-def _may_be_retried(row: Row) -> bool:
+def _may_be_retried(row: ScoreRow) -> bool:
     return row.error is not None and bool(row.error["retryable"])
 
 

@@ -47,7 +47,7 @@ _PNG_LEVEL = 1  # of zlib: the higher ones take longer than sending what they sa
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class EncodedImage:
     """One picture as it travels."""
 
     data: bytes
@@ -77,21 +77,21 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
+class ScoreItem:
     """One image to be scored, with what the reward needs beside it."""
 
-    image: Picture
-    lq: Picture | None = None
-    hr: Picture | None = None
+    image: EncodedImage
+    lq: EncodedImage | None = None
+    hr: EncodedImage | None = None
     prompt: str | None = None
 
     @property
-    def pictures(self) -> dict[str, Picture]:
+    def pictures(self) -> dict[str, EncodedImage]:
         """The pictures that are there, by their part."""
         return {name: picture for name in PARTS if (picture := getattr(self, name)) is not None}
 
 
-def encode_picture(source: Any, transport: str = "auto") -> Picture:
+def encode_picture(source: Any, transport: str = "auto") -> EncodedImage:
     """Return an image (anything `load_image` takes) ready to travel.
 
     png: as a PNG file, refused where 8 bits do not hold the pixels exactly; float: as float32 values; auto: PNG where
@@ -105,13 +105,13 @@ def encode_picture(source: Any, transport: str = "auto") -> Picture:
         if torch.equal(load_image(picture), tensor):
             out = io.BytesIO()
             picture.save(out, format="PNG", compress_level=_PNG_LEVEL)
-            return Picture(data=out.getvalue())
+            return EncodedImage(data=out.getvalue())
         if transport == "png":
             raise ImageError("8 bits do not hold these pixels exactly; send them with transport='float' or 'auto'")
-    return Picture(data=tensor.numpy().astype("<f4", copy=False).tobytes(), shape=tuple(tensor.shape))
+    return EncodedImage(data=tensor.numpy().astype("<f4", copy=False).tobytes(), shape=tuple(tensor.shape))
 
 
-def encode_request(items: Sequence[Item]) -> bytes:
+def encode_request(items: Sequence[ScoreItem]) -> bytes:
     """Return the body of a request."""
     tensors, prompts = {}, {}
     for place, item in enumerate(items):
@@ -124,14 +124,14 @@ def encode_request(items: Sequence[Item]) -> bytes:
     return save(tensors, metadata=prompts or None)
 
 
-def decode_request(body: bytes, content_type: str, limits: Limits) -> list[Item]:
+def decode_request(body: bytes, content_type: str, limits: Limits) -> list[ScoreItem]:
     """Return the images of a request. Raises ServingError: malformed, too_large, unsupported_media_type.
 
     Checked here: the format and what the limits say. Whether a PNG or its values can be used shows when it is loaded,
     and concerns that image alone.
     """
     if content_type == PNG_TYPE:
-        items = [Item(image=Picture(data=body))]
+        items = [ScoreItem(image=EncodedImage(data=body))]
     elif content_type == SAFETENSORS_TYPE:
         items = _items(*_parse(body))
     else:
@@ -153,7 +153,7 @@ def decode_request(body: bytes, content_type: str, limits: Limits) -> list[Item]
     return items
 
 
-def _parse(body: bytes) -> tuple[dict[str, Picture], dict[str, str]]:
+def _parse(body: bytes) -> tuple[dict[str, EncodedImage], dict[str, str]]:
     """Return the pictures by name, and the header's texts."""
     length = int.from_bytes(body[:8], "little")
     if len(body) < 8 or length > min(MAX_HEADER_BYTES, len(body) - 8):
@@ -167,9 +167,9 @@ def _parse(body: bytes) -> tuple[dict[str, Picture], dict[str, str]]:
     for name, tensor in tensors:
         kind, shape = tensor["dtype"], tuple(tensor["shape"])
         if kind == "U8" and len(shape) == 1:
-            pictures[name] = Picture(data=bytes(tensor["data"]))
+            pictures[name] = EncodedImage(data=bytes(tensor["data"]))
         elif kind == "F32" and len(shape) == 3 and shape[0] in (1, 3) and min(shape) > 0:
-            pictures[name] = Picture(data=bytes(tensor["data"]), shape=shape)
+            pictures[name] = EncodedImage(data=bytes(tensor["data"]), shape=shape)
         else:
             raise ServingError(
                 "malformed", f"tensor {name!r} is {kind} {list(shape)}: must be F32 [3, H, W] or [1, H, W], or U8 [N]"
@@ -177,7 +177,7 @@ def _parse(body: bytes) -> tuple[dict[str, Picture], dict[str, str]]:
     return pictures, texts
 
 
-def _items(pictures: dict[str, Picture], texts: dict[str, str]) -> list[Item]:
+def _items(pictures: dict[str, EncodedImage], texts: dict[str, str]) -> list[ScoreItem]:
     for name in pictures:
         if not _NAME.fullmatch(name):
             raise ServingError("malformed", f"tensor {name!r}: names are '0', '1', ..., and 'lq.0', 'hr.0', ...")
@@ -190,7 +190,7 @@ def _items(pictures: dict[str, Picture], texts: dict[str, str]) -> list[Item]:
     if unknown := sorted(set(texts) - {f"prompt.{place}" for place in range(count)}):
         raise ServingError("malformed", f"text {unknown[0]!r}: only 'prompt.0', ... belong to {count} images")
     return [
-        Item(
+        ScoreItem(
             image=pictures[str(place)], lq=pictures.get(f"lq.{place}"), hr=pictures.get(f"hr.{place}"),
             prompt=texts.get(f"prompt.{place}"),
         )
@@ -199,7 +199,7 @@ def _items(pictures: dict[str, Picture], texts: dict[str, str]) -> list[Item]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ScoreRow:
     """One image's answer."""
 
     value: float = math.nan
@@ -209,7 +209,7 @@ class Row:
     """`ServingError.as_json()`; None exactly where valid."""
 
     @classmethod
-    def failed(cls, kind: str, message: str) -> "Row":
+    def failed(cls, kind: str, message: str) -> "ScoreRow":
         """Return the answer for an image without a value."""
         return cls(error=ServingError(kind, message).as_json())
 
@@ -219,7 +219,7 @@ class Row:
         return {"value": value, "std": std, "valid": self.valid, "error": self.error}
 
     @classmethod
-    def from_json(cls, fields: Any) -> "Row":
+    def from_json(cls, fields: Any) -> "ScoreRow":
         """Return the answer that a reply holds. Raises ServingError (bad_reply) for anything else."""
         try:
             value, std, error = fields["value"], fields["std"], fields["error"]

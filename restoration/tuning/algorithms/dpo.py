@@ -19,14 +19,14 @@ from torch.nn.functional import logsigmoid
 
 from restoration.restorer.image_io import drawn_sharpness
 from restoration.tuning.algorithms.groups import check_failures
-from restoration.tuning.algorithms.pairs import Pair, mine_pairs, read_pairs, weighted, write_pairs
+from restoration.tuning.algorithms.pairs import PreferencePair, mine_pairs, read_pairs, weigh_pairs, write_pairs
 from restoration.tuning.config import TuneConfig
 from restoration.tuning.context import Collected, LossTerm, Part, Tuning
-from restoration.tuning.data import Example, pick
+from restoration.tuning.data import Example, pick_crops
 from restoration.tuning.lora import POLICY, reference
 from restoration.tuning.progress import progress_bar
 from restoration.tuning.sampler.denoising import denoising_errors, expected_target, random_noise
-from restoration.tuning.sampler.rollout import Varied, draw_candidates, draw_piece, encode, retold, score
+from restoration.tuning.sampler.rollout import Varied, convert_prediction, draw_candidates, draw_piece, encode, score
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.rewards.normalise import group_keys
 
@@ -65,7 +65,7 @@ class DPO:
     it both may get worse, as long as the loser does so faster."""
     pairs_file: Path | None = None
     """Pairs that are there already; None: mined from the base model first."""
-    _held: dict[str, list[Pair]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _held: dict[str, list[PreferencePair]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _pictures: dict[str, Example] = field(default_factory=dict, init=False, repr=False, compare=False)
     _latents: dict[tuple[str, int], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
     """The latest of those drawn again, on the CPU: the base model does not change."""
@@ -78,13 +78,13 @@ class DPO:
 
     def prepare(self, tuning: Tuning) -> None:
         """Mine the pairs, or read them. Raises ValueError where there are none, or where a picture is missing."""
-        crops = pick(tuning.examples, len(tuning.examples), tuning.config.crop_px, (tuning.seed(1),))
+        crops = pick_crops(tuning.examples, len(tuning.examples), tuning.config.crop_px, (tuning.seed(1),))
         keys = group_keys([one.lq for one in crops], [one.prompt for one in crops])
         file = self.pairs_file
         if file is None:
             file = tuning.folder / f"pairs{f'.{tuning.process}' if tuning.process else ''}.parquet"
             if not file.exists():
-                mined = weighted(self._mine(tuning, crops))
+                mined = weigh_pairs(self._mine_pairs(tuning, crops))
                 write_pairs(file, mined, reward=tuning.reward.name, drawing=_drawing(tuning.config))
         else:
             whole = group_keys([one.lq for one in tuning.examples], [one.prompt for one in tuning.examples])
@@ -128,8 +128,8 @@ class DPO:
     def after_round(self, tuning: Tuning, updates: int) -> None:
         """The pairs stay those of the base model."""
 
-    def _mine(self, tuning: Tuning, crops: Sequence[Example]) -> list[Pair]:
-        found: list[Pair] = []
+    def _mine_pairs(self, tuning: Tuning, crops: Sequence[Example]) -> list[PreferencePair]:
+        found: list[PreferencePair] = []
         with reference(tuning.denoiser.module):
             for place, example in enumerate(progress_bar(crops, "pairs", tuning.process, unit="picture")):
                 drawn = draw_candidates(tuning, [example], [tuning.seed(4, place)],
@@ -163,16 +163,18 @@ class DPO:
             self._latents.pop(next(iter(self._latents)))
         return known.to(tuning.device)
 
-    def _varied(self, tuning: Tuning, example: Example, pairs: list[Pair], own: Tensor) -> Varied:
+    def _varied(self, tuning: Tuning, example: Example, pairs: list[PreferencePair], own: Tensor) -> Varied:
         """What winners and then losers saw, told of the winners' own states for both: only what was seen differs."""
         seeds = [one.seed_winner for one in pairs] + [one.seed_loser for one in pairs]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         amounts = [drawn_sharpness(seed, tuning.config.vary_sharpness) for seed in seeds]
         plain, seen = encode(tuning, example, generators), encode(tuning, example, generators, amounts)
         own = torch.cat([own, own])
-        return Varied(condition=seen, own=own, x0=retold(tuning, own, plain, seen))
+        return Varied(condition=seen, own=own, x0=convert_prediction(tuning, own, plain, seen))
 
-    def _loss(self, tuning: Tuning, example: Example, pairs: list[Pair], generator: torch.Generator) -> LossTerm:
+    def _loss(
+        self, tuning: Tuning, example: Example, pairs: list[PreferencePair], generator: torch.Generator
+    ) -> LossTerm:
         sides = [
             torch.cat([self._latent(tuning, example, *row) for row in rows])
             for rows in (

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from restoration.tuning.context import Collected, LossTerm, Part, Tuning
-from restoration.tuning.data import Example, pick
+from restoration.tuning.data import Example, pick_crops
 from restoration.tuning.denoisers.base import Condition
 from restoration.tuning.lora import POLICY
 from restoration.tuning.sampler.rollout import eight_bit, encode, refuse_varied, reward_inputs
@@ -101,7 +101,7 @@ class RewardGradient:
 
     def collect(self, tuning: Tuning, number: int) -> Collected:
         """Choose a round's pictures; they are drawn inside the loss."""
-        examples = pick(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
+        examples = pick_crops(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
         size = tuning.config.rows_at_once
         chunks = [min(size, tuning.config.num_samples - start) for start in range(0, tuning.config.num_samples, size)]
         return Collected(parts=[

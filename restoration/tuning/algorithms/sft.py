@@ -9,7 +9,7 @@ import torch
 
 from restoration.tuning.algorithms.groups import group_advantages
 from restoration.tuning.context import Collected, LossTerm, Part, Tuning
-from restoration.tuning.data import pick
+from restoration.tuning.data import pick_crops
 from restoration.tuning.lora import POLICY, reference
 from restoration.tuning.sampler.denoising import denoising_errors, expected_target, random_noise
 from restoration.tuning.sampler.rollout import Piece, draw_candidates, score, score_report
@@ -35,7 +35,7 @@ class SFT:
 
     def collect(self, tuning: Tuning, number: int) -> Collected:
         """Draw a round, score it, keep the best of each group."""
-        examples = pick(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
+        examples = pick_crops(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
         seeds = [tuning.seed(2, number, place) for place in range(len(examples))]
         with self._drawing(tuning):
             drawn = draw_candidates(tuning, examples, seeds, vary_sharpness=tuning.config.vary_sharpness,

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from restoration.tuning.sampler.noise_path import Path, Schedule
+from restoration.tuning.sampler.noise_path import NoisePath, Schedule
 
 PIPELINES = {
     "LDMSuperResolutionPipeline": "ldm",
@@ -68,7 +68,7 @@ class Denoiser(Protocol):
         """Return the condition of BCHW pictures in [0, 1]; a generator a row for what is random in it."""
         ...
 
-    def path(self, num_steps: int) -> Path:
+    def path(self, num_steps: int) -> NoisePath:
         """Return the sampler's steps."""
         ...
 
@@ -76,7 +76,7 @@ class Denoiser(Protocol):
         """Return the shape of one row's noise."""
         ...
 
-    def begin(self, noise: Tensor, condition: Condition, path: Path) -> Tensor:
+    def begin(self, noise: Tensor, condition: Condition, path: NoisePath) -> Tensor:
         """Return x before the first step."""
         ...
 
@@ -122,13 +122,13 @@ def freeze(pipeline: Any) -> None:
             part.eval().requires_grad_(False)
 
 
-def framed(pictures: Tensor, height: int, width: int) -> Tensor:
+def pad_to(pictures: Tensor, height: int, width: int) -> Tensor:
     """Return BCHW pictures as float32, their far edges repeated up to that size."""
     space = (0, width - pictures.shape[-1], 0, height - pictures.shape[-2])
     return nn.functional.pad(pictures.float(), space, mode="replicate")
 
 
-def hooked(blocks: Sequence[nn.Module], call: Any) -> list[Tensor]:
+def capture_outputs(blocks: Sequence[nn.Module], call: Any) -> list[Tensor]:
     """Return the outputs of `blocks` (their first tensor) while `call()` runs, as float32."""
     found: list[Tensor] = []
 

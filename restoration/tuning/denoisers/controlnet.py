@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from restoration.tuning.denoisers.base import Condition, Denoiser, framed, hooked
-from restoration.tuning.sampler.noise_path import Path, Schedule
+from restoration.tuning.denoisers.base import Condition, Denoiser, capture_outputs, pad_to
+from restoration.tuning.sampler.noise_path import NoisePath, Schedule
 from restoration.tuning.sampler.parametrisation import noisy
 from restoration.tuning.sampler.vae import from_latent, to_latent
 
@@ -72,7 +72,7 @@ class ControlDenoiser:
         given = {"control": self._whole(grown), "start": self.encode_target(grown, Condition(lq=lq)), "text": text}
         return Condition(lq=lq, given=given | ({"negative": negative} if guided else {}))
 
-    def path(self, num_steps: int) -> Path:
+    def path(self, num_steps: int) -> NoisePath:
         """The tail that `strength` leaves, as the pipeline's class has it; all of it from pure noise."""
         if not self._from_picture:
             return self.schedule.path(num_steps)
@@ -82,7 +82,7 @@ class ControlDenoiser:
         """See `Denoiser`."""
         return tuple(condition.given["start"].shape[1:])
 
-    def begin(self, noise: Tensor, condition: Condition, path: Path) -> Tensor:
+    def begin(self, noise: Tensor, condition: Condition, path: NoisePath) -> Tensor:
         """The enlarged picture's latent at the path's first noise level, or pure noise."""
         return noisy(condition.given["start"], noise, path.alphas[0], path.sigmas[0]) if self._from_picture else noise
 
@@ -122,8 +122,8 @@ class ControlDenoiser:
     def features(self, pictures: Tensor, condition: Condition) -> list[Tensor]:
         """What the VAE encoder's blocks put out."""
         blocks = list(self.pipeline.vae.encoder.down_blocks)
-        return hooked(blocks, lambda: self.encode_target(pictures, condition))
+        return capture_outputs(blocks, lambda: self.encode_target(pictures, condition))
 
     def _whole(self, pictures: Tensor) -> Tensor:
         height, width = pictures.shape[-2:]
-        return framed(pictures, height + -height % self._stride, width + -width % self._stride)
+        return pad_to(pictures, height + -height % self._stride, width + -width % self._stride)

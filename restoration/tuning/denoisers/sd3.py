@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from restoration.tuning.denoisers.base import Condition, Denoiser, framed, hooked
-from restoration.tuning.sampler.noise_path import Path, Schedule
+from restoration.tuning.denoisers.base import Condition, Denoiser, capture_outputs, pad_to
+from restoration.tuning.sampler.noise_path import NoisePath, Schedule
 from restoration.tuning.sampler.parametrisation import noisy
 from restoration.tuning.sampler.vae import from_latent, to_latent
 
@@ -52,7 +52,7 @@ class SD3Denoiser:
         condition = Condition(lq=lq, given={"text": text, "pooled": pooled})
         return Condition(lq=lq, given=condition.given | {"start": self.encode_target(grown, condition)})
 
-    def path(self, num_steps: int) -> Path:
+    def path(self, num_steps: int) -> NoisePath:
         """The tail that `strength` leaves, as the pipeline's class has it."""
         return self.schedule.tail(type(self.pipeline), num_steps, self._strength)
 
@@ -60,7 +60,7 @@ class SD3Denoiser:
         """See `Denoiser`."""
         return tuple(condition.given["start"].shape[1:])
 
-    def begin(self, noise: Tensor, condition: Condition, path: Path) -> Tensor:
+    def begin(self, noise: Tensor, condition: Condition, path: NoisePath) -> Tensor:
         """The enlarged picture's latent at the path's first noise level."""
         return noisy(condition.given["start"], noise, path.alphas[0], path.sigmas[0])
 
@@ -80,10 +80,10 @@ class SD3Denoiser:
     def encode_target(self, pictures: Tensor, condition: Condition) -> Tensor:
         """The mode of the VAE's latent."""
         height, width = pictures.shape[-2:]
-        whole = framed(pictures, height + -height % self.patch_px, width + -width % self.patch_px)
+        whole = pad_to(pictures, height + -height % self.patch_px, width + -width % self.patch_px)
         return to_latent(self.pipeline.vae, whole)
 
     def features(self, pictures: Tensor, condition: Condition) -> list[Tensor]:
         """What the VAE encoder's blocks put out."""
         blocks = list(self.pipeline.vae.encoder.down_blocks)
-        return hooked(blocks, lambda: self.encode_target(pictures, condition))
+        return capture_outputs(blocks, lambda: self.encode_target(pictures, condition))

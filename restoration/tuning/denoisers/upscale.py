@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from restoration.tuning.denoisers.base import Condition, Denoiser, framed, hooked
-from restoration.tuning.sampler.noise_path import Path, Schedule
+from restoration.tuning.denoisers.base import Condition, Denoiser, capture_outputs, pad_to
+from restoration.tuning.sampler.noise_path import NoisePath, Schedule
 from restoration.tuning.sampler.transitions import draw
 from restoration.tuning.sampler.vae import from_latent, to_latent
 
@@ -41,7 +41,7 @@ class UpscaleDenoiser:
     def encode(self, lq: Tensor, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Condition:
         """The noised picture in [-1, 1], the text, and with guidance the negative text."""
         height, width = lq.shape[-2:]
-        signed = framed(lq, height + -height % self._stride, width + -width % self._stride) * 2 - 1
+        signed = pad_to(lq, height + -height % self._stride, width + -width % self._stride) * 2 - 1
         level = torch.full((len(lq),), self._noise_level, dtype=torch.long, device=lq.device)
         noise = draw(signed.shape[1:], generators, lq.device)
         guided = self._guidance > 1
@@ -52,7 +52,7 @@ class UpscaleDenoiser:
         given = {"noised": noised, "level": level, "text": text}
         return Condition(lq=lq, given=given | ({"negative": negative} if guided else {}))
 
-    def path(self, num_steps: int) -> Path:
+    def path(self, num_steps: int) -> NoisePath:
         """See `Denoiser`."""
         return self.schedule.path(num_steps)
 
@@ -60,7 +60,7 @@ class UpscaleDenoiser:
         """See `Denoiser`."""
         return (self.pipeline.vae.config.latent_channels, *condition.given["noised"].shape[-2:])
 
-    def begin(self, noise: Tensor, condition: Condition, path: Path) -> Tensor:
+    def begin(self, noise: Tensor, condition: Condition, path: NoisePath) -> Tensor:
         """Pure noise."""
         return noise
 
@@ -89,10 +89,10 @@ class UpscaleDenoiser:
 
     def encode_target(self, pictures: Tensor, condition: Condition) -> Tensor:
         """The mode of the VAE's latent."""
-        whole = framed(pictures, *(self.scale * side for side in condition.given["noised"].shape[-2:]))
+        whole = pad_to(pictures, *(self.scale * side for side in condition.given["noised"].shape[-2:]))
         return to_latent(self.pipeline.vae, whole)
 
     def features(self, pictures: Tensor, condition: Condition) -> list[Tensor]:
         """What the VAE encoder's blocks put out."""
         blocks = list(self.pipeline.vae.encoder.down_blocks)
-        return hooked(blocks, lambda: self.encode_target(pictures, condition))
+        return capture_outputs(blocks, lambda: self.encode_target(pictures, condition))

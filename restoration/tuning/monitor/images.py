@@ -69,7 +69,7 @@ def save_look(pictures: Sequence[Tensor], folder: Path, number: int) -> Path:
     return save_png(to_pil(torch.cat(cells, dim=2)), folder / f"{number:05d}.png")
 
 
-def strip(folder: Path, file: Path) -> Path:
+def draw_strip(folder: Path, file: Path) -> Path:
     """Write all looks of a folder below each other, at most 12, the first and the last among them."""
     looks = sorted(folder.glob("*.png"))
     if len(looks) > STRIP_LOOKS:

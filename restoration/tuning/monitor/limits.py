@@ -109,7 +109,7 @@ def compared(now: Sequence[float], base: Sequence[float]) -> tuple[float, float]
     return float(np.mean([a for a, _ in pairs])), float(np.mean([b for _, b in pairs]))
 
 
-def lost(now: Sequence[float], base: Sequence[float]) -> int:
+def count_newly_unmeasured(now: Sequence[float], base: Sequence[float]) -> int:
     """Return how many images the base model could measure and this one cannot."""
     return sum(math.isfinite(b) and not math.isfinite(a) for a, b in zip(now, base, strict=True))
 

@@ -39,8 +39,8 @@ from restoration.tuning.monitor.limits import (
     MOST_LOST,
     Limit,
     compared,
+    count_newly_unmeasured,
     limits_of,
-    lost,
     read_limits,
     write_limits,
 )
@@ -160,7 +160,7 @@ class Monitor:
         for name, limit in self.limits.items():
             if limit.crossed(values[name]):
                 alarms.append(limit.words(name, values[name]))
-            elif name in rows and (count := lost(rows[name], self._base_rows[name])):
+            elif name in rows and (count := count_newly_unmeasured(rows[name], self._base_rows[name])):
                 known = sum(map(math.isfinite, self._base_rows[name]))
                 if count > MOST_LOST * known:
                     alarms.append(f"{name} can no longer be measured on {count} of {known} validation images")

@@ -17,7 +17,7 @@ from restoration.tuning.sampler.parametrisation import kind_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Path:
+class NoisePath:
     """The steps of one sampler, from noise to picture."""
 
     kind: str
@@ -40,7 +40,7 @@ class Path:
     def __len__(self) -> int:
         return len(self.times)
 
-    def tail(self, count: int) -> "Path":
+    def tail(self, count: int) -> "NoisePath":
         """Return the last `count` steps: what remains for a sampler that starts from a picture."""
         keep = slice(len(self) - count, None)
         names = ("times", "alphas", "sigmas", "next_alphas", "next_sigmas")
@@ -77,7 +77,7 @@ class Schedule:
             self.times = torch.arange(len(cumulated))
             self.alphas, self.sigmas = cumulated.sqrt().float(), (1 - cumulated).sqrt().float()
 
-    def path(self, num_steps: int) -> Path:
+    def path(self, num_steps: int) -> NoisePath:
         """Return the sampler's steps. Raises ValueError for fewer than 1."""
         if num_steps < 1:
             raise ValueError(f"num_steps={num_steps}: must be at least 1")
@@ -86,18 +86,18 @@ class Schedule:
         times = scheduler.timesteps.clone()
         if self.kind == "flow":
             levels = scheduler.sigmas.float().clone()
-            return Path(kind=self.kind, times=times.float(), alphas=1 - levels[:-1], sigmas=levels[:-1],
+            return NoisePath(kind=self.kind, times=times.float(), alphas=1 - levels[:-1], sigmas=levels[:-1],
                         next_alphas=1 - levels[1:], next_sigmas=levels[1:])  # fmt: skip
         before = times - scheduler.config.num_train_timesteps // num_steps
         cumulated = scheduler.alphas_cumprod.double()
         after = torch.where(before >= 0, cumulated[before.clamp_min(0)], scheduler.final_alpha_cumprod.double())
-        return Path(
+        return NoisePath(
             kind=self.kind, times=times, alphas=cumulated[times].sqrt().float(),
             sigmas=(1 - cumulated[times]).sqrt().float(), next_alphas=after.sqrt().float(),
             next_sigmas=(1 - after).clamp_min(0).sqrt().float(), clip=self._clip,
         )  # fmt: skip
 
-    def tail(self, pipeline: type, num_steps: int, strength: float) -> Path:
+    def tail(self, pipeline: type, num_steps: int, strength: float) -> NoisePath:
         """Return the steps that an img2img pipeline class takes at that strength, at least one.
 
         The class itself says how many: Stable Diffusion rounds n * strength down, and SD3 rounds it up.

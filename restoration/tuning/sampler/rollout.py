@@ -56,7 +56,7 @@ class Piece:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Drawn:
+class DrawnCandidates:
     """A round's candidates, picture after picture."""
 
     pieces: list[Piece]
@@ -73,7 +73,7 @@ def draw_candidates(
     tuning: Tuning, examples: Sequence[Example], seeds: Sequence[int], *, keep: bool = False,
     random_steps: Collection[int] | None = None, count: int | None = None, vary_sharpness: float = 0.0,
     expected: bool = False,
-) -> Drawn:  # fmt: skip
+) -> DrawnCandidates:  # fmt: skip
     """Return `count` candidates (default: the run's) of each picture, by the adapter that is active.
 
     seeds: one a picture; candidate k of a picture has `candidate_seed(seed, k)`. keep: hold the states of every step.
@@ -95,7 +95,7 @@ def draw_candidates(
             pieces.append(piece)
             with torch.no_grad(), tuning.autocast():
                 pictures += list(eight_bit(tuning.denoiser.decode(piece.trajectory.x0, piece.condition).float()).cpu())
-    return Drawn(pieces=pieces, pictures=pictures, owners=owners, seeds=numbers,
+    return DrawnCandidates(pieces=pieces, pictures=pictures, owners=owners, seeds=numbers,
                  keys=[key for key in keys for _ in range(count)])  # fmt: skip
 
 
@@ -129,16 +129,16 @@ def draw_piece(
                        random_steps=random_steps)  # fmt: skip
         varied = None
         if vary_sharpness:
-            drawn = replace(drawn, states=(retold(tuning, drawn.x0, seen, condition),))
+            drawn = replace(drawn, states=(convert_prediction(tuning, drawn.x0, seen, condition),))
         if vary_sharpness and expected:
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             own = sample(tuning.denoiser, condition, tuning.path, generators, eta=tuning.config.eta).x0
-            varied = Varied(condition=seen, own=own, x0=retold(tuning, own, condition, seen))
+            varied = Varied(condition=seen, own=own, x0=convert_prediction(tuning, own, condition, seen))
     return Piece(condition=condition, trajectory=drawn, first=first, varied=varied)
 
 
 @torch.no_grad()
-def retold(tuning: Tuning, x0: Tensor, condition: Condition, other: Condition) -> Tensor:
+def convert_prediction(tuning: Tuning, x0: Tensor, condition: Condition, other: Condition) -> Tensor:
     """Return the x0 that under the other condition means the same pictures."""
     return tuning.denoiser.encode_target(tuning.denoiser.decode(x0, condition), other).float()
 
@@ -164,7 +164,7 @@ def refuse_varied(config: TuneConfig, name: str) -> None:
         )
 
 
-def score(tuning: Tuning, drawn: Drawn) -> Scores:
+def score(tuning: Tuning, drawn: DrawnCandidates) -> Scores:
     """Return the reward of the candidates, groups whole, with the reward on the device.
 
     A candidate without content is the worst of its group (`rewards.restorations.as_worst`), not missing.

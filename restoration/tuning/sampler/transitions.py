@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from restoration.tuning.sampler.noise_path import Path
+from restoration.tuning.sampler.noise_path import NoisePath
 from restoration.tuning.sampler.parametrisation import to_noise, to_x0
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Trajectory:
         return self.states[-1]
 
 
-def step_std(path: Path, index: int, eta: float) -> float:
+def step_std(path: NoisePath, index: int, eta: float) -> float:
     """Return the standard deviation of a step's noise. `eta`: DDIM's eta (1: as random as DDPM), or the noise level of
     a flow's SDE. Raises ValueError for an eta below 0, or one that a step has no room for.
     """
@@ -79,7 +79,7 @@ def step_std(path: Path, index: int, eta: float) -> float:
 
 
 def transition(
-    path: Path, index: int, output: Tensor, x_t: Tensor, *, eta: float = 1.0, sample: Tensor | None = None,
+    path: NoisePath, index: int, output: Tensor, x_t: Tensor, *, eta: float = 1.0, sample: Tensor | None = None,
     noise: Tensor | None = None,
 ) -> Transition:  # fmt: skip
     """Take step `index` from `x_t` with the denoiser's `output`, or score `sample` as its result.
@@ -117,7 +117,7 @@ def draw(shape: Sequence[int], generators: Sequence[torch.Generator], device: to
 
 @torch.no_grad()
 def sample(
-    denoiser: "Denoiser", condition: "Condition", path: Path, generators: Sequence[torch.Generator], *,
+    denoiser: "Denoiser", condition: "Condition", path: NoisePath, generators: Sequence[torch.Generator], *,
     eta: float = 1.0, random_steps: Collection[int] | None = None, keep: bool = False, steps: int | None = None,
 ) -> Trajectory:  # fmt: skip
     """Draw one candidate a generator from the denoiser as it stands.
@@ -144,7 +144,7 @@ def sample(
 
 
 def rescore(
-    denoiser: "Denoiser", condition: "Condition", path: Path, trajectory: Trajectory, index: int, *, eta: float
+    denoiser: "Denoiser", condition: "Condition", path: NoisePath, trajectory: Trajectory, index: int, *, eta: float
 ) -> Transition:
     """Score step `index` of a kept trajectory with the denoiser as it stands now; the graph is kept."""
     if len(trajectory.states) <= index + 1:
@@ -154,11 +154,11 @@ def rescore(
     return transition(path, index, output, before, eta=eta, sample=after)
 
 
-def _levels(path: Path, index: int) -> tuple[float, float, float, float]:
+def _levels(path: NoisePath, index: int) -> tuple[float, float, float, float]:
     return tuple(float(part[index]) for part in (path.alphas, path.sigmas, path.next_alphas, path.next_sigmas))  # type: ignore[return-value]
 
 
-def _flow_speed(path: Path, index: int, eta: float) -> float:
+def _flow_speed(path: NoisePath, index: int, eta: float) -> float:
     """The SDE's s = eta sqrt(sigma / (1 - sigma)). At sigma = 1 it has a pole, and the next level stands in for sigma.
 
     Deviation: Flow-GRPO's code replaces sigma in the denominator alone, so its first step is a little noisier. Either
@@ -169,7 +169,7 @@ def _flow_speed(path: Path, index: int, eta: float) -> float:
     return eta * math.sqrt(level / (1 - level))
 
 
-def _flow_mean(path: Path, index: int, output: Tensor, x_t: Tensor, eta: float) -> Tensor:
+def _flow_mean(path: NoisePath, index: int, output: Tensor, x_t: Tensor, eta: float) -> Tensor:
     """Drift of the SDE that has the flow's own marginals; the plain Euler step for eta = 0."""
     sigma, dt = float(path.sigmas[index]), float(path.next_sigmas[index] - path.sigmas[index])
     half = 0.0 if eta == 0 else _flow_speed(path, index, eta) ** 2 / (2 * sigma)

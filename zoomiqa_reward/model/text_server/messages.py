@@ -49,7 +49,7 @@ def _content(items: list[dict[str, Any]], images: Iterator[Tensor]) -> str | lis
     return parts
 
 
-def fitted(image: Tensor, protocol: Protocol, factor_px: int | None) -> Tensor:
+def resize_to_budget(image: Tensor, protocol: Protocol, factor_px: int | None) -> Tensor:
     """Return the CHW image at the size that the protocol's pixel budget gives it, where `factor_px` is known.
 
     A server whose own budget is at least as wide then finds nothing to resize. The bicubic overshoot that a local

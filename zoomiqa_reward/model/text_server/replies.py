@@ -26,7 +26,7 @@ class Token:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reply:
+class ServerReply:
     """One answer of a text server."""
 
     text: str
@@ -36,7 +36,7 @@ class Reply:
     """None: the server told no log-probabilities."""
 
 
-def read_reply(body: str, think_join: tuple[str, str]) -> Reply:
+def read_reply(body: str, think_join: tuple[str, str]) -> ServerReply:
     """Return the first choice of a chat completion.
 
     Servers with a reasoning parser take the text inside <think> out of the answer and drop the tags with the white
@@ -61,7 +61,7 @@ def read_reply(body: str, think_join: tuple[str, str]) -> Reply:
     text = content or ""
     if reasoning:
         text = think_join[0] + reasoning + (think_join[1] + text if text else "")
-    return Reply(text=text, is_truncated=reason == "length", tokens=_tokens(choice.get("logprobs")))
+    return ServerReply(text=text, is_truncated=reason == "length", tokens=_tokens(choice.get("logprobs")))
 
 
 def _tokens(logprobs: Any) -> tuple[Token, ...] | None:
