@@ -27,7 +27,7 @@ VISION_7B = {
 }  # fmt: skip
 """Sizes of Qwen2.5-VL-7B-Instruct, from its published config.json."""
 SIDES_7B = (1008, 756)
-"""Width and height that the pictures are enlarged to for it: about KonIQ-10k's."""
+"""Width and height that the images are enlarged to for it: about KonIQ-10k's."""
 
 
 def random_7b(device: str, text: Mapping[str, Any] = TEXT_7B, vision: Mapping[str, Any] = VISION_7B) -> Checkpoint:

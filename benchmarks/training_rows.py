@@ -38,7 +38,7 @@ def tune_rows(t: dict[str, Any]) -> list[tuple[str, str]]:
     for method, name in (("sft", "rejection SFT"), ("dpo", "DPO"), ("nft", "NFT")):
         if method in t["runs"]:
             run = t["runs"][method]
-            title = f"x4 restorer tuned by {name} ({run['seeds']} seeds) less the base, {t['pictures']} photographs"
+            title = f"x4 restorer tuned by {name} ({run['seeds']} seeds) less the base, {t['images']} photographs"
             parts = [f"{label} {value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
                      for label, key, digits in (("reward", "robust", 3), ("FSIM", "fsim", 4), ("VIF", "vif", 4),
                                                 ("HaarPSI, a label", "haarpsi", 4),

@@ -21,10 +21,8 @@ import torch
 from tqdm import tqdm
 
 from train_iqa.data import FAMILIES, DatasetProblems, IqaDataset, LabelledImage, load_datasets, select
-from train_iqa.evaluation.lines import LineWriter, null, read_lines
-from train_iqa.evaluation.measuring import choose_probe_ids, measure_images
-from train_iqa.evaluation.options import EvaluateConfig, build_parser, config_of
-from train_iqa.evaluation.provenance import provenance
+from train_iqa.evaluation.measuring import LineWriter, choose_probe_ids, measure_images, null, read_lines
+from train_iqa.evaluation.options import EvaluateConfig, build_parser, config_of, provenance
 from zoomiqa_reward.images.loading import ImageError
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
 from zoomiqa_reward.runs.outputs import claim_folder

@@ -24,23 +24,38 @@ from torch import Tensor
 from train_iqa.data import DatasetSource, IqaDataset, LabelledImage, load_datasets, select
 from train_iqa.rl.config import GrpoConfig
 from train_iqa.rl.coverage import clip_cov_mask, covariance, coverage_mask, quadrant_counts
-from train_iqa.rl.generation import Generation, make_generation, page_groups
-from train_iqa.rl.loss import clipped_loss, k3, mismatch_weight, old_policy_penalty, rows_loss
+from train_iqa.rl.generation import Generation, draw_images, make_generation, page_groups
+from train_iqa.rl.objective import (
+    AdapterOff,
+    FrozenCopy,
+    clipped_loss,
+    k3,
+    mean_over_processes,
+    mismatch_weight,
+    old_policy_penalty,
+    rows_loss,
+    token_values,
+    trajectory_statistics,
+)
 from train_iqa.rl.page import write_page
-from train_iqa.rl.reference import AdapterOff, FrozenCopy
-from train_iqa.rl.resampling import draw_images
 from train_iqa.rl.rewards import all_rewards, format_reward
 from train_iqa.rl.rollout import roll_out
-from train_iqa.rl.statistics import mean_over_processes, token_values, trajectory_statistics
 from train_iqa.rl.vllm_rollout import VllmConfig, VllmSampler
 from train_iqa.rows.completions import TrainingRow, answer_logprobs, collate_completions, micro_batches
-from train_iqa.rows.schedule import plan_rows
+from train_iqa.rows.turn_rows import plan_rows
 from train_iqa.training.command import run_trainer
-from train_iqa.training.learner import load_base, make_accelerator, make_learner, seed_of
-from train_iqa.training.metrics import MetricLog
+from train_iqa.training.learner import (
+    gather_rows,
+    load_base,
+    make_accelerator,
+    make_learner,
+    optimizer_step,
+    pad_parts,
+    seed_of,
+    total_of,
+)
 from train_iqa.training.policy import answering, save_policy
-from train_iqa.training.run_state import RunState, open_run
-from train_iqa.training.updates import gather_rows, optimizer_step, pad_parts, total_of
+from train_iqa.training.run_state import MetricLog, RunState, open_run
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.model.generate import Sampling, suppressed_tokens
 

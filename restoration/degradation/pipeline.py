@@ -2,11 +2,11 @@
 
 BasicSR draws from Python's, numpy's and torch's global generators. Here every number comes from the seed given, and
 the three generators are put back as they were: nothing leaks in, nothing leaks out. All of it runs on the CPU, so
-that a seed means the same picture on every device.
+that a seed means the same image on every device.
 
 Deviations from Wang et al. 2021 (Real-ESRGAN, arXiv 2107.10833) and its released training options
 (`options/train_realesrgan_x4plus.yml`): the photograph itself is degraded, not a sharpened copy (USM belongs to their
-training target); JPEG's padding to blocks of 16 repeats the edge instead of adding black, which rang into the picture.
+training target); JPEG's padding to blocks of 16 repeats the edge instead of adding black, which rang into the image.
 """
 
 import math
@@ -28,7 +28,7 @@ __all__ = ["PRESETS", "Degradation", "DegradationStage", "degrade", "find_preset
 
 RESIZE_MODES = ("area", "bilinear", "bicubic")
 MIN_SIDE_PX = 80
-"""Reduced to 0.15 of its side, a smaller picture has no room left for a kernel's mirrored edge of 10 px."""
+"""Reduced to 0.15 of its side, a smaller image has no room left for a kernel's mirrored edge of 10 px."""
 LONGEST_KERNEL_PX = 21
 """Drawn sides are odd, 7 to 21."""
 

@@ -28,7 +28,7 @@ class DegradationStage:
     resize_probs: tuple[float, float, float]
     """Up, down, keep."""
     resize_range: Range
-    """Smallest and largest factor; in the last stage it multiplies the side of the final picture."""
+    """Smallest and largest factor; in the last stage it multiplies the side of the final image."""
     gaussian_prob: float = 0.5
     """Else Poisson noise."""
     noise_range: Range
@@ -66,7 +66,7 @@ class Degradation:
 
     def __post_init__(self) -> None:
         if len(self.stages) > 2:
-            raise ValueError(f"{len(self.stages)} stages: at most 2, or nothing is left of the picture")
+            raise ValueError(f"{len(self.stages)} stages: at most 2, or nothing is left of the image")
         if not 0 <= self.final_sinc_prob <= 1:
             raise ValueError(f"final_sinc_prob={self.final_sinc_prob}: must be a probability, 0 to 1")
 
@@ -100,7 +100,7 @@ PRESETS: dict[str, Degradation] = {
         ),
         final_sinc_prob=0.8,
     ),
-    # Ours: both stages at about a third of that strength, as a modern phone's picture that was shared once.
+    # Ours: both stages at about a third of that strength, as a modern phone's image that was shared once.
     "moderate": Degradation(
         stages=(
             DegradationStage(

@@ -1,8 +1,8 @@
 """How good a restorer's candidates are, and what a reward's choice among them is worth, on a dataset.
 
-Every picture is measured as the 8-bit file that it would be saved as. Beside the candidates stand two rows: bicubic,
+Every image is measured as the 8-bit file that it would be saved as. Beside the candidates stand two rows: bicubic,
 which any restorer should beat, and the ground truth, which no-reference metrics need not like best. The work is
-appended picture by picture to a folder, so that a run that was killed goes on where it was; what is made of the
+appended image by image to a folder, so that a run that was killed goes on where it was; what is made of the
 records stands in `restoration.evaluation.report`.
 """
 

@@ -1,4 +1,4 @@
-"""One JSON line for each picture that was measured: what an evaluation is resumed from and reported by."""
+"""One JSON line for each image that was measured: what an evaluation is resumed from and reported by."""
 
 import json
 import math
@@ -26,7 +26,7 @@ Key = tuple[str, str, int | None]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecord:
-    """One measured picture. Numbers that could not be measured are NaN (JSON null) and have a reason."""
+    """One measured image. Numbers that could not be measured are NaN (JSON null) and have a reason."""
 
     image: str
     """The dataset's item."""
@@ -45,11 +45,11 @@ class ImageRecord:
     peak_bytes: int | None = None
     """Most memory held while it was made: allocated on the GPU, or else by the whole process so far."""
     sha256: str | None = None
-    """Of the picture's 8-bit pixels."""
+    """Of the image's 8-bit pixels."""
     lq_sha256: str
     hr_sha256: str | None
     error: str | None = None
-    """Why there is no picture; a resumed run tries again."""
+    """Why there is no image; a resumed run tries again."""
 
     @property
     def key(self) -> Key:
@@ -76,7 +76,7 @@ class ImageRecord:
 class RecordFolder:
     """A run's folder: its settings, and its records appended line by line; without a folder, memory alone.
 
-    A line counts when it ends: what a killed run left half written is cut off, and its picture is measured again.
+    A line counts when it ends: what a killed run left half written is cut off, and its image is measured again.
     """
 
     def __init__(self, folder: str | Path | None, settings: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ class RecordFolder:
         write_json(self.folder / SETTINGS, settings)
 
     def done(self, key: Key) -> bool:
-        """Whether that picture is there and measured; one that failed is not."""
+        """Whether that image is there and measured; one that failed is not."""
         return key in self.records and self.records[key].error is None
 
     def add(self, record: ImageRecord) -> None:

@@ -18,9 +18,9 @@ class AcceptanceRule:
     """The bar for one round's attempts; build it with `acceptance_rule`."""
 
     reward: float
-    """The picture's so far."""
+    """The image's so far."""
     lr_consistency: float
-    """The picture's so far, dB."""
+    """The image's so far, dB."""
     floor_db: float
     """Least LR-consistency of a try."""
     min_gain: float
@@ -36,7 +36,7 @@ class AcceptanceRule:
     def best_of(self, attempts: Sequence[Attempt]) -> Attempt:
         """Return the try with the highest reward of those that may be kept, or else of all; the earlier one of equals.
 
-        Where none is valid, one that has a picture.
+        Where none is valid, one that has an image.
         """
 
         def strength(one: Attempt) -> tuple[bool, bool, float, bool]:

@@ -1,6 +1,6 @@
-"""The loop: assess the picture, restore the region that the model names again, keep it only if that is better.
+"""The loop: assess the image, restore the region that the model names again, keep it only if that is better.
 
-Round 0 is best-of-N over the whole picture. A later round's try is kept if the reward of the whole 8-bit picture rises
+Round 0 is best-of-N over the whole image. A later round's try is kept if the reward of the whole 8-bit image rises
 by `min_gain`, and its LR-consistency is not below the highest one kept so far by more than a slack. Against the
 highest, not the last: many small losses, each within the slack, cannot add up.
 """
@@ -18,18 +18,15 @@ from torch import Tensor
 
 from restoration.metrics.fidelity import LR_BORDER_PX, lr_consistency
 from restoration.refinement.acceptance import acceptance_rule, find_reward_and_assessor, limits_of
-from restoration.refinement.guidance import ZoomRequest, read_zoom_request, texts_for
-from restoration.refinement.journal import Journal, write_artefacts
 from restoration.refinement.records import Attempt, Round, row_of
-from restoration.refinement.regions import Region
-from restoration.refinement.result import Refined
+from restoration.refinement.regions import Region, ZoomRequest, read_zoom_request, texts_for
+from restoration.refinement.result import Journal, Refined, write_artefacts
 from restoration.restorer.image_io import RestorationError
 from restoration.restorer.restorer import Restorer
 from restoration.restorer.rng import candidate_seed
 from restoration.selection.best_of_n import best_of_n, settings_of
 from restoration.selection.candidate_loop import CandidateSource, pixels_digest
-from restoration.selection.result import BestOfN
-from restoration.selection.run_folder import open_run
+from restoration.selection.result import BestOfN, open_run
 from zoomiqa_reward.images.loading import conversions, load_image, to_pil
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, is_groupwise
@@ -51,18 +48,18 @@ def refine(
 
     restorer: a `Restorer`, or anything that `Restorer.from_pretrained` takes. iqa_or_reward: a `ZoomIQA`, which then
     also rates (`direct`), a `ZoomIQAReward`, or any other reward together with `assessor`, the ZoomIQA that looks.
-    rounds: most regions to restore again, after the start. seeds_per_round: restorations of the whole picture at the
+    rounds: most regions to restore again, after the start. seeds_per_round: restorations of the whole image at the
     start, and of the region in each round; a deterministic restorer runs once. min_gain: least rise of the reward in
     its own units; None: 1/400 of its range. lr_consistency_slack_db: see above; 0 forbids any loss.
     out: folder, made if missing, resumed if it holds this very run, also with more `rounds`.
 
     The model's directions become the prompt and its issues the negative prompt, after the restorer's own texts, where
-    it takes them: at the start those about the low-quality picture (else nobody asks about it). A round that was
-    refused is tried again with new seeds, the picture and so the model's answer being the same. It ends when the model
-    asks for no closer look: then there is no region, and the whole picture is not drawn again, which would be more
+    it takes them: at the start those about the low-quality image (else nobody asks about it). A round that was
+    refused is tried again with new seeds, the image and so the model's answer being the same. It ends when the model
+    asks for no closer look: then there is no region, and the whole image is not drawn again, which would be more
     best-of-N under another name.
 
-    Raises ValueError for numbers out of range, a picture of less than 5 px on a side, a reward that needs hr
+    Raises ValueError for numbers out of range, an image of less than 5 px on a side, a reward that needs hr
     or has no assessor, a folder of another run, a start that nobody could measure; ImageError;
     what a reward or an assessor raises.
     """
@@ -135,12 +132,12 @@ class Refining:
         unread = (
             ""
             if zoom_request is None or zoom_request.error is None
-            else f"; low-quality picture not assessed: {zoom_request.error}"
+            else f"; low-quality image not assessed: {zoom_request.error}"
         )
         first = Round(
             number=0, zoom_request=zoom_request, reward=best.score, lr_consistency=self._consistency(best.image),
             accepted=True,
-            reason=f"best of {len(start.candidates)} restorations of the whole picture{unread}", pixels=best.pixels,
+            reason=f"best of {len(start.candidates)} restorations of the whole image{unread}", pixels=best.pixels,
             **texts,
         )  # fmt: skip
         self.journal.add(first, best.image)
@@ -151,7 +148,7 @@ class Refining:
         current = kept.image
         if last.accepted or last.zoom_request is None:
             zoom_request = self._ask(current, scale=current.width // self.image.shape[2])
-        else:  # the picture is the same, so the answer is too
+        else:  # the image is the same, so the answer is too
             zoom_request = last.zoom_request
         one = Round(number=number, zoom_request=zoom_request)
         if zoom_request.error is not None:
@@ -206,8 +203,8 @@ class Refining:
         [nothing] = lost_content([restored.image], [source])
         if nothing is not None:
             return Attempt(seed=seed, error=f"of the region: {nothing}"), None
-        picture = to_pil(region.blended(load_image(current), restored.image, self.image))
-        return Attempt(seed=seed, lr_consistency=self._consistency(picture)), picture
+        image = to_pil(region.blended(load_image(current), restored.image, self.image))
+        return Attempt(seed=seed, lr_consistency=self._consistency(image)), image
 
     def _scored(self, attempt: Attempt, image: Image.Image, prompt: str) -> Attempt:
         scores = self._ask_reward([image], prompt)
@@ -253,12 +250,12 @@ class Refining:
     def _kept(self) -> Round:
         return next(one for one in reversed(self.journal.history) if one.accepted)
 
-    def _ask(self, picture: Image.Image, scale: int) -> ZoomRequest:
-        [assessment] = self.assessor.assess([load_image(picture)], strict=True)
-        return read_zoom_request(assessment, self.assessor.protocol, *picture.size, scale)
+    def _ask(self, image: Image.Image, scale: int) -> ZoomRequest:
+        [assessment] = self.assessor.assess([load_image(image)], strict=True)
+        return read_zoom_request(assessment, self.assessor.protocol, *image.size, scale)
 
-    def _consistency(self, picture: Image.Image) -> float:
-        return lr_consistency(load_image(picture), self.image)
+    def _consistency(self, image: Image.Image) -> float:
+        return lr_consistency(load_image(image), self.image)
 
 
 def _with_score(attempt: Attempt, scores: Scores, place: int, name: str) -> Attempt:

@@ -1,7 +1,7 @@
-"""Best of N: draw N restorations of one picture, score each as it comes, keep the best.
+"""Best of N: draw N restorations of one image, score each as it comes, keep the best.
 
 Candidate k comes from restorer and prompt k modulo the pool's size, with the seed `candidate_seed(seed, k)`: in strict
-mode it is the same picture whatever N, batch size or order. What is scored is the 8-bit picture, as its PNG holds it.
+mode it is the same image whatever N, batch size or order. What is scored is the 8-bit image, as its PNG holds it.
 """
 
 import hashlib
@@ -23,8 +23,7 @@ from restoration.selection.candidate_loop import CandidateLoop, CandidateSource
 from restoration.selection.candidates import Candidate, are_identical, ranked
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.pool import BICUBIC
-from restoration.selection.result import BestOfN
-from restoration.selection.run_folder import open_run, write_artefacts
+from restoration.selection.result import BestOfN, open_run, write_artefacts
 from zoomiqa_reward.errors import UnknownState
 from zoomiqa_reward.images.loading import conversions, load_image
 from zoomiqa_reward.rewards.base import Reward
@@ -40,7 +39,7 @@ class Cascade:
 
     reward: Reward
     top: int = 3
-    """Different pictures that it is asked about; they come before all others, in its order."""
+    """Different images that it is asked about; they come before all others, in its order."""
 
     def __post_init__(self) -> None:
         if self.top < 1:
@@ -60,7 +59,7 @@ def best_of_n(
     reward: any `Reward`; it gets the LR image, `hr` and the prompts. cascade: a second one for the best. A reward that
     compares images within a group (a `CompositeReward` with normalised terms) scores the whole pool together, after
     the last candidate; early stopping then asks it again at every step, so cache its terms.
-    keep: different pictures held in memory, the best ones; the others lie in `out`, or are dropped without it.
+    keep: different images held in memory, the best ones; the others lie in `out`, or are dropped without it.
     out: folder, made if missing, resumed if it holds this very run, also with another `n`; then no candidate that is
     there is made or scored again. early_stop: when to stop before n (rule and formula: `early_stop.py`).
     strict, batch_size: see `Restorer.restore`.
@@ -159,7 +158,7 @@ def result_notes(
         fixed = sorted({one.restorer.name for one in sources if one.restorer.deterministic})
         why = f"{', '.join(fixed)} takes no seed" if fixed else "their restorer does not use its seed"
         yield (
-            f"all {count} candidates are the same picture ({why}): there is nothing to choose; draw from a stochastic "
+            f"all {count} candidates are the same image ({why}): there is nothing to choose; draw from a stochastic "
             "restorer, from several, or with vary_sharpness"
         )
     elif any(one.rank == 1 and one.restorer == BICUBIC for one in candidates):

@@ -1,4 +1,4 @@
-"""Drawing candidates one by one: make, score, record, and hold no more pictures than asked for."""
+"""Drawing candidates one by one: make, score, record, and hold no more images than asked for."""
 
 import hashlib
 import math
@@ -15,7 +15,7 @@ from restoration.restorer.restorer import Restored
 from restoration.restorer.rng import candidate_seed
 from restoration.selection.candidates import Candidate, Explanation, ranked
 from restoration.selection.early_stop import EarlyStop
-from restoration.selection.run_folder import DrawFolder
+from restoration.selection.result import DrawFolder
 from zoomiqa_reward.images.loading import load_image, to_pil
 from zoomiqa_reward.rewards.base import Reward, is_groupwise
 from zoomiqa_reward.rewards.restorations import ask_restorations
@@ -32,7 +32,7 @@ class CandidateSource:
 
 
 class RewardAnswer(NamedTuple):
-    """What a reward said of one picture."""
+    """What a reward said of one image."""
 
     score: float
     std: float
@@ -42,13 +42,13 @@ class RewardAnswer(NamedTuple):
 
 
 class CandidateLoop:
-    """The candidates so far, and the best pictures of them."""
+    """The candidates so far, and the best images of them."""
 
     def __init__(
         self, sources: list[CandidateSource], given: dict[str, Tensor | None], reward: Reward, seed: int,
         folder: DrawFolder | None, keep: int, batch_size: int | None,
     ) -> None:  # fmt: skip
-        """given: lq, and hr or None. keep: most pictures held. batch_size: None in strict mode."""
+        """given: lq, and hr or None. keep: most images held. batch_size: None in strict mode."""
         self.sources, self.given, self.reward, self.seed = sources, given, reward, seed
         self.folder, self.keep, self.batch_size = folder, keep, batch_size
         self.candidates: list[Candidate] = []
@@ -89,7 +89,7 @@ class CandidateLoop:
         ]
 
     def ask_again(self, reward: Reward, top: int) -> None:
-        """Ask another reward about the `top` best different pictures; all candidates that show one get its score."""
+        """Ask another reward about the `top` best different images; all candidates that show one get its score."""
         order = sorted((one for one in ranked(self.candidates) if one.valid), key=lambda one: (one.rank, one.index))
         chosen: dict[str | None, Candidate] = {}
         for candidate in order:
@@ -159,23 +159,23 @@ class CandidateLoop:
                 failed = Candidate(prompt=source.prompt, batch_position=0, batch_size=1, error=str(restored), **known)
                 yield self._recorded(failed, None)
                 continue
-            picture = to_pil(restored.image)
-            said = _PENDING if self.pools else self._ask(self.reward, picture, restored.prompt)
+            image = to_pil(restored.image)
+            said = _PENDING if self.pools else self._ask(self.reward, image, restored.prompt)
             scored = Candidate(
                 prompt=restored.prompt, batch_position=restored.batch_position, batch_size=restored.batch_size,
                 sharpness=restored.sharpness,
-                pixels=pixels_digest(picture), **_scored(said), **known,
+                pixels=pixels_digest(image), **_scored(said), **known,
             )  # fmt: skip
-            yield self._recorded(scored, picture)
+            yield self._recorded(scored, image)
 
     def _copy(self, first: Candidate, k: int) -> Candidate:
         copy = replace(first, index=k, seed=candidate_seed(self.seed, k), same_as=first.index, seconds=0.0)
         return self._recorded(copy, None)
 
-    def _recorded(self, candidate: Candidate, picture: Image.Image | None) -> Candidate:
+    def _recorded(self, candidate: Candidate, image: Image.Image | None) -> Candidate:
         if self.folder is not None:
-            candidate = self.folder.add(candidate, picture)
-        return candidate if picture is None else replace(candidate, held=picture)
+            candidate = self.folder.add(candidate, image)
+        return candidate if image is None else replace(candidate, held=image)
 
     def _restore(self, source: CandidateSource, seeds: list[int]) -> list[Restored | RestorationError]:
         options = {} if source.prompt is None else {"prompt": source.prompt}
@@ -239,6 +239,6 @@ def _scored(said: RewardAnswer) -> dict[str, Any]:
             "explanation": said.explanation}  # fmt: skip
 
 
-def pixels_digest(picture: Image.Image) -> str:
-    """Return 16 hex digits of the size and pixels of an RGB picture."""
-    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()[:16]
+def pixels_digest(image: Image.Image) -> str:
+    """Return 16 hex digits of the size and pixels of an RGB image."""
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:16]

@@ -3,6 +3,7 @@
 The working folder holds `photo.png` and images in `candidates/`. Other fences (`text`, `toml`, ...) are not run.
 """
 
+import pkgutil
 import re
 import shlex
 
@@ -49,6 +50,24 @@ def test_commands_run(page, desk, nano, capsys):
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+FILES = re.compile(r"`((?:zoomiqa_reward|restoration|train_iqa|benchmarks|examples|tests|docs)/[\w./-]+\.\w+)`")
+MODULES = re.compile(r"`((?:zoomiqa_reward|restoration|train_iqa)(?:\.[a-z]\w*)+)\b")
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"], ids=name)
+def test_named_files_and_modules_exist(page):
+    """A path in backticks is a file; a dotted name is a module, or what a module holds."""
+    text = page.read_text(encoding="utf-8")
+    assert [path for path in FILES.findall(text) if not (ROOT / path).exists()] == []
+    missing = []
+    for dotted in MODULES.findall(text):
+        try:
+            pkgutil.resolve_name(dotted)
+        except (ImportError, AttributeError):
+            missing.append(dotted)
+    assert missing == []
 
 
 def test_these_tests_can_fail(tmp_path):

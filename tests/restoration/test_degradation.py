@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import picture
+from tiny import make_image
 
 from restoration.degradation import PRESETS, Degradation, DegradationStage, degrade
 from restoration.degradation.pipeline import filtered
@@ -28,7 +28,7 @@ def states():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_seed_decides_everything_and_nothing_leaks(preset):
-    image, before = picture(3, 96, 112), states()
+    image, before = make_image(3, 96, 112), states()
     first, record = degrade(image, preset, seed=5)
     assert states() == before
     random.seed(1)
@@ -59,7 +59,7 @@ def test_bicubic_is_antialiased_and_nothing_else():
 
 def test_numbers_stay_in_their_ranges_and_come_at_their_rates():
     recipe = PRESETS["realesrgan"]
-    records = [degrade(picture(0, 80, 80), recipe, seed=seed)[1]["steps"] for seed in range(60)]
+    records = [degrade(make_image(0, 80, 80), recipe, seed=seed)[1]["steps"] for seed in range(60)]
     for steps in records:
         assert [step["step"] for step in steps].count("jpeg") == 2
         assert sum(step["step"] in ("gaussian", "poisson") for step in steps) == 2

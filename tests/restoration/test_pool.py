@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import picture
+from tiny import make_image
 from tiny_pipelines import small_nano
 
 from restoration.evaluation.measuring import bicubic
@@ -10,7 +10,7 @@ from restoration.selection.best_of_n import best_of_n
 from restoration.selection.pool import BICUBIC, TEMPERATURES, doing_nothing, merge_pools, varied_pool
 from zoomiqa_reward import MetricReward
 
-LQ = picture(0, 20, 24)
+LQ = make_image(0, 20, 24)
 
 
 def closeness(wanted):

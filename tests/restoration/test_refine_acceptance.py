@@ -51,7 +51,7 @@ def test_a_refused_region_is_tried_with_new_seeds_without_asking_again():
     assert result.history[1].reason.startswith("none of 4 raises the reward by 0.9")
 
 
-def test_what_the_reward_likes_but_the_low_quality_picture_contradicts_is_refused():
+def test_what_the_reward_likes_but_the_low_quality_image_contradicts_is_refused():
     def brighter(image, seed):
         large = image.repeat_interleave(2, 1).repeat_interleave(2, 2)
         rise = seed % 100 / 1e4

@@ -1,4 +1,4 @@
-"""Recipes, the pictures of a run, and the command `zoomiqa tune`."""
+"""Recipes, the images of a run, and the command `zoomiqa tune`."""
 
 import json
 from dataclasses import replace
@@ -69,14 +69,14 @@ def test_settings_out_of_range_are_named():
 
 def test_the_command_tunes_and_tells(tmp_path, monkeypatch, capsys):
     import typer
-    from tiny import picture, tiny_checkpoint
+    from tiny import make_image, tiny_checkpoint
 
     from restoration.cli.tune import tune as command
     from zoomiqa_reward.images import save_png
 
     (tmp_path / "photos").mkdir()
     for k in range(16):
-        save_png(picture(k, 96, 96), tmp_path / "photos" / f"{k:02d}.png")
+        save_png(make_image(k, 96, 96), tmp_path / "photos" / f"{k:02d}.png")
     nano().save_pretrained(tmp_path / "pipe")
     small = {"steps": 2, "crop_px": 12, "num_samples": 2, "images_per_round": 1}
     monkeypatch.setitem(RECIPES, "nano_sft", lambda **c: replace(
@@ -109,7 +109,7 @@ def test_tune_is_a_public_function(tmp_path):
 
 
 def test_pairs_of_a_file_are_learned_as_they_are():
-    """They may be pictures: nobody knows then what was seen, and so what to expect."""
+    """They may be images: nobody knows then what was seen, and so what to expect."""
     assert find_recipe("nano_dpo").config.expected_targets
     recipe = find_recipe("nano_dpo", pairs_file="pairs.parquet")
     assert not recipe.config.expected_targets

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from scripted_refinement import ASKS, LQ, Scripted, grainy, near_target
-from tiny import picture
+from tiny import make_image
 
 from restoration.evaluation.datasets import degraded_folder
 from restoration.evaluation.evaluate import evaluate
@@ -107,7 +107,7 @@ class Shaded:
 def test_evaluate_counts_it_as_unmeasured(late, tmp_path):
     (tmp_path / "hr").mkdir()
     for k in range(2):
-        save_png(picture(k, 64, 72), tmp_path / "hr" / f"{k}.png")
+        save_png(make_image(k, 64, 72), tmp_path / "hr" / f"{k}.png")
     dataset = degraded_folder(tmp_path / "hr", "bicubic")
     seeds = [candidate_seed(0, k) for k in range(3)]
     levels = [brightness(one.image) for k in range(2) for one in Shaded().restore(dataset.load(k).lq, seeds)]

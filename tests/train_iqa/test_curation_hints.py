@@ -1,4 +1,4 @@
-"""Hints are measured right on pictures whose values are known, and become words where the thresholds say so."""
+"""Hints are measured right on images whose values are known, and become words where the thresholds say so."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from zoomiqa_reward.images import save_png
 USUAL = Hints(brightness=0.45, contrast=0.18, colourfulness=30.0, blocking=0.1, blur=0.3, noise=0.004)
 
 
-def picture(height: int = 96, width: int = 128) -> np.ndarray:
+def make_image(height: int = 96, width: int = 128) -> np.ndarray:
     """Return smooth structure, HWC float32 in [0, 1]."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     planes = [0.5 + 0.3 * np.sin(x / (5 + k)) * np.cos(y / (7 + k)) for k in range(3)]
@@ -53,7 +53,7 @@ def test_noise_is_measured_in_its_own_unit(sigma):
 def test_blur_and_blocks_rise_with_their_damage():
     from train_iqa.nano.degradations import gaussian_blur, jpeg
 
-    rng, clean = np.random.default_rng(0), picture() + np.random.default_rng(1).normal(0, 0.02, (96, 128, 3))
+    rng, clean = np.random.default_rng(0), make_image() + np.random.default_rng(1).normal(0, 0.02, (96, 128, 3))
     clean = clean.clip(0, 1).astype(np.float32)
     blurs = [measure_hints(tensor(gaussian_blur(clean, severity, rng)[0])).blur for severity in (0.1, 0.4, 0.8)]
     blocks = [measure_hints(tensor(jpeg(clean, severity, rng)[0])).blocking for severity in (0.1, 0.5, 0.9)]
@@ -70,7 +70,7 @@ def test_blocks_are_found_wherever_the_grid_lies(shift):
 
 
 def test_the_box_alone_is_measured_there():
-    image = picture()
+    image = make_image()
     image[:48, :64] += np.random.default_rng(0).normal(0, 0.1, (48, 64, 3)).astype(np.float32)
     found = measure_image(tensor(image), (0.0, 0.0, 0.5, 0.5))
     assert found.box is not None
@@ -80,7 +80,7 @@ def test_the_box_alone_is_measured_there():
     assert math.isfinite(tiny.blur)
 
 
-def test_a_flat_picture_tells_nothing_of_blur_and_a_tiny_one_is_refused():
+def test_a_flat_image_tells_nothing_of_blur_and_a_tiny_one_is_refused():
     hints = measure_hints(torch.full((3, 64, 64), 0.3))
     assert math.isnan(hints.blur)
     assert math.isnan(hints.blocking)
@@ -157,7 +157,7 @@ def test_thresholds_are_quantiles_of_both_sides():
 def test_calibration_writes_a_file_that_is_read(tmp_path):
     for number in range(20):
         noise = np.random.default_rng(number).normal(0, 0.01, (48, 56, 3))
-        save_png(tensor(picture(48, 56) * (0.6 + 0.02 * number) + noise), tmp_path / f"{number:02d}.png")
+        save_png(tensor(make_image(48, 56) * (0.6 + 0.02 * number) + noise), tmp_path / f"{number:02d}.png")
     out = tmp_path / "thresholds.json"
     assert calibrate(["--images", str(tmp_path), "--count", "20", "--name", "stripes", "--out", str(out)]) == 0
     found = HintThresholds.load(out)
@@ -168,7 +168,7 @@ def test_calibration_writes_a_file_that_is_read(tmp_path):
 
 @pytest.mark.parametrize("state", list(LOOKS))
 def test_degrading_to_a_state_gives_a_record_that_names_it(state):
-    pixels, record = degrade_to(picture(40, 40), state, 0.7, np.random.default_rng(3))
+    pixels, record = degrade_to(make_image(40, 40), state, 0.7, np.random.default_rng(3))
     assert word_key(record.steps[0]) in LOOKS[state]
     assert state_of(record) == state
     assert pixels.shape == (40, 40, 3)

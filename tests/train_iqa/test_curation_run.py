@@ -46,7 +46,7 @@ def cases():
 
 @pytest.fixture(scope="module")
 def scripted(cases, tmp_path_factory):
-    """The table of 14 pictures, and their teacher."""
+    """The table of 14 images, and their teacher."""
     return scripted_dataset(tmp_path_factory.mktemp("scripted"), cases)
 
 
@@ -385,7 +385,7 @@ def test_a_configuration_file_holds_the_same_fields(scripted, tmp_path):
     assert (config.attempts, config.teacher.model, config.teacher.price_out) == (4, "b", 2.0)
     assert config.reliance == RelianceConfig(box=0.5)
     with pytest.raises(ValueError, match="prompt round1: may only hold"):
-        Prompts(round1="{picture}")
+        Prompts(round1="{image}")
 
 
 def test_a_key_is_sent_and_written_nowhere(scripted, tmp_path, monkeypatch):

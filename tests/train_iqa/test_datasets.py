@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import picture
+from tiny import make_image
 
 from restoration.degradation import degrade
 from restoration.evaluation.datasets import (
@@ -19,7 +19,7 @@ from zoomiqa_reward.images import load_image, save_png
 def write(folder, *names, size=(16, 16), seed=0):
     folder.mkdir(parents=True, exist_ok=True)
     for k, name in enumerate(names):
-        save_png(picture(seed + k, *size), folder / f"{name}.png")
+        save_png(make_image(seed + k, *size), folder / f"{name}.png")
 
 
 def test_degraded_folder_is_seeded_by_place(tmp_path):

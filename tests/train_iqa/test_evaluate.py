@@ -11,13 +11,12 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 from scipy.stats import spearmanr
-from tiny import picture, tiny_checkpoint, tiny_iqa
+from tiny import make_image, tiny_checkpoint, tiny_iqa
 
 from train_iqa import evaluate as module
 from train_iqa.data import DatasetSource, load_datasets, select
 from train_iqa.evaluate import evaluate, main
-from train_iqa.evaluation.lines import LineWriter, null, read_lines
-from train_iqa.evaluation.measuring import Asking, choose_probe_ids
+from train_iqa.evaluation.measuring import Asking, LineWriter, choose_probe_ids, null, read_lines
 from train_iqa.evaluation.options import EvaluateConfig, build_parser, config_of
 from train_iqa.evaluation.report import compare, report_of
 from zoomiqa_reward.images import load_image, save_png
@@ -27,11 +26,11 @@ NUM_IMAGES = 6
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures of three scenes with labels, and for two of them the damaged region."""
+    """Six images of three scenes with labels, and for two of them the damaged region."""
     root = tmp_path_factory.mktemp("photos")
     lines = ["image,mos,scene,boxes"]
     for k in range(NUM_IMAGES):
-        save_png(picture(k, 60, 70) * (k + 1) / NUM_IMAGES, root / f"{k}.png")
+        save_png(make_image(k, 60, 70) * (k + 1) / NUM_IMAGES, root / f"{k}.png")
         lines.append(f"{k}.png,{1.2 + 0.6 * k:.1f},s{k // 2},{'0 0 0.5 0.5' if k < 2 else ''}")
     (root / "photos.csv").write_text("\n".join(lines) + "\n")
     return root

@@ -8,10 +8,9 @@ from train_iqa.nano.build import build_model, build_tokenizer
 from train_iqa.nano.degradations import DamageRecord, Step
 from train_iqa.nano.language import RatingTree, Readouts, pair_loss, rows_loss
 from train_iqa.nano.number_targets import bell, digit_targets
-from train_iqa.nano.optimizers import SplitOptimizer, WeightAverage, orthogonalised
+from train_iqa.nano.optimizers import SplitOptimizer, TimeBudget, WeightAverage, orthogonalised
 from train_iqa.nano.rationale import nano_protocol
 from train_iqa.nano.rows import RowBuilder, mirrored, mrope_positions
-from train_iqa.nano.schedule import TimeBudget
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.direct import leaf_logprobs, trie_of
 from zoomiqa_reward.model.inputs import make_row

@@ -15,10 +15,9 @@ from train_iqa.nano.dense import dense_batch, local_rank
 from train_iqa.nano.drawing import LARGE_PX, DegradedImage, draw_image, failed
 from train_iqa.nano.labels import LabelScale
 from train_iqa.nano.people import People, cut_view, folds, moved_images, read_opinions
-from train_iqa.nano.store import GRID, KINDS, Store, cover_map, read_pairs
+from train_iqa.nano.store import GRID, KINDS, Store, Workers, cover_map, read_pairs
 from train_iqa.nano.synthetic import hold_out, list_photographs, make_sample
 from train_iqa.nano.train import NanoConfig, main, make_nano
-from train_iqa.nano.workers import Workers
 from zoomiqa_reward import ZoomIQA
 
 

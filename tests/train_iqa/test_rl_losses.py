@@ -12,12 +12,12 @@ from tiny import tiny_checkpoint
 
 from train_iqa import grpo, sft
 from train_iqa.rl.coverage import KlConfig
-from train_iqa.rl.resampling import ResamplingConfig
+from train_iqa.rl.generation import ResamplingConfig
 from train_iqa.rl.rewards import RewardConfig
 from train_iqa.rows.completions import answer_logprobs, collate_completions
 from train_iqa.rows.conversations import read_conversations
 from train_iqa.rows.turn_rows import DIRECT, build_row
-from train_iqa.training.metrics import read_log
+from train_iqa.training.run_state import read_log
 from zoomiqa_reward.model.checkpoint import load_checkpoint
 from zoomiqa_reward.model.direct import trie_of
 

@@ -11,19 +11,19 @@ import pytest
 import torch
 from conftest import ROOT
 from test_rl_rollout import zooming_folder
-from tiny import picture
+from tiny import make_image
 
 from train_iqa import grpo
 from train_iqa.data import IqaDataset, LabelledImage, Scale
 from train_iqa.grpo import Trainer
-from train_iqa.rl import statistics
+from train_iqa.rl import objective
 from train_iqa.rl.config import GrpoConfig
 from train_iqa.rl.coverage import KlConfig
+from train_iqa.rl.objective import mean_over_processes, rationale, trajectory_statistics
 from train_iqa.rl.rewards import RewardConfig
-from train_iqa.rl.statistics import mean_over_processes, rationale, trajectory_statistics
 from train_iqa.training.learner import ModelConfig, make_accelerator, seed_of
-from train_iqa.training.metrics import MetricLog, read_log
 from train_iqa.training.policy import TuningConfig
+from train_iqa.training.run_state import MetricLog, read_log
 from zoomiqa_reward.images import save_png
 from zoomiqa_reward.model.checkpoint import load_checkpoint
 
@@ -36,7 +36,7 @@ def dataset(tmp_path_factory):
     root = tmp_path_factory.mktemp("images")
     images = []
     for k in range(8):
-        path = save_png(picture(k % 2, 56, 56 + 28 * (k % 2)), root / f"{k}.png")
+        path = save_png(make_image(k % 2, 56, 56 + 28 * (k % 2)), root / f"{k}.png")
         images.append(
             LabelledImage(
                 dataset="d", id=path.name, path=path, mos=1.2 + k / 2, std=math.nan, label=k, split="training"
@@ -229,7 +229,7 @@ def test_statistics_show_a_collapse(dataset):
 
 def test_means_weigh_every_value_alike_wherever_it_was_measured(monkeypatch):
     """Process 1 measured 3 values and process 2 one: (1 + 1 + 1 + 5) / 4, not the processes' means' (1 + 5) / 2."""
-    monkeypatch.setattr(statistics, "gather_object", lambda own: [*own, {"spread": [5.0], "none": []}])
+    monkeypatch.setattr(objective, "gather_object", lambda own: [*own, {"spread": [5.0], "none": []}])
     found = mean_over_processes(None, {"spread": [1.0, 1.0, 1.0], "none": []})
     assert found["spread"] == 2
     assert math.isnan(found["none"])

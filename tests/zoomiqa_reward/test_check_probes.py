@@ -43,7 +43,7 @@ def test_a_gradient_of_zero_is_none():
     assert (found.rise, found.has_gradient) == (0, False)
     report = run_check(flat, [photo()])
     assert report.measures.ascent.gradient_share == 0
-    assert "not every picture has a gradient" in report.notes[0]
+    assert "not every image has a gradient" in report.notes[0]
 
 
 def test_not_differentiable_says_so():

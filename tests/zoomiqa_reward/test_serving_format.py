@@ -24,7 +24,7 @@ from zoomiqa_reward.serving.wire import (
     ScoreItem,
     ScoreRow,
     decode_request,
-    encode_picture,
+    encode_image,
     encode_request,
 )
 
@@ -35,7 +35,7 @@ from zoomiqa_reward.serving.wire import (
 def test_eight_bit_pixels_travel_bit_for_bit(transport, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    sent = encode_picture(tmp_path / "a.png", transport)
+    sent = encode_image(tmp_path / "a.png", transport)
     assert (sent.shape is None) == (transport != "float")
     [item] = decode_request(encode_request([ScoreItem(image=sent)]), SAFETENSORS_TYPE, Limits())
     assert torch.equal(item.image.load(), load_image(pixels))
@@ -44,18 +44,18 @@ def test_eight_bit_pixels_travel_bit_for_bit(transport, tmp_path):
 
 def test_floats_travel_bit_for_bit_and_never_as_png():
     image = torch.rand(3, 41, 29)
-    [item] = decode_request(encode_request([ScoreItem(image=encode_picture(image))]), SAFETENSORS_TYPE, Limits())
+    [item] = decode_request(encode_request([ScoreItem(image=encode_image(image))]), SAFETENSORS_TYPE, Limits())
     assert torch.equal(item.image.load(), image)
     with pytest.raises(ImageError, match="do not hold these pixels"):
-        encode_picture(image, "png")
+        encode_image(image, "png")
 
 
 def test_lq_hr_and_prompts_stay_with_their_image():
     items = [
         ScoreItem(
-            image=encode_picture(square(k)),
-            lq=encode_picture(square(10 + k, 28)),
-            hr=encode_picture(square(20 + k)),
+            image=encode_image(square(k)),
+            lq=encode_image(square(10 + k, 28)),
+            hr=encode_image(square(20 + k)),
             prompt=f"té {k}",
         )
         for k in range(3)
@@ -134,7 +134,7 @@ def test_only_png_is_decoded():
     Image.new("RGB", (16, 16)).save(jpeg, format="JPEG")
     with pytest.raises(ImageError, match="JPEG and others would change the pixels"):
         EncodedImage(data=jpeg.getvalue()).load()
-    whole = encode_picture((square(0) * 255).round() / 255, "png")
+    whole = encode_image((square(0) * 255).round() / 255, "png")
     with pytest.raises(ImageError, match=r"damaged|truncated"):
         EncodedImage(data=whole.data[:60]).load()
 

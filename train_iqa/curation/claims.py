@@ -1,4 +1,4 @@
-"""What a sentence claims about the states of a picture, and whether about the box alone: rules on words, no model.
+"""What a sentence claims about the states of an image, and whether about the box alone: rules on words, no model.
 
 A section that wishes ("Directions for Improvement") claims nothing by its praise ("crisp detail") and nothing by what
 it denies; damage that it names ("remove the noise") is still claimed to be there.
@@ -45,7 +45,7 @@ class Claim:
     state: str
     is_present: bool
     in_box: bool
-    """It is about the box that the answer names, not about the picture as a whole."""
+    """It is about the box that the answer names, not about the image as a whole."""
 
 
 def read_claims(

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from train_iqa.curation.consistency import ConsistencyConfig
 from train_iqa.curation.endpoint import Endpoint
+from train_iqa.curation.judges import ConsistencyConfig
 from train_iqa.curation.prompts import Prompts
 from train_iqa.curation.reliance import RelianceConfig
 from train_iqa.data import DatasetSource

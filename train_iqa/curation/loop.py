@@ -23,13 +23,11 @@ from tqdm import tqdm
 from train_iqa.curation.config import AUTO, CurateConfig
 from train_iqa.curation.curator import Curator
 from train_iqa.curation.endpoint import Asker, Calls, EndpointError, FatalEndpointError
-from train_iqa.curation.judges import RulesJudge
-from train_iqa.curation.model_judge import ModelJudge
-from train_iqa.curation.report import build_report
-from train_iqa.curation.rows import write_rows
+from train_iqa.curation.judges import ModelJudge, RulesJudge
+from train_iqa.curation.report import build_report, write_rows
 from train_iqa.curation.thresholds import HintThresholds, shipped
 from train_iqa.data import IqaDataset, LabelledImage, load_datasets, select
-from train_iqa.evaluation.lines import null
+from train_iqa.evaluation.measuring import null
 from zoomiqa_reward.images.loading import ImageError
 from zoomiqa_reward.protocol import Protocol
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json

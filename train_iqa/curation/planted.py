@@ -27,7 +27,7 @@ _WISHES = ("The subject deserves a cleaner rendering", "A better capture would h
 
 @dataclass(frozen=True, kw_only=True)
 class PlantedCase:
-    """One answer about one picture."""
+    """One answer about one image."""
 
     image: Tensor
     """Float32 CHW in [0, 1]."""
@@ -52,9 +52,9 @@ def plantable(record: DamageRecord) -> list[tuple[str, str, bool]]:
 
 
 def make_cases(photographs: Sequence[Array], count: int, *, seed: int = 0) -> list[PlantedCase]:
-    """Return `count` pictures' cases, a grounded and a planted one each; every second picture's are paraphrased.
+    """Return `count` images' cases, a grounded and a planted one each; every second image's are paraphrased.
 
-    `photographs`: clean, float32 HWC in [0, 1]; they are used in turn. States take turns too, half of the pictures are
+    `photographs`: clean, float32 HWC in [0, 1]; they are used in turn. States take turns too, half of the images are
     damaged in a region only, and one in ten is untouched.
     """
     rng, states = np.random.default_rng(seed), list(LOOKS)

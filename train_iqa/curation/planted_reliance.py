@@ -33,7 +33,7 @@ RATING_SPREAD, BOX_SPREAD = 0.15, 0.03
 
 @dataclass(frozen=True, kw_only=True)
 class RelianceCase:
-    """One answer, and whether it was made without the picture."""
+    """One answer, and whether it was made without the image."""
 
     written: Written
     is_planted: bool

@@ -1,4 +1,4 @@
-"""Which degradations put a picture into which state, and pictures made on demand with their record.
+"""Which degradations put an image into which state, and images made on demand with their record.
 
 This is the truth that planted cases and thresholds are built from: it knows `train_iqa.nano.degradations` and its
 records, and nothing of what is measured on pixels.
@@ -46,7 +46,7 @@ _PROBE = np.full((8, 8, 3), 0.5, dtype=np.float32)
 
 
 def state_of(record: DamageRecord) -> str | None:
-    """Return the state that a record of one step names; None for an untouched picture or a state without a hint.
+    """Return the state that a record of one step names; None for an untouched image or a state without a hint.
 
     Raises ValueError for several steps.
     """
@@ -57,7 +57,7 @@ def state_of(record: DamageRecord) -> str | None:
 
 
 def knows_absent(record: DamageRecord, state: str) -> bool:
-    """Return whether the record alone tells that its picture, made from a clean photograph, is not in a state."""
+    """Return whether the record alone tells that its image, made from a clean photograph, is not in a state."""
     actual = state_of(record)
     if actual is None:
         return not record.steps and state in DAMAGES

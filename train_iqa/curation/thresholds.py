@@ -1,4 +1,4 @@
-"""From hints to words: for each state of a picture, the hint that shows it and from where on it is possible or certain.
+"""From hints to words: for each state of an image, the hint that shows it and from where on it is possible or certain.
 
 Between the two numbers both the claim and its denial stand: a hint that is in doubt contradicts nobody. The numbers
 stand in `hint_thresholds.json` with where they came from; `calibrate.py` chooses them.
@@ -46,7 +46,7 @@ class HintThresholds:
 
     of: Mapping[str, Threshold]
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """What they were chosen on, how, and how many pictures each side had."""
+    """What they were chosen on, how, and how many images each side had."""
 
     def __post_init__(self) -> None:
         if set(self.of) != set(STATES):

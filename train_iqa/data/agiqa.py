@@ -1,6 +1,6 @@
-"""AGIQA-3K: 2982 pictures of six generators, labels of quality (used here) and of agreement with the prompt (not).
+"""AGIQA-3K: 2982 images of six generators, labels of quality (used here) and of agreement with the prompt (not).
 
-Layout: `data.csv` (name, prompt, adj1, adj2, style, mos_quality, std_quality, mos_align, std_align), with the pictures
+Layout: `data.csv` (name, prompt, adj1, adj2, style, mos_quality, std_quality, mos_align, std_align), with the images
 in `images/`, in `AGIQA-3K/` or beside the table: the archive names no folder. Divided by prompt.
 """
 

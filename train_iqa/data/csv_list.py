@@ -1,4 +1,4 @@
-"""Any pictures with labels in a table: columns `image` and `mos`, others optional.
+"""Any images with labels in a table: columns `image` and `mos`, others optional.
 
 `std`, `reference` (or `scene`), `split` (training, validation, test) and `boxes` (`left top right bottom` as shares of
 the sides, several separated by `;`, the word `none` where nothing is damaged). Labels are on 1..5 unless the caller

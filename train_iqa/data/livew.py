@@ -1,7 +1,7 @@
 """LIVE in the Wild (LIVE Challenge, CLIVE): 1162 mobile photographs, labels 0..100.
 
 Layout: `Data/AllImages_release.mat`, `Data/AllMOS_release.mat`, `Data/AllStdDev_release.mat`, `Images/`. The tables
-begin with the 7 pictures (t1 .. t7, in `Images/trainingImages/`) that taught the raters; they are left out, as in the
+begin with the 7 images (t1 .. t7, in `Images/trainingImages/`) that taught the raters; they are left out, as in the
 works that report 1162 images. No official split.
 Source: the read-me of the authors' archive.
 """
@@ -23,7 +23,7 @@ _FOR_TEACHING = re.compile(r"t\d+\.\w+", re.IGNORECASE)
 
 
 def read(root: Path) -> Listing:
-    """Return what the three tables list, without the raters' teaching pictures."""
+    """Return what the three tables list, without the raters' teaching images."""
     found = Listing(root=root, scale=SCALE)
     names, scores, spreads = (
         _column(root, name, found) for name in ("AllImages_release", "AllMOS_release", "AllStdDev_release")

@@ -13,7 +13,7 @@ Box = tuple[float, float, float, float]
 SPLITS = ("training", "validation", "test")
 KINDS = ("layout", "label", "escape", "missing", "corrupt", "duplicate")
 """Of problems: a label file that is not as it must be; one label in it; a path that leaves the root; no such file; a
-file that cannot be decoded; the same picture twice."""
+file that cannot be decoded; the same image twice."""
 
 
 @dataclass(frozen=True, kw_only=True)

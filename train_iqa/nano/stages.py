@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from train_iqa.nano.optimizers import SplitOptimizer, WeightAverage
-from train_iqa.nano.schedule import TimeBudget, cosine
-from train_iqa.nano.store import Store
-from train_iqa.nano.workers import Workers
+from train_iqa.nano.optimizers import SplitOptimizer, TimeBudget, WeightAverage, cosine
+from train_iqa.nano.store import Store, Workers
 from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans
 
 WARMUP_STEPS = 80

@@ -1,10 +1,22 @@
-"""What training draws its batches from: degraded images on the device, labelled there as they come in.
+"""Where training draws its batches from: workers that draw images, and the store that labels them.
+
+Processes that draw degraded images all the time, while the device trains.
+
+They are forked before torch computes anything: no second import, and the decoded photographs are shared. So
+`Workers` must be made first, before a model is built.
+
+What training draws its batches from: degraded images on the device, labelled there as they come in.
 
 The newest replace the oldest once the store is full. Labels are ranks within a fixed population, the first images.
 """
 
+import multiprocessing
+import os
+import queue
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +24,92 @@ from PIL import Image
 from torch import Tensor
 
 from train_iqa.nano.degradations import DEGRADATIONS, DamageRecord
-from train_iqa.nano.drawing import SMALL_PX, DegradedImage
+from train_iqa.nano.drawing import SMALL_PX, DegradedImage, draw_image
 from train_iqa.nano.frequency_bands import NUM_BANDS
 from train_iqa.nano.labels import LABEL_METRICS, TOKEN_PX, LabelScale
 from train_iqa.nano.synthetic import WORST_SCORE, as_batch, label_drawn
-from train_iqa.nano.workers import DrawnBatch, Workers
+
+BATCH = 16
+LARGE_SHARE = 0.28
+
+
+class DrawnBatch(NamedTuple):
+    """A batch from one worker."""
+
+    large: bool
+    images: list[DegradedImage]
+
+
+class WorkerError(RuntimeError):
+    """A drawing process failed or died; the message holds its traceback."""
+
+
+def _work(index: int, photographs: list[Image.Image], seed: int, out: Any, stop: Any) -> None:
+    torch.set_num_threads(1)
+    os.nice(5)
+    rng = np.random.default_rng([seed, index])
+    while not stop.is_set():
+        large = bool(rng.random() < LARGE_SHARE)
+        try:
+            chosen = [photographs[k] for k in rng.integers(0, len(photographs), BATCH)]
+            message: DrawnBatch | str = DrawnBatch(
+                large, [draw_image(photograph, rng, large=large) for photograph in chosen]
+            )
+        except Exception as error:  # noqa: BLE001  it is raised again where the batch is taken
+            message = f"drawing process {index}: {error!r}"
+        while not stop.is_set():
+            try:
+                out.put(message, timeout=1)
+                break
+            except queue.Full:
+                continue
+
+
+class Workers:
+    """Drawing processes and the queue that they fill. Use as a context: leaving it ends them.
+
+    Raises WorkerError from `take` when a process failed, ValueError where the platform cannot fork.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, count: int, seed: int) -> None:
+        if "fork" not in multiprocessing.get_all_start_methods():
+            raise ValueError("drawing processes need os.fork, which this platform lacks: train on Linux or macOS")
+        photographs = []
+        for path in paths:
+            with Image.open(path) as file:
+                photographs.append(file.convert("RGB"))
+        context = multiprocessing.get_context("fork")
+        self._queue, self._stop = context.Queue(maxsize=8 * count), context.Event()
+        self._processes = [
+            context.Process(target=_work, args=(k, photographs, seed, self._queue, self._stop), daemon=True)
+            for k in range(count)
+        ]
+        for process in self._processes:
+            process.start()
+
+    def take(self, timeout_s: float) -> DrawnBatch | None:
+        """Return the next batch, None where none comes in time."""
+        try:
+            message = self._queue.get(timeout=timeout_s)
+        except queue.Empty:
+            dead = [process for process in self._processes if not process.is_alive()]
+            if dead:
+                raise WorkerError(f"a drawing process ended with code {dead[0].exitcode}") from None
+            return None
+        if isinstance(message, str):
+            raise WorkerError(message)
+        return message
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for process in self._processes:
+            process.terminate()
+            process.join()
+        self._queue.close()
+
 
 KINDS = tuple(DEGRADATIONS)
 GRID = SMALL_PX // TOKEN_PX
@@ -65,7 +158,7 @@ class Store:
         self.labels = np.full(small, np.nan)
         self.known_kinds = torch.ones(small, dtype=torch.bool, device=device)
         self.added = {"small": 0, "large": 0}
-        self.pictures: list[StoredImage] = []
+        self.whole_images: list[StoredImage] = []
         self._waiting: list[tuple[DegradedImage, np.ndarray]] = []
         self.scale: LabelScale | None = None
         self.band_mean = self.band_std = torch.zeros(0)
@@ -82,7 +175,7 @@ class Store:
 
     def whole(self, *, local: bool) -> list[StoredImage]:
         """Return whole images with damage inside a region, or those with none or with damage everywhere."""
-        return [one for one in self.pictures if (one.record.box is not None) is local]
+        return [one for one in self.whole_images if (one.record.box is not None) is local]
 
     def add(self, drawing: DrawnBatch) -> None:
         """Label a batch and keep it."""
@@ -140,11 +233,11 @@ class Store:
         for drawn, scores in self._waiting:
             image = torch.from_numpy(drawn.image).to(self.device).permute(2, 0, 1).contiguous()
             label = float(self.scale.pseudo_mos(scores[None])[0])
-            picture = StoredImage(image=image, label=label, record=drawn.record)
-            if len(self.pictures) < self.capacity["large"]:
-                self.pictures.append(picture)
+            stored = StoredImage(image=image, label=label, record=drawn.record)
+            if len(self.whole_images) < self.capacity["large"]:
+                self.whole_images.append(stored)
             else:
-                self.pictures[self.added["large"] % self.capacity["large"]] = picture
+                self.whole_images[self.added["large"] % self.capacity["large"]] = stored
             self.added["large"] += 1
         self._waiting.clear()
 

@@ -97,20 +97,20 @@ def vary_size(image: Tensor, record: DamageRecord, rng: np.random.Generator) -> 
 
 
 def first_rounds(
-    builder: RowBuilder, pictures: list[StoredImage], rng: np.random.Generator
+    builder: RowBuilder, stored_images: list[StoredImage], rng: np.random.Generator
 ) -> tuple[list[NanoRow], list[Tensor], Tensor]:
-    """Return round-1 rows of the pictures, half of them mirrored, their images, and the truth of their tokens.
+    """Return round-1 rows of the images, half of them mirrored, their images, and the truth of their tokens.
 
     The truth is (tokens, 3): x and y of each token's middle, 0..1, and whether damage covers it.
     """
     rows, images, truth = [], [], []
-    for picture in pictures:
-        image, record = as_float(picture.image), picture.record
+    for stored in stored_images:
+        image, record = as_float(stored.image), stored.record
         if rng.random() < 0.5:
             image, record = image.flip(2), mirrored(record)
         image = vary_size(image, record, rng)
         grid = grid_of(image)
-        rows.append(builder.first(record, grid, picture.label, rng))
+        rows.append(builder.first(record, grid, stored.label, rng))
         images.append(image)
         y, x = np.meshgrid(*((np.arange(side) + 0.5) / side for side in grid), indexing="ij")
         truth.append(np.stack([x, y, cover_map(record, *grid)], axis=-1).reshape(-1, 3))
@@ -119,16 +119,16 @@ def first_rounds(
 
 
 def second_rounds(
-    builder: RowBuilder, pictures: list[StoredImage], rng: np.random.Generator
+    builder: RowBuilder, stored_images: list[StoredImage], rng: np.random.Generator
 ) -> tuple[list[NanoRow], list[Tensor]]:
-    """Return round-2 rows of the pictures, and their images: whole, crop, whole, crop, ...
+    """Return round-2 rows of the images, and their images: whole, crop, whole, crop, ...
 
     Where damage is local, the crop is cut from the true box moved a little, since at run time the model names it.
     Where it is not, round 1 is one that saw local damage by mistake, and round 2 says what is true.
     """
     rows, images = [], []
-    for picture in pictures:
-        whole, record, said = as_float(picture.image), picture.record, picture.record
+    for stored in stored_images:
+        whole, record, said = as_float(stored.image), stored.record, stored.record
         if record.box is None:
             kind = Step(kind=str(rng.choice(MISTAKEN_KINDS)), severity=float(rng.uniform(0, 0.5)))
             said = DamageRecord(steps=record.steps or (kind,), box=sample_box(rng))
@@ -136,14 +136,14 @@ def second_rounds(
         moved = np.clip(np.asarray(said.box) + rng.uniform(-CROP_SHIFT, CROP_SHIFT, 4), 0, 1)
         crop, protocol = zoom(whole, moved.tolist(), builder.protocol.crop)[0], builder.protocol
         crop = resize_bicubic(crop, *smart_resize(*crop.shape[1:], TOKEN_PX, protocol.min_pixels, protocol.max_pixels))
-        rows.append(builder.second(record, said, grid_of(whole), grid_of(crop), picture.label, rng))
+        rows.append(builder.second(record, said, grid_of(whole), grid_of(crop), stored.label, rng))
         images += [whole, crop]
     return rows, images
 
 
-def drawn_from(pictures: list[StoredImage], count: int, rng: np.random.Generator) -> list[StoredImage]:
-    """Return `count` pictures drawn with replacement; none where there is none."""
-    return [pictures[k] for k in rng.integers(0, len(pictures), count)] if pictures else []
+def drawn_from(images: list[StoredImage], count: int, rng: np.random.Generator) -> list[StoredImage]:
+    """Return `count` images drawn with replacement; none where there is none."""
+    return [images[k] for k in rng.integers(0, len(images), count)] if images else []
 
 
 def text_step(
@@ -158,7 +158,7 @@ def text_step(
 ) -> dict[str, float]:
     """Accumulate the gradients of first and second rounds, and return their losses."""
     found: dict[str, float] = {}
-    chosen = drawn_from(store.pictures, first, rng) + drawn_from(store.whole(local=True), local, rng)
+    chosen = drawn_from(store.images, first, rng) + drawn_from(store.whole(local=True), local, rng)
     if chosen:
         rows, images, truth = first_rounds(learner.builder, chosen, rng)
         tokens = row_tokens(learner.tower, images)
@@ -190,8 +190,8 @@ def teach_step(
     found = {f"dense_{name}": value for name, value in parts.items()}
     found |= {f"direct_{name}": value for name, value in rated.items()}
     by_size: dict[tuple[int, ...], list[StoredImage]] = {}
-    for picture in drawn_from(store.pictures, config.direct_large, rng):
-        by_size.setdefault(tuple(picture.image.shape), []).append(picture)
+    for image in drawn_from(store.images, config.direct_large, rng):
+        by_size.setdefault(tuple(image.image.shape), []).append(image)
     for group in by_size.values():
         images = torch.stack([as_float(one.image) for one in group])
         labels = torch.tensor([one.label for one in group], device=images.device)

@@ -34,11 +34,10 @@ from train_iqa.nano.people import Opinion, People, PeopleConfig, people_step, re
 from train_iqa.nano.rationale import nano_protocol
 from train_iqa.nano.rows import RowBuilder
 from train_iqa.nano.stages import TrainingStage, run_stage
-from train_iqa.nano.store import Store, read_pairs
+from train_iqa.nano.store import BATCH, Store, Workers, read_pairs
 from train_iqa.nano.synthetic import hold_out, list_photographs
 from train_iqa.nano.teach import NanoLearner, TeachConfig, teach_step
 from train_iqa.nano.view_weights import choose_view_weights
-from train_iqa.nano.workers import BATCH, Workers
 from zoomiqa_reward import ZoomIQA
 
 CLEAN_WINDOWS = 240

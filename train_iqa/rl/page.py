@@ -1,4 +1,4 @@
-"""A page to look at: sampled trajectories with the picture, the crop that round 2 saw, the words and the rewards.
+"""A page to look at: sampled trajectories with the image, the crop that round 2 saw, the words and the rewards.
 
 One self-contained HTML file without scripts; everything that the model wrote is escaped.
 """
@@ -61,7 +61,7 @@ def _group(group: PageGroup, protocol: Protocol) -> str:
     )
     return (
         f"<section><h2>{html.escape(group.name)} &middot; MOS {group.mos:.2f}</h2>"
-        f"{_picture(group.image, 'image')}<div class='group'>{cards}</div></section>"
+        f"{_image(group.image, 'image')}<div class='group'>{cards}</div></section>"
     )
 
 
@@ -76,14 +76,14 @@ def _card(image: Tensor, trajectory: AnswerTrajectory, rewards: dict[str, float]
     for number, turn in enumerate(found.turns, start=1):
         if turn.crop_box is not None:
             crop, _ = zoom(image, found.turns[0].bbox, protocol.crop)
-            parts.append(f"<p>round {number} looked at {turn.crop_box}</p>{_picture(crop, 'crop')}")
+            parts.append(f"<p>round {number} looked at {turn.crop_box}</p>{_image(crop, 'crop')}")
         parts.append(f"<pre>{html.escape(turn.text)}</pre>")
     return "".join([*parts, "</article>"])
 
 
-def _picture(image: Tensor, name: str) -> str:
-    picture = to_pil(image.clamp(0, 1))
-    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+def _image(image: Tensor, name: str) -> str:
+    thumbnail = to_pil(image.clamp(0, 1))
+    thumbnail.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    thumbnail.save(buffer, format="PNG")
     return f"<img alt='{name}' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"

@@ -3,7 +3,7 @@
 Round by round it is asked for the same rows as transformers, and everything around it (questions, crops, reading,
 rewards) stays `roll_out`'s. What makes its answers those of the trainer's policy:
 
-- **Pixels.** It gets no picture to resize or round, but the patches that the trainer's rows hold, put together to an
+- **Pixels.** It gets no image to resize or round, but the patches that the trainer's rows hold, put together to an
   image again; its own processor is told to cut them only. The prompt is the row's, with one token an image, and what
   the engine made of it must be the row's tokens exactly.
 - **Weights.** Handed over before every step, in memory, adapters merged on the way; the caches that hold something

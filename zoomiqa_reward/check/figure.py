@@ -25,7 +25,7 @@ from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.runs.outputs import write_figure
 
 CELL_PX = 144
-"""Side of the square cut from the middle of each picture."""
+"""Side of the square cut from the middle of each image."""
 CAPTION_PX = 40
 HEAD_PX = 56
 LABEL_PX = 128
@@ -38,7 +38,7 @@ _LINE, _GOOD, _BAD, _UNSURE = (84, 90, 102), (82, 199, 122), (232, 92, 92), (255
 def ladder_figure(
     report: CheckReport, path: str | os.PathLike[str] | None = None, *, overwrite: bool = False
 ) -> Image.Image:
-    """Return the figure as an RGB picture and, with `path`, write it there (by its suffix).
+    """Return the figure as an RGB image and, with `path`, write it there (by its suffix).
 
     Raises OutputError where a file stands there that this program did not make (unless `overwrite`).
     """
@@ -128,11 +128,11 @@ def _label(draw: ImageDraw.ImageDraw, row: _Row, top: int) -> None:
         draw.text((GAP_PX, top + 28 + 18 * place), line, font=small, fill=_MUTED)
 
 
-def _step(figure: Image.Image, picture: Image.Image, at: tuple[int, int]) -> None:
-    width, height = (min(side, CELL_PX) for side in picture.size)
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+def _step(figure: Image.Image, image: Image.Image, at: tuple[int, int]) -> None:
+    width, height = (min(side, CELL_PX) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
     figure.paste(_CARD, (*at, at[0] + CELL_PX, at[1] + CELL_PX))
-    middle = picture.crop((left, top, left + width, top + height))
+    middle = image.crop((left, top, left + width, top + height))
     figure.paste(middle, (at[0] + (CELL_PX - width) // 2, at[1] + (CELL_PX - height) // 2))
 
 

@@ -28,7 +28,7 @@ class CheckReport:
     """The first photograph's ladders, for the figure."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report without pictures; NaN and infinity are None (`spread` 0 tells the infinite ratios)."""
+        """Return the report without images; NaN and infinity are None (`spread` 0 tells the infinite ratios)."""
         verdicts = {
             one.use: {
                 "verdict": one.verdict, "num_images": one.num_images, "min_images": one.min_images,

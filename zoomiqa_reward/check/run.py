@@ -19,7 +19,7 @@ from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.runs.settings import fingerprint_if_known
 
 REPEATS = 3
-"""Times that each repeated picture is scored."""
+"""Times that each repeated image is scored."""
 
 
 def run_check(
@@ -89,9 +89,9 @@ def _notes(reward: Reward, measures: Measures) -> tuple[str, ...]:
     notes = []
     if reward.deterministic and measures.repeat_deviation > 0:
         notes.append(
-            f"{reward.name} says deterministic=True, but the same picture got different values "
+            f"{reward.name} says deterministic=True, but the same image got different values "
             f"(deviation {measures.repeat_deviation:.2g})"
         )
     if reward.differentiable and measures.ascent.gradient_share < 1:
-        notes.append(f"{reward.name} says differentiable=True, but not every picture has a gradient that is of use")
+        notes.append(f"{reward.name} says differentiable=True, but not every image has a gradient that is of use")
     return tuple(notes)

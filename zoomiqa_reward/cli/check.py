@@ -18,18 +18,20 @@ if TYPE_CHECKING:
 
 Photographs = Annotated[
     list[str] | None,
-    typer.Argument(help="Clean photographs: files, folders or patterns; default: scikit-image's.", show_default=False),
+    typer.Argument(
+        help="Clean photographs: files, folders or patterns; default: four of scikit-image.", show_default=False
+    ),
 ]
 RewardName = Annotated[
     str, typer.Option("--reward", help="'zoomiqa' (the model), a metric ('niqe'), or package.module:factory.")
 ]
 NumSamples = Annotated[
-    int, typer.Option(help="Answers drawn for one rating in mode reason; above 1, anew at each call.", min=1)
+    int, typer.Option(help="Sampled answers per rating in mode reason; above 1 each call samples anew.", min=1)
 ]
-FigureFile = Annotated[Path | None, typer.Option("--figure", help="Write the ladders here, as one picture.")]
-Count = Annotated[int | None, typer.Option(help="Photographs used, the first ones; default: all.", min=1)]
-CropPx = Annotated[int, typer.Option(help="Side of the middle square that is used of each.", min=64)]
-Repeats = Annotated[int, typer.Option(help="Times that the same picture is scored.", min=2)]
+FigureFile = Annotated[Path | None, typer.Option("--figure", help="File for the figure of the ladders.")]
+Count = Annotated[int | None, typer.Option(help="Use only the first COUNT photographs.", min=1)]
+CropPx = Annotated[int, typer.Option(help="Side of the middle square of each photograph that is used.", min=64)]
+Repeats = Annotated[int, typer.Option(help="How often the same image is scored.", min=2)]
 
 
 def check(

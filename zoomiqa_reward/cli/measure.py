@@ -25,7 +25,7 @@ def score(
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
 ) -> int:
-    """Rate each image: 1 bad to 5 excellent, with its spread."""
+    """Rate each image from 1 (bad) to 5 (excellent), with a standard deviation."""
     from zoomiqa_reward.model.measuring import measure
 
     files = inputs.expand(images)
@@ -53,7 +53,7 @@ def assess(
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
 ) -> int:
-    """Say why: the rationale of both rounds, the region looked at, and the rating."""
+    """Describe each image in words: both rounds, the examined region, and the rating."""
     from zoomiqa_reward.model.measuring import measure
 
     files = inputs.expand(images)
@@ -82,7 +82,7 @@ def rank(
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
 ) -> int:
-    """Order the images, best first; those that could not be measured come last and say why."""
+    """Order the images, best first. Images that could not be measured come last, with the reason."""
     from zoomiqa_reward.cli.ranking_output import explain_placed, order_by_rating, write_sheet
     from zoomiqa_reward.model.measuring import measure
     from zoomiqa_reward.runs.outputs import claim_file

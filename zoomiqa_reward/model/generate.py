@@ -102,7 +102,7 @@ def sampling_processors(sampling: Sampling, num_rows: int) -> list[Any]:
     """Return the processors that make a draw of the greedy choice: temperature, top-k, top-p, and each row's noise."""
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-    from zoomiqa_reward.model.row_noise import RowNoise
+    from zoomiqa_reward.model.draws import RowNoise
 
     found: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
     if sampling.top_k > 0:

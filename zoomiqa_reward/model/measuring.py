@@ -60,7 +60,7 @@ def measure(
 ) -> Iterator[Measured]:
     """Yield one `Measured` a file, in order, each as soon as it is there.
 
-    A file that cannot be read, and a picture that the model refuses, gives `valid=False` and the error.
+    A file that cannot be read, and an image that the model refuses, gives `valid=False` and the error.
     """
     step = 1 if strict else BATCH
     for start in range(0, len(files), step):

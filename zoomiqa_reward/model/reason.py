@@ -7,7 +7,7 @@ whole answer and shows the image and the crop. What each failure means:
 - round 1 readable but not routable (no box, say): its rating stands, with a warning.
 - round 1 without rating and without a wish to look closer: no rating.
 - no answer at all (a server that failed): no rating; the turns before it are kept.
-- a number outside 1..5 is no rating: 72 is no better picture than 5, and 0 no worse one than 1. The turn keeps it.
+- a number outside 1..5 is no rating: 72 is no better image than 5, and 0 no worse one than 1. The turn keeps it.
 """
 
 import math
@@ -19,10 +19,10 @@ from torch import Tensor
 from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.direct import MIN_MASS
+from zoomiqa_reward.model.draws import sample_seeds
 from zoomiqa_reward.model.generate import Completion, Generate, Sampling, generate
 from zoomiqa_reward.model.inputs import make_row
 from zoomiqa_reward.model.ratings import Assessment, RatingSpread
-from zoomiqa_reward.model.row_noise import sample_seeds
 from zoomiqa_reward.model.turns import PixelBox, Prompted, Turn, round1, round2
 from zoomiqa_reward.protocol.answers import AnswerError, read_rating, read_route, read_sections, read_tool
 from zoomiqa_reward.protocol.crops import usable_box, zoom

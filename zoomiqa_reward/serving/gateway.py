@@ -28,8 +28,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from zoomiqa_reward.serving.errors import ServingError
-from zoomiqa_reward.serving.limits import Limits
 from zoomiqa_reward.serving.scorer import Answer
+from zoomiqa_reward.serving.spec import Limits
 from zoomiqa_reward.serving.wire import PNG_TYPE, SAFETENSORS_TYPE, ScoreItem, ScoreRow, decode_request
 
 FINGERPRINT_HEADER = "zoomiqa-fingerprint"

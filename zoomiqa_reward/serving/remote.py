@@ -1,4 +1,4 @@
-"""`RemoteReward`: a reward that is computed by a server, with the interface of one that is not."""
+"""`RemoteReward`: use a reward on a server like a local one."""
 
 import math
 import os
@@ -21,27 +21,27 @@ from zoomiqa_reward.serving.wire import (
     TRANSPORTS,
     ScoreItem,
     ScoreRow,
-    encode_picture,
+    encode_image,
     encode_request,
 )
 
 TOKEN_VARIABLE = "ZOOMIQA_TOKEN"
 CHUNK_IMAGES = 16
-"""Images of one request, at most: the pixels of few are in memory at once, and little is sent again."""
+"""Largest number of images per request, so that memory holds few of them and a retry sends few."""
 _HEADER_BYTES = 4096  # of a request beyond its pixels, with room to spare for the names of `CHUNK_IMAGES`
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 10.0
 _JITTER = random.Random()
-"""Of its own: waiting must not move the process's random numbers."""
+"""A generator for waiting times alone, so that the random numbers of the process do not move."""
 _STOPS = ("unauthorized", "fingerprint_mismatch")  # no image's failure: the set-up is wrong
 
 
 class RemoteReward(Reward):
-    """The reward that the server at `url` serves. It needs no extra.
+    """The reward of the server at `url`. The client needs no extra.
 
-    Scores equal those of the same reward in this process bit for bit, where the server's replicas use as many torch
-    threads and the same libraries; with batched=True they agree within 1e-4. The fingerprint is that of the reward
-    itself, so caches are shared. What fails for a reason of the moment (a replica died, the server is busy or not
-    there) is sent again, with growing waits; what still has no value is NaN with `valid=False`.
+    Scores equal those of the same local reward bit for bit if the replicas use the same libraries and the same number
+    of torch threads; with batched=True they agree within 1e-4. The fingerprint is that of the reward itself, so caches
+    are shared. After a temporary failure (a replica died, the server is busy or not reachable) images are sent again,
+    with growing pauses. An image that still has no value is NaN with `valid=False`.
     """
 
     parts = ()
@@ -59,12 +59,13 @@ class RemoteReward(Reward):
         connections: int = 4,
         timeout_s: float = 330.0,
     ) -> None:
-        """Ask the server at `url` (`http://host:port`) what it serves.
+        """Connect to the server at `url` (`http://host:port`) and read which reward it serves.
 
-        token: by default the environment's ZOOMIQA_TOKEN. fingerprint: refuse any other model; without it the one
-        found now is kept to, also when the server is restarted. transport: `auto` sends PNG where it is exact and
-        raw floats otherwise; `png` and `float` as they say. attempts: how often an image is sent at most.
-        connections: requests at a time. timeout_s: of each wait for the network; above the server's compute_timeout_s.
+        token: by default the variable ZOOMIQA_TOKEN. fingerprint: refuse any other model; by default the model found
+        now is required from then on, also after a restart of the server. transport: `auto` sends PNG if that is
+        exact and raw floats otherwise; `png` and `float` force one. attempts: largest number of times an image is sent.
+        connections: simultaneous requests. timeout_s: of each network wait; must exceed the server's
+        compute_timeout_s.
         Raises FingerprintError, ServingError (unauthorized, unavailable, ...), ValueError.
         """
         if transport not in TRANSPORTS:
@@ -103,13 +104,15 @@ class RemoteReward(Reward):
             self._max_body_bytes = int(self.info["limits"]["max_body_bytes"])
             self._chunk = min(CHUNK_IMAGES, int(self.info["limits"]["max_images"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise ServingError("bad_reply", f"{self.url}/info is not a reward server's ({error!r})") from error
+            raise ServingError(
+                "bad_reply", f"{self.url}/info does not come from a reward server ({error!r})"
+            ) from error
 
     def __call__(self, images: Any, lq: Any = None, hr: Any = None, prompts: Sequence[str] | None = None) -> Scores:
-        """Return the scores, in order, on the CPU; `info["kinds"]` holds the kind of each error beside `errors`.
+        """Return the scores in order on the CPU. `info["kinds"]` holds the kind of each error.
 
-        Raises FingerprintError where the server's model has changed, ServingError where it no longer takes the token,
-        ValueError where something needed is missing or too short. All else is an image's own failure.
+        Raises FingerprintError if the model of the server has changed, ServingError if the token is refused, and
+        ValueError if a needed input is missing or too short. Any other failure belongs to one image: NaN with a reason.
         """
         sources = split_images(images)
         given = self._needed(len(sources), lq=lq, hr=hr, prompts=prompts)
@@ -150,7 +153,7 @@ class RemoteReward(Reward):
         return found
 
     def _answer(self, sources: Sequence[tuple[Any, dict[str, Any]]]) -> list[ScoreRow]:
-        """Return one row a source; those that cannot be read here are not sent."""
+        """Return one row per source; sources that cannot be read here are not sent."""
         rows: dict[int, ScoreRow] = {}
         items: dict[int, ScoreItem] = {}
         for place, (source, given) in enumerate(sources):
@@ -170,12 +173,12 @@ class RemoteReward(Reward):
         return [rows[place] for place in range(len(sources))]
 
     def _item(self, source: Any, given: dict[str, Any]) -> ScoreItem:
-        pictures = {key: encode_picture(given[key], self.transport) for key in ("lq", "hr") if key in given}
+        images = {key: encode_image(given[key], self.transport) for key in ("lq", "hr") if key in given}
         prompt = str(given["prompts"]) if "prompts" in given else None
-        return ScoreItem(image=encode_picture(source, self.transport), prompt=prompt, **pictures)
+        return ScoreItem(image=encode_image(source, self.transport), prompt=prompt, **images)
 
     def _requests(self, items: dict[int, ScoreItem]) -> Iterator[list[int]]:
-        """Yield the places of one request after another, each within the server's limit of bytes."""
+        """Yield the indices of one request after another, each within the byte limit of the server."""
         places: list[int] = []
         held = 0
         for place, item in items.items():
@@ -188,7 +191,7 @@ class RemoteReward(Reward):
             yield places
 
     def _send(self, items: dict[int, ScoreItem]) -> dict[int, ScoreRow]:
-        """Return the rows of one request; images that failed for a reason of the moment are sent again."""
+        """Return the rows of one request; images with a temporary failure are sent again."""
         rows: dict[int, ScoreRow] = {}
         for attempt in range(self._attempts):
             waiting = [place for place in items if place not in rows or _may_be_retried(rows[place])]
@@ -215,11 +218,11 @@ class RemoteReward(Reward):
             raise FingerprintError(f"{self.url} answered with {reply.get('fingerprint')}, expected {self.fingerprint}")
         found = reply.get("images")
         if not isinstance(found, list) or len(found) != len(items):
-            raise ServingError("bad_reply", f"{len(items)} images were sent, and not as many answers came")
+            raise ServingError("bad_reply", f"{len(items)} images were sent, but the number of answers differs")
         return [ScoreRow.from_json(fields) for fields in found]
 
     def _retried(self, ask: Any) -> Any:
-        """Return ask()'s answer; a whole request that may be sent again is, `attempts` times in all."""
+        """Return the result of ask(); a request with a temporary failure is repeated, `attempts` times in all."""
         for attempt in range(1, self._attempts + 1):
             try:
                 return ask()
@@ -234,7 +237,7 @@ class RemoteReward(Reward):
 
 def _size(item: ScoreItem) -> int:
     prompt = len(item.prompt.encode()) * 6 if item.prompt else 0  # JSON writes a character in at most 6 bytes
-    return sum(len(picture.data) for picture in item.pictures.values()) + prompt + _HEADER_BYTES
+    return sum(len(image.data) for image in item.images.values()) + prompt + _HEADER_BYTES
 
 
 def _may_be_retried(row: ScoreRow) -> bool:
@@ -242,6 +245,6 @@ def _may_be_retried(row: ScoreRow) -> bool:
 
 
 def _wait_s(attempt: int, asked_s: float | None) -> float:
-    """Return how long to wait: doubling, and spread so that many clients do not come back at once."""
+    """Return the waiting time: it doubles, with a random part so that clients do not return all at once."""
     longest = min(_LONGEST_WAIT_S, max(_FIRST_WAIT_S * 2**attempt, asked_s or 0.0))
     return longest * _JITTER.uniform(0.5, 1.0)

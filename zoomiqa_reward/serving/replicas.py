@@ -11,9 +11,8 @@ from typing import Any
 
 from zoomiqa_reward.images.loading import ImageError
 from zoomiqa_reward.serving.errors import ServingError
-from zoomiqa_reward.serving.limits import Limits
 from zoomiqa_reward.serving.scorer import Answer, Scorer
-from zoomiqa_reward.serving.spec import MAX_BATCH, RewardSpec
+from zoomiqa_reward.serving.spec import MAX_BATCH, Limits, RewardSpec
 from zoomiqa_reward.serving.wire import ScoreItem
 
 DEPLOYMENT = "scorer"

@@ -73,7 +73,7 @@ class Scorer:
         rows: list[ScoreRow] = [ScoreRow()] * len(items)
         for place, item in enumerate(items):
             try:
-                loaded[place] = {part: picture.load() for part, picture in item.pictures.items()}
+                loaded[place] = {part: image.load() for part, image in item.images.items()}
             except ImageError as error:
                 rows[place] = ScoreRow.failed("unreadable_image", str(error))
         if loaded:

@@ -1,4 +1,4 @@
-"""DiffusionNFT: learning on the forward process. It needs only the final picture and its reward, from any sampler.
+"""DiffusionNFT: learning on the forward process. It needs only the final image and its reward, from any sampler.
 
 A second adapter, `old`, draws the candidates and slowly follows the trained one. The trained prediction v defines two
 implicit policies, v+ = (1 - beta) v_old + beta v and v- = (1 + beta) v_old - beta v. Good candidates pull v+ to

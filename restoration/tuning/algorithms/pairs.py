@@ -1,6 +1,6 @@
 """Pairs for DPO: mined from scored candidates, weighted, and kept in a portable parquet file.
 
-A row names a low-quality picture by the hash of its pixels and two candidates by their seeds (or their files), with
+A row names a low-quality image by the hash of its pixels and two candidates by their seeds (or their files), with
 their scores and the reward's fingerprint; so pairs can be looked at, merged and used by other code.
 Source: DP2O-SR (Wu et al. 2025): best and worst quarter against each other, weights within and between groups.
 """
@@ -22,7 +22,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class PreferencePair:
-    """A better and a worse candidate of one low-quality picture."""
+    """A better and a worse candidate of one low-quality image."""
 
     lr_hash: str
     """Its group key: sha256 of the LR pixels and the prompt, 16 digits."""
@@ -41,7 +41,7 @@ class PreferencePair:
     """Fingerprint."""
     weight: float = 1.0
     file_winner: str | None = None
-    """The candidate's picture, where it comes from a folder."""
+    """The candidate's image, where it comes from a folder."""
     file_loser: str | None = None
 
 
@@ -130,10 +130,10 @@ def read_pairs(file: Path) -> tuple[list[PreferencePair], dict[str, Any]]:
 
 
 def pairs_from_best_of_n(folder: Path, image_lq: Any, *, prompt: str = "", share: float = 0.25) -> list[PreferencePair]:
-    """Return the pairs of a finished or unfinished best-of-N folder, unweighted, with the files of its pictures.
+    """Return the pairs of a finished or unfinished best-of-N folder, unweighted, with the files of its images.
 
-    image_lq: the picture that it restored. prompt: as the tuning run will call it. Candidates that are copies of
-    another, or were not measured, are left out. Raises ValueError where `image_lq` is another picture.
+    image_lq: the image that it restored. prompt: as the tuning run will call it. Candidates that are copies of
+    another, or were not measured, are left out. Raises ValueError where `image_lq` is another image.
     """
     from restoration.selection.best_of_n import image_digest
     from zoomiqa_reward.runs.json_lines import read_lines
@@ -141,7 +141,7 @@ def pairs_from_best_of_n(folder: Path, image_lq: Any, *, prompt: str = "", share
     image = load_image(image_lq)
     settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"]
     if settings["image"] != image_digest(image.detach().cpu()):
-        raise ValueError(f"{folder} restored another picture than the one given: their pixels differ")
+        raise ValueError(f"{folder} restored another image than the one given: their pixels differ")
     rows = [
         row for row in read_lines(folder / "candidates.jsonl")
         if row["valid"] and row["file"] is not None and row["same_as"] is None

@@ -1,7 +1,7 @@
 """Reward gradient: the reward's own slope through the last denoising steps and the decoder, to the LoRA weights.
 
 Sources: ReFL (Xu et al. 2023: one step with gradient at a random late time, hinge), DRaFT-K (Clark et al. 2024: the
-last K steps), RFSR (denoising and low-frequency losses beside the reward, or the pictures fall apart:
+last K steps), RFSR (denoising and low-frequency losses beside the reward, or the images fall apart:
 set `TuneConfig.truth_weight`).
 Deviations: RFSR compares wavelet bands of early predictions with the ground truth; here the early prediction, reduced
 to the LR image's size, is compared with the LR image, which needs no ground truth. A candidate without content is the
@@ -35,14 +35,14 @@ def hinge(value: Tensor, tau: float) -> Tensor:
     return (tau - value).clamp_min(0)
 
 
-def away_from_nothing(scores: Scores, pictures: Tensor, lq: Tensor, tau: float, width: float) -> Tensor:
+def away_from_nothing(scores: Scores, images: Tensor, lq: Tensor, tau: float, width: float) -> Tensor:
     """Return [rows] the values with those of candidates without content put in: low, and with a slope to the scene.
 
     No reward has a slope there, and none would be worth following. The value is the worst of the rows (`as_worst`), or
     below `tau` where all rows are empty. It falls by the step that it lies below the others as the candidate's squared
     distance to the LR image, at that image's size, doubles; so the gradient brings the scene back.
 
-    scores: of the candidates, NaN where empty. pictures: [rows, 3, height, width] with a graph. lq: [3, height, width].
+    scores: of the candidates, NaN where empty. images: [rows, 3, height, width] with a graph. lq: [3, height, width].
     width: of the reward's range, or infinite. NaN stays where a value is missing for another reason.
     """
     empty = torch.tensor([(why or "").startswith(PREFIX) for why in scores.errors], device=scores.value.device)
@@ -54,7 +54,7 @@ def away_from_nothing(scores: Scores, pictures: Tensor, lq: Tensor, tau: float, 
     low = float(worst.value[empty].min()) if len(known) else tau - least
     step = float(known.min()) - low if len(known) else least
     low = min(low, tau - step)  # the hinge has a slope only below tau
-    shown = torch.nn.functional.interpolate(pictures[empty.to(pictures.device)], size=lq.shape[-2:], mode="bicubic",
+    shown = torch.nn.functional.interpolate(images[empty.to(images.device)], size=lq.shape[-2:], mode="bicubic",
                                             antialias=True)  # fmt: skip
     distance = (shown - lq.to(shown.device)).square().flatten(1).mean(dim=1)
     pulled = low - step * (distance / distance.detach().clamp_min(1e-12) - 1)
@@ -70,12 +70,12 @@ class RewardGradient:
     last_share: float = 0.25
     """Of the steps: the gradient starts at a random one among them."""
     grad_steps: int = 1
-    """K: steps that the gradient goes through; the picture is what the last of them predicts."""
+    """K: steps that the gradient goes through; the image is what the last of them predicts."""
     tau: float | None = None
     """The hinge, in the reward's unit; None: the top of its range."""
     reward_weight: float = 1.0
     low_frequency: float = 1.0
-    """Weight of the early prediction's mean squared distance to the LR picture at its size."""
+    """Weight of the early prediction's mean squared distance to the LR image at its size."""
 
     def __post_init__(self) -> None:
         if not 0 < self.last_share <= 1 or self.grad_steps < 1 or self.reward_weight <= 0:
@@ -100,7 +100,7 @@ class RewardGradient:
             raise ValueError(f"grad_steps={self.grad_steps}: there are only {tuning.config.steps} steps")
 
     def collect(self, tuning: Tuning, number: int) -> Collected:
-        """Choose a round's pictures; they are drawn inside the loss."""
+        """Choose a round's images; they are drawn inside the loss."""
         examples = pick_crops(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
         size = tuning.config.rows_at_once
         chunks = [min(size, tuning.config.num_samples - start) for start in range(0, tuning.config.num_samples, size)]
@@ -115,13 +115,13 @@ class RewardGradient:
         seeds = torch.randint(2**62, (rows,), generator=generator).tolist()
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         condition = encode(tuning, example, generators)
-        pictures = self._pictures(tuning, condition, generators, generator)
-        if not bool(pictures.isfinite().all()):  # their gradient would spoil all weights
+        images = self._images(tuning, condition, generators, generator)
+        if not bool(images.isfinite().all()):  # their gradient would spoil all weights
             return LossTerm(None, 0, {"failed": float(rows), "empty": 0.0})
-        scores = ask_restorations(tuning.reward, list(pictures), **reward_inputs(tuning, [example] * rows), grad=True)
+        scores = ask_restorations(tuning.reward, list(images), **reward_inputs(tuning, [example] * rows), grad=True)
         bottom, top = tuning.reward.score_range
         tau = top if self.tau is None else self.tau
-        values = away_from_nothing(scores, pictures, example.lq, tau, top - bottom)
+        values = away_from_nothing(scores, images, example.lq, tau, top - bottom)
         valid = ~values.isnan()
         report = {"failed": float((~valid).sum()), "empty": float((valid & ~scores.valid).sum())}
         if not bool(valid.any()):
@@ -135,7 +135,7 @@ class RewardGradient:
             report["low_frequency"] = float(low.detach())
         return LossTerm(loss, int(valid.sum()), report)
 
-    def _pictures(
+    def _images(
         self, tuning: Tuning, condition: Condition, generators: list[torch.Generator], generator: torch.Generator
     ) -> Tensor:
         """Draw without gradient up to a late step, then with it."""
@@ -153,13 +153,13 @@ class RewardGradient:
         return eight_bit(tuning.denoiser.decode(done.x0, condition))
 
     def _low_frequency(self, tuning: Tuning, condition: Condition, generators: list[torch.Generator]) -> Tensor:
-        """Mean squared distance of an early prediction, reduced, to the LR picture."""
+        """Mean squared distance of an early prediction, reduced, to the LR image."""
         path = tuning.path
         early = len(path) // 4
         x = sample(tuning.denoiser, condition, path, generators, eta=tuning.config.eta, steps=early).x0
         output = tuning.denoiser.predict(x, path.times[early], condition)
         noise = draw(x.shape[1:], generators, x.device)
-        picture = tuning.denoiser.decode(transition(path, early, output, x, noise=noise).x0, condition)
+        image = tuning.denoiser.decode(transition(path, early, output, x, noise=noise).x0, condition)
         size = condition.lq.shape[-2:]
-        reduced = torch.nn.functional.interpolate(picture, size=size, mode="bicubic", antialias=True)
+        reduced = torch.nn.functional.interpolate(image, size=size, mode="bicubic", antialias=True)
         return (reduced - condition.lq).square().mean()

@@ -1,4 +1,4 @@
-"""Rejection-sampling fine-tuning: denoise the best candidates of each picture. The baseline that all must beat."""
+"""Rejection-sampling fine-tuning: denoise the best candidates of each image. The baseline that all must beat."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class SFT:
     name: ClassVar[str] = "sft"
     adapters: ClassVar[tuple[str, ...]] = (POLICY,)
     top: int = 1
-    """Best candidates of a picture that are learned."""
+    """Best candidates of an image that are learned."""
 
     def __post_init__(self) -> None:
         if self.top < 1:
@@ -63,7 +63,7 @@ class SFT:
     @staticmethod
     def _drawing(tuning: Tuning) -> AbstractContextManager[None]:
         """The model that draws: as it is now, or the base where it also sets the targets. A model that learns to do
-        without a sharper picture what it does with one would be ahead of itself for ever.
+        without a sharper image what it does with one would be ahead of itself for ever.
         """
         return reference(tuning.denoiser.module) if tuning.config.expected_targets else nullcontext()
 

@@ -1,4 +1,4 @@
-"""One OpenAI-compatible text server: requests with pictures, retries, time limits, and errors that say what failed.
+"""One OpenAI-compatible text server: requests with images, retries, time limits, and errors that say what failed.
 
 The `openai` client does the HTTP: it retries connection errors, time-outs and the statuses 408, 409, 429 and 5xx with
 a growing, jittered pause, or the pause that the server asks for. Source: openai-python's README, "Retries".
