@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 from ambient import AMBIENT
-from brightness_runs import LQ, brightness
+from brightness_runs import LQ, brightness, shifted
 from tiny_pipelines import convolutions
 
 from restoration.restorer.restorer import Restorer
@@ -69,7 +69,7 @@ def test_it_is_the_process_s_choice_also_while_something_is_measured():
 
 
 def test_a_folder_of_another_precision_names_it(tmp_path):
-    restorer = Restorer.from_pretrained(convolutions(), scale=2)
+    restorer = Restorer.from_pretrained(shifted, scale=2)
     options = {"n": 2, "out": tmp_path / "run", "progress": False}
     best_of_n(restorer, LQ, brightness(), **options)
     with AMBIENT["matmul_medium"](), pytest.raises(AnotherRun, match=r"precision\.torch\.set_float32_matmul_precision"):

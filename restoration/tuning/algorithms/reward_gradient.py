@@ -9,7 +9,7 @@ worst of the candidates that are drawn beside it, and gets a slope back to the s
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -49,7 +49,7 @@ def away_from_nothing(scores: Scores, images: Tensor, lq: Tensor, tau: float, wi
     if not bool(empty.any()):
         return scores.value
     known = scores.value[scores.valid].detach()
-    worst = as_worst(scores, ["one"] * len(scores), width)
+    worst = as_worst(replace(scores, value=scores.value.detach()), ["one"] * len(scores), width)
     least = 0.05 * width if math.isfinite(width) else max(0.05 * abs(tau), 1e-3)
     low = float(worst.value[empty].min()) if len(known) else tau - least
     step = float(known.min()) - low if len(known) else least
