@@ -58,9 +58,9 @@ def _measure(config: EvaluateConfig, iqa: ZoomIQA, chosen: Mapping[str, tuple[La
     done = read_lines(config.out)
     state.wait_for_everyone()  # so that all processes share out the same rest
     probes = {
-        (name, one)
+        (name, image_id)
         for name, images in chosen.items()
-        for one in choose_probe_ids(images, config.num_probes, config.seed)
+        for image_id in choose_probe_ids(images, config.num_probes, config.seed)
     }
     todo = [image for images in chosen.values() for image in images if (image.dataset, image.id) not in done]
     mine = todo[state.process_index :: state.num_processes]

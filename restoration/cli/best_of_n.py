@@ -130,10 +130,10 @@ def table(order: tuple["Candidate", ...]) -> None:
     for title in ("rank", "score", "±", "cascade", "seed"):
         shown.add_column(title, justify="right", no_wrap=True)
     shown.add_column("candidate", overflow="fold")
-    for one in order:
-        name = Text(str(one.file) if one.file is not None else f"{one.index} {one.restorer}")
-        if not one.valid:
-            name.append(f"\nnot rated: {one.error}", style="red")
-        numbers = [output.number(value, 2) for value in (one.score, one.std, one.cascade_score)]
-        shown.add_row("-" if one.rank is None else str(one.rank), *numbers, str(one.seed), name)
+    for candidate in order:
+        name = Text(str(candidate.file) if candidate.file is not None else f"{candidate.index} {candidate.restorer}")
+        if not candidate.valid:
+            name.append(f"\nnot rated: {candidate.error}", style="red")
+        numbers = [output.number(value, 2) for value in (candidate.score, candidate.std, candidate.cascade_score)]
+        shown.add_row("-" if candidate.rank is None else str(candidate.rank), *numbers, str(candidate.seed), name)
     output.console().print(shown)

@@ -76,8 +76,8 @@ def evaluate(
     images = images if limit is None else images.take(limit)
     other = None if against is None else Evaluation.load(against)  # a wrong folder is told before the work
     options: dict[str, dict[str, Any]] = {} if lpips_weights is None else {"lpips": {"weights": lpips_weights}}
-    told = {key: value for key, value in (("border_px", border_px), ("channel", channel)) if value is not None}
-    options |= {name: dict(told) for name in ("psnr_y", "ssim_y") if told}
+    given = {key: value for key, value in (("border_px", border_px), ("channel", channel)) if value is not None}
+    options |= {name: dict(given) for name in ("psnr_y", "ssim_y") if given}
 
     def watch(records: Iterable[Any], total: int) -> Iterable[Any]:
         return progress(records, total, "evaluating", streaming=False)
@@ -134,17 +134,20 @@ def _choice_table(results: dict[str, Any]) -> Table:
                   title_justify="left")  # fmt: skip
     for title in ("under", "captured gain", "regret", "within-LR SRCC", ""):
         table.add_column(title, justify="left" if title in ("under", "") else "right")
-    for name, found in results["choice"].items():
-        cells = [_cell(found[key]) for key in ("captured_gain", "regret", "within_srcc")]
-        table.add_row(name, *cells, "" if found["may_judge"] else f"no judge: {_why(results, name)}")
+    for name, choice in results["choice"].items():
+        cells = [_cell(choice[key]) for key in ("captured_gain", "regret", "within_srcc")]
+        table.add_row(name, *cells, "" if choice["may_judge"] else f"no judge: {_why(results, name)}")
     return table
 
 
 def _show_test(console: Any, test: dict[str, Any], row: str) -> None:
-    found = test[row]
-    p = [output.number(float("nan") if found[key] is None else found[key], 4) for key in ("p_bootstrap", "p_wilcoxon")]
+    comparison = test[row]
+    p = [
+        output.number(float("nan") if comparison[key] is None else comparison[key], 4)
+        for key in ("p_bootstrap", "p_wilcoxon")
+    ]
     names = " - ".join(test["restorers"])
-    console.print(f"{names}, {row}, {test['metric']} (oriented): {_cell(found['difference'])}, "
+    console.print(f"{names}, {row}, {test['metric']} (oriented): {_cell(comparison['difference'])}, "
                   f"p {p[0]} (bootstrap), {p[1]} (Wilcoxon)", markup=False)  # fmt: skip
 
 
@@ -155,9 +158,9 @@ def _show_problems(results: dict[str, Any]) -> None:
         print(f"the pool's mean PSNR-Y is {gap:.2f} dB below bicubic's: choosing is easy here", file=sys.stderr)
     for note in results["settings"]["notes"]:
         print(f"note: {note}", file=sys.stderr)
-    for one in problems["failed"]:
-        seed = "" if one["seed"] is None else f", seed {one['seed']}"
-        print(f"failed: {one['image']}{seed}: {one['error']}", file=sys.stderr)
+    for problem in problems["failed"]:
+        seed = "" if problem["seed"] is None else f", seed {problem['seed']}"
+        print(f"failed: {problem['image']}{seed}: {problem['error']}", file=sys.stderr)
     for name, reasons in problems["unmeasured"].items():
         for why, count in reasons.items():
             print(f"not measured, {count} times: {name}: {why}", file=sys.stderr)

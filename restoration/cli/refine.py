@@ -71,8 +71,8 @@ def refine(
         out=out, min_gain=min_gain, lr_consistency_slack_db=slack_db,
     )  # fmt: skip
     if as_json:
-        for one in result.history:
-            output.json_line(round_row(one, out))
+        for round_ in result.history:
+            output.json_line(round_row(round_, out))
     else:
         table(result)
     for note in result.report["notes"]:
@@ -87,20 +87,20 @@ def refine(
 
 def was_measured(result: "Refined") -> bool:
     """Return whether every restoration has a rating and every answer could be read."""
-    attempts = [*result.start.candidates, *(attempt for one in result.history for attempt in one.attempts)]
-    zoom_requests = [one.zoom_request for one in result.history if one.zoom_request is not None]
+    attempts = [*result.start.candidates, *(attempt for round_ in result.history for attempt in round_.attempts)]
+    zoom_requests = [round_.zoom_request for round_ in result.history if round_.zoom_request is not None]
     return all(attempt.valid for attempt in attempts) and all(
         zoom_request.error is None for zoom_request in zoom_requests
     )
 
 
-def round_row(one: "Round", out: Path) -> dict[str, Any]:
+def round_row(round_: "Round", out: Path) -> dict[str, Any]:
     """Return the JSON line of a round: its row in rounds.jsonl plus the path of its image."""
     from restoration.refinement.records import row_of
 
-    row = row_of(one, out)
+    row = row_of(round_, out)
     del row["file"]
-    return row | {"image": None if one.file is None else str(one.file)}
+    return row | {"image": None if round_.file is None else str(round_.file)}
 
 
 def table(result: "Refined") -> None:
@@ -114,9 +114,9 @@ def table(result: "Refined") -> None:
     shown.add_column("region", no_wrap=True)
     shown.add_column("", no_wrap=True)
     shown.add_column("why", overflow="fold")
-    for one in result.history:
-        region = "whole" if one.number == 0 else "-" if one.region is None else " ".join(map(str, one.region))
-        verdict = "stop" if not one.has_image() and one.stop else "kept" if one.accepted else "refused"
-        numbers = output.number(one.reward, 3), output.number(one.lr_consistency, 2)
-        shown.add_row(str(one.number), *numbers, region, verdict, Text(one.reason))
+    for round_ in result.history:
+        region = "whole" if round_.number == 0 else "-" if round_.region is None else " ".join(map(str, round_.region))
+        verdict = "stop" if not round_.has_image() and round_.stop else "kept" if round_.accepted else "refused"
+        numbers = output.number(round_.reward, 3), output.number(round_.lr_consistency, 2)
+        shown.add_row(str(round_.number), *numbers, region, verdict, Text(round_.reason))
     output.console().print(shown)

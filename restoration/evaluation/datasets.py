@@ -187,12 +187,12 @@ def _paired(low: Sequence[Path], high: Sequence[Path] | None) -> list[DatasetIte
         same.setdefault(path.stem, []).append(path)
     items = []
     for path in low:
-        found = same.get(path.stem) or partners.get(_key(path), [])
-        if high is not None and len(found) != 1:
-            what = f"{len(found)} partners ({', '.join(p.name for p in found)})" if found else "no partner"
+        matches = same.get(path.stem) or partners.get(_key(path), [])
+        if high is not None and len(matches) != 1:
+            what = f"{len(matches)} partners ({', '.join(p.name for p in matches)})" if matches else "no partner"
             raise ValueError(f"{path}: {what} among the high-quality images; names must pair one to one")
-        name = _key(path) if found and path.stem not in same else path.stem
-        items.append(DatasetItem(name=name, lq=path, hr=found[0] if found else None))
+        name = _key(path) if matches and path.stem not in same else path.stem
+        items.append(DatasetItem(name=name, lq=path, hr=matches[0] if matches else None))
     return items
 
 

@@ -1,4 +1,4 @@
-"""How good a restorer's candidates are, and what a reward's choice among them is worth, on a dataset.
+"""Measure the candidates of a restorer on a dataset, and the value of a reward's choice among them.
 
 Every image is measured as the 8-bit file that it would be saved as. Beside the candidates stand two rows: bicubic,
 which any restorer should beat, and the ground truth, which no-reference metrics need not like best. The work is
@@ -33,12 +33,12 @@ __all__ = ["BicubicRestorer", "Evaluation", "Restoring", "bicubic", "evaluate"]
 REPORT = "results.json"
 LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "zoomiqa-reward")
 MAX_FAILED_SHARE = 0.2
-"""Above this share of failed candidates the run stops: what is left would be another dataset."""
+"""Above this share of failed candidates the run stops, because the rest would be another dataset."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A run's settings and records."""
+    """Settings and records of a run."""
 
     settings: dict[str, Any]
     """Provenance: restorer, dataset, metrics, reward, seeds, versions."""
@@ -46,7 +46,7 @@ class Evaluation:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Evaluation":
-        """Read a run's folder, finished or not. Raises ValueError where it is none."""
+        """Read the folder of a run, finished or not. Raises ValueError if it is no such folder."""
         return cls(settings=read_settings(Path(folder)), records=tuple(read_records(Path(folder))))
 
     def report(self) -> dict[str, Any]:
@@ -60,19 +60,19 @@ def evaluate(
     options: dict[str, dict[str, Any]] | None = None, keep_images: bool = False,
     watch: Callable[[Iterable[ImageRecord], int], Iterable[ImageRecord]] | None = None,
 ) -> Evaluation:  # fmt: skip
-    """Restore every image `m` times, measure all of it, and return the evaluation.
+    """Restore every image `m` times, measure everything, and return the evaluation.
 
     Candidate k has the seed `candidate_seed(seed, k)`, for every image and every restorer.
 
-    `metrics`: names of `restoration.metrics.METRICS`; `options` as `measure` takes them (LR-consistency is without
-    blur where the dataset is clean, unless they say otherwise). `headline`: the metric that judges; by default the
-    first that may. `out`: folder for records, settings and report, from which the same call goes on; `keep_images`
-    writes the candidates there too. `watch(records, total)` sees each record pass.
+    `metrics`: names in `restoration.metrics.METRICS`. `options`: as for `measure`; by default LR-consistency uses no
+    blur if the dataset is clean. `headline`: the metric that judges; by default the first allowed one. `out`: folder
+    for records, settings and report; the same call continues it. `keep_images` writes the candidates there too.
+    `watch(records, total)` wraps the records, as tqdm does.
 
-    An image that cannot be loaded fails alone, with the reason in its records.
+    An image that cannot be loaded does not stop the others; its records hold the reason.
 
-    Raises ValueError for unfit arguments, a headline that was the reward or made the reward's labels, or a folder of
-    another run; RuntimeError where more than a fifth of the candidates fail.
+    Raises ValueError for wrong arguments, for a headline that was the reward or made its labels, and for a folder of
+    another run; RuntimeError if more than a fifth of the candidates fail.
     """
     _check(restorer, dataset, m, reward, keep_images, out)
     names = [metric.name for metric in find_metrics(metrics)]

@@ -111,16 +111,22 @@ class ImageMeasurer:
                           reasons=dict.fromkeys(self.names, "there is no image"))  # fmt: skip
         image = load_image(to_pil(image))
         reference = None if row == "hr" else pair.hr
-        found = measure(self.names, image, hr=reference, lq=pair.lq, options=self.options)
+        measured = measure(self.names, image, hr=reference, lq=pair.lq, options=self.options)
         if self.images is not None and row == "candidate":
             (self.images / name).mkdir(parents=True, exist_ok=True)
             save_png(image, self.images / name / f"{seed}.png")
         value, error = self._rewarded(image, pair.lq, reference)
         return ImageRecord(
-            **common, **(cost or {}), metrics={key: one.value for key, one in found.items()},
-            reasons={key: one.reason for key, one in found.items() if one.reason is not None},
-            reward=value, reward_error=error, sha256=pixel_hash(image),
-        )  # fmt: skip
+            **common,
+            **(cost or {}),
+            metrics={key: measurement.value for key, measurement in measured.items()},
+            reasons={
+                key: measurement.reason for key, measurement in measured.items() if measurement.reason is not None
+            },
+            reward=value,
+            reward_error=error,
+            sha256=pixel_hash(image),
+        )
 
     def _rewarded(self, image: Tensor, lq: Tensor, hr: Tensor | None) -> tuple[float, str | None]:
         if self.reward is None:

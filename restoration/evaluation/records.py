@@ -65,9 +65,9 @@ class ImageRecord:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "ImageRecord":
         """Return what `as_json` made. Raises ValueError naming what is missing or unknown."""
-        known = {entry.name for entry in fields(cls)}
-        if set(values) != known:
-            raise ValueError(f"record with wrong fields: {', '.join(sorted(set(values) ^ known))}")
+        field_names = {entry.name for entry in fields(cls)}
+        if set(values) != field_names:
+            raise ValueError(f"record with wrong fields: {', '.join(sorted(set(values) ^ field_names))}")
         numbers = {name: math.nan if values[name] is None else float(values[name]) for name in ("reward", "seconds")}
         metrics = {name: math.nan if value is None else float(value) for name, value in values["metrics"].items()}
         return cls(**(values | numbers | {"metrics": metrics}))
@@ -120,15 +120,15 @@ def read_records(folder: Path) -> list[ImageRecord]:
     Raises ValueError naming the line that cannot be read.
     """
     path = folder / RECORDS
-    found: dict[Key, ImageRecord] = {}
+    records: dict[Key, ImageRecord] = {}
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
             record = ImageRecord.from_json(json.loads(line))
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {number}: no record ({error}); delete the line") from error
-        found[record.key] = record
-    return list(found.values())
+        records[record.key] = record
+    return list(records.values())
 
 
 def _null(value: Any) -> Any:

@@ -26,17 +26,17 @@ def not_headline(reward: Reward | None) -> dict[str, str]:
 
     Looks at every part of the reward (`rewards.base.walk`), at its name and its labels.
     """
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for part in () if reward is None else walk(reward):
         for label in labels_of(part):
-            found[label] = (
+            reasons[label] = (
                 f"it is in {part.name}"
                 if isinstance(part, ConditionedReward)
                 else f"the labels that {part.name} was trained on were made with it"
             )
         if getattr(part, "name", None) in METRICS:
-            found[part.name] = "it was the reward, or in it"
-    return found
+            reasons[part.name] = "it was the reward, or in it"
+    return reasons
 
 
 def pick_headline(
@@ -124,14 +124,14 @@ def compare(
     get = _getter(metric, 1.0 if METRICS[metric].higher_is_better else -1.0)
     result: dict[str, Any] = {"metric": metric, "m": [first[0]["m"], second[0]["m"]]}
     result["restorers"] = [settings["restorer"]["name"] for settings, _ in (first, second)]
-    found: dict[str, list[dict[str, float]]] = {"mean": [], "selected": []}
+    results: dict[str, list[dict[str, float]]] = {"mean": [], "selected": []}
     for pools, (settings, _) in zip(sides, (first, second), strict=True):
         images, scores = pools.table(get)
-        found["mean"].append(dict(zip(images, scores.mean(axis=1) if images else [], strict=True)))
+        results["mean"].append(dict(zip(images, scores.mean(axis=1) if images else [], strict=True)))
         if settings["reward"] is not None:
             images, scores, likes = pools.table(get, _getter("reward", 1.0))
-            found["selected"].append(dict(zip(images, statistics.selected(scores, likes), strict=True)))
-    for row, values in found.items():
+            results["selected"].append(dict(zip(images, statistics.selected(scores, likes), strict=True)))
+    for row, values in results.items():
         if len(values) == 2:
             images = [name for name in common if name in values[0] and name in values[1]]
             test = statistics.paired_test([values[0][k] for k in images], [values[1][k] for k in images])
@@ -162,9 +162,9 @@ class _Pools:
         """Return the images whose candidates are all there under every getter, and an (images, m) array for each."""
         kept, rows = [], []
         for name in self.names:
-            found = self.candidates(name)
-            values = np.array([[get(record) for record in found] for get in getters], dtype=np.float64)
-            if len(found) == len(self._seeds) and np.isfinite(values).all():
+            table = self.candidates(name)
+            values = np.array([[get(record) for record in table] for get in getters], dtype=np.float64)
+            if len(table) == len(self._seeds) and np.isfinite(values).all():
                 kept.append(name)
                 rows.append(values)
         stacked = np.array(rows).reshape(len(rows), len(getters), len(self._seeds))
@@ -212,9 +212,9 @@ def _problems(records: Sequence[ImageRecord], pools: _Pools, left_out: dict[str,
         for name, why in reasons.items():
             unmeasured.setdefault(name, Counter())[why] += 1
     hashes = {name: [r.sha256 for r in pools.candidates(name) if r.sha256] for name in pools.names}
-    same = [name for name, found in hashes.items() if len(found) > 1 and len(set(found)) == 1]
+    same = [name for name, names in hashes.items() if len(names) > 1 and len(set(names)) == 1]
     return {
-        "failed": failed, "unmeasured": {name: dict(found) for name, found in unmeasured.items()},
+        "failed": failed, "unmeasured": {name: dict(names) for name, names in unmeasured.items()},
         "left_out": left_out, "identical_candidates": same,
     }  # fmt: skip
 

@@ -103,12 +103,12 @@ def within_srcc(judge: ArrayLike, reward: ArrayLike, *, seed: int = 0) -> Interv
     scores, choice = _same(judge, reward)
     if scores.shape[1] < MIN_CANDIDATES_FOR_SRCC:
         return mean_interval([], seed=seed)
-    known = np.ptp(scores, axis=1) > 0
-    found = [
+    varied = np.ptp(scores, axis=1) > 0
+    correlations = [
         stats.spearmanr(a, b).statistic if np.ptp(b) > 0 else 0.0
-        for a, b in zip(scores[known], choice[known], strict=True)
+        for a, b in zip(scores[varied], choice[varied], strict=True)
     ]
-    return mean_interval(found, seed=seed)
+    return mean_interval(correlations, seed=seed)
 
 
 def group_std(scores: ArrayLike, *, seed: int = 0) -> Interval:
@@ -127,10 +127,10 @@ def paired_test(first: ArrayLike, second: ArrayLike, *, resamples: int = RESAMPL
 
     Raises ValueError for other lengths or NaN. With fewer than two images both p are NaN.
     """
-    one, other = _finite(first, 1), _finite(second, 1)
-    if len(one) != len(other):
-        raise ValueError(f"{len(one)} values against {len(other)}: a paired test needs the same images in one order")
-    gap = one - other
+    ours, other = _finite(first, 1), _finite(second, 1)
+    if len(ours) != len(other):
+        raise ValueError(f"{len(ours)} values against {len(other)}: a paired test needs the same images in one order")
+    gap = ours - other
     interval = mean_interval(gap, resamples=resamples, seed=seed)
     if len(gap) < 2:
         return PairedTest(interval, math.nan, math.nan)

@@ -100,8 +100,8 @@ def _lpips_model(path: Path, size: int, time_ns: int) -> Any:
         warnings.simplefilter("ignore")
         model = library.LPIPS(net="alex", pnet_rand=True, verbose=False)
     stored = torch.load(path, map_location="cpu", weights_only=True)
-    wanted = {f"features.{layer}.{part}": f"{name}.{part}" for layer, name in _SLICES.items()
-              for part in ("weight", "bias")}  # fmt: skip
+    wanted = {f"features.{layer}.{suffix}": f"{name}.{suffix}" for layer, name in _SLICES.items()
+              for suffix in ("weight", "bias")}  # fmt: skip
     if missing := sorted(set(wanted) - set(stored)):
         raise ValueError(f"{path}: holds no {missing[0]}; LPIPS wants the state dict of torchvision's AlexNet")
     model.net.load_state_dict({name: stored[key] for key, name in wanted.items()})

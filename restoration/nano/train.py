@@ -139,10 +139,10 @@ class RestorerLearner:
         nn.utils.clip_grad_norm_(self.pipe.unet.parameters(), 1.0)
         self.optimizers.step(rate_share(number, done))
         self.average.update_parameters(self.pipe.unet)
-        found = {name: float(value.detach()) for name, value in losses.items()}
-        if not np.isfinite(found["loss"]):
-            raise FloatingPointError(f"step {number}: the loss is {found['loss']}; start again with a lower rate")
-        self.running.update(found)
+        values = {name: float(value.detach()) for name, value in losses.items()}
+        if not np.isfinite(values["loss"]):
+            raise FloatingPointError(f"step {number}: the loss is {values['loss']}; start again with a lower rate")
+        self.running.update(values)
 
 
 def validate(pipe: NanoSRPipeline, hr: Tensor, lq: Tensor, seed: int) -> dict[str, float]:

@@ -68,14 +68,16 @@ class Round:
         return self.held is not None or self.file is not None
 
 
-def row_of(one: Round, folder: Path | None) -> dict[str, Any]:
+def row_of(round_: Round, folder: Path | None) -> dict[str, Any]:
     """Return a round as JSON values: NaN as null, the file relative to the folder."""
     row = {
-        key: getattr(one, key) for key in one.__dataclass_fields__ if key not in ("held", "attempts", "zoom_request")
+        key: getattr(round_, key)
+        for key in round_.__dataclass_fields__
+        if key not in ("held", "attempts", "zoom_request")
     }
-    row["zoom_request"] = None if one.zoom_request is None else without_nan(asdict(one.zoom_request))
-    row["attempts"] = [without_nan(asdict(attempt)) for attempt in one.attempts]
-    row["file"] = None if one.file is None or folder is None else one.file.relative_to(folder).as_posix()
+    row["zoom_request"] = None if round_.zoom_request is None else without_nan(asdict(round_.zoom_request))
+    row["attempts"] = [without_nan(asdict(attempt)) for attempt in round_.attempts]
+    row["file"] = None if round_.file is None or folder is None else round_.file.relative_to(folder).as_posix()
     return without_nan(row)
 
 
@@ -86,7 +88,8 @@ def round_of(row: dict[str, Any], folder: Path) -> Round:
         box = None if zoom_request["box"] is None else tuple(zoom_request["box"])
         zoom_request = ZoomRequest(**(zoom_request | {"box": box, "rating": _number(zoom_request["rating"])}))
     attempts = tuple(
-        Attempt(**(one | {key: _number(one[key]) for key in ("reward", "lr_consistency")})) for one in row["attempts"]
+        Attempt(**(attempt | {key: _number(attempt[key]) for key in ("reward", "lr_consistency")}))
+        for attempt in row["attempts"]
     )
     file = None if row["file"] is None else folder / row["file"]
     if file is not None and not file.exists():

@@ -132,14 +132,14 @@ class Asker:
         await self._client.close()
 
     def _body(self, messages: Messages, seed: int) -> dict[str, Any]:
-        one = self.endpoint
+        endpoint = self.endpoint
         body: dict[str, Any] = {
-            "model": one.model, "messages": messages, "temperature": one.temperature,
-            "max_completion_tokens": one.max_tokens, "seed": seed,
+            "model": endpoint.model, "messages": messages, "temperature": endpoint.temperature,
+            "max_completion_tokens": endpoint.max_tokens, "seed": seed,
         }  # fmt: skip
-        if one.top_logprobs:
-            body |= {"logprobs": True, "top_logprobs": one.top_logprobs}
-        if one.json_mode:
+        if endpoint.top_logprobs:
+            body |= {"logprobs": True, "top_logprobs": endpoint.top_logprobs}
+        if endpoint.json_mode:
             body["response_format"] = {"type": "json_object"}
         return body
 
@@ -149,14 +149,14 @@ class Asker:
         began = time.monotonic()
         fatal = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
         try:
-            found = await self._client.chat.completions.create(**body)
+            completion = await self._client.chat.completions.create(**body)
         except fatal as error:
             raise FatalEndpointError(f"{self.role} {self.endpoint.model}: {_first_line(error)}") from error
         except openai.OpenAIError as error:
             raise EndpointError(f"{self.role} {self.endpoint.model}: {_first_line(error)}") from error
-        if not found.choices:
+        if not completion.choices:
             raise EndpointError(f"{self.role} {self.endpoint.model}: an answer without choices")
-        choice, usage = found.choices[0], found.usage
+        choice, usage = completion.choices[0], completion.usage
         return {
             "text": _text(choice.message),
             "is_cut": choice.finish_reason == "length",
@@ -173,14 +173,14 @@ def answer_entropy(logprobs: Any) -> float | None:
     An endpoint names only its likeliest tokens: the rest counts as one, so this is a lower bound.
     """
     tokens = list(getattr(logprobs, "content", None) or ())
-    text, found = "", []
+    text, entropies = "", []
     for token in tokens:
         if "<answer>" in text and token.top_logprobs:
-            shares = [math.exp(one.logprob) for one in token.top_logprobs]
+            shares = [math.exp(alternative.logprob) for alternative in token.top_logprobs]
             rest = max(0.0, 1.0 - sum(shares))
-            found.append(-sum(share * math.log(share) for share in (*shares, rest) if share > 0))
+            entropies.append(-sum(share * math.log(share) for share in (*shares, rest) if share > 0))
         text += token.token
-    return sum(found) / len(found) if found else None
+    return sum(entropies) / len(entropies) if entropies else None
 
 
 def _text(message: Any) -> str:

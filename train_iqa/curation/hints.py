@@ -135,7 +135,7 @@ def _block_noise(plane: NDArray[Any], level: NDArray[Any]) -> float:
     shape = (height // _BLOCK_PX, _BLOCK_PX, width // _BLOCK_PX, _BLOCK_PX)
     # Immerkaer's 3 x 3 mask is the second difference along both axes
     response = np.abs(np.diff(np.diff(plane, n=2, axis=0), n=2, axis=1))[:height, :width]
-    found = response.reshape(shape).mean(axis=(1, 3)) * math.sqrt(math.pi / 2) / 6
+    noise = response.reshape(shape).mean(axis=(1, 3)) * math.sqrt(math.pi / 2) / 6
     mean = level[1 : 1 + height, 1 : 1 + width].reshape(shape).mean(axis=(1, 3))
     is_open = (mean > 0.02) & (mean < 0.98)
-    return float(np.quantile(found[is_open] if is_open.any() else found, 0.25))
+    return float(np.quantile(noise[is_open] if is_open.any() else noise, 0.25))

@@ -82,7 +82,7 @@ def build_report(
     images: int,
 ) -> dict[str, Any]:
     """Return the report; `seconds` are those of this process alone."""
-    kept = [one for one in outcomes if one["status"] == "kept"]
+    kept = [outcome for outcome in outcomes if outcome["status"] == "kept"]
     return {
         "judge": "rules" if config.judge is None else f"model {config.judge.model}",
         "teacher": config.teacher.model,
@@ -93,8 +93,8 @@ def build_report(
         "open": images - len(outcomes),
         "rows": {
             "round1": len(kept),
-            "round2": sum(len(one["rounds"]) == 2 for one in kept),
-            "zooming_without_round2": sum(one["is_zooming"] and len(one["rounds"]) == 1 for one in kept),
+            "round2": sum(len(outcome["rounds"]) == 2 for outcome in kept),
+            "zooming_without_round2": sum(outcome["is_zooming"] and len(outcome["rounds"]) == 1 for outcome in kept),
         },
         "rejections": _rejections(outcomes),
         "dropped_sentences": _count_dropped(outcomes),
@@ -134,25 +134,25 @@ def cost_of(endpoint: Endpoint, calls: Sequence[Mapping[str, Any]]) -> dict[str,
 
 
 def _rejections(outcomes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {name: {"answers": 0, "reasons": {}} for name in FILTERS}
+    counts: dict[str, Any] = {name: {"answers": 0, "reasons": {}} for name in FILTERS}
     for outcome in outcomes:
-        for one in outcome["rejections"]:
-            group = found[one["filter"]]
+        for rejection in outcome["rejections"]:
+            group = counts[rejection["filter"]]
             group["answers"] += 1
-            reason = group["reasons"].setdefault(one["reason"], {"answers": 0, "examples": []})
+            reason = group["reasons"].setdefault(rejection["reason"], {"answers": 0, "examples": []})
             reason["answers"] += 1
             if len(reason["examples"]) < EXAMPLES:
-                reason["examples"].append({key: one[key] for key in ("call", "detail", "text")})
-    return found
+                reason["examples"].append({key: rejection[key] for key in ("call", "detail", "text")})
+    return counts
 
 
 def _count_dropped(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    every = [(outcome, one) for outcome in outcomes for one in outcome["dropped"]]
+    every = [(outcome, sentence) for outcome in outcomes for sentence in outcome["dropped"]]
     return {
         "sentences": len(every),
         "images": len({(outcome["dataset"], outcome["id"]) for outcome, _ in every}),
-        "why": dict(Counter(one["why"] for _, one in every).most_common(20)),
+        "why": dict(Counter(sentence["why"] for _, sentence in every).most_common(20)),
         "examples": [
-            {"image": f"{outcome['dataset']}/{outcome['id']}", **one} for outcome, one in every[:EXAMPLES]
+            {"image": f"{outcome['dataset']}/{outcome['id']}", **sentence} for outcome, sentence in every[:EXAMPLES]
         ],
     }  # fmt: skip

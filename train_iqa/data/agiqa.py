@@ -15,12 +15,12 @@ SCALE = Scale(worst=0.0, best=4.488740784)
 
 def read(root: Path) -> Listing:
     """Return what the table lists; the reference is the prompt, which several generators answered."""
-    found = Listing(root=root, scale=SCALE)
+    results = Listing(root=root, scale=SCALE)
     folder = next((name for name in FOLDERS if (root / name).is_dir()), None)
-    for where, fields in read_csv(root / TABLE, ("name", "prompt", "mos_quality"), found):
-        label = number(fields["mos_quality"], where, "mos_quality", found)
-        std = spread(fields.get("std_quality"), where, found)
+    for where, fields in read_csv(root / TABLE, ("name", "prompt", "mos_quality"), results):
+        label = number(fields["mos_quality"], where, "mos_quality", results)
+        std = spread(fields.get("std_quality"), where, results)
         if label is not None and std is not None:
             file = fields["name"] if folder is None else f"{folder}/{fields['name']}"
-            found.rows.append(LabelRow(file=file, label=label, std=std, reference=fields["prompt"] or None))
-    return found
+            results.rows.append(LabelRow(file=file, label=label, std=std, reference=fields["prompt"] or None))
+    return results

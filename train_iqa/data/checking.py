@@ -49,10 +49,10 @@ def load_datasets(
     loaded: list[IqaDataset] = []
     problems: list[Problem] = []
     for source in sources:
-        dataset, found = _load(source, checks, workers or min(8, os.cpu_count() or 1))
-        found = [replace(problem, dataset=source.name) for problem in found]
-        problems += [problem for problem in found if problem.kind not in accepted]
-        loaded.append(replace(dataset, left_out=tuple(p for p in found if p.kind in accepted)))
+        dataset, problems_here = _load(source, checks, workers or min(8, os.cpu_count() or 1))
+        problems_here = [replace(problem, dataset=source.name) for problem in problems_here]
+        problems += [problem for problem in problems_here if problem.kind not in accepted]
+        loaded.append(replace(dataset, left_out=tuple(p for p in problems_here if p.kind in accepted)))
     if problems:
         raise DatasetProblems(problems)
     return loaded
@@ -65,11 +65,11 @@ def find_shared(first: IqaDataset, second: IqaDataset) -> list[Problem]:
     """
     if any(image.sha256 is None for dataset in (first, second) for image in dataset.images):
         raise ValueError("find_shared compares contents: load both data sets with checks='full'")
-    known = {image.sha256: image.path for image in first.images}
+    path_of = {image.sha256: image.path for image in first.images}
     return [
-        Problem(kind="duplicate", where=str(image.path), what=f"is {known[image.sha256]}", dataset=second.name)
+        Problem(kind="duplicate", where=str(image.path), what=f"is {path_of[image.sha256]}", dataset=second.name)
         for image in second.images
-        if image.sha256 in known
+        if image.sha256 in path_of
     ]
 
 

@@ -23,41 +23,41 @@ TYPES = {
 
 def read(root: Path) -> Listing:
     """Return what the sheet lists; the label is the difference score as it is."""
-    found = Listing(root=root, scale=SCALE)
+    results = Listing(root=root, scale=SCALE)
     table = root / TABLE
     try:
         sheet = read_sheet(table, SHEET)
     except OSError as error:
-        found.fault("layout", table, f"cannot be opened ({error.strerror}); give the unpacked archive's folder")
-        return found
+        results.fault("layout", table, f"cannot be opened ({error.strerror}); give the unpacked archive's folder")
+        return results
     except XlsxError as error:
-        found.fault("layout", table, str(error))
-        return found
+        results.fault("layout", table, str(error))
+        return results
     start = next((k for k, cells in enumerate(sheet) if all(name in cells for name in COLUMNS)), None)
     if start is None:
-        found.fault("layout", table, f"sheet {SHEET} has no row with the columns {', '.join(COLUMNS)}")
-        return found
+        results.fault("layout", table, f"sheet {SHEET} has no row with the columns {', '.join(COLUMNS)}")
+        return results
     places = [sheet[start].index(name) for name in COLUMNS]
     for line, cells in enumerate(sheet[start + 1 :], start + 2):
-        values = [cells[place] if place < len(cells) else None for place in places]
+        values = [cells[index] if index < len(cells) else None for index in places]
         if any(value is not None for value in values):  # the sheet ends with empty rows
-            _add(values, f"{table}:{line}", found)
-    return found
+            _add(values, f"{table}:{line}", results)
+    return results
 
 
-def _add(values: list[str | float | None], where: str, found: Listing) -> None:
+def _add(values: list[str | float | None], where: str, results: Listing) -> None:
     image, kind, level, deviation, dmos = values
     if kind not in TYPES:
-        found.fault("label", where, f"distortion {kind!r}: must be one of {', '.join(TYPES)}")
+        results.fault("label", where, f"distortion {kind!r}: must be one of {', '.join(TYPES)}")
         return
-    label, step = number(dmos, where, "dmos", found), number(level, where, "level", found)
-    std = spread(deviation, where, found)
+    label, step = number(dmos, where, "dmos", results), number(level, where, "level", results)
+    std = spread(deviation, where, results)
     if image is None or label is None or step is None or std is None:
         if image is None:
-            found.fault("label", where, "names no image")
+            results.fault("label", where, "names no image")
         return
     name = f"{image:.0f}" if isinstance(image, float) else image  # one reference is called 1600
     folder, token = TYPES[str(kind)]
-    found.rows.append(
+    results.rows.append(
         LabelRow(file=f"{FOLDER}/{folder}/{name}.{token}.{step:.0f}.png", label=label, std=std, reference=name)
     )

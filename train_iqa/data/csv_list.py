@@ -14,13 +14,13 @@ from train_iqa.data.tables import number, read_csv, spread
 
 def read(file: Path, image_root: Path | None = None, scale: Scale | None = None) -> Listing:
     """Return what the table names; paths are relative to `image_root`, or to the table's own folder."""
-    found = Listing(root=image_root or file.parent, scale=scale or RATINGS)
-    for where, fields in read_csv(file, ("image", "mos"), found):
-        label, std = number(fields["mos"], where, "mos", found), spread(fields.get("std"), where, found)
-        boxes = read_boxes(_boxes(fields.get("boxes", "")), where, found)
+    results = Listing(root=image_root or file.parent, scale=scale or RATINGS)
+    for where, fields in read_csv(file, ("image", "mos"), results):
+        label, std = number(fields["mos"], where, "mos", results), spread(fields.get("std"), where, results)
+        boxes = read_boxes(_boxes(fields.get("boxes", "")), where, results)
         if label is None or std is None or boxes is False:
             continue
-        found.rows.append(
+        results.rows.append(
             LabelRow(
                 file=fields["image"],
                 label=label,
@@ -30,7 +30,7 @@ def read(file: Path, image_root: Path | None = None, scale: Scale | None = None)
                 reference=fields.get("reference") or fields.get("scene") or None,
             )
         )
-    return found
+    return results
 
 
 def _boxes(text: str) -> list[list[float | str]] | None:
@@ -38,7 +38,7 @@ def _boxes(text: str) -> list[list[float | str]] | None:
         return None
     if text.strip().lower() == "none":
         return []
-    return [[_side(word) for word in part.split()] for part in text.split(";")]
+    return [[_side(word) for word in box_text.split()] for box_text in text.split(";")]
 
 
 def _side(word: str) -> float | str:

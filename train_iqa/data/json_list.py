@@ -16,46 +16,46 @@ from train_iqa.data.tables import number, read_text, spread
 
 def read(file: Path, image_root: Path | None = None, scale: Scale | None = None) -> Listing:
     """Return what the list names; paths are relative to `image_root`, or to the list's own folder."""
-    found = Listing(root=image_root or file.parent, scale=scale or RATINGS)
-    text = read_text(file, found)
+    results = Listing(root=image_root or file.parent, scale=scale or RATINGS)
+    text = read_text(file, results)
     if text is None:
-        return found
+        return results
     try:
         entries = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        found.fault("layout", file, f"no readable JSON ({error})")
-        return found
+        results.fault("layout", file, f"no readable JSON ({error})")
+        return results
     if not isinstance(entries, list):
-        found.fault("layout", file, f"holds a {type(entries).__name__}, not a list of images")
-        return found
+        results.fault("layout", file, f"holds a {type(entries).__name__}, not a list of images")
+        return results
     is_normalised = any(isinstance(entry, dict) and "gt_score_norm" in entry for entry in entries)
     if is_normalised:
-        found.scale = RATINGS
+        results.scale = RATINGS
     for index, entry in enumerate(entries):
         where = f"{file}: entry {index}"
         if isinstance(entry, dict):
-            _add(entry, where, "gt_score_norm" if is_normalised else "gt_score", found)
+            _add(entry, where, "gt_score_norm" if is_normalised else "gt_score", results)
         else:
-            found.fault("label", where, f"is a {type(entry).__name__}, not an object with image and gt_score")
-    return found
+            results.fault("label", where, f"is a {type(entry).__name__}, not an object with image and gt_score")
+    return results
 
 
-def _add(entry: dict[str, Any], where: str, key: str, found: Listing) -> None:
+def _add(entry: dict[str, Any], where: str, key: str, results: Listing) -> None:
     image = entry.get("image", entry.get("img_path"))
     if isinstance(image, list) and len(image) == 1:  # as in metadata for several images a row
         image = image[0]
     if not isinstance(image, str) or not image:
-        found.fault("label", where, f"image is {image!r}, not a path")
+        results.fault("label", where, f"image is {image!r}, not a path")
         return
-    label = number(entry.get(key), where, key, found)
-    std = spread(entry.get("std_norm" if key == "gt_score_norm" else "std"), where, found)
-    boxes = read_boxes(entry.get("boxes"), where, found)
+    label = number(entry.get(key), where, key, results)
+    std = spread(entry.get("std_norm" if key == "gt_score_norm" else "std"), where, results)
+    boxes = read_boxes(entry.get("boxes"), where, results)
     if label is not None and std is not None and boxes is not False:
         texts = {name: str(entry[name]) for name in ("reference", "split") if entry.get(name) is not None}
-        found.rows.append(LabelRow(file=image, label=label, std=std, boxes=boxes, **texts))
+        results.rows.append(LabelRow(file=image, label=label, std=std, boxes=boxes, **texts))
 
 
-def read_boxes(value: Any, where: str, found: Listing) -> tuple[Box, ...] | bool | None:
+def read_boxes(value: Any, where: str, results: Listing) -> tuple[Box, ...] | bool | None:
     """Return damaged regions, None where nothing is known of them, False and a fault where they are no boxes."""
     if value is None:
         return None
@@ -63,7 +63,7 @@ def read_boxes(value: Any, where: str, found: Listing) -> tuple[Box, ...] | bool
     for box in value if isinstance(value, list) else [value]:
         is_box = isinstance(box, list) and len(box) == 4 and all(type(side) in (int, float) for side in box)
         if not is_box or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
-            found.fault("label", where, f"box {box!r}: must be [left, top, right, bottom] within 0..1")
+            results.fault("label", where, f"box {box!r}: must be [left, top, right, bottom] within 0..1")
             return False
         boxes.append((float(box[0]), float(box[1]), float(box[2]), float(box[3])))
     return tuple(boxes)

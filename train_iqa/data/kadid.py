@@ -16,12 +16,12 @@ SCALE = Scale(worst=1.0, best=4.93)
 
 def read(root: Path) -> Listing:
     """Return what the table lists; the reference is the undistorted image's name."""
-    found = Listing(root=root, scale=SCALE)
-    for where, fields in read_csv(root / TABLE, ("dist_img", "ref_img", "dmos"), found):
-        label = number(fields["dmos"], where, "dmos", found)
-        std = spread(fields.get("var"), where, found)
+    results = Listing(root=root, scale=SCALE)
+    for where, fields in read_csv(root / TABLE, ("dist_img", "ref_img", "dmos"), results):
+        label = number(fields["dmos"], where, "dmos", results)
+        std = spread(fields.get("var"), where, results)
         if label is not None and std is not None:
-            found.rows.append(
+            results.rows.append(
                 LabelRow(file=f"{FOLDER}/{fields['dist_img']}", label=label, std=std, reference=fields["ref_img"])
             )
-    return found
+    return results

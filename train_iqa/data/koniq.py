@@ -18,24 +18,24 @@ _LEVELS = ("c1", "c2", "c3", "c4", "c5")
 
 def read(root: Path) -> Listing:
     """Return what the table lists, with the spread of the five-point opinions."""
-    found = Listing(root=root, scale=SCALE)
+    results = Listing(root=root, scale=SCALE)
     if not (root / FOLDER).is_dir():
-        found.fault("layout", root / FOLDER, "no such folder; the smaller 512x384 copy is not what people rated")
-    for where, fields in read_csv(root / TABLE, ("image_name", *_LEVELS, "set"), found):
-        counts = [number(fields[level], where, level, found) for level in _LEVELS]
+        results.fault("layout", root / FOLDER, "no such folder; the smaller 512x384 copy is not what people rated")
+    for where, fields in read_csv(root / TABLE, ("image_name", *_LEVELS, "set"), results):
+        counts = [number(fields[level], where, level, results) for level in _LEVELS]
         if None in counts:
             continue
         total = sum(counts)  # type: ignore[arg-type]
         if min(counts) < 0 or total <= 0:  # type: ignore[type-var]
-            found.fault("label", where, f"opinions {counts}: none, or negative")
+            results.fault("label", where, f"opinions {counts}: none, or negative")
             continue
         if fields["set"] not in SPLITS:
-            found.fault("label", where, f"set {fields['set']!r}: must be one of {', '.join(SPLITS)}")
+            results.fault("label", where, f"set {fields['set']!r}: must be one of {', '.join(SPLITS)}")
             continue
         shares = [count / total for count in counts]  # type: ignore[operator]
         mean = sum(level * share for level, share in enumerate(shares, 1))
         square = sum((level - mean) ** 2 * share for level, share in enumerate(shares, 1))
-        found.rows.append(
+        results.rows.append(
             LabelRow(file=f"{FOLDER}/{fields['image_name']}", label=mean, std=math.sqrt(square), split=fields["set"])
         )
-    return found
+    return results

@@ -24,32 +24,32 @@ _FOR_TEACHING = re.compile(r"t\d+\.\w+", re.IGNORECASE)
 
 def read(root: Path) -> Listing:
     """Return what the three tables list, without the raters' teaching images."""
-    found = Listing(root=root, scale=SCALE)
+    results = Listing(root=root, scale=SCALE)
     names, scores, spreads = (
-        _column(root, name, found) for name in ("AllImages_release", "AllMOS_release", "AllStdDev_release")
+        _column(root, name, results) for name in ("AllImages_release", "AllMOS_release", "AllStdDev_release")
     )
     if names is None or scores is None or spreads is None:
-        return found
+        return results
     if not len(names) == len(scores) == len(spreads):
         counts = f"{len(names)} names, {len(scores)} scores, {len(spreads)} deviations"
-        found.fault("layout", root / DATA, f"{counts}: the three tables must be equally long")
-        return found
+        results.fault("layout", root / DATA, f"{counts}: the three tables must be equally long")
+        return results
     for index, (cell, score, deviation) in enumerate(zip(names, scores, spreads, strict=True)):
         name = str(np.asarray(cell).item()) if np.asarray(cell).size == 1 else ""
         if _FOR_TEACHING.fullmatch(name):
             continue
         where = f"{root / DATA}: image {index + 1} ({name})"
-        label, std = number(score, where, "MOS", found), spread(deviation, where, found)
+        label, std = number(score, where, "MOS", results), spread(deviation, where, results)
         if label is not None and std is not None:
-            found.rows.append(LabelRow(file=f"{FOLDER}/{name}", label=label, std=std))
-    return found
+            results.rows.append(LabelRow(file=f"{FOLDER}/{name}", label=label, std=std))
+    return results
 
 
-def _column(root: Path, name: str, found: Listing) -> list[Any] | None:
+def _column(root: Path, name: str, results: Listing) -> list[Any] | None:
     file = root / DATA / f"{name}.mat"
     try:
         table = loadmat(file)[name]
     except (OSError, KeyError, ValueError, TypeError, NotImplementedError, MatReadError) as error:
-        found.fault("layout", file, f"cannot be read as a MATLAB file with a variable {name} ({error})")
+        results.fault("layout", file, f"cannot be read as a MATLAB file with a variable {name} ({error})")
         return None
     return list(np.asarray(table).ravel())

@@ -16,23 +16,23 @@ SCALE = Scale(worst=916.7136, best=1835.9856)
 
 def read(root: Path) -> Listing:
     """Return what the label files list; the reference is the label file's name."""
-    found = Listing(root=root, scale=SCALE)
+    results = Listing(root=root, scale=SCALE)
     tables = sorted((root / LABELS).glob("*.txt"))
     if not tables:
-        found.fault("layout", root / LABELS, "no label files A0001.txt ...; unpack Train_Label there")
+        results.fault("layout", root / LABELS, "no label files A0001.txt ...; unpack Train_Label there")
     where_is: dict[str, str] = {}
     for file in sorted(root.glob(f"{FOLDERS}/**/*.bmp")):
         relative = file.relative_to(root).as_posix()
         if file.name in where_is:
-            found.fault("duplicate", file, f"the same name lies at {where_is[file.name]}; keep one of them")
+            results.fault("duplicate", file, f"the same name lies at {where_is[file.name]}; keep one of them")
         where_is.setdefault(file.name, relative)
     for table in tables:
-        for line, text in enumerate((read_text(table, found) or "").splitlines(), 1):
+        for line, text in enumerate((read_text(table, results) or "").splitlines(), 1):
             if not text.strip():
                 continue
             name, comma, score = (part.strip() for part in text.partition(","))
-            label = number(score if comma else None, f"{table}:{line}", "score", found)
+            label = number(score if comma else None, f"{table}:{line}", "score", results)
             if label is not None:
                 file = where_is.get(name, f"Distortion_1/{name}")
-                found.rows.append(LabelRow(file=file, label=label, reference=table.stem))
-    return found
+                results.rows.append(LabelRow(file=file, label=label, reference=table.stem))
+    return results

@@ -62,9 +62,9 @@ def measure_images(
     rating; it never stops the others.
     """
     files = [str(image.path) for image in images]
-    found = measure(iqa, files, mode=asking.mode, strict=asking.strict, question=asking.question)
+    results = measure(iqa, files, mode=asking.mode, strict=asking.strict, question=asking.question)
     started = time.perf_counter()
-    for image, measured in zip(images, found, strict=True):
+    for image, measured in zip(images, results, strict=True):
         line = _line(image, measured)
         if (image.dataset, image.id) in probes:
             line["probe"] = _probe(iqa, image, asking)
@@ -101,8 +101,8 @@ def _named_box(image: LabelledImage, assessment: Assessment) -> list[float] | No
 def _probe(iqa: Any, image: LabelledImage, asking: Asking) -> dict[str, Any]:
     pixels = load_image(image.path)
 
-    def rate(one: Tensor) -> float:
-        return _rating(lambda: iqa.rate([one], mode=asking.mode, strict=True, question=asking.question).mean[0])
+    def rate(item: Tensor) -> float:
+        return _rating(lambda: iqa.rate([item], mode=asking.mode, strict=True, question=asking.question).mean[0])
 
     def sample(call: int) -> float:
         temperature = iqa.protocol.decoding.temperature or 1.0
@@ -136,7 +136,7 @@ def read_lines(folder: Path) -> dict[Key, dict[str, Any]]:
 
     NaN is `null` in the files and None here. Raises ValueError for a finished line that is no JSON object.
     """
-    found: dict[Key, dict[str, Any]] = {}
+    results: dict[Key, dict[str, Any]] = {}
     for file in sorted(folder.glob(PATTERN)):
         data = file.read_bytes()
         for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
@@ -145,8 +145,8 @@ def read_lines(folder: Path) -> dict[Key, dict[str, Any]]:
                 key = (fields["dataset"], fields["id"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{file}:{number}: damaged ({error}); delete this line to measure it again") from error
-            found.setdefault(key, fields)
-    return found
+            results.setdefault(key, fields)
+    return results
 
 
 class LineWriter:

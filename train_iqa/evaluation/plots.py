@@ -34,7 +34,7 @@ def calibration_plot(calibration: dict[str, Any], title: str, path: Path) -> Non
     bins = calibration["bins"]
     figure = Figure(figsize=(4.5, 4.5), layout="constrained")
     axes = figure.subplots()
-    stds, errors = [one["std"] for one in bins], [one["rmse"] for one in bins]
+    stds, errors = [bin_["std"] for bin_ in bins], [bin_["rmse"] for bin_ in bins]
     top = 1.05 * max([*stds, *errors, 1e-6])
     axes.plot((0, top), (0, top), color="0.6", linewidth=1, label="calibrated")
     axes.plot(stds, errors, marker="o", label="bins of equal size")

@@ -20,8 +20,8 @@ def group_numbers(names: Sequence[Hashable]) -> NDArray[np.int64]:
     >>> group_numbers(["a", "b", "a"]).tolist()
     [0, 1, 0]
     """
-    known: dict[Hashable, int] = {}
-    return np.array([known.setdefault(name, len(known)) for name in names], dtype=np.int64)
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
 
 
 def bootstrap_share(

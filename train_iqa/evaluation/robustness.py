@@ -68,13 +68,13 @@ def rating_changes(ratings: Sequence[float], perturbed: Sequence[Mapping[str, fl
     ratings between images. NaN where there is nothing to count.
     """
     original = np.asarray(ratings, dtype=np.float64)
-    found: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, float]] = {}
     for name in PERTURBATIONS:
-        copies = np.array([one.get(name, math.nan) for one in perturbed], dtype=np.float64)
+        copies = np.array([perturbation.get(name, math.nan) for perturbation in perturbed], dtype=np.float64)
         good = np.isfinite(original) & np.isfinite(copies)
         changes, sizes = (copies - original)[good], np.abs(copies - original)[good]
         spread = original[good].std(ddof=1) if good.sum() > 1 else 0.0
-        found[name] = {
+        results[name] = {
             "images": int(good.sum()),
             "failed": int((np.isfinite(original) & ~np.isfinite(copies)).sum()),
             "change_mean": float(changes.mean()) if len(sizes) else math.nan,
@@ -83,7 +83,7 @@ def rating_changes(ratings: Sequence[float], perturbed: Sequence[Mapping[str, fl
             "abs_max": float(sizes.max()) if len(sizes) else math.nan,
             "abs_to_spread": float(sizes.mean() / spread) if spread > 0 else math.nan,
         }
-    return found
+    return results
 
 
 def spread_of_calls(calls: Sequence[Sequence[float]]) -> dict[str, float]:
@@ -96,13 +96,13 @@ def spread_of_calls(calls: Sequence[Sequence[float]]) -> dict[str, float]:
     """
     table = _table(calls)
     whole = table[np.isfinite(table).all(axis=1)]
-    found = {"images": len(whole), "left_out": len(table) - len(whole), "calls": table.shape[1]}
+    results = {"images": len(whole), "left_out": len(table) - len(whole), "calls": table.shape[1]}
     if len(whole) == 0 or table.shape[1] < 2:
-        return found | dict.fromkeys(("std_mean", "std_max", "share_identical", "noise_to_signal"), float("nan"))
+        return results | dict.fromkeys(("std_mean", "std_max", "share_identical", "noise_to_signal"), float("nan"))
     is_same = np.ptp(whole, axis=1) == 0
     stds = np.where(is_same, 0.0, whole.std(axis=1, ddof=1))  # the mean of equal numbers may round
     signal = whole.mean(axis=1).std(ddof=1) if len(whole) > 1 else 0.0
-    return found | {
+    return results | {
         "std_mean": float(stds.mean()),
         "std_max": float(stds.max()),
         "share_identical": float(is_same.mean()),
@@ -122,21 +122,21 @@ def gain_over_sampling(
     table, single, opinion = _table(sampled), np.asarray(ratings, dtype=np.float64), np.asarray(mos, dtype=np.float64)
     whole = np.isfinite(table).all(axis=1) & np.isfinite(single)
     table, single, opinion = table[whole], single[whole], opinion[whole]
-    found = {"images": int(whole.sum()), "left_out": int((~whole).sum()), "calls": table.shape[1]}
-    for place, name in enumerate(("plcc", "srcc")):
-        one = float(np.mean([_pair(column, opinion)[place] for column in table.T])) if table.size else float("nan")
-        alone = _pair(single, opinion)[place]
-        found |= {
+    results = {"images": int(whole.sum()), "left_out": int((~whole).sum()), "calls": table.shape[1]}
+    for index, name in enumerate(("plcc", "srcc")):
+        item = float(np.mean([_pair(column, opinion)[index] for column in table.T])) if table.size else float("nan")
+        alone = _pair(single, opinion)[index]
+        results |= {
             f"{name}_deterministic": alone,
-            f"{name}_one_sample": one,
-            f"{name}_mean_of_samples": _pair(table.mean(axis=1), opinion)[place] if table.size else float("nan"),
-            f"{name}_gain": alone - one,
+            f"{name}_one_sample": item,
+            f"{name}_mean_of_samples": _pair(table.mean(axis=1), opinion)[index] if table.size else float("nan"),
+            f"{name}_gain": alone - item,
         }
-    return found
+    return results
 
 
 def _table(calls: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    lengths = {len(one) for one in calls}
+    lengths = {len(call) for call in calls}
     if len(lengths) > 1:
         raise ValueError(f"images with {sorted(lengths)} calls: all must have the same number")
     return np.asarray(calls, dtype=np.float64).reshape(len(calls), lengths.pop() if lengths else 0)

@@ -66,16 +66,20 @@ def _group(group: PageGroup, protocol: Protocol) -> str:
 
 
 def _card(image: Tensor, trajectory: AnswerTrajectory, rewards: dict[str, float], protocol: Protocol) -> str:
-    found = trajectory.assessment
-    head = f"<b>{found.rating:.2f}</b>" if found.valid else f"<b class='bad'>{html.escape(found.error or '')}</b>"
+    assessment = trajectory.assessment
+    head = (
+        f"<b>{assessment.rating:.2f}</b>"
+        if assessment.valid
+        else f"<b class='bad'>{html.escape(assessment.error or '')}</b>"
+    )
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{'-' if math.isnan(value) else format(value, '.3f')}</td></tr>"
         for name, value in rewards.items()
     )
     parts = [f"<article>{head}<table>{rows}</table>"]
-    for number, turn in enumerate(found.turns, start=1):
+    for number, turn in enumerate(assessment.turns, start=1):
         if turn.crop_box is not None:
-            crop, _ = zoom(image, found.turns[0].bbox, protocol.crop)
+            crop, _ = zoom(image, assessment.turns[0].bbox, protocol.crop)
             parts.append(f"<p>round {number} looked at {turn.crop_box}</p>{_image(crop, 'crop')}")
         parts.append(f"<pre>{html.escape(turn.text)}</pre>")
     return "".join([*parts, "</article>"])

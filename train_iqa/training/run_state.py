@@ -87,8 +87,8 @@ def open_run(config: Any, folder: Path, accelerator: Accelerator) -> None:
     file = folder / "run.json"
     wanted = json.loads(json.dumps(asdict(config), default=str))
     if file.exists():
-        found = json.loads(file.read_text())["config"]
-        refuse_another_run(folder, found, wanted, free=FREE_FIELDS)
+        stored = json.loads(file.read_text())["config"]
+        refuse_another_run(folder, stored, wanted, free=FREE_FIELDS)
     elif accelerator.is_main_process:
         claim_folder(folder)
         record = {"config": wanted, "command": sys.argv, **_provenance(accelerator)}

@@ -51,8 +51,8 @@ def ladder_figure(
     _head(draw, report)
     every = [value for row in rows for values in row.rows for value in values if math.isfinite(value)]
     scale = (min(every), max(every)) if every else (0.0, 1.0)
-    for place, row in enumerate(rows):
-        top = HEAD_PX + place * row_px
+    for index, row in enumerate(rows):
+        top = HEAD_PX + index * row_px
         _label(draw, row, top)
         for step, image in enumerate(row.images):
             left = LABEL_PX + step * (CELL_PX + GAP_PX)
@@ -82,18 +82,18 @@ class _Row:
 
 def _rows(report: CheckReport) -> list[_Row]:
     measures, shown = report.measures, report.shown
-    found = []
+    drawn_rows = []
     for ladder, images in [
-        *((one, shown.ladders[one.kind]) for one in measures.ladders),
-        *((one, shown.worsened[one.kind]) for one in measures.worsened),
+        *((ladder, shown.ladders[ladder.kind]) for ladder in measures.ladders),
+        *((ladder, shown.worsened[ladder.kind]) for ladder in measures.worsened),
     ]:
         falls = (
             math.isfinite(ladder.means[0]),
             *(after < before for before, after in itertools.pairwise(ladder.means)),
         )
         about = (f"pairs {percent(ladder.pairs_in_order)}", f"steps {percent(ladder.steps_in_order)}", "in order")
-        is_wrong = (math.isnan(ladder.means[0]), *(not one for one in falls))
-        found.append(_Row(kind=ladder.kind, about=about, labels=ladder.labels, images=images, means=ladder.means,
+        is_wrong = (math.isnan(ladder.means[0]), *(not does_fall for does_fall in falls))
+        drawn_rows.append(_Row(kind=ladder.kind, about=about, labels=ladder.labels, images=images, means=ladder.means,
                           rows=ladder.rows, is_wrong=is_wrong))  # fmt: skip
     emptied = empty_rows(shown.hr, shown.enlarged)
     for row in measures.empty:
@@ -102,9 +102,9 @@ def _rows(report: CheckReport) -> list[_Row]:
             for liked, rated in zip(row.preferred, row.rated, strict=True)
         )
         about = (f"liked {percent(mean(row.preferred[1:]))}", f"rated {percent(mean(row.rated))}", "0 % wanted")
-        found.append(_Row(kind=row.kind, about=about, labels=row.labels, images=emptied[row.kind], means=row.means,
+        drawn_rows.append(_Row(kind=row.kind, about=about, labels=row.labels, images=emptied[row.kind], means=row.means,
                           rows=row.rows, is_wrong=is_wrong))  # fmt: skip
-    return found
+    return drawn_rows
 
 
 def _head(draw: ImageDraw.ImageDraw, report: CheckReport) -> None:
@@ -124,8 +124,8 @@ def _head(draw: ImageDraw.ImageDraw, report: CheckReport) -> None:
 def _label(draw: ImageDraw.ImageDraw, row: _Row, top: int) -> None:
     small = ImageFont.load_default(13)
     draw.text((GAP_PX, top + 2), row.kind, font=ImageFont.load_default(16), fill=_INK)
-    for place, line in enumerate(row.about):
-        draw.text((GAP_PX, top + 28 + 18 * place), line, font=small, fill=_MUTED)
+    for index, line in enumerate(row.about):
+        draw.text((GAP_PX, top + 28 + 18 * index), line, font=small, fill=_MUTED)
 
 
 def _step(figure: Image.Image, image: Image.Image, at: tuple[int, int]) -> None:

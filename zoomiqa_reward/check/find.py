@@ -26,16 +26,16 @@ def find_reward(name: str) -> Reward:
         raise ValueError(f"reward {name!r}: cannot import {module_name!r} ({error})") from error
     if not hasattr(module, attribute):
         raise ValueError(f"reward {name!r}: {module_name} has no {attribute!r}")
-    found = getattr(module, attribute)
-    if inspect.isroutine(found) or inspect.isclass(found):
-        found = found()
-    if missing := missing_members(found):
+    candidate = getattr(module, attribute)
+    if inspect.isroutine(candidate) or inspect.isclass(candidate):
+        candidate = candidate()
+    if missing := missing_members(candidate):
         lacks = ", ".join(missing)
         raise ValueError(
-            f"reward {name!r} gives {type(found).__name__}, which is no reward: it lacks {lacks}; "
+            f"reward {name!r} gives {type(candidate).__name__}, which is no reward: it lacks {lacks}; "
             "wrap a function with zoomiqa_reward.MetricReward"
         )
-    return found
+    return candidate
 
 
 def _metric(name: str) -> Reward:

@@ -85,8 +85,9 @@ def make_pool(photograph: Photograph) -> Pool:
     """Return the photograph with its ladders. The same photograph gives the same pixels, every time."""
     hr = photograph.image
     return Pool(
-        name=photograph.name, hr=hr, lq=reduce(hr, SCALE), ladders={one.kind: one.ladder(hr) for one in DAMAGES},
-        worsened={one.damage.kind: one.damage.ladder(one.spoil(hr)) for one in WORSENINGS},
+        name=photograph.name, hr=hr, lq=reduce(hr, SCALE),
+        ladders={damage.kind: damage.ladder(hr) for damage in DAMAGES},
+        worsened={way.damage.kind: way.damage.ladder(way.spoil(hr)) for way in WORSENINGS},
     )  # fmt: skip
 
 

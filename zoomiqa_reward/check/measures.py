@@ -128,28 +128,28 @@ def measure_answers(
     """Return the measures of the answers, one entry per photograph. Raises ValueError where there is none."""
     if not answers:
         raise ValueError("no photograph was checked, so there is nothing to measure")
-    ladders = tuple(_ladder(one, [row.ladders[one.kind] for row in answers]) for one in DAMAGES)
-    worsened = tuple(_ladder(one.damage, [row.worsened[one.damage.kind] for row in answers]) for one in WORSENINGS)
+    ladders = tuple(_ladder(damage, [row.ladders[damage.kind] for row in answers]) for damage in DAMAGES)
+    worsened = tuple(_ladder(way.damage, [row.worsened[way.damage.kind] for row in answers]) for way in WORSENINGS)
     weakest = _weakest(ladders), _weakest(worsened)
     table = table_of(answers)
-    found = decisive(table, *weakest)
-    rise_to_spread, gradient_share = found.pop("rise_to_spread"), found.pop("gradient_share")
-    detail = [one.ladders[DETAIL] for one in answers]
-    ascents = [one.ascent for one in answers]
+    values = decisive(table, *weakest)
+    rise_to_spread, gradient_share = values.pop("rise_to_spread"), values.pop("gradient_share")
+    detail = [answer.ladders[DETAIL] for answer in answers]
+    ascents = [answer.ascent for answer in answers]
     return Measures(
         num_photographs=len(answers), compares=compares, ladders=ladders, weakest_kind=weakest[0],
-        worsened=worsened, weakest_worsened_kind=weakest[1], empty=tuple(_empty(one, answers) for one in EMPTYINGS),
-        transports=tuple(_transport(name, [one.sent[name] for one in answers], detail, found["spread"])
+        worsened=worsened, weakest_worsened_kind=weakest[1], empty=tuple(_empty(way, answers) for way in EMPTYINGS),
+        transports=tuple(_transport(name, [answer.sent[name] for answer in answers], detail, values["spread"])
                          for name in answers[0].sent),
         ascent=_ascent(ascents, rise_to_spread, gradient_share),
-        images_per_s=images_per_s, megapixels_per_s=megapixels_per_s, intervals=intervals(table, *weakest), **found,
+        images_per_s=images_per_s, megapixels_per_s=megapixels_per_s, intervals=intervals(table, *weakest), **values,
     )  # fmt: skip
 
 
 def _weakest(ladders: Sequence[LadderMeasure]) -> str | None:
     rated = [ladder for ladder in ladders if math.isfinite(ladder.pairs_in_order)]
-    found = min(rated, key=lambda ladder: ladder.pairs_in_order, default=None)
-    return found.kind if found else None
+    values = min(rated, key=lambda ladder: ladder.pairs_in_order, default=None)
+    return values.kind if values else None
 
 
 def _ladder(damage: Damage, rows: list[tuple[float, ...]]) -> LadderMeasure:
@@ -162,8 +162,8 @@ def _ladder(damage: Damage, rows: list[tuple[float, ...]]) -> LadderMeasure:
 
 
 def _empty(way: Emptying, answers: Sequence[Answers]) -> EmptyMeasure:
-    rows = [one.empty[way.kind] for one in answers]
-    marks = [one.contentless[way.kind] for one in answers]
+    rows = [answer.empty[way.kind] for answer in answers]
+    marks = [answer.contentless[way.kind] for answer in answers]
     steps = range(len(way.labels()))
     return EmptyMeasure(
         kind=way.kind, labels=way.labels(), rows=tuple(rows),
@@ -187,18 +187,18 @@ def _transport(
 
 def _orders_kept(before: tuple[float, ...], after: tuple[float, ...]) -> list[float]:
     """Return 1 for each pair whose order is as it was, a tie staying a tie included, else 0."""
-    found = []
+    values = []
     for i in range(len(before)):
         for j in range(i + 1, len(before)):
             old, new = before[i] - before[j], after[i] - after[j]
             if math.isfinite(old) and math.isfinite(new):
-                found.append(float((old > 0) - (old < 0) == (new > 0) - (new < 0)))
-    return found
+                values.append(float((old > 0) - (old < 0) == (new > 0) - (new < 0)))
+    return values
 
 
 def _ascent(ascents: list[Ascent], rise_to_spread: float, gradient_share: float) -> AscentMeasure:
     return AscentMeasure(
-        rise=mean(one.rise for one in ascents), rise_to_spread=rise_to_spread,
-        random_change=mean(one.random - one.start for one in ascents), gradient_share=gradient_share,
-        error=next((one.error for one in ascents if one.error), None),
+        rise=mean(ascent.rise for ascent in ascents), rise_to_spread=rise_to_spread,
+        random_change=mean(ascent.random - ascent.start for ascent in ascents), gradient_share=gradient_share,
+        error=next((ascent.error for ascent in ascents if ascent.error), None),
     )  # fmt: skip

@@ -30,11 +30,11 @@ class CheckReport:
     def as_json(self) -> dict[str, Any]:
         """Return the report without images; NaN and infinity are None (`spread` 0 tells the infinite ratios)."""
         verdicts = {
-            one.use: {
-                "verdict": one.verdict, "num_images": one.num_images, "min_images": one.min_images,
-                "criteria": [asdict(criterion) | {"met": criterion.met} for criterion in one.criteria],
+            verdict.use: {
+                "verdict": verdict.verdict, "num_images": verdict.num_images, "min_images": verdict.min_images,
+                "criteria": [asdict(criterion) | {"met": criterion.met} for criterion in verdict.criteria],
             }
-            for one in self.verdicts
+            for verdict in self.verdicts
         }  # fmt: skip
         return _plain(
             {

@@ -50,16 +50,16 @@ class CheckScorer:
             self._pixels_timed += sum(image.shape[1] * image.shape[2] for image in images)
             self._seconds += took
         self._is_warm = True
-        found = [v if ok else math.nan for v, ok in zip(values, valid, strict=True)]
+        measured = [v if ok else math.nan for v, ok in zip(values, valid, strict=True)]
         if may_fail:
-            return found
-        for image, value, error in zip(images, found, scores.errors, strict=True):
+            return measured
+        for image, value, error in zip(images, measured, scores.errors, strict=True):
             if not math.isnan(value):
                 self.num_asked += 1
             elif contentless(image) is None:
                 self.num_asked += 1
                 self.errors.append(f"{pool.name}: {error or f'{self.reward.name} gave no value and no reason'}")
-        return found
+        return measured
 
     @property
     def images_per_s(self) -> float:

@@ -24,7 +24,7 @@ Table = dict[str, NDArray[np.float64]]
 
 def table_of(answers: Sequence[Answers]) -> Table:
     """Return the sums of each photograph."""
-    rows = [dict(_tallies(one)) for one in answers]
+    rows = [dict(_tallies(answer)) for answer in answers]
     return {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
 
 
@@ -74,33 +74,36 @@ def preference(value: float, honest: float) -> float:
     return 0.5 if value == honest else float(not value < honest)
 
 
-def _tallies(one: Answers) -> Iterable[tuple[str, tuple[float, int]]]:
-    for kind, row in one.ladders.items():
+def _tallies(answer: Answers) -> Iterable[tuple[str, tuple[float, int]]]:
+    for kind, row in answer.ladders.items():
         yield f"ladder {kind}", _sums(pair_scores(row))
-    for kind, row in one.worsened.items():
+    for kind, row in answer.worsened.items():
         yield f"worsened {kind}", _sums(pair_scores(row))
-    yield "pairs", _sums(score for row in one.ladders.values() for score in pair_scores(row))
-    yield "far pairs", _sums(score for row in one.ladders.values() for score in pair_scores(row, least_apart=FAR_APART))
-    yield "variance", _sums([deviation(one.ladders[DETAIL], unbiased=False) ** 2])
-    yield "repeat_variance", _sums(deviation(row, unbiased=True) ** 2 for row in one.repeats)
-    yield "rise", _sums([one.ascent.rise])
-    yield "gradient", (float(one.ascent.has_gradient), 1)
-    yield "measured", (one.num_asked - one.num_failed, one.num_asked)
+    yield "pairs", _sums(score for row in answer.ladders.values() for score in pair_scores(row))
+    yield (
+        "far pairs",
+        _sums(score for row in answer.ladders.values() for score in pair_scores(row, least_apart=FAR_APART)),
+    )
+    yield "variance", _sums([deviation(answer.ladders[DETAIL], unbiased=False) ** 2])
+    yield "repeat_variance", _sums(deviation(row, unbiased=True) ** 2 for row in answer.repeats)
+    yield "rise", _sums([answer.ascent.rise])
+    yield "gradient", (float(answer.ascent.has_gradient), 1)
+    yield "measured", (answer.num_asked - answer.num_failed, answer.num_asked)
     yield (
         "rated",
         _sums(
             float(not math.isnan(value))
-            for kind, row in one.empty.items()
-            for value, is_empty in zip(row, one.contentless[kind], strict=True)
+            for kind, row in answer.empty.items()
+            for value, is_empty in zip(row, answer.contentless[kind], strict=True)
             if is_empty
         ),
     )
-    yield "preferred", _sums(preference(value, row[0]) for row in one.empty.values() for value in row[1:])
+    yield "preferred", _sums(preference(value, row[0]) for row in answer.empty.values() for value in row[1:])
 
 
 def _sums(values: Iterable[float]) -> tuple[float, int]:
-    found = [value for value in values if math.isfinite(value)]
-    return math.fsum(found), len(found)
+    measured = [value for value in values if math.isfinite(value)]
+    return math.fsum(measured), len(measured)
 
 
 def _mean(sums: NDArray[np.float64]) -> float:

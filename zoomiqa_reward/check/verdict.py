@@ -77,8 +77,8 @@ class Criterion:
         if math.isnan(self.value):
             return None
         is_never = self.at_most == 0 or self.at_least == 1
-        ends = [self.value] if is_never else [one for one in (self.value, self.low, self.high) if not math.isnan(one)]
-        answers = {one <= self.at_most if self.at_least is None else one >= self.at_least for one in ends}
+        ends = [self.value] if is_never else [end for end in (self.value, self.low, self.high) if not math.isnan(end)]
+        answers = {end <= self.at_most if self.at_least is None else end >= self.at_least for end in ends}
         return answers.pop() if len(answers) == 1 else None
 
     def __str__(self) -> str:
@@ -124,9 +124,9 @@ class Verdict:
     @property
     def reasons(self) -> tuple[Criterion, ...]:
         """The criteria that are missed, then those without a value, then those whose interval holds the threshold."""
-        missed = [one for one in self.criteria if one.met is False]
-        unmeasured = [one for one in self.criteria if math.isnan(one.value)]
-        unsure = [one for one in self.criteria if one.met is None and not math.isnan(one.value)]
+        missed = [criterion for criterion in self.criteria if criterion.met is False]
+        unmeasured = [criterion for criterion in self.criteria if math.isnan(criterion.value)]
+        unsure = [criterion for criterion in self.criteria if criterion.met is None and not math.isnan(criterion.value)]
         return (*missed, *unmeasured, *unsure)
 
 
@@ -174,9 +174,11 @@ def _degenerate(
              for label, share in zip(row.labels, row.rated, strict=True) if share > 0]  # fmt: skip
     preferred = [f"{row.kind}: {label}" for row in measures.empty
                  for label, share in zip(row.labels, row.preferred, strict=True) if share > 0]  # fmt: skip
-    found = [criterion("degenerate_preferred", at_most=thresholds.max_degenerate_preferred, note=", ".join(preferred))]
+    criteria = [
+        criterion("degenerate_preferred", at_most=thresholds.max_degenerate_preferred, note=", ".join(preferred))
+    ]
     # NaN where the crops were such that no emptied image was contentless: then there is nothing to hold against it.
     if not measures.compares and not math.isnan(measures.contentless_rated):
         note = ", ".join(rated)
-        found.append(criterion("contentless_rated", at_most=thresholds.max_contentless_rated, note=note))
-    return tuple(found)
+        criteria.append(criterion("contentless_rated", at_most=thresholds.max_contentless_rated, note=note))
+    return tuple(criteria)

@@ -89,7 +89,7 @@ def check(
     if figure is not None:
         ladder_figure(report, figure, overwrite=overwrite)
         print(f"ladders: {figure}", file=sys.stderr)
-    is_whole = not refused and not report.errors and all(one.is_reached for one in report.verdicts)
+    is_whole = not refused and not report.errors and all(verdict.is_reached for verdict in report.verdicts)
     return 0 if is_whole else 2
 
 

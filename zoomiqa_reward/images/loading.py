@@ -112,13 +112,13 @@ def conversions(source: Any) -> tuple[str, ...]:
 
 def _lost(image: Image.Image) -> tuple[str, ...]:
     deep = any(str(getattr(tile, "args", "")).count("16") for tile in getattr(image, "tile", ()))
-    found = {
+    losses = {
         "transparency is put on white": image.has_transparency_data,
         "16-bit colour is reduced to 8 bits": deep and image.mode in ("RGB", "RGBA"),
         "its colour profile is not applied": "icc_profile" in image.info and not _is_srgb(image.info["icc_profile"]),
         f"only the first of {getattr(image, 'n_frames', 1)} frames is read": getattr(image, "n_frames", 1) > 1,
     }
-    return tuple(note for note, is_so in found.items() if is_so)
+    return tuple(note for note, is_so in losses.items() if is_so)
 
 
 def _is_srgb(profile: Any) -> bool:

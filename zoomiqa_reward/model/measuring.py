@@ -69,8 +69,8 @@ def measure(
         readable = [image for image in images if not isinstance(image, ImageError)]
         answers = iter(_ask(iqa, readable, mode, strict, question))
         for file, image in zip(chunk, images, strict=True):
-            found = _measured(iqa.name, file, mode, image if isinstance(image, ImageError) else next(answers))
-            yield replace(found, record=replace(found.record, notes=conversions(file)))
+            measured = _measured(iqa.name, file, mode, image if isinstance(image, ImageError) else next(answers))
+            yield replace(measured, record=replace(measured.record, notes=conversions(file)))
 
 
 def _load(file: str) -> Any:

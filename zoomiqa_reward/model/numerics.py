@@ -91,7 +91,7 @@ def _settings() -> tuple[Setting, ...]:
         (cuda.fp16_bf16_reduction_math_sdp_allowed, cuda.allow_fp16_bf16_reduction_math_sdp,
          "allow_fp16_bf16_reduction_math_sdp", False),
     ]  # fmt: skip
-    found = [
+    settings = [
         Setting(name="torch.set_float32_matmul_precision", canonical="highest",
                 read=torch.get_float32_matmul_precision, write=torch.set_float32_matmul_precision),
         Setting(name="torch.use_deterministic_algorithms", canonical=(False, False), read=_deterministic,
@@ -111,7 +111,7 @@ def _settings() -> tuple[Setting, ...]:
         ("cuda.matmul.allow_bf16_reduced_precision_reduction", True), ("cuda.matmul.allow_fp16_accumulation", False),
         ("cudnn.enabled", True), ("cudnn.benchmark", False), ("cudnn.deterministic", True),
     ]  # fmt: skip
-    return (*found, *(one for name, value in attributes if (one := _attribute(name, value)) is not None))
+    return (*settings, *(setting for name, value in attributes if (setting := _attribute(name, value)) is not None))
 
 
 def _deterministic() -> tuple[bool, bool]:
@@ -146,7 +146,7 @@ def canonical_numerics() -> Iterator[None]:
         dtype = torch.get_default_dtype()
         _switch_thread(stack)
         yield
-        changed = [one.name for one in SETTINGS if not one.holds()]
+        changed = [setting.name for setting in SETTINGS if not setting.holds()]
         if torch.get_default_dtype() != dtype:
             changed.append("torch.set_default_dtype")
         if changed:
@@ -210,10 +210,10 @@ def precision_settings(*, cuda: bool) -> dict[str, Any]:
     For what runs with `callers_precision`: they belong to its identity. They are the process's own also while some
     thread measures. cuda: whether those of CUDA matter.
     """
-    found = {one.name: (_BEFORE[one.name] if one.name in _BEFORE else one.now()) for one in SETTINGS}
+    values = {setting.name: _BEFORE.get(setting.name, setting.now()) for setting in SETTINGS}
     return {
-        one.name: found[one.name] for one in SETTINGS
-        if not one.is_canonical(found[one.name]) and (cuda or "cud" not in one.name)
+        setting.name: values[setting.name] for setting in SETTINGS
+        if not setting.is_canonical(values[setting.name]) and (cuda or "cud" not in setting.name)
     }  # fmt: skip
 
 
@@ -231,11 +231,11 @@ def _make_canonical() -> Undo:
     def undo() -> None:
         _BEFORE.clear()
         # What somebody else has set meanwhile stands. Old and new names write one another, so what is right is left.
-        own = [(setting, value) for setting, value in before if setting.holds() and value is not None]
-        for setting, value in own:
+        changed = [(setting, value) for setting, value in before if setting.holds() and value is not None]
+        for setting, value in changed:
             if setting.now() != value:
                 setting.write(value)
-        for setting, value in own:
+        for setting, value in changed:
             if setting.now() != value:
                 setting.write(value)
 
@@ -255,16 +255,18 @@ class _Float32(TorchFunctionMode):
             if func not in _OF_NUMBERS:
                 return func(*args, **kwargs | {"dtype": torch.float32})
             made = func(*args, **kwargs)
-            own = next(iter([*args, *kwargs.values()]), None)
-            if made.is_floating_point() and made.dtype == torch.get_default_dtype() and not hasattr(own, "dtype"):
+            receiver = next(iter([*args, *kwargs.values()]), None)
+            if made.is_floating_point() and made.dtype == torch.get_default_dtype() and not hasattr(receiver, "dtype"):
                 return func(*args, **kwargs | {"dtype": torch.float32})
             return made
         if func in _FRACTIONS:
-            tensors = [one for one in args if isinstance(one, Tensor)]
-            if tensors and not any(one.is_floating_point() or one.is_complex() for one in tensors):
+            tensors = [argument for argument in args if isinstance(argument, Tensor)]
+            if tensors and not any(argument.is_floating_point() or argument.is_complex() for argument in tensors):
                 made = func(*args, **kwargs)
                 if made.is_floating_point():
-                    args = [one.to(torch.float32) if isinstance(one, Tensor) else one for one in args]
+                    args = [
+                        argument.to(torch.float32) if isinstance(argument, Tensor) else argument for argument in args
+                    ]
                     return func(*args, **kwargs)
                 return made
         return func(*args, **kwargs)

@@ -211,9 +211,9 @@ _NESTED = {
 def _build(cls: Any, data: Mapping[str, Any], where: str) -> Any:
     if not isinstance(data, Mapping):
         raise ProtocolError(f"{where}: must be a JSON object, not a {type(data).__name__}")
-    known = {f.name for f in fields(cls)}
-    if unknown := sorted(set(data) - known):
-        raise ProtocolError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    field_names = {f.name for f in fields(cls)}
+    if unknown := sorted(set(data) - field_names):
+        raise ProtocolError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(sorted(field_names))}")
     values: dict[str, Any] = {}
     for key, value in data.items():
         if key in _NESTED:

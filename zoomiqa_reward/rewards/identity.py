@@ -56,12 +56,12 @@ class _Walker:
             return _hash("cycle", str(self.on_path[id(value)]))
         self.on_path[id(value)] = len(self.on_path)
         try:
-            found = self._compound(value, where)
+            digest = self._compound(value, where)
         finally:
             del self.on_path[id(value)]
         if isinstance(value, type | types.FunctionType):
-            self.done[id(value)] = (value, found)
-        return found
+            self.done[id(value)] = (value, digest)
+        return digest
 
     def _compound(self, value: Any, where: str) -> bytes:  # noqa: C901 - one line per kind of value
         if isinstance(value, enum.Enum):
@@ -117,19 +117,19 @@ class _Walker:
         return _hash(*parts)
 
     def _cells(self, fn: types.FunctionType, where: str) -> list[bytes]:
-        found = []
+        digests = []
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
             try:
-                found.append(_hash(name, self.digest(cell.cell_contents, f"{where}: closure {name}")))
+                digests.append(_hash(name, self.digest(cell.cell_contents, f"{where}: closure {name}")))
             except ValueError as error:
                 if isinstance(error, UnknownState):
                     raise
-                found.append(_hash(name, "empty"))  # a cell that is not filled yet
-        return found
+                digests.append(_hash(name, "empty"))  # a cell that is not filled yet
+        return digests
 
     def _code(self, code: types.CodeType, where: str) -> bytes:
-        consts = [self._code(one, where) if isinstance(one, types.CodeType) else self.digest(one, where)
-                  for one in code.co_consts]  # fmt: skip
+        consts = [self._code(constant, where) if isinstance(constant, types.CodeType) else self.digest(constant, where)
+                  for constant in code.co_consts]  # fmt: skip
         return _hash("code", code.co_code, " ".join(code.co_names), " ".join(code.co_varnames), *consts)
 
     def _class(self, kind: type, where: str) -> bytes:
@@ -156,27 +156,29 @@ class _Walker:
             raise UnknownState(
                 f"{where} has weights without data (device meta): load them before its state is asked for"
             )
-        kinds = [(name, type(part)) for name, part in module.named_modules()]
+        kinds = [(name, type(child)) for name, child in module.named_modules()]
         parts: list[bytes] = [weights_digest(module).encode()]
         for name, kind in kinds:
             parts.append(_hash(name, self.digest(kind, f"{where}.{name}")))
-        for name, part in module.named_modules():
-            own = {key: item for key, item in vars(part).items() if not key.startswith("_") and key != "training"}
-            parts.append(_hash(name, str(part.training)))
-            if not _is_installed(type(part).__module__):
-                parts.append(self.digest(own, f"{where}.{name}" if name else where))
+        for name, child in module.named_modules():
+            attributes = {
+                key: item for key, item in vars(child).items() if not key.startswith("_") and key != "training"
+            }
+            parts.append(_hash(name, str(child.training)))
+            if not _is_installed(type(child).__module__):
+                parts.append(self.digest(attributes, f"{where}.{name}" if name else where))
             else:
-                parts.append(_hash(part.extra_repr()))
+                parts.append(_hash(child.extra_repr()))
         return _hash("nn.Module", *parts)
 
     def _object(self, value: Any, where: str) -> bytes:
-        own = inspect.getattr_static(type(value), "fingerprint", None)
+        fingerprint = inspect.getattr_static(type(value), "fingerprint", None)
         default = getattr(sys.modules.get("zoomiqa_reward.rewards.base"), "Reward", None)
-        is_default = default is not None and own is inspect.getattr_static(default, "fingerprint", None)
+        is_default = default is not None and fingerprint is inspect.getattr_static(default, "fingerprint", None)
         declared = vars(value).get("fingerprint") if hasattr(value, "__dict__") else None
         if isinstance(declared, str):
             return _hash("fingerprint", declared)
-        if own is not None and not is_default and where != "value":
+        if fingerprint is not None and not is_default and where != "value":
             return _hash("fingerprint", str(value.fingerprint))
         if _is_foreign(type(value).__module__) and not dataclasses.is_dataclass(value):
             raise UnknownState(_advice(where, value))
@@ -212,11 +214,11 @@ def _is_plain(value: Any) -> bool:
 
 def _names(code: types.CodeType) -> set[str]:
     """Names that the code may look up among the globals, those of inner functions included."""
-    found = set(code.co_names)
+    names = set(code.co_names)
     for const in code.co_consts:
         if isinstance(const, types.CodeType):
-            found |= _names(const)
-    return found
+            names |= _names(const)
+    return names
 
 
 def _tensor(tensor: Tensor, where: str) -> bytes:

@@ -78,19 +78,21 @@ def normalised(values: Tensor, groups: Tensor, method: str = "z") -> Tensor:
         members = (groups.to(measured.device) == number) & measured
         if not bool(members.any()):
             continue
-        own = exact[members]
+        group_values = exact[members]
         if method == "quantile":
-            below = (own[:, None] > own[None]).double() + 0.5 * (own[:, None] == own[None]).double()
+            below = (group_values[:, None] > group_values[None]).double() + 0.5 * (
+                group_values[:, None] == group_values[None]
+            ).double()
             quantile[members] = below.mean(dim=1)
             continue
-        spread = own.std(correction=0) if method == "z" else own.max() - own.min()
-        offset[members] = own.mean() if method == "z" else own.min()
-        if spread > FLAT * max(1.0, abs(float(own.mean()))):
+        spread = group_values.std(correction=0) if method == "z" else group_values.max() - group_values.min()
+        offset[members] = group_values.mean() if method == "z" else group_values.min()
+        if spread > FLAT * max(1.0, abs(float(group_values.mean()))):
             scale[members] = 1 / spread
     if method == "quantile":
         return quantile.to(values.dtype)
-    found = (values - offset.to(values.dtype)) * scale.to(values.dtype)
-    return found + 0.5 * (scale == 0) if method == "minmax" else found
+    scaled = (values - offset.to(values.dtype)) * scale.to(values.dtype)
+    return scaled + 0.5 * (scale == 0) if method == "minmax" else scaled
 
 
 def variance_shares(parts: Tensor, groups: Tensor) -> list[float]:
@@ -117,4 +119,4 @@ def variance_shares(parts: Tensor, groups: Tensor) -> list[float]:
     largest = max(1.0, float(parts.abs().max())) if parts.numel() else 1.0
     if variance <= parts.shape[1] * (FLAT * largest) ** 2:
         return [math.nan] * parts.shape[0]
-    return [float((part * total).sum()) / variance for part in centred]
+    return [float((deviations * total).sum()) / variance for deviations in centred]

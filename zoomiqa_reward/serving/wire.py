@@ -114,13 +114,13 @@ def encode_image(source: Any, transport: str = "auto") -> EncodedImage:
 def encode_request(items: Sequence[ScoreItem]) -> bytes:
     """Return the body of a request."""
     tensors, prompts = {}, {}
-    for place, item in enumerate(items):
+    for index, item in enumerate(items):
         for part, image in item.images.items():
             values = np.frombuffer(image.data, dtype=np.uint8 if image.shape is None else "<f4")
-            name = str(place) if part == "image" else f"{part}.{place}"
+            name = str(index) if part == "image" else f"{part}.{index}"
             tensors[name] = values if image.shape is None else values.reshape(image.shape)
         if item.prompt is not None:
-            prompts[f"prompt.{place}"] = item.prompt
+            prompts[f"prompt.{index}"] = item.prompt
     return save(tensors, metadata=prompts or None)
 
 
@@ -140,7 +140,7 @@ def decode_request(body: bytes, content_type: str, limits: Limits) -> list[Score
         )
     if len(items) > limits.max_images:
         raise ServingError("too_large", f"{len(items)} images; at most {limits.max_images} a request")
-    for place, item in enumerate(items):
+    for index, item in enumerate(items):
         for part, image in item.images.items():
             try:
                 width, height = image.size()
@@ -148,7 +148,7 @@ def decode_request(body: bytes, content_type: str, limits: Limits) -> list[Score
                 continue
             if width * height > limits.max_pixels:
                 raise ServingError(
-                    "too_large", f"{part} {place} has {width}x{height} pixels; at most {limits.max_pixels}"
+                    "too_large", f"{part} {index} has {width}x{height} pixels; at most {limits.max_pixels}"
                 )
     return items
 
@@ -182,19 +182,19 @@ def _items(images: dict[str, EncodedImage], texts: dict[str, str]) -> list[Score
         if not _NAME.fullmatch(name):
             raise ServingError("malformed", f"tensor {name!r}: names are '0', '1', ..., and 'lq.0', 'hr.0', ...")
     count = sum(name.isdigit() for name in images)
-    expected = {f"{prefix}{place}" for prefix in ("", "lq.", "hr.") for place in range(count)}
-    if count == 0 or not set(images) <= expected or not all(str(place) in images for place in range(count)):
+    expected = {f"{prefix}{index}" for prefix in ("", "lq.", "hr.") for index in range(count)}
+    if count == 0 or not set(images) <= expected or not all(str(index) in images for index in range(count)):
         raise ServingError(
             "malformed", f"{count} images: they must be named '0' to '{max(count - 1, 0)}', none left out"
         )
-    if unknown := sorted(set(texts) - {f"prompt.{place}" for place in range(count)}):
+    if unknown := sorted(set(texts) - {f"prompt.{index}" for index in range(count)}):
         raise ServingError("malformed", f"text {unknown[0]!r}: only 'prompt.0', ... belong to {count} images")
     return [
         ScoreItem(
-            image=images[str(place)], lq=images.get(f"lq.{place}"), hr=images.get(f"hr.{place}"),
-            prompt=texts.get(f"prompt.{place}"),
+            image=images[str(index)], lq=images.get(f"lq.{index}"), hr=images.get(f"hr.{index}"),
+            prompt=texts.get(f"prompt.{index}"),
         )
-        for place in range(count)
+        for index in range(count)
     ]  # fmt: skip
 
 

@@ -48,11 +48,11 @@ def away_from_nothing(scores: Scores, images: Tensor, lq: Tensor, tau: float, wi
     empty = torch.tensor([(why or "").startswith(PREFIX) for why in scores.errors], device=scores.value.device)
     if not bool(empty.any()):
         return scores.value
-    known = scores.value[scores.valid].detach()
+    measured = scores.value[scores.valid].detach()
     worst = as_worst(replace(scores, value=scores.value.detach()), ["one"] * len(scores), width)
     least = 0.05 * width if math.isfinite(width) else max(0.05 * abs(tau), 1e-3)
-    low = float(worst.value[empty].min()) if len(known) else tau - least
-    step = float(known.min()) - low if len(known) else least
+    low = float(worst.value[empty].min()) if len(measured) else tau - least
+    step = float(measured.min()) - low if len(measured) else least
     low = min(low, tau - step)  # the hinge has a slope only below tau
     shown = torch.nn.functional.interpolate(images[empty.to(images.device)], size=lq.shape[-2:], mode="bicubic",
                                             antialias=True)  # fmt: skip
@@ -104,9 +104,13 @@ class RewardGradient:
         examples = pick_crops(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
         size = tuning.config.rows_at_once
         chunks = [min(size, tuning.config.num_samples - start) for start in range(0, tuning.config.num_samples, size)]
-        return Collected(parts=[
-            Part(loss=partial(self._loss, tuning, one, rows), example=one) for one in examples for rows in chunks
-        ])  # fmt: skip
+        return Collected(
+            parts=[
+                Part(loss=partial(self._loss, tuning, example, rows), example=example)
+                for example in examples
+                for rows in chunks
+            ]
+        )
 
     def after_round(self, tuning: Tuning, updates: int) -> None:
         """The model that draws is the one that is trained."""

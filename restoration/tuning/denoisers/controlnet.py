@@ -89,9 +89,9 @@ class ControlDenoiser:
         if "negative" not in given:
             return self._run(x_t, time, given["control"], given["text"])
         both = time if time.ndim == 0 else torch.cat([time, time])
-        twice = [torch.cat([part, part]) for part in (x_t, given["control"])]
-        found = self._run(twice[0], both, twice[1], torch.cat([given["negative"], given["text"]]))
-        without, with_text = found.chunk(2)
+        twice = [torch.cat([tensor, tensor]) for tensor in (x_t, given["control"])]
+        prediction = self._run(twice[0], both, twice[1], torch.cat([given["negative"], given["text"]]))
+        without, with_text = prediction.chunk(2)
         return without + self._guidance * (with_text - without)
 
     def _run(self, x_t: Tensor, time: Tensor, control: Tensor, text: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class ControlDenoiser:
         )  # fmt: skip
         return self.module(
             x_t.to(dtype), time, encoder_hidden_states=text,
-            down_block_additional_residuals=[part.to(dtype) for part in down],
+            down_block_additional_residuals=[residual.to(dtype) for residual in down],
             mid_block_additional_residual=middle.to(dtype),
         ).sample.float()  # fmt: skip
 

@@ -77,8 +77,8 @@ def limits_of(
     limits' centre. again: of its candidates by other seeds, where they were measured. room_to: by signal, a value that
     is no alarm: limits give way to it. `kl` is 0 for the base, so its limit is a setting.
     """
-    metrics = {one.name: "low" if one.higher_is_better else "high" for one in find_metrics(config.metrics)}
-    sides, found, left_out = SIDES | metrics, {}, []
+    metrics = {metric.name: "low" if metric.higher_is_better else "high" for metric in find_metrics(config.metrics)}
+    sides, limits, left_out = SIDES | metrics, {}, []
     for name, row in rows.items():
         other = again.get(name)
         measured = np.isfinite(row) if other is None else np.isfinite(row) & np.isfinite(other)
@@ -89,12 +89,12 @@ def limits_of(
         other = None if other is None else [value for value, ok in zip(other, measured, strict=True) if ok]
         base, deviation = float(np.mean(row)), bootstrap_deviation(row, other)
         room = max(config.deviations * deviation, LEAST_ROOM.get(name, 0.0))
-        found[name] = Limit(
+        limits[name] = Limit(
             base=base, deviation=deviation,
             low=min(base - room, room_to.get(name, base)) if sides[name] in ("low", "both") else None,
             high=max(base + room, room_to.get(name, base)) if sides[name] in ("high", "both") else None,
         )  # fmt: skip
-    return found | {"kl": Limit(base=0.0, deviation=0.0, low=None, high=config.max_kl)}, left_out
+    return limits | {"kl": Limit(base=0.0, deviation=0.0, low=None, high=config.max_kl)}, left_out
 
 
 def compared(now: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
