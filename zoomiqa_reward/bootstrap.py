@@ -31,8 +31,8 @@ def bootstrap(
 ) -> dict[str, Interval]:
     """Return name -> 95 % interval of each statistic over resampled groups, all from the same draws.
 
-    `statistics` gets the indices of a resample: whole groups, drawn with replacement, one drawn twice twice over. With
-    fewer than 2 groups there is nothing to resample: no intervals are returned. draws=0 gives none either.
+    `statistics` gets the indices of a resample: groups are resampled with replacement; a group drawn twice appears
+    twice. With fewer than 2 groups there is nothing to resample: no intervals are returned. draws=0 gives none either.
     """
     members = [np.flatnonzero(groups == number) for number in range(int(groups.max()) + 1)] if len(groups) else []
     if len(members) < 2 or draws == 0:
@@ -42,4 +42,4 @@ def bootstrap(
     for _ in range(draws):
         chosen = rng.integers(0, len(members), len(members))
         drawn.append(statistics(np.concatenate([members[number] for number in chosen])))
-    return {name: percentile_interval([one[name] for one in drawn]) for name in drawn[0]}
+    return {name: percentile_interval([resample[name] for resample in drawn]) for name in drawn[0]}
