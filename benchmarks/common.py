@@ -15,7 +15,7 @@ import transformers
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from zoomiqa_reward.bootstrap import bootstrap as intervals
+from zoomiqa_reward.runs import bootstrap as runs_bootstrap
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -30,7 +30,8 @@ def srcc(a: Sequence[float] | NDArray[Any], b: Sequence[float] | NDArray[Any]) -
 
 def bootstrap(statistic: Callable[[NDArray[np.int64]], float], count: int, *, draws: int = 1000) -> list[float]:
     """Return the 2.5 and 97.5 percentiles of `statistic(indices)` over resampled indices 0..count-1."""
-    return list(intervals(lambda index: {"it": statistic(index)}, np.arange(count), draws=draws)["it"])
+    found = runs_bootstrap.bootstrap(lambda chosen: {"value": statistic(chosen)}, np.arange(count), draws=draws)
+    return list(found["value"])
 
 
 def write_result(name: str, result: dict[str, Any]) -> None:

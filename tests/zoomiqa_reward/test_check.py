@@ -10,7 +10,6 @@ import torch
 from known_rewards import faithful, photo, verdicts, wrapped
 
 from zoomiqa_reward import MetricReward
-from zoomiqa_reward.bootstrap import bootstrap
 from zoomiqa_reward.check import Thresholds, run_check
 from zoomiqa_reward.check.answers import Answers
 from zoomiqa_reward.check.ascent import Ascent
@@ -22,6 +21,7 @@ from zoomiqa_reward.check.order import deviation, mean, pair_scores, ratio
 from zoomiqa_reward.check.scoring import CheckScorer
 from zoomiqa_reward.check.verdict import Criterion, judge
 from zoomiqa_reward.rewards.composite import CompositeReward, Term
+from zoomiqa_reward.runs.bootstrap import bootstrap
 
 # Statistics
 

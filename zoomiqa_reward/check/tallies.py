@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from zoomiqa_reward.bootstrap import Interval, bootstrap
 from zoomiqa_reward.check.answers import Answers
 from zoomiqa_reward.check.ladders import DETAIL
 from zoomiqa_reward.check.order import deviation, pair_scores, ratio
+from zoomiqa_reward.runs.bootstrap import Interval, bootstrap
 
 FAR_APART = 3
 """Places in a ladder of five from which a pair counts as far apart: what DPO pairs, best against worst."""
