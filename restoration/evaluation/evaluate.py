@@ -6,12 +6,10 @@ appended image by image to a folder, so that a run that was killed goes on where
 records stands in `restoration.evaluation.report`.
 """
 
-import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from restoration.restorer.rng import candidate_seed
 from zoomiqa_reward.images.loading import conversions
 from zoomiqa_reward.rewards.base import Reward, require_pointwise
 from zoomiqa_reward.runs.json_lines import write_json
+from zoomiqa_reward.runs.provenance import versions
 from zoomiqa_reward.runs.settings import identity_of
 
 __all__ = ["BicubicRestorer", "Evaluation", "Restoring", "bicubic", "evaluate"]
@@ -152,7 +151,7 @@ def _settings(
         "seed": seed,
         "seeds": [candidate_seed(seed, k) for k in range(n)],
         "reward": None if reward is None else identity_of(reward),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "versions": versions(*LIBRARIES),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
     }  # fmt: skip

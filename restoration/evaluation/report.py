@@ -16,6 +16,7 @@ from restoration.evaluation.statistics import Array, Interval
 from restoration.metrics.conditioned import ConditionedReward
 from restoration.metrics.registry import METRICS
 from zoomiqa_reward.rewards.base import Reward, labels_of, walk
+from zoomiqa_reward.runs.json_lines import plain
 
 POOL_MARGIN_DB = 1.0
 """A pool whose mean PSNR-Y lies further below bicubic's makes choosing easy, by a bad model."""
@@ -136,8 +137,8 @@ def compare(
             images = [name for name in common if name in values[0] and name in values[1]]
             test = statistics.paired_test([values[0][k] for k in images], [values[1][k] for k in images])
             result[row] = {
-                "difference": _number(test.difference), "p_bootstrap": _null(test.p_bootstrap),
-                "p_wilcoxon": _null(test.p_wilcoxon),
+                "difference": _number(test.difference), "p_bootstrap": plain(test.p_bootstrap),
+                "p_wilcoxon": plain(test.p_wilcoxon),
             }  # fmt: skip
     return result
 
@@ -222,8 +223,4 @@ def _problems(records: Sequence[ImageRecord], pools: _Pools, left_out: dict[str,
 def _number(interval: Interval, sign: float = 1.0) -> dict[str, Any]:
     low, high = (interval.low, interval.high) if sign > 0 else (-interval.high, -interval.low)
     value = interval.value if sign > 0 else -interval.value
-    return {"value": _null(value), "low": _null(low), "high": _null(high), "images": interval.num_images}
-
-
-def _null(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    return {"value": plain(value), "low": plain(low), "high": plain(high), "images": interval.num_images}
