@@ -87,7 +87,7 @@ def test_evaluate_names_every_file(folder, capsys, tmp_path):
     home, names = folder
     out = tmp_path / "out"
     command = ["evaluate", str(home), "--degradation", "bicubic", "--restorer", "bicubic", "--reward", "none"]
-    assert main([*command, "--m", "1", "--metrics", "psnr_y", "--out", str(out), "--json"]) == 2
+    assert main([*command, "--n", "1", "--metrics", "psnr_y", "--out", str(out), "--json"]) == 2
     results = json.loads(capsys.readouterr().out.splitlines()[-1])
     named = {json.loads(line)["image"] for line in (out / "records.jsonl").read_text().splitlines()}
     assert len(named) == len(names)
