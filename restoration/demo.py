@@ -8,7 +8,6 @@ Everything runs on a CPU with the embedded model and without a network.
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from restoration.selection.pool import varied_pool
 from restoration.selection.result import BestOfN
 from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.images.loading import load_image, save_png, to_pil
-from zoomiqa_reward.runs.json_lines import write_json
+from zoomiqa_reward.runs.json_lines import plain, write_json
 
 PHOTOGRAPH = "astronaut.png"
 """Public domain (NASA), 512 x 512, part of scikit-image's wheel: nothing is downloaded."""
@@ -103,7 +102,7 @@ def compare(iqa: ZoomIQA, result: BestOfN, image_lq: Tensor, image_hr: Tensor | 
     if image_hr is not None:
         images["original"] = image_hr
     ratings = {name: float(iqa.rate([image], strict=True).mean[0]) for name, image in images.items()}
-    report: dict[str, Any] = {"rating": {name: r if math.isfinite(r) else None for name, r in ratings.items()}}
+    report: dict[str, Any] = {"rating": plain(ratings)}
     if image_hr is not None:
         drawn = [
             fsim(load_image(candidate.image), image_hr) for candidate in result.candidates if candidate.has_image()

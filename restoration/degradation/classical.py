@@ -4,13 +4,14 @@ Pillow resamples float planes, so nothing is rounded to 8 bits on the way. sciki
 `demo` or `restoration`); it is imported when called.
 """
 
-import io
 import math
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from zoomiqa_reward.images.filters import jpeg_file
 
 Array = np.ndarray
 """Float32 HWC in [0, 1]."""
@@ -115,9 +116,7 @@ def degrade_for_demo(
     small = small + noise * np.random.default_rng(seed).standard_normal(small.shape)
     pixels = (np.clip(small, 0, 1) * 255).round().astype(np.uint8)
     image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
-    packed = io.BytesIO()
-    image.save(packed, "JPEG", quality=quality)
-    read = np.asarray(Image.open(packed), dtype=np.float32) / 255
+    read = np.asarray(jpeg_file(image, quality), dtype=np.float32) / 255
     return _tensor(read if read.ndim == 3 else read[..., None])
 
 

@@ -19,6 +19,7 @@ from restoration.degradation.pipeline import degrade
 from restoration.degradation.presets import Degradation, find_preset
 from zoomiqa_reward.images.listing import list_images
 from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.runs.digest import digest, file_digest
 
 _QUALITY_SUFFIX = re.compile(r"(_(LR|HR|gt|lq)\d?|_?x\d)$", re.IGNORECASE)
 DEGRADED = ("set5", "set14", "urban30", "bsd100", "urban100", "manga109", "div2k")
@@ -97,7 +98,7 @@ class Dataset:
         files = [[item.name, _file_hash(item.lq), _file_hash(item.hr)] for item in self.items]
         recipe = None if self.degradation is None else asdict(self.degradation)
         text = json.dumps([files, self.scale, recipe, self.seed if recipe else None])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest(text)
 
     def take(self, count: int) -> "Dataset":
         """Return the first `count` items as a dataset; each is degraded as it would be in the whole."""
@@ -227,7 +228,6 @@ def _file_hash(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(path)
     except OSError:  # its records say why
         return "unreadable"

@@ -16,6 +16,7 @@ from restoration.evaluation.statistics import Array, Interval
 from restoration.metrics.conditioned import ConditionedReward
 from restoration.metrics.registry import METRICS
 from zoomiqa_reward.rewards.base import Reward, labels_of, walk
+from zoomiqa_reward.runs.json_lines import plain
 
 POOL_MARGIN_DB = 1.0
 """A pool whose mean PSNR-Y lies further below bicubic's makes choosing easy, by a bad model."""
@@ -69,7 +70,7 @@ def report(settings: dict[str, Any], records: Sequence[ImageRecord]) -> dict[str
     metric's own unit, null where there is none. `choice` holds captured gain, regret and within-LR SRCC of the reward
     under each metric, `may_judge` false where that metric was the reward or made its labels.
     """
-    names, m = list(settings["metrics"]), settings["m"]
+    names, n = list(settings["metrics"]), settings["n"]
     pools = _Pools(records, settings["seeds"])
     rows: dict[str, dict[str, Any]] = {row: {} for row in ("hr", "bicubic", "worst", "mean", "best")}
     spread, choice, left_out = {}, {}, {}
@@ -95,7 +96,7 @@ def report(settings: dict[str, Any], records: Sequence[ImageRecord]) -> dict[str
                 choice[name] = _choice(scores, likes) | {"may_judge": name not in settings["not_headline"]}
     gap = _pool_gap(rows)
     return {
-        "headline": settings["headline"], "images": len(pools.names), "m": m,
+        "headline": settings["headline"], "images": len(pools.names), "n": n,
         "rows": rows, "g_std": spread, "choice": choice, "pool_above_bicubic_db": gap,
         "is_pool_fair": None if gap is None else gap >= -POOL_MARGIN_DB,
         "cost": _cost(records), "problems": _problems(records, pools, left_out), "settings": settings,
@@ -122,7 +123,7 @@ def compare(
         if sides[0].inputs[name] != sides[1].inputs[name]:
             raise ValueError(f"{name}: the two evaluations saw different pixels; evaluate both on one dataset")
     get = _getter(metric, 1.0 if METRICS[metric].higher_is_better else -1.0)
-    result: dict[str, Any] = {"metric": metric, "m": [first[0]["m"], second[0]["m"]]}
+    result: dict[str, Any] = {"metric": metric, "n": [first[0]["n"], second[0]["n"]]}
     result["restorers"] = [settings["restorer"]["name"] for settings, _ in (first, second)]
     results: dict[str, list[dict[str, float]]] = {"mean": [], "selected": []}
     for pools, (settings, _) in zip(sides, (first, second), strict=True):
@@ -136,8 +137,8 @@ def compare(
             images = [name for name in common if name in values[0] and name in values[1]]
             test = statistics.paired_test([values[0][k] for k in images], [values[1][k] for k in images])
             result[row] = {
-                "difference": _number(test.difference), "p_bootstrap": _null(test.p_bootstrap),
-                "p_wilcoxon": _null(test.p_wilcoxon),
+                "difference": _number(test.difference), "p_bootstrap": plain(test.p_bootstrap),
+                "p_wilcoxon": plain(test.p_wilcoxon),
             }  # fmt: skip
     return result
 
@@ -159,7 +160,7 @@ class _Pools:
         return [self._records[key] for key in keys if key in self._records]
 
     def table(self, *getters: Callable[[ImageRecord], float]) -> tuple[Any, ...]:
-        """Return the images whose candidates are all there under every getter, and an (images, m) array for each."""
+        """Return the images whose candidates are all there under every getter, and an (images, n) array for each."""
         kept, rows = [], []
         for name in self.names:
             table = self.candidates(name)
@@ -222,8 +223,4 @@ def _problems(records: Sequence[ImageRecord], pools: _Pools, left_out: dict[str,
 def _number(interval: Interval, sign: float = 1.0) -> dict[str, Any]:
     low, high = (interval.low, interval.high) if sign > 0 else (-interval.high, -interval.low)
     value = interval.value if sign > 0 else -interval.value
-    return {"value": _null(value), "low": _null(low), "high": _null(high), "images": interval.num_images}
-
-
-def _null(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    return {"value": plain(value), "low": plain(low), "high": plain(high), "images": interval.num_images}

@@ -6,7 +6,6 @@ process whose threads compute can hang.
 """
 
 import multiprocessing
-import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from restoration.degradation.pipeline import degrade
+from zoomiqa_reward.runs.json_lines import written_at_once
 
 SCALE = 4
 PRESET_SHARES = {"bicubic": 0.16, "mild": 0.28, "moderate": 0.34, "realesrgan": 0.22}
@@ -130,10 +130,8 @@ def write_shard(folder: Path, number: int, paths: tuple[Path, ...], count: int, 
         hr.append(clean_crop(_PHOTOGRAPHS[paths], px, rng))
         preset = str(rng.choice(list(PRESET_SHARES), p=list(PRESET_SHARES.values())))
         lq.append(low_quality(hr[-1], preset, int(rng.integers(0, 2**31))))
-    temporary = folder / f".{number:05d}.tmp"
-    with open(temporary, "wb") as file:
+    with written_at_once(folder / f"{number:05d}.npz") as half, open(half, "wb") as file:
         np.savez(file, hr=np.stack(hr), lq=np.stack(lq))
-    os.replace(temporary, folder / f"{number:05d}.npz")
 
 
 def held_out_pairs(paths: Sequence[Path], count: int, px: int) -> tuple[Tensor, Tensor]:

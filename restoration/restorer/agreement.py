@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from restoration.metrics.fidelity import gaussian_blur
+from zoomiqa_reward.images.filters import gaussian_blur
 
 AGREEMENT_PX = 0.9
 """Blur of the correction, in low-quality pixels. Chosen on held-out photographs (docs/notes/restorer.md)."""

@@ -4,15 +4,11 @@ Candidate k comes from restorer and prompt k modulo the pool's size, with the se
 mode it is the same image whatever N, batch size or order. What is scored is the 8-bit image, as its PNG holds it.
 """
 
-import hashlib
-import math
-import platform
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +24,10 @@ from zoomiqa_reward.errors import UnknownState
 from zoomiqa_reward.images.loading import conversions, load_image
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.restorations import PREFIX
+from zoomiqa_reward.runs.digest import digest
+from zoomiqa_reward.runs.json_lines import plain
+from zoomiqa_reward.runs.provenance import provenance
 from zoomiqa_reward.runs.settings import identity_of
-
-LIBRARIES = ("torch", "torchvision", "transformers", "diffusers", "numpy", "pillow", "zoomiqa-reward")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,29 +194,17 @@ def report_of(
             {
                 "rank": candidate.rank, "index": candidate.index, "seed": candidate.seed,
                 "restorer": candidate.restorer,
-                "score": _number(candidate.score), "cascade_score": _number(candidate.cascade_score),
+                "score": plain(candidate.score), "cascade_score": plain(candidate.cascade_score),
                 "error": candidate.error, "cascade_error": candidate.cascade_error,
             }
             for candidate in shown
         ],
         "seconds": round(seconds, 3), "seconds_restoring": round(sum(candidate.seconds for candidate in candidates), 3),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
-        "platform": platform.platform(),
+        **provenance("diffusers"),
     }  # fmt: skip
 
 
 def image_digest(image: Tensor | None) -> str | None:
     if image is None:
         return None
-    return hashlib.sha256(f"{tuple(image.shape)}".encode() + image.contiguous().numpy().tobytes()).hexdigest()[:16]
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    return digest(f"{tuple(image.shape)}", image.contiguous().numpy().tobytes())

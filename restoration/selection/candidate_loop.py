@@ -1,6 +1,5 @@
 """Drawing candidates one by one: make, score, record, and hold no more images than asked for."""
 
-import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ from restoration.selection.result import DrawFolder
 from zoomiqa_reward.images.loading import load_image, to_pil
 from zoomiqa_reward.rewards.base import Reward, is_groupwise
 from zoomiqa_reward.rewards.restorations import ask_restorations
+from zoomiqa_reward.runs.digest import digest
+from zoomiqa_reward.runs.json_lines import as_float
 from zoomiqa_reward.runs.progress import progress as progress_of
 
 
@@ -113,7 +114,7 @@ class CandidateLoop:
                 if self.folder is not None:
                     self.folder.add_cascade(row)
             fields = {
-                "cascade_score": math.nan if row["score"] is None else row["score"],
+                "cascade_score": as_float(row["score"]),
                 "cascade_error": row["error"],
             }
             if row.get("explanation") is not None:
@@ -255,4 +256,4 @@ def _scored(answer: RewardAnswer) -> dict[str, Any]:
 
 def pixels_digest(image: Image.Image) -> str:
     """Return 16 hex digits of the size and pixels of an RGB image."""
-    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:16]
+    return digest(f"{image.size}", image.tobytes())

@@ -24,7 +24,7 @@ from PIL import Image
 from restoration.selection.candidates import Candidate, Explanation
 from zoomiqa_reward.images.contact_sheet import SheetEntry, contact_sheet
 from zoomiqa_reward.images.loading import save_png
-from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json
+from zoomiqa_reward.runs.json_lines import append_line, as_float, plain, read_lines, write_json
 from zoomiqa_reward.runs.outputs import claim_folder
 from zoomiqa_reward.runs.settings import refuse_another_run
 
@@ -108,7 +108,7 @@ class DrawFolder:
         file = None if row["file"] is None else self.folder / row["file"]
         if file is not None and not file.exists():
             raise ValueError(f"{file} is missing, though candidates.jsonl lists it: put it back or use another folder")
-        score, std = (math.nan if row[key] is None else row[key] for key in ("score", "std"))
+        score, std = (as_float(row[key]) for key in ("score", "std"))
         why = Explanation.from_json(row.get("explanation"))
         return Candidate(**(row | {"file": file, "score": score, "std": std, "explanation": why}))
 
@@ -160,10 +160,11 @@ def write_artefacts(result: "BestOfN", folder: Path) -> None:
 def record_of(candidate: Candidate, folder: Path | None) -> dict[str, Any]:
     """Return a candidate's line: its fields, NaN as null, the file relative to the folder."""
     row = {item.name: getattr(candidate, item.name) for item in fields(candidate) if item.name not in _NOT_RECORDED}
-    row |= {key: row[key] if math.isfinite(row[key]) else None for key in ("score", "std")}
     row["explanation"] = None if candidate.explanation is None else asdict(candidate.explanation)
     file = candidate.file
-    return row | {"file": file.relative_to(folder).as_posix() if file is not None and folder is not None else None}
+    return plain(row) | {
+        "file": file.relative_to(folder).as_posix() if file is not None and folder is not None else None
+    }
 
 
 def _opener(candidate: Candidate) -> Callable[[], Image.Image]:

@@ -12,7 +12,6 @@ One process or many (`accelerate launch`): each draws and scores its own images;
 Every random number follows from the seed and the round, so a run that is killed and restarted gives the same curve.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,14 +37,12 @@ from restoration.tuning.progress import (
     finite,
     processes,
     progress_bar,
-    read_rows,
-    trim_rows,
 )
 from restoration.tuning.updates import Updates
 from zoomiqa_reward.model.numerics import callers_precision
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.normalise import group_keys
-from zoomiqa_reward.runs.json_lines import append_line, write_json
+from zoomiqa_reward.runs.json_lines import append_line, plain, read_lines, trim_lines, write_json
 from zoomiqa_reward.runs.settings import identity_of
 from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans
 from zoomiqa_reward.runs.weights_digest import weights_digest
@@ -149,7 +146,7 @@ class _Run:
         done = self.run.load(self.parts)
         if self.is_main:
             for name in ("log.jsonl", "monitor.jsonl"):
-                trim_rows(self.tuning.folder / name, done if done else -1)
+                trim_lines(self.tuning.folder / name, "round", done or -1)
         if self.monitor is not None and self.is_main:
             base = self.monitor.start()
             if done == 0:
@@ -206,7 +203,7 @@ class _Run:
         append_line(folder / "monitor.jsonl", row | ({"why": list(seen.alarms)} if seen.alarms else {}))
         save_look(seen.images, folder / "looks", done)
         held_out = next(iter(self.recipe.monitor.metrics), "lr_consistency")
-        plot_reward(read_rows(folder / "monitor.jsonl"), held_out, folder / "reward_vs_held_out.png")
+        plot_reward(read_lines(folder / "monitor.jsonl"), held_out, folder / "reward_vs_held_out.png")
         draw_strip(folder / "looks", folder / "strip.png")
 
     def _finish(self, done: int) -> TuneResult:
@@ -228,7 +225,7 @@ class _Run:
             reward = self.progress.best_reward
             write_json(folder / "result.json", {
                 "rounds": done, "best_round": result.best_round, "updates": self.progress.updates,
-                "best_reward": reward if math.isfinite(reward) else None, "alarms": list(result.alarms),
+                "best_reward": plain(reward), "alarms": list(result.alarms),
                 "signals_without_limit": [] if self.monitor is None else list(self.monitor.left_out),
                 "first_alarm_round": self.progress.alarm_round or None, "seconds": round(result.seconds, 3),
             })  # fmt: skip

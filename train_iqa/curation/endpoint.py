@@ -4,7 +4,6 @@ The `openai` client retries by itself, with exponential back-off and the server'
 hash of its request; a run that goes on after a kill finds the answers that it paid for and repeats none of them.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from train_iqa.curation.prompts import Messages
-from zoomiqa_reward.runs.json_lines import append_line, read_lines
+from zoomiqa_reward.runs.digest import digest
+from zoomiqa_reward.runs.json_lines import append_line, as_float, read_lines
 
 NO_KEY = "no key is set"
 """Sent where the endpoint has an address of its own and no key: local servers take any."""
@@ -119,13 +119,12 @@ class Asker:
         Raises FatalEndpointError where no call can succeed, EndpointError where this one failed after all retries.
         """
         body = self._body(messages, seed)
-        request = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:24]
+        request = digest(json.dumps(body, sort_keys=True), size=24)
         row = self.calls.find(call, request)
         if row is None:
             row = {"call": call, "request": request, "role": self.role, **await self._answer(body)}
             self.calls.add(row)
-        entropy = row["entropy"]
-        return EndpointReply(text=row["text"], is_cut=row["is_cut"], entropy=math.nan if entropy is None else entropy)
+        return EndpointReply(text=row["text"], is_cut=row["is_cut"], entropy=as_float(row["entropy"]))
 
     async def close(self) -> None:
         """Close the connections."""

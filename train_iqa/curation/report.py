@@ -9,9 +9,7 @@ What a curation did: images, rejections by filter and reason with examples, drop
 Counted from the two journals, so a run in several pieces reports the same as one in one piece.
 """
 
-import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +21,8 @@ from train_iqa.curation.curator import FILTERS
 from train_iqa.curation.endpoint import Endpoint
 from train_iqa.curation.thresholds import HintThresholds
 from train_iqa.data import LabelledImage
+from zoomiqa_reward.runs.digest import digest
+from zoomiqa_reward.runs.json_lines import write_text, written_at_once
 
 ROWS = "conversations.jsonl"
 
@@ -48,24 +48,21 @@ def write_rows(
     if not lines:
         target.unlink(missing_ok=True)
         return 0
-    half = folder / f"{ROWS}.tmp"
-    half.write_text("".join(lines), encoding="utf-8")
-    os.replace(half, target)
+    write_text(target, "".join(lines))
     return len(lines)
 
 
 def image_name(image: LabelledImage) -> str:
     """Return a file name that no other image of any data set has."""
-    digest = hashlib.sha256(f"{image.dataset}\0{image.id}".encode()).hexdigest()[:10]
+    code = digest(f"{image.dataset}\0{image.id}", size=10)
     stem = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in PurePosixPath(image.id).stem)
-    return f"{stem[:60]}-{digest}{image.path.suffix.lower()}"
+    return f"{stem[:60]}-{code}{image.path.suffix.lower()}"
 
 
 def _copy(source: Path, target: Path) -> None:
     if not target.exists():
-        half = target.with_name(f"{target.name}.tmp")
-        shutil.copyfile(source, half)
-        os.replace(half, target)
+        with written_at_once(target) as half:
+            shutil.copyfile(source, half)
 
 
 EXAMPLES = 3

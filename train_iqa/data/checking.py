@@ -4,7 +4,6 @@ Everything that is wrong with all data sets asked for is found first and reporte
 a training that dies of the 9000th file is a day lost, and a file that silently drops out changes every number.
 """
 
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from train_iqa.data.record import SPLITS, DatasetProblems, IqaDataset, LabelledImage, LabelRow, Listing, Problem
 from train_iqa.data.registry import DatasetSource
 from zoomiqa_reward.images.loading import ImageError, load_image
+from zoomiqa_reward.runs.digest import file_digest
 
 CHECKS = ("full", "paths")
 ACCEPTABLE = ("missing", "corrupt", "duplicate")
@@ -131,8 +131,7 @@ def _place(row: LabelRow, listing: Listing) -> Path | None:
 def _inspect(path: Path) -> str | ImageError:
     try:
         load_image(path)
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(path)
     except ImageError as error:
         return error
     except OSError as error:

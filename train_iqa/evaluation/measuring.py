@@ -10,7 +10,6 @@ line that a kill cut short has no newline at its end: readers skip it and its ow
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from train_iqa.evaluation.robustness import perturbed_ratings
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.model.measuring import Measured, measure
 from zoomiqa_reward.model.ratings import Assessment
-from zoomiqa_reward.runs.json_lines import append_line, cut_half_line
+from zoomiqa_reward.runs.json_lines import append_line, cut_half_line, plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,18 +157,4 @@ class LineWriter:
 
     def write(self, fields: dict[str, Any]) -> None:
         """Append one line; NaN and infinity become null. It is on the disk when this returns."""
-        append_line(self.file, null(fields))
-
-
-def null(value: Any) -> Any:
-    """Return a value for JSON: numbers that are not finite become None, tuples lists, in any depth."""
-    if isinstance(value, dict):
-        return {str(key): null(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [null(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def as_float(value: float | None) -> float:
-    """Return a number of a line, NaN for null."""
-    return math.nan if value is None else float(value)
+        append_line(self.file, plain(fields))

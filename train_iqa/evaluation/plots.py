@@ -1,6 +1,5 @@
 """Images of a data set's result: ratings against MOS, and errors against the model's own standard deviation."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from train_iqa.evaluation.correlations import isotonic_fit
+from zoomiqa_reward.runs.json_lines import written_at_once
 
 _DPI = 120
 _LIMITS = (0.9, 5.1)
@@ -44,6 +44,5 @@ def calibration_plot(calibration: dict[str, Any], title: str, path: Path) -> Non
 
 
 def _save(figure: Figure, path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": None})
-    os.replace(temporary, path)
+    with written_at_once(path) as half:
+        figure.savefig(half, format="png", dpi=_DPI, metadata={"Software": None})

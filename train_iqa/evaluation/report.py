@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from train_iqa.data import LabelledImage
 from train_iqa.data.splits import group_of
-from train_iqa.evaluation.bootstrap import bootstrap, bootstrap_share, group_numbers, merge_groups
 from train_iqa.evaluation.calibration import calibrate
 from train_iqa.evaluation.correlations import correlations, pair_tables, raw_correlations, share
 from train_iqa.evaluation.grounding import grounding
-from train_iqa.evaluation.measuring import Key, as_float
+from train_iqa.evaluation.measuring import Key
 from train_iqa.evaluation.robustness import gain_over_sampling, rating_changes, spread_of_calls
+from zoomiqa_reward.runs.bootstrap import bootstrap, bootstrap_share, group_numbers, merge_groups
+from zoomiqa_reward.runs.json_lines import as_float
 
 PAIR_MARGINS = (0.0, 0.5)
 """Of MOS: all pairs that people rate differently, and those that they rate clearly so."""

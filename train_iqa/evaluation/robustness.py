@@ -10,19 +10,17 @@ Reward noise that is as large as the difference between two candidates makes bes
 repeated calls stands beside the spread between images.
 """
 
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import pad
 
 from train_iqa.evaluation.correlations import raw_correlations
-from zoomiqa_reward.images.loading import load_image, to_pil
+from zoomiqa_reward.images.filters import resize_bicubic, through_jpeg
 
 JPEG_QUALITY = 95
 RESIZE = 0.98
@@ -30,11 +28,7 @@ RESIZE = 0.98
 
 def jpeg95(image: Tensor) -> Tensor:
     """Return a float32 CHW image in [0, 1] after JPEG of quality 95 with full colour resolution."""
-    file = io.BytesIO()
-    to_pil(image).save(file, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
-    file.seek(0)
-    with Image.open(file) as decoded:
-        return load_image(decoded)
+    return through_jpeg(image, JPEG_QUALITY, subsampling=0)
 
 
 def shift1(image: Tensor) -> Tensor:
@@ -48,7 +42,7 @@ def resize98(image: Tensor) -> Tensor:
     Every side of at least 2 pixels shrinks by at least one.
     """
     height, width = (max(1, min(side - 1, round(side * RESIZE))) for side in image.shape[1:])
-    return interpolate(image[None], (height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)
+    return resize_bicubic(image, height, width)
 
 
 PERTURBATIONS: dict[str, Callable[[Tensor], Tensor]] = {"jpeg95": jpeg95, "shift1": shift1, "resize98": resize98}

@@ -22,7 +22,8 @@ from train_iqa.nano.dense import dense_batch, reorient
 from train_iqa.nano.language import RatingTree
 from train_iqa.nano.rows import RATING_SIGMA
 from train_iqa.nano.store import GRID, Store
-from train_iqa.nano.teach import NanoLearner, resize_bicubic, text_step
+from train_iqa.nano.teach import NanoLearner, text_step
+from zoomiqa_reward.images.filters import resize_bicubic
 from zoomiqa_reward.images.loading import load_image
 
 COLUMNS = ("image", "set", "scene", "mos")

@@ -20,6 +20,7 @@ from train_iqa.nano.language import RatingTree, Readouts, row_tokens, rows_loss
 from train_iqa.nano.rows import RATING_SIGMA, NanoRow, RowBuilder, mirrored
 from train_iqa.nano.store import GRID, Store, StoredImage, cover_map
 from train_iqa.nano.tower import read_tokens
+from zoomiqa_reward.images.filters import resize_bicubic
 from zoomiqa_reward.protocol import zoom
 
 DENSE_WEIGHT, SECOND_WEIGHT = 0.5, 0.5
@@ -70,11 +71,6 @@ def as_float(image: Tensor) -> Tensor:
 def grid_of(image: Tensor) -> tuple[int, int]:
     """Return rows and columns of tokens of a CHW image."""
     return image.shape[1] // TOKEN_PX, image.shape[2] // TOKEN_PX
-
-
-def resize_bicubic(image: Tensor, height: int, width: int) -> Tensor:
-    """Return a float CHW image resized (bicubic, antialiased)."""
-    return nn.functional.interpolate(image[None], (height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
 def vary_size(image: Tensor, record: DamageRecord, rng: np.random.Generator) -> Tensor:

@@ -9,7 +9,6 @@ alone.
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -39,6 +38,8 @@ from train_iqa.nano.synthetic import hold_out, list_photographs
 from train_iqa.nano.teach import NanoLearner, TeachConfig, teach_step
 from train_iqa.nano.view_weights import choose_view_weights
 from zoomiqa_reward import ZoomIQA
+from zoomiqa_reward.runs.json_lines import write_json
+from zoomiqa_reward.runs.provenance import provenance
 
 CLEAN_WINDOWS = 240
 """Windows of clean photographs that the patch embedding is a whitening of."""
@@ -96,17 +97,8 @@ class NanoConfig:
 
 def write_run_record(config: NanoConfig) -> None:
     """Write `run.json`: configuration, versions, command and commit."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False)
-    record = {
-        "config": json.loads(json.dumps(asdict(config), default=str)),
-        "command": sys.argv,
-        "commit": commit.stdout.strip() or None,
-        "dirty": bool(dirty.stdout.strip()),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    (config.out / "run.json").write_text(json.dumps(record, indent=1) + "\n")
+    settings = json.loads(json.dumps(asdict(config), default=str))
+    write_json(config.out / "run.json", {"config": settings} | provenance())
 
 
 def _say(text: str) -> None:

@@ -17,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import spearmanr
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from train_iqa.nano.degradations import Array, degrade, resize, sample_steps
 from train_iqa.nano.labels import LabelScale, pseudo_mos
 from zoomiqa_reward import ZoomIQA
+from zoomiqa_reward.images.filters import resize_bicubic
 from zoomiqa_reward.protocol import Protocol, ViewPolicy
 
 ENLARGEMENTS = (1.0, 2.4)
@@ -44,10 +45,7 @@ def multi_scale_label(image: Tensor, reference: Tensor, scale: LabelScale) -> fl
         size = [max(1, round(side * share)) for side in image.shape[1:]]
         if min(size) < 96 and share < 1:
             continue
-        pair = [
-            nn.functional.interpolate(x[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
-            for x in (image, reference)
-        ]
+        pair = [resize_bicubic(x, *size) for x in (image, reference)]
         values.append(float(pseudo_mos([pair[0]], [pair[1]], scale)[0]))
     return float(np.mean(values))
 

@@ -7,7 +7,6 @@ import base64
 import html
 import io
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from train_iqa.rl.rollout import AnswerTrajectory
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.protocol import Protocol, zoom
+from zoomiqa_reward.runs.json_lines import write_text
 
 THUMBNAIL_PX = 320
 _STYLE = (
@@ -49,9 +49,7 @@ def write_page(path: Path, title: str, groups: Sequence[PageGroup], protocol: Pr
         f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>{body}</html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, text)
 
 
 def _group(group: PageGroup, protocol: Protocol) -> str:

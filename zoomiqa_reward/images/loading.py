@@ -7,7 +7,6 @@ because nobody would notice a rating of wrong pixels.
 
 import os
 import struct
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from zoomiqa_reward.runs.json_lines import written_at_once
 from zoomiqa_reward.runs.outputs import claim_file, save_image
 
 MAX_PIXELS = 89_478_485
@@ -149,14 +149,8 @@ def save_png(image: Tensor | Image.Image, path: str | os.PathLike[str], *, overw
     else:
         pil_image = to_pil(image)
     target = claim_file(path, overwrite=overwrite)
-    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".tmp", delete=False) as tmp:
-        try:
-            save_image(pil_image, tmp, "PNG")
-        except BaseException:  # an interrupt too must not leave the half file behind
-            os.unlink(tmp.name)
-            raise
-    os.chmod(tmp.name, 0o644)
-    os.replace(tmp.name, target)
+    with written_at_once(target) as half:
+        save_image(pil_image, half, "PNG")
     return target
 
 

@@ -13,7 +13,7 @@ import struct
 import sys
 import types
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from zoomiqa_reward.errors import UnknownState
+from zoomiqa_reward.runs.digest import digest, file_digest
 from zoomiqa_reward.runs.weights_digest import weights_digest
 
 
@@ -30,11 +31,8 @@ def state_digest(*values: Any) -> str:
     Reads code, closures, globals that functions name, attributes, array contents and module weights. Functions of
     installed packages count by name and version. Raises UnknownState that names the attribute that cannot be read.
     """
-    total = hashlib.sha256()
     walker = _Walker()
-    for value in values:
-        total.update(walker.digest(value, "value"))
-    return total.hexdigest()[:16]
+    return digest(*(walker.digest(value, "value") for value in values))
 
 
 class _Walker:
@@ -252,7 +250,7 @@ def _version(module: str) -> str:
     root = module.partition(".")[0]
     if root in OWN_PACKAGES:
         file = getattr(sys.modules.get(module), "__file__", None)
-        return "unknown" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        return "unknown" if file is None else file_digest(file)
     try:
         return version(root)
     except PackageNotFoundError:

@@ -5,7 +5,6 @@ low-quality image and the prompt: by the prompt alone, different images that sha
 Every function leaves NaN where there was no measurement, and takes its statistics from the others.
 """
 
-import hashlib
 import math
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.images.pixel_hash import hash_pixels
+from zoomiqa_reward.runs.digest import digest
 
 __all__ = ["METHODS", "group_index", "group_keys", "hash_pixels", "normalised", "variance_shares"]
 
@@ -31,10 +31,7 @@ def group_keys(lq: Sequence[Any], prompts: Sequence[str] | None = None) -> list[
     if prompts is not None and len(prompts) != len(lq):
         raise ValueError(f"prompts holds {len(prompts)} for {len(lq)} low-quality images")
     texts = [""] * len(lq) if prompts is None else prompts
-    return [
-        hashlib.sha256(f"{hash_pixels(load_image(image))} {text}".encode()).hexdigest()[:16]
-        for image, text in zip(lq, texts, strict=True)
-    ]
+    return [digest(f"{hash_pixels(load_image(image))} {text}") for image, text in zip(lq, texts, strict=True)]
 
 
 def group_index(groups: Sequence[Hashable] | Tensor) -> Tensor:

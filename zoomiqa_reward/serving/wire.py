@@ -31,6 +31,7 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from zoomiqa_reward.images.loading import ImageError, load_image, to_pil
+from zoomiqa_reward.runs.json_lines import as_float, plain
 from zoomiqa_reward.serving.errors import ServingError
 from zoomiqa_reward.serving.spec import Limits
 
@@ -215,8 +216,7 @@ class ScoreRow:
 
     def as_json(self) -> dict[str, Any]:
         """Return the object of a reply, NaN as None."""
-        value, std = (number if math.isfinite(number) else None for number in (self.value, self.std))
-        return {"value": value, "std": std, "valid": self.valid, "error": self.error}
+        return plain({"value": self.value, "std": self.std, "valid": self.valid, "error": self.error})
 
     @classmethod
     def from_json(cls, fields: Any) -> "ScoreRow":
@@ -224,7 +224,7 @@ class ScoreRow:
         try:
             value, std, error = fields["value"], fields["std"], fields["error"]
             if fields["valid"] is True and error is None and math.isfinite(value):
-                return cls(value=float(value), std=math.nan if std is None else float(std), valid=True)
+                return cls(value=float(value), std=as_float(std), valid=True)
             if fields["valid"] is False and value is None and isinstance(error["type"], str):
                 return cls(error={key: error[key] for key in ("type", "message", "retryable")})
         except (KeyError, TypeError, ValueError):

@@ -16,6 +16,7 @@ import torch
 
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.rewards.normalise import FLAT, group_keys
+from zoomiqa_reward.runs.json_lines import written_at_once
 
 FORMAT = 1
 
@@ -111,9 +112,8 @@ def write_pairs(file: Path, pairs: Sequence[PreferencePair], **facts: Any) -> Pa
     )
     table = arrow.Table.from_pylist([asdict(entry) for entry in pairs], schema=schema)
     file.parent.mkdir(parents=True, exist_ok=True)
-    half = file.with_suffix(".tmp")
-    parquet.write_table(table, half)
-    half.replace(file)
+    with written_at_once(file) as half:
+        parquet.write_table(table, half)
     return file
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from restoration.tuning.denoisers.base import Condition, Denoiser, capture_outputs, pad_to
 from restoration.tuning.sampler.parametrisation import from_latent, noisy, to_latent
 from restoration.tuning.sampler.transitions import NoisePath, Schedule
+from zoomiqa_reward.images.filters import resize_bicubic
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -61,7 +62,7 @@ class ControlDenoiser:
     def encode(self, lq: Tensor, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Condition:
         """The enlarged image (far edges repeated up to the U-Net's stride), its latent, and the text."""
         size = lq.shape[-2] * self.scale, lq.shape[-1] * self.scale
-        grown = torch.nn.functional.interpolate(lq.float(), size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        grown = resize_bicubic(lq.float(), *size)
         guided = self._guidance > 1
         text, negative = self.pipeline.encode_prompt(
             list(prompts), lq.device, 1, guided, negative_prompt=[self._negative] * len(lq) if guided else None

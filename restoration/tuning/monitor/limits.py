@@ -10,9 +10,9 @@ import numpy as np
 
 from restoration.metrics.registry import find_metrics
 from restoration.tuning.config import MonitorConfig
+from zoomiqa_reward.runs.bootstrap import bootstrap_deviation
 from zoomiqa_reward.runs.json_lines import write_json
 
-RESAMPLES = 2000
 SIDES = {"reward": "low", "fragility": "high", "lr_consistency": "low", "fine_energy": "both", "grid_peak": "high",
          "gram": "high", "diversity": "low"}  # fmt: skip
 """On which side of the base a signal alarms; a held-out metric does on its worse one."""
@@ -50,22 +50,6 @@ class Limit:
             return f"{name} can no longer be measured (the base model had {self.base:.4g})"
         side, bound = ("below", self.low) if self.low is not None and value < self.low else ("above", self.high)
         return f"{name} {value:.4g} is {side} {bound:.4g} (the base model has {self.base:.4g})"
-
-
-def bootstrap_deviation(values: Sequence[float], again: Sequence[float] | None = None, seed: int = 0) -> float:
-    """Return the standard deviation of the mean under resampling of the images, over 2000 resamples.
-
-    values: a number per image. again: the same by other candidates; each image drawn then takes either number, so
-    that images which are all alike do not hide how much candidates vary.
-
-    >>> bootstrap_deviation([3.0, 3.0, 3.0])
-    0.0
-    """
-    rng = np.random.default_rng(seed)
-    table = np.asarray([values] if again is None else [values, again], dtype=np.float64)
-    images = rng.integers(0, len(values), (RESAMPLES, len(values)))
-    candidates = rng.integers(0, len(table), images.shape)
-    return float(table[candidates, images].mean(axis=1).std())
 
 
 def limits_of(

@@ -50,7 +50,7 @@ from restoration.tuning.progress import progress_bar
 from restoration.tuning.sampler.denoising import random_noise
 from restoration.tuning.sampler.parametrisation import noisy
 from restoration.tuning.sampler.rollout import draw_candidates, encode, raw_range, raw_values, score_images
-from zoomiqa_reward.check.ladders import through_jpeg
+from zoomiqa_reward.images.filters import through_jpeg
 from zoomiqa_reward.rewards.base import optimised_names
 
 logger = logging.getLogger(__name__)

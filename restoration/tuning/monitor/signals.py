@@ -16,20 +16,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from restoration.metrics.fidelity import gaussian_blur
+from zoomiqa_reward.images.filters import gaussian_blur, luma
 from zoomiqa_reward.images.loading import load_image, save_png, to_pil
 
 FINE_SIGMA_PX = 1.0
 """What a Gaussian of this width takes away is called fine."""
 MIN_PERIODS = 4
 """Periods that an image must hold before a peak in its spectrum means anything."""
-_LUMA = (0.299, 0.587, 0.114)
-
-
-def luma(images: Tensor) -> Tensor:
-    """Return B1HW BT.601 luma of RGB images, full range."""
-    factors = torch.tensor(_LUMA, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
-    return (images * factors).sum(dim=1, keepdim=True)
 
 
 def fine_energy(images: Tensor) -> Tensor:

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train_iqa.curation.planted_words import PARAPHRASED, PLAIN, Wordings
 from train_iqa.curation.states import DAMAGES, LOOKS, OPPOSITE, degrade_to, knows_absent, state_of
 from train_iqa.curation.written import Written
 from train_iqa.nano.degradations import Array, DamageRecord, sample_box
 from train_iqa.nano.rationale import name_region
 from zoomiqa_reward.protocol.spec import ROUND1_SECTIONS
+
+from .words import PARAPHRASED, PLAIN, Wordings
 
 LEAST_SEVERITY = 0.4
 """Milder damage is not a fact that a text must get right."""

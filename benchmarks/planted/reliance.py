@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from train_iqa.curation.planted import PlantedCase
 from train_iqa.curation.reliance import Continuation
 from train_iqa.curation.written import Box, Written
+
+from .cases import PlantedCase
 
 _COLUMNS = {"left": (0.0, 0.33), "centre": (0.33, 0.67), "right": (0.67, 1.0)}
 _ROWS = {"upper": (0.0, 0.33), "middle": (0.33, 0.67), "lower": (0.67, 1.0)}
