@@ -130,7 +130,7 @@ def choose_view_weights(
             )
             iqa = ZoomIQA.from_pretrained(str(checkpoint), protocol=replace(protocol, views=views))
             seen = progress(images, len(images), f"scale {share}")
-            columns.append([float(iqa.rate([one], strict=True).mean[0]) for one in seen])
+            columns.append([float(iqa.rate([image], strict=True).mean[0]) for image in seen])
         # An image that some scale could not rate says nothing about their mixture.
         ratings = np.array(columns)
         good = np.isfinite(ratings).all(axis=0)

@@ -29,7 +29,7 @@ def natural_order(path: str | Path) -> list[Any]:
     ['F1.png', 'f2.png', 'f10.png', 'f.png']
     """
     parts = re.split(r"([0-9]+)", str(path))
-    return [[int(part) if place % 2 else part.casefold() for place, part in enumerate(parts)], str(path)]
+    return [[int(part) if index % 2 else part.casefold() for index, part in enumerate(parts)], str(path)]
 
 
 def is_shown(path: Path) -> bool:

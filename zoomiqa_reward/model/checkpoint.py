@@ -334,8 +334,8 @@ def _no_reader(source: Path | str, what: str, files: tuple[str, ...], error: Exc
     if isinstance(source, str):
         return _unreachable(source, error)
     held = [name for name in files if (source / name).is_file()]
-    found = " ".join(str(error).split())[:200] if held else f"no {' or '.join(files)}"
-    return f"{source}: its {what} cannot be loaded ({found}); copy that file from the model's own folder"
+    reason = " ".join(str(error).split())[:200] if held else f"no {' or '.join(files)}"
+    return f"{source}: its {what} cannot be loaded ({reason}); copy that file from the model's own folder"
 
 
 def _legacy_template(source: Path | str, revision: str | None) -> str:

@@ -14,12 +14,12 @@ def find_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
+        resolved = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device {device!r}: no such kind; give cpu, cuda, cuda:1 or mps") from error
     try:
-        torch.empty(0, device=found)
+        torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         has = f"cuda:0 to cuda:{torch.cuda.device_count() - 1}" if torch.cuda.is_available() else "no CUDA device"
         raise ValueError(f"device {str(device)!r}: torch cannot use it here ({has}); give another, or cpu") from error
-    return found
+    return resolved

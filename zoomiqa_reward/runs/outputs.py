@@ -82,7 +82,7 @@ def require_folder(folder: str | os.PathLike[str]) -> Path:
     Raises OutputError for a file, and for a folder that holds files but no run of this program.
     """
     target = Path(folder)
-    above = next((one for one in (target, *target.parents) if os.path.lexists(one)), target)
+    above = next((path for path in (target, *target.parents) if os.path.lexists(path)), target)
     if os.path.lexists(above) and not above.is_dir():
         raise OutputError(f"{above}: is a file; name a folder for the output")
     if above != target or (target / MARK).exists() or any((target / name).is_file() for name in _FROM_BEFORE):
@@ -175,7 +175,7 @@ def write_figure(image: Image.Image, path: str | os.PathLike[str], *, overwrite:
 
 def _is_in_run(folder: Path) -> bool:
     here = folder.absolute()
-    return any((one / MARK).is_file() for one in (here, *here.parents))
+    return any((folder / MARK).is_file() for folder in (here, *here.parents))
 
 
 def _writable() -> dict[str, str]:
