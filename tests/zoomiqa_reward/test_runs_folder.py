@@ -70,8 +70,13 @@ def test_rows_after_a_step_and_a_half_row_are_trimmed(tmp_path):
 def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
     file = tmp_path / "state.pt"
     file.write_text("old")
-    with pytest.raises(KeyboardInterrupt), written_at_once(file) as half:
-        half.write_text("new")
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with written_at_once(file) as half:
+            half.write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
