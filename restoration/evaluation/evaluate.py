@@ -54,12 +54,12 @@ class Evaluation:
 
 
 def evaluate(
-    restorer: Restoring, dataset: Dataset, metrics: Sequence[str], *, m: int = 8, seed: int = 0,
+    restorer: Restoring, dataset: Dataset, metrics: Sequence[str], *, n: int = 8, seed: int = 0,
     reward: Reward | None = None, out: str | Path | None = None, headline: str | None = None,
     options: dict[str, dict[str, Any]] | None = None, keep_images: bool = False,
     watch: Callable[[Iterable[ImageRecord], int], Iterable[ImageRecord]] | None = None,
 ) -> Evaluation:  # fmt: skip
-    """Restore every image `m` times, measure everything, and return the evaluation.
+    """Restore every image `n` times, measure everything, and return the evaluation.
 
     Candidate k has the seed `candidate_seed(seed, k)`, for every image and every restorer.
 
@@ -73,23 +73,23 @@ def evaluate(
     Raises ValueError for wrong arguments, for a headline that was the reward or made its labels, and for a folder of
     another run; RuntimeError if more than a fifth of the candidates fail.
     """
-    _check(restorer, dataset, m, reward, keep_images, out)
+    _check(restorer, dataset, n, reward, keep_images, out)
     names = [metric.name for metric in find_metrics(metrics)]
     options = with_conventions(dataset, names, options)
     excluded = not_headline(reward)
     has_hr = any(item.hr is not None for item in dataset.items)
     headline = pick_headline(names, excluded, headline, has_hr=has_hr)
-    settings = _settings(restorer, dataset, names, m, seed, reward, options)
+    settings = _settings(restorer, dataset, names, n, seed, reward, options)
     settings |= {"headline": headline, "not_headline": excluded}
     folder = RecordFolder(out, settings)
     seeds = settings["seeds"]
     judge = ImageMeasurer(names, options, reward, Path(out) / "images" if out is not None and keep_images else None)
     records: Iterable[ImageRecord] = _run(restorer, dataset, seeds, judge, folder)
     failed = 0
-    for record in watch(records, len(dataset.items) * (m + 1 + has_hr)) if watch else records:
+    for record in watch(records, len(dataset.items) * (n + 1 + has_hr)) if watch else records:
         failed += record.error is not None and record.lq_sha256 != NOT_LOADED
-        if failed > MAX_FAILED_SHARE * m * len(dataset.items):
-            raise RuntimeError(f"{failed} of {m * len(dataset.items)} candidates failed, the last: {record.error}")
+        if failed > MAX_FAILED_SHARE * n * len(dataset.items):
+            raise RuntimeError(f"{failed} of {n * len(dataset.items)} candidates failed, the last: {record.error}")
     kept = tuple(record for record in folder.records.values() if record.seed in {None, *seeds})
     evaluation = Evaluation(settings=settings, records=kept)
     if out is not None:
@@ -133,7 +133,7 @@ def _run(
 
 
 def _settings(
-    restorer: Restoring, dataset: Dataset, names: list[str], m: int, seed: int, reward: Reward | None, options: Any
+    restorer: Restoring, dataset: Dataset, names: list[str], n: int, seed: int, reward: Reward | None, options: Any
 ) -> dict[str, Any]:
     return {
         "format": 1,
@@ -147,9 +147,9 @@ def _settings(
         "notes": _notes(dataset),
         "conventions": conventions(names, options),
         "options": {name: _hashed(name, values) for name, values in options.items()},
-        "m": m,
+        "n": n,
         "seed": seed,
-        "seeds": [candidate_seed(seed, k) for k in range(m)],
+        "seeds": [candidate_seed(seed, k) for k in range(n)],
         "reward": None if reward is None else identity_of(reward),
         "versions": versions(*LIBRARIES),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -188,9 +188,9 @@ def _hashed(name: str, options: dict[str, Any]) -> dict[str, Any]:
         return options | {"weights": None}
 
 
-def _check(restorer: Restoring, dataset: Dataset, m: int, reward: Reward | None, keep_images: bool, out: Any) -> None:
-    if m < 1:
-        raise ValueError(f"m={m}: must be at least 1")
+def _check(restorer: Restoring, dataset: Dataset, n: int, reward: Reward | None, keep_images: bool, out: Any) -> None:
+    if n < 1:
+        raise ValueError(f"n={n}: must be at least 1")
     if restorer.scale not in (None, dataset.scale):
         raise ValueError(f"restorer {restorer.name!r} is x{restorer.scale}, dataset {dataset.name!r} x{dataset.scale}")
     if reward is not None and "prompts" in reward.needs:

@@ -11,7 +11,7 @@ from zoomiqa_reward.runs.json_lines import append_line, as_float, cut_half_line,
 
 RECORDS = "records.jsonl"
 SETTINGS = "run.json"
-MAY_DIFFER = ("m", "seeds", "headline", "not_headline", "started", "command", "conventions", "notes")
+MAY_DIFFER = ("n", "seeds", "headline", "not_headline", "started", "command", "conventions", "notes")
 """Settings that a resumed run may change: more candidates are added, and who judges is decided when reporting. The last
 two follow from the options, the metrics and the dataset, which are compared."""
 

@@ -70,7 +70,7 @@ def report(settings: dict[str, Any], records: Sequence[ImageRecord]) -> dict[str
     metric's own unit, null where there is none. `choice` holds captured gain, regret and within-LR SRCC of the reward
     under each metric, `may_judge` false where that metric was the reward or made its labels.
     """
-    names, m = list(settings["metrics"]), settings["m"]
+    names, n = list(settings["metrics"]), settings["n"]
     pools = _Pools(records, settings["seeds"])
     rows: dict[str, dict[str, Any]] = {row: {} for row in ("hr", "bicubic", "worst", "mean", "best")}
     spread, choice, left_out = {}, {}, {}
@@ -96,7 +96,7 @@ def report(settings: dict[str, Any], records: Sequence[ImageRecord]) -> dict[str
                 choice[name] = _choice(scores, likes) | {"may_judge": name not in settings["not_headline"]}
     gap = _pool_gap(rows)
     return {
-        "headline": settings["headline"], "images": len(pools.names), "m": m,
+        "headline": settings["headline"], "images": len(pools.names), "n": n,
         "rows": rows, "g_std": spread, "choice": choice, "pool_above_bicubic_db": gap,
         "is_pool_fair": None if gap is None else gap >= -POOL_MARGIN_DB,
         "cost": _cost(records), "problems": _problems(records, pools, left_out), "settings": settings,
@@ -123,7 +123,7 @@ def compare(
         if sides[0].inputs[name] != sides[1].inputs[name]:
             raise ValueError(f"{name}: the two evaluations saw different pixels; evaluate both on one dataset")
     get = _getter(metric, 1.0 if METRICS[metric].higher_is_better else -1.0)
-    result: dict[str, Any] = {"metric": metric, "m": [first[0]["m"], second[0]["m"]]}
+    result: dict[str, Any] = {"metric": metric, "n": [first[0]["n"], second[0]["n"]]}
     result["restorers"] = [settings["restorer"]["name"] for settings, _ in (first, second)]
     results: dict[str, list[dict[str, float]]] = {"mean": [], "selected": []}
     for pools, (settings, _) in zip(sides, (first, second), strict=True):
@@ -160,7 +160,7 @@ class _Pools:
         return [self._records[key] for key in keys if key in self._records]
 
     def table(self, *getters: Callable[[ImageRecord], float]) -> tuple[Any, ...]:
-        """Return the images whose candidates are all there under every getter, and an (images, m) array for each."""
+        """Return the images whose candidates are all there under every getter, and an (images, n) array for each."""
         kept, rows = [], []
         for name in self.names:
             table = self.candidates(name)

@@ -11,8 +11,7 @@ from typing import Any
 
 from zoomiqa_reward.images.loading import MAX_PIXELS
 from zoomiqa_reward.rewards.base import Reward
-
-ZOOMIQA = "zoomiqa"
+from zoomiqa_reward.rewards.find import ZOOMIQA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,7 @@ class RewardSpec:
                 ZoomIQAReward(iqa, self.mode, strict=True, **asked),
                 ZoomIQAReward(iqa, self.mode, strict=False, batch_size=MAX_BATCH, **asked),
             )
-        from zoomiqa_reward.check import find_reward
+        from zoomiqa_reward.rewards.find import find_reward
 
         if self.search_path is not None and self.search_path not in sys.path:
             sys.path.insert(0, self.search_path)
