@@ -330,7 +330,7 @@ def test_log_probabilities_are_asked_for_and_used(scripted, tmp_path, monkeypatc
         made["choices"][0]["logprobs"] = {"content": tokens}
         return made
 
-    from benchmarks.planted import endpoint as scripted as module
+    from benchmarks.planted import endpoint as module
 
     monkeypatch.setattr(module, "completion", with_logprobs)
     with ScriptedServer(scripted[1]) as server:
