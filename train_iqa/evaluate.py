@@ -25,8 +25,8 @@ from train_iqa.evaluation.options import EvaluateConfig, build_parser, config_of
 from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
 from zoomiqa_reward.runs.digest import digest
+from zoomiqa_reward.runs.folder import bind
 from zoomiqa_reward.runs.json_lines import plain, write_json
-from zoomiqa_reward.runs.outputs import claim_folder
 from zoomiqa_reward.runs.program import run_program
 from zoomiqa_reward.runs.progress import progress, say
 
@@ -46,7 +46,7 @@ def evaluate(config: EvaluateConfig, iqa: ZoomIQA, arguments: list[str] | None =
     datasets = load_datasets(config.sources, checks=checks, accept=config.accept)
     chosen = {dataset.name: select(dataset, config.part, seed=config.seed) for dataset in datasets}
     if state.is_main_process:
-        _keep_settings(config.out, _settings(config, iqa, datasets, chosen))
+        bind(config.out, plain(_settings(config, iqa, datasets, chosen)), file="settings.json")
     state.wait_for_everyone()
     _measure(config, iqa, chosen, state)
     state.wait_for_everyone()
@@ -132,17 +132,6 @@ def _settings(
             for dataset in datasets
         },
     }
-
-
-def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
-    claim_folder(out)
-    file = out / "settings.json"
-    if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        changed = [name for name in settings if before.get(name) != plain(settings[name])]
-        if changed:
-            raise ValueError(f"{out}: holds a run with another {', '.join(changed)}; give another --out, or remove it")
-    _write(file, settings)
 
 
 def _about(dataset: IqaDataset, used: int) -> dict[str, Any]:

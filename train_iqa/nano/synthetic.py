@@ -18,8 +18,7 @@ from torch import Tensor
 
 from train_iqa.nano.degradations import DamageRecord, Step
 from train_iqa.nano.drawing import draw_image
-from train_iqa.nano.frequency_bands import band_targets
-from train_iqa.nano.labels import local_haarpsi, reference_scores
+from train_iqa.nano.labels import band_targets, local_haarpsi, reference_scores
 from zoomiqa_reward.images.listing import is_shown
 from zoomiqa_reward.runs.outputs import part_folder, replacing
 from zoomiqa_reward.runs.progress import progress
