@@ -20,7 +20,7 @@ from train_iqa.curation.loop import curate
 from train_iqa.data import FAMILIES, DatasetProblems, DatasetSource, Scale
 from train_iqa.data.checking import ACCEPTABLE, CHECKS
 from train_iqa.data.splits import PARTS
-from train_iqa.training.config_file import read_config
+from train_iqa.training.config import read_config
 
 
 class _Parser(argparse.ArgumentParser):
