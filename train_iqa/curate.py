@@ -4,7 +4,7 @@
     python -m train_iqa.sft --recipe qwen2_5_vl_7b --data runs/curate/conversations.jsonl --out runs/sft
 
 Any OpenAI-compatible endpoint can be the teacher, and another one the judge; without a judge, rules decide. The same
-command goes on where it was killed. Exit code 0: done; 1: failed; 2: an endpoint failed some images, run it again.
+command continues after a kill. Exit code 0: done; 1: failed; 2: an endpoint failed some images, run it again.
 """
 
 import argparse
