@@ -3,7 +3,7 @@
     python -m train_iqa.evaluate --model nano --data koniq=DIR --data csv=photos.csv --mode direct --out runs/eval
     accelerate launch --num_processes 8 -m train_iqa.evaluate --model DIR --data koniq=DIR --out runs/eval
 
-The same command goes on where it was killed: one line an image stands in OUT, and what has a line is not measured
+The same command continues after a kill: one line per image is in OUT, and an image with a line is not measured
 again. With several processes each takes its share of the images. At the end `report.json` and the plots are in OUT.
 """
 

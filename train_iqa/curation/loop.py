@@ -1,6 +1,6 @@
 """The run: which images are left, several of them at a time, and the rows and report at the end.
 
-A folder holds `calls.jsonl` (every answer of an endpoint), `outcomes.jsonl` (a line an image that is done), and, made
+A folder holds `calls.jsonl` (every answer of an endpoint), `outcomes.jsonl` (a line per image that is done), and, made
 from these, `conversations.jsonl` with `images/` for `python -m train_iqa.sft`, and `report.json`. A kill at any moment
 loses at most the answers that are under way.
 """

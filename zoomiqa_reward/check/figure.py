@@ -17,9 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from zoomiqa_reward.check.degenerate import empty_rows
-from zoomiqa_reward.check.order import mean
-from zoomiqa_reward.check.report import CheckReport
-from zoomiqa_reward.check.table import number, percent
+from zoomiqa_reward.check.report import CheckReport, number, percent
+from zoomiqa_reward.check.tallies import mean
 from zoomiqa_reward.check.verdict import FIT, UNFIT
 from zoomiqa_reward.images.drawing import BACK, BAD, CARD, GOOD, INK, LINE, MARK, MUTED, Colour, polyline
 from zoomiqa_reward.images.loading import to_pil

@@ -68,7 +68,7 @@ def contact_sheet(
     'RGB'
     """
     if len(images) != len(entries) or not entries:
-        raise ValueError(f"contact_sheet: {len(images)} images and {len(entries)} entries; give one entry an image")
+        raise ValueError(f"contact_sheet: {len(images)} images and {len(entries)} entries; give one entry per image")
     order = sorted(range(len(entries)), key=lambda k: _place(entries[k]))
     columns = columns or min(4, math.ceil(math.sqrt(len(entries))))
     columns = min(columns, len(entries))

@@ -142,7 +142,7 @@ class RemoteZoomIQA:
         batch_size: int = 8,
         max_new_tokens: int | None = None,
     ) -> list[Assessment]:
-        """Return one assessment an image, in order, as `ZoomIQA.assess` does.
+        """Return one assessment per image, in order, as `ZoomIQA.assess` does.
 
         `std` and `spread` come from the log-probabilities of the rating's tokens, where the server tells them. strict
         and batch_size change nothing: each request holds one image, and the server batches as it likes.
