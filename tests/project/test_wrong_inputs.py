@@ -112,7 +112,7 @@ MODULES = {
     },
     "train_iqa.curate": {
         "": "--data", "--data koniq=nosuch": "--teacher", "--checks x": "--checks",
-        f"--data csv=good.csv {ANY_CONFIG} --thresholds nosuch": "nosuch",
+        f"--data csv=good.csv {ANY_CONFIG} --scale 0:100 --thresholds nosuch": "nosuch",
         f"--data csv=good.csv {ANY_CONFIG} --scale x": "--scale",
         f"--data csv=good.csv {ANY_CONFIG} --scale 0:100 --protocol nosuch": "nosuch", **FILES,
         **{f"{one} {ANY_CONFIG}": word for one, word in DATA.items()},
