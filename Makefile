@@ -1,28 +1,28 @@
-# One command each, from a fresh clone with python3, its venv module and make:
-#   make demo [IMAGE=photo.jpg]   degrade, restore, rate, explain and rank; writes demo/
-#   make test                     the default tests
-#   make lint                     ruff over the whole tree: rules and format
-#   make mutants [NAMES="a b"]    small mistakes in a copy of the tree, each of which tests must notice; minutes
+# From a fresh clone with python3, its venv module and make. `make help` lists the commands.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUFF := $(shell sed -n 's/.*"\(ruff==[0-9.]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: demo test lint mutants clean
+.PHONY: help demo test lint mutants clean
 
-demo: $(VENV)/.demo-ready
+help:  ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
+		printf '  make %-10s %s\n' "$$name" "$$what"; done
+
+demo: $(VENV)/.demo-ready  ## restore, rate and rank a photograph [IMAGE=photo.jpg]; writes demo/
 	$(BIN)/python -m restoration.demo $(if $(IMAGE),--image "$(IMAGE)") --out demo
 
-test: $(VENV)/.test-ready
+test: $(VENV)/.test-ready  ## the default tests: no network, no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-lint: $(VENV)/.lint-ready
+lint: $(VENV)/.lint-ready  ## ruff: rules and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-mutants: $(VENV)/.test-ready
+mutants: $(VENV)/.test-ready  ## plant mistakes that tests must notice [NAMES="a b"]; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants/run.py $(NAMES)
 
-clean:
+clean:  ## remove .venv, demo/ and build/
 	rm -rf $(VENV) demo build *.egg-info
 
 # The stamps stand in .venv, so removing it starts anew, and are older than a changed pyproject.toml.

@@ -48,7 +48,7 @@ SHARPENED = 0.5
 """Fixed amount of the baseline that sharpens the input and enlarges it."""
 CASCADE_TOPS = (1, 2, 3)
 WAYS = ("direct", "glance", "reason", "niqe")
-"""To choose; `glance` is `direct` that reads the whole picture once, and the cascade's first stage."""
+"""To choose; `glance` is `direct` that reads the whole image once, and the cascade's first stage."""
 
 
 def middle(image: Any, largest: int) -> Any:
@@ -81,14 +81,14 @@ def measured(path: Path, row: dict[str, Any], pool: list[Restorer], iqa: ZoomIQA
     made = timed("restore", lambda: [
         load_image(to_pil(next(iter(one.restore(lq, [seed]))).image)) for one, seed in zip(members, seeds, strict=True)
     ])  # fmt: skip
-    answers = [timed("reason", lambda picture=picture: iqa.assess([picture])[0]) for picture in made]
+    answers = [timed("reason", lambda image=image: iqa.assess([image])[0]) for image in made]
     row |= {"image": f"{path.parent.name}/{path.name}", "pixels": list(hr.shape[1:])}
     add("direct", [float(timed("direct", lambda p=p: iqa.rate([p], strict=True)).mean[0]) for p in made])
     add("glance", [float(timed("glance", lambda p=p: glance.rate([p], strict=True)).mean[0]) for p in made])
     add("reason", [answer.rating if answer.valid else None for answer in answers])
     add("niqe", [-timed("niqe", lambda p=p: niqe(p)) for p in made])
     for name, judge in JUDGES.items():
-        add(name, [judge(picture, hr) for picture in made])
+        add(name, [judge(image, hr) for image in made])
         row[f"{name}_bicubic"] = judge(plain, hr)
         row[f"{name}_sharpened"] = judge(bicubic(sharpened(lq, SHARPENED), SCALE), hr)
     row["direct_bicubic"], row["direct_hr"] = (float(iqa.rate([p], strict=True).mean[0]) for p in (plain, hr))

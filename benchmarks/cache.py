@@ -22,7 +22,7 @@ BATCH = 20
 
 
 def make_images(count: int, side: int) -> list[Tensor]:
-    """Return smooth random pictures, the same in every process."""
+    """Return smooth random images, the same in every process."""
     coarse = torch.rand(count, 3, 7, 7, generator=torch.Generator().manual_seed(0))
     return list(torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear"))
 

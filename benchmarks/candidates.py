@@ -4,7 +4,7 @@ python benchmarks/candidates.py --image PHOTO [--kills 3] [--memory-px 1024] [--
 
 Identity: strict, N in {1, 4, 16}, batch in {1, 4}, compared pixel by pixel. Kills: `zoomiqa best-of-n` is killed
 (SIGKILL) at random moments before its last candidate and started again until it ends; its candidates and scores must
-equal those of a run that was left alone. Memory: a picture of `--memory-px` a side is restored x4 and ranked in a
+equal those of a run that was left alone. Memory: an image of `--memory-px` a side is restored x4 and ranked in a
 process of its own. Parts that are not asked for stay as the result file has them.
 """
 
@@ -34,7 +34,7 @@ PARTS = ("memory", "identity", "kills")
 
 
 def identity(lq: Path, sizes: tuple[int, ...], batches: tuple[int, ...]) -> dict[str, Any]:
-    """Return how many pictures were compared and how many differ from those of the largest run of single ones."""
+    """Return how many images were compared and how many differ from those of the largest run of single ones."""
     restorer, reward = Restorer.from_pretrained("nano"), ZoomIQAReward(ZoomIQA.from_pretrained("nano"))
     runs = {
         (n, batch): best_of_n(restorer, lq, reward, n=n, seed=5, batch_size=batch, keep=n, progress=False)
@@ -77,7 +77,7 @@ def kills(lq: Path, count: int, n: int, seed: int) -> dict[str, Any]:
 
 
 def memory(px: int, n: int) -> dict[str, Any]:
-    """Return peak resident memory of a fresh process that restores a px x px picture x4, `n` times, and ranks."""
+    """Return peak resident memory of a fresh process that restores a px x px image x4, `n` times, and ranks."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         small = Image.fromarray(np.random.default_rng(0).integers(0, 255, (px // 16, px // 16, 3), dtype=np.uint8))

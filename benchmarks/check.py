@@ -82,7 +82,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "resize 7/8": transport(2),
     "rise by 2/255, in spreads": rise,
     "measured": lambda m: figure(m["measured_share"]),
-    "images a second": lambda m: figure(m["images_per_s"], 1),
+    "images per second": lambda m: figure(m["images_per_s"], 1),
 }
 
 

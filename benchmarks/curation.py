@@ -1,9 +1,9 @@
 """Precision and recall of the curation's two filters on planted cases, from degraded photographs it was not tuned on.
 
-python benchmarks/curation.py --images DIR [--pictures 400] [--seed 1]
+python benchmarks/curation.py --images DIR [--count 400] [--seed 1]
 
-The judge is the rules judge: no model takes part. Consistency: each picture has a grounded answer and the same with one
-false sentence, both written from the degradation record; half of the pictures in plain words, half paraphrased
+The judge is the rules judge: no model takes part. Consistency: each image has a grounded answer and the same with one
+false sentence, both written from the degradation record; half of the images in plain words, half paraphrased
 (`train_iqa/curation/planted_words.py`). A case counts as rejected where a sentence of it is dropped or all of it is
 refused. Reliance: the grounded answers of a scripted teacher that sees, and plants of one without eyes, which follow
 from their own text; both are sampled several times with and without the image, and stray
@@ -32,7 +32,7 @@ from train_iqa.curation.reliance import RelianceConfig, compare
 from train_iqa.curation.states import state_of
 from train_iqa.curation.thresholds import shipped
 from train_iqa.evaluation.filters import filter_statistics
-from train_iqa.evaluation.lines import null
+from train_iqa.evaluation.measuring import null
 from train_iqa.nano.synthetic import list_photographs
 
 
@@ -99,7 +99,7 @@ def reliance(cases: Sequence[PlantedCase], seed: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="folder of clean photographs")
-    parser.add_argument("--pictures", type=int, default=400, help="degraded pictures; a planted case each")
+    parser.add_argument("--count", type=int, default=400, help="degraded images; a planted case each")
     parser.add_argument("--photographs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
@@ -107,7 +107,7 @@ def main() -> None:
     for path in list_photographs(args.images)[: args.photographs]:
         with Image.open(path) as photograph:
             photographs.append(np.asarray(photograph.convert("RGB"), dtype=np.float32) / 255)
-    cases = make_cases(photographs, args.pictures, seed=args.seed)
+    cases = make_cases(photographs, args.count, seed=args.seed)
     began = time.perf_counter()
     for case in cases[:20]:
         measure_hints(case.image)
@@ -115,7 +115,7 @@ def main() -> None:
     result = {
         "judge": "rules",
         "photographs": len(photographs),
-        "pictures": args.pictures,
+        "images": args.count,
         "planted_cases": sum(case.plant is not None for case in cases),
         "hint_thresholds": dict(shipped().provenance),
         "sha256": {Path(m.__file__).name: _digest(m.__file__) for m in (lexicon, planted_words)},

@@ -75,7 +75,7 @@ def tune_tables(result: Result) -> str:
 
 
 def rl_tables(result: Result) -> str:
-    """Return SFT against the arms of RL on held-out pictures, and what their curves did from first to last."""
+    """Return SFT against the arms of RL on held-out images, and what their curves did from first to last."""
     rows, curves = [], []
     for arm, name in ARM_NAMES.items():
         if arm not in result:

@@ -97,7 +97,7 @@ def main() -> None:
             "zoom_rate_local": float(zoomed[local].mean()),
             "zoom_rate_global": float(zoomed[~local].mean()),
         }
-        # Every local picture counts; one whose answer names no box scores 0.
+        # Every local image counts; one whose answer names no box scores 0.
         where = np.flatnonzero(local)
         true = [records[k].box for k in where]
         boxes = [named_box(assessments[k]) for k in where]

@@ -25,21 +25,23 @@ def best_of_n_rows(b: dict[str, Any]) -> list[tuple[str, str]]:
         gains = [f"{way} {spread(one[way]['captured_gain'])}" for way in ("direct", "reason", "niqe", "random")]
         found.append((f"{pool_of(b)}: captured gain, {judge.upper()}", "; ".join(gains)))
         agree = [f"{way} {spread(one[way]['within_srcc'])}" for way in ("direct", "reason", "niqe")]
-        found.append((f"the same: SRCC within a photograph's candidates, {judge.upper()}", "; ".join(agree)))
+        found.append((f"{pool_of(b)}: SRCC within a photograph's candidates, {judge.upper()}", "; ".join(agree)))
         lost = [f"{way} {spread(one[way]['regret'], 4)}" for way in ("direct", "reason", "niqe")]
-        found.append((f"the same: regret, {judge.upper()}", f"{'; '.join(lost)}; random {one['random']['regret']:.4f}"))
+        found.append(
+            (f"{pool_of(b)}: regret, {judge.upper()}", f"{'; '.join(lost)}; random {one['random']['regret']:.4f}")
+        )
     for which in ("mean", "chosen"):
         pool = [f"{name.upper()} {spread(b[f'{name}_{which}_minus_bicubic'], 3)}" for name in ("fsim", "vif")]
         pool.append(f"PSNR-Y {spread(b[f'psnr_y_{which}_minus_bicubic'])} dB")
         title = {"mean": "one candidate at random", "chosen": "chosen by `direct`"}[which]
-        found.append((f"{pool_of(b)}: less bicubic, {title}", "; ".join(pool)))
+        found.append((f"{pool_of(b)}: {title} less bicubic", "; ".join(pool)))
     if "fsim_direct_minus_default" in b:
         judges = ("vif", "psnr_y", "fsim")
         for way in ("direct", "reason", "niqe", "oracle"):
             gains = [f"{name.upper()} {spread(b[f'{name}_{way}_minus_default'], 4)}" for name in judges]
-            found.append((f"the same: {way}'s choice less the default candidate", "; ".join(gains)))
+            found.append((f"{pool_of(b)}: choice by {way} less the default candidate", "; ".join(gains)))
     deviations = [f"{name.upper()} {b[name]['g_std'][0]:.4f}" for name in ("fsim", "vif")]
-    found.append(("the same: G-STD", ", ".join(deviations)))
+    found.append((f"{pool_of(b)}: G-STD", ", ".join(deviations)))
     return found + cascade_rows(b)
 
 
@@ -49,7 +51,7 @@ def cascade_rows(b: dict[str, Any]) -> list[tuple[str, str]]:
     for judge in ("fsim", "vif"):
         few = {top: b[judge][f"cascade_{top}"] for top in (1, 2, 3)}
         cascade = [f"top {k}: {spread(c['minus_reason'])} at {c['time_over_reason']:.2f}" for k, c in few.items()]
-        title = f"{pool_of(b)}: cascade less `reason`, captured gain {judge.upper()}, at share of its time"
+        title = f"{pool_of(b)}: cascade less `reason`, captured gain {judge.upper()}, at which share of its time"
         found.append((title, "; ".join(cascade)))
     return found
 
@@ -77,7 +79,7 @@ def candidates_rows(c: dict[str, Any]) -> list[tuple[str, str]]:
     size = " x ".join(map(str, memory["output"]))
     return [
         (
-            f"candidates of one seed, N in {same['n']}, batch in {same['batch']}: compared, different",
+            f"candidates of one seed with N in {same['n']} and batch in {same['batch']}: compared, different",
             f"{same['compared']}, {same['different']}",
         ),
         (f"best-of-N killed {len(kills['killed_after_lines'])} times: same candidates", kept),

@@ -6,9 +6,9 @@ python benchmarks/rl.py sft --nano runs/small [--out runs/rl]
 python benchmarks/rl.py run ARM [--seed 0] [--steps N] [--out runs/rl]
 python benchmarks/rl.py table [--out runs/rl]
 
-`data` takes training pictures so that their scores are spread like KonIQ-10k's, few of them bad; held-out ones are of
+`data` takes training images so that their scores are spread like KonIQ-10k's, few of them bad; held-out ones are of
 photographs that nothing was trained on. ARM is one of `ARMS`; all start from the same SFT policy and see the same
-pictures. `sft` and `run` go on where they were stopped.
+images. `sft` and `run` go on where they were stopped.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from train_iqa import grpo, sft
-from train_iqa.data import Source
+from train_iqa.data import DatasetSource
 from train_iqa.nano.labels import LabelScale
 from train_iqa.nano.synthetic import hold_out, list_photographs, read_samples, write_samples
 from train_iqa.rl.coverage import KlConfig
-from train_iqa.rl.resampling import ResamplingConfig, level_of
+from train_iqa.rl.generation import ResamplingConfig, level_of
 from train_iqa.rows.conversations import synthetic_conversations, write_conversations
 from train_iqa.sft import ConversationSource
 from train_iqa.training.learner import ModelConfig
@@ -55,7 +55,7 @@ BATCH = 32
 
 
 def make_data(args: argparse.Namespace) -> None:
-    """Write pictures, `labels.csv` and `talks.jsonl` of a training and a held-out part."""
+    """Write images, `labels.csv` and `talks.jsonl` of a training and a held-out part."""
     scale, rng = LabelScale.load(args.nano / "label_scale.json"), np.random.default_rng(args.seed)
     training, held_out = hold_out(list_photographs(args.photos))
     for part, paths, count in (("train", training, args.draws), ("test", held_out, args.draws // 10)):
@@ -92,7 +92,7 @@ def errors(ratings: NDArray[np.float64], mos: NDArray[np.float64]) -> dict[str, 
 
 
 def evaluate(policy: Path, out: Path, limit: int | None) -> dict[str, Any]:
-    """Return what a policy does on the held-out pictures, by both ways to ask."""
+    """Return what a policy does on the held-out images, by both ways to ask."""
     iqa = ZoomIQA.from_pretrained(str(policy))
     with open(out / "test" / "labels.csv", newline="", encoding="utf-8") as table:
         rows = list(csv.DictReader(table))[:limit]
@@ -108,7 +108,7 @@ def evaluate(policy: Path, out: Path, limit: int | None) -> dict[str, Any]:
 
 
 def run_sft(args: argparse.Namespace) -> None:
-    """Fine-tune the sibling on conversations about the training pictures, and evaluate it."""
+    """Fine-tune the sibling on conversations about the training images, and evaluate it."""
     recipe = nano().sft
     talks = ConversationSource(path=args.out / "train" / "talks.jsonl")
     policy = sft.train(replace(
@@ -124,8 +124,9 @@ def run_arm(args: argparse.Namespace) -> None:
     folder = args.out / f"{args.arm}-{args.seed}"
     policy = grpo.train(replace(
         nano().grpo, model=ModelConfig(name=str(args.out / "sft" / "policy")), out=folder, seed=args.seed,
-        data=(Source(family="csv", root=args.out / "train" / "labels.csv"),), part="all", kl=kl, resampling=resampling,
-        steps=args.steps, updates=2, num_samples=6, max_new_tokens=200, learning_rate=args.learning_rate,
+        data=(DatasetSource(family="csv", root=args.out / "train" / "labels.csv"),), part="all", kl=kl,
+        resampling=resampling, steps=args.steps, updates=2, num_samples=6,
+        max_new_tokens=200, learning_rate=args.learning_rate,
         micro_rows=24, save_every=5, page_every=args.steps, tensorboard=False,
     ))  # fmt: skip
     write_json(folder / "evaluation.json", evaluate(policy, args.out, args.limit))
@@ -204,7 +205,7 @@ def main() -> None:
     arm.add_argument("--steps", type=int, default=24)
     arm.add_argument("--learning-rate", type=float, default=2e-4)
     for each in (tuned, arm):
-        each.add_argument("--limit", type=int, default=256, help="held-out pictures, at most")
+        each.add_argument("--limit", type=int, default=256, help="held-out images, at most")
     for each in (data, tuned, arm, gather):
         each.add_argument("--seed", type=int, default=0)
         each.add_argument("--out", type=Path, default=Path("runs/rl"))

@@ -1,9 +1,9 @@
-"""Does a rating's mean over unseen copies tell a picture's candidates apart better than the rating itself?
+"""Does a rating's mean over unseen copies tell an image's candidates apart better than the rating itself?
 
 python benchmarks/robust.py --hr DIR [--sets set5 set14] [--candidates 8] [--copies 4]
 
-DIR holds folders of photographs. Of the middle of each, candidates of varied sharpness are restored; within a picture's
-candidates the rank correlation of both rewards with FSIM is taken, with intervals over pictures.
+DIR holds folders of photographs. Of the middle of each, candidates of varied sharpness are restored; within an image's
+candidates the rank correlation of both rewards with FSIM is taken, with intervals over images.
 """
 
 import argparse
@@ -42,15 +42,15 @@ def main() -> None:
     sets = [degraded_folder(args.hr / name, PRESET, scale=4, seed=1) for name in args.sets]
     examples = [crop(one, LR_PX) for own in sets for one in load_examples(own)]
     found: dict[str, list[float]] = {name: [] for name in rewards}
-    for example in tqdm(examples, desc="pictures"):
+    for example in tqdm(examples, desc="images"):
         seeds = [candidate_seed(7, k) for k in range(args.candidates)]
-        pictures = [load_image(to_pil(one.image)) for one in restorer.restore(example.lq, seeds)]
-        truth = [fsim(picture, example.hr) for picture in pictures]
+        images = [load_image(to_pil(one.image)) for one in restorer.restore(example.lq, seeds)]
+        truth = [fsim(image, example.hr) for image in images]
         for name, reward in rewards.items():
-            found[name].append(float(spearmanr(reward(pictures).value.tolist(), truth).statistic))
+            found[name].append(float(spearmanr(reward(images).value.tolist(), truth).statistic))
     write_result("robust", {
-        "pictures": len(examples), "candidates": args.candidates, "copies": args.copies,
-        "srcc_with_fsim_within_a_picture": {name: mean_interval(np.array(own)) for name, own in found.items()},
+        "images": len(examples), "candidates": args.candidates, "copies": args.copies,
+        "srcc_with_fsim_within_an_image": {name: mean_interval(np.array(own)) for name, own in found.items()},
         "robust_minus_plain": paired_test(found["robust"], found["plain"]).difference,
     })  # fmt: skip
 

@@ -1,6 +1,6 @@
-"""A reward against human opinion of super-resolved pictures: the four measures of a ranker, intervals over scenes.
+"""A reward against human opinion of super-resolved images: the four measures of a ranker, intervals over scenes.
 
-python benchmarks/sr_mos.py --data DIR   (DIR holds mos.csv: image, scene, mos 1-5, and the pictures)
+python benchmarks/sr_mos.py --data DIR   (DIR holds mos.csv: image, scene, mos 1-5, and the images)
 """
 
 import argparse

@@ -42,7 +42,7 @@ def synthetic_rows(s: dict[str, Any]) -> list[tuple[str, str]]:
         ("SRCC of `direct` with `reason`", f"{s['srcc_direct_reason']:.3f}"),
         ("zoom rate: all, local damage, global damage", ", ".join(f"{rate:.0%}" for rate in rates)),
         (
-            "IoU of the named box with the true region (central box); by area tercile",
+            "IoU of the named box with the true region (in brackets: the central box); by tercile of area",
             f"{s['iou_named']:.2f} ({s['iou_central']:.2f}); {terciles}",
         ),
     ]
@@ -54,12 +54,12 @@ def mos_rows(m: dict[str, Any]) -> list[tuple[str, str]]:
         "srcc_overall": "SRCC overall",
         "srcc_within_scene": "SRCC within a scene",
         "pair_accuracy": "pair accuracy, MOS 0.5 apart",
-        "regret_scene": f"MOS lost by its pick (random {m['random_regret_scene']:.2f})",
-        "regret_pools_of_4": "MOS lost by its pick of 4",
+        "regret_scene": f"MOS lost by its choice (random {m['random_regret_scene']:.2f})",
+        "regret_pools_of_4": "MOS lost by its choice among 4",
     }
     return [
         (
-            f"human MOS of {m['images']} super-resolved pictures: {name}",
+            f"human MOS of {m['images']} super-resolved images: {name}",
             f"{interval(m['direct'], key)}; NIQE {interval(m['niqe'], key)}",
         )
         for key, name in measures.items()
@@ -69,7 +69,7 @@ def mos_rows(m: dict[str, Any]) -> list[tuple[str, str]]:
 def readable_rows(r: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, figure) of `readable`."""
     where = ", ".join(f"{name} {count}" for name, count in r["by_folder"].items())
-    what = f"photographs that `reason` answers readably in every round ({where})"
+    what = f"photographs with a readable answer of `reason` in every round ({where})"
     return [(what, f"{r['readable']} of {r['images']}")]
 
 
@@ -98,8 +98,11 @@ def repeatability_rows(r: dict[str, Any]) -> list[tuple[str, str]]:
     strict = all(value for key, value in r.items() if key.startswith("strict_equal"))
     difference, same = r["batched_direct_max_difference"], r["batched_reason_same_text_share"]
     return [
-        ("strict: bit-equal in any order, company, process", "yes" if strict else "NO"),
-        ("batched: largest difference of `direct`; same text in `reason`", f"{difference:.1e}; {same:.0%}"),
+        ("strict ratings: bit-equal in any order, beside any images, in another process", "yes" if strict else "NO"),
+        (
+            "batched against strict: largest difference of `direct`; same text in `reason`",
+            f"{difference:.1e}; {same:.0%}",
+        ),
     ]
 
 
@@ -113,7 +116,7 @@ def serving_rows(s: dict[str, Any]) -> list[tuple[str, str]]:
             f"server: {s['requests']} concurrent requests bit-equal to local; batched difference",
             f"{equal}; {s['batched_max_difference']:.0e}",
         ),
-        ("server, a replica killed under load: wrong; lost without, with retries", lost),
+        ("server, one replica killed under load: wrong values; lost without retries, with retries", lost),
         (f"images/s: local one by one, served strict, served batched ({s['replicas']} replicas)", speeds),
     ]
 
@@ -122,7 +125,7 @@ def memory_rows(memory: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, figure) of `memory`."""
     size = " x ".join(map(str, memory["pixels"]))
     figure = f"{memory['peak_over_idle_mib'] / 1024:.2f} GiB, {memory['seconds']:.0f} s"
-    return [(f"{size} image: peak memory over idle, time", figure)]
+    return [(f"{size} image: peak memory above idle, time", figure)]
 
 
 def gradients_rows(g: dict[str, Any]) -> list[tuple[str, str]]:
@@ -143,15 +146,15 @@ def gradients_rows(g: dict[str, Any]) -> list[tuple[str, str]]:
             f"gradient against finite differences along it, step 3e-5, {g['images']} images: relative error",
             f"median {along['median']:.1e}, largest {along['largest']:.1e}",
         ),
-        ("the same by size of the step: median error, step by largest pixel, by length", "; ".join(cells)),
+        ("gradient error by step size: median, step measured by its largest pixel, by its length", "; ".join(cells)),
         (
-            f"slope of finite differences on predictions, {g['directions_an_image']} directions an image: "
+            f"slope of finite differences on predictions, {g['directions_an_image']} directions per image: "
             "signs, step 3e-5; single pixels, step 1e-3",
             f"{g['slope_random_signs']['3e-05']:.4f}; {g['slope_single_pixels']['0.001']:.4f}",
         ),
-        (f"{g['ascent']['steps']} steps up the gradient's signs raise the rating", "; ".join(climbs)),
+        (f"{g['ascent']['steps']} steps along the gradient's signs: images whose rating rises", "; ".join(climbs)),
         (
-            f"gradient of a {memory['side_px']} px image: memory over idle, time; with recomputed activations",
+            f"gradient of a {memory['side_px']} px image: memory above idle, time; with recomputed activations",
             "; ".join(peaks),
         ),
     ]
@@ -170,7 +173,10 @@ def cache_rows(c: dict[str, Any]) -> list[tuple[str, str]]:
 def ladder_rows(ladders: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, figure) of `ladders`."""
     return [
-        (f"mean rating down a ladder of {name}", ", ".join(f"{v:.2f}" for v in ladders[name]["mean_ratings"]))
+        (
+            f"mean rating from clean to worst, {name}",
+            ", ".join(f"{v:.2f}" for v in ladders[name]["mean_ratings"]),
+        )
         for name in ("blur", "noise", "jpeg", "downsample")
     ]
 
@@ -200,11 +206,11 @@ PARTS = {
     "tune_kill": tune_kill_rows,
 }
 HEADLINES = {
-    "nano_synthetic": [0, 1], "sr_mos": [0, 1, 3], "people": [0, 1, 2, 3], "readable": [0], "repeatability": [0],
-    "memory": [0], "restorer": [2, 4], "best_of_n": [6],
-    "best_of_n_varied": [0, 3, 6, 7], "gradients": [0, 1, 3], "cache": [0], "serving": [0], "tune": [0, 1, 2],
+    "people": [0, 1, 2, 3], "sr_mos": [0, 1, 3], "readable": [0], "best_of_n": [6], "best_of_n_varied": [6, 7, 0, 3],
+    "restorer": [2, 4], "tune": [0, 1, 2], "nano_synthetic": [0, 1], "gradients": [3, 1, 0], "memory": [0],
+    "repeatability": [0], "cache": [0], "serving": [0],
 }  # fmt: skip
-"""Which rows of which results stand in README; `docs/figures.md` holds all."""
+"""The rows of README, those on agreement with people first; `docs/figures.md` holds all rows."""
 
 
 def rows(chosen: dict[str, list[int]] | None = None) -> list[tuple[str, str, str]]:

@@ -27,7 +27,7 @@ import torch
 from common import write_result
 from training_7b import child
 from training_runs import (
-    PICTURES,
+    IMAGES,
     ROOT,
     STAGES,
     environment,
@@ -39,8 +39,8 @@ from training_runs import (
     write_data,
 )
 
-from train_iqa.evaluation.lines import null
-from train_iqa.training.metrics import DIGITS, read_log
+from train_iqa.evaluation.measuring import null
+from train_iqa.training.run_state import DIGITS, read_log
 
 KILLS = 3
 TIMES = ("tokens_per_s", "generate_s", "train_s")
@@ -127,7 +127,7 @@ def kill(args: argparse.Namespace, out: Path) -> bool:
     names = ("one_row_a_step_in_order", "metrics_equal", "policy_bytes_identical", "mid_run_kills")
     holds = all(checks[name] for name in names)
     result = {
-        "stage": args.stage, "holds": holds, **checks, "kills": kills, "settings": settings, "pictures": PICTURES,
+        "stage": args.stage, "holds": holds, **checks, "kills": kills, "settings": settings, "images": IMAGES,
         "uninterrupted_s": round(whole.seconds, 1), "start_s": round(start_s, 1), "step_s": round(whole.step_s, 2),
         "last_start_s": round(last.seconds, 1), **machine(args),
     }  # fmt: skip
@@ -186,7 +186,7 @@ def processes(args: argparse.Namespace, out: Path) -> bool:
         }  # fmt: skip
     write_result(
         "training_processes",
-        {**result, "backend": "gloo", "logged_digits": DIGITS, "pictures": PICTURES, **machine(args)},
+        {**result, "backend": "gloo", "logged_digits": DIGITS, "images": IMAGES, **machine(args)},
     )
     return True
 
@@ -217,7 +217,7 @@ def cost(args: argparse.Namespace, out: Path) -> bool:
         run = run_whole([sys.executable, __file__, "cost", *options], env)
         printed = json.loads(run.printed.splitlines()[-1])
         result[name] = {**rates(stage, run, out / name / "run", printed["settings"]), **printed}
-    write_result("training_cost", {**result, "pictures": PICTURES, **machine(args)})
+    write_result("training_cost", {**result, "images": IMAGES, **machine(args)})
     return True
 
 

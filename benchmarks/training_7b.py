@@ -27,7 +27,7 @@ VISION_7B = {
 }  # fmt: skip
 """Sizes of Qwen2.5-VL-7B-Instruct, from its published config.json."""
 SIDES_7B = (1008, 756)
-"""Width and height that the pictures are enlarged to for it: about KonIQ-10k's."""
+"""Width and height that the images are enlarged to for it: about KonIQ-10k's."""
 
 
 def random_7b(device: str, text: Mapping[str, Any] = TEXT_7B, vision: Mapping[str, Any] = VISION_7B) -> Checkpoint:
@@ -59,7 +59,7 @@ def child(args: argparse.Namespace, out: Path, device: str = "cuda", **sizes: An
     if args.stage == "grpo":
         # random weights end no answer: every one has `max_new_tokens`, and none asks for a second round
         settings = {"images_per_step": 8, "images_per_rollout": 4, "num_samples": 4, "max_new_tokens": 256}
-        source = grpo.Source(family="csv", root=out / "data" / "labels.csv")
+        source = grpo.DatasetSource(family="csv", root=out / "data" / "labels.csv")
     config = replace(
         getattr(qwen2_5_vl_7b(), args.stage), data=(source,), out=out / "run", steps=4, save_every=100,
         tensorboard=False, **settings,

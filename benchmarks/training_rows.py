@@ -27,7 +27,9 @@ def cost_rows(c: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, figure) of `training cost`."""
     found = [f"{stage} {c[key]['images_per_cpu_s']:.2f}, {c[key]['peak_over_idle_mib'] / 1024:.2f} GiB"
              for stage, key in (("SFT", "nano_sft_cpu"), ("RL", "nano_grpo_cpu"))]  # fmt: skip
-    return [("training nano: images (RL: with 6 trajectories) a processor second, memory over idle", "; ".join(found))]
+    return [
+        ("training nano: images (RL: with 6 trajectories) per processor second, memory above idle", "; ".join(found))
+    ]
 
 
 def tune_rows(t: dict[str, Any]) -> list[tuple[str, str]]:
@@ -36,7 +38,7 @@ def tune_rows(t: dict[str, Any]) -> list[tuple[str, str]]:
     for method, name in (("sft", "rejection SFT"), ("dpo", "DPO"), ("nft", "NFT")):
         if method in t["runs"]:
             run = t["runs"][method]
-            title = f"x4 restorer tuned by {name} ({run['seeds']} seeds) less the base, {t['pictures']} photographs"
+            title = f"x4 restorer tuned by {name} ({run['seeds']} seeds) less the base, {t['images']} photographs"
             parts = [f"{label} {value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
                      for label, key, digits in (("reward", "robust", 3), ("FSIM", "fsim", 4), ("VIF", "vif", 4),
                                                 ("HaarPSI, a label", "haarpsi", 4),

@@ -21,10 +21,10 @@ from PIL import Image
 from train_iqa.nano.labels import LabelScale
 from train_iqa.nano.synthetic import list_photographs, make_sample
 from train_iqa.rows.conversations import synthetic_conversations, write_conversations
-from train_iqa.training.metrics import read_log
+from train_iqa.training.run_state import read_log
 
 ROOT = Path(__file__).resolve().parent.parent
-PICTURES, LOCAL_SHARE = 48, 0.4
+IMAGES, LOCAL_SHARE = 48, 0.4
 STAGES = ("sft", "grpo")
 """Both with all weights of the language side, as the `nano` recipe; fewer rows and samples, so that a run is short."""
 SFT = {"steps": 12, "rows_per_step": 16, "micro_rows": 8, "learning_rate": 2e-4, "warmup_steps": 2, "save_every": 2}
@@ -35,7 +35,7 @@ GRPO = {
 SETTINGS: dict[str, dict[str, Any]] = {"sft": SFT, "grpo": GRPO}
 
 
-def write_data(images: Path, folder: Path, count: int = PICTURES, size: tuple[int, int] | None = None) -> None:
+def write_data(images: Path, folder: Path, count: int = IMAGES, size: tuple[int, int] | None = None) -> None:
     """Write `talks.jsonl` (SFT) and `labels.csv` (GRPO) about the same degraded crops; `size`: width, height."""
     rng, paths = np.random.default_rng(0), list_photographs(images)
     drawn = [paths[k] for k in rng.integers(0, len(paths), count)]

@@ -8,11 +8,11 @@ python benchmarks/tune.py kill METHOD --images DIR --hr DIR [--rounds 8] [--out 
 METHOD: base, or one of `tune_methods.py`: sft, dpo, grpo, nft, reward_gradient; chance: DPO on a number that
 means nothing, the control; laplacian, niqe: on that alone, by its gradient and by NFT, until its alarm;
 laplacian_heedless: the same, the alarm not heeded.
-`run` trains (resumed where it was), then restores the middle of each evaluation picture with fixed seeds and measures.
-"robust" is `RobustReward`'s rating, the mean over copies that look the same; "rating" is that of the picture alone.
-`evaluate` measures finished runs again. What was measured of a run is kept in `results/tune_runs/`, picture by picture,
+`run` trains (resumed where it was), then restores the middle of each evaluation image with fixed seeds and measures.
+"robust" is `RobustReward`'s rating, the mean over copies that look the same; "rating" is that of the image alone.
+`evaluate` measures finished runs again. What was measured of a run is kept in `results/tune_runs/`, image by image,
 so that a method or a seed can be added without training the others again. `table` gathers all of it: means over seeds
-of training and pictures, intervals over pictures. The base's value of a picture is its mean over all its seeds: nano's
+of training and images, intervals over images. The base's value of an image is its mean over all its seeds: nano's
 rating is rough, so equal seeds are no pairs once a weight has changed, and what two lucky seeds of the base have would
 be a gain of everything that is compared with them.
 `kill` trains once in one piece and once killed three times at random moments, and compares logs and weights.
@@ -51,19 +51,19 @@ WATCHED = ("reward", "fragility", "fsim", "vif", "psnr_y", "lr_consistency", "fi
 SETS = ["set5", "set14", "urban30"]
 PRESET = "mild"
 NUM_SEEDS = {"base": 8}
-"""Restorations of each evaluation picture; 2 by tuned models."""
+"""Restorations of each evaluation image; 2 by tuned models."""
 
 
 def evaluated(restorer: Restorer, examples: list[Any], iqa: ZoomIQA, count: int) -> list[dict[str, Any]]:
-    """Return one row a picture: for each measure the values of its `count` restorations, always of the same seeds."""
+    """Return one row per image: for each measure the values of its `count` restorations, always of the same seeds."""
     rating, rows = ZoomIQAReward(iqa), []
     rewards = {"rating": rating, "robust": RobustReward(rating)}
     for example in tqdm(examples, desc="evaluation"):
         seeds = [candidate_seed(99, k) for k in range(count)]
-        pictures = [load_image(to_pil(one.image)) for one in restorer.restore(example.lq, seeds)]
-        found = [measure(METRICS, picture, hr=example.hr, lq=example.lq) for picture in pictures]
+        images = [load_image(to_pil(one.image)) for one in restorer.restore(example.lq, seeds)]
+        found = [measure(METRICS, image, hr=example.hr, lq=example.lq) for image in images]
         row: dict[str, Any] = {name: [one[name].value for one in found] for name in METRICS}
-        row |= {name: reward(pictures).value.tolist() for name, reward in rewards.items()}
+        row |= {name: reward(images).value.tolist() for name, reward in rewards.items()}
         rows.append(row | {"name": example.name})
     return rows
 
@@ -96,12 +96,12 @@ def evaluate_one(folder: Path, args: argparse.Namespace) -> None:
         report |= {key: result[key] for key in ("rounds", "best_round", "alarms", "first_alarm_round", "seconds")}
         report["monitor"] = looks_of(folder / "run")
     restorer = Restorer.from_pretrained("nano" if method == "base" else folder / "run" / "pipeline")
-    rows = evaluated(restorer, held_out_pictures(args), ZoomIQA.from_pretrained("nano"), NUM_SEEDS.get(method, 2))
+    rows = evaluated(restorer, held_out_images(args), ZoomIQA.from_pretrained("nano"), NUM_SEEDS.get(method, 2))
     keep(folder.name, report, rows)
 
 
 def keep(name: str, report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write a run's report and a line a picture, in one step."""
+    """Write a run's report and a line per image, in one step."""
     RUNS.mkdir(parents=True, exist_ok=True)
     half = RUNS / f"{name}.tmp"
     half.write_text("".join(json.dumps(row) + "\n" for row in (report, *rows)))
@@ -122,8 +122,8 @@ def finished_runs(args: argparse.Namespace) -> list[Path]:
     return found
 
 
-def held_out_pictures(args: argparse.Namespace) -> list[Any]:
-    """Return the middle of each evaluation picture."""
+def held_out_images(args: argparse.Namespace) -> list[Any]:
+    """Return the middle of each evaluation image."""
     sets = [degraded_folder(args.hr / name, PRESET, scale=4, seed=1) for name in args.sets]
     return [crop(one, EVAL_LR_PX) for own in sets for one in load_examples(own)]
 
@@ -182,7 +182,7 @@ def table(args: argparse.Namespace) -> None:
         picks = [int(np.argmax(row[judge])) for row in base]
         chosen = {name: np.array([row[name][k] for row, k in zip(base, picks, strict=True)]) for name in MEASURES}
         found[f"best_of_8_{judge}"] = against(chosen, base)
-    counts = {"pictures": len(base), "restorations_a_picture": {"base": 8, "tuned": 2}}
+    counts = {"images": len(base), "restorations_per_image": {"base": 8, "tuned": 2}}
     write_result("tune", counts | {"preset": PRESET, "runs": found})
 
 
@@ -197,7 +197,7 @@ def looks_of(folder: Path) -> dict[str, Any]:
 
 
 def against(means: dict[str, Any], base: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return each measure's mean and its difference to the base's mean, with intervals over pictures."""
+    """Return each measure's mean and its difference to the base's mean, with intervals over images."""
     return {
         name: {
             "mean": mean_interval(values),

@@ -53,7 +53,7 @@ class Method:
 
 
 def chance(image: Any) -> float:
-    """Return a number in [0, 1) that belongs to the picture and says nothing about it."""
+    """Return a number in [0, 1) that belongs to the image and says nothing about it."""
     return int(pixels_digest(to_pil(image)), 16) / 16**16
 
 

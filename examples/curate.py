@@ -16,7 +16,7 @@ from train_iqa.curation.loop import curate
 from train_iqa.curation.planted import make_cases
 from train_iqa.curation.scripted import ScriptedServer
 from train_iqa.curation.scripted_teacher import scripted_dataset
-from train_iqa.data import Source
+from train_iqa.data import DatasetSource
 from train_iqa.rows.conversations import read_conversations
 from train_iqa.rows.turn_rows import build_row, row_kinds
 from zoomiqa_reward.images import load_image
@@ -25,22 +25,22 @@ from zoomiqa_reward.model.direct import trie_of
 from zoomiqa_reward.runs.json_lines import read_lines
 
 
-def main(image: str | Path, model: str = "nano", pictures: int = 8) -> list[str]:
+def main(image: str | Path, model: str = "nano", images: int = 8) -> list[str]:
     """Curate answers about degraded copies of a photograph and build `model`'s training rows; print and return a line
     for each step.
     """
     photograph = load_image(image)[:, :224, :224].permute(1, 2, 0).numpy()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        table, teacher = scripted_dataset(root / "data", make_cases([photograph], pictures))
+        table, teacher = scripted_dataset(root / "data", make_cases([photograph], images))
         with ScriptedServer(teacher) as server:
             config = CurateConfig(
-                sources=(Source(family="csv", root=table),),
+                sources=(DatasetSource(family="csv", root=table),),
                 teacher=Endpoint(model="scripted", base_url=server.url, price_in=1.0, price_out=4.0),
                 out=root / "run",
             )
             report = curate(config)
-        lines = [f"judge: {report['judge']}; kept {report['kept']} of {report['images']} pictures"]
+        lines = [f"judge: {report['judge']}; kept {report['kept']} of {report['images']} images"]
         lines += refusals(root / "run")
         cost = report["cost"]["teacher"]
         lines.append(f"{cost['calls']} calls, {cost['tokens_in'] + cost['tokens_out']} tokens, {cost['money']} paid")

@@ -3,7 +3,7 @@
     python examples/refine.py [photo.jpg]
 
 The restorer here is a function with a seed, so that nothing has to be loaded: the seed decides how much it smooths, for
-the whole picture at once. A corner that needs another strength than the rest is what a second look is for.
+the whole image at once. A corner that needs another strength than the rest is what a second look is for.
 `Restorer.from_pretrained` takes a diffusers pipeline, its hub id or a network in its place.
 """
 
@@ -26,7 +26,7 @@ SEED = 5
 
 
 def calmed(image: Tensor, seed: int) -> Tensor:
-    """Return the picture mixed with its median over 5 x 5 pixels, by an amount that the seed fixes."""
+    """Return the image mixed with its median over 5 x 5 pixels, by an amount that the seed fixes."""
     strength = float(torch.rand(1, generator=torch.Generator().manual_seed(seed)))
     around = functional.unfold(functional.pad(image[None], (2, 2, 2, 2), mode="reflect"), 5)
     median = around.view(3, 25, -1).median(dim=1).values.view(image.shape)
@@ -34,7 +34,7 @@ def calmed(image: Tensor, seed: int) -> Tensor:
 
 
 def damaged(image: Tensor) -> Tensor:
-    """Return the picture with noise in its lower right quarter."""
+    """Return the image with noise in its lower right quarter."""
     noise = 0.15 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
     noise[:, : image.shape[1] // 2] = 0
     noise[:, :, : image.shape[2] // 2] = 0

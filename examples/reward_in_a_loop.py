@@ -1,4 +1,4 @@
-"""Use the rating as a training signal: climb its gradient from a blurred picture, tied to where it started.
+"""Use the rating as a training signal: climb its gradient from a blurred image, tied to where it started.
 
 What is changed here are the pixels; in a training loop it is the network that made them. A CPU is enough.
 
@@ -21,29 +21,29 @@ STEPS = 5
 
 
 def main(image: str | Path, model: str = "nano") -> list[float]:
-    """Print the rating and how far the picture has moved at each step; return the ratings."""
+    """Print the rating and how far the image has moved at each step; return the ratings."""
     start = degrade_for_demo(load_image(image)[:, :SIDE_PX, :SIDE_PX], scale=1, blur_px=2.0, noise=0.02)
 
-    def likeness(picture: torch.Tensor) -> torch.Tensor:
-        return 1 - (picture - start).square().mean()  # no square root: its slope at 0 is infinite
+    def likeness(moved: torch.Tensor) -> torch.Tensor:
+        return 1 - (moved - start).square().mean()  # no square root: its slope at 0 is infinite
 
     near = MetricReward(likeness, "near the start", True, (0, 1), differentiable=True)
     rating = ZoomIQAReward(ZoomIQA.from_pretrained(model), gradient_checkpointing=True)
     reward = CompositeReward([Term(rating, 1.0, "raw"), Term(near, 20.0, "raw")])
 
-    picture = start
+    moved = start
     ratings = []
     for step in range(STEPS + 1):
-        picture = picture.detach().requires_grad_(True)
-        scores = reward(picture, grad=True)  # raises where there is no gradient, instead of training on nothing
+        moved = moved.detach().requires_grad_(True)
+        scores = reward(moved, grad=True)  # raises where there is no gradient, instead of training on nothing
         if not bool(scores.valid[0]):
-            raise SystemExit(f"the picture could not be measured: {scores.info['errors'][0]}")
+            raise SystemExit(f"the image could not be measured: {scores.info['errors'][0]}")
         first, second = scores.info["terms"]
         ratings.append(first["raw"][0])
         print(f"step {step}: rating {ratings[-1]:.4f}, moved by {(1 - second['raw'][0]) ** 0.5:.4f}")
         scores.value.sum().backward()
         with torch.no_grad():
-            picture = (picture + 0.01 * picture.grad / picture.grad.abs().max().clamp_min(1e-12)).clamp(0, 1)
+            moved = (moved + 0.01 * moved.grad / moved.grad.abs().max().clamp_min(1e-12)).clamp(0, 1)
     return ratings
 
 

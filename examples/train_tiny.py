@@ -17,14 +17,14 @@ from train_iqa import grpo, sft
 from train_iqa.data import IqaDataset, LabelledImage, Scale
 from train_iqa.rows.conversations import Conversation, write_conversations
 from train_iqa.sft import ConversationSource
-from train_iqa.training.metrics import read_log
 from train_iqa.training.recipes import nano
+from train_iqa.training.run_state import read_log
 from zoomiqa_reward.images import load_image, save_png
 
 SIDE_PX = 112
 ANSWER = (
     "<think>\nImage Quality Summary: The photo shows {fault}.\nDirections for Improvement: Clean detail.\n"
-    "Issues to Avoid: {fault}.\nDecision & Rationale: The picture is even, so I decide now.\n</think>\n"
+    "Issues to Avoid: {fault}.\nDecision & Rationale: The image is even, so I decide now.\n</think>\n"
     '<answer>{{"bbox_2d": [0, 0, 0, 0], "rating": {rating:.2f}, "tool": "final"}}</answer>'
 )
 

@@ -22,7 +22,7 @@ from zoomiqa_reward.images import load_image
 from zoomiqa_reward.runs.json_lines import read_lines
 
 SIDE_PX = 84
-"""Of a crop; its LR picture has 21, and a rating of its restoration takes one view."""
+"""Of a crop; its LR image has 21, and a rating of its restoration takes one view."""
 ROWS = 3
 
 

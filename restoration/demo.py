@@ -30,7 +30,7 @@ from zoomiqa_reward.runs.json_lines import write_json
 PHOTOGRAPH = "astronaut.png"
 """Public domain (NASA), 512 x 512, part of scikit-image's wheel: nothing is downloaded."""
 MAX_SIDE_PX = 640
-"""Longest side of the restored pictures; a larger photograph is shrunk (a low-quality one as is: cropped) first."""
+"""Longest side of the restored images; a larger photograph is shrunk (a low-quality one as is: cropped) first."""
 SCALE = 4
 NUM_CANDIDATES = 8
 NUM_EXPLAINED = 3
@@ -83,9 +83,9 @@ def prepare(image: Tensor, *, as_is: bool) -> tuple[Tensor | None, Tensor]:
         top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
         return None, image[:, top : top + height, left : left + width]
     if max(image.shape[1:]) > MAX_SIDE_PX:
-        picture = to_pil(image)
-        picture.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
-        image = load_image(picture)
+        thumbnail = to_pil(image)
+        thumbnail.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
+        image = load_image(thumbnail)
     height, width = (side // SCALE * SCALE for side in image.shape[1:])
     original = image[:, :height, :width]
     return original, degrade_for_demo(original, scale=SCALE)
@@ -99,14 +99,14 @@ def run(iqa: ZoomIQA, restorers: list[Restorer], image_lq: Tensor, out: Path) ->
 
 def compare(iqa: ZoomIQA, result: BestOfN, image_lq: Tensor, image_hr: Tensor | None) -> dict[str, Any]:
     """Return what `comparison.json` holds: ratings, None where there is none, and FSIM where the original is known."""
-    pictures = {"bicubic": bicubic(image_lq, SCALE), "chosen": load_image(result.best.image)}
+    images = {"bicubic": bicubic(image_lq, SCALE), "chosen": load_image(result.best.image)}
     if image_hr is not None:
-        pictures["original"] = image_hr
-    ratings = {name: float(iqa.rate([picture], strict=True).mean[0]) for name, picture in pictures.items()}
+        images["original"] = image_hr
+    ratings = {name: float(iqa.rate([image], strict=True).mean[0]) for name, image in images.items()}
     report: dict[str, Any] = {"rating": {name: r if math.isfinite(r) else None for name, r in ratings.items()}}
     if image_hr is not None:
         drawn = [fsim(load_image(one.image), image_hr) for one in result.candidates if one.has_image()]
-        report["fsim"] = {name: fsim(pictures[name], image_hr) for name in ("bicubic", "chosen")}
+        report["fsim"] = {name: fsim(images[name], image_hr) for name in ("bicubic", "chosen")}
         report["fsim"] |= {"mean_of_candidates": sum(drawn) / len(drawn), "best_of_candidates": max(drawn)}
     return report
 
@@ -127,7 +127,7 @@ def show(result: BestOfN, report: dict[str, Any], out: Path) -> None:
 Look at
   {out / "sheet.png"}     the candidates, best first: rating, reason, the region that round 2 zoomed into
   {out / "best.png"}      the chosen one; {out / "input_lq.png"} is what was restored
-  {out / "run.json"}      seeds, scores, versions; {out / "candidates"} holds all pictures"""
+  {out / "run.json"}      seeds, scores, versions; {out / "candidates"} holds all images"""
     )
 
 

@@ -48,7 +48,7 @@ def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def desk(tmp_path: Path, photograph: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder of the documentation: `photo.png`, `photo_small.png` and three pictures in `candidates/`."""
+    """The working folder of the documentation: `photo.png`, `photo_small.png` and three images in `candidates/`."""
     shutil.copy(photograph, tmp_path / "photo.png")
     (tmp_path / "candidates").mkdir()
     image = Image.open(photograph)

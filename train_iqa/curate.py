@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from train_iqa.curation.config import AUTO, CurateConfig
 from train_iqa.curation.endpoint import Endpoint, FatalEndpointError
 from train_iqa.curation.loop import curate
-from train_iqa.data import FAMILIES, DatasetProblems, Scale, Source
+from train_iqa.data import FAMILIES, DatasetProblems, DatasetSource, Scale
 from train_iqa.data.checking import ACCEPTABLE, CHECKS
 from train_iqa.data.splits import PARTS
 from train_iqa.training.config_file import read_config
@@ -114,7 +114,7 @@ def _endpoint(args: argparse.Namespace, role: str, base: Endpoint | None) -> End
     return Endpoint(**changes)
 
 
-def _sources(args: argparse.Namespace) -> tuple[Source, ...]:
+def _sources(args: argparse.Namespace) -> tuple[DatasetSource, ...]:
     if args.name and len(args.name) != len(args.data):
         raise ValueError(f"{len(args.name)} names for {len(args.data)} data sets; give one each, or none")
     scale = None
@@ -127,7 +127,7 @@ def _sources(args: argparse.Namespace) -> tuple[Source, ...]:
         if not equals or family not in FAMILIES:
             raise ValueError(f"--data {text!r}: must be FAMILY=PATH with a family of {', '.join(FAMILIES)}")
         lists = {"image_root": args.image_root, "scale": scale} if FAMILIES[family].is_list else {}
-        found.append(Source(family=family, root=Path(path), name=name, **lists))
+        found.append(DatasetSource(family=family, root=Path(path), name=name, **lists))
     return tuple(found)
 
 

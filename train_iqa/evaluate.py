@@ -21,10 +21,8 @@ import torch
 from tqdm import tqdm
 
 from train_iqa.data import FAMILIES, DatasetProblems, IqaDataset, LabelledImage, load_datasets, select
-from train_iqa.evaluation.lines import LineWriter, null, read_lines
-from train_iqa.evaluation.measuring import measure_images, probed
-from train_iqa.evaluation.options import EvaluateConfig, build_parser, config_of
-from train_iqa.evaluation.provenance import provenance
+from train_iqa.evaluation.measuring import LineWriter, choose_probe_ids, measure_images, null, read_lines
+from train_iqa.evaluation.options import EvaluateConfig, build_parser, config_of, provenance
 from zoomiqa_reward.images.loading import ImageError
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
 from zoomiqa_reward.runs.outputs import claim_folder
@@ -59,7 +57,11 @@ def evaluate(config: EvaluateConfig, iqa: ZoomIQA, arguments: list[str] | None =
 def _measure(config: EvaluateConfig, iqa: ZoomIQA, chosen: Mapping[str, tuple[LabelledImage, ...]], state: Any) -> None:
     done = read_lines(config.out)
     state.wait_for_everyone()  # so that all processes share out the same rest
-    probes = {(name, one) for name, images in chosen.items() for one in probed(images, config.num_probes, config.seed)}
+    probes = {
+        (name, one)
+        for name, images in chosen.items()
+        for one in choose_probe_ids(images, config.num_probes, config.seed)
+    }
     todo = [image for images in chosen.values() for image in images if (image.dataset, image.id) not in done]
     mine = todo[state.process_index :: state.num_processes]
     if done and state.is_main_process:

@@ -21,26 +21,41 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from train_iqa.data import IqaDataset, LabelledImage, Source, load_datasets, select
+from train_iqa.data import DatasetSource, IqaDataset, LabelledImage, load_datasets, select
 from train_iqa.rl.config import GrpoConfig
 from train_iqa.rl.coverage import clip_cov_mask, covariance, coverage_mask, quadrant_counts
-from train_iqa.rl.generation import Generation, make_generation, page_groups
-from train_iqa.rl.loss import clipped_loss, k3, mismatch_weight, old_policy_penalty, rows_loss
+from train_iqa.rl.generation import Generation, draw_images, make_generation, page_groups
+from train_iqa.rl.objective import (
+    AdapterOff,
+    FrozenCopy,
+    clipped_loss,
+    k3,
+    mean_over_processes,
+    mismatch_weight,
+    old_policy_penalty,
+    rows_loss,
+    token_values,
+    trajectory_statistics,
+)
 from train_iqa.rl.page import write_page
-from train_iqa.rl.reference import AdapterOff, FrozenCopy
-from train_iqa.rl.resampling import draw_images
 from train_iqa.rl.rewards import all_rewards, format_reward
 from train_iqa.rl.rollout import roll_out
-from train_iqa.rl.statistics import mean_over_processes, token_values, trajectory_statistics
 from train_iqa.rl.vllm_rollout import VllmConfig, VllmSampler
 from train_iqa.rows.completions import TrainingRow, answer_logprobs, collate_completions, micro_batches
-from train_iqa.rows.schedule import plan_rows
+from train_iqa.rows.turn_rows import plan_rows
 from train_iqa.training.command import run_trainer
-from train_iqa.training.learner import load_base, make_accelerator, make_learner, seed_of
-from train_iqa.training.metrics import MetricLog
+from train_iqa.training.learner import (
+    gather_rows,
+    load_base,
+    make_accelerator,
+    make_learner,
+    optimizer_step,
+    pad_parts,
+    seed_of,
+    total_of,
+)
 from train_iqa.training.policy import answering, save_policy
-from train_iqa.training.run_state import RunState, open_run
-from train_iqa.training.updates import gather_rows, optimizer_step, pad_parts, total_of
+from train_iqa.training.run_state import MetricLog, RunState, open_run
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.model.generate import Sampling, suppressed_tokens
 
@@ -116,7 +131,7 @@ class Trainer:
         return batch, found, spread
 
     @torch.no_grad()
-    def price(self, model: Any, rows: Sequence[TrainingRow]) -> tuple[list[Tensor], list[Tensor]]:
+    def logprobs_and_entropies(self, model: Any, rows: Sequence[TrainingRow]) -> tuple[list[Tensor], list[Tensor]]:
         """Return each row's log-probabilities and entropies [tokens] under `model`, on the CPU."""
         priced: list[Tensor] = [torch.empty(0)] * len(rows)
         spreads = list(priced)
@@ -147,7 +162,7 @@ class Trainer:
         if self.reference is not None:
             asked = [k for k, tokens in enumerate(made.held) if tokens.any()] or [0]
             with self.reference.active() as model:
-                priced, _ = self.price(model, [made.rows[k] for k in asked])
+                priced, _ = self.logprobs_and_entropies(model, [made.rows[k] for k in asked])
             for k, found in zip(asked, priced, strict=True):
                 made.reference[k] = found
         distances = [k3(old, ref)[tokens] for old, ref, tokens in zip(made.old, made.reference, made.held, strict=True)]
@@ -214,7 +229,7 @@ class Trainer:
         began = time.monotonic()
         made = self.generate(step)
         generated = time.monotonic()
-        made.old, entropies = self.price(self.model, made.rows)
+        made.old, entropies = self.logprobs_and_entropies(self.model, made.rows)
         held = self.hold(made, step)
         rate = self.config.learning_rate * min(1.0, (step + 1) / max(1, self.config.warmup_steps))
         updated = self.update(made, rate)
@@ -282,11 +297,11 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
 
 
-def _source(text: str) -> Source:
+def _source(text: str) -> DatasetSource:
     family, equals, root = text.partition("=")
     if not equals:
         raise ValueError(f"--data {text!r}: must be FAMILY=PATH, such as koniq=DIR or csv=FILE")
-    return Source(family=family, root=Path(root))
+    return DatasetSource(family=family, root=Path(root))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The common base of this project's exceptions: `except ZoomIQAError` catches what the three packages raise by name."""
+"""The common base of this project's exceptions: `except ZoomIQAError` catches all of them."""
 
 
 class ZoomIQAError(Exception):
-    """Base class. Its children are also ValueError, RuntimeError or ImportError, so older `except` clauses hold."""
+    """Base class. Its children are also ValueError, RuntimeError or ImportError."""
 
 
 class UnknownState(ZoomIQAError, ValueError):
-    """What a value depends on cannot be read, so it can be neither cached nor resumed."""
+    """The state behind a value cannot be read, so the value can be neither cached nor resumed."""

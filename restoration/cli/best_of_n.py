@@ -1,4 +1,4 @@
-"""`zoomiqa best-of-n`: restore one picture N times, rate the results, keep the best.
+"""`zoomiqa best-of-n`: restore one image N times, rate the results, keep the best.
 
 What needs torch is imported when the command runs, so that `--help` and wrong options answer at once.
 """
@@ -15,34 +15,34 @@ from zoomiqa_reward.cli import inputs, output
 if TYPE_CHECKING:
     from restoration.selection.candidates import Candidate
 
-ImageFile = Annotated[str, typer.Argument(help="The low-quality picture.", show_default=False)]
+ImageFile = Annotated[str, typer.Argument(help="The low-quality image.", show_default=False)]
 Out = Annotated[
-    Path, typer.Option(help="Folder for candidates, best.png, sheet.png, run.json; resumed if it is there.")
+    Path, typer.Option(help="Folder for candidates, best.png, sheet.png, run.json; an existing run continues.")
 ]
 Restorers = Annotated[
-    list[str], typer.Option(help="'nano' (embedded, x4), a hub id or a folder; several times for a mixed pool.")
+    list[str], typer.Option(help="'nano' (embedded, x4), a hub id or a folder; repeat the option for a mixed pool.")
 ]
-Count = Annotated[int, typer.Option("--n", help="Candidates to draw.", min=1)]
-Seed = Annotated[int, typer.Option(help="Fixes every candidate.", min=0)]
-Scale = Annotated[int | None, typer.Option(help="Times larger, for pipelines that do not fix it.", min=1)]
+Count = Annotated[int, typer.Option("--n", help="Number of candidates.", min=1)]
+Seed = Annotated[int, typer.Option(help="Determines every candidate.", min=0)]
+Scale = Annotated[int | None, typer.Option(help="Enlargement, for pipelines without a fixed one.", min=1)]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps.", min=1)]
-Prompts = Annotated[list[str], typer.Option("--prompt", help="For pipelines that take text; several times for a pool.")]
+Prompts = Annotated[list[str], typer.Option("--prompt", help="Prompt for pipelines that take text; repeatable.")]
 Negative = Annotated[str, typer.Option(help="Negative prompt.")]
-TilePx = Annotated[int | None, typer.Option(help="Restore in tiles of this side, pixels of the low-quality picture.")]
+TilePx = Annotated[int | None, typer.Option(help="Restore in tiles of this side, in low-quality pixels.")]
 ColourFix = Annotated[str, typer.Option(help="none, adain or wavelet.")]
 Vary = Annotated[
     float | None,
-    typer.Option(help="0..1: candidates see the picture softer or sharper, by their seed.  [default: 0.5; plain: 0]",
+    typer.Option(help="0..1: each seed sees a softer or sharper input.  [default: 0.5; plain: 0]",
                  min=0, max=1, show_default=False),
 ]  # fmt: skip
 Plain = Annotated[
     bool,
-    typer.Option("--plain/--varied", help="Another noise alone; else bicubic and candidates of varied structure too."),
+    typer.Option("--plain/--varied", help="Vary only the seed; default: also bicubic and varied sharpness."),
 ]
-BatchSize = Annotated[int, typer.Option(help="Candidates a call, with --batched.", min=1)]
-CascadeTop = Annotated[int, typer.Option("--cascade", help="Ask for the full answer (reason) about this many best.")]
+BatchSize = Annotated[int, typer.Option(help="Candidates per call, with --batched.", min=1)]
+CascadeTop = Annotated[int, typer.Option("--cascade", help="Judge this many of the best by the full answer (reason).")]
 MinGain = Annotated[
-    float, typer.Option(help="With --plain: stop when one more is expected to gain less rating; 0: never.", min=0)
+    float, typer.Option(help="With --plain: stop if one more candidate should gain less rating; 0: never.", min=0)
 ]
 
 
@@ -71,12 +71,12 @@ def best_of_n(
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
 ) -> int:
-    """Draw N restorations of one picture, rate each, keep the best. Killed, it goes on where it was."""
+    """Draw N restorations of one image, rate each and keep the best. The same command continues a run."""
     from restoration.restorer.restorer import Restorer
     from restoration.selection.best_of_n import Cascade
     from restoration.selection.best_of_n import best_of_n as draw
     from restoration.selection.early_stop import EarlyStop
-    from restoration.selection.pool import VARY_SHARPNESS, mixed, varied_pool
+    from restoration.selection.pool import VARY_SHARPNESS, merge_pools, varied_pool
     from zoomiqa_reward import ZoomIQAReward
 
     if min_gain > 0 and not plain:
@@ -93,7 +93,7 @@ def best_of_n(
         ]
     else:
         vary = VARY_SHARPNESS if vary_sharpness is None else vary_sharpness
-        restorers = mixed([varied_pool(name, vary_sharpness=vary, **options) for name in restorer])
+        restorers = merge_pools([varied_pool(name, vary_sharpness=vary, **options) for name in restorer])
     result = draw(
         restorers, image, ZoomIQAReward(iqa, mode=mode), n=n, seed=seed, out=out, prompts=prompt or None,
         strict=strict, batch_size=batch_size, early_stop=EarlyStop(min_gain=min_gain) if min_gain > 0 else None,
@@ -101,7 +101,7 @@ def best_of_n(
     )  # fmt: skip
     if as_json:
         for candidate in result.order:
-            output.json_line(line(candidate))
+            output.json_line(candidate_row(candidate))
     else:
         table(result.order)
     for note in result.notes:
@@ -112,8 +112,8 @@ def best_of_n(
     return 0 if all(candidate.valid for candidate in result.candidates) else 2
 
 
-def line(candidate: "Candidate") -> dict[str, Any]:
-    """Return one candidate's JSON line, NaN as null."""
+def candidate_row(candidate: "Candidate") -> dict[str, Any]:
+    """Return the JSON line of one candidate; NaN becomes null."""
     names = ("rank", "index", "seed", "restorer", "prompt", "score", "std", "cascade_score", "valid", "error",
              "cascade_error", "batch_position", "batch_size", "sharpness", "same_as", "seconds")  # fmt: skip
     values = {name: getattr(candidate, name) for name in names}

@@ -21,22 +21,24 @@ DatasetArgument = Annotated[
     str, typer.Argument(help="A folder of images, or a preset: set5, set14, stablesr-realsr, realsr, drealsr, ...",
                         show_default=False),
 ]  # fmt: skip
-Out = Annotated[Path, typer.Option(help="Folder for records, settings and results; the same command goes on from it.")]
-Root = Annotated[Path | None, typer.Option(help="Where a preset's folders lie.")]
-Hr = Annotated[Path | None, typer.Option(help="Folder of ground truths; DATASET is then the low-quality folder.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results; the same command continues it.")]
+Root = Annotated[Path | None, typer.Option(help="Folder that holds the folders of a preset.")]
+Hr = Annotated[Path | None, typer.Option(help="Folder of ground truths; DATASET then holds the inputs.")]
 AsIs = Annotated[bool, typer.Option("--as-is", help="DATASET holds low-quality images without ground truth.")]
 Degradation = Annotated[str, typer.Option(help="For folders of good images: bicubic, mild, moderate, realesrgan.")]
 RestorerName = Annotated[str, typer.Option("--restorer", help="'nano', a hub id, a folder, or 'bicubic'.")]
-Vary = Annotated[float, typer.Option(min=0, max=1, help="Candidates see the input softer or sharper, by their seed.")]
-RewardName = Annotated[str, typer.Option("--reward", help="Who chooses: 'nano', a model, a metric's name, or 'none'.")]
-Metrics = Annotated[str, typer.Option(help="Names separated by commas.")]
-BorderPx = Annotated[
-    int | None, typer.Option(min=0, help="Cut from each side by PSNR and SSIM; default: the scale (preset realsr: 0).")
+Vary = Annotated[float, typer.Option(min=0, max=1, help="Each seed sees a softer or sharper input.")]
+RewardName = Annotated[
+    str, typer.Option("--reward", help="The reward that chooses: 'nano', a model, a metric, or 'none'.")
 ]
-Channel = Annotated[str | None, typer.Option(help="PSNR and SSIM on 'y' (luma, the default) or 'rgb'.")]
-Headline = Annotated[str | None, typer.Option(help="The metric that judges; default: the first that may.")]
+Metrics = Annotated[str, typer.Option(help="Metric names, separated by commas.")]
+BorderPx = Annotated[
+    int | None, typer.Option(min=0, help="Border that PSNR and SSIM cut; default: the scale (preset realsr: 0).")
+]
+Channel = Annotated[str | None, typer.Option(help="Channel of PSNR and SSIM: 'y' (luma, default) or 'rgb'.")]
+Headline = Annotated[str | None, typer.Option(help="The metric that judges; default: the first allowed one.")]
 Against = Annotated[Path | None, typer.Option(help="Folder of another evaluation, for a paired test.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Take the first so many images.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first LIMIT images.")]
 
 
 def evaluate(
@@ -46,7 +48,7 @@ def evaluate(
     hr: Hr = None,
     as_is: AsIs = False,
     degradation: Degradation = "realesrgan",
-    scale: Annotated[int, typer.Option(min=1, help="How many times larger.")] = 4,
+    scale: Annotated[int, typer.Option(min=1, help="Enlargement.")] = 4,
     restorer: RestorerName = "nano",
     vary_sharpness: Vary = 0.0,
     reward: RewardName = "nano",
@@ -55,16 +57,16 @@ def evaluate(
     border_px: BorderPx = None,
     channel: Channel = None,
     headline: Headline = None,
-    m: Annotated[int, typer.Option("--m", min=1, help="Candidates an image.")] = 8,
+    m: Annotated[int, typer.Option("--m", min=1, help="Candidates per image.")] = 8,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     against: Against = None,
     limit: Limit = None,
-    lpips_weights: Annotated[Path | None, typer.Option(help="LPIPS' backbone, a local file.")] = None,
+    lpips_weights: Annotated[Path | None, typer.Option(help="Local file with the LPIPS backbone.")] = None,
     keep_images: Annotated[bool, typer.Option(help="Keep the candidates in OUT.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The results as one JSON line on stdout.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as one JSON line on stdout.")] = False,
     device: inputs.Device = None,
 ) -> int:
-    """Measure a restorer's candidates and the choice among them."""
+    """Measure the candidates of a restorer, and the choice of a reward among them."""
     from restoration.evaluation.evaluate import Evaluation, with_conventions
     from restoration.evaluation.evaluate import evaluate as run
     from restoration.evaluation.report import compare
@@ -100,7 +102,7 @@ def evaluate(
 
 
 def show(results: dict[str, Any]) -> None:
-    """Print the results for people."""
+    """Print the results as tables for people."""
     console, settings = output.console(), results["settings"]
     columns = list(results["rows"]["mean"])
     table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left",

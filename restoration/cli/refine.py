@@ -1,4 +1,4 @@
-"""`zoomiqa refine`: restore one picture, then again where the quality model wants to look closer.
+"""`zoomiqa refine`: restore one image, then again where the quality model wants to look closer.
 
 What needs torch is imported when the command runs, so that `--help` and wrong options answer at once.
 """
@@ -14,23 +14,23 @@ from zoomiqa_reward.cli import inputs, output
 if TYPE_CHECKING:
     from restoration.refinement import Refined, Round
 
-ImageFile = Annotated[str, typer.Argument(help="The low-quality picture.", show_default=False)]
-Out = Annotated[Path, typer.Option(help="Folder for refined.png, strip.png, run.json and rounds; resumed if there.")]
+ImageFile = Annotated[str, typer.Argument(help="The low-quality image.", show_default=False)]
+Out = Annotated[Path, typer.Option(help="Folder for refined.png, strip.png and rounds; an existing run continues.")]
 RestorerName = Annotated[str, typer.Option(help="'nano' (embedded, x4), a hub id or a folder.")]
-Rounds = Annotated[int, typer.Option(help="Most regions to restore again.", min=1)]
-SeedsPerRound = Annotated[int, typer.Option(help="Restorations in each round, and at the start.", min=1)]
-Seed = Annotated[int, typer.Option(help="Fixes every restoration.", min=0)]
-Scale = Annotated[int | None, typer.Option(help="Times larger, for pipelines that do not fix it.", min=1)]
+Rounds = Annotated[int, typer.Option(help="Largest number of regions to restore again.", min=1)]
+SeedsPerRound = Annotated[int, typer.Option(help="Restorations per round, and at the start.", min=1)]
+Seed = Annotated[int, typer.Option(help="Determines every restoration.", min=0)]
+Scale = Annotated[int | None, typer.Option(help="Enlargement, for pipelines without a fixed one.", min=1)]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps.", min=1)]
-Prompt = Annotated[str, typer.Option(help="Stands before the model's directions, for pipelines that take text.")]
-Negative = Annotated[str, typer.Option(help="Stands before the issues that the model wants avoided.")]
-TilePx = Annotated[int | None, typer.Option(help="Restore in tiles of this side, pixels of the low-quality picture.")]
+Prompt = Annotated[str, typer.Option(help="Text before the model's directions, for pipelines that take text.")]
+Negative = Annotated[str, typer.Option(help="Text before the issues that the model names.")]
+TilePx = Annotated[int | None, typer.Option(help="Restore in tiles of this side, in low-quality pixels.")]
 ColourFix = Annotated[str, typer.Option(help="none, adain or wavelet.")]
-MinGain = Annotated[float | None, typer.Option(help="Least rise of the rating that counts; default 0.01.", min=0)]
+MinGain = Annotated[float | None, typer.Option(help="Smallest gain of rating that counts; default 0.01.", min=0)]
 Slack = Annotated[
-    float, typer.Option("--slack-db", help="What LR-consistency may lose, below the highest one kept.", min=0)
+    float, typer.Option("--slack-db", help="Allowed loss of LR-consistency below the highest one kept.", min=0)
 ]
-LinePerRound = Annotated[bool, typer.Option("--json", help="One JSON line a round on stdout.")]
+LinePerRound = Annotated[bool, typer.Option("--json", help="Print one JSON line per round on stdout.")]
 
 
 def refine(
@@ -55,7 +55,7 @@ def refine(
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
 ) -> int:
-    """Restore one picture, then again where the quality model wants to look closer. Killed, it goes on."""
+    """Restore one image, then restore again the regions that the model names. The same command continues a run."""
     from restoration.refinement import refine as run
     from restoration.restorer.restorer import Restorer
     from zoomiqa_reward import ZoomIQAReward
@@ -72,7 +72,7 @@ def refine(
     )  # fmt: skip
     if as_json:
         for one in result.history:
-            output.json_line(line(one, out))
+            output.json_line(round_row(one, out))
     else:
         table(result)
     for note in result.report["notes"]:
@@ -86,14 +86,16 @@ def refine(
 
 
 def was_measured(result: "Refined") -> bool:
-    """Return whether every restoration got its rating, and every picture an answer that could be read."""
+    """Return whether every restoration has a rating and every answer could be read."""
     attempts = [*result.start.candidates, *(attempt for one in result.history for attempt in one.attempts)]
-    wishes = [one.wish for one in result.history if one.wish is not None]
-    return all(attempt.valid for attempt in attempts) and all(wish.error is None for wish in wishes)
+    zoom_requests = [one.zoom_request for one in result.history if one.zoom_request is not None]
+    return all(attempt.valid for attempt in attempts) and all(
+        zoom_request.error is None for zoom_request in zoom_requests
+    )
 
 
-def line(one: "Round", out: Path) -> dict[str, Any]:
-    """Return a round's JSON line: its row in rounds.jsonl, with the picture's path."""
+def round_row(one: "Round", out: Path) -> dict[str, Any]:
+    """Return the JSON line of a round: its row in rounds.jsonl plus the path of its image."""
     from restoration.refinement.records import row_of
 
     row = row_of(one, out)

@@ -15,16 +15,20 @@ from zoomiqa_reward.cli import inputs, output
 
 HELD_OUT_SHARE, MOST_HELD_OUT = 4, 16
 
-RecipeArgument = Annotated[str, typer.Argument(help="nano_nft, nano_grpo, sdx4_nft, ...; a wrong name lists all.")]
-Out = Annotated[Path, typer.Option(help="Run folder; the same command goes on from what it holds.")]
-Images = Annotated[Path, typer.Option(help="Folder of good images to degrade and learn on.")]
-Lq = Annotated[Path | None, typer.Option("--lq", help="Folder of low-quality images; IMAGES then holds their truths.")]
-Validation = Annotated[
-    Path | None, typer.Option(help="Folder of good images for the monitor; default: a part of IMAGES is held out.")
+RecipeArgument = Annotated[
+    str, typer.Argument(help="nano_nft, nano_grpo, sdx4_nft, ...; a wrong name prints all names.")
 ]
-Degradation = Annotated[str, typer.Option(help="How images are degraded: bicubic, mild, moderate, realesrgan.")]
-Source = Annotated[str | None, typer.Option(help="Another pipeline than the recipe's: a hub id or a folder.")]
-Pairs = Annotated[Path | None, typer.Option(help="Parquet file of pairs, for the dpo recipes.")]
+Out = Annotated[Path, typer.Option(help="Run folder; the same command continues it.")]
+Images = Annotated[Path, typer.Option(help="Folder of good images to degrade and learn from.")]
+Lq = Annotated[
+    Path | None, typer.Option("--lq", help="Folder of low-quality images; IMAGES then holds their ground truths.")
+]
+Validation = Annotated[
+    Path | None, typer.Option(help="Folder of good images for the monitor; default: a part of IMAGES.")
+]
+Degradation = Annotated[str, typer.Option(help="Degradation: bicubic, mild, moderate or realesrgan.")]
+Source = Annotated[str | None, typer.Option(help="Replaces the pipeline of the recipe: a hub id or a folder.")]
+Pairs = Annotated[Path | None, typer.Option(help="Parquet file of pairs, for dpo recipes.")]
 
 
 def tune(
@@ -34,19 +38,19 @@ def tune(
     lq: Lq = None,
     validation: Validation = None,
     degradation: Degradation = "realesrgan",
-    scale: Annotated[int, typer.Option(min=1, help="How many times larger.")] = 4,
-    limit: Annotated[int | None, typer.Option(min=1, help="Take the first so many images.")] = None,
+    scale: Annotated[int, typer.Option(min=1, help="Enlargement.")] = 4,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first LIMIT images.")] = None,
     source: Source = None,
     model: inputs.Model = "nano",
     protocol: inputs.ProtocolFile = None,
     pairs: Pairs = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Replaces the recipe's rounds.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Replaces the recipe's rate.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="The result as one JSON line on stdout.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line on stdout.")] = False,
     device: inputs.Device = None,
 ) -> int:
-    """Tune a restorer on the quality model."""
+    """Tune a restorer on a reward, with a monitor against reward hacking."""
     from restoration.tuning import load_examples
     from restoration.tuning import tune as run
     from restoration.tuning.recipes import find_recipe
@@ -76,7 +80,7 @@ def tune(
 def _datasets(
     images: Path, lq: Path | None, validation: Path | None, degradation: str, scale: int, seed: int, limit: int | None
 ) -> tuple[Any, Any]:
-    """Return the training pictures and those of the monitor, which share none."""
+    """Return the training images and those of the monitor; no image is in both."""
     from restoration.evaluation.datasets import degraded_folder, paired_folders
 
     whole = degraded_folder(images, degradation, scale=scale, seed=seed) if lq is None else paired_folders(

@@ -7,12 +7,12 @@ from zoomiqa_reward.lazy import lazy_exports
 if TYPE_CHECKING:
     from restoration.degradation.classical import classical_candidates, degrade_for_demo
     from restoration.degradation.pipeline import degrade
-    from restoration.degradation.presets import PRESETS, Degradation, Stage, find_preset
+    from restoration.degradation.presets import PRESETS, Degradation, DegradationStage, find_preset
 
 _HOMES = {
     "Degradation": "presets",
     "PRESETS": "presets",
-    "Stage": "presets",
+    "DegradationStage": "presets",
     "classical_candidates": "classical",
     "degrade": "pipeline",
     "degrade_for_demo": "classical",
@@ -22,7 +22,7 @@ _HOMES = {
 __all__ = [
     "PRESETS",
     "Degradation",
-    "Stage",
+    "DegradationStage",
     "classical_candidates",
     "degrade",
     "degrade_for_demo",

@@ -29,7 +29,7 @@ def classical_candidates(image_lq: Tensor, scale: int) -> dict[str, Tensor]:
     """Return the restorations by name, float32 CHW in [0, 1] on the CPU, each `scale` times as large as `image_lq`.
 
     `image_lq`: float CHW in [0, 1] with 1 or 3 channels, sides at least 16 px. `scale` 1 to 4; at 1 the four
-    resamplings are one and the same picture, which stands here once, as `input`. Deterministic.
+    resamplings are one and the same image, which stands here once, as `input`. Deterministic.
     Raises ValueError for another shape or scale, ImportError (naming the extra) without scikit-image.
     """
     _check(image_lq, scale)
@@ -114,9 +114,9 @@ def degrade_for_demo(
     small = enlarge(filters.gaussian(hr, sigma=blur_px, channel_axis=-1).astype(np.float32), 1 / scale, "bicubic")
     small = small + noise * np.random.default_rng(seed).standard_normal(small.shape)
     pixels = (np.clip(small, 0, 1) * 255).round().astype(np.uint8)
-    picture = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
+    image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
     packed = io.BytesIO()
-    picture.save(packed, "JPEG", quality=quality)
+    image.save(packed, "JPEG", quality=quality)
     read = np.asarray(Image.open(packed), dtype=np.float32) / 255
     return _tensor(read if read.ndim == 3 else read[..., None])
 

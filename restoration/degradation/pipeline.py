@@ -2,11 +2,11 @@
 
 BasicSR draws from Python's, numpy's and torch's global generators. Here every number comes from the seed given, and
 the three generators are put back as they were: nothing leaks in, nothing leaks out. All of it runs on the CPU, so
-that a seed means the same picture on every device.
+that a seed means the same image on every device.
 
 Deviations from Wang et al. 2021 (Real-ESRGAN, arXiv 2107.10833) and its released training options
 (`options/train_realesrgan_x4plus.yml`): the photograph itself is degraded, not a sharpened copy (USM belongs to their
-training target); JPEG's padding to blocks of 16 repeats the edge instead of adding black, which rang into the picture.
+training target); JPEG's padding to blocks of 16 repeats the edge instead of adding black, which rang into the image.
 """
 
 import math
@@ -19,16 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from restoration.degradation.presets import KERNELS, PRESETS, Degradation, Range, Stage, find_preset
+from restoration.degradation.presets import KERNELS, PRESETS, Degradation, DegradationStage, Range, find_preset
 from restoration.metrics.basicsr_library import basicsr_module
 from restoration.restorer.rng import isolated
 from zoomiqa_reward.images.loading import load_image
 
-__all__ = ["PRESETS", "Degradation", "Stage", "degrade", "find_preset"]
+__all__ = ["PRESETS", "Degradation", "DegradationStage", "degrade", "find_preset"]
 
 RESIZE_MODES = ("area", "bilinear", "bicubic")
 MIN_SIDE_PX = 80
-"""Reduced to 0.15 of its side, a smaller picture has no room left for a kernel's mirrored edge of 10 px."""
+"""Reduced to 0.15 of its side, a smaller image has no room left for a kernel's mirrored edge of 10 px."""
 LONGEST_KERNEL_PX = 21
 """Drawn sides are odd, 7 to 21."""
 
@@ -64,7 +64,7 @@ def degrade(
     return _eight_bit(lq)[0], record | {"steps": pieces.steps}
 
 
-def _before_jpeg(pieces: "_Pieces", lq: Tensor, stage: Stage, size: tuple[int, int] | None) -> Tensor:
+def _before_jpeg(pieces: "_Pieces", lq: Tensor, stage: DegradationStage, size: tuple[int, int] | None) -> Tensor:
     if pieces.chance(stage.blur_prob):
         lq = pieces.blur(lq, stage)
     return pieces.noise(pieces.resize(lq, stage, base=size or tuple(lq.shape[2:])), stage)
@@ -86,7 +86,7 @@ class _Pieces:
     def chance(self, probability: float) -> bool:
         return bool(self.rng.random() < probability)
 
-    def blur(self, image: Tensor, stage: Stage) -> Tensor:
+    def blur(self, image: Tensor, stage: DegradationStage) -> Tensor:
         side = self._side()
         if self.chance(stage.sinc_prob):
             return self._filter(image, *self._sinc_kernel(side, lowest=math.pi / (3 if side < 13 else 5)))
@@ -99,7 +99,7 @@ class _Pieces:
     def sinc(self, image: Tensor) -> Tensor:
         return self._filter(image, *self._sinc_kernel(self._side(), lowest=math.pi / 3))
 
-    def resize(self, image: Tensor, stage: Stage, base: tuple[int, ...]) -> Tensor:
+    def resize(self, image: Tensor, stage: DegradationStage, base: tuple[int, ...]) -> Tensor:
         low, high = stage.resize_range
         way = self.rng.choice(3, p=np.array(stage.resize_probs) / sum(stage.resize_probs))
         factor = (self.rng.uniform(1, high), self.rng.uniform(low, 1), 1.0)[way]
@@ -110,7 +110,7 @@ class _Pieces:
         self._note("resize", mode=mode, height=size[0], width=size[1])
         return F.interpolate(image, size=size, mode=mode)
 
-    def noise(self, image: Tensor, stage: Stage) -> Tensor:
+    def noise(self, image: Tensor, stage: DegradationStage) -> Tensor:
         is_gaussian, is_gray = self.chance(stage.gaussian_prob), float(self.chance(stage.gray_noise_prob))
         strength = self.rng.uniform(*(stage.noise_range if is_gaussian else stage.poisson_range))
         self._note("gaussian" if is_gaussian else "poisson", strength=strength, gray=bool(is_gray))

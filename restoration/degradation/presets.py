@@ -13,7 +13,7 @@ KERNEL_PROBS = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class DegradationStage:
     """One round of blur, resize, noise and JPEG; each number is drawn anew for each image, uniformly from its range."""
 
     blur_prob: float = 1.0
@@ -28,7 +28,7 @@ class Stage:
     resize_probs: tuple[float, float, float]
     """Up, down, keep."""
     resize_range: Range
-    """Smallest and largest factor; in the last stage it multiplies the side of the final picture."""
+    """Smallest and largest factor; in the last stage it multiplies the side of the final image."""
     gaussian_prob: float = 0.5
     """Else Poisson noise."""
     noise_range: Range
@@ -60,13 +60,13 @@ class Stage:
 class Degradation:
     """A low-quality copy's recipe: stages in order; none of them means antialiased bicubic and nothing else."""
 
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[DegradationStage, ...] = ()
     final_sinc_prob: float = 0.0
     """Share of copies that end with a sinc filter, before or after the last JPEG (evenly)."""
 
     def __post_init__(self) -> None:
         if len(self.stages) > 2:
-            raise ValueError(f"{len(self.stages)} stages: at most 2, or nothing is left of the picture")
+            raise ValueError(f"{len(self.stages)} stages: at most 2, or nothing is left of the image")
         if not 0 <= self.final_sinc_prob <= 1:
             raise ValueError(f"final_sinc_prob={self.final_sinc_prob}: must be a probability, 0 to 1")
 
@@ -80,31 +80,64 @@ PRESETS: dict[str, Degradation] = {
     "bicubic": Degradation(),
     "realesrgan": Degradation(
         stages=(
-            Stage(sigma_px=(0.2, 3.0), resize_probs=(0.2, 0.7, 0.1), resize_range=(0.15, 1.5), noise_range=(1, 30),
-                  poisson_range=(0.05, 3.0), jpeg_range=(30, 95)),
-            Stage(blur_prob=0.8, sigma_px=(0.2, 1.5), resize_probs=(0.3, 0.4, 0.3), resize_range=(0.3, 1.2),
-                  noise_range=(1, 25), poisson_range=(0.05, 2.5), jpeg_range=(30, 95)),
+            DegradationStage(
+                sigma_px=(0.2, 3.0),
+                resize_probs=(0.2, 0.7, 0.1),
+                resize_range=(0.15, 1.5),
+                noise_range=(1, 30),
+                poisson_range=(0.05, 3.0),
+                jpeg_range=(30, 95),
+            ),
+            DegradationStage(
+                blur_prob=0.8,
+                sigma_px=(0.2, 1.5),
+                resize_probs=(0.3, 0.4, 0.3),
+                resize_range=(0.3, 1.2),
+                noise_range=(1, 25),
+                poisson_range=(0.05, 2.5),
+                jpeg_range=(30, 95),
+            ),
         ),
         final_sinc_prob=0.8,
     ),
-    # Ours: both stages at about a third of that strength, as a modern phone's picture that was shared once.
+    # Ours: both stages at about a third of that strength, as a modern phone's image that was shared once.
     "moderate": Degradation(
         stages=(
-            Stage(sigma_px=(0.2, 1.5), resize_probs=(0.1, 0.4, 0.5), resize_range=(0.5, 1.2), noise_range=(1, 10),
-                  poisson_range=(0.05, 1.0), jpeg_range=(60, 95)),
-            Stage(blur_prob=0.4, sigma_px=(0.2, 0.8), resize_probs=(0.2, 0.3, 0.5), resize_range=(0.6, 1.1),
-                  noise_range=(1, 8), poisson_range=(0.05, 0.8), jpeg_range=(60, 95)),
+            DegradationStage(
+                sigma_px=(0.2, 1.5),
+                resize_probs=(0.1, 0.4, 0.5),
+                resize_range=(0.5, 1.2),
+                noise_range=(1, 10),
+                poisson_range=(0.05, 1.0),
+                jpeg_range=(60, 95),
+            ),
+            DegradationStage(
+                blur_prob=0.4,
+                sigma_px=(0.2, 0.8),
+                resize_probs=(0.2, 0.3, 0.5),
+                resize_range=(0.6, 1.1),
+                noise_range=(1, 8),
+                poisson_range=(0.05, 0.8),
+                jpeg_range=(60, 95),
+            ),
         ),
         final_sinc_prob=0.4,
     ),
     # Ours: one round, slight.
     "mild": Degradation(
         stages=(
-            Stage(sinc_prob=0.0, sigma_px=(0.2, 1.2), resize_probs=(0.0, 0.0, 1.0), resize_range=(0.9, 1.1),
-                  noise_range=(0.5, 5), poisson_range=(0.02, 0.4), jpeg_range=(75, 95)),
+            DegradationStage(
+                sinc_prob=0.0,
+                sigma_px=(0.2, 1.2),
+                resize_probs=(0.0, 0.0, 1.0),
+                resize_range=(0.9, 1.1),
+                noise_range=(0.5, 5),
+                poisson_range=(0.02, 0.4),
+                jpeg_range=(75, 95),
+            ),
         ),
     ),
-}  # fmt: skip
+}
 
 
 def find_preset(preset: str | Degradation) -> Degradation:

@@ -39,7 +39,7 @@ PRESETS = (*DEGRADED, *LAYOUTS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
+class DatasetItem:
     """One image to restore; at least one of the files is there."""
 
     name: str
@@ -50,7 +50,7 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class ImagePair:
     """An item's pixels, CHW in [0, 1]."""
 
     lq: Tensor
@@ -66,7 +66,7 @@ class Dataset:
     """Images to restore, with or without ground truth."""
 
     name: str
-    items: tuple[Item, ...]
+    items: tuple[DatasetItem, ...]
     scale: int = 4
     degradation: Degradation | None = None
     """How items without a low-quality file are degraded."""
@@ -104,7 +104,7 @@ class Dataset:
         return Dataset(name=self.name, items=self.items[:count], scale=self.scale, degradation=self.degradation,
                        seed=self.seed, border_px=self.border_px)  # fmt: skip
 
-    def load(self, index: int) -> Pair:
+    def load(self, index: int) -> ImagePair:
         """Return an item's pixels; sides of the ground truth that the scale does not divide are cut at the far edge.
 
         Raises ValueError where the two files' sizes do not fit the scale, ImageError.
@@ -120,7 +120,7 @@ class Dataset:
         else:
             lq = load_image(item.lq)
             hr = None if hr is None else _fitted(item, lq, hr, self.scale)
-        return Pair(lq=lq, hr=hr, lq_sha256=pixel_hash(lq), hr_sha256=None if hr is None else pixel_hash(hr))
+        return ImagePair(lq=lq, hr=hr, lq_sha256=pixel_hash(lq), hr_sha256=None if hr is None else pixel_hash(hr))
 
 
 def paired_folders(lq: str | Path, hr: str | Path | None, *, scale: int = 4, name: str | None = None) -> Dataset:
@@ -141,7 +141,7 @@ def degraded_folder(
     files = _images(Path(hr))
     stems = [path.stem for path in files]
     names = [path.name if stems.count(path.stem) > 1 else path.stem for path in files]  # a.png and a.jpg
-    items = tuple(Item(name=name, hr=path) for name, path in zip(names, files, strict=True))
+    items = tuple(DatasetItem(name=name, hr=path) for name, path in zip(names, files, strict=True))
     recipe = find_preset(degradation)
     return Dataset(name=name or Path(hr).name, items=items, scale=scale, degradation=recipe, seed=seed)
 
@@ -162,7 +162,7 @@ def load_preset(
         raise ValueError(f"dataset {preset!r}: must be among {', '.join(PRESETS)}, or a folder")
     if scale != 4:
         raise ValueError(f"{preset} is laid out for x4, not x{scale}")
-    items: list[Item] = []
+    items: list[DatasetItem] = []
     for low, high, ending in LAYOUTS[preset]:
         if not (root / low).is_dir() or not (root / high).is_dir():
             raise ValueError(f"{preset}: {root} must hold the folders {low} and {high}")
@@ -179,7 +179,7 @@ def pixel_hash(image: Tensor) -> str:
     return hashlib.sha256(head + b":" + pixels.numpy().tobytes()).hexdigest()
 
 
-def _paired(low: Sequence[Path], high: Sequence[Path] | None) -> list[Item]:
+def _paired(low: Sequence[Path], high: Sequence[Path] | None) -> list[DatasetItem]:
     partners: dict[str, list[Path]] = {}
     same: dict[str, list[Path]] = {}
     for path in high or []:
@@ -192,7 +192,7 @@ def _paired(low: Sequence[Path], high: Sequence[Path] | None) -> list[Item]:
             what = f"{len(found)} partners ({', '.join(p.name for p in found)})" if found else "no partner"
             raise ValueError(f"{path}: {what} among the high-quality images; names must pair one to one")
         name = _key(path) if found and path.stem not in same else path.stem
-        items.append(Item(name=name, lq=path, hr=found[0] if found else None))
+        items.append(DatasetItem(name=name, lq=path, hr=found[0] if found else None))
     return items
 
 
@@ -213,7 +213,7 @@ def _children(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
 
 
-def _fitted(item: Item, lq: Tensor, hr: Tensor, scale: int) -> Tensor:
+def _fitted(item: DatasetItem, lq: Tensor, hr: Tensor, scale: int) -> Tensor:
     height, width = lq.shape[1] * scale, lq.shape[2] * scale
     if not (0 <= hr.shape[1] - height < scale and 0 <= hr.shape[2] - width < scale):
         raise ValueError(

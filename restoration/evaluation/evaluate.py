@@ -1,8 +1,8 @@
 """How good a restorer's candidates are, and what a reward's choice among them is worth, on a dataset.
 
-Every picture is measured as the 8-bit file that it would be saved as. Beside the candidates stand two rows: bicubic,
+Every image is measured as the 8-bit file that it would be saved as. Beside the candidates stand two rows: bicubic,
 which any restorer should beat, and the ground truth, which no-reference metrics need not like best. The work is
-appended picture by picture to a folder, so that a run that was killed goes on where it was; what is made of the
+appended image by image to a folder, so that a run that was killed goes on where it was; what is made of the
 records stands in `restoration.evaluation.report`.
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from restoration.evaluation.datasets import Dataset
-from restoration.evaluation.measuring import BicubicRestorer, Judge, Restoring, bicubic, restored
-from restoration.evaluation.records import NOT_LOADED, Record, RecordFolder, read_records, read_settings
+from restoration.evaluation.measuring import BicubicRestorer, ImageMeasurer, Restoring, bicubic, restore_seeds
+from restoration.evaluation.records import NOT_LOADED, ImageRecord, RecordFolder, read_records, read_settings
 from restoration.evaluation.report import not_headline, pick_headline, report
 from restoration.metrics.fidelity import MetricUnavailable
 from restoration.metrics.perceptual import backbone_hash
@@ -42,7 +42,7 @@ class Evaluation:
 
     settings: dict[str, Any]
     """Provenance: restorer, dataset, metrics, reward, seeds, versions."""
-    records: tuple[Record, ...]
+    records: tuple[ImageRecord, ...]
 
     @classmethod
     def load(cls, folder: str | Path) -> "Evaluation":
@@ -58,7 +58,7 @@ def evaluate(
     restorer: Restoring, dataset: Dataset, metrics: Sequence[str], *, m: int = 8, seed: int = 0,
     reward: Reward | None = None, out: str | Path | None = None, headline: str | None = None,
     options: dict[str, dict[str, Any]] | None = None, keep_images: bool = False,
-    watch: Callable[[Iterable[Record], int], Iterable[Record]] | None = None,
+    watch: Callable[[Iterable[ImageRecord], int], Iterable[ImageRecord]] | None = None,
 ) -> Evaluation:  # fmt: skip
     """Restore every image `m` times, measure all of it, and return the evaluation.
 
@@ -84,8 +84,8 @@ def evaluate(
     settings |= {"headline": headline, "not_headline": excluded}
     folder = RecordFolder(out, settings)
     seeds = settings["seeds"]
-    judge = Judge(names, options, reward, Path(out) / "images" if out is not None and keep_images else None)
-    records: Iterable[Record] = _run(restorer, dataset, seeds, judge, folder)
+    judge = ImageMeasurer(names, options, reward, Path(out) / "images" if out is not None and keep_images else None)
+    records: Iterable[ImageRecord] = _run(restorer, dataset, seeds, judge, folder)
     failed = 0
     for record in watch(records, len(dataset.items) * (m + 1 + has_hr)) if watch else records:
         failed += record.error is not None and record.lq_sha256 != NOT_LOADED
@@ -99,8 +99,8 @@ def evaluate(
 
 
 def _run(
-    restorer: Restoring, dataset: Dataset, seeds: Sequence[int], judge: Judge, folder: RecordFolder
-) -> Iterator[Record]:
+    restorer: Restoring, dataset: Dataset, seeds: Sequence[int], judge: ImageMeasurer, folder: RecordFolder
+) -> Iterator[ImageRecord]:
     """Yield each record, old or new, in the order of the dataset: bicubic, ground truth, candidates."""
     for index, item in enumerate(dataset.items):
         keys = [(item.name, "bicubic", None), *([(item.name, "hr", None)] if item.hr is not None else []),
@@ -114,7 +114,9 @@ def _run(
         except (ValueError, OSError) as error:  # ImageError is a ValueError: one bad file does not end the run
             reason = " ".join(str(error).split())
             for image, row, seed in missing:
-                record = Record(image=image, row=row, seed=seed, lq_sha256=NOT_LOADED, hr_sha256=None, error=reason)
+                record = ImageRecord(
+                    image=image, row=row, seed=seed, lq_sha256=NOT_LOADED, hr_sha256=None, error=reason
+                )
                 folder.add(record)
                 yield record
             continue
@@ -125,7 +127,7 @@ def _run(
             folder.add(judge(pair.hr, pair, item.name, "hr"))
         yield from (folder.records[key] for key in rows.values())
         due = [seed for _, _, seed in missing if seed is not None]
-        for seed, image, cost in restored(restorer, pair.lq, dataset.scale, due):
+        for seed, image, cost in restore_seeds(restorer, pair.lq, dataset.scale, due):
             record = judge(image, pair, item.name, "candidate", seed, cost)
             folder.add(record)
             yield record

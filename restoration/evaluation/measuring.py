@@ -1,4 +1,4 @@
-"""Making and measuring one picture of an evaluation: a candidate with its cost, bicubic, or the ground truth."""
+"""Making and measuring one image of an evaluation: a candidate with its cost, bicubic, or the ground truth."""
 
 import sys
 import time
@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from restoration.evaluation.datasets import Pair, pixel_hash
-from restoration.evaluation.records import NO_REFERENCE, Record
+from restoration.evaluation.datasets import ImagePair, pixel_hash
+from restoration.evaluation.records import NO_REFERENCE, ImageRecord
 from restoration.metrics.registry import measure
 from restoration.restorer.image_io import RestorationError
 from zoomiqa_reward.images.loading import load_image, save_png, to_pil
@@ -30,7 +30,7 @@ class Restoring(Protocol):
     name: str
     fingerprint: str
     scale: int | None
-    """None: not known yet; the dataset's is then presumed, and checked on each picture."""
+    """None: not known yet; the dataset's is then presumed, and checked on each image."""
 
     def restore(self, image: Any, seeds: Sequence[int]) -> Iterable[Any]:
         """Yield one candidate a seed, in order, with `.image` (CHW in [0, 1]) and `.seed`."""
@@ -46,7 +46,7 @@ def bicubic(image_lq: Tensor, scale: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class BicubicRestorer:
-    """Bicubic as a restorer: deterministic, so all its candidates are one picture."""
+    """Bicubic as a restorer: deterministic, so all its candidates are one image."""
 
     scale: int = 4
     name: str = "bicubic"
@@ -54,7 +54,7 @@ class BicubicRestorer:
 
     @dataclass(frozen=True)
     class Candidate:
-        """A picture and its seed."""
+        """An image and its seed."""
 
         image: Tensor
         seed: int
@@ -65,10 +65,10 @@ class BicubicRestorer:
         yield from (self.Candidate(enlarged, seed) for seed in seeds)
 
 
-def restored(
+def restore_seeds(
     restorer: Restoring, image_lq: Tensor, scale: int, seeds: list[int]
 ) -> Iterator[tuple[int, Tensor | str, dict[str, Any]]]:
-    """Yield (seed, picture or why there is none, its cost)."""
+    """Yield (seed, image or why there is none, its cost)."""
     size = (3, image_lq.shape[1] * scale, image_lq.shape[2] * scale)
     waiting, candidates = list(seeds), None
     while waiting:
@@ -94,8 +94,8 @@ def restored(
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Measures a picture by the metrics and the reward."""
+class ImageMeasurer:
+    """Measures an image by the metrics and the reward."""
 
     names: list[str]
     options: dict[str, dict[str, Any]]
@@ -103,12 +103,12 @@ class Judge:
     images: Path | None
 
     def __call__(
-        self, image: Tensor | str, pair: Pair, name: str, row: str, seed: int | None = None, cost: Any = None
-    ) -> Record:
+        self, image: Tensor | str, pair: ImagePair, name: str, row: str, seed: int | None = None, cost: Any = None
+    ) -> ImageRecord:
         common = {"image": name, "row": row, "seed": seed, "lq_sha256": pair.lq_sha256, "hr_sha256": pair.hr_sha256}
         if isinstance(image, str):
-            return Record(**common, error=image, metrics=dict.fromkeys(self.names, float("nan")),
-                          reasons=dict.fromkeys(self.names, "there is no picture"))  # fmt: skip
+            return ImageRecord(**common, error=image, metrics=dict.fromkeys(self.names, float("nan")),
+                          reasons=dict.fromkeys(self.names, "there is no image"))  # fmt: skip
         image = load_image(to_pil(image))
         reference = None if row == "hr" else pair.hr
         found = measure(self.names, image, hr=reference, lq=pair.lq, options=self.options)
@@ -116,7 +116,7 @@ class Judge:
             (self.images / name).mkdir(parents=True, exist_ok=True)
             save_png(image, self.images / name / f"{seed}.png")
         value, error = self._rewarded(image, pair.lq, reference)
-        return Record(
+        return ImageRecord(
             **common, **(cost or {}), metrics={key: one.value for key, one in found.items()},
             reasons={key: one.reason for key, one in found.items() if one.reason is not None},
             reward=value, reward_error=error, sha256=pixel_hash(image),

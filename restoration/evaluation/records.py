@@ -1,4 +1,4 @@
-"""One JSON line for each picture that was measured: what an evaluation is resumed from and reported by."""
+"""One JSON line for each image that was measured: what an evaluation is resumed from and reported by."""
 
 import json
 import math
@@ -25,8 +25,8 @@ Key = tuple[str, str, int | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
-    """One measured picture. Numbers that could not be measured are NaN (JSON null) and have a reason."""
+class ImageRecord:
+    """One measured image. Numbers that could not be measured are NaN (JSON null) and have a reason."""
 
     image: str
     """The dataset's item."""
@@ -45,11 +45,11 @@ class Record:
     peak_bytes: int | None = None
     """Most memory held while it was made: allocated on the GPU, or else by the whole process so far."""
     sha256: str | None = None
-    """Of the picture's 8-bit pixels."""
+    """Of the image's 8-bit pixels."""
     lq_sha256: str
     hr_sha256: str | None
     error: str | None = None
-    """Why there is no picture; a resumed run tries again."""
+    """Why there is no image; a resumed run tries again."""
 
     @property
     def key(self) -> Key:
@@ -63,7 +63,7 @@ class Record:
         return {name: _null(value) for name, value in values.items()}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Record":
+    def from_json(cls, values: dict[str, Any]) -> "ImageRecord":
         """Return what `as_json` made. Raises ValueError naming what is missing or unknown."""
         known = {entry.name for entry in fields(cls)}
         if set(values) != known:
@@ -76,12 +76,12 @@ class Record:
 class RecordFolder:
     """A run's folder: its settings, and its records appended line by line; without a folder, memory alone.
 
-    A line counts when it ends: what a killed run left half written is cut off, and its picture is measured again.
+    A line counts when it ends: what a killed run left half written is cut off, and its image is measured again.
     """
 
     def __init__(self, folder: str | Path | None, settings: dict[str, Any]) -> None:
         """Open or begin. Raises ValueError where the folder belongs to a run with other settings, naming the first."""
-        self.records: dict[Key, Record] = {}
+        self.records: dict[Key, ImageRecord] = {}
         self.folder = None if folder is None else Path(folder)
         if self.folder is None:
             return
@@ -95,10 +95,10 @@ class RecordFolder:
         write_json(self.folder / SETTINGS, settings)
 
     def done(self, key: Key) -> bool:
-        """Whether that picture is there and measured; one that failed is not."""
+        """Whether that image is there and measured; one that failed is not."""
         return key in self.records and self.records[key].error is None
 
-    def add(self, record: Record) -> None:
+    def add(self, record: ImageRecord) -> None:
         """Keep a record, on the disk before this returns."""
         self.records[record.key] = record
         if self.folder is None:
@@ -114,17 +114,17 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder}: no readable {SETTINGS} ({error}); give the folder of an evaluation") from error
 
 
-def read_records(folder: Path) -> list[Record]:
+def read_records(folder: Path) -> list[ImageRecord]:
     """Return the records of a run, the last of each key; a half line at the end is not one.
 
     Raises ValueError naming the line that cannot be read.
     """
     path = folder / RECORDS
-    found: dict[Key, Record] = {}
+    found: dict[Key, ImageRecord] = {}
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
-            record = Record.from_json(json.loads(line))
+            record = ImageRecord.from_json(json.loads(line))
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {number}: no record ({error}); delete the line") from error
         found[record.key] = record

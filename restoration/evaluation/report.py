@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from restoration.evaluation import statistics
-from restoration.evaluation.records import NO_REFERENCE, NOT_LOADED, Record
+from restoration.evaluation.records import NO_REFERENCE, NOT_LOADED, ImageRecord
 from restoration.evaluation.statistics import Array, Interval
 from restoration.metrics.conditioned import ConditionedReward
 from restoration.metrics.registry import METRICS
@@ -61,7 +61,7 @@ def pick_headline(
     return next((name for name in allowed if METRICS[name].needs == "hr"), allowed[0])
 
 
-def report(settings: dict[str, Any], records: Sequence[Record]) -> dict[str, Any]:
+def report(settings: dict[str, Any], records: Sequence[ImageRecord]) -> dict[str, Any]:
     """Return the numbers as JSON: `rows` (bicubic, hr, worst, mean, best, selected), `g_std`, `choice`, `cost`,
     `problems`, `settings`.
 
@@ -103,7 +103,9 @@ def report(settings: dict[str, Any], records: Sequence[Record]) -> dict[str, Any
 
 
 def compare(
-    first: tuple[dict[str, Any], Sequence[Record]], second: tuple[dict[str, Any], Sequence[Record]], metric: str
+    first: tuple[dict[str, Any], Sequence[ImageRecord]],
+    second: tuple[dict[str, Any], Sequence[ImageRecord]],
+    metric: str,
 ) -> dict[str, Any]:
     """Return how two evaluations' `mean` and `selected` candidates differ, paired by image: first - second, oriented.
 
@@ -143,20 +145,20 @@ def compare(
 class _Pools:
     """Records by image: the candidates in the order of their seeds, and the single rows."""
 
-    def __init__(self, records: Sequence[Record], seeds: Sequence[int]) -> None:
+    def __init__(self, records: Sequence[ImageRecord], seeds: Sequence[int]) -> None:
         self.names = list(dict.fromkeys(record.image for record in records))
         self.inputs = {record.image: (record.lq_sha256, record.hr_sha256) for record in records}
         self._records = {record.key: record for record in records}
         self._seeds = seeds
 
-    def single(self, row: str) -> dict[str, Record]:
+    def single(self, row: str) -> dict[str, ImageRecord]:
         return {name: self._records[name, row, None] for name in self.names if (name, row, None) in self._records}
 
-    def candidates(self, name: str) -> list[Record]:
+    def candidates(self, name: str) -> list[ImageRecord]:
         keys = [(name, "candidate", seed) for seed in self._seeds]
         return [self._records[key] for key in keys if key in self._records]
 
-    def table(self, *getters: Callable[[Record], float]) -> tuple[Any, ...]:
+    def table(self, *getters: Callable[[ImageRecord], float]) -> tuple[Any, ...]:
         """Return the images whose candidates are all there under every getter, and an (images, m) array for each."""
         kept, rows = [], []
         for name in self.names:
@@ -169,7 +171,7 @@ class _Pools:
         return kept, *(stacked[:, k] for k in range(len(getters)))
 
 
-def _getter(name: str, sign: float) -> Callable[[Record], float]:
+def _getter(name: str, sign: float) -> Callable[[ImageRecord], float]:
     if name == "reward":
         return lambda record: sign * record.reward
     return lambda record: sign * record.metrics.get(name, math.nan)
@@ -185,7 +187,7 @@ def _pool_gap(rows: dict[str, dict[str, Any]]) -> float | None:
     return None if None in values else values[0] - values[1]
 
 
-def _cost(records: Sequence[Record]) -> dict[str, Any]:
+def _cost(records: Sequence[ImageRecord]) -> dict[str, Any]:
     seconds = [record.seconds for record in records if math.isfinite(record.seconds)]
     peaks = [record.peak_bytes for record in records if record.peak_bytes is not None]
     return {
@@ -194,7 +196,7 @@ def _cost(records: Sequence[Record]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _problems(records: Sequence[Record], pools: _Pools, left_out: dict[str, list[str]]) -> dict[str, Any]:
+def _problems(records: Sequence[ImageRecord], pools: _Pools, left_out: dict[str, list[str]]) -> dict[str, Any]:
     failed = [
         {"image": r.image, "seed": r.seed, "error": r.error}
         for r in records

@@ -5,7 +5,7 @@ With Q the quality reward (the 1..5 rating) and F in [0.01, 1] the fidelity of t
     R = F Q_LR  +  F^(Q_LR / gamma) (Q_SR - Q_LR)
         base       gain
 
-An unfaithful picture loses its base, and its gain counts for little, the less the better its source was already.
+An unfaithful image loses its base, and its gain counts for little, the less the better its source was already.
 By default F = clip((LR-consistency - 15 dB) / 25 dB, 0.01, 1); any callable may replace it. Deviations from OARS,
 whose form this is: Q is on our scale, and F is this one. Its authors report that the gain alone was hacked (PSNR 22.71
 down to 21.38) and the whole held (22.36); `form` switches the parts off to see such things.

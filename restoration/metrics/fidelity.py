@@ -1,6 +1,6 @@
 """How close an image is to its reference, or to the low-quality image it was made from; nothing is fetched.
 
-Every function takes float CHW tensors in [0, 1] and returns a float; NaN where the picture is too small to be measured.
+Every function takes float CHW tensors in [0, 1] and returns a float; NaN where the image is too small to be measured.
 PSNR and SSIM are BasicSR's, on 8-bit values as a PNG would hold them; the others piq's, on floats.
 """
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from restoration.metrics.basicsr_library import basicsr_module
 from restoration.metrics.fidelity import MetricUnavailable, eight_bit_bgr
+from zoomiqa_reward.model.draws import own_draws
 from zoomiqa_reward.model.numerics import canonical
-from zoomiqa_reward.model.own_draws import own_draws
 
 NIQE_BLOCK_PX = 96
 LPIPS_MIN_SIDE_PX = 32

@@ -155,7 +155,7 @@ def _measure(metric: Metric, image: Tensor, given: dict[str, Tensor | None], opt
         return Measurement(math.nan, str(error))
     if math.isnan(value):
         return Measurement(
-            math.nan, f"{metric.name} is not defined for this picture of {image.shape[2]} x {image.shape[1]} px"
+            math.nan, f"{metric.name} is not defined for this image of {image.shape[2]} x {image.shape[1]} px"
         )
     best = math.inf if metric.higher_is_better else -math.inf
     if value == -best:

@@ -78,7 +78,7 @@ def clean_crop(photographs: Photographs, px: int, rng: np.random.Generator) -> n
     photograph = photographs[int(rng.choice(len(photographs.paths), p=photographs.chances))]
     kernel = FILTERS[int(rng.choice(len(FILTERS), p=FILTER_SHARES))]
     small = round(px / rng.uniform(*ENLARGED)) if rng.random() < SOFT_SHARE else px
-    crop = reduced(photograph, small, rng, kernel)
+    crop = random_reduced_window(photograph, small, rng, kernel)
     if small != px:
         crop = crop.resize((px, px), FILTERS[int(rng.integers(0, 2))])
     pixels = np.asarray(crop)
@@ -90,7 +90,9 @@ def clean_crop(photographs: Photographs, px: int, rng: np.random.Generator) -> n
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def reduced(photograph: Image.Image, px: int, rng: np.random.Generator, kernel: Image.Resampling) -> Image.Image:
+def random_reduced_window(
+    photograph: Image.Image, px: int, rng: np.random.Generator, kernel: Image.Resampling
+) -> Image.Image:
     """Return a random window of px x px after reduction; mirrored where the photograph is smaller than that."""
     low, high = REDUCED
     most = max(low, min(high, 1.35 * min(photograph.size) / px))
@@ -138,7 +140,9 @@ def held_out_pairs(paths: Sequence[Path], count: int, px: int) -> tuple[Tensor, 
     """Return uint8 HR and LR crops of held-out photographs, reduced and not filtered, all presets in turn."""
     photographs, rng = Photographs(paths, filtered=False), np.random.default_rng(77)
     hr = [
-        np.asarray(reduced(photographs[k % len(paths)], px, rng, Image.Resampling.LANCZOS)).transpose(2, 0, 1)
+        np.asarray(random_reduced_window(photographs[k % len(paths)], px, rng, Image.Resampling.LANCZOS)).transpose(
+            2, 0, 1
+        )
         for k in range(count)
     ]
     presets = list(PRESET_SHARES)

@@ -1,8 +1,8 @@
 """The embedded super-resolution pipeline (x4): diffusion of the pixel-unshuffled residual to bicubic.
 
 A latent autoencoder small enough for two cores loses more detail than it leaves to restore. Here nothing is lost:
-the denoiser works at the size of the LR picture on the 48 channels that 4 x 4 pixels of residual make, and a residual
-of zero is bicubic. Any picture size works; it is padded to the denoiser's stride and cropped back.
+the denoiser works at the size of the LR image on the 48 channels that 4 x 4 pixels of residual make, and a residual
+of zero is bicubic. Any image size works; it is padded to the denoiser's stride and cropped back.
 Sources: DDIM (Song et al. 2021), zero terminal SNR with v-prediction (Lin et al. 2024), residual diffusion for
 super-resolution (SRDiff, Li et al. 2022).
 """
@@ -25,7 +25,8 @@ RESIDUAL_CHANNELS = 3 * SCALE * SCALE
 LARGEST_ETA = 1 - 3e-7
 TEMPERATURE = 0.5
 STEPS = 4
-"""Fewer are nearer to the truth and nearer to each other. Both were chosen on held-out photographs (docs/log.md)."""
+"""Fewer steps are nearer to the truth and nearer to each other. Chosen on held-out photographs, like the temperature
+(docs/notes/restorer.md)."""
 PREDICTIONS = ("v", "x0")
 
 
@@ -37,7 +38,7 @@ class NanoSROutput(NamedTuple):
 
 
 def build_unet(channels: Sequence[int] = (96, 160, 224), layers: int = 2) -> UNet2DModel:
-    """Return the untrained denoiser: noisy residual and LR picture in, v of the residual out, all at LR size."""
+    """Return the untrained denoiser: noisy residual and LR image in, v of the residual out, all at LR size."""
     return UNet2DModel(
         in_channels=RESIDUAL_CHANNELS + 3,
         out_channels=RESIDUAL_CHANNELS,
@@ -79,7 +80,7 @@ def from_residual(residual: Tensor, lq: Tensor, std: float) -> Tensor:
 
 
 class NanoSRPipeline(DiffusionPipeline):
-    """x4 super-resolution of any RGB picture; stochastic, so that candidates differ."""
+    """x4 super-resolution of any RGB image; stochastic, so that candidates differ."""
 
     model_cpu_offload_seq = "unet"
 
@@ -109,11 +110,11 @@ class NanoSRPipeline(DiffusionPipeline):
         return int(2 ** (len(self.unet.config.block_out_channels) - 1))
 
     def condition(self, lq: Tensor, like: Tensor) -> Tensor:
-        """Return the denoiser's input: noisy residual beside the LR picture in [-1, 1]."""
+        """Return the denoiser's input: noisy residual beside the LR image in [-1, 1]."""
         return torch.cat([like, (lq * 2 - 1).to(like.dtype)], dim=1)
 
     def velocity(self, lq: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
-        """Return v as float32 for noisy residuals (B, 48, h, w) beside padded pictures; `time`: one, or one a row."""
+        """Return v as float32 for noisy residuals (B, 48, h, w) beside padded images; `time`: one, or one a row."""
         return self.as_velocity(self.unet(self.condition(lq, noisy).to(self.unet.dtype), time).sample, noisy, time)
 
     def as_velocity(self, output: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
@@ -171,21 +172,21 @@ class NanoSRPipeline(DiffusionPipeline):
             raise ValueError(f"output_type={output_type!r}: must be 'pil' or 'pt'")
         if temperature < 0:
             raise ValueError(f"temperature={temperature}: must be 0 or more")
-        pictures = load_images(image)
-        if len({tuple(p.shape) for p in pictures}) != 1:
-            sizes = ", ".join(f"{p.shape[2]} x {p.shape[1]}" for p in pictures)
+        inputs = load_images(image)
+        if len({tuple(p.shape) for p in inputs}) != 1:
+            sizes = ", ".join(f"{p.shape[2]} x {p.shape[1]}" for p in inputs)
             raise ValueError(f"images of {sizes} px: all must be equally large; call once for each size")
         with exclusive(self.scheduler):
-            out = self._sample(torch.stack(pictures), num_inference_steps, eta, temperature, generator)
+            out = self._sample(torch.stack(inputs), num_inference_steps, eta, temperature, generator)
         images: Tensor | list[Image.Image] = out if output_type == "pt" else [to_pil(x) for x in out.cpu()]
         return NanoSROutput(images) if return_dict else (images,)
 
     def _sample(
-        self, pictures: Tensor, steps: int, eta: float, temperature: float,
+        self, images: Tensor, steps: int, eta: float, temperature: float,
         generator: torch.Generator | list[torch.Generator] | None,
     ) -> Tensor:  # fmt: skip
         """Return BCHW in [0, 1], 4 times as large."""
-        lq = pictures.to(self.device, torch.float32)
+        lq = images.to(self.device, torch.float32)
         padded = self.pad(lq)
         shape = (len(lq), RESIDUAL_CHANNELS, *padded.shape[-2:])
         self.scheduler.set_timesteps(steps, device=lq.device)

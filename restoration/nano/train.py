@@ -82,7 +82,7 @@ class NanoSRConfig:
         return self.batch_px or (CUDA_BATCH_PX if self.device.startswith("cuda") else CPU_BATCH_PX)
 
 
-class Clock:
+class TrainingClock:
     """Seconds of training over all the runs that it took, part of a run's state."""
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ class Clock:
         self.before, self.began = state["seconds"], time.monotonic()
 
 
-class Learner:
+class RestorerLearner:
     """The denoiser, its average, and what moves them."""
 
     def __init__(self, config: NanoSRConfig, std: float) -> None:
@@ -117,7 +117,7 @@ class Learner:
         self.smooth = NanoSRPipeline(self.average.module.eval(), build_scheduler(), **options)
         self.smooth.set_progress_bar_config(disable=True)
         self.optimizers = Optimizers(self.pipe.unet, config.rate)
-        self.running, self.clock = RunningMeans(0.98), Clock()
+        self.running, self.clock = RunningMeans(0.98), TrainingClock()
         self.parts = {"unet": self.pipe.unet, "average": self.average, "optimizers": self.optimizers,
                       "running": self.running, "clock": self.clock}  # fmt: skip
 
@@ -172,7 +172,7 @@ def train(config: NanoSRConfig) -> Path:
         checked = held_out_pairs(held_out, config.validation_crops, config.crop_px)
         wait_for(pairs, everything=config.steps is not None)
         std = residual_std(config.out / "residual_std.txt", pairs)
-        learner, run = Learner(config, std), RunFolder(config.out / "train")
+        learner, run = RestorerLearner(config, std), RunFolder(config.out / "train")
         step = run.load(learner.parts)
         learner.pipe.unet.train()
         saved = time.monotonic()

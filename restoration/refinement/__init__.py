@@ -1,8 +1,8 @@
 """Restoration guided by the model's reasoning: the region that it wants to look at closer is restored again.
 
-`refine` runs it, `zoomiqa refine` does it from a shell, `docs/refine.md` says what to expect. `guidance.py`: what the
-model asks for; `regions.py`: which pixels that is and how the new ones go in; `rounds.py`: the loop; `records.py`: what
-comes back; `journal.py`: the folder; `strip.py`: the rounds as one picture.
+`refine` runs it, `zoomiqa refine` does it from a shell, `docs/refine.md` says what to expect. `regions.py`: what
+the model asks for, which pixels that is and how the new ones go in; `rounds.py`: the loop; `records.py`: its rounds;
+`result.py`: what comes back, and the folder; `strip.py`: the rounds as one image.
 """
 
 from restoration.refinement.records import Attempt, Round

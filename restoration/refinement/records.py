@@ -1,4 +1,4 @@
-"""What `refine` returns: the picture, and every round with what it tried and why it was kept or not."""
+"""What `refine` returns: the image, and every round with what it tried and why it was kept or not."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -7,19 +7,19 @@ from typing import Any
 
 from PIL import Image
 
-from restoration.refinement.guidance import Wish
+from restoration.refinement.regions import ZoomRequest
 from zoomiqa_reward.model.turns import PixelBox
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One restoration of a region, blended in and measured as the whole 8-bit picture."""
+    """One restoration of a region, blended in and measured as the whole 8-bit image."""
 
     seed: int
     reward: float = math.nan
     """Higher is better; NaN where not valid."""
     lr_consistency: float = math.nan
-    """dB, see `fidelity.lr_consistency`; NaN where the picture could not be made."""
+    """dB, see `fidelity.lr_consistency`; NaN where the image could not be made."""
     valid: bool = False
     error: str | None = None
     """Why there is no reward."""
@@ -27,13 +27,13 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Round:
-    """One round; number 0 is the start, the best of several restorations of the whole picture."""
+    """One round; number 0 is the start, the best of several restorations of the whole image."""
 
     number: int
-    wish: Wish | None
-    """What the model asked for. In round 0 of the low-quality picture, None for a restorer that takes no text."""
+    zoom_request: ZoomRequest | None
+    """What the model asked for. In round 0 of the low-quality image, None for a restorer that takes no text."""
     region: PixelBox | None = None
-    """What was restored again, in pixels of the low-quality picture; None in round 0, and where nothing was."""
+    """What was restored again, in pixels of the low-quality image; None in round 0, and where nothing was."""
     prompt: str | None = None
     """What the restorer was told; None where it takes no prompt."""
     negative_prompt: str | None = None
@@ -48,20 +48,20 @@ class Round:
     stop: str | None = None
     """The run ends with this round: `satisfied`, `unreadable` or `deterministic`."""
     pixels: str | None = None
-    """Hash of this round's best try; None where there is no picture."""
+    """Hash of this round's best try; None where there is no image."""
     file: Path | None = None
     """Its PNG, where the run has a folder."""
     held: Image.Image | None = field(default=None, repr=False)
 
     @property
     def image(self) -> Image.Image:
-        """This round's best try, the whole picture, RGB. Raises ValueError for a round that made none."""
+        """This round's best try, the whole image, RGB. Raises ValueError for a round that made none."""
         if self.held is not None:
             return self.held
         if self.file is None:
-            raise ValueError(f"round {self.number} made no picture: {self.reason}")
-        with Image.open(self.file) as picture:
-            return picture.convert("RGB")
+            raise ValueError(f"round {self.number} made no image: {self.reason}")
+        with Image.open(self.file) as image:
+            return image.convert("RGB")
 
     def has_image(self) -> bool:
         """Return whether `image` has something to give."""
@@ -70,19 +70,21 @@ class Round:
 
 def row_of(one: Round, folder: Path | None) -> dict[str, Any]:
     """Return a round as JSON values: NaN as null, the file relative to the folder."""
-    row = {key: getattr(one, key) for key in one.__dataclass_fields__ if key not in ("held", "attempts", "wish")}
-    row["wish"] = None if one.wish is None else without_nan(asdict(one.wish))
+    row = {
+        key: getattr(one, key) for key in one.__dataclass_fields__ if key not in ("held", "attempts", "zoom_request")
+    }
+    row["zoom_request"] = None if one.zoom_request is None else without_nan(asdict(one.zoom_request))
     row["attempts"] = [without_nan(asdict(attempt)) for attempt in one.attempts]
     row["file"] = None if one.file is None or folder is None else one.file.relative_to(folder).as_posix()
     return without_nan(row)
 
 
 def round_of(row: dict[str, Any], folder: Path) -> Round:
-    """Return the round of a row. Raises ValueError where its picture is missing."""
-    wish = row["wish"]
-    if wish is not None:
-        box = None if wish["box"] is None else tuple(wish["box"])
-        wish = Wish(**(wish | {"box": box, "rating": _number(wish["rating"])}))
+    """Return the round of a row. Raises ValueError where its image is missing."""
+    zoom_request = row["zoom_request"]
+    if zoom_request is not None:
+        box = None if zoom_request["box"] is None else tuple(zoom_request["box"])
+        zoom_request = ZoomRequest(**(zoom_request | {"box": box, "rating": _number(zoom_request["rating"])}))
     attempts = tuple(
         Attempt(**(one | {key: _number(one[key]) for key in ("reward", "lr_consistency")})) for one in row["attempts"]
     )
@@ -91,7 +93,9 @@ def round_of(row: dict[str, Any], folder: Path) -> Round:
         raise ValueError(f"{file} is missing, though rounds.jsonl lists it: put it back or use another folder")
     numbers = {key: _number(row[key]) for key in ("reward", "lr_consistency")}
     region = None if row["region"] is None else tuple(row["region"])
-    return Round(**(row | numbers | {"wish": wish, "attempts": attempts, "file": file, "region": region}))
+    return Round(
+        **(row | numbers | {"zoom_request": zoom_request, "attempts": attempts, "file": file, "region": region})
+    )
 
 
 def without_nan(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The loop: assess the picture, restore the region that the model names again, keep it only if that is better.
+"""The loop: assess the image, restore the region that the model names again, keep it only if that is better.
 
-Round 0 is best-of-N over the whole picture. A later round's try is kept if the reward of the whole 8-bit picture rises
+Round 0 is best-of-N over the whole image. A later round's try is kept if the reward of the whole 8-bit image rises
 by `min_gain`, and its LR-consistency is not below the highest one kept so far by more than a slack. Against the
 highest, not the last: many small losses, each within the slack, cannot add up.
 """
@@ -17,19 +17,16 @@ from PIL import Image
 from torch import Tensor
 
 from restoration.metrics.fidelity import LR_BORDER_PX, lr_consistency
-from restoration.refinement.guidance import Wish, texts_for, wish_of
-from restoration.refinement.journal import Journal, write_artefacts
+from restoration.refinement.acceptance import acceptance_rule, find_reward_and_assessor, limits_of
 from restoration.refinement.records import Attempt, Round, row_of
-from restoration.refinement.regions import Region
-from restoration.refinement.result import Refined
-from restoration.refinement.verdict import judges, limits_of, verdict
+from restoration.refinement.regions import Region, ZoomRequest, read_zoom_request, texts_for
+from restoration.refinement.result import Journal, Refined, write_artefacts
 from restoration.restorer.image_io import RestorationError
 from restoration.restorer.restorer import Restorer
 from restoration.restorer.rng import candidate_seed
 from restoration.selection.best_of_n import best_of_n, settings_of
-from restoration.selection.candidate_loop import Source, pixels_digest
-from restoration.selection.result import BestOfN
-from restoration.selection.run_folder import open_run
+from restoration.selection.candidate_loop import CandidateSource, pixels_digest
+from restoration.selection.result import BestOfN, open_run
 from zoomiqa_reward.images.loading import conversions, load_image, to_pil
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, is_groupwise
@@ -51,24 +48,24 @@ def refine(
 
     restorer: a `Restorer`, or anything that `Restorer.from_pretrained` takes. iqa_or_reward: a `ZoomIQA`, which then
     also rates (`direct`), a `ZoomIQAReward`, or any other reward together with `assessor`, the ZoomIQA that looks.
-    rounds: most regions to restore again, after the start. seeds_per_round: restorations of the whole picture at the
+    rounds: most regions to restore again, after the start. seeds_per_round: restorations of the whole image at the
     start, and of the region in each round; a deterministic restorer runs once. min_gain: least rise of the reward in
     its own units; None: 1/400 of its range. lr_consistency_slack_db: see above; 0 forbids any loss.
     out: folder, made if missing, resumed if it holds this very run, also with more `rounds`.
 
     The model's directions become the prompt and its issues the negative prompt, after the restorer's own texts, where
-    it takes them: at the start those about the low-quality picture (else nobody asks about it). A round that was
-    refused is tried again with new seeds, the picture and so the model's answer being the same. It ends when the model
-    asks for no closer look: then there is no region, and the whole picture is not drawn again, which would be more
+    it takes them: at the start those about the low-quality image (else nobody asks about it). A round that was
+    refused is tried again with new seeds, the image and so the model's answer being the same. It ends when the model
+    asks for no closer look: then there is no region, and the whole image is not drawn again, which would be more
     best-of-N under another name.
 
-    Raises ValueError for numbers out of range, a picture of less than 5 px on a side, a reward that needs hr
+    Raises ValueError for numbers out of range, an image of less than 5 px on a side, a reward that needs hr
     or has no assessor, a folder of another run, a start that nobody could measure; ImageError;
     what a reward or an assessor raises.
     """
     if rounds < 1 or seeds_per_round < 1 or seed < 0:
         raise ValueError(f"rounds={rounds}, seeds_per_round={seeds_per_round}, seed={seed}: at least 1, 1 and 0")
-    reward, assessor = judges(iqa_or_reward, assessor)
+    reward, assessor = find_reward_and_assessor(iqa_or_reward, assessor)
     limits = limits_of(reward, min_gain, lr_consistency_slack_db)
     restorer = restorer if isinstance(restorer, Restorer) else Restorer.from_pretrained(restorer)
     image = load_image(image_lq).detach().cpu()
@@ -77,7 +74,7 @@ def refine(
             f"image_lq: {image.shape[2]} x {image.shape[1]} px, but LR-consistency needs {2 * LR_BORDER_PX + 1} px on "
             "each side"
         )
-    own = settings_of([Source(restorer=restorer, prompt=None)], {"lq": image, "hr": None}, reward, seed, None,
+    own = settings_of([CandidateSource(restorer=restorer, prompt=None)], {"lq": image, "hr": None}, reward, seed, None,
                       is_kept=out is not None)  # fmt: skip
     settings = own | limits | {"assessor": assessor.fingerprint, "seeds_per_round": seeds_per_round}
     journal = Journal(None if out is None else Path(out), settings)
@@ -113,10 +110,10 @@ class Refining:
     def started(self, *, progress: bool) -> Iterator[None]:
         """Make round 0, or read it again. Inside, no other process can work in the run's folder."""
         done = self.journal.history[0] if self.journal.history else None
-        wish, texts = (None, {}) if done is None else (done.wish, _texts_of(done))
+        zoom_request, texts = (None, {}) if done is None else (done.zoom_request, _texts_of(done))
         if done is None and self.restorer.engine.prompts:
-            wish = self._ask(to_pil(self.image), scale=1)
-            texts = texts_for(self.restorer, wish, self.image)
+            zoom_request = self._ask(to_pil(self.image), scale=1)
+            texts = texts_for(self.restorer, zoom_request, self.image)
         told = copy.copy(self.restorer)  # shares the engine; only its texts are another's
         for key, text in texts.items():
             setattr(told, key, text)
@@ -127,15 +124,20 @@ class Refining:
             if folder is not None:
                 stack.enter_context(open_run(folder, self.start.report["settings"]))  # its lock is the whole run's
             if done is None:
-                self._record_start(self.start, wish, texts)
+                self._record_start(self.start, zoom_request, texts)
             yield
 
-    def _record_start(self, start: BestOfN, wish: Wish | None, texts: dict[str, str]) -> None:
+    def _record_start(self, start: BestOfN, zoom_request: ZoomRequest | None, texts: dict[str, str]) -> None:
         best = start.best
-        unread = "" if wish is None or wish.error is None else f"; low-quality picture not assessed: {wish.error}"
+        unread = (
+            ""
+            if zoom_request is None or zoom_request.error is None
+            else f"; low-quality image not assessed: {zoom_request.error}"
+        )
         first = Round(
-            number=0, wish=wish, reward=best.score, lr_consistency=self._consistency(best.image), accepted=True,
-            reason=f"best of {len(start.candidates)} restorations of the whole picture{unread}", pixels=best.pixels,
+            number=0, zoom_request=zoom_request, reward=best.score, lr_consistency=self._consistency(best.image),
+            accepted=True,
+            reason=f"best of {len(start.candidates)} restorations of the whole image{unread}", pixels=best.pixels,
             **texts,
         )  # fmt: skip
         self.journal.add(first, best.image)
@@ -144,23 +146,25 @@ class Refining:
         """Make one round and record it."""
         last, kept = self.journal.history[-1], self._kept()
         current = kept.image
-        if last.accepted or last.wish is None:
-            wish = self._ask(current, scale=current.width // self.image.shape[2])
-        else:  # the picture is the same, so the answer is too
-            wish = last.wish
-        one = Round(number=number, wish=wish)
-        if wish.error is not None:
-            self.journal.add(replace(one, stop="unreadable", reason=wish.error), None)
-        elif wish.box is None:
+        if last.accepted or last.zoom_request is None:
+            zoom_request = self._ask(current, scale=current.width // self.image.shape[2])
+        else:  # the image is the same, so the answer is too
+            zoom_request = last.zoom_request
+        one = Round(number=number, zoom_request=zoom_request)
+        if zoom_request.error is not None:
+            self.journal.add(replace(one, stop="unreadable", reason=zoom_request.error), None)
+        elif zoom_request.box is None:
             self.journal.add(replace(one, stop="satisfied", reason="the model asks for no closer look"), None)
         else:
-            self.journal.add(*self._redrawn(one, wish, Region.around(wish.box, self.image), kept, current))
+            self.journal.add(
+                *self._redrawn(one, zoom_request, Region.around(zoom_request.box, self.image), kept, current)
+            )
 
     def _redrawn(
-        self, one: Round, wish: Wish, region: Region, kept: Round, current: Image.Image
+        self, one: Round, zoom_request: ZoomRequest, region: Region, kept: Round, current: Image.Image
     ) -> tuple[Round, Image.Image | None]:
         """Return the round after restoring its region, and its best try."""
-        texts = texts_for(self.restorer, wish, region.cut(self.image))
+        texts = texts_for(self.restorer, zoom_request, region.cut(self.image))
         floor = max(past.lr_consistency for past in self.journal.history if past.accepted)
         number_seed = candidate_seed(self.settings["seed"], ROUND_SEEDS + one.number)
         seeds = [candidate_seed(number_seed, k) for k in range(self.count)]
@@ -171,7 +175,7 @@ class Refining:
         else:
             made = [(attempt if image is None else self._scored(attempt, image, prompt), image)
                     for attempt, image in made]  # fmt: skip
-        judge = verdict(kept, floor, self.settings["min_gain"], self.settings["lr_consistency_slack_db"])
+        judge = acceptance_rule(kept, floor, self.settings["min_gain"], self.settings["lr_consistency_slack_db"])
         attempts = [attempt for attempt, _ in made]
         chosen = judge.best_of(attempts)
         best = next(image for attempt, image in made if attempt is chosen)
@@ -187,13 +191,13 @@ class Refining:
     def _attempt(
         self, seed: int, region: Region, texts: dict[str, str], current: Image.Image
     ) -> tuple[Attempt, Image.Image | None]:
-        """Restore the region once; return what it is worth and the whole picture with it."""
+        """Restore the region once; return what it is worth and the whole image with it."""
         try:
             [restored] = self.restorer.restore(region.cut(self.image), [seed], **texts)
         except RestorationError as error:
             return Attempt(seed=seed, error=str(error)), None
-        picture = to_pil(region.blended(load_image(current), restored.image, self.image))
-        return Attempt(seed=seed, lr_consistency=self._consistency(picture)), picture
+        image = to_pil(region.blended(load_image(current), restored.image, self.image))
+        return Attempt(seed=seed, lr_consistency=self._consistency(image)), image
 
     def _scored(self, attempt: Attempt, image: Image.Image, prompt: str) -> Attempt:
         scores = self._ask_reward([image], prompt)
@@ -239,12 +243,12 @@ class Refining:
     def _kept(self) -> Round:
         return next(one for one in reversed(self.journal.history) if one.accepted)
 
-    def _ask(self, picture: Image.Image, scale: int) -> Wish:
-        [assessment] = self.assessor.assess([load_image(picture)], strict=True)
-        return wish_of(assessment, self.assessor.protocol, *picture.size, scale)
+    def _ask(self, image: Image.Image, scale: int) -> ZoomRequest:
+        [assessment] = self.assessor.assess([load_image(image)], strict=True)
+        return read_zoom_request(assessment, self.assessor.protocol, *image.size, scale)
 
-    def _consistency(self, picture: Image.Image) -> float:
-        return lr_consistency(load_image(picture), self.image)
+    def _consistency(self, image: Image.Image) -> float:
+        return lr_consistency(load_image(image), self.image)
 
 
 def _with_score(attempt: Attempt, scores: Scores, place: int, name: str) -> Attempt:

@@ -1,6 +1,6 @@
-"""The rounds of a refinement as a strip of pictures, from the low-quality one to the last try.
+"""The rounds of a refinement as a strip of images, from the low-quality one to the last try.
 
-Above, each whole picture with the region that was restored again; below, the middle of that region at the result's own
+Above, each whole image with the region that was restored again; below, the middle of that region at the result's own
 pixels, in a round before and after it. Details are enlarged by whole numbers, so that the strip adds no blur.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from restoration.refinement.result import Refined
 
 CELL_PX = 320
-"""Side of the square that a whole picture is fitted into; also the width of its detail."""
+"""Side of the square that a whole image is fitted into; also the width of its detail."""
 DETAIL_PX = 158
 """Height of a detail, and the width of one of the two in a round."""
 TEXT_PX = 134
@@ -30,7 +30,7 @@ _BOX, _KEPT, _REFUSED = (255, 176, 32), (82, 199, 122), (232, 92, 92)
 
 
 def strip_of(result: "Refined") -> Image.Image:
-    """Return the strip as an RGB picture: low-quality picture, start, and one column for each round with a picture."""
+    """Return the strip as an RGB image: low-quality image, start, and one column for each round with an image."""
     shown = [one for one in result.history if one.has_image()]
     low = to_pil(result.image_lq)
     regions = [one.region for one in shown if one.region is not None]
@@ -38,10 +38,10 @@ def strip_of(result: "Refined") -> Image.Image:
     cards = [_low_card(low, shown[0].image.size, first, has_region=bool(regions))]
     before: Image.Image | None = None
     for one in shown:
-        picture = one.image
-        cards.append(_card(one, picture, before, low.width, one.region or first))
+        image = one.image
+        cards.append(_card(one, image, before, low.width, one.region or first))
         if one.accepted:
-            before = picture
+            before = image
     height = cards[0].height + 2 * MARGIN_PX + 28
     strip = Image.new("RGB", (len(cards) * (CELL_PX + MARGIN_PX) + MARGIN_PX, height), _BACK)
     for place, card in enumerate(cards):
@@ -60,20 +60,20 @@ def _low_card(low: Image.Image, size: tuple[int, int], region: PixelBox, *, has_
     large = low.resize(size, Image.Resampling.NEAREST)
     _paste_whole(card, large, _times(region, scale) if has_region else None)
     _paste_detail(card, large, _times(region, scale), 0, CELL_PX)
-    _write(card, "low-quality picture", _INK, f"{low.width} x {low.height} px", "what is restored")
+    _write(card, "low-quality image", _INK, f"{low.width} x {low.height} px", "what is restored")
     return card
 
 
-def _card(one: Round, picture: Image.Image, before: Image.Image | None, width_lq: int, region: PixelBox) -> Image.Image:
-    scale = picture.width // width_lq
+def _card(one: Round, image: Image.Image, before: Image.Image | None, width_lq: int, region: PixelBox) -> Image.Image:
+    scale = image.width // width_lq
     card = _empty_card()
     box = _times(region, scale)
-    _paste_whole(card, picture, None if one.region is None else box)
+    _paste_whole(card, image, None if one.region is None else box)
     if before is None or one.region is None:
-        _paste_detail(card, picture, box, 0, CELL_PX)
+        _paste_detail(card, image, box, 0, CELL_PX)
     else:
         _paste_detail(card, before, box, 0, DETAIL_PX)
-        _paste_detail(card, picture, box, CELL_PX - DETAIL_PX, DETAIL_PX)
+        _paste_detail(card, image, box, CELL_PX - DETAIL_PX, DETAIL_PX)
     title = "start" if one.number == 0 else f"round {one.number}: {'kept' if one.accepted else 'refused'}"
     colour = _INK if one.number == 0 else _KEPT if one.accepted else _REFUSED
     numbers = f"reward {_shown(one.reward, 3)}, LR-consistency {_shown(one.lr_consistency, 2)} dB"
@@ -85,29 +85,29 @@ def _empty_card() -> Image.Image:
     return Image.new("RGB", (CELL_PX, CELL_PX + 4 + DETAIL_PX + TEXT_PX), _CARD)
 
 
-def _paste_whole(card: Image.Image, picture: Image.Image, box: PixelBox | None) -> None:
-    factor = CELL_PX / max(picture.size)
+def _paste_whole(card: Image.Image, image: Image.Image, box: PixelBox | None) -> None:
+    factor = CELL_PX / max(image.size)
     factor = math.floor(factor) if factor >= 1 else factor
-    size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
+    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
     how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS
     left, top = (CELL_PX - size[0]) // 2, (CELL_PX - size[1]) // 2
-    card.paste(picture.resize(size, how), (left, top))
+    card.paste(image.resize(size, how), (left, top))
     if box is not None:
         x0, y0, x1, y1 = (value * factor + (left, top)[k % 2] for k, value in enumerate(box))
-        # Widest first; a line of its own colour on either side shows on any picture. A speck still has an outline.
+        # Widest first; a line of its own colour on either side shows on any image. A speck still has an outline.
         outline = (x0, y0, max(x1 - 1, x0 + 1), max(y1 - 1, y0 + 1))
         draw = ImageDraw.Draw(card)
         draw.rectangle(outline, outline=(0, 0, 0), width=4)
         draw.rectangle(outline, outline=_BOX, width=2)
 
 
-def _paste_detail(card: Image.Image, picture: Image.Image, box: PixelBox, at: int, width: int) -> None:
+def _paste_detail(card: Image.Image, image: Image.Image, box: PixelBox, at: int, width: int) -> None:
     """Paste the middle of the box, as much as fits, twice as large where the box leaves room for it."""
     left, top, right, bottom = box
     factor = 2 if 2 * (right - left) <= width or 2 * (bottom - top) <= DETAIL_PX else 1
     wide, high = min(right - left, width // factor), min(bottom - top, DETAIL_PX // factor)
     x, y = left + (right - left - wide) // 2, top + (bottom - top - high) // 2
-    detail = picture.crop((x, y, x + wide, y + high)).resize((wide * factor, high * factor), Image.Resampling.NEAREST)
+    detail = image.crop((x, y, x + wide, y + high)).resize((wide * factor, high * factor), Image.Resampling.NEAREST)
     card.paste(detail, (at + (width - detail.width) // 2, CELL_PX + 4 + (DETAIL_PX - detail.height) // 2))
 
 

@@ -4,7 +4,7 @@ One step of iterative back-projection (Irani and Peleg, "Improving resolution by
 for inputs that hold noise and JPEG traces: what the reduced restoration misses is blurred before it is enlarged and
 added. So brightness, colour and coarse structure come from the input, fine structure stays the restorer's, and the
 input's noise, which is finer than the blur, stays out. More steps, or a step at every sampling step, agree further and
-bring noise back (docs/log.md).
+bring noise back (docs/notes/restorer.md).
 """
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from restoration.metrics.fidelity import gaussian_blur
 
 AGREEMENT_PX = 0.9
-"""Blur of what is missing, in pixels of the low-quality image; chosen on held-out photographs (docs/log.md)."""
+"""Blur of the correction, in low-quality pixels. Chosen on held-out photographs (docs/notes/restorer.md)."""
 
 
 def agreeing(image_sr: Tensor, image_lq: Tensor, blur_px: float = AGREEMENT_PX) -> Tensor:

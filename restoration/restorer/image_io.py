@@ -17,7 +17,7 @@ from restoration.degradation.classical import enlarge
 from zoomiqa_reward.images.loading import load_image
 
 PROMPT = str | Callable[[Tensor], str]
-"""A text, or what makes one of the low-quality picture (CHW in [0, 1]), such as a tagger or a model's advice."""
+"""A text, or what makes one of the low-quality image (CHW in [0, 1]), such as a tagger or a model's advice."""
 
 COLOUR_FIXES = ("none", "adain", "wavelet")
 KERNELS = ("none", "nearest", "bilinear", "bicubic", "lanczos")
@@ -28,7 +28,7 @@ VALUE_RANGES = {"unit": (0.0, 1.0), "signed": (-1.0, 1.0), "bytes": (0.0, 255.0)
 WAVELET_LEVELS = 5
 """Doublings of the blur that divides colour from detail: the fix reaches about 2^5 px, as in StableSR."""
 SHARPNESS_SIGMA_PX = 0.8
-"""Blur, in pixels of the low-quality picture, that `sharpened` adds or takes away."""
+"""Blur, in pixels of the low-quality image, that `sharpened` adds or takes away."""
 
 
 class RestorationError(RuntimeError):
@@ -36,9 +36,9 @@ class RestorationError(RuntimeError):
 
 
 def pre_upscale(image: Tensor, scale: int, kernel: str) -> Tensor:
-    """Return the CHW picture `scale` times larger, for systems whose output has the size of their input.
+    """Return the CHW image `scale` times larger, for systems whose output has the size of their input.
 
-    Planes stay float (no rounding to 8 bits). kernel: one of `KERNELS`; "none" returns the picture itself.
+    Planes stay float (no rounding to 8 bits). kernel: one of `KERNELS`; "none" returns the image itself.
     """
     if kernel == "none" or scale == 1:
         return image
@@ -56,9 +56,9 @@ def drawn_sharpness(seed: int, vary: float) -> float:
 
 
 def sharpened(image: Tensor, sharpness: float) -> Tensor:
-    """Return x + sharpness (x - blurred x) of a CHW picture, in [0, 1]; -1 gives the blurred one.
+    """Return x + sharpness (x - blurred x) of a CHW image, in [0, 1]; -1 gives the blurred one.
 
-    How blurred a low-quality picture was is not known to a blind restorer. A candidate that sees it softer, or sharper,
+    How blurred a low-quality image was is not known to a blind restorer. A candidate that sees it softer, or sharper,
     assumes less, or more, blur, and its restoration differs in structure, which another noise alone often does not.
     """
     if sharpness == 0:
@@ -68,7 +68,7 @@ def sharpened(image: Tensor, sharpness: float) -> Tensor:
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """Return the CHW picture with its right and bottom edge mirrored until both sides are multiples.
+    """Return the CHW image with its right and bottom edge mirrored until both sides are multiples.
 
     Any size works, also where more is added than there is: the mirror image is mirrored again.
 
@@ -86,23 +86,23 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
 
 
 def prompt_text(prompt: PROMPT, image: Tensor) -> str:
-    """Return the prompt for this picture. Raises TypeError where a provider returns no text."""
+    """Return the prompt for this image. Raises TypeError where a provider returns no text."""
     text = prompt(image) if callable(prompt) else prompt
     if not isinstance(text, str):
-        raise TypeError(f"prompt={text!r}: must be a text, or a callable that makes one of the picture")
+        raise TypeError(f"prompt={text!r}: must be a text, or a callable that makes one of the image")
     return text
 
 
 def unit_images(output: Any, name: str) -> list[Tensor]:
-    """Return what a system gave back as float32 CHW pictures in [0, 1] on the CPU, one a candidate.
+    """Return what a system gave back as float32 CHW images in [0, 1] on the CPU, one a candidate.
 
     Takes diffusers' output object, its tuple, a BCHW or CHW tensor, PIL images, uint8 arrays, or a list of such.
     Values within `OVERSHOOT` of [0, 1] are clamped. Raises RestorationError naming `name` for anything else, NaN
-    included, and for a picture that a safety checker has blackened.
+    included, and for an image that a safety checker has blackened.
     """
     flagged = getattr(output, "nsfw_content_detected", None)
     if flagged is not None and any(flagged):
-        raise RestorationError(f"{name}: its safety checker blackened the picture; load it with safety_checker=None")
+        raise RestorationError(f"{name}: its safety checker blackened the image; load it with safety_checker=None")
     images = getattr(output, "images", output)
     while isinstance(images, tuple) and images and not isinstance(images, Tensor):
         images = images[0]
@@ -123,7 +123,7 @@ def _unit(image: Any, name: str) -> Tensor:
     try:
         return load_image(image)
     except ValueError as error:
-        raise RestorationError(f"{name} returned what is no picture: {error}") from error
+        raise RestorationError(f"{name} returned what is no image: {error}") from error
 
 
 def from_range(output: Any, value_range: str) -> Any:
@@ -134,16 +134,16 @@ def from_range(output: Any, value_range: str) -> Any:
     return (output.float() - low) / (high - low)
 
 
-def probe_picture(image: Tensor) -> Tensor:
-    """Return a picture as large as `image` from black at its left to white at its right, which shows a range whole."""
+def probe_image(image: Tensor) -> Tensor:
+    """Return an image as large as `image` from black at its left to white at its right, which shows a range whole."""
     ramp = torch.linspace(0, 1, image.shape[2]).mul(1.5).sub(0.25).clamp(0, 1)
     return ramp.expand(image.shape).contiguous()
 
 
 def check_range(output: Any, name: str, value_range: str) -> None:
-    """Raise RestorationError where a network's answer to `probe_picture` is of another range than it declares.
+    """Raise RestorationError where a network's answer to `probe_image` is of another range than it declares.
 
-    One picture cannot tell: a network of [-1, 1] stays within [0, 1] where the picture is bright.
+    One image cannot tell: a network of [-1, 1] stays within [0, 1] where the image is bright.
     """
     if not isinstance(output, Tensor) or not output.is_floating_point() or not output.numel():
         return
@@ -157,10 +157,10 @@ def check_range(output: Any, name: str, value_range: str) -> None:
 
 
 def colour_fix(image_sr: Tensor, image_lq: Tensor, how: str) -> Tensor:
-    """Return the CHW restoration with the colours of the low-quality picture; "none" returns it as it is.
+    """Return the CHW restoration with the colours of the low-quality image; "none" returns it as it is.
 
-    adain: each channel gets the mean and the spread of the LR picture's. wavelet: everything coarser than about 32 px
-    is the LR picture's, the detail stays. Both in [0, 1], clamped.
+    adain: each channel gets the mean and the spread of the LR image's. wavelet: everything coarser than about 32 px
+    is the LR image's, the detail stays. Both in [0, 1], clamped.
     Sources: AdaIN (Huang and Belongie 2017) and the wavelet fix of StableSR (Wang et al. 2023), section 3.
     """
     if how == "none":
@@ -177,7 +177,7 @@ def colour_fix(image_sr: Tensor, image_lq: Tensor, how: str) -> Tensor:
 
 
 def _coarse(image: Tensor) -> Tensor:
-    """Return the picture after `WAVELET_LEVELS` binomial blurs, each twice as wide (a-trous wavelet transform)."""
+    """Return the image after `WAVELET_LEVELS` binomial blurs, each twice as wide (a-trous wavelet transform)."""
     row = torch.tensor([0.25, 0.5, 0.25])
     kernel = (row[:, None] * row[None])[None, None].repeat(image.shape[0], 1, 1, 1)
     for level in range(WAVELET_LEVELS):

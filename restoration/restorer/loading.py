@@ -10,8 +10,7 @@ from torch import nn
 
 from restoration.restorer.image_io import VALUE_RANGES, check_choice
 from restoration.restorer.module_engine import CallableEngine, ModuleEngine
-from restoration.restorer.pipeline_engine import PipelineEngine
-from restoration.restorer.pipeline_facts import IMAGE_FORMS, system_of
+from restoration.restorer.pipeline_engine import IMAGE_FORMS, PipelineEngine, system_of
 
 ALIGNMENT = 64
 """Bytes: torch's own allocations start at multiples of this."""
@@ -114,7 +113,7 @@ def plain_engine(
 ) -> ModuleEngine | CallableEngine:  # fmt: skip
     """Return the engine of a network, a spandrel descriptor or a function; arguments as above."""
     if pre_upscale not in ("auto", "none"):
-        raise ValueError(f"pre_upscale={pre_upscale!r}: a network or a function gets the picture as it is")
+        raise ValueError(f"pre_upscale={pre_upscale!r}: a network or a function gets the image as it is")
     value_range = "unit" if value_range is None else value_range
     check_choice("value_range", value_range, tuple(VALUE_RANGES))
     if scale is not None:
@@ -130,7 +129,7 @@ def plain_engine(
     if not callable(source):
         raise TypeError(
             f"source={type(source).__name__}: must be 'nano', a hub id, a folder, a diffusers pipeline, a "
-            "torch.nn.Module, or a function of a CHW picture"
+            "torch.nn.Module, or a function of a CHW image"
         )
     refuse("a function", multiple_px=multiple_px, device=device, dtype=dtype)
     own_name = getattr(source, "__name__", None) or type(source).__name__

@@ -13,7 +13,7 @@ from restoration.restorer.image_io import (
     check_range,
     from_range,
     pad_to_multiple,
-    probe_picture,
+    probe_image,
     unit_images,
 )
 from restoration.restorer.pipeline_engine import failures_named
@@ -56,15 +56,15 @@ class ModuleEngine:
         for _ in seeds:
             with failures_named(self.name), evaluating(self.module), torch.no_grad():
                 if not self._is_range_known:
-                    with isolated(0):  # a network that draws must draw for its pictures as if this had not been
-                        probe = self.source(probe_picture(padded)[None].to(home.device, home.dtype))
+                    with isolated(0):  # a network that draws must draw for its images as if this had not been
+                        probe = self.source(probe_image(padded)[None].to(home.device, home.dtype))
                     check_range(from_range(probe, self.value_range), self.name, self.value_range)
                     self._is_range_known = True
                 output = from_range(self.source(padded[None].to(home.device, home.dtype)), self.value_range)
-            picture = unit_images(output, self.name)[0]
+            restored = unit_images(output, self.name)[0]
             with failures_named(self.name):
-                self.scale = _agreed(self, whole_scale(padded, picture))
-            found.append(picture[:, : image.shape[1] * self.scale, : image.shape[2] * self.scale].contiguous())
+                self.scale = _agreed(self, whole_scale(padded, restored))
+            found.append(restored[:, : image.shape[1] * self.scale, : image.shape[2] * self.scale].contiguous())
         return found
 
     def parts(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class ModuleEngine:
 
 
 class CallableEngine:
-    """Any function of a CHW picture in [0, 1], and of the seed if it has room for one."""
+    """Any function of a CHW image in [0, 1], and of the seed if it has room for one."""
 
     batches = False
     agreement_px = None
@@ -100,7 +100,7 @@ class CallableEngine:
         self.deterministic = self._seed_key is None if deterministic is None else deterministic
 
     def __call__(self, image: Tensor, seeds: Sequence[int], texts: dict[str, str]) -> list[Tensor]:
-        """See `Engine`. The function gets a copy of the picture: it may write on it."""
+        """See `Engine`. The function gets a copy of the image: it may write on it."""
         found = []
         for seed in seeds:
             texts_and_seed: dict[str, Any] = dict(texts)
@@ -111,13 +111,13 @@ class CallableEngine:
                 output = from_range(self.fn(image.clone(), *place, **texts_and_seed), self.value_range)
                 if not self._is_range_known and _leaves_unit(output):
                     with isolated(0):
-                        probe = self.fn(probe_picture(image), *place, **texts_and_seed)
+                        probe = self.fn(probe_image(image), *place, **texts_and_seed)
                     check_range(from_range(probe, self.value_range), self.name, self.value_range)
                     self._is_range_known = True
-            picture = unit_images(output, self.name)[0]
+            restored = unit_images(output, self.name)[0]
             with failures_named(self.name):
-                self.scale = _agreed(self, whole_scale(image, picture))
-            found.append(picture)
+                self.scale = _agreed(self, whole_scale(image, restored))
+            found.append(restored)
         return found
 
     def parts(self) -> dict[str, Any]:
@@ -160,5 +160,5 @@ def _agreed(engine: Any, found: int) -> int:
 def _parameters(fn: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     try:
         return dict(inspect.signature(fn).parameters)
-    except (TypeError, ValueError):  # built in, without a signature: a function of the picture
+    except (TypeError, ValueError):  # built in, without a signature: a function of the image
         return {}

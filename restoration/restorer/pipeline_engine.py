@@ -1,12 +1,21 @@
-"""How a restoration system is called: the interface of an engine, and the engine of diffusers pipelines.
+"""The engine of diffusers pipelines, and what it knows of each kind of pipeline.
 
-An engine takes one picture and a list of seeds and gives a picture for each seed; `Restorer` adds tiling, colour,
+What is known of each kind of diffusers pipeline that its signature does not say.
+
+Recognised by class name, subclasses included, so that diffusers is not imported to ask. Facts are those of
+diffusers 0.42; where one is wrong for your pipeline, `Restorer.from_pretrained` takes it as an argument.
+
+How a restoration system is called: the interface of an engine, and the engine of diffusers pipelines.
+
+An engine takes one image and a list of seeds and gives an image for each seed; `Restorer` adds tiling, colour,
 isolation and the order of candidates, so that engines stay about the call alone. The others: `networks.py`.
 """
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
@@ -14,11 +23,64 @@ import torch
 from torch import Tensor, nn
 
 from restoration.restorer.image_io import RestorationError, pad_to_multiple, pre_upscale, unit_images
-from restoration.restorer.pipeline_facts import System
 from restoration.restorer.rng import candidate_generator
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.model.shared_state import Undo, exclusive, shared_change
 from zoomiqa_reward.runs.weights_digest import WeightsDigests
+
+IMAGE_FORMS = ("unit", "signed", "pil")
+CHECKED_STRIDE = 8
+"""Stable Diffusion pipelines refuse other sides, whatever their autoencoder's factor."""
+LDM_STRIDE = 32
+"""The pipeline itself resizes a PIL image to multiples of this, silently; a tensor goes in as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """How one kind of pipeline takes its image."""
+
+    scale: int | None
+    """How many times larger the output is than the input; None: as large as the input, so pre-upscale."""
+    multiple_px: int
+    """Input sides must be multiples of this, or the pipeline resizes the image silently (or fails)."""
+    image_form: str
+    """`unit`: BCHW tensor in [0, 1]; `signed`: in [-1, 1]; `pil`: one PIL image."""
+
+
+def system_of(pipeline: Any) -> System:
+    """Return what is known of a pipeline.
+
+    LDMSuperResolutionPipeline does not normalise tensors, so it wants [-1, 1]. The SD-x4 upscaler works on the LR
+    grid. The latent upscaler doubles. QwenImageEdit reads `image.size`, so it wants PIL. Everything else (ControlNet,
+    img2img, FLUX, SD3, edit models) gives an image as large as the one that it gets.
+    """
+    names = {kind.__name__ for kind in type(pipeline).__mro__}
+    if "LDMSuperResolutionPipeline" in names:
+        return System(scale=_factor(pipeline.vqvae), multiple_px=LDM_STRIDE, image_form="signed")
+    if "StableDiffusionUpscalePipeline" in names:
+        factor = int(pipeline.vae_scale_factor)
+        return System(scale=factor, multiple_px=math.lcm(factor, _factor(pipeline.unet)), image_form="unit")
+    if "StableDiffusionLatentUpscalePipeline" in names:
+        return System(scale=2, multiple_px=_stride(pipeline), image_form="unit")
+    if "NanoSRPipeline" in names:
+        return System(scale=4, multiple_px=1, image_form="unit")  # pads by itself
+    if any(name.startswith("QwenImageEdit") for name in names):
+        return System(scale=None, multiple_px=_stride(pipeline), image_form="pil")
+    return System(scale=None, multiple_px=_stride(pipeline), image_form="unit")
+
+
+def _stride(pipeline: Any) -> int:
+    """Pixels of the image behind one cell of the denoiser's coarsest grid, in multiples of what pipelines check."""
+    factor = math.lcm(int(getattr(pipeline, "vae_scale_factor", 1)), CHECKED_STRIDE)
+    if getattr(pipeline, "transformer", None) is not None:
+        return factor * 2  # latents are packed, or patched, two by two
+    unet = getattr(pipeline, "unet", None)
+    return factor if unet is None else factor * _factor(unet)
+
+
+def _factor(model: Any) -> int:
+    return int(2 ** (len(model.config.block_out_channels) - 1))
+
 
 _FAILURES = (RuntimeError, ValueError, ArithmeticError, OSError)
 """What one candidate may fail with (out of memory, a size that a network cannot take); a TypeError is a bug."""
@@ -37,10 +99,10 @@ class Engine(Protocol):
     prompts: frozenset[str]
     """Which of prompt and negative_prompt are understood."""
     agreement_px: float | None
-    """Blur of `agreeing` where pictures are made to agree with their input; None where they are not."""
+    """Blur of `agreeing` where images are made to agree with their input; None where they are not."""
 
     def __call__(self, image: Tensor, seeds: Sequence[int], texts: dict[str, str]) -> list[Tensor]:
-        """Return one float32 CHW picture in [0, 1] a seed. Raises RestorationError."""
+        """Return one float32 CHW image in [0, 1] a seed. Raises RestorationError."""
         ...
 
     def parts(self) -> dict[str, Any]:
@@ -54,7 +116,7 @@ class PipelineEngine:
     deterministic = False
 
     def __init__(self, pipeline: Any, name: str, system: System, scale: int, kernel: str, call: dict[str, Any]) -> None:
-        """kernel: how the picture is enlarged first; "none" where the pipeline enlarges by itself.
+        """kernel: how the image is enlarged first; "none" where the pipeline enlarges by itself.
 
         Raises ValueError for call arguments that the pipeline does not have, or that are set by the restorer, and
         where the pipeline says itself that it cannot work with its scheduler (`check_scheduler`).
@@ -66,7 +128,7 @@ class PipelineEngine:
         self._accepted = inspect.signature(type(pipeline).__call__).parameters
         self.prompts = frozenset({"prompt", "negative_prompt"} & set(self._accepted))
         if not {"image", "control_image"} & set(self._accepted):
-            raise ValueError(f"{name} takes neither image= nor control_image=: it cannot restore a picture")
+            raise ValueError(f"{name} takes neither image= nor control_image=: it cannot restore an image")
         ours = {"image", "control_image", "generator", "output_type", "return_dict", "prompt", "negative_prompt"}
         for argument in call:
             if argument in ours:
@@ -87,36 +149,36 @@ class PipelineEngine:
         padded = pad_to_multiple(grown, self.system.multiple_px)
         scheduler = getattr(self.pipeline, "scheduler", None)  # keeps its steps, and pipelines may share it
         alone = exclusive(self.pipeline) if scheduler is None else exclusive(self.pipeline, scheduler)
-        with alone, failures_named(self.name), quiet(self.pipeline), torch.no_grad():
+        with alone, failures_named(self.name), hide_progress_bar(self.pipeline), torch.no_grad():
             output = self.pipeline(**self.arguments(padded, seeds, texts))
         found = unit_images(output, self.name)
         if len(found) != len(seeds):
-            raise RestorationError(f"{self.name} returned {len(found)} pictures for {len(seeds)} candidates")
+            raise RestorationError(f"{self.name} returned {len(found)} images for {len(seeds)} candidates")
         own = self.scale if self.kernel == "none" else 1
         wanted = (padded.shape[1] * own, padded.shape[2] * own)
-        for picture in found:
-            if picture.shape[1:] != wanted:
+        for restored in found:
+            if restored.shape[1:] != wanted:
                 raise RestorationError(
-                    f"{self.name} made {picture.shape[2]} x {picture.shape[1]} px of {padded.shape[2]} x "
+                    f"{self.name} made {restored.shape[2]} x {restored.shape[1]} px of {padded.shape[2]} x "
                     f"{padded.shape[1]} px where {wanted[1]} x {wanted[0]} were expected; give the scale= and "
                     "pre_upscale= that it has"
                 )
         height, width = image.shape[1] * self.scale, image.shape[2] * self.scale
-        return [picture[:, :height, :width].contiguous() for picture in found]
+        return [restored[:, :height, :width].contiguous() for restored in found]
 
     def arguments(self, padded: Tensor, seeds: Sequence[int], texts: dict[str, str]) -> dict[str, Any]:
-        """Return the call's arguments by the pipeline's signature, for one picture and several seeds."""
+        """Return the call's arguments by the pipeline's signature, for one image and several seeds."""
         batch = len(seeds)
         height, width = padded.shape[1:]
-        picture: Any = padded[None].repeat(batch, 1, 1, 1)
+        image: Any = padded[None].repeat(batch, 1, 1, 1)
         if self.system.image_form == "signed":
-            picture = picture * 2 - 1
+            image = image * 2 - 1
         elif self.system.image_form == "pil":
-            picture = to_pil(padded)
+            image = to_pil(padded)
         generators = [candidate_generator(seed) for seed in seeds]
         own = self.scale if self.kernel == "none" else 1
         offered = {
-            "image": picture, "control_image": picture, "num_images_per_prompt": 1,
+            "image": image, "control_image": image, "num_images_per_prompt": 1,
             "generator": generators[0] if batch == 1 else generators, "output_type": "pt",
             "height": height * own, "width": width * own,
             # FLUX-Kontext would otherwise choose a size of its own.
@@ -130,7 +192,7 @@ class PipelineEngine:
         for key, component in sorted(self.pipeline.components.items()):
             config = getattr(component, "config", None)
             shown = config.to_dict() if hasattr(config, "to_dict") else dict(config or {})
-            # Where it was loaded from and by what: of no effect on pictures, and different in memory and from disk.
+            # Where it was loaded from and by what: of no effect on images, and different in memory and from disk.
             config = {k: v for k, v in shown.items() if not k.startswith("_") and k != "transformers_version"}
             found[key] = {
                 "class": type(component).__name__,
@@ -156,7 +218,7 @@ def failures_named(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def quiet(pipeline: Any) -> Iterator[None]:
+def hide_progress_bar(pipeline: Any) -> Iterator[None]:
     """Switch a pipeline's progress bar off for one call: a run has a bar of its own."""
 
     def make() -> Undo:

@@ -1,4 +1,4 @@
-"""`Restorer`: one interface over everything that makes a better picture of a bad one, many times over."""
+"""`Restorer`: one interface over everything that makes a better image of a bad one, many times over."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,9 +26,9 @@ from restoration.restorer.pipeline_engine import Engine, PipelineEngine
 from restoration.restorer.rng import Apart, DrewAnyway
 from restoration.restorer.tiling import Tiling, restore_tiled
 from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.model.draws import own_draws
 from zoomiqa_reward.model.fingerprint import fingerprint
 from zoomiqa_reward.model.numerics import callers_precision
-from zoomiqa_reward.model.own_draws import own_draws
 from zoomiqa_reward.rewards.identity import state_digest
 
 DEFAULT_OVERLAP_PX = 32
@@ -36,7 +36,7 @@ DEFAULT_OVERLAP_PX = 32
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Restored:
-    """One candidate, with what its picture depends on."""
+    """One candidate, with what its image depends on."""
 
     image: Tensor
     """[3, height, width] float32 in [0, 1], on the CPU."""
@@ -45,7 +45,7 @@ class Restored:
     """Place in its batch. Outside strict mode neighbours can change the last bits (diffusers issue 2659)."""
     batch_size: int
     deterministic: bool
-    """True: every seed gives this picture."""
+    """True: every seed gives this image."""
     prompt: str | None = None
     """The prompt used; None where the restorer takes none."""
     sharpness: float = 0.0
@@ -53,7 +53,7 @@ class Restored:
 
 
 class Restorer:
-    """Restores a picture, once a seed."""
+    """Restores an image, once a seed."""
 
     def __init__(
         self, engine: Engine, *, prompt: PROMPT = "", negative_prompt: PROMPT = "", colour_fix: str = "none",
@@ -83,25 +83,25 @@ class Restorer:
         """Return a restorer of `source`.
 
         source: "nano" (embedded, x4), a hub id or a folder of a diffusers pipeline, a pipeline, a network BCHW to
-        BCHW in [0, 1] (or a spandrel descriptor), or `fn(image)` or `fn(image, seed)` of a CHW picture in [0, 1].
+        BCHW in [0, 1] (or a spandrel descriptor), or `fn(image)` or `fn(image, seed)` of a CHW image in [0, 1].
 
         scale: output over input; needed where the system does not fix it (ControlNet, img2img, edit models).
         device, dtype: where a pipeline or a network goes; what you built yourself stays where it is by default, what
         is loaded goes to CUDA if there is one, in float32.
-        prompt, negative_prompt: a text, or a callable that makes one of the picture; dropped, and said so once,
+        prompt, negative_prompt: a text, or a callable that makes one of the image; dropped, and said so once,
         where the system takes none. pre_upscale: "auto" enlarges first, bicubic, for a pipeline whose output is as
         large as its input; "none" or a kernel decide it. colour_fix: "none", "adain" or "wavelet".
-        vary_sharpness: every candidate sees the picture a little softer or sharper, by an amount drawn from its seed
+        vary_sharpness: every candidate sees the image a little softer or sharper, by an amount drawn from its seed
         (0: as it is; 1: from blurred to sharpened by as much, sigma 0.8 px; see `hooks.sharpened`). Makes candidates
         differ in structure, also those of a deterministic restorer.
-        tile_px, tile_overlap_px: restore in tiles of this side, in pixels of the LR picture; see `tiling.py`.
+        tile_px, tile_overlap_px: restore in tiles of this side, in pixels of the LR image; see `tiling.py`.
         steps: num_inference_steps. name: how results call it. call_arguments: passed to the pipeline's call.
 
         image_form, multiple_px: override what `systems.py` knows. deterministic: False for a function or a network
         without a seed that draws from the global generators (they are set for each candidate and put back).
         fingerprint: stands for a function where its source does not say all. value_range: what a network or a function
-        writes: "unit" (0..1, the default), "signed" (-1..1) or "bytes" (0..255); another answer to a picture from black
-        to white is refused, so that bright and dark pictures are not read in different ways.
+        writes: "unit" (0..1, the default), "signed" (-1..1) or "bytes" (0..255); another answer to an image from black
+        to white is refused, so that bright and dark images are not read in different ways.
 
         Raises ValueError for arguments that the source has no use for, TypeError for an unknown source, OSError and
         ImportError from loading.
@@ -144,7 +144,7 @@ class Restorer:
 
     @property
     def deterministic(self) -> bool:
-        """Whether every seed gives the same picture."""
+        """Whether every seed gives the same image."""
         return self.engine.deterministic and self.vary_sharpness == 0
 
     @property
@@ -163,7 +163,7 @@ class Restorer:
         return {"name": self.name, **self.fingerprint_parts()}
 
     def fingerprint_parts(self) -> dict[str, Any]:
-        """Return what the fingerprint is made of. A function's scale is not in it: only a picture tells it."""
+        """Return what the fingerprint is made of. A function's scale is not in it: only an image tells it."""
         texts = (self.prompt, self.negative_prompt)
         return {
             "engine": self.engine.parts(), "colour_fix": self.colour_fix, "vary_sharpness": self.vary_sharpness,
@@ -180,7 +180,7 @@ class Restorer:
 
         image: anything that `load_image` takes. prompt, negative_prompt: instead of the restorer's own.
 
-        strict: each candidate in a call of its own, so that a seed's picture is bit-equal whatever else is drawn;
+        strict: each candidate in a call of its own, so that a seed's image is bit-equal whatever else is drawn;
         `batch_size` then does nothing. Otherwise `batch_size` candidates share a call, which may change the last bits,
         and noise that a pipeline draws without a generator belongs to the batch. A deterministic restorer runs once.
 
@@ -195,7 +195,7 @@ class Restorer:
             raise ValueError(f"batch_size={batch_size}, seeds={list(seeds)}: at least 1, and 0 or more")
         image_lq = load_image(image).detach().cpu()
         texts = self._texts(image_lq, prompt, negative_prompt)
-        alone = strict or not self.engine.batches or self.vary_sharpness > 0  # each sees a picture of its own
+        alone = strict or not self.engine.batches or self.vary_sharpness > 0  # each sees an image of its own
         size = 1 if alone else batch_size
         return self._restore(image_lq, list(seeds), texts, size)
 
@@ -206,14 +206,14 @@ class Restorer:
             sharpness = drawn_sharpness(batch[0], self.vary_sharpness)
             if not made or not self.deterministic:
                 made = self._draw(image, sharpened(image, sharpness), batch, texts)
-            for position, (seed, picture) in enumerate(zip(batch, made, strict=True)):
-                yield Restored(image=picture, seed=seed, batch_position=position, batch_size=len(batch),
+            for position, (seed, restored) in enumerate(zip(batch, made, strict=True)):
+                yield Restored(image=restored, seed=seed, batch_position=position, batch_size=len(batch),
                                deterministic=self.deterministic, prompt=texts.get("prompt"),
                                sharpness=sharpness)  # fmt: skip
 
     def _draw(self, image: Tensor, seen: Tensor, seeds: list[int], texts: dict[str, str]) -> list[Tensor]:
         def restore(tile: Tensor, tile_seeds: Sequence[int]) -> list[Tensor]:
-            return self._apart(lambda: self.engine(tile, tile_seeds, texts), tile_seeds[0])
+            return self._run_seeded(lambda: self.engine(tile, tile_seeds, texts), tile_seeds[0])
 
         with callers_precision():
             found = restore(seen, seeds) if self.tiling is None else restore_tiled(restore, seen, seeds, self.tiling)
@@ -221,10 +221,10 @@ class Restorer:
                 # They agree with the image that they saw: the softer or sharper one, not the one that was given.
                 blur_px = self.engine.agreement_px
                 found = [agreeing(one[None], image[None], blur_px)[0].clamp(0, 1) for one in found]
-            return [colour_fix(picture, image, self.colour_fix) for picture in found]
+            return [colour_fix(restored, image, self.colour_fix) for restored in found]
 
-    def _apart(self, run: Callable[[], list[Tensor]], seed: int) -> list[Tensor]:
-        """Run the engine so that its pictures follow from the seed, and nobody else's random numbers do."""
+    def _run_seeded(self, run: Callable[[], list[Tensor]], seed: int) -> list[Tensor]:
+        """Run the engine so that its images follow from the seed, and nobody else's random numbers do."""
         if isinstance(self.engine, PipelineEngine):  # draws from torch alone, and from the generators it is given
             with own_draws(seed):
                 return run()

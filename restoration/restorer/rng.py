@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoomiqa_reward.model.own_draws import own_draws
+from zoomiqa_reward.model.draws import own_draws
 
 _GENERATORS = threading.RLock()
 """Held by whoever has seeded the generators of the process."""
@@ -118,7 +118,7 @@ class DrewAnyway(Exception):
 
 
 class Apart:
-    """Runs what may draw from any generator of the process: its pictures follow from its seed alone."""
+    """Runs what may draw from any generator of the process: its images follow from its seed alone."""
 
     def __init__(self, *, refuse: bool) -> None:
         """refuse: raise DrewAnyway where it draws."""
@@ -130,7 +130,7 @@ class Apart:
         """Return what `run` makes. It is run again where a generator of the process has moved meanwhile.
 
         Was it this, or another thread? In a process of one thread it was this. Else it was this if it makes another
-        picture the second time, or leaves a generator at the same place again, as after a seeding.
+        image the second time, or leaves a generator at the same place again, as after a seeding.
         """
         if self._is_drawing:
             with isolated(seed):

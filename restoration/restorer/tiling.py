@@ -1,8 +1,8 @@
-"""Large pictures in overlapping tiles, blended so that no seam is left and memory stays that of one tile.
+"""Large images in overlapping tiles, blended so that no seam is left and memory stays that of one tile.
 
 Neighbours change over in the middle of their overlap, by a smooth ramp a quarter of it wide; nearer to a tile's inner
 edge than 3/8 of the overlap nothing of it is used. So a restorer whose output depends on no more than that radius of
-input gives the same picture tiled and whole. One that looks further (attention, group normalisation) changes at most
+input gives the same image tiled and whole. One that looks further (attention, group normalisation) changes at most
 smoothly. Of a stochastic one, each tile has noise of its own, and the ramp is a mean of two samples: softer there.
 """
 
@@ -22,7 +22,7 @@ RAMP_FRACTION = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """Sizes in pixels of the low-quality picture."""
+    """Sizes in pixels of the low-quality image."""
 
     tile_px: int
     """Longest side of a tile."""
@@ -73,10 +73,10 @@ def windows(length: int, tiling: Tiling, scale: int) -> list[Tensor]:
 def restore_tiled(
     restore: Callable[[Tensor, Sequence[int]], list[Tensor]], image: Tensor, seeds: Sequence[int], tiling: Tiling
 ) -> list[Tensor]:
-    """Return what `restore(tile, seeds)` makes of the CHW picture, one CHW picture a seed, tile by tile.
+    """Return what `restore(tile, seeds)` makes of the CHW image, one CHW image a seed, tile by tile.
 
-    A picture that fits one tile is restored whole, with the seeds themselves. Else tile t of seed s has the seed
-    `candidate_seed(s, t)`, tiles counted row by row: the picture depends on s, the sizes and nothing else.
+    An image that fits one tile is restored whole, with the seeds themselves. Else tile t of seed s has the seed
+    `candidate_seed(s, t)`, tiles counted row by row: the image depends on s, the sizes and nothing else.
     Memory: the output, and one tile. Raises ValueError where an output is no whole multiple of its tile.
     """
     height, width = image.shape[1:]
@@ -95,9 +95,9 @@ def restore_tiled(
             rows, columns = windows(height, tiling, scale), windows(width, tiling, scale)
             total = [torch.zeros(3, height * scale, width * scale) for _ in seeds]
         window = rows[row][:, None] * columns[column][None]
-        for canvas, picture in zip(total, restored, strict=True):
+        for canvas, restored_tile in zip(total, restored, strict=True):
             across = slice(left * scale, (left + tile_width) * scale)
-            canvas[:, top * scale : (top + tile_height) * scale, across] += window * picture
+            canvas[:, top * scale : (top + tile_height) * scale, across] += window * restored_tile
     return [canvas.clamp(0, 1) for canvas in total]
 
 
@@ -106,7 +106,7 @@ def whole_scale(image: Tensor, restored: Tensor) -> int:
     scale = restored.shape[1] // image.shape[1]
     if scale < 1 or restored.shape[1:] != (image.shape[1] * scale, image.shape[2] * scale):
         raise ValueError(
-            f"a picture of {image.shape[2]} x {image.shape[1]} px became one of {restored.shape[2]} x "
+            f"an image of {image.shape[2]} x {image.shape[1]} px became one of {restored.shape[2]} x "
             f"{restored.shape[1]} px: the output must be 1, 2, 3, ... times as large"
         )
     return scale

@@ -1,7 +1,7 @@
-"""Best of N: draw N restorations of one picture, score each as it comes, keep the best.
+"""Best of N: draw N restorations of one image, score each as it comes, keep the best.
 
 Candidate k comes from restorer and prompt k modulo the pool's size, with the seed `candidate_seed(seed, k)`: in strict
-mode it is the same picture whatever N, batch size or order. What is scored is the 8-bit picture, as its PNG holds it.
+mode it is the same image whatever N, batch size or order. What is scored is the 8-bit image, as its PNG holds it.
 """
 
 import hashlib
@@ -19,12 +19,11 @@ from typing import Any
 from torch import Tensor
 
 from restoration.restorer.restorer import Restorer
-from restoration.selection.candidate_loop import Drawing, Source
-from restoration.selection.candidates import Candidate, identical, ranked
+from restoration.selection.candidate_loop import CandidateLoop, CandidateSource
+from restoration.selection.candidates import Candidate, are_identical, ranked
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.pool import BICUBIC
-from restoration.selection.result import BestOfN
-from restoration.selection.run_folder import open_run, write_artefacts
+from restoration.selection.result import BestOfN, open_run, write_artefacts
 from zoomiqa_reward.errors import UnknownState
 from zoomiqa_reward.images.loading import conversions, load_image
 from zoomiqa_reward.rewards.base import Reward
@@ -40,7 +39,7 @@ class Cascade:
 
     reward: Reward
     top: int = 3
-    """Different pictures that it is asked about; they come before all others, in its order."""
+    """Different images that it is asked about; they come before all others, in its order."""
 
     def __post_init__(self) -> None:
         if self.top < 1:
@@ -60,7 +59,7 @@ def best_of_n(
     reward: any `Reward`; it gets the LR image, `hr` and the prompts. cascade: a second one for the best. A reward that
     compares images within a group (a `CompositeReward` with normalised terms) scores the whole pool together, after
     the last candidate; early stopping then asks it again at every step, so cache its terms.
-    keep: different pictures held in memory, the best ones; the others lie in `out`, or are dropped without it.
+    keep: different images held in memory, the best ones; the others lie in `out`, or are dropped without it.
     out: folder, made if missing, resumed if it holds this very run, also with another `n`; then no candidate that is
     there is made or scored again. early_stop: when to stop before n (rule and formula: `early_stop.py`).
     strict, batch_size: see `Restorer.restore`.
@@ -86,20 +85,20 @@ def best_of_n(
     with ExitStack() as stack:
         folder = None if out is None else stack.enter_context(open_run(Path(out), settings))
         held = keep if cascade is None or folder is not None else max(keep, cascade.top)
-        drawing = Drawing(sources, given, reward, seed, folder, held, None if strict else batch_size)
+        drawing = CandidateLoop(sources, given, reward, seed, folder, held, None if strict else batch_size)
         stopped = drawing.draw(n, early_stop, progress=progress)
         if cascade is not None:
             drawing.ask_again(cascade.reward, cascade.top)
         drawing.forget()
         candidates = tuple(ranked(drawing.candidates))
-        notes = tuple(remarks(candidates, sources, n, early_stop if stopped else None))
+        notes = tuple(result_notes(candidates, sources, n, early_stop if stopped else None))
         notes += tuple(f"the input: {note}" for note in conversions(image_lq))
         arguments = {
             "n": n, "keep": keep, "early_stop": None if early_stop is None else asdict(early_stop),
             "cascade": None if cascade is None else {"reward": cascade.reward.name, "top": cascade.top},
         }  # fmt: skip
         report = report_of(candidates, settings, arguments, notes, time.monotonic() - began)
-        result = BestOfN(candidates=candidates, identical=identical(candidates), stopped_early=stopped, notes=notes,
+        result = BestOfN(candidates=candidates, identical=are_identical(candidates), stopped_early=stopped, notes=notes,
                          report=report)  # fmt: skip
         if folder is not None:
             write_artefacts(result, folder.folder)
@@ -108,18 +107,18 @@ def best_of_n(
     return result
 
 
-def pool(restorer: Any, prompts: str | Sequence[str] | None) -> list[Source]:
+def pool(restorer: Any, prompts: str | Sequence[str] | None) -> list[CandidateSource]:
     """Return the restorers with each of the prompts. Raises ValueError for an empty pool."""
     given = list(restorer) if isinstance(restorer, list | tuple) else [restorer]
     texts = [None] if prompts is None else [prompts] if isinstance(prompts, str) else list(prompts)
     if not given or not texts:
         raise ValueError(f"{len(given)} restorers and {len(texts)} prompts: at least one of each is needed")
     restorers = [one if hasattr(one, "restore") else Restorer.from_pretrained(one) for one in given]
-    return [Source(restorer=one, prompt=text) for text in texts for one in restorers]
+    return [CandidateSource(restorer=one, prompt=text) for text in texts for one in restorers]
 
 
 def settings_of(
-    sources: list[Source], given: dict[str, Tensor | None], reward: Reward, seed: int, batch: int | None, *,
+    sources: list[CandidateSource], given: dict[str, Tensor | None], reward: Reward, seed: int, batch: int | None, *,
     is_kept: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what a candidate and its score depend on; a folder with other settings is another run.
@@ -150,16 +149,16 @@ def known_identity(part: Any, *, is_kept: bool) -> dict[str, Any]:
         return {"name": part.name, "fingerprint": None}
 
 
-def remarks(
-    candidates: Sequence[Candidate], sources: list[Source], n: int, early_stop: EarlyStop | None
+def result_notes(
+    candidates: Sequence[Candidate], sources: list[CandidateSource], n: int, early_stop: EarlyStop | None
 ) -> Iterator[str]:
     """Yield what has to be known to read the result; that all are identical comes first."""
     count = len(candidates)
-    if identical(candidates):
+    if are_identical(candidates):
         fixed = sorted({one.restorer.name for one in sources if one.restorer.deterministic})
         why = f"{', '.join(fixed)} takes no seed" if fixed else "their restorer does not use its seed"
         yield (
-            f"all {count} candidates are the same picture ({why}): there is nothing to choose; draw from a stochastic "
+            f"all {count} candidates are the same image ({why}): there is nothing to choose; draw from a stochastic "
             "restorer, from several, or with vary_sharpness"
         )
     elif any(one.rank == 1 and one.restorer == BICUBIC for one in candidates):
@@ -190,7 +189,7 @@ def report_of(
     """Return what stands in run.json: JSON values only, NaN as null. `seconds` are those of this session."""
     shown = sorted(candidates, key=lambda one: (one.rank is None, one.rank or 0, one.index))
     return {
-        "settings": settings, "arguments": arguments, "notes": list(notes), "identical": identical(candidates),
+        "settings": settings, "arguments": arguments, "notes": list(notes), "identical": are_identical(candidates),
         "ranking": [
             {
                 "rank": one.rank, "index": one.index, "seed": one.seed, "restorer": one.restorer,

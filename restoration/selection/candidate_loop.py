@@ -1,4 +1,4 @@
-"""Drawing candidates one by one: make, score, record, and hold no more pictures than asked for."""
+"""Drawing candidates one by one: make, score, record, and hold no more images than asked for."""
 
 import hashlib
 import math
@@ -15,7 +15,7 @@ from restoration.restorer.restorer import Restored
 from restoration.restorer.rng import candidate_seed
 from restoration.selection.candidates import Candidate, Explanation, ranked
 from restoration.selection.early_stop import EarlyStop
-from restoration.selection.run_folder import DrawFolder
+from restoration.selection.result import DrawFolder
 from zoomiqa_reward.images.loading import load_image, to_pil
 from zoomiqa_reward.rewards.base import Reward, is_groupwise
 from zoomiqa_reward.rewards.restorations import ask_restorations
@@ -23,7 +23,7 @@ from zoomiqa_reward.runs.progress import progress as progress_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class CandidateSource:
     """One restorer with one prompt: what a candidate is drawn from."""
 
     restorer: Any
@@ -31,8 +31,8 @@ class Source:
     """None: the restorer's own."""
 
 
-class Asked(NamedTuple):
-    """What a reward said of one picture."""
+class RewardAnswer(NamedTuple):
+    """What a reward said of one image."""
 
     score: float
     std: float
@@ -41,14 +41,14 @@ class Asked(NamedTuple):
     explanation: Explanation | None
 
 
-class Drawing:
-    """The candidates so far, and the best pictures of them."""
+class CandidateLoop:
+    """The candidates so far, and the best images of them."""
 
     def __init__(
-        self, sources: list[Source], given: dict[str, Tensor | None], reward: Reward, seed: int,
+        self, sources: list[CandidateSource], given: dict[str, Tensor | None], reward: Reward, seed: int,
         folder: DrawFolder | None, keep: int, batch_size: int | None,
     ) -> None:  # fmt: skip
-        """given: lq, and hr or None. keep: most pictures held. batch_size: None in strict mode."""
+        """given: lq, and hr or None. keep: most images held. batch_size: None in strict mode."""
         self.sources, self.given, self.reward, self.seed = sources, given, reward, seed
         self.folder, self.keep, self.batch_size = folder, keep, batch_size
         self.candidates: list[Candidate] = []
@@ -89,7 +89,7 @@ class Drawing:
         ]
 
     def ask_again(self, reward: Reward, top: int) -> None:
-        """Ask another reward about the `top` best different pictures; all candidates that show one get its score."""
+        """Ask another reward about the `top` best different images; all candidates that show one get its score."""
         order = sorted((one for one in ranked(self.candidates) if one.valid), key=lambda one: (one.rank, one.index))
         chosen: dict[str | None, Candidate] = {}
         for candidate in order:
@@ -128,19 +128,21 @@ class Drawing:
             if source.restorer.deterministic:
                 first = self._first(place, found)
                 if first is None:
-                    first = found[missing[0]] = next(self._made(place, missing[:1]))
+                    first = found[missing[0]] = next(self._restore_candidates(place, missing[:1]))
                 found |= {k: self._copy(first, k) for k in missing if k not in found}
             else:
                 # The whole batch again where part of it was recorded: neighbours may change the last bits.
                 drawn = missing if self.batch_size is None else mine
-                found |= {one.index: one for one in self._made(place, drawn, set(missing))}
+                found |= {one.index: one for one in self._restore_candidates(place, drawn, set(missing))}
         return found
 
     def _first(self, place: int, found: dict[int, Candidate]) -> Candidate | None:
         known = [*self.candidates, *found.values()]
         return next((one for one in known if one.source == place and one.same_as is None), None)
 
-    def _made(self, place: int, numbers: list[int], wanted: set[int] | None = None) -> Iterator[Candidate]:
+    def _restore_candidates(
+        self, place: int, numbers: list[int], wanted: set[int] | None = None
+    ) -> Iterator[Candidate]:
         """Restore candidates of one source and yield those wanted, each scored and recorded."""
         source = self.sources[place]
         seeds = [candidate_seed(self.seed, k) for k in numbers]
@@ -157,25 +159,25 @@ class Drawing:
                 failed = Candidate(prompt=source.prompt, batch_position=0, batch_size=1, error=str(restored), **known)
                 yield self._recorded(failed, None)
                 continue
-            picture = to_pil(restored.image)
-            said = _PENDING if self.pools else self._ask(self.reward, picture, restored.prompt)
+            image = to_pil(restored.image)
+            said = _PENDING if self.pools else self._ask(self.reward, image, restored.prompt)
             scored = Candidate(
                 prompt=restored.prompt, batch_position=restored.batch_position, batch_size=restored.batch_size,
                 sharpness=restored.sharpness,
-                pixels=pixels_digest(picture), **_scored(said), **known,
+                pixels=pixels_digest(image), **_scored(said), **known,
             )  # fmt: skip
-            yield self._recorded(scored, picture)
+            yield self._recorded(scored, image)
 
     def _copy(self, first: Candidate, k: int) -> Candidate:
         copy = replace(first, index=k, seed=candidate_seed(self.seed, k), same_as=first.index, seconds=0.0)
         return self._recorded(copy, None)
 
-    def _recorded(self, candidate: Candidate, picture: Image.Image | None) -> Candidate:
+    def _recorded(self, candidate: Candidate, image: Image.Image | None) -> Candidate:
         if self.folder is not None:
-            candidate = self.folder.add(candidate, picture)
-        return candidate if picture is None else replace(candidate, held=picture)
+            candidate = self.folder.add(candidate, image)
+        return candidate if image is None else replace(candidate, held=image)
 
-    def _restore(self, source: Source, seeds: list[int]) -> list[Restored | RestorationError]:
+    def _restore(self, source: CandidateSource, seeds: list[int]) -> list[Restored | RestorationError]:
         options = {} if source.prompt is None else {"prompt": source.prompt}
         if self.batch_size is not None:
             options |= {"strict": False, "batch_size": len(seeds)}
@@ -186,15 +188,17 @@ class Drawing:
                 return [error]
         return [self._restore(source, [seed])[0] for seed in seeds]  # so that one does not fail the others
 
-    def _ask(self, reward: Reward, image: Image.Image, prompt: str | None) -> Asked:
+    def _ask(self, reward: Reward, image: Image.Image, prompt: str | None) -> RewardAnswer:
         """Ask a reward about one image."""
-        return self._asked(reward, [image], [prompt])[0]
+        return self._score_restorations(reward, [image], [prompt])[0]
 
-    def _ask_together(self, reward: Reward, candidates: list[Candidate]) -> list[Asked]:
+    def _ask_together(self, reward: Reward, candidates: list[Candidate]) -> list[RewardAnswer]:
         """Ask a reward about candidates as one group."""
-        return self._asked(reward, [one.image for one in candidates], [one.prompt for one in candidates])
+        return self._score_restorations(reward, [one.image for one in candidates], [one.prompt for one in candidates])
 
-    def _asked(self, reward: Reward, images: list[Image.Image], prompts: list[str | None]) -> list[Asked]:
+    def _score_restorations(
+        self, reward: Reward, images: list[Image.Image], prompts: list[str | None]
+    ) -> list[RewardAnswer]:
         count, hr = len(images), self.given["hr"]
         if not count:
             return []
@@ -206,9 +210,9 @@ class Drawing:
         for k in range(count):
             explanation = None if scores.answers is None else Explanation.of(next(iter(scores.answers[k]), None))
             if bool(scores.valid[k]):
-                found.append(Asked(float(scores.value[k]), float(scores.std[k]), None, explanation))
+                found.append(RewardAnswer(float(scores.value[k]), float(scores.std[k]), None, explanation))
             else:
-                found.append(Asked(math.nan, math.nan, scores.reason(k, reward.name), explanation))
+                found.append(RewardAnswer(math.nan, math.nan, scores.reason(k, reward.name), explanation))
         return found
 
     def _scores(self) -> list[list[float]]:
@@ -226,15 +230,15 @@ class Drawing:
         self.candidates = [one if one.pixels in kept else replace(one, held=None) for one in self.candidates]
 
 
-_PENDING = Asked(math.nan, math.nan, "not scored yet: the run ended before the whole pool was drawn", None)
+_PENDING = RewardAnswer(math.nan, math.nan, "not scored yet: the run ended before the whole pool was drawn", None)
 """Stands in the folder for candidates whose score depends on the whole pool."""
 
 
-def _scored(said: Asked) -> dict[str, Any]:
+def _scored(said: RewardAnswer) -> dict[str, Any]:
     return {"score": said.score, "std": said.std, "valid": said.error is None, "error": said.error,
             "explanation": said.explanation}  # fmt: skip
 
 
-def pixels_digest(picture: Image.Image) -> str:
-    """Return 16 hex digits of the size and pixels of an RGB picture."""
-    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()[:16]
+def pixels_digest(image: Image.Image) -> str:
+    """Return 16 hex digits of the size and pixels of an RGB image."""
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:16]

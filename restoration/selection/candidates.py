@@ -22,7 +22,7 @@ class Explanation:
     bbox: Box | None = None
     """Region that round 1 named, as fractions (left, top, right, bottom)."""
     crop_box: PixelBox | None = None
-    """Region that round 2 looked at, in pixels of the picture."""
+    """Region that round 2 looked at, in pixels of the image."""
 
     @classmethod
     def of(cls, answer: Assessment | None) -> "Explanation | None":
@@ -43,7 +43,7 @@ class Explanation:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Candidate:
-    """One restoration and its score. The score is that of the 8-bit picture, as its PNG holds it."""
+    """One restoration and its score. The score is that of the 8-bit image, as its PNG holds it."""
 
     index: int
     """Its number k in the run, from 0; with the run's seed it fixes `seed`."""
@@ -56,7 +56,7 @@ class Candidate:
     batch_position: int
     batch_size: int
     sharpness: float = 0.0
-    """How much sharper than given its restorer saw the picture (`vary_sharpness`)."""
+    """How much sharper than given its restorer saw the image (`vary_sharpness`)."""
     score: float = math.nan
     """By the reward, higher is better; NaN where not valid."""
     std: float = math.nan
@@ -71,9 +71,9 @@ class Candidate:
     rank: int | None = None
     """1 is best; None where not valid."""
     pixels: str | None = None
-    """sha256 of the 8-bit picture, its first 16 digits; None where it could not be made."""
+    """sha256 of the 8-bit image, its first 16 digits; None where it could not be made."""
     same_as: int | None = None
-    """Index of the candidate whose picture this is: a deterministic restorer is not run again."""
+    """Index of the candidate whose image this is: a deterministic restorer is not run again."""
     seconds: float = 0.0
     """Wall-clock time of making it, its share where a batch was made at once."""
     file: Path | None = None
@@ -82,15 +82,15 @@ class Candidate:
 
     @property
     def image(self) -> Image.Image:
-        """The RGB picture, from memory or from its PNG. Raises ValueError where it was not kept, or never made."""
+        """The RGB image, from memory or from its PNG. Raises ValueError where it was not kept, or never made."""
         if self.held is not None:
             return self.held
         if self.pixels is None:
-            raise ValueError(f"candidate {self.index} has no picture: {self.error}")
+            raise ValueError(f"candidate {self.index} has no image: {self.error}")
         if self.file is None:
             raise ValueError(f"candidate {self.index} was not kept, others were better; pass out=DIR or a larger keep=")
-        with Image.open(self.file) as picture:
-            return picture.convert("RGB")
+        with Image.open(self.file) as image:
+            return image.convert("RGB")
 
     def has_image(self) -> bool:
         """Return whether `image` has something to give."""
@@ -100,7 +100,7 @@ class Candidate:
 def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Return the candidates, in the order given, with their ranks.
 
-    Those that the cascade measured come first, by its score; then the others by the reward's. The same picture has
+    Those that the cascade measured come first, by its score; then the others by the reward's. The same image has
     the same rank; of equal scores the earlier candidate is the better one. Not valid: no rank.
 
     >>> one = Candidate(index=0, seed=1, restorer="r", source=0, prompt=None, batch_position=0, batch_size=1)
@@ -123,7 +123,7 @@ def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
     return found
 
 
-def identical(candidates: Sequence[Candidate]) -> bool:
-    """Return whether there are two or more pictures, all of them the same."""
-    pictures = [one.pixels for one in candidates if one.pixels is not None]
-    return len(pictures) > 1 and len(set(pictures)) == 1
+def are_identical(candidates: Sequence[Candidate]) -> bool:
+    """Return whether there are two or more images, all of them the same."""
+    images = [one.pixels for one in candidates if one.pixels is not None]
+    return len(images) > 1 and len(set(images)) == 1

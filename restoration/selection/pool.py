@@ -20,7 +20,7 @@ BICUBIC = "bicubic"
 """What results call the candidate that does nothing but enlarge."""
 VARY_SHARPNESS = 0.5
 TEMPERATURES = (0.0, 0.5, 1.0)
-"""Of the embedded restorer's varied candidates. Both were chosen on held-out photographs (docs/log.md)."""
+"""Of the embedded restorer's varied candidates. Both were chosen on held-out photographs (docs/notes/restorer.md)."""
 POOL_SIZE = 8
 
 
@@ -68,7 +68,7 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def mixed(pools: list[list[Restorer]]) -> list[Restorer]:
+def merge_pools(pools: list[list[Restorer]]) -> list[Restorer]:
     """Return one pool of several, in turns, with bicubic once."""
     members = [one for row in zip(*pools, strict=True) for one in row]
     first = next(one for one in members if one.name == BICUBIC)

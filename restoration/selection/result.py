@@ -1,21 +1,44 @@
-"""What best-of-N returns."""
+"""What best-of-N returns, and the folder that it lies in.
 
-from dataclasses import dataclass
+What best-of-N returns.
+
+The folder of a best-of-N run: written so that a kill at any moment loses and doubles nothing.
+
+    run.json           what the run is made of (`settings`, fixed at its start), and the ranking once it is done
+    candidates.jsonl   one line a candidate, appended when its image lies in candidates/ and its score is known
+    cascade.jsonl      one line a candidate that the cascade's reward was asked about
+    candidates/*.png   the images; best.png, sheet.png at the end
+
+An image is renamed into place before its line is appended, and a line counts once its newline is there. So what a
+kill leaves is at most one image without a line, which is made again, bit for bit, in its place.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from restoration.selection.candidates import Candidate
-from restoration.selection.run_folder import save_result
+from PIL import Image
+
+from restoration.selection.candidates import Candidate, Explanation
+from zoomiqa_reward.images.contact_sheet import SheetEntry, contact_sheet
+from zoomiqa_reward.images.loading import save_png
+from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json
+from zoomiqa_reward.runs.outputs import claim_folder
+from zoomiqa_reward.runs.settings import refuse_another_run
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BestOfN:
-    """The candidates of one low-quality picture."""
+    """The candidates of one low-quality image."""
 
     candidates: tuple[Candidate, ...]
     """In the order drawn: `candidates[k]` is candidate k."""
     identical: bool
-    """All pictures are the same, so there was nothing to choose. False where there are fewer than two."""
+    """All images are the same, so there was nothing to choose. False where there are fewer than two."""
     stopped_early: bool
     notes: tuple[str, ...]
     """What a reader of the numbers has to know, such as why all candidates are identical."""
@@ -36,9 +59,133 @@ class BestOfN:
         return first
 
     def save(self, folder: Any) -> Path:
-        """Write run.json, candidates.jsonl, the pictures that are held, best.png and sheet.png; return the folder.
+        """Write run.json, candidates.jsonl, the images that are held, best.png and sheet.png; return the folder.
 
         For a run with `out` they are there already. Raises OSError, and ValueError for a folder that holds another
         run.
         """
         return save_result(self, Path(folder))
+
+
+SHEET_CANDIDATES = 24
+"""Most images on the contact sheet, best first: its memory stays bounded however many were drawn."""
+_NOT_RECORDED = {"rank", "held", "cascade_score", "cascade_error"}
+
+
+class DrawFolder:
+    """Candidates on disk; use `open_run`."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        """Read what is there. Raises ValueError for a folder of another run, or a damaged one."""
+        self.folder = folder
+        (folder / "candidates").mkdir(parents=True, exist_ok=True)
+        check_settings(folder, settings)
+        for half in (folder / "candidates").glob("*.tmp"):
+            half.unlink()  # of a kill inside save_png
+        self.done = {row["index"]: self._candidate(row) for row in read_lines(folder / "candidates.jsonl")}
+        self.cascaded = {(row["index"], row["reward"]): row for row in read_lines(folder / "cascade.jsonl")}
+
+    def add(self, candidate: Candidate, image: Image.Image | None) -> Candidate:
+        """Write the image, then the line; return the candidate with its file.
+
+        A candidate that is the same as another shares that one's file.
+        """
+        file = candidate.file
+        if image is not None and file is None:
+            file = save_png(image, self.folder / "candidates" / f"{candidate.index:04d}.png")
+        candidate = replace(candidate, file=file)
+        append_line(self.folder / "candidates.jsonl", record_of(candidate, self.folder))
+        self.done[candidate.index] = candidate
+        return candidate
+
+    def add_cascade(self, row: dict[str, Any]) -> None:
+        """Append what the cascade's reward said: index, reward (fingerprint), score, error, explanation."""
+        append_line(self.folder / "cascade.jsonl", row)
+        self.cascaded[row["index"], row["reward"]] = row
+
+    def _candidate(self, row: dict[str, Any]) -> Candidate:
+        file = None if row["file"] is None else self.folder / row["file"]
+        if file is not None and not file.exists():
+            raise ValueError(f"{file} is missing, though candidates.jsonl lists it: put it back or use another folder")
+        score, std = (math.nan if row[key] is None else row[key] for key in ("score", "std"))
+        why = Explanation.from_json(row.get("explanation"))
+        return Candidate(**(row | {"file": file, "score": score, "std": std, "explanation": why}))
+
+
+@contextmanager
+def open_run(folder: Path, settings: dict[str, Any]) -> Iterator[DrawFolder]:
+    """Open the folder for one process. Raises ValueError where another one works in it, or it holds another run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        _lock(lock, folder)
+        yield DrawFolder(folder, settings)
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Write run.json in a new folder; in another one, raise ValueError unless its settings are these."""
+    file = claim_folder(folder) / "run.json"
+    if not file.exists():
+        if (folder / "candidates.jsonl").exists():
+            raise ValueError(f"{folder} holds candidates without run.json: what made them is unknown; use another one")
+        write_json(file, {"settings": settings, "finished": False})
+        return
+    held = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(held, dict) or not isinstance(held.get("settings"), dict):
+        raise ValueError(f"{file}: is no record of a run of this program; name another folder")
+    refuse_another_run(folder, held["settings"], settings)
+
+
+def save_result(result: "BestOfN", folder: Path) -> Path:
+    """Write a result that has no folder yet; see `BestOfN.save`."""
+    with open_run(folder, result.report["settings"]) as run:
+        for one in result.candidates:
+            if one.index not in run.done:
+                twin = None if one.same_as is None else run.done[one.same_as].file
+                run.add(replace(one, file=twin), one.image if one.has_image() else None)
+    write_artefacts(result, folder)
+    return folder
+
+
+def write_artefacts(result: "BestOfN", folder: Path) -> None:
+    """Write best.png, sheet.png and the finished run.json."""
+    if result.order[0].valid:
+        save_png(result.best.image, folder / "best.png")
+    shown = result.order[:SHEET_CANDIDATES]
+    images = [_opener(one) if one.has_image() else None for one in shown]
+    save_png(contact_sheet(images, [_entry(one) for one in shown]), folder / "sheet.png")
+    write_json(folder / "run.json", result.report | {"finished": True})
+
+
+def record_of(candidate: Candidate, folder: Path | None) -> dict[str, Any]:
+    """Return a candidate's line: its fields, NaN as null, the file relative to the folder."""
+    row = {one.name: getattr(candidate, one.name) for one in fields(candidate) if one.name not in _NOT_RECORDED}
+    row |= {key: row[key] if math.isfinite(row[key]) else None for key in ("score", "std")}
+    row["explanation"] = None if candidate.explanation is None else asdict(candidate.explanation)
+    file = candidate.file
+    return row | {"file": file.relative_to(folder).as_posix() if file is not None and folder is not None else None}
+
+
+def _opener(candidate: Candidate) -> Callable[[], Image.Image]:
+    return lambda: candidate.image
+
+
+def _entry(one: Candidate) -> SheetEntry:
+    has_cascade = math.isfinite(one.cascade_score)
+    why = one.explanation or Explanation(rationale="")
+    words = [f"seed {one.seed}" + (f", first {one.score:.2f}" if has_cascade else ""), one.prompt, why.rationale]
+    return SheetEntry(
+        name=f"{one.index} {one.restorer}", rating=one.cascade_score if has_cascade else one.score,
+        std=math.nan if has_cascade else one.std, rank=one.rank, valid=one.valid, error=one.error,
+        rationale=". ".join(text for text in words if text), bbox=why.bbox, crop_box=why.crop_box,
+    )  # fmt: skip
+
+
+def _lock(file: Any, folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not on Windows: there nothing keeps a second process out
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ValueError(f"{folder}: another process works in it; wait for it, or use another folder") from error

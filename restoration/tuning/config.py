@@ -18,11 +18,11 @@ class TuneConfig:
     rounds: int = 40
     """Draw, score, update: so many times."""
     images_per_round: int = 8
-    """LR pictures of a round, of all processes together."""
+    """LR images of a round, of all processes together."""
     num_samples: int = 8
-    """Candidates an LR picture (the group)."""
+    """Candidates an LR image (the group)."""
     crop_px: int | None = 32
-    """Side of the LR crop that a round takes of a picture; None: whole pictures."""
+    """Side of the LR crop that a round takes of an image; None: whole images."""
     steps: int = 8
     """Denoising steps of a candidate."""
     eta: float = 1.0
@@ -31,12 +31,12 @@ class TuneConfig:
     """Factor of all the sampler's noise. Take that of the pipeline's own calls, or what is scored is not what it will
     make."""
     vary_sharpness: float = 0.0
-    """0 to 1: candidates restore the LR picture as if it were softer or sharper, by an amount of their seed
-    (`hooks.sharpened`); what is learned of them is learned for the picture as it is. Candidates then differ in what a
-    reward can see, where another noise alone is grain. For nft, dpo and sft, which take pictures of any sampler."""
+    """0 to 1: candidates restore the LR image as if it were softer or sharper, by an amount of their seed
+    (`hooks.sharpened`); what is learned of them is learned for the image as it is. Candidates then differ in what a
+    reward can see, where another noise alone is grain. For nft, dpo and sft, which take images of any sampler."""
     expected_targets: bool = False
     """For nft, dpo and sft on varied candidates: in place of a candidate, learn what the model that drew it expects
-    when it sees what the candidate saw, at states that the picture as it is leads to (`denoising.expected_target`). A
+    when it sees what the candidate saw, at states that the image as it is leads to (`denoising.expected_target`). A
     candidate's grain, which is learned first otherwise, is not in it. nft's model is the one that draws, that of dpo
     and sft the base."""
     rows_at_once: int = 8
@@ -75,7 +75,7 @@ class TuneConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.crop_px is not None and self.crop_px < 8:
-            raise ValueError(f"crop_px={self.crop_px}: at least 8, or None for whole pictures")
+            raise ValueError(f"crop_px={self.crop_px}: at least 8, or None for whole images")
         if self.mixed_precision not in PRECISIONS:
             raise ValueError(
                 f"mixed_precision={self.mixed_precision!r}: must be one of {', '.join(PRECISIONS)}; float16 would need "
@@ -110,7 +110,7 @@ class MonitorConfig:
     num_seeds: int = 2
     """Candidates an image, always the same seeds."""
     crop_px: int | None = 48
-    """Side of the LR crop, from the middle; None: whole pictures."""
+    """Side of the LR crop, from the middle; None: whole images."""
     metrics: tuple[str, ...] = ("fsim", "vif", "psnr_y", "niqe")
     """Held-out ones, by their names in `restoration.metrics.registry`; none may be in the reward or in its labels."""
     deviations: float = 4.0
@@ -129,7 +129,7 @@ class MonitorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A whole run but for its pictures."""
+    """A whole run but for its images."""
 
     name: str
     source: str

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +14,7 @@ from restoration.tuning.config import TuneConfig
 from restoration.tuning.data import Example
 from restoration.tuning.denoisers.base import Denoiser
 from restoration.tuning.offload import Offloader
-from restoration.tuning.sampler.noise_path import Path
+from restoration.tuning.sampler.transitions import NoisePath
 from zoomiqa_reward.rewards.base import Reward
 
 
@@ -25,23 +25,23 @@ class Tuning:
     denoiser: Denoiser
     reward: Reward
     examples: Sequence[Example]
-    """This process's share of the training pictures."""
+    """This process's share of the training images."""
     config: TuneConfig
     share: Offloader
-    folder: FilePath
+    folder: Path
     device: torch.device
     autocast: Callable[[], AbstractContextManager[Any]]
     process: int = 0
     num_processes: int = 1
 
     @property
-    def path(self) -> Path:
+    def path(self) -> NoisePath:
         """The sampler's steps."""
         return replace(self.denoiser.path(self.config.steps), temperature=self.config.temperature)
 
     @property
     def images_here(self) -> int:
-        """LR pictures of a round in this process, at least one."""
+        """LR images of a round in this process, at least one."""
         return max(1, self.config.images_per_round // self.num_processes)
 
     def seed(self, *parts: int) -> int:
@@ -67,7 +67,7 @@ class Part:
     loss: Callable[[torch.Generator], LossTerm]
     """The generator is for the loss's own noise; the same seed gives the same loss."""
     example: Example
-    """The picture that it is about."""
+    """The image that it is about."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,7 +86,7 @@ class Algorithm(Protocol):
     """LoRA adapters that it needs; the first is trained."""
 
     def prepare(self, tuning: Tuning) -> None:
-        """Check the reward and the pictures, and do what comes once, before the first round of a session."""
+        """Check the reward and the images, and do what comes once, before the first round of a session."""
         ...
 
     def collect(self, tuning: Tuning, number: int) -> Collected:

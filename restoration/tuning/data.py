@@ -1,4 +1,4 @@
-"""The low-quality pictures of a run, with their ground truth where there is one, and the crops that rounds take."""
+"""The low-quality images of a run, with their ground truth where there is one, and the crops that rounds take."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from zoomiqa_reward.images.loading import load_image
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Example:
-    """One picture to restore."""
+    """One image to restore."""
 
     name: str
     lq: Tensor
@@ -48,12 +48,12 @@ def load_examples(images: Any, *, prompts: Sequence[str] | None = None) -> list[
     if prompts is None:
         return found
     if len(prompts) != len(found):
-        raise ValueError(f"prompts holds {len(prompts)} for {len(found)} pictures")
+        raise ValueError(f"prompts holds {len(prompts)} for {len(found)} images")
     return [replace(one, prompt=text) for one, text in zip(found, prompts, strict=True)]
 
 
 def crop(example: Example, side: int | None, rng: np.random.Generator | None = None) -> Example:
-    """Return the example cut to `side` px of its LR picture, its ground truth likewise; smaller sides stay whole.
+    """Return the example cut to `side` px of its LR image, its ground truth likewise; smaller sides stay whole.
 
     rng: where; without it from the middle.
     """
@@ -71,8 +71,8 @@ def crop(example: Example, side: int | None, rng: np.random.Generator | None = N
     return replace(example, lq=lq, hr=hr.contiguous())
 
 
-def pick(examples: Sequence[Example], count: int, side: int | None, seed: Sequence[int]) -> list[Example]:
-    """Return `count` crops of different pictures (as far as there are enough), the same for the same seed."""
+def pick_crops(examples: Sequence[Example], count: int, side: int | None, seed: Sequence[int]) -> list[Example]:
+    """Return `count` crops of different images (as far as there are enough), the same for the same seed."""
     rng = np.random.default_rng(list(seed))
     order = [int(k) for _ in range(-(-count // len(examples))) for k in rng.permutation(len(examples))]
     return [crop(examples[k], side, rng) for k in order[:count]]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from zoomiqa_reward.runs.progress_lines import ProgressLines
+from zoomiqa_reward.runs.progress import ProgressLines
 
 
 class Progress:

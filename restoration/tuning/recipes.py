@@ -29,7 +29,7 @@ PAIR_SHARPNESS = 0.75
 EXPECTED: dict[str, Any] = {
     "vary_sharpness": 1.0, "expected_targets": True, "lora_rank": 64, "lora_alpha": 128, "ema_decay": 0.95,
 }  # fmt: skip
-"""Another noise changes grain alone, from which little can be learned: so candidates see their picture softer or
+"""Another noise changes grain alone, from which little can be learned: so candidates see their image softer or
 sharper, as far as that goes, and what is learned is what they saw, not their grain. In small steps of many weights:
 Adam moves each by about as much, so what they agree on grows with their number, and what they do not agree on with its
 root. A longer average cancels more of the latter."""
@@ -72,8 +72,8 @@ def nano_nft(**changes: Any) -> Recipe:
     """Return DiffusionNFT on the embedded restorer.
 
     Advantages are clipped at 1, not at the paper's 5, which would set the aim of a round a fifth as far: these rounds
-    are few, and of many pictures each. The KL term is what holds all that a round's candidates share; for longer than
-    these rounds it does not (docs/log.md).
+    are few, and of many images each. The KL term is what holds all that a round's candidates share; for longer than
+    these rounds it does not (docs/notes/tuning.md).
     """
     known = {"rounds": 4, "images_per_round": 16, "learning_rate": 4e-4, "updates_per_round": 8, "epochs": 8}
     return Recipe(name="nano_nft", source="nano", algorithm=NFT(advantage_clip=1.0, kl=0.2),
@@ -83,8 +83,8 @@ def nano_nft(**changes: Any) -> Recipe:
 def nano_dpo(pairs_file: Path | None = None, **changes: Any) -> Recipe:
     """Return DPO on the embedded restorer, with pairs mined from it or read from a file.
 
-    What mined winners and losers saw differs far more than two draws of one picture do, so beta is far below the 5000
-    that suit those: there the comparison would be over before anything had moved. Pairs from a file may be pictures, of
+    What mined winners and losers saw differs far more than two draws of one image do, so beta is far below the 5000
+    that suit those: there the comparison would be over before anything had moved. Pairs from a file may be images, of
     which nobody knows what was seen; they are learned as they are, by the first layer, which can draw no grid.
     """
     known: dict[str, Any] = {"num_samples": 16, "rounds": 100}
@@ -101,7 +101,7 @@ def nano_dpo(pairs_file: Path | None = None, **changes: Any) -> Recipe:
 def nano_sft(**changes: Any) -> Recipe:
     """Return rejection-sampling fine-tuning of the embedded restorer.
 
-    Rounds of many pictures, each gone through often: what is learned of few is what happened to be their best. The base
+    Rounds of many images, each gone through often: what is learned of few is what happened to be their best. The base
     sets the targets, so nothing beyond its own best candidates can be learned.
     """
     known = {"rounds": 6, "images_per_round": 32, "learning_rate": 4e-4, "updates_per_round": 8, "epochs": 20}

@@ -1,4 +1,4 @@
-"""`tune`: run a recipe on pictures with a reward, watch it, and leave a folder that loads as a `Restorer`.
+"""`tune`: run a recipe on images with a reward, watch it, and leave a folder that loads as a `Restorer`.
 
     run.json              what the run is made of; another run refuses the folder
     state.pt, log.jsonl   to continue from, and one row a round
@@ -8,7 +8,7 @@
     pipeline/             the whole pipeline with the adapter fused: `Restorer.from_pretrained(out / "pipeline")`
     result.json           rounds, best round, alarms, seconds
 
-One process or many (`accelerate launch`): each draws and scores its own pictures; `updates.py` sums the gradients.
+One process or many (`accelerate launch`): each draws and scores its own images; `updates.py` sums the gradients.
 Every random number follows from the seed and the round, so a run killed and started again makes the same curve.
 """
 
@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from restoration.restorer.loading import is_pipeline, load_pipeline
-from restoration.selection.run_folder import check_settings
+from restoration.selection.result import check_settings
 from restoration.tuning.config import Recipe
 from restoration.tuning.context import Tuning
 from restoration.tuning.data import Example
 from restoration.tuning.denoisers.base import denoiser_of
-from restoration.tuning.lora import POLICY, AdapterState, add_lora, fused, save_lora
-from restoration.tuning.monitor.images import plot_reward, save_look, strip
+from restoration.tuning.lora import POLICY, AdapterState, add_lora, merge_adapter, save_lora
 from restoration.tuning.monitor.monitor import Monitor, Reading
+from restoration.tuning.monitor.signals import draw_strip, plot_reward, save_look
 from restoration.tuning.offload import Offloader
 from restoration.tuning.progress import (
     Progress,
@@ -82,7 +82,7 @@ def tune(
 ) -> TuneResult:  # fmt: skip
     """Run the recipe, or go on with what `out` holds of it, and return where the result lies.
 
-    examples: pictures to learn on; see `load_examples`. validation: at least 4 others, for the monitor; None: without
+    examples: images to learn on; see `load_examples`. validation: at least 4 others, for the monitor; None: without
     monitor, and the last weights are the result. reward: any `Reward`; higher is better. pipeline: a diffusers pipeline
     instead of the recipe's source; LoRA adapters are put on its denoiser, and stay on it.
 
@@ -98,7 +98,7 @@ def tune(
     source.to(here)
     mine = list(examples)[state.process_index :: state.num_processes]
     if not mine:
-        raise ValueError(f"{len(examples)} pictures for {state.num_processes} processes: each needs at least one")
+        raise ValueError(f"{len(examples)} images for {state.num_processes} processes: each needs at least one")
     without = [one.name for one in mine if one.hr is None]
     if recipe.config.truth_weight > 0 and without:
         raise ValueError(f"{without[0]} has no ground truth, which truth_weight needs: give it, or set truth_weight=0")
@@ -202,10 +202,10 @@ class _Run:
         folder = self.tuning.folder
         row = {"round": done, "alarms": len(seen.alarms), **finite(seen.values)}
         append_line(folder / "monitor.jsonl", row | ({"why": list(seen.alarms)} if seen.alarms else {}))
-        save_look(seen.pictures, folder / "looks", done)
+        save_look(seen.images, folder / "looks", done)
         held_out = next(iter(self.recipe.monitor.metrics), "lr_consistency")
         plot_reward(read_rows(folder / "monitor.jsonl"), held_out, folder / "reward_vs_held_out.png")
-        strip(folder / "looks", folder / "strip.png")
+        draw_strip(folder / "looks", folder / "strip.png")
 
     def _finish(self, done: int) -> TuneResult:
         """Put the result's weights on the adapter and write them."""
@@ -238,7 +238,7 @@ def _save_pipeline(tuning: Tuning, folder: Path) -> None:
     """Write the pipeline with the adapter fused; the one in memory keeps its adapters."""
     denoiser = tuning.denoiser
     try:
-        denoiser.pipeline.register_modules(**{denoiser.module_name: fused(denoiser.module)})
+        denoiser.pipeline.register_modules(**{denoiser.module_name: merge_adapter(denoiser.module)})
         denoiser.pipeline.save_pretrained(folder, safe_serialization=True)
     finally:
         denoiser.pipeline.register_modules(**{denoiser.module_name: denoiser.module})
@@ -250,9 +250,9 @@ def _settings(
 ) -> dict[str, Any]:  # fmt: skip
     """Return what a run is made of: another one must not continue in its folder."""
 
-    def digests(pictures: Sequence[Example]) -> list[str]:
-        with_truth: list[Tensor] = [one.lq if one.hr is None else one.hr for one in pictures]
-        lows = group_keys([one.lq for one in pictures], [one.prompt for one in pictures])
+    def digests(images: Sequence[Example]) -> list[str]:
+        with_truth: list[Tensor] = [one.lq if one.hr is None else one.hr for one in images]
+        lows = group_keys([one.lq for one in images], [one.prompt for one in images])
         return [f"{low}/{high}" for low, high in zip(lows, group_keys(with_truth), strict=True)]
 
     return recipe.settings() | {

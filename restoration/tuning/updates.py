@@ -11,13 +11,12 @@ import numpy as np
 import torch
 
 from restoration.tuning.context import Collected, LossTerm, Part, Tuning
-from restoration.tuning.ema import EMA
-from restoration.tuning.lora import weights_of
+from restoration.tuning.lora import EMA, weights_of
 from restoration.tuning.progress import all_sum, progress_bar
 from restoration.tuning.sampler.denoising import truth_error
 
 MAX_TRUTHS = 8
-"""Times at which a part's ground truth is denoised at most: a part holds one picture, and a step takes several."""
+"""Times at which a part's ground truth is denoised at most: a part holds one image, and a step takes several."""
 
 
 class Updates:

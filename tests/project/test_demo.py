@@ -51,7 +51,7 @@ def test_as_is_has_no_original(tmp_path, photograph, options, capsys):
         assert image.size == (96, 80)
 
 
-def test_another_picture_of_that_name_is_refused(tmp_path, photograph, options, capsys):
+def test_another_image_of_that_name_is_refused(tmp_path, photograph, options, capsys):
     small = tmp_path / "small.png"
     with Image.open(photograph) as image:
         image.resize((20, 20)).save(small)

@@ -1,8 +1,9 @@
 """The documentation runs: Python blocks of a page in one namespace, `zoomiqa` lines of its `sh` blocks as commands.
 
-The working folder holds `photo.png` and pictures in `candidates/`. Other fences (`text`, `toml`, ...) are not run.
+The working folder holds `photo.png` and images in `candidates/`. Other fences (`text`, `toml`, ...) are not run.
 """
 
+import pkgutil
 import re
 import shlex
 
@@ -11,8 +12,12 @@ from conftest import ROOT
 
 from zoomiqa_reward.cli import main as cli
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def name(page):
+    return str(page.relative_to(ROOT))
 
 
 def blocks(page):
@@ -25,7 +30,7 @@ def commands(page):
     return [line for language, code, _ in blocks(page) if language == "sh" for line in code.splitlines()]
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if any(b[0] == "python" for b in blocks(p))], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [p for p in PAGES if any(b[0] == "python" for b in blocks(p))], ids=name)
 def test_python_blocks_run(page, desk, nano):
     namespace = {"__name__": "documentation"}
     for language, code, line in blocks(page):
@@ -33,7 +38,7 @@ def test_python_blocks_run(page, desk, nano):
             exec(compile("\n" * (line - 1) + code, page.name, "exec"), namespace)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name)
 def test_commands_run(page, desk, nano, capsys):
     for command in commands(page):
         program, *args = shlex.split(command, comments=True)
@@ -41,10 +46,28 @@ def test_commands_run(page, desk, nano, capsys):
         assert cli.main(args) == 0, f"{page.name}: {command}: {capsys.readouterr().err}"
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=name)
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+FILES = re.compile(r"`((?:zoomiqa_reward|restoration|train_iqa|benchmarks|examples|tests|docs)/[\w./-]+\.\w+)`")
+MODULES = re.compile(r"`((?:zoomiqa_reward|restoration|train_iqa)(?:\.[a-z]\w*)+)\b")
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"], ids=name)
+def test_named_files_and_modules_exist(page):
+    """A path in backticks is a file; a dotted name is a module, or what a module holds."""
+    text = page.read_text(encoding="utf-8")
+    assert [path for path in FILES.findall(text) if not (ROOT / path).exists()] == []
+    missing = []
+    for dotted in MODULES.findall(text):
+        try:
+            pkgutil.resolve_name(dotted)
+        except (ImportError, AttributeError):
+            missing.append(dotted)
+    assert missing == []
 
 
 def test_these_tests_can_fail(tmp_path):

@@ -47,3 +47,28 @@ def test_every_public_name_is_there():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = zoomiqa_reward.nothing
     assert zoomiqa_reward.__version__ == "0.1.0"
+
+
+def lazy_packages():
+    """Yield (package, {public name: module}) of each package with lazy exports, read without importing it."""
+    for root in ("zoomiqa_reward", "restoration", "train_iqa"):
+        for file in sorted((ROOT / root).rglob("__init__.py")):
+            for node in ast.parse(file.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES":
+                    yield file.parent, ast.literal_eval(node.value)
+
+
+@pytest.mark.parametrize(("package", "homes"), [pytest.param(*p, id=p[0].name) for p in lazy_packages()])
+def test_every_lazy_name_is_defined_in_the_module_that_is_named(package, homes):
+    for name, home in homes.items():
+        file = package.joinpath(*home.split("."))
+        file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+        assert file.exists(), f"{package.name}.{name}: there is no module {home}"
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        bound = {target.id for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign)
+                 for target in ast.walk(node) if isinstance(target, ast.Name)}  # fmt: skip
+        bound |= {getattr(node, "name", None) for node in tree.body}
+        bound |= {
+            alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+        }
+        assert name in bound, f"{package.name}.{name} is not defined in {home}"

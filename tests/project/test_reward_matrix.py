@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from scripted_refinement import ASKS, LQ, Scripted, grainy
-from tiny import picture, tiny_iqa
+from tiny import make_image, tiny_iqa
 from torch import nn
 
 import zoomiqa_reward
@@ -30,7 +30,7 @@ from restoration.selection.early_stop import EarlyStop
 from restoration.tuning.algorithms.groups import group_advantages
 from zoomiqa_reward import CachedReward, CompositeReward, MetricReward, RobustReward, Term, rank
 from zoomiqa_reward.check.ladders import Pool
-from zoomiqa_reward.check.scoring import Scorer as CheckScorer
+from zoomiqa_reward.check.scoring import CheckScorer
 from zoomiqa_reward.images.loading import save_png
 from zoomiqa_reward.integrations.ddpo import ddpo_reward
 from zoomiqa_reward.integrations.torchmetrics import ZoomIQAMetric
@@ -39,12 +39,12 @@ from zoomiqa_reward.rewards.base import GroupwiseError, Reward, ask, modules_of,
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 from zoomiqa_reward.serving.scorer import Scorer
 from zoomiqa_reward.serving.spec import RewardSpec
-from zoomiqa_reward.serving.wire import Item, encode_picture
+from zoomiqa_reward.serving.wire import ScoreItem, encode_image
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "docs" / "reward_matrix.md"
 LEVELS = (0.2, 0.8, 0.5)
-SMALL = picture(1, 28, 28)
+SMALL = make_image(1, 28, 28)
 
 
 class Bright(nn.Module):
@@ -103,7 +103,7 @@ REWARDS = {
         CompositeReward([Term(brightness(), 1.0, "z")])
     ),
 }
-IMAGES = [picture(0, 56, 56) * level for level in LEVELS]
+IMAGES = [make_image(0, 56, 56) * level for level in LEVELS]
 
 
 def expect_order(order):
@@ -176,7 +176,7 @@ def consume_server(reward, folder):
     before = torch.get_num_threads()
     scorer = Scorer(RewardSpec(reward=f"{__name__}:served"), threads=before)
     try:
-        item = Item(image=encode_picture(IMAGES[1]), lq=encode_picture(SMALL), prompt="")
+        item = ScoreItem(image=encode_image(IMAGES[1]), lq=encode_image(SMALL), prompt="")
         [answer] = asyncio.run(scorer.score([item], batched=False))
         assert answer.row.valid
         assert set(scorer.describe()["labels"]) == optimised_names(reward)

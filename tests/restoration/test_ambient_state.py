@@ -3,14 +3,14 @@
 import pytest
 import torch
 from ambient import AMBIENT
-from tiny import picture, tiny_iqa
+from tiny import make_image, tiny_iqa
 
 from restoration.metrics import METRICS, ConditionedReward, MetricUnavailable, as_reward, measure
 from restoration.restorer.restorer import Restorer
 from zoomiqa_reward import ZoomIQAReward
 from zoomiqa_reward.model.numerics import SETTINGS
 
-HR = (0.5 * picture(0, 200, 200) + 0.5 * ((torch.arange(200)[:, None] // 40 + torch.arange(200) // 40) % 2)).float()
+HR = (0.5 * make_image(0, 200, 200) + 0.5 * ((torch.arange(200)[:, None] // 40 + torch.arange(200) // 40) % 2)).float()
 LQ = torch.nn.functional.avg_pool2d(HR[None], 4)[0]
 SR = torch.nn.functional.interpolate(LQ[None], scale_factor=4, mode="nearest")[0]
 GIVEN = {"hr": HR, "lq": LQ}
@@ -60,11 +60,11 @@ def test_metrics_that_cannot_be_had_still_say_so():
 
 
 @pytest.mark.parametrize("name", ["autocast_bfloat16", "default_float64", "default_bfloat16", "default_device_meta"])
-def test_a_restorer_makes_the_same_picture_and_fixes_its_colours_alike(name):
+def test_a_restorer_makes_the_same_image_and_fixes_its_colours_alike(name):
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.Sigmoid())
     for source, options in (("nano", {"steps": 2}), (network, {})):
         restorer = Restorer.from_pretrained(source, colour_fix="wavelet", tile_px=20, tile_overlap_px=4, **options)
-        image = picture(1, 24, 24) if source == "nano" else picture(1, 24, 24) * 0.3
+        image = make_image(1, 24, 24) if source == "nano" else make_image(1, 24, 24) * 0.3
         plain = next(restorer.restore(image, [3])).image
         with AMBIENT[name]():
             found = next(restorer.restore(image, [3])).image

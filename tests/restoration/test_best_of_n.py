@@ -1,4 +1,4 @@
-"""Best of N: the order, what each candidate is, failures, and what it says about identical pictures."""
+"""Best of N: the order, what each candidate is, failures, and what it says about identical images."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from restoration.selection.early_stop import EarlyStop
 from zoomiqa_reward.rewards.metric import MetricReward
 
 
-def test_the_best_is_the_best_and_scores_are_those_of_the_8_bit_pictures():
+def test_the_best_is_the_best_and_scores_are_those_of_the_8_bit_images():
     result = run(keep=6)
     scores = [one.score for one in result.candidates]
     for one in result.candidates:
@@ -48,7 +48,7 @@ def test_outside_strict_mode_batches_are_recorded():
     assert result.best.prompt == ""
 
 
-def test_only_the_best_pictures_are_held():
+def test_only_the_best_images_are_held():
     result = run(n=8, keep=2)
     held = [one for one in result.candidates if one.held is not None]
     assert sorted(one.rank for one in held) == [1, 2]
@@ -75,7 +75,7 @@ def test_failures_come_last_and_are_named(tmp_path):
     assert [one.index for one in result.order[3:]] == sorted(one.index for one in result.order[3:])
     assert all(math.isnan(one.score) and not one.valid for one in result.order[3:])
     assert {one.error for one in result.candidates if one.seed in bad} == {"moody: out of memory"}
-    with pytest.raises(ValueError, match="has no picture: moody"):
+    with pytest.raises(ValueError, match="has no image: moody"):
         _ = result.candidates[1].image
     assert len(result.notes) == 2
     assert result.notes[0].startswith("2 of 6 could not be made")
@@ -94,7 +94,7 @@ def test_a_deterministic_restorer_runs_once_and_says_that_nothing_was_chosen(tmp
         return image
 
     fixed = Restorer.from_pretrained(body, fingerprint="fixed")  # its closure changes with every call
-    with pytest.warns(UserWarning, match="all 6 candidates are the same picture"):
+    with pytest.warns(UserWarning, match="all 6 candidates are the same image"):
         result = run(fixed, out=tmp_path)
     assert calls == [1]
     assert result.identical
@@ -102,7 +102,7 @@ def test_a_deterministic_restorer_runs_once_and_says_that_nothing_was_chosen(tmp
     assert [one.same_as for one in result.candidates] == [None, 0, 0, 0, 0, 0]
     assert len(list((tmp_path / "candidates").iterdir())) == 1
     assert json.loads((tmp_path / "run.json").read_text())["identical"]
-    with pytest.warns(UserWarning, match="same picture"):
+    with pytest.warns(UserWarning, match="same image"):
         again = run(fixed, out=tmp_path)
     assert same(again, result)
     assert calls == [1]

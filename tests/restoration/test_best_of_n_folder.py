@@ -8,14 +8,14 @@ import pytest
 import typer
 from brightness_runs import LQ, brightness, run, same, shifted
 from PIL import Image
-from tiny import picture, tiny_checkpoint
+from tiny import make_image, tiny_checkpoint
 from tiny_pipelines import convolutions, ldm
 
 from restoration.restorer.restorer import Restorer
 from restoration.restorer.rng import candidate_seed
 from restoration.selection import candidate_loop as drawing
 from restoration.selection.best_of_n import best_of_n
-from restoration.selection.run_folder import open_run
+from restoration.selection.result import open_run
 from zoomiqa_reward.rewards.metric import MetricReward
 from zoomiqa_reward.runs.json_lines import read_lines
 
@@ -54,7 +54,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 @pytest.mark.parametrize("at", [0, 2, 5])
-@pytest.mark.parametrize("where", ["restoring", "scoring", "between picture and line"])
+@pytest.mark.parametrize("where", ["restoring", "scoring", "between image and line"])
 def test_killed_and_resumed_is_the_same_run(tmp_path, monkeypatch, at, where):
     drawn, scored = [], []
 
@@ -83,7 +83,7 @@ def test_killed_and_resumed_is_the_same_run(tmp_path, monkeypatch, at, where):
         elif where == "scoring":
             patch.setattr(reward, "fn", lambda image: killed(measured, image))
         else:
-            from restoration.selection import run_folder as draw_folder
+            from restoration.selection import result as draw_folder
 
             patch.setattr(draw_folder, "append_line", lambda *a, _true=draw_folder.append_line: killed(_true, *a))
         with pytest.raises(Interrupted):
@@ -130,13 +130,13 @@ def test_damage_that_is_no_kill_is_refused(tmp_path):
 
 def test_another_run_in_the_same_folder_is_refused_and_another_n_is_not(tmp_path):
     first = run(out=tmp_path, n=4)
-    for options in ({"seed": 1}, {"reward": brightness(name="other")}, {"prompts": "a"}, {"hr": picture(1)},
+    for options in ({"seed": 1}, {"reward": brightness(name="other")}, {"prompts": "a"}, {"hr": make_image(1)},
                     {"restorer": convolutions()}, {"batch_size": 2, "strict": False}):  # fmt: skip
         with pytest.raises(ValueError, match="holds another run") as refused:
             run(out=tmp_path, **options)
         assert "or another folder" in str(refused.value)
     with pytest.raises(ValueError, match=r"another run \(image was"):
-        best_of_n(shifted, picture(5, 12, 16), brightness(), out=tmp_path, progress=False)
+        best_of_n(shifted, make_image(5, 12, 16), brightness(), out=tmp_path, progress=False)
     longer = run(out=tmp_path, n=6)
     assert [one.pixels for one in longer.candidates[:4]] == [one.pixels for one in first.candidates]
     assert same(longer, run(n=6))

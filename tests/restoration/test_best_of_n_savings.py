@@ -33,12 +33,12 @@ def test_cascade_asks_about_the_few_best_and_they_come_first(tmp_path):
     assert same(run(n=6, cascade=cascade, out=tmp_path), result)
     assert len(asked) == 3
     assert same(run(n=6, out=tmp_path), plain)
-    assert same(run(n=6, keep=1, cascade=cascade), result)  # without a folder the pictures are held for it
+    assert same(run(n=6, keep=1, cascade=cascade), result)  # without a folder the images are held for it
 
 
 @pytest.mark.parametrize(("n", "keep", "top", "models"), [(6, 4, 3, 3), (8, 4, 3, 4), (3, 1, 3, 3), (9, 1, 2, 3)])
-def test_a_cascade_over_several_deterministic_restorers_asks_about_each_picture_once(n, keep, top, models):
-    """Their copies held pictures of their own once, so that those of other restorers were gone when asked for."""
+def test_a_cascade_over_several_deterministic_restorers_asks_about_each_image_once(n, keep, top, models):
+    """Their copies held images of their own once, so that those of other restorers were gone when asked for."""
 
     def network(k):
         def enlarge(image):

@@ -67,7 +67,7 @@ def test_each_does_what_its_name_says(image_lq, original):
     assert mse(found["oversharp"], original) > 2 * mse(bicubic, original)
     assert mse(found["oversmooth"], original) > 1.5 * mse(bicubic, original)
     assert mse(found["bicubic"], original) < mse(found["nearest"], original)
-    # Sharpening moderately must not destroy the picture: NaN and black borders did, once.
+    # Sharpening moderately must not destroy the image: NaN and black borders did, once.
     assert mse(found["unsharp"], original) < 1.5 * mse(bicubic, original)
     assert mse(found["deblur"], original) < 1.6 * mse(bicubic, original)
 
@@ -80,7 +80,7 @@ def test_denoising_helps_where_there_is_noise(original):
 
 
 @pytest.mark.parametrize("kernel", ["nearest", "bilinear", "bicubic", "lanczos"])
-def test_a_flat_picture_stays_flat(kernel):
+def test_a_flat_image_stays_flat(kernel):
     flat = np.full((20, 30, 3), 0.3, dtype=np.float32)
     assert np.abs(enlarge(flat, 3, kernel) - 0.3).max() < 1e-5
 
@@ -121,7 +121,7 @@ def test_other_input_is_refused_by_name(image, scale, reason):
         classical_candidates(image, scale)
 
 
-def test_the_smallest_picture_works():
+def test_the_smallest_image_works():
     assert classical_candidates(torch.rand(3, 16, 16), 2)["deblur"].shape == (3, 32, 32)
 
 

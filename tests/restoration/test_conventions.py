@@ -77,7 +77,7 @@ class Writes(torch.nn.Module):
         return torch.nn.functional.interpolate(x, scale_factor=2) * self.factor + self.offset
 
 
-PICTURES = {
+IMAGES = {
     "ordinary": photo(),
     "bright": 0.5 + 0.5 * photo(),
     "night": 0.003 * photo(),
@@ -85,19 +85,19 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize("which", PICTURES)
+@pytest.mark.parametrize("which", IMAGES)
 @pytest.mark.parametrize(("factor", "offset", "value_range"), [(2, -1, "signed"), (255, 0, "bytes")])
-def test_another_value_range_is_refused_on_every_picture_or_declared(which, factor, offset, value_range):
-    network, picture = Writes(factor, offset), PICTURES[which]
+def test_another_value_range_is_refused_on_every_image_or_declared(which, factor, offset, value_range):
+    network, image = Writes(factor, offset), IMAGES[which]
     with pytest.raises(RestorationError, match="value_range='signed'"):
-        list(Restorer.from_pretrained(network).restore(picture, [0]))
-    [made] = Restorer.from_pretrained(network, value_range=value_range).restore(picture, [0])
-    assert torch.allclose(made.image, torch.nn.functional.interpolate(picture[None], scale_factor=2)[0], atol=1e-5)
+        list(Restorer.from_pretrained(network).restore(image, [0]))
+    [made] = Restorer.from_pretrained(network, value_range=value_range).restore(image, [0])
+    assert torch.allclose(made.image, torch.nn.functional.interpolate(image[None], scale_factor=2)[0], atol=1e-5)
 
 
 def test_a_network_that_overshoots_is_clamped_and_a_range_is_part_of_the_fingerprint():
     network = Writes(1.3, -0.15)
-    [made] = Restorer.from_pretrained(network).restore(PICTURES["ordinary"], [0])
+    [made] = Restorer.from_pretrained(network).restore(IMAGES["ordinary"], [0])
     assert made.image.min() >= 0
     ranges = {Restorer.from_pretrained(network, value_range=one).fingerprint for one in ("unit", "signed", "bytes")}
     assert len(ranges) == 3

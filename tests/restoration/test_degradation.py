@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import picture
+from tiny import make_image
 
-from restoration.degradation import PRESETS, Degradation, Stage, degrade
+from restoration.degradation import PRESETS, Degradation, DegradationStage, degrade
 from restoration.degradation.pipeline import filtered
 from restoration.metrics.basicsr_library import basicsr_module
 from restoration.metrics.fidelity import psnr_y
@@ -28,7 +28,7 @@ def states():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_seed_decides_everything_and_nothing_leaks(preset):
-    image, before = picture(3, 96, 112), states()
+    image, before = make_image(3, 96, 112), states()
     first, record = degrade(image, preset, seed=5)
     assert states() == before
     random.seed(1)
@@ -59,7 +59,7 @@ def test_bicubic_is_antialiased_and_nothing_else():
 
 def test_numbers_stay_in_their_ranges_and_come_at_their_rates():
     recipe = PRESETS["realesrgan"]
-    records = [degrade(picture(0, 80, 80), recipe, seed=seed)[1]["steps"] for seed in range(60)]
+    records = [degrade(make_image(0, 80, 80), recipe, seed=seed)[1]["steps"] for seed in range(60)]
     for steps in records:
         assert [step["step"] for step in steps].count("jpeg") == 2
         assert sum(step["step"] in ("gaussian", "poisson") for step in steps) == 2
@@ -97,7 +97,9 @@ def test_edges_are_not_darkened_by_the_codec():
     """24 and 28 px are no multiples of 16: padded with black, the last columns would be off by several levels."""
     flat = torch.full((3, 96, 112), 128 / 255)  # luma whose DC coefficient is zero: no rounding of blocks
     for seed in range(4):
-        lq, _ = degrade(flat, Degradation(stages=(Stage(**SLIGHT | {"jpeg_range": (10.0, 12.0)}),)), seed=seed)
+        lq, _ = degrade(
+            flat, Degradation(stages=(DegradationStage(**SLIGHT | {"jpeg_range": (10.0, 12.0)}),)), seed=seed
+        )
         assert (lq[:, :, -1].mean() - lq[:, :, :16].mean()).abs() < 0.005
         assert (lq[:, -1].mean() - lq[:, :16].mean()).abs() < 0.005
 
@@ -115,9 +117,9 @@ def test_what_does_not_fit_is_refused():
                             ({"blur_prob": 2}, "probability"), ({"resize_range": (0.1, 1.2)}, "0.15"),
                             ({"kernel_probs": (1.0,)}, "for 6 kernels")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            Stage(**SLIGHT | change)
+            DegradationStage(**SLIGHT | change)
     with pytest.raises(ValueError, match="at most 2"):
-        Degradation(stages=(Stage(**SLIGHT),) * 3)
+        Degradation(stages=(DegradationStage(**SLIGHT),) * 3)
 
 
 def test_the_fast_filter_is_basicsrs():

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import typer
-from tiny import picture
+from tiny import make_image
 from typer.testing import CliRunner
 
 from restoration.cli.evaluate import evaluate as command
@@ -59,7 +59,7 @@ class Noisy:
 def dataset(tmp_path):
     (tmp_path / "hr").mkdir()
     for k in range(3):
-        save_png(picture(k, 64, 72), tmp_path / "hr" / f"{k}.png")
+        save_png(make_image(k, 64, 72), tmp_path / "hr" / f"{k}.png")
     return degraded_folder(tmp_path / "hr", "bicubic")
 
 
@@ -78,9 +78,9 @@ def test_the_report_is_made_of_its_parts(dataset):
     judge, likes, low = [], [], []
     for index in range(3):
         pair = dataset.load(index)
-        pictures = [load_image(to_pil(one.image)) for one in Noisy().restore(pair.lq, seeds)]
-        judge.append([psnr_y(image, pair.hr) for image in pictures])
-        likes.append([smooth(image) for image in pictures])
+        images = [load_image(to_pil(one.image)) for one in Noisy().restore(pair.lq, seeds)]
+        judge.append([psnr_y(image, pair.hr) for image in images])
+        likes.append([smooth(image) for image in images])
         low.append(psnr_y(load_image(to_pil(bicubic(pair.lq, 4))), pair.hr))
     rows = results["rows"]
     assert rows["best"]["psnr_y"]["value"] == pytest.approx(sum(map(max, judge)) / 3)
@@ -222,15 +222,15 @@ def test_paired_test_between_two_restorers(dataset, tmp_path):
     other = degraded_folder(tmp_path / "hr", "mild")
     (tmp_path / "big").mkdir()
     for k in range(3):
-        save_png(picture(k, 80, 80), tmp_path / "big" / f"{k}.png")
+        save_png(make_image(k, 80, 80), tmp_path / "big" / f"{k}.png")
     other = evaluate(BicubicRestorer(), degraded_folder(tmp_path / "big", "bicubic"), METRICS, m=1)
     with pytest.raises(ValueError, match="different pixels"):
         compare((good.settings, good.records), (other.settings, other.records), "psnr_y")
 
 
-def test_without_ground_truth_and_with_pictures_kept(tmp_path):
+def test_without_ground_truth_and_with_images_kept(tmp_path):
     (tmp_path / "lq").mkdir()
-    save_png(picture(0, 24, 56), tmp_path / "lq" / "old.png")
+    save_png(make_image(0, 24, 56), tmp_path / "lq" / "old.png")
     found = evaluate(Noisy(), paired_folders(tmp_path / "lq", None), ["niqe", "psnr_y", "lr_consistency"], m=2,
                      out=tmp_path / "run", keep_images=True)  # fmt: skip
     results = found.report()
@@ -249,7 +249,7 @@ def test_without_ground_truth_and_with_pictures_kept(tmp_path):
 def test_bicubic_is_pillows():
     from restoration.degradation.classical import enlarge
 
-    image = picture(1, 20, 24)
+    image = make_image(1, 20, 24)
     pillow = torch.from_numpy(enlarge(image.permute(1, 2, 0).numpy(), 4, "bicubic")).permute(2, 0, 1)
     assert (bicubic(image, 4) - pillow).abs().max() < 1e-4
 
@@ -271,7 +271,7 @@ def test_command(dataset, tmp_path):
     done = call("--out", str(tmp_path / "b"), "--reward", "none", "--metrics", "psnr_y,niqe", "--json", "--against",
                 str(tmp_path / "a"), "--limit", "2")  # fmt: skip
     results = json.loads(done.stdout)
-    assert done.return_value == 2  # NIQE is not defined for pictures of 64 px
+    assert done.return_value == 2  # NIQE is not defined for images of 64 px
     assert results["against"]["mean"]["difference"]["value"] == 0
     assert (results["images"], results["choice"]) == (2, {})
     assert results == json.loads((tmp_path / "b" / "results.json").read_text()) | {"against": results["against"]}

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from tiny import picture
+from tiny import make_image
 
 from restoration.metrics import (
     METRICS,
@@ -62,12 +62,12 @@ def test_ssim_of_flat_greys_by_hand():
     """Without variance SSIM is (2ab + c1) / (a^2 + b^2 + c1) of the two lumas."""
     a, b, c1 = (16 + LUMA_SPAN * 100 / 255, 16 + LUMA_SPAN * 180 / 255, (0.01 * 255) ** 2)
     assert ssim_y(flat(100), flat(180)) == pytest.approx((2 * a * b + c1) / (a * a + b * b + c1), abs=1e-5)
-    assert ssim_y(picture(), picture()) == pytest.approx(1)
+    assert ssim_y(make_image(), make_image()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("measure_pair", [psnr_y, ssim_y])
 def test_the_border_is_not_looked_at(measure_pair):
-    image, reference = noisy(picture(), 0.05), picture()
+    image, reference = noisy(make_image(), 0.05), make_image()
     spoilt = image.clone()
     spoilt[:, :4], spoilt[:, :, -4:] = 0, 1
     assert measure_pair(spoilt, reference) == measure_pair(image, reference)
@@ -75,8 +75,8 @@ def test_the_border_is_not_looked_at(measure_pair):
 
 
 @pytest.mark.parametrize(("metric", "best"), [(fsim, 1), (vif, 1), (haarpsi, 1), (mdsi, 0)])
-def test_equal_pictures_are_best_and_noise_is_worse(metric, best):
-    reference = picture(1, 96, 100)
+def test_equal_images_are_best_and_noise_is_worse(metric, best):
+    reference = make_image(1, 96, 100)
     values = [metric(noisy(reference, sigma), reference) for sigma in (0, 0.02, 0.1, 0.3)]
     assert values[0] == pytest.approx(best, abs=1e-4)
     steps = [b - a for a, b in itertools.pairwise(values)]
@@ -92,15 +92,15 @@ def test_other_sizes_are_refused(metric):
 def test_what_is_too_small_has_no_value():
     assert all(math.isnan(value) for value in (
         psnr_y(flat(1, 8), flat(2, 8)), ssim_y(flat(1, 18), flat(2, 18)), vif(flat(1, 40), flat(2, 40)),
-        haarpsi(flat(1, 15), flat(2, 15)), niqe(picture(0, 96, 191)), niqe(flat(1, 192)),
+        haarpsi(flat(1, 15), flat(2, 15)), niqe(make_image(0, 96, 191)), niqe(flat(1, 192)),
         lr_consistency(flat(1, 16), flat(1, 4)),
     ))  # fmt: skip
     assert math.isfinite(ssim_y(flat(1, 19), flat(2, 19)))
-    assert math.isfinite(niqe(picture(0, 96, 192)))
+    assert math.isfinite(niqe(make_image(0, 96, 192)))
 
 
 def test_lr_consistency_by_hand():
-    """A flat picture stays flat when reduced and blurred: grey 100 against 110 as in PSNR-Y; equal is the cap."""
+    """A flat image stays flat when reduced and blurred: grey 100 against 110 as in PSNR-Y; equal is the cap."""
     expected = 20 * math.log10(255 / (LUMA_SPAN * 10 / 255))
     for blur_px in (0.0, 1.0):
         assert lr_consistency(flat(100, 64), flat(110, 16), blur_px=blur_px) == pytest.approx(expected, abs=1e-3)
@@ -108,7 +108,7 @@ def test_lr_consistency_by_hand():
 
 
 def test_lr_consistency_does_not_reward_keeping_noise():
-    clean_hr = picture(2, 128, 128)
+    clean_hr = make_image(2, 128, 128)
     clean_lq = torch.nn.functional.interpolate(clean_hr[None], size=(32, 32), mode="bicubic", antialias=True)[0]
     lq = noisy(clean_lq.clamp(0, 1), 0.08)
     kept = torch.nn.functional.interpolate(lq[None], size=(128, 128), mode="nearest")[0]
@@ -121,12 +121,12 @@ def test_lr_consistency_does_not_reward_keeping_noise():
 
 
 def test_lr_consistency_cuts_two_pixels_and_wants_a_whole_scale():
-    hr, lq = picture(4, 64, 64), picture(5, 16, 16)
+    hr, lq = make_image(4, 64, 64), make_image(5, 16, 16)
     spoilt = lq.clone()
     spoilt[:, :2], spoilt[:, :, -2:] = 0, 1
     assert lr_consistency(hr, spoilt, blur_px=0.0) == lr_consistency(hr, lq, blur_px=0.0)
     with pytest.raises(ValueError, match="whole number"):
-        lr_consistency(picture(4, 60, 64), lq)
+        lr_consistency(make_image(4, 60, 64), lq)
     with pytest.raises(ValueError, match="blur_px=-1"):
         lr_consistency(hr, lq, blur_px=-1)
 
@@ -141,7 +141,7 @@ def test_gaussian_blur_by_hand():
 
 
 def test_lpips_reads_a_local_backbone(backbone, tmp_path):
-    reference, before = picture(1, 64, 64), torch.get_rng_state()
+    reference, before = make_image(1, 64, 64), torch.get_rng_state()
     values = [lpips(noisy(reference, sigma), reference, weights=backbone) for sigma in (0, 0.05, 0.3)]
     assert values[0] == 0 < values[1] < values[2]
     assert torch.equal(torch.get_rng_state(), before)
@@ -157,7 +157,7 @@ def test_lpips_is_that_of_the_library(backbone):
     import lpips as library
     from torchvision.models import alexnet
 
-    images = picture(1, 64, 64), noisy(picture(1, 64, 64), 0.1)
+    images = make_image(1, 64, 64), noisy(make_image(1, 64, 64), 0.1)
     network = alexnet(weights=None)
     network.load_state_dict(torch.load(backbone), strict=False)
     linear = torch.load(f"{library.__path__[0]}/weights/v0.1/alex.pth", map_location="cpu")
@@ -180,7 +180,7 @@ def test_lpips_without_backbone_says_what_to_give(tmp_path, monkeypatch):
     torch.save({"layer": torch.zeros(1)}, tmp_path / "wrong.pth")
     with pytest.raises(ValueError, match=r"holds no features\.0\.bias"):
         lpips(flat(1), flat(2), weights=tmp_path / "wrong.pth")
-    found = measure(["fsim", "lpips"], picture(), hr=picture())
+    found = measure(["fsim", "lpips"], make_image(), hr=make_image())
     assert math.isnan(found["lpips"].value)
     assert "no file" in found["lpips"].reason
 
@@ -200,23 +200,23 @@ def test_registry_says_who_may_judge():
 
 
 def test_measure_drops_nothing():
-    image = picture(0, 64, 64)
+    image = make_image(0, 64, 64)
     found = measure(["psnr_y", "niqe", "lr_consistency", "fsim"], image, hr=image)
     assert list(found) == ["psnr_y", "niqe", "lr_consistency", "fsim"]
     assert (found["psnr_y"].value, found["psnr_y"].reason) == (100, None)
-    assert "not defined for this picture of 64 x 64" in found["niqe"].reason
+    assert "not defined for this image of 64 x 64" in found["niqe"].reason
     assert "needs lq" in found["lr_consistency"].reason
     assert all(math.isnan(found[name].value) for name in ("niqe", "lr_consistency"))
     assert (found["fsim"].value, found["fsim"].reason) == (pytest.approx(1), None)
     blurs = [{"lr_consistency": {"blur_px": blur}} for blur in (0.0, 1.0)]
-    values = [measure(["lr_consistency"], image, lq=picture(0, 16, 16), options=option) for option in blurs]
+    values = [measure(["lr_consistency"], image, lq=make_image(0, 16, 16), options=option) for option in blurs]
     assert values[0] != values[1]
     with pytest.raises(ValueError, match="must be among"):
         measure(["fsim"], image, hr=image, options={"nothing": {}})
 
 
 def test_a_metric_as_reward_is_oriented(backbone):
-    reference = picture(1, 64, 64)
+    reference = make_image(1, 64, 64)
     images = [noisy(reference, 0.02), noisy(reference, 0.2)]
     for name, options in (("mdsi", {}), ("fsim", {}), ("lpips", {"weights": backbone})):
         scores = as_reward(name, **options)(images, hr=[reference, reference])

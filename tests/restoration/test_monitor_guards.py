@@ -15,7 +15,7 @@ from restoration.restorer.rng import candidate_seed
 from restoration.selection.best_of_n import best_of_n
 from restoration.tuning import MonitorConfig, tune
 from restoration.tuning.algorithms.sft import SFT
-from restoration.tuning.monitor.limits import compared, lost
+from restoration.tuning.monitor.limits import compared, count_newly_unmeasured
 from restoration.tuning.recipes import RECIPES
 from zoomiqa_reward import RobustReward, ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.images.loading import load_image
@@ -47,7 +47,7 @@ def test_a_run_survives_validation_images_that_cannot_be_measured_and_names_what
 def test_means_compare_the_same_images():
     assert compared([math.nan, 2.0], [1.0, 3.0]) == (2.0, 3.0)
     assert all(map(math.isnan, compared([math.nan], [1.0])))
-    assert lost([math.nan, 1.0, math.nan], [1.0, 1.0, math.nan]) == 1
+    assert count_newly_unmeasured([math.nan, 1.0, math.nan], [1.0, 1.0, math.nan]) == 1
 
 
 @pytest.fixture(scope="module")

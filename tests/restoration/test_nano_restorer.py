@@ -17,8 +17,8 @@ from restoration.restorer.loading import NANO
 def pairs():
     """(LR, HR) of two photographs that never were JPEGs, 256 px, slightly degraded."""
     found = []
-    for seed, picture in enumerate((data.astronaut()[:256, 100:356], data.coffee()[60:316, 200:456])):
-        hr = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).float() / 255
+    for seed, image in enumerate((data.astronaut()[:256, 100:356], data.coffee()[60:316, 200:456])):
+        hr = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
         found.append((degrade(hr, "mild", seed=seed, scale=4)[0], hr))
     return found
 
@@ -53,7 +53,7 @@ def test_samples_agree_with_their_input_nearly_as_bicubic_does(pairs, drawn):
         assert min(lr_consistency(x, lq) for x in both) > lr_consistency(bicubic(lq, 4), lq) - 1
 
 
-def test_any_size_is_restored_and_a_seed_is_a_picture(tmp_path):
+def test_any_size_is_restored_and_a_seed_is_an_image(tmp_path):
     restorer = Restorer.from_pretrained("nano")
     Image.fromarray(data.astronaut()[:37, :51]).save(tmp_path / "odd.png")
     first, again = (next(iter(restorer.restore(tmp_path / "odd.png", seeds=[3]))).image for _ in range(2))

@@ -63,7 +63,7 @@ def test_a_network_that_says_v_or_x0_says_the_same(pipe):
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_denoiser_that_knows_the_answer_restores_it(eta):
-    """The schedule, the velocity and the residual agree: the true v leads every noise to the true picture."""
+    """The schedule, the velocity and the residual agree: the true v leads every noise to the true image."""
     hr, lq = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 8, 8)
     scheduler = build_scheduler()
     clean = to_residual(hr, lq, 0.1)
@@ -86,7 +86,7 @@ def test_a_denoiser_that_knows_the_answer_restores_it(eta):
 
 
 @pytest.mark.parametrize("steps", [1, 3, 7, 14])
-def test_every_number_of_steps_gives_a_picture(pipe, steps):
+def test_every_number_of_steps_gives_an_image(pipe, steps):
     out = pipe(torch.rand(3, 4, 4), num_inference_steps=steps, eta=1.0, generator=_seeded(0), output_type="pt").images
     assert torch.isfinite(out).all()
 

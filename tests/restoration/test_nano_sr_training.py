@@ -10,7 +10,7 @@ from PIL import Image
 from restoration.nano.crops import Pairs, Photographs, clean_crop, held_out_pairs, split
 from restoration.nano.learning import GROUPS, Optimizers, mean_residual, start_straight, x0_loss
 from restoration.nano.pipeline import NanoSRPipeline, build_scheduler, build_unet, to_residual
-from restoration.nano.train import Learner, NanoSRConfig, train
+from restoration.nano.train import NanoSRConfig, RestorerLearner, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -128,14 +128,14 @@ def test_training_goes_on_where_it_was_stopped(photos, tmp_path):
     whole = NanoSRPipeline.from_pretrained(train(tiny(photos, tmp_path / "whole")))
     halves = tiny(photos, tmp_path / "halves")
     with pytest.MonkeyPatch.context() as patch:
-        known = Learner.step
+        known = RestorerLearner.step
 
         def dies(self, number, pairs):
             if number == 3:
                 raise KeyboardInterrupt
             return known(self, number, pairs)
 
-        patch.setattr(Learner, "step", dies)
+        patch.setattr(RestorerLearner, "step", dies)
         with pytest.raises(KeyboardInterrupt):
             train(halves)
     resumed = NanoSRPipeline.from_pretrained(train(halves))
@@ -156,7 +156,7 @@ def test_seconds_are_a_budget_over_all_runs_and_a_spent_one_trains_no_more(photo
 
 def test_the_loss_falls(pairs, photos, tmp_path):
     """On one batch with one noise, before and after."""
-    learner = Learner(tiny(photos, tmp_path, steps=80, rate=2e-2), std=0.1)
+    learner = RestorerLearner(tiny(photos, tmp_path, steps=80, rate=2e-2), std=0.1)
     batch = pairs.batch(32, 16, np.random.default_rng(1))
 
     def loss():

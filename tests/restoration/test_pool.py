@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from tiny import picture
+from tiny import make_image
 from tiny_pipelines import small_nano
 
 from restoration.evaluation.measuring import bicubic
 from restoration.selection.best_of_n import best_of_n
-from restoration.selection.pool import BICUBIC, TEMPERATURES, doing_nothing, mixed, varied_pool
+from restoration.selection.pool import BICUBIC, TEMPERATURES, doing_nothing, merge_pools, varied_pool
 from zoomiqa_reward import MetricReward
 
-LQ = picture(0, 20, 24)
+LQ = make_image(0, 20, 24)
 
 
 def closeness(wanted):
@@ -58,7 +58,7 @@ def test_a_temperature_that_is_given_is_every_members():
 
 def test_several_restorers_take_turns_and_bicubic_stands_once():
     pools = [varied_pool(small_nano(), name=name, steps=2, size=3) for name in ("a", "b")]
-    assert [one.name for one in mixed(pools)] == ["a", "b", BICUBIC, "a varied T 0", "b varied T 0"]
+    assert [one.name for one in merge_pools(pools)] == ["a", "b", BICUBIC, "a varied T 0", "b varied T 0"]
 
 
 def test_what_cannot_be_a_pool_is_refused():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from scripted_refinement import ASKS, CONTENT, LQ, Scripted, answer, grainy, near_target, nearness, run
-from tiny import picture
+from tiny import make_image
 
 from restoration.metrics.fidelity import lr_consistency
 from restoration.refinement import refine
@@ -15,12 +15,12 @@ from zoomiqa_reward.images import load_image
 from zoomiqa_reward.rewards.metric import MetricReward
 
 
-def test_only_the_region_changes_and_every_number_is_that_of_the_8_bit_picture():
+def test_only_the_region_changes_and_every_number_is_that_of_the_8_bit_image():
     iqa = Scripted(ASKS, answer([0.5, 0.5, 1, 1]))
     result = run(iqa=iqa, rounds=2)
     start, *later = result.history
     assert [one.accepted for one in result.history] == [True, True, True]
-    assert iqa.looked == [(3, 160, 192)] * 2  # nobody asks about the LR picture where no text is taken
+    assert iqa.looked == [(3, 160, 192)] * 2  # nobody asks about the LR image where no text is taken
     plain = best_of_n(grainy, LQ, nearness(), n=4, seed=0, progress=False)
     assert start.pixels == plain.best.pixels
     before = load_image(start.image)
@@ -47,7 +47,7 @@ def test_it_stops_when_the_model_asks_for_no_closer_look():
     result = run(iqa=Scripted(ASKS, CONTENT), rounds=5)
     assert [(one.number, one.stop) for one in result.history] == [(0, None), (1, None), (2, "satisfied")]
     assert (result.stopped, result.kept.number) == ("satisfied", 1)
-    with pytest.raises(ValueError, match="round 2 made no picture: the model asks for no closer look"):
+    with pytest.raises(ValueError, match="round 2 made no image: the model asks for no closer look"):
         _ = result.history[-1].image
     never = run(iqa=Scripted(CONTENT))
     assert (never.stopped, len(never.history), never.gain) == ("satisfied", 2, 0)
@@ -110,7 +110,7 @@ def test_what_cannot_be_refined_is_refused():
     with pytest.raises(TypeError, match="must be a ZoomIQA or a Reward"):
         refine(grainy, LQ, "nano")
     with pytest.raises(ValueError, match="needs 5 px"):
-        refine(grainy, picture(0, 4, 20), nearness(), assessor=Scripted(ASKS))
+        refine(grainy, make_image(0, 4, 20), nearness(), assessor=Scripted(ASKS))
 
 
 def test_the_least_gain_is_a_four_hundredth_of_the_range_and_a_zoomiqa_rates_and_looks():

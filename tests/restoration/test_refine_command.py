@@ -1,4 +1,4 @@
-"""Refinement's command, and the strip of pictures that it writes."""
+"""Refinement's command, and the strip of images that it writes."""
 
 import json
 
@@ -16,7 +16,7 @@ from zoomiqa_reward.cli import inputs
 from zoomiqa_reward.model.ratings import Ratings
 
 
-def test_the_strip_shows_every_picture_with_its_detail_before_and_after():
+def test_the_strip_shows_every_image_with_its_detail_before_and_after():
     result = run(iqa=Scripted(ASKS, CONTENT), rounds=3)
     strip = np.asarray(strip_of(result)).astype(int)
     assert strip.shape[1] == 3 * CELL_PX + 4 * MARGIN_PX  # low quality, start, round 1
@@ -64,6 +64,6 @@ def test_the_command_prints_a_line_a_round_and_tells_what_was_not_measured(tmp_p
                 assert rows[0]["image"] == str(out / "rounds" / "00.png")
                 assert rows[-1]["stop"] == stopped
             else:
-                assert "the whole picture" in printed.out
+                assert "the whole image" in printed.out
                 assert "nan" not in printed.out.lower()
         assert (out / "strip.png").exists()

@@ -7,10 +7,10 @@ from PIL import Image
 from scripted_refinement import ASKS, CONTENT, Scripted, answer, grainy, near_target, nearness, run, same, summary
 from tiny_pipelines import convolutions
 
-from restoration.refinement import journal
+from restoration.refinement import result as journal
 from restoration.restorer.restorer import Restorer
 from restoration.selection.candidate_loop import pixels_digest
-from restoration.selection.run_folder import open_run
+from restoration.selection.result import open_run
 from zoomiqa_reward.rewards.metric import MetricReward
 from zoomiqa_reward.runs.json_lines import read_lines
 
@@ -72,7 +72,7 @@ def test_killed_and_resumed_is_the_same_run(tmp_path, at):
     assert json.loads((tmp_path / "run.json").read_text())["finished"]
 
 
-def test_a_kill_between_picture_and_line_loses_one_round(tmp_path, monkeypatch):
+def test_a_kill_between_image_and_line_loses_one_round(tmp_path, monkeypatch):
     expected = run(rounds=2)
     true, lines = journal.append_line, []
 

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from scripted_refinement import ASKS, CONTENT, LQ, Scripted, answer, grainy, run, scripted_checkpoint
-from tiny import picture, tiny_protocol
+from tiny import make_image, tiny_protocol
 from tiny_pipelines import sd_x4
 
 from restoration.refinement import refine
-from restoration.refinement.guidance import Wish, texts_for, wish_of
+from restoration.refinement.regions import ZoomRequest, read_zoom_request, texts_for
 from restoration.restorer.restorer import Restorer
 from zoomiqa_reward.rewards.metric import MetricReward
 
@@ -17,7 +17,7 @@ from zoomiqa_reward.rewards.metric import MetricReward
 def wish(texts, width=192, height=160, scale=2, protocol=None):
     iqa = Scripted(texts)
     [found] = iqa.assess([torch.rand(3, height, width)], strict=True)
-    return wish_of(found, protocol or iqa.protocol, width, height, scale)
+    return read_zoom_request(found, protocol or iqa.protocol, width, height, scale)
 
 
 @pytest.mark.parametrize(
@@ -26,11 +26,11 @@ def wish(texts, width=192, height=160, scale=2, protocol=None):
         ([0.25, 0.25, 0.5, 0.5], (24, 20, 48, 40)),
         ([0.5, 0.5, 0.25, 0.25], (24, 20, 48, 40)),  # corners in any order
         ([33, 41, 121, 119], (16, 20, 61, 60)),  # pixels, odd ones rounded outwards
-        ([0.5, 0.5, 0.51, 0.51], (40, 32, 57, 49)),  # a speck becomes 32 px of the picture
+        ([0.5, 0.5, 0.51, 0.51], (40, 32, 57, 49)),  # a speck becomes 32 px of the image
         ([0, 0, 1, 1], (0, 0, 96, 80)),
     ],
 )
-def test_the_named_box_is_read_in_pixels_of_the_low_quality_picture(bbox, box):
+def test_the_named_box_is_read_in_pixels_of_the_low_quality_image(bbox, box):
     found = wish(answer(bbox))
     assert (found.box, found.is_central, found.error) == (box, False, None)
 
@@ -39,7 +39,7 @@ def test_a_box_that_means_nothing_is_the_central_half_and_no_box_is_no_wish():
     found = wish(answer('"left"'))
     assert (found.box, found.is_central) == ((24, 20, 72, 60), True)
     for texts in (CONTENT, answer([0.1, 0.1, 0.5, 0.5], tool="final"), answer([0, 0, 0, 0])):
-        assert wish(texts) == Wish(box=None, directions="More detail.", issues="Noise.", rating=2.0)
+        assert wish(texts) == ZoomRequest(box=None, directions="More detail.", issues="Noise.", rating=2.0)
     garbled = wish(("nothing",))
     assert garbled.box is None
     assert "missing <answer>" in garbled.error
@@ -73,7 +73,7 @@ def test_texts_go_to_restorers_that_take_them_after_their_own():
     def worded(image, seed, prompt, negative_prompt):
         return image
 
-    asks = Wish(box=None, directions="Sharp edges.", issues="Noise.")
+    asks = ZoomRequest(box=None, directions="Sharp edges.", issues="Noise.")
     own = Restorer.from_pretrained(worded, prompt=lambda image: f"{image.shape[2]} px", negative_prompt="")
     assert texts_for(own, asks, LQ) == {"prompt": "96 px, Sharp edges.", "negative_prompt": "Noise."}
     assert texts_for(own, None, LQ) == {"prompt": "96 px", "negative_prompt": ""}
@@ -102,7 +102,7 @@ def test_a_diffusion_pipeline_hears_them_too():
     pipeline = Restorer.from_pretrained(sd_x4(), steps=1, guidance_scale=2.0)
     options = {"rounds": 1, "seeds_per_round": 1, "min_gain": 0.0, "progress": False}
     reward = MetricReward(lambda image: image.std(), "contrast", True, (0, 1))
-    small = picture(0, 32, 40)
+    small = make_image(0, 32, 40)
     spoken = [
         refine(pipeline, small, reward, assessor=Scripted(answer([0, 0, 0, 0], "final", avoid=avoid)), **options)
         for avoid in ("Noise.", "Blur and halos.")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import picture
+from tiny import make_image
 from tiny_pipelines import convolutions
 
 from restoration.refinement.regions import CONTEXT_LQ_PX, FADE_LQ_PX, MIN_CROP_LQ_PX, Region
@@ -39,7 +39,7 @@ def test_crops_hold_their_box_with_context_and_weights_are_over_before_the_crops
 @pytest.mark.parametrize("scale", [1, 2])
 def test_a_small_network_leaves_no_seam_at_all(box, scale):
     """It sees 5 px to each side: the part restored by itself is the part of the whole, wherever it is used."""
-    network, image = Restorer.from_pretrained(convolutions(scale=scale, layers=5)), picture(1, 150, 131)
+    network, image = Restorer.from_pretrained(convolutions(scale=scale, layers=5)), make_image(1, 150, 131)
     whole = next(network.restore(image, [0])).image
     region = Region.around(box, image)
     patch = next(network.restore(region.cut(image), [0])).image
@@ -52,7 +52,7 @@ def test_a_small_network_leaves_no_seam_at_all(box, scale):
 
 def test_a_network_that_looks_further_than_the_margin_is_noticed():
     """So that the test above can fail."""
-    network, image = Restorer.from_pretrained(convolutions(scale=1, layers=20)), picture(1, 150, 131)
+    network, image = Restorer.from_pretrained(convolutions(scale=1, layers=20)), make_image(1, 150, 131)
     whole = next(network.restore(image, [0])).image
     region = Region.around((60, 60, 90, 90), image)
     patch = next(network.restore(region.cut(image), [0])).image
@@ -60,7 +60,7 @@ def test_a_network_that_looks_further_than_the_margin_is_noticed():
 
 
 def test_another_brightness_fades_in_and_what_is_outside_keeps_its_bits():
-    image, scale, step = picture(1, 150, 131), 2, 0.2
+    image, scale, step = make_image(1, 150, 131), 2, 0.2
     large = image.repeat_interleave(2, 1).repeat_interleave(2, 2) * 0.5
     region = Region.around((50, 50, 80, 80), image)
     patch = region.cut(large, scale) + step

@@ -1,4 +1,4 @@
-"""Restorers of every kind: what they are called with, and that a seed is one picture whatever else is drawn."""
+"""Restorers of every kind: what they are called with, and that a seed is one image whatever else is drawn."""
 
 import math
 import random
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import picture
+from tiny import make_image
 from tiny_pipelines import (
     controlnet,
     convolutions,
@@ -55,8 +55,8 @@ def global_draws():
     return random.random(), np.random.rand(), torch.rand(1).item()
 
 
-def test_a_seed_is_one_picture_whatever_n_batch_or_order(restorer):
-    image = picture(0, 21, 26)
+def test_a_seed_is_one_image_whatever_n_batch_or_order(restorer):
+    image = make_image(0, 21, 26)
     four = [one.image for one in restorer.restore(image, SEEDS, batch_size=3)]
     assert four[0].shape == (3, 21 * restorer.scale, 26 * restorer.scale)
     assert four[0].dtype == torch.float32
@@ -66,12 +66,12 @@ def test_a_seed_is_one_picture_whatever_n_batch_or_order(restorer):
     alone = next(restorer.restore(image, SEEDS[2:3], batch_size=3))
     assert torch.equal(alone.image, four[2])
     assert not alone.deterministic
-    # Toy pictures differ little; that they differ at all is what the seed is for.
+    # Toy images differ little; that they differ at all is what the seed is for.
     assert all(not torch.equal(four[0], other) for other in four[1:])
 
 
 def test_global_generators_neither_matter_nor_change(restorer):
-    image = picture(0, 16, 18)
+    image = make_image(0, 16, 18)
     first = next(restorer.restore(image, SEEDS[:1])).image
     random.seed(5), np.random.seed(6), torch.manual_seed(7)
     expected = global_draws()
@@ -81,8 +81,8 @@ def test_global_generators_neither_matter_nor_change(restorer):
     assert torch.equal(first, again)
 
 
-def test_batches_keep_position_and_nearly_the_picture(restorer):
-    image = picture(0, 16, 18)
+def test_batches_keep_position_and_nearly_the_image(restorer):
+    image = make_image(0, 16, 18)
     if restorer.name.startswith("LDM"):
         restorer.engine.call["eta"] = 0.0  # the noise of eta belongs to the batch: it comes from the global generator
     strict = [one.image for one in restorer.restore(image, SEEDS)]
@@ -103,7 +103,7 @@ def test_ldm_gets_a_padded_tensor_around_zero_and_is_cropped_back(monkeypatch):
 
     spy.__signature__ = __import__("inspect").signature(original)
     monkeypatch.setattr(type(pipeline), "__call__", spy)
-    image = picture(0, 20, 40)
+    image = make_image(0, 20, 40)
     found = next(Restorer.from_pretrained(pipeline, steps=1).restore(image, [3])).image
     assert found.shape == (3, 80, 160)
     assert seen["image"].shape == (1, 3, 32, 64)
@@ -112,8 +112,8 @@ def test_ldm_gets_a_padded_tensor_around_zero_and_is_cropped_back(monkeypatch):
     assert "prompt" not in seen
 
 
-def test_prompts_change_the_picture_where_they_are_taken_and_are_dropped_aloud_once_elsewhere():
-    image = picture(0, 16, 18)
+def test_prompts_change_the_image_where_they_are_taken_and_are_dropped_aloud_once_elsewhere():
+    image = make_image(0, 16, 18)
     with_text = Restorer.from_pretrained(sd_x4(), steps=1, guidance_scale=3.0)
     plain, described, negated = (
         next(with_text.restore(image, [1], **options))
@@ -133,15 +133,15 @@ def test_prompts_change_the_picture_where_they_are_taken_and_are_dropped_aloud_o
     next(without.restore(image, [1]))  # a second warning would be an error here
 
 
-def test_controlnet_sees_the_enlarged_picture():
+def test_controlnet_sees_the_enlarged_image():
     restorer = Restorer.from_pretrained(controlnet(), scale=4, steps=1, strength=1.0)
-    small = pre_upscale(picture(0, 8, 10), 4, "bicubic")
+    small = pre_upscale(make_image(0, 8, 10), 4, "bicubic")
     arguments = restorer.engine.arguments(pad_to_multiple(small, 4), [1, 2], {"prompt": "a", "negative_prompt": ""})
     assert arguments["image"].shape == arguments["control_image"].shape == (2, 3, 32, 40)
     assert (arguments["height"], arguments["width"]) == (32, 40)
     assert arguments["prompt"] == ["a", "a"]
     assert len(arguments["generator"]) == 2
-    assert next(restorer.restore(picture(0, 9, 11), [1])).image.shape == (3, 36, 44)
+    assert next(restorer.restore(make_image(0, 9, 11), [1])).image.shape == (3, 36, 44)
 
 
 def test_arguments_that_a_source_has_no_use_for_are_refused():
@@ -162,7 +162,7 @@ def test_arguments_that_a_source_has_no_use_for_are_refused():
     with pytest.raises(FileNotFoundError, match="no folder with model_index"):
         Restorer.from_pretrained("no/such/folder")
     with pytest.raises(ValueError, match="0 or more"):
-        Restorer.from_pretrained(convolutions()).restore(picture(), [-1])
+        Restorer.from_pretrained(convolutions()).restore(make_image(), [-1])
 
 
 @pytest.mark.parametrize("build", [ldm, small_nano])
@@ -173,7 +173,7 @@ def test_a_saved_pipeline_is_the_same_restorer(tmp_path, build):
     assert type(from_folder.engine.pipeline) is type(from_object.engine.pipeline)
     assert from_folder.name == "toy"
     assert from_folder.fingerprint == from_object.fingerprint
-    image = picture(0, 16, 18)
+    image = make_image(0, 16, 18)
     pair = [next(one.restore(image, [4])).image for one in (from_folder, from_object)]
     assert torch.equal(*pair)
 
@@ -210,7 +210,7 @@ def test_a_network_is_deterministic_runs_once_and_keeps_its_mode():
     restorer = Restorer.from_pretrained(network)
     assert restorer.deterministic
     assert restorer.scale is None
-    found = list(restorer.restore(picture(0, 13, 15), [1, 2, 3]))
+    found = list(restorer.restore(make_image(0, 13, 15), [1, 2, 3]))
     assert calls == [False, False]  # once to learn its range from black and white, once for the three seeds
     assert network.training
     assert network.drop.training
@@ -225,7 +225,7 @@ def test_an_rrdbnet_and_a_descriptor_of_one():
     network = basicsr_module("archs.rrdbnet_arch").RRDBNet(3, 3, scale=2, num_feat=8, num_block=1, num_grow_ch=4)
     restorer = Restorer.from_pretrained(network, multiple_px=2)
     assert (restorer.name, restorer.scale, restorer.deterministic) == ("RRDBNet", 2, True)
-    image = picture(0, 13, 15)
+    image = make_image(0, 13, 15)
     found = next(restorer.restore(image, [0])).image
     assert found.shape == (3, 26, 30)
 
@@ -248,7 +248,7 @@ def test_callables_with_and_without_a_seed():
         assert prompt == "words"
         return to_pil(seeded(image, seed).clamp(0, 1))
 
-    image = picture(0, 12, 14)
+    image = make_image(0, 12, 14)
     first = Restorer.from_pretrained(seeded)
     assert (first.name, first.deterministic, first.takes_prompt) == ("seeded", False, False)
     a, b = (one.image for one in first.restore(image, [1, 2]))
@@ -263,7 +263,7 @@ def test_a_function_that_draws_without_a_seed_must_say_so():
     def restless(image):
         return (image + 0.1 * torch.rand(1) + 0.1 * float(np.random.rand()) + 0.1 * random.random()).clamp(0, 1)
 
-    image = picture(0, 12, 14)
+    image = make_image(0, 12, 14)
     with pytest.raises(ValueError, match="deterministic=False"):
         next(Restorer.from_pretrained(restless).restore(image, [1]))
     restorer = Restorer.from_pretrained(restless, deterministic=False)
@@ -279,10 +279,10 @@ def test_failures_name_the_restorer():
     def uneven(image):
         return image[:, :-1]
 
-    image = picture(0, 12, 14)
+    image = make_image(0, 12, 14)
     for fn, message in (
         (broken, "broken: out of memory"), (uneven, "uneven: .* must be 1, 2, 3"),
-        (lambda image: image * math.nan, "no picture.*NaN"), (lambda image: image * 255, "say what it writes"),
+        (lambda image: image * math.nan, "no image.*NaN"), (lambda image: image * 255, "say what it writes"),
     ):  # fmt: skip
         with pytest.raises(RestorationError, match=message):
             next(Restorer.from_pretrained(fn).restore(image, [0]))
@@ -292,8 +292,8 @@ def test_failures_name_the_restorer():
         next(Restorer.from_pretrained(lambda image: image + "x").restore(image, [0]))
 
 
-def test_outputs_of_every_form_become_pictures():
-    image = to_pil(picture(0, 12, 14))
+def test_outputs_of_every_form_become_images():
+    image = to_pil(make_image(0, 12, 14))
     values = np.asarray(image)
     as_float = torch.from_numpy(values.astype(np.float32).transpose(2, 0, 1) / np.float32(255))
     for form in (image, [image], values, values[None], as_float, as_float[None], as_float.permute(1, 2, 0).numpy(),
@@ -309,7 +309,7 @@ def test_outputs_of_every_form_become_pictures():
 
 
 def test_colour_fixes_give_back_the_colours_and_keep_the_detail():
-    lq = picture(0, 32, 40)
+    lq = make_image(0, 32, 40)
     wanted = pre_upscale(lq, 4, "bicubic")
     detail = 0.02 * torch.sin(torch.arange(160.0) * 2.5)[None, None]
     tinted = (0.6 * wanted + torch.tensor([0.2, 0.05, 0.1])[:, None, None] + detail).clamp(0, 1)
@@ -322,8 +322,8 @@ def test_colour_fixes_give_back_the_colours_and_keep_the_detail():
     assert colour_fix(tinted, lq, "none") is tinted
 
 
-def test_padding_mirrors_and_keeps_the_picture():
-    image = picture(0, 13, 5)
+def test_padding_mirrors_and_keeps_the_image():
+    image = make_image(0, 13, 5)
     padded = pad_to_multiple(image, 32)
     assert padded.shape == (3, 32, 32)
     assert torch.equal(padded[:, :13, :5], image)
@@ -365,7 +365,7 @@ def test_isolated_puts_everything_back_after_an_exception():
 
 def test_inputs_of_every_form():
     restorer = Restorer.from_pretrained(lambda image: image)
-    image = to_pil(picture(0, 12, 14))
+    image = to_pil(make_image(0, 12, 14))
     forms = (image, np.asarray(image), Image.fromarray(np.asarray(image)))
     found = [next(restorer.restore(form, [0])).image for form in forms]
     assert all(torch.equal(one, found[0]) for one in found)

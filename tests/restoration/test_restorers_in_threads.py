@@ -1,4 +1,4 @@
-"""Restorers in threads: a seed's picture is the same, and nobody else's random numbers change."""
+"""Restorers in threads: a seed's image is the same, and nobody else's random numbers change."""
 
 import json
 import random
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mean_reward import mean_reward
-from tiny import picture
+from tiny import make_image
 from tiny_pipelines import ldm
 
 from restoration import best_of_n
@@ -27,7 +27,7 @@ from restoration.tuning.lora import add_lora, reference, tuners, use_adapter
 from restoration.tuning.recipes import find_recipe
 from zoomiqa_reward import MetricReward
 from zoomiqa_reward.integrations.diffusers import score_steps
-from zoomiqa_reward.model.own_draws import own_draws
+from zoomiqa_reward.model.draws import own_draws
 
 
 def seeded():
@@ -50,7 +50,7 @@ def beside(*works, at_least=50):
     return [one.result() for one in futures]
 
 
-def pictures(restorer, image, seeds=(3, 4)):
+def restore_images(restorer, image, seeds=(3, 4)):
     return [one.image for one in restorer.restore(image, list(seeds))]
 
 
@@ -74,9 +74,9 @@ def test_a_restorer_in_two_threads_while_the_main_thread_draws(source):
     chosen = {"nano": lambda: "nano", "ldm": ldm, "network": lambda: torch.nn.AvgPool2d(3, 1, 1)}
     options = {"steps": 3} if source in ("nano", "ldm") else {}
     restorer = Restorer.from_pretrained(chosen[source]() if isinstance(source, str) else source, **options)
-    images = [picture(0, 20, 24), picture(1, 28, 20)]
-    alone = [pictures(restorer, image) for image in images]
-    found = beside(*[lambda image=image: pictures(restorer, image) for image in images])
+    images = [make_image(0, 20, 24), make_image(1, 28, 20)]
+    alone = [restore_images(restorer, image) for image in images]
+    found = beside(*[lambda image=image: restore_images(restorer, image) for image in images])
     for one, expected in zip(found, alone, strict=True):
         assert all(map(torch.equal, one, expected))
 
@@ -89,16 +89,16 @@ def test_functions_that_draw_from_python_and_numpy_wait_for_one_another():
         time.sleep(0.005)
         return (image + 0.1 * first + 0.1 * random.random() + 0.1 * np.random.rand()).clamp(0, 1)
 
-    restorer, image = Restorer.from_pretrained(restless), 0.3 * picture(0, 8, 8)
+    restorer, image = Restorer.from_pretrained(restless), 0.3 * make_image(0, 8, 8)
     seeded()
-    alone = pictures(restorer, image, (1, 2, 1))
+    alone = restore_images(restorer, image, (1, 2, 1))
     assert torch.equal(alone[0], alone[2])
     assert not torch.equal(alone[0], alone[1])
     after = global_draws()
     seeded()
     assert after == global_draws()
     with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda _: pictures(restorer, image, (1, 2, 1)), range(3)))
+        found = list(pool.map(lambda _: restore_images(restorer, image, (1, 2, 1)), range(3)))
     assert all(all(map(torch.equal, one, alone)) for one in found)
 
 
@@ -108,13 +108,13 @@ def test_a_function_that_seeds_the_process_is_put_back_also_among_threads():
         torch.manual_seed(seed)
         return (image + 0.1 * np.random.rand()).clamp(0, 1)
 
-    restorer, image = Restorer.from_pretrained(seeding), 0.3 * picture(0, 8, 8)
+    restorer, image = Restorer.from_pretrained(seeding), 0.3 * make_image(0, 8, 8)
     for others in (0, 1):
         stop = threading.Event()
         waiting = [threading.Thread(target=stop.wait) for _ in range(others)]
         [one.start() for one in waiting]
         seeded()
-        pictures(restorer, image)
+        restore_images(restorer, image)
         after = global_draws()
         stop.set()
         [one.join() for one in waiting]
@@ -169,12 +169,12 @@ def test_modes_and_progress_bars_come_back_after_many_threads():
     pipe = load_pipeline("nano")
     restorer = Restorer.from_pretrained(pipe, steps=2)
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda seed: pictures(restorer, picture(0, 8, 8), (seed,)), range(6)))
+        list(pool.map(lambda seed: restore_images(restorer, make_image(0, 8, 8), (seed,)), range(6)))
     assert "_progress_bar_config" not in vars(pipe)
 
 
 def test_watching_a_pipeline_from_two_threads_scores_each_threads_own_steps():
-    pipe, image = load_pipeline("nano"), picture(0, 12, 12)
+    pipe, image = load_pipeline("nano"), make_image(0, 12, 12)
     pipe.set_progress_bar_config(disable=True)
 
     def run(seed, reward=None):
@@ -206,18 +206,18 @@ def test_the_embedded_pipeline_refuses_another_scheduler_before_any_work(name, m
     with pytest.raises(ValueError, match=rf"{name}.*build_scheduler"):
         Restorer.from_pretrained(pipe)
     with pytest.raises(ValueError, match=rf"{name}.*DDIM on v"):
-        pipe(picture(0, 8, 8))
+        pipe(make_image(0, 8, 8))
     pipe.scheduler = diffusers.DDIMScheduler.from_config(own.config, prediction_type="epsilon")
     with pytest.raises(ValueError, match="'epsilon'"):
         Restorer.from_pretrained(pipe)
 
 
 def test_the_embedded_pipeline_works_with_the_schedulers_that_it_names():
-    pipe, image = load_pipeline("nano"), picture(0, 12, 12)
-    first = pictures(Restorer.from_pretrained(pipe, steps=3), image)
+    pipe, image = load_pipeline("nano"), make_image(0, 12, 12)
+    first = restore_images(Restorer.from_pretrained(pipe, steps=3), image)
     for scheduler in (diffusers.DDIMScheduler.from_config(pipe.scheduler.config), build_scheduler()):
         pipe.scheduler = scheduler
-        assert all(map(torch.equal, pictures(Restorer.from_pretrained(pipe, steps=3), image), first))
+        assert all(map(torch.equal, restore_images(Restorer.from_pretrained(pipe, steps=3), image), first))
     result = best_of_n(Restorer.from_pretrained(pipe, steps=2), image, as_reward("lr_consistency"), n=2, progress=False)
     assert all(one.valid for one in result.candidates)
 

@@ -7,9 +7,8 @@ from diffusers import DDIMScheduler
 
 from restoration.metrics import psnr_y
 from restoration.tuning.algorithms.nft import implicit_policies, nft_loss, nft_share, scaled_error
-from restoration.tuning.sampler.noise_path import Schedule
 from restoration.tuning.sampler.parametrisation import to_x0
-from restoration.tuning.sampler.transitions import transition
+from restoration.tuning.sampler.transitions import Schedule, transition
 
 
 def drawn(count, *shape, seed=0):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import picture
+from tiny import make_image
 from tiny_pipelines import convolutions
 
 from restoration.restorer.restorer import Restorer
@@ -46,14 +46,14 @@ def test_the_margin_of_a_tile_is_never_used():
 
 @pytest.mark.parametrize("size", [(150, 131), (64, 300), (65, 64), (20, 20)])
 def test_identity_is_seam_free(size):
-    image = picture(0, *size)
+    image = make_image(0, *size)
     [found] = restore_tiled(lambda tile, seeds: [tile], image, [0], Tiling(tile_px=64, overlap_px=16))
     torch.testing.assert_close(found, image, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("scale", [1, 2, 4])
 def test_a_small_network_is_seam_free_up_to_the_border(scale):
-    network, image = convolutions(scale=scale, layers=5), picture(1, 150, 131)
+    network, image = convolutions(scale=scale, layers=5), make_image(1, 150, 131)
     whole = next(Restorer.from_pretrained(network).restore(image, [0])).image
     tiled = next(Restorer.from_pretrained(network, tile_px=48, tile_overlap_px=16).restore(image, [0])).image
     assert whole.shape == (3, 150 * scale, 131 * scale)
@@ -63,23 +63,23 @@ def test_a_small_network_is_seam_free_up_to_the_border(scale):
 
 def test_a_network_that_looks_further_than_the_margin_is_noticed():
     """So that the test above can fail: without overlap the tiles' own borders are seen."""
-    network, image = convolutions(scale=1, layers=5), picture(1, 150, 131)
+    network, image = convolutions(scale=1, layers=5), make_image(1, 150, 131)
     whole = next(Restorer.from_pretrained(network).restore(image, [0])).image
     tiled = next(Restorer.from_pretrained(network, tile_px=48, tile_overlap_px=0).restore(image, [0])).image
     assert (tiled - whole).abs().max() > 1e-2
 
 
-def test_each_tile_has_its_own_seed_and_a_picture_that_fits_has_the_candidates():
+def test_each_tile_has_its_own_seed_and_an_image_that_fits_has_the_candidates():
     seen = []
 
     def restore(tile, seeds):
         seen.append(list(seeds))
         return [tile for _ in seeds]
 
-    restore_tiled(restore, picture(0, 60, 100), [7, 8], Tiling(tile_px=60, overlap_px=8))
+    restore_tiled(restore, make_image(0, 60, 100), [7, 8], Tiling(tile_px=60, overlap_px=8))
     assert seen == [[candidate_seed(7, t), candidate_seed(8, t)] for t in range(2)]
     seen.clear()
-    restore_tiled(restore, picture(0, 60, 60), [7, 8], Tiling(tile_px=60, overlap_px=8))
+    restore_tiled(restore, make_image(0, 60, 60), [7, 8], Tiling(tile_px=60, overlap_px=8))
     assert seen == [[7, 8]]
 
 
@@ -88,7 +88,7 @@ def test_noise_in_tiles_is_the_same_whatever_else_is_drawn():
         return (image + 0.1 * torch.randn(image.shape, generator=torch.Generator().manual_seed(seed))).clamp(0, 1)
 
     restorer = Restorer.from_pretrained(noisy, tile_px=40, tile_overlap_px=8)
-    image = picture(0, 90, 70)
+    image = make_image(0, 90, 70)
     alone = next(restorer.restore(image, [5])).image
     among = [one.image for one in restorer.restore(image, [3, 4, 5])]
     assert torch.equal(alone, among[2])
@@ -102,7 +102,7 @@ def test_only_one_tile_is_in_work_at_a_time():
         largest.append(max(image.shape[1:]))
         return image.repeat_interleave(2, 1).repeat_interleave(2, 2)
 
-    image = picture(0, 200, 170)
+    image = make_image(0, 200, 170)
     restorer = Restorer.from_pretrained(doubled, tile_px=64, tile_overlap_px=16)
     found = next(restorer.restore(image, [0])).image
     assert max(largest) == 64

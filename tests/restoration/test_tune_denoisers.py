@@ -17,8 +17,8 @@ from restoration.tuning.lora import (
     AdapterState,
     add_lora,
     copy_adapter,
-    fused,
     load_lora,
+    merge_adapter,
     reference,
     save_lora,
     tuners,
@@ -128,43 +128,43 @@ def test_first_law(name):
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_pictures_of_the_right_size_carry_a_gradient_to_the_lora(name):
+def test_images_of_the_right_size_carry_a_gradient_to_the_lora(name):
     denoiser = made(name)
     condition, path, trajectory = drawn(denoiser)
     assert path.kind == denoiser.schedule.kind
     output = denoiser.predict(trajectory.states[-2], path.times[-1], condition)
-    picture = denoiser.decode(trajectory.states[-2] - output, condition)
-    assert picture.shape == (2, 3, 10 * denoiser.scale, 9 * denoiser.scale)
-    assert bool(((picture >= 0) & (picture <= 1)).all())
-    picture.square().mean().backward()
+    image = denoiser.decode(trajectory.states[-2] - output, condition)
+    assert image.shape == (2, 3, 10 * denoiser.scale, 9 * denoiser.scale)
+    assert bool(((image >= 0) & (image <= 1)).all())
+    image.square().mean().backward()
     assert sum(float(part.grad.abs().sum()) for part in weights_of(denoiser.module).values()) > 0
     trained = {name for name, part in denoiser.module.named_parameters() if part.requires_grad}
     assert trained == set(weights_of(denoiser.module))
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_a_target_is_noise_sized_and_features_tell_pictures_apart(name):
+def test_a_target_is_noise_sized_and_features_tell_images_apart(name):
     denoiser = made(name)
     condition = denoiser.encode(LQ.expand(2, -1, -1, -1), ["", ""], generators())
-    pictures = torch.rand(2, 3, 10 * denoiser.scale, 9 * denoiser.scale)
-    assert denoiser.encode_target(pictures, condition).shape[1:] == denoiser.noise_shape(condition)
+    images = torch.rand(2, 3, 10 * denoiser.scale, 9 * denoiser.scale)
+    assert denoiser.encode_target(images, condition).shape[1:] == denoiser.noise_shape(condition)
     parts = [part for part in denoiser.pipeline.components.values() if isinstance(part, torch.nn.Module)]
     hooks = [len(module._forward_hooks) for part in parts for module in part.modules()]
-    one, other = denoiser.features(pictures, condition), denoiser.features(pictures.flip(3), condition)
+    one, other = denoiser.features(images, condition), denoiser.features(images.flip(3), condition)
     assert not any(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert hooks == [len(module._forward_hooks) for part in parts for module in part.modules()]
 
 
-def test_the_residual_of_a_picture_is_decoded_to_it():
+def test_the_residual_of_an_image_is_decoded_to_it():
     denoiser = made("nano")
     condition = denoiser.encode(LQ, [""], generators(1))
-    picture = torch.rand(1, 3, 40, 36)
-    assert torch.allclose(denoiser.decode(denoiser.encode_target(picture, condition), condition), picture, atol=1e-5)
+    image = torch.rand(1, 3, 40, 36)
+    assert torch.allclose(denoiser.decode(denoiser.encode_target(image, condition), condition), image, atol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_the_sampler_is_the_pipelines_own(temperature):
-    """Same noise, same picture, to rounding: what is tuned is what the pipeline does."""
+    """Same noise, same image, to rounding: what is tuned is what the pipeline does."""
     denoiser = made("nano")
     [row] = generators(1, seed=5)
     noise = [torch.randn(48, 10, 10, generator=row) for _ in range(5)]
@@ -182,8 +182,8 @@ def test_the_sampler_is_the_pipelines_own(temperature):
 
 @pytest.mark.parametrize("name", ["sd3", "controlnet"])
 @pytest.mark.parametrize(("steps", "strength"), [(5, 0.7), (4, 0.6)])
-def test_an_img2img_picture_is_the_pipelines_own(name, steps, strength, monkeypatch):
-    """The whole way without the sampler's noise: same start, same steps, same picture, to rounding."""
+def test_an_img2img_image_is_the_pipelines_own(name, steps, strength, monkeypatch):
+    """The whole way without the sampler's noise: same start, same steps, same image, to rounding."""
     build, options, _ = PIPELINES[name]
     pipeline = build()
     if name == "controlnet":
@@ -215,7 +215,7 @@ FROM_NOISE = {
 
 
 @pytest.mark.parametrize("name", FROM_NOISE)
-def test_a_picture_from_noise_is_the_pipelines_own(name, monkeypatch):
+def test_an_image_from_noise_is_the_pipelines_own(name, monkeypatch):
     """As above; the noise that the pipeline draws first is that of the condition, where it has one."""
     build, options, _ = PIPELINES[name]
     pipeline = build()
@@ -263,7 +263,7 @@ def test_guidance_mixes_both_texts():
     assert torch.allclose(guided.predict(x, time, rows[1]), without + 3 * (with_text - without), atol=1e-4)
 
 
-def test_the_control_picture_counts_and_its_network_is_not_tuned():
+def test_the_control_image_counts_and_its_network_is_not_tuned():
     denoiser = made("controlnet")
     rows = [denoiser.encode(lq, [""], generators(1)) for lq in (LQ, 1 - LQ)]
     x, time = torch.randn(1, *denoiser.noise_shape(rows[0])), torch.tensor(500)
@@ -273,7 +273,7 @@ def test_the_control_picture_counts_and_its_network_is_not_tuned():
     assert not any(part.requires_grad for part in denoiser.pipeline.controlnet.parameters())
 
 
-def test_an_img2img_path_is_a_tail_and_starts_at_the_picture():
+def test_an_img2img_path_is_a_tail_and_starts_at_the_image():
     whole, tail = made("controlnet_from_noise"), made("controlnet")
     assert len(whole.path(10)) == 10
     assert len(tail.path(10)) == 7
@@ -337,7 +337,7 @@ def test_fused_and_reloaded_networks_say_the_same(name, tmp_path):
         wanted = denoiser.predict(x, time, condition)
         again = denoiser_of(PIPELINES[name][0]())
         assert not torch.allclose(again.predict(x, time, condition), wanted, atol=1e-4)
-        again.module = fused(denoiser.module)
+        again.module = merge_adapter(denoiser.module)
         assert not tuners(again.module)
         assert torch.allclose(again.predict(x, time, condition), wanted, atol=1e-5)
         assert len(tuners(denoiser.module)) > 0  # the original keeps its adapters
@@ -380,9 +380,9 @@ def test_an_unknown_pipeline_names_the_known_ones():
 
 
 def test_what_is_scored_fits_into_a_file_and_passes_the_gradient():
-    pictures = torch.tensor([[-0.1, 0.1, 0.5004, 1.2]], requires_grad=True)
-    found = eight_bit(pictures)
+    images = torch.tensor([[-0.1, 0.1, 0.5004, 1.2]], requires_grad=True)
+    found = eight_bit(images)
     assert (255 * found).tolist()[0] == pytest.approx([0, 26, 128, 255], abs=1e-4)
     found.sum().backward()
-    assert pictures.grad is not None
-    assert pictures.grad.tolist() == [[1, 1, 1, 1]]
+    assert images.grad is not None
+    assert images.grad.tolist() == [[1, 1, 1, 1]]

@@ -21,8 +21,8 @@ from restoration.tuning.sampler.rollout import Varied, draw_piece
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of libraries, while pipelines are saved
 
 
-def test_the_target_means_the_picture_that_is_expected_of_what_was_seen(tmp_path):
-    """From the same noisy picture, told under the picture as it is and under the one that was seen: one expectation."""
+def test_the_target_means_the_image_that_is_expected_of_what_was_seen(tmp_path):
+    """From the same noisy image, told under the image as it is and under the one that was seen: one expectation."""
     one = tuning(tmp_path)
     piece = draw_piece(one, examples(1)[0], SEEDS, vary_sharpness=1.0, expected=True)
     assert draw_piece(one, examples(1)[0], SEEDS, vary_sharpness=1.0).varied is None  # drawn only where it is used
@@ -41,12 +41,12 @@ def test_the_target_means_the_picture_that_is_expected_of_what_was_seen(tmp_path
         output = one.denoiser.predict(state, times, varied.condition)
     seen = one.denoiser.decode(to_x0(kind, output, state, alphas, sigmas), varied.condition)
     shown = one.denoiser.decode(varied.own, piece.condition)
-    inside = (shown > 1e-3) & (shown < 1 - 1e-3)  # where the candidate was clipped, its two x0 are two pictures
+    inside = (shown > 1e-3) & (shown < 1 - 1e-3)  # where the candidate was clipped, its two x0 are two images
     assert float(inside.float().mean()) > 0.9
     torch.testing.assert_close(told[inside], seen[inside], atol=1e-4, rtol=0)
 
 
-def test_of_a_candidate_that_saw_the_picture_as_it_is_nothing_is_learned(tmp_path):
+def test_of_a_candidate_that_saw_the_image_as_it_is_nothing_is_learned(tmp_path):
     one = tuning(tmp_path)
     piece = draw_piece(one, examples(1)[0], SEEDS)
     x0, levels = piece.trajectory.x0, one.denoiser.schedule.draw(3, torch.Generator().manual_seed(0))
@@ -59,7 +59,7 @@ def test_of_a_candidate_that_saw_the_picture_as_it_is_nothing_is_learned(tmp_pat
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_carried_from_one_x0_to_the_other(kind):
-    """A denoiser that knows x0 = 0.7 under what was seen; the same pictures are told as x0 + 0.3 under the other.
+    """A denoiser that knows x0 = 0.7 under what was seen; the same images are told as x0 + 0.3 under the other.
 
     So at any state the target must mean 1.0, and the noise must be the state's own: (x_t - alpha) / sigma.
     """

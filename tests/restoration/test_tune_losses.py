@@ -32,14 +32,14 @@ def mean(x):
     return x.flatten(1).mean(dim=1)
 
 
-def picture_of(x0):
+def image_of(x0):
     """As a PNG would hold it; the slope is that of no rounding."""
     plain = 0.5 + 0.1 * x0
     return plain + ((255 * plain.clamp(0, 1)).round() / 255 - plain).detach()
 
 
 def scores_of(x0):
-    return mean(picture_of(x0).square())
+    return mean(image_of(x0).square())
 
 
 def noised(tuning, x0, generator, temperature=None):

@@ -11,13 +11,12 @@ from restoration.tuning.algorithms.dpo import dpo_loss
 from restoration.tuning.algorithms.groups import TooManyFailures, group_advantages
 from restoration.tuning.algorithms.grpo import grpo_loss, step_kl
 from restoration.tuning.algorithms.nft import implicit_policies, nft_loss, old_decay, scaled_error
-from restoration.tuning.algorithms.pairs import mine_pairs, read_pairs, weighted, write_pairs
-from restoration.tuning.ema import EMA
+from restoration.tuning.algorithms.pairs import mine_pairs, read_pairs, weigh_pairs, write_pairs
+from restoration.tuning.lora import EMA
 from restoration.tuning.monitor.signals import diversity, fine_energy, gram_distance, grid_peak
 from restoration.tuning.sampler.denoising import random_noise
-from restoration.tuning.sampler.noise_path import Schedule
 from restoration.tuning.sampler.parametrisation import KINDS, noisy, target, to_noise, to_x0
-from restoration.tuning.sampler.transitions import step_std, transition
+from restoration.tuning.sampler.transitions import Schedule, step_std, transition
 from zoomiqa_reward.model.ratings import Scores
 
 
@@ -43,7 +42,7 @@ def test_a_perfect_output_gives_back_signal_and_noise(kind):
     assert torch.allclose(to_noise(kind, output, x_t, alpha, sigma), noise, atol=1e-5)
 
 
-def test_pictures_of_a_tempered_sampler_teach_the_model_that_drew_them_only_under_tempered_noise():
+def test_images_of_a_tempered_sampler_teach_the_model_that_drew_them_only_under_tempered_noise():
     """Signals N(0, s^2), s = 0.5, alpha = 0.6, sigma = 0.8: the best x0 from x_t is c x_t with
     c = alpha s^2 / (alpha^2 s^2 + sigma^2) = 0.15 / 0.73 = 0.2055. A sampler of temperature 0.5 draws N(0, 0.25^2).
     Least squares on those with noise of 0.5 has that c; with full noise 0.6 * 0.0625 / (0.36 * 0.0625 + 0.64) = 0.0566.
@@ -199,7 +198,7 @@ def test_advantages_drop_what_says_nothing():
     assert bool(found.value[2:].isnan().all())
     assert found.report() == {"failed": 2, "tied_groups": 2, "saturated_groups": 1, "kept": 2}
     assert group_advantages(scores, keys, max_failure_rate=0.5).num_saturated == 0  # no range, no top
-    niqe = scores_of([-8.0, -8.5, -7.5])  # all in the upper tenth of -100 to 0, as every picture's: not the rule's case
+    niqe = scores_of([-8.0, -8.5, -7.5])  # all in the upper tenth of -100 to 0, as every image's: not the rule's case
     assert group_advantages(niqe, ["a"] * 3, score_range=(-100, 0)).num_saturated == 0
     with pytest.raises(TooManyFailures, match=r"2 of 9 .*unreadable"):
         group_advantages(scores, keys)
@@ -225,7 +224,7 @@ def test_pairs_of_the_best_and_the_worst():
 def test_pair_weights_average_one_and_favour_wide_gaps(tmp_path):
     pairs = [*mine_pairs([0.0, 1.0, 2.0, 4.0], [0, 1, 2, 3], lr_hash="a", share=0.5),
              *mine_pairs([0.0, 3.0], [0, 1], lr_hash="b", share=0.5)]  # fmt: skip
-    found = weighted(pairs)
+    found = weigh_pairs(pairs)
     gaps = [one.value_winner - one.value_loser for one in found]
     mean_gap, mean_std = sum(gaps) / len(gaps), sum(one.group_std for one in found) / len(found)
     within = [gap + 1 - mean_gap for gap in gaps]
@@ -235,7 +234,7 @@ def test_pair_weights_average_one_and_favour_wide_gaps(tmp_path):
     by_gap = sorted(found[:4], key=lambda one: one.value_winner - one.value_loser)
     assert by_gap[0].weight < by_gap[-1].weight
     with pytest.raises(ValueError, match="negative"):
-        weighted([replace(found[0], value_loser=found[0].value_winner + 5), found[1]])
+        weigh_pairs([replace(found[0], value_loser=found[0].value_winner + 5), found[1]])
 
     file = write_pairs(tmp_path / "pairs.parquet", found, reward="metric")
     again, header = read_pairs(file)

@@ -92,10 +92,10 @@ def test_planted_failures_are_told_apart(watched):
         "reward": lambda own: own * 0.3,
     }
     for name, damage in planted.items():
-        assert name in names(monitor.examine([damage(own) for own in base.pictures])), name
-    smoothed = names(monitor.examine([gaussian_blur(own, 3.0) for own in base.pictures]))
+        assert name in names(monitor.examine([damage(own) for own in base.images])), name
+    smoothed = names(monitor.examine([gaussian_blur(own, 3.0) for own in base.images]))
     assert "fine_energy" in smoothed
-    assert names(monitor.examine([own[:1].expand(3, -1, -1, -1) for own in base.pictures])) == {"diversity"}
+    assert names(monitor.examine([own[:1].expand(3, -1, -1, -1) for own in base.images])) == {"diversity"}
 
 
 def test_a_gain_that_does_not_outlive_a_jpeg_is_told_apart(watched, tmp_path):
@@ -107,7 +107,7 @@ def test_a_gain_that_does_not_outlive_a_jpeg_is_told_apart(watched, tmp_path):
 
     def redder(pattern):
         change = 0.04 * torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1, 1) * pattern
-        return monitor.examine([(own + change).clamp(0, 1) for own in base.pictures])
+        return monitor.examine([(own + change).clamp(0, 1) for own in base.images])
 
     assert raw_range(CompositeReward([Term(redness, 1.0, "z")])) == (0, 1)  # what is read of a sum is its first term
     for pattern, is_fragile in ((board, True), (torch.ones(48, 48), False)):
@@ -131,7 +131,7 @@ def test_a_disturbed_network_raises_the_kl(watched):
 def test_limits_are_four_deviations_of_the_base(watched):
     monitor, base = watched
     saved = json.loads((monitor.tuning.folder / "monitor_limits.json").read_text())["limits"]
-    rows = monitor.signals(base.pictures)
+    rows = monitor.signals(base.images)
     again = monitor.signals(monitor.draw(seed=1)) | {"gram": None}
     for name, limit in saved.items():
         if name == "kl":
@@ -159,7 +159,7 @@ def test_a_signal_without_spread_gets_room():
 
 
 def test_what_the_ground_truths_do_is_no_alarm(watched, tmp_path):
-    """Truths that hold what their LR pictures lost cost LR-consistency, and are no invention."""
+    """Truths that hold what their LR images lost cost LR-consistency, and are no invention."""
     tuning = replace(watched[0].tuning, folder=tmp_path)
     darkened = [replace(one, hr=0.8 * one.hr) for one in smooth_examples()]
     truth = sum(lr_consistency(one.hr, one.lq) for one in darkened) / len(darkened)

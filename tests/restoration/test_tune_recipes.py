@@ -1,4 +1,4 @@
-"""Recipes, the pictures of a run, and the command `zoomiqa tune`."""
+"""Recipes, the images of a run, and the command `zoomiqa tune`."""
 
 import json
 from dataclasses import replace
@@ -11,7 +11,7 @@ from test_tune_training import examples, recipe_of, rows_of
 from restoration.restorer.restorer import Restorer
 from restoration.tuning import Example, MonitorConfig, TuneConfig, load_examples
 from restoration.tuning.algorithms.sft import SFT
-from restoration.tuning.data import crop, pick
+from restoration.tuning.data import crop, pick_crops
 from restoration.tuning.recipes import RECIPES, find_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -20,10 +20,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_crops_of_pair_show_the_same_place():
     big = Example(name="x", lq=torch.rand(3, 20, 30))
     big = replace(big, hr=torch.nn.functional.interpolate(big.lq[None], scale_factor=4)[0])
-    for one in [crop(big, 8), *pick([big] * 3, 5, 8, (1,))]:
+    for one in [crop(big, 8), *pick_crops([big] * 3, 5, 8, (1,))]:
         assert one.lq.shape == (3, 8, 8)
         assert torch.equal(torch.nn.functional.interpolate(one.lq[None], scale_factor=4)[0], one.hr)
-    first, again = (pick(examples(5), 4, 8, (3, 1)) for _ in range(2))
+    first, again = (pick_crops(examples(5), 4, 8, (3, 1)) for _ in range(2))
     assert all(torch.equal(a.lq, b.lq) for a, b in zip(first, again, strict=True))
     assert len({one.name for one in first}) == 4
     with pytest.raises(ValueError, match="whole number"):
@@ -69,14 +69,14 @@ def test_settings_out_of_range_are_named():
 
 def test_the_command_tunes_and_tells(tmp_path, monkeypatch, capsys):
     import typer
-    from tiny import picture, tiny_checkpoint
+    from tiny import make_image, tiny_checkpoint
 
     from restoration.cli.tune import tune as command
     from zoomiqa_reward.images import save_png
 
     (tmp_path / "photos").mkdir()
     for k in range(16):
-        save_png(picture(k, 96, 96), tmp_path / "photos" / f"{k:02d}.png")
+        save_png(make_image(k, 96, 96), tmp_path / "photos" / f"{k:02d}.png")
     nano().save_pretrained(tmp_path / "pipe")
     small = {"steps": 2, "crop_px": 12, "num_samples": 2, "images_per_round": 1}
     monkeypatch.setitem(RECIPES, "nano_sft", lambda **c: replace(
@@ -109,7 +109,7 @@ def test_tune_is_a_public_function(tmp_path):
 
 
 def test_pairs_of_a_file_are_learned_as_they_are():
-    """They may be pictures: nobody knows then what was seen, and so what to expect."""
+    """They may be images: nobody knows then what was seen, and so what to expect."""
     assert find_recipe("nano_dpo").config.expected_targets
     recipe = find_recipe("nano_dpo", pairs_file="pairs.parquet")
     assert not recipe.config.expected_targets

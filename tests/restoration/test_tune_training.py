@@ -260,14 +260,14 @@ def test_pairs_from_a_best_of_n_folder_are_learned(tmp_path):
     pairs = pairs_from_best_of_n(tmp_path / "bon", one.lq)
     assert len(pairs) == 4
     assert min(p.score_winner for p in pairs) > max(p.score_loser for p in pairs)
-    with pytest.raises(ValueError, match="another picture"):
+    with pytest.raises(ValueError, match="another image"):
         pairs_from_best_of_n(tmp_path / "bon", one.lq.flip(2))
     file = write_pairs(tmp_path / "pairs.parquet", pairs)
     recipe = recipe_of(DPO(pairs_file=file), rounds=1)
     result = tune(recipe, [one], reward_of(), tmp_path / "run", validation=None, pipeline=nano(), device="cpu")
     assert rows_of(result.folder)[0]["pairs"] == 4
     assert rows_of(result.folder)[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # no update yet: no margin
-    with pytest.raises(ValueError, match="no training picture has the hash"):
+    with pytest.raises(ValueError, match="no training image has the hash"):
         tune(
             recipe, examples(2, seed=5), reward_of(), tmp_path / "other", validation=None, pipeline=nano(), device="cpu"
         )
@@ -297,7 +297,7 @@ torch.save(kept[0], out.parent / f"{rank}.pt")
 
 @pytest.mark.slow
 def test_two_processes_hold_one_model(tmp_path):
-    """Each process draws its own pictures; the gradients are summed, so both end with the same weights."""
+    """Each process draws its own images; the gradients are summed, so both end with the same weights."""
     program = tmp_path / "program.py"
     program.write_text(TWO_PROCESSES)
     with socket.socket() as free:
@@ -318,6 +318,6 @@ def test_two_processes_hold_one_model(tmp_path):
     rows = rows_of(tmp_path / "run")
     assert [row["round"] for row in rows] == [1, 2]
     assert json.loads((tmp_path / "run/result.json").read_text())["updates"] == 2
-    assert rows[0]["kept"] == 4  # the main process's half: one picture
+    assert rows[0]["kept"] == 4  # the main process's half: one image
     [one, other] = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -1,4 +1,4 @@
-"""Tuning on candidates that saw their picture softer or sharper: whose they are, and what is learned of them."""
+"""Tuning on candidates that saw their image softer or sharper: whose they are, and what is learned of them."""
 
 import math
 
@@ -24,7 +24,7 @@ SEEDS = [5, 6, 7]
 
 
 def detail(image):
-    """How far the picture is from its neighbours' mean."""
+    """How far the image is from its neighbours' mean."""
     around = torch.nn.functional.avg_pool2d(image[None], 3, 1, 1, count_include_pad=False)[0]
     return (image - around).abs().mean()
 
@@ -40,24 +40,24 @@ def tuning(tmp_path):
     )  # fmt: skip
 
 
-def test_a_varied_candidate_is_what_the_sharper_picture_leads_to_told_of_the_picture_as_it_is(tmp_path):
+def test_a_varied_candidate_is_what_the_sharper_image_leads_to_told_of_the_image_as_it_is(tmp_path):
     one, own = tuning(tmp_path), examples(1)[0]
     piece = draw_piece(one, own, SEEDS, vary_sharpness=1.0)
     assert torch.equal(piece.condition.lq, own.lq[None].expand(3, -1, -1, -1))
-    pictures = one.denoiser.decode(piece.trajectory.x0, piece.condition)
-    for picture, seed in zip(pictures, SEEDS, strict=True):
+    images = one.denoiser.decode(piece.trajectory.x0, piece.condition)
+    for image, seed in zip(images, SEEDS, strict=True):
         seen = Example(name="seen", lq=sharpened(own.lq, drawn_sharpness(seed, 1.0)), hr=own.hr)
         alone = draw_piece(one, seen, [seed])
         wanted = one.denoiser.decode(alone.trajectory.x0, alone.condition)[0]
-        torch.testing.assert_close(picture, wanted, atol=1e-4, rtol=0)
+        torch.testing.assert_close(image, wanted, atol=1e-4, rtol=0)
     plain = draw_piece(one, own, SEEDS)
-    assert not torch.allclose(one.denoiser.decode(plain.trajectory.x0, plain.condition), pictures, atol=1e-2)
+    assert not torch.allclose(one.denoiser.decode(plain.trajectory.x0, plain.condition), images, atol=1e-2)
     with pytest.raises(ValueError, match="keep=False"):
         draw_piece(one, own, SEEDS, vary_sharpness=1.0, keep=True)
 
 
 @pytest.mark.parametrize("name", ["nft", "dpo", "sft"])
-def test_what_takes_any_pictures_learns_from_them_and_not_from_plain_ones(name, tmp_path):
+def test_what_takes_any_images_learns_from_them_and_not_from_plain_ones(name, tmp_path):
     algorithm, changes = ALGORITHMS[name]
     rows = {}
     for vary in (0.0, 1.0):

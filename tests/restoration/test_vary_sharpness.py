@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
-from tiny import picture
+from tiny import make_image
 from tiny_pipelines import small_nano
 
 from restoration.restorer.image_io import drawn_sharpness, sharpened
@@ -24,7 +24,7 @@ def doubled(**options):
 
 
 def test_the_candidates_of_a_deterministic_network_differ_and_each_belongs_to_its_seed():
-    image = picture(0, 20, 24)
+    image = make_image(0, 20, 24)
     plain = [one.image for one in doubled().restore(image, SEEDS)]
     assert all(torch.equal(one, plain[0]) for one in plain)
 
@@ -37,9 +37,9 @@ def test_the_candidates_of_a_deterministic_network_differ_and_each_belongs_to_it
     assert torch.equal(alone.image, four[2].image)
 
 
-def test_in_a_shared_call_every_candidate_still_sees_a_picture_of_its_own():
+def test_in_a_shared_call_every_candidate_still_sees_an_image_of_its_own():
     varied = Restorer.from_pretrained(small_nano(), steps=2, vary_sharpness=0.5)
-    image = picture(1, 16, 16)
+    image = make_image(1, 16, 16)
     strict = list(varied.restore(image, SEEDS))
     shared = list(varied.restore(image, SEEDS, strict=False, batch_size=4))
     assert [one.sharpness for one in shared] == [one.sharpness for one in strict]
@@ -47,7 +47,7 @@ def test_in_a_shared_call_every_candidate_still_sees_a_picture_of_its_own():
 
 
 def test_sharpness_adds_and_takes_away_what_a_blur_takes_away():
-    """At -1 the blurred picture is left; at s the difference to it grows by the factor 1 + s, up to black and white."""
+    """At -1 the blurred image is left; at s the difference to it grows by the factor 1 + s, up to black and white."""
     image = torch.from_numpy(np.random.default_rng(0).uniform(0.4, 0.6, (3, 12, 15)).astype(np.float32))
     blurred = np.stack([gaussian_filter(plane, 0.8, mode="mirror") for plane in image.numpy()])
     np.testing.assert_allclose(sharpened(image, -1.0).numpy(), blurred, atol=1e-6)
@@ -71,7 +71,7 @@ def test_an_amount_out_of_range_is_refused(amount):
         doubled(vary_sharpness=amount)
 
 
-def test_the_colour_fix_is_that_of_the_picture_as_given():
+def test_the_colour_fix_is_that_of_the_image_as_given():
     image = torch.from_numpy(np.random.default_rng(1).uniform(0.3, 0.7, (3, 16, 16)).astype(np.float32))
     wanted = torch.nn.functional.interpolate(image[None], scale_factor=2, mode="bicubic")[0].std(dim=(1, 2))
     for one in doubled(vary_sharpness=1.0, colour_fix="adain").restore(image, SEEDS):
@@ -79,7 +79,7 @@ def test_the_colour_fix_is_that_of_the_picture_as_given():
 
 
 def test_a_run_records_the_amounts_and_goes_on_with_them(tmp_path):
-    image = picture(0, 20, 24)
+    image = make_image(0, 20, 24)
     best_of_n(doubled(vary_sharpness=1.0), image, BRIGHTNESS, n=2, out=tmp_path, progress=False)
     result = best_of_n(doubled(vary_sharpness=1.0), image, BRIGHTNESS, n=4, out=tmp_path, progress=False)
     assert not result.identical

@@ -1,12 +1,12 @@
 """Best of N with brightness as its reward, a restorer whose seed fixes how bright, and what makes runs the same."""
 
 import numpy as np
-from tiny import picture
+from tiny import make_image
 
 from restoration.selection.best_of_n import best_of_n
 from zoomiqa_reward.rewards.metric import MetricReward
 
-LQ = picture(0, 12, 16)
+LQ = make_image(0, 12, 16)
 
 
 def shifted(image, seed):

@@ -7,12 +7,12 @@ import time
 
 import pytest
 import torch
-from tiny import picture
+from tiny import make_image
 
 from zoomiqa_reward.serving import Limits, RewardSpec, ServingError
 from zoomiqa_reward.serving.errors import KINDS
 from zoomiqa_reward.serving.scorer import Scorer
-from zoomiqa_reward.serving.wire import SAFETENSORS_TYPE, Item, encode_picture, encode_request
+from zoomiqa_reward.serving.wire import SAFETENSORS_TYPE, ScoreItem, encode_image, encode_request
 
 TOKEN = "a-token-for-tests-only"
 OTHER = "b-token-for-tests-only"
@@ -23,7 +23,7 @@ LIMITS = Limits(
 
 
 def square(seed, side=56):
-    return picture(seed, side, side)
+    return make_image(seed, side, side)
 
 
 class InProcess:
@@ -102,4 +102,4 @@ def kind_of(data):
 
 
 def one_body(count=1):
-    return encode_request([Item(image=encode_picture(square(k))) for k in range(count)])
+    return encode_request([ScoreItem(image=encode_image(square(k))) for k in range(count)])

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from tiny import picture
+from tiny import make_image
 
 from zoomiqa_reward import MetricReward
 from zoomiqa_reward.check import Photograph
@@ -14,7 +14,7 @@ LAPLACIAN = "zoomiqa_reward.check.baselines:laplacian"
 
 def photo(name="a", seed=0, height=80, width=72):
     """Detail on several scales, kept off black and white."""
-    return Photograph(name=name, image=0.1 + 0.8 * picture(seed, height, width))
+    return Photograph(name=name, image=0.1 + 0.8 * make_image(seed, height, width))
 
 
 def wrapped(fn, name="r", **options):

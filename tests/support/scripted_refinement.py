@@ -6,7 +6,7 @@ import shutil
 import tempfile
 
 import torch
-from tiny import make_tiny_checkpoint, picture
+from tiny import make_image, make_tiny_checkpoint
 
 from restoration.refinement import refine
 from zoomiqa_reward.model.checkpoint import load_checkpoint
@@ -15,7 +15,7 @@ from zoomiqa_reward.model.ratings import Ratings
 from zoomiqa_reward.model.reason import assess_images
 from zoomiqa_reward.rewards.metric import MetricReward
 
-LQ = picture(0, 80, 96)
+LQ = make_image(0, 80, 96)
 TARGET = LQ.repeat_interleave(2, 1).repeat_interleave(2, 2)
 
 
@@ -94,7 +94,7 @@ def run(restorer=grainy, reward=None, iqa=None, **options):
 
 def summary(result):
     return [
-        (one.number, one.wish, one.region, one.prompt, one.negative_prompt, one.attempts, one.reward,
+        (one.number, one.zoom_request, one.region, one.prompt, one.negative_prompt, one.attempts, one.reward,
          one.lr_consistency, one.accepted, one.reason, one.stop, one.pixels)
         for one in result.history
     ]  # fmt: skip

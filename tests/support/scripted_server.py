@@ -99,7 +99,7 @@ def parts(body, kind):
     return [item[kind] for items in content for item in items if item["type"] == kind]
 
 
-def pictures(body):
+def sent_images(body):
     urls = [item["url"] for item in parts(body, "image_url")]
     assert all(url.startswith("data:image/png;base64,") for url in urls)
     return [load_image(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))) for url in urls]

@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import torch
-from tiny import picture
+from tiny import make_image
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -149,5 +149,5 @@ def install(monkeypatch):
 
 def two_image_row(checkpoint):
     return make_row(
-        checkpoint, round2(checkpoint.protocol, picture(0, 96, 128), picture(1, 64, 64), "<think>x</think>")
+        checkpoint, round2(checkpoint.protocol, make_image(0, 96, 128), make_image(1, 64, 64), "<think>x</think>")
     )

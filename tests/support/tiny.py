@@ -24,7 +24,7 @@ SPECIAL = (
     "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 CORPUS = [
-    "How good is this picture? Rate it from 1.00 to 5.00.",
+    "How good is this image? Rate it from 1.00 to 5.00.",
     '<think>Image Quality Summary: soft. Decision & Rationale: look closer.</think><answer>{"bbox_2d": [0.1, 0.2, '
     '0.5, 0.6], "rating": 3.25, "tool": "crop"}</answer>',
     "Original image: Cropped Image: quality sharpness noise blur colour",
@@ -43,7 +43,7 @@ def tiny_protocol(**changes: object) -> Protocol:
         "name": "tiny",
         "round1": Prompt(text="{question} Answer with {{}}."),
         "round2": Prompt(text="{question} Look again.", style="verbatim"),
-        "questions": ("How good is this picture?",),
+        "questions": ("How good is this image?",),
         "direct_prefix": '<answer>{"rating": ',
         "views": ViewPolicy(scales=(1.0, 0.5), weights=(0.5, 0.2), whole_weight=0.3, tile_px=64, min_side_px=56),
         "decoding": Decoding(max_new_tokens=8),
@@ -141,7 +141,7 @@ def make_tiny_checkpoint(
 
 
 def _teach(folder: Path, lessons: int, seed: int) -> None:
-    """Teach the model to put its probability on ratings, higher ones for brighter pictures."""
+    """Teach the model to put its probability on ratings, higher ones for brighter images."""
     from zoomiqa_reward.model.checkpoint import load_checkpoint
     from zoomiqa_reward.model.direct import leaf_logprobs, summarise, trie_of
     from zoomiqa_reward.model.inputs import make_row
@@ -149,8 +149,8 @@ def _teach(folder: Path, lessons: int, seed: int) -> None:
 
     checkpoint = load_checkpoint(folder, device="cpu")
     trie, model = trie_of(checkpoint), checkpoint.model
-    sizes = [(56, 56), (64, 84), (112, 64), (64, 128), (84, 84), (128, 112)]  # or it rates pictures of one size only
-    images = [picture(seed + index, *size) * (index + 1) / 6 for index, size in enumerate(sizes)]
+    sizes = [(56, 56), (64, 84), (112, 64), (64, 128), (84, 84), (128, 112)]  # or it rates images of one size only
+    images = [make_image(seed + index, *size) * (index + 1) / 6 for index, size in enumerate(sizes)]
     rows = [make_row(checkpoint, round1(checkpoint.protocol, image)) for image in images]
     targets = torch.tensor([1.5 + 0.5 * index for index in range(6)])
     model.requires_grad_(True)
@@ -182,7 +182,7 @@ def tiny_iqa(arch: str = "qwen2_5_vl"):
     return ZoomIQA.from_pretrained(tiny_checkpoint(arch), device="cpu")
 
 
-def picture(seed: int = 0, height: int = 70, width: int = 90) -> Tensor:
+def make_image(seed: int = 0, height: int = 70, width: int = 90) -> Tensor:
     """Return a float32 CHW image in [0, 1] with coarse and fine structure."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, 4, 5, generator=generator)

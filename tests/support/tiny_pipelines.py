@@ -1,6 +1,6 @@
 """Real diffusers super-resolution pipelines at toy size with random weights, built without network.
 
-Their pictures mean nothing; shapes, random numbers, arguments and padding are those of the real classes.
+Their images mean nothing; shapes, random numbers, arguments and padding are those of the real classes.
 """
 
 import os
@@ -112,7 +112,7 @@ def controlnet():
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), cross_attention_dim=TEXT,
         conditioning_embedding_out_channels=(4, 8),
     ).eval()  # fmt: skip
-    for parameter in control.parameters():  # its last layers start at zero: the control picture would do nothing
+    for parameter in control.parameters():  # its last layers start at zero: the control image would do nothing
         torch.nn.init.normal_(parameter, std=0.1)
     return StableDiffusionControlNetImg2ImgPipeline(
         vae=_vae(2), unet=_unet(in_channels=4, out_channels=4), controlnet=control, scheduler=DDIMScheduler(),

@@ -15,7 +15,7 @@ from restoration.tuning.context import Tuning
 from restoration.tuning.data import Example
 from restoration.tuning.denoisers.base import Condition
 from restoration.tuning.lora import OLD, POLICY, add_lora, weights_of
-from restoration.tuning.sampler.noise_path import Schedule
+from restoration.tuning.sampler.transitions import Schedule
 from zoomiqa_reward.rewards.metric import MetricReward
 
 SHAPE = (3, 4, 4)
@@ -33,7 +33,7 @@ class OneLayer(nn.Module):
 
 
 class ToyDenoiser:
-    """See `restoration.tuning.denoisers.base.Denoiser`. A picture is 0.5 + 0.1 x0."""
+    """See `restoration.tuning.denoisers.base.Denoiser`. An image is 0.5 + 0.1 x0."""
 
     module_name, lora_targets, scale, patch_px = "unet", ("layer",), 1, 1
 
@@ -68,8 +68,8 @@ class ToyDenoiser:
     def decode(self, x0, condition):
         return 0.5 + 0.1 * x0
 
-    def encode_target(self, pictures, condition):
-        return 10 * (pictures - 0.5)
+    def encode_target(self, images, condition):
+        return 10 * (images - 0.5)
 
 
 def weight_parts(denoiser, name=POLICY):
@@ -88,22 +88,22 @@ def said(denoiser, x, time, lq, parts=None):
 
 
 def loudness(image):
-    """The reward: the mean square, so that its slope depends on the picture."""
+    """The reward: the mean square, so that its slope depends on the image."""
     return image.square().mean()
 
 
 def toy_tuning(folder, adapters=(POLICY,), count=2, **changes):
-    """A run on `count` pictures, nothing of which is done yet."""
+    """A run on `count` images, nothing of which is done yet."""
     generator = torch.Generator().manual_seed(5)
     fields = {"images_per_round": count, "num_samples": 4, "rows_at_once": 4, "steps": 4, "crop_px": None,
               "max_grad_norm": 0.0, "ema_decay": 0.0}  # fmt: skip
-    pictures = [
+    images = [
         Example(name=str(k), lq=(k + 1) / count * lq, hr=torch.rand(SHAPE, generator=generator))
         for k, lq in enumerate(torch.rand(count, *SHAPE, generator=generator))
     ]
     return Tuning(
         denoiser=ToyDenoiser(adapters), reward=MetricReward(loudness, "loudness", True, (0, 1), differentiable=True),
-        examples=pictures, config=TuneConfig(**(fields | changes)), folder=folder, device=torch.device("cpu"),
+        examples=images, config=TuneConfig(**(fields | changes)), folder=folder, device=torch.device("cpu"),
         share=SimpleNamespace(scoring=contextlib.nullcontext), autocast=contextlib.nullcontext,
     )  # fmt: skip
 

@@ -33,7 +33,7 @@ def test_fine_colour_has_a_band_of_its_own():
     assert (band_energies(coloured)[..., 4] > -3).all()
 
 
-def test_an_untouched_picture_differs_by_nothing():
+def test_an_untouched_image_differs_by_nothing():
     targets = band_targets(_grating(4, 0.1), _grating(4, 0.1))
     assert torch.equal(targets[..., :NUM_BANDS], targets[..., NUM_BANDS : 2 * NUM_BANDS])
     assert targets[..., 2 * NUM_BANDS :].numpy() == pytest.approx(np.log10(FLOOR))

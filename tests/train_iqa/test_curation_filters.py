@@ -20,7 +20,7 @@ from train_iqa.evaluation.filters import filter_statistics
 from zoomiqa_reward.check import bundled_photographs
 from zoomiqa_reward.protocol.spec import ROUND1_SECTIONS
 
-PICTURES, SIDE_PX = 400, 192
+IMAGES, SIDE_PX = 400, 192
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def cases() -> list[PlantedCase]:
                 image[top : top + SIDE_PX, left : left + SIDE_PX]
                 for left in range(0, image.shape[1] - SIDE_PX + 1, SIDE_PX)
             ]
-    return make_cases([window for window in windows if window.std() > 0.12], PICTURES)
+    return make_cases([window for window in windows if window.std() > 0.12], IMAGES)
 
 
 def statistics(cases, rejected, wanted):
@@ -42,10 +42,10 @@ def statistics(cases, rejected, wanted):
 
 
 def test_consistency_finds_what_the_record_denies(cases):
-    assert sum(case.plant is not None for case in cases) == PICTURES
+    assert sum(case.plant is not None for case in cases) == IMAGES
     judge, rejected, hints = RulesJudge(), [], None
     for case in cases:
-        if case.plant is None:  # its planted twin follows, about the same picture and box
+        if case.plant is None:  # its planted twin follows, about the same image and box
             hints = measure_image(case.image, case.written.bbox)
         verdicts = judge.verdicts(case.written, hints)
         rejected.append(any(one.verdict == "contradiction" for one in verdicts))
@@ -60,7 +60,7 @@ def test_consistency_finds_what_the_record_denies(cases):
 def test_reliance_refuses_texts_that_never_saw_the_image_and_keeps_those_that_did(cases):
     """A single blind continuation passed 53 to 80 % of such texts: it was another sample, and lacked the score."""
     found, config = reliance_cases(cases), RelianceConfig()
-    assert sum(case.is_planted for case in found) == sum(not case.is_planted for case in found) == PICTURES
+    assert sum(case.is_planted for case in found) == sum(not case.is_planted for case in found) == IMAGES
     for seed in (0, 1):
         rng, passed = np.random.default_rng(seed), {True: [], False: []}
         for case in found:

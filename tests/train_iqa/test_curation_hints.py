@@ -1,4 +1,4 @@
-"""Hints are measured right on pictures whose values are known, and become words where the thresholds say so."""
+"""Hints are measured right on images whose values are known, and become words where the thresholds say so."""
 
 import dataclasses
 import json
@@ -12,15 +12,15 @@ from train_iqa.curation.calibrate import UNTOUCHED, choose
 from train_iqa.curation.calibrate import main as calibrate
 from train_iqa.curation.hints import MIN_SIDE_PX, Hints, ImageHints, measure_hints, measure_image
 from train_iqa.curation.states import LOOKS, degrade_to, knows_absent, state_of
-from train_iqa.curation.thresholds import STATES, Threshold, Thresholds, shipped
-from train_iqa.nano.degradations import Record, Step
-from train_iqa.nano.rationale import look
+from train_iqa.curation.thresholds import STATES, HintThresholds, Threshold, shipped
+from train_iqa.nano.degradations import DamageRecord, Step
+from train_iqa.nano.rationale import word_key
 from zoomiqa_reward.images import save_png
 
 USUAL = Hints(brightness=0.45, contrast=0.18, colourfulness=30.0, blocking=0.1, blur=0.3, noise=0.004)
 
 
-def picture(height: int = 96, width: int = 128) -> np.ndarray:
+def make_image(height: int = 96, width: int = 128) -> np.ndarray:
     """Return smooth structure, HWC float32 in [0, 1]."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     planes = [0.5 + 0.3 * np.sin(x / (5 + k)) * np.cos(y / (7 + k)) for k in range(3)]
@@ -53,7 +53,7 @@ def test_noise_is_measured_in_its_own_unit(sigma):
 def test_blur_and_blocks_rise_with_their_damage():
     from train_iqa.nano.degradations import gaussian_blur, jpeg
 
-    rng, clean = np.random.default_rng(0), picture() + np.random.default_rng(1).normal(0, 0.02, (96, 128, 3))
+    rng, clean = np.random.default_rng(0), make_image() + np.random.default_rng(1).normal(0, 0.02, (96, 128, 3))
     clean = clean.clip(0, 1).astype(np.float32)
     blurs = [measure_hints(tensor(gaussian_blur(clean, severity, rng)[0])).blur for severity in (0.1, 0.4, 0.8)]
     blocks = [measure_hints(tensor(jpeg(clean, severity, rng)[0])).blocking for severity in (0.1, 0.5, 0.9)]
@@ -70,7 +70,7 @@ def test_blocks_are_found_wherever_the_grid_lies(shift):
 
 
 def test_the_box_alone_is_measured_there():
-    image = picture()
+    image = make_image()
     image[:48, :64] += np.random.default_rng(0).normal(0, 0.1, (48, 64, 3)).astype(np.float32)
     found = measure_image(tensor(image), (0.0, 0.0, 0.5, 0.5))
     assert found.box is not None
@@ -80,7 +80,7 @@ def test_the_box_alone_is_measured_there():
     assert math.isfinite(tiny.blur)
 
 
-def test_a_flat_picture_tells_nothing_of_blur_and_a_tiny_one_is_refused():
+def test_a_flat_image_tells_nothing_of_blur_and_a_tiny_one_is_refused():
     hints = measure_hints(torch.full((3, 64, 64), 0.3))
     assert math.isnan(hints.blur)
     assert math.isnan(hints.blocking)
@@ -89,11 +89,11 @@ def test_a_flat_picture_tells_nothing_of_blur_and_a_tiny_one_is_refused():
         measure_hints(torch.zeros(3, MIN_SIDE_PX - 1, 64))
 
 
-def thresholds() -> Thresholds:
+def thresholds() -> HintThresholds:
     of = {state: Threshold(possible=0.0, certain=0.0) for state in STATES}
     of |= {"noisy": Threshold(possible=0.01, certain=0.02), "dark": Threshold(possible=0.4, certain=0.2)}
     of |= {"bright": Threshold(possible=0.5, certain=0.7)}
-    return Thresholds(of=of)
+    return HintThresholds(of=of)
 
 
 def test_between_possible_and_certain_nobody_is_contradicted():
@@ -133,11 +133,11 @@ def test_a_file_of_thresholds_is_checked(tmp_path):
     file = tmp_path / "thresholds.json"
     content = shipped().as_json()
     file.write_text(json.dumps(content))
-    assert Thresholds.load(file) == shipped()
+    assert HintThresholds.load(file) == shipped()
     content["of"]["noisy"] = {"possible": 0.5, "certain": 0.1}
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"thresholds\.json.*noisy: certain=0\.1 must lie beyond"):
-        Thresholds.load(file)
+        HintThresholds.load(file)
 
 
 def test_thresholds_are_quantiles_of_both_sides():
@@ -157,10 +157,10 @@ def test_thresholds_are_quantiles_of_both_sides():
 def test_calibration_writes_a_file_that_is_read(tmp_path):
     for number in range(20):
         noise = np.random.default_rng(number).normal(0, 0.01, (48, 56, 3))
-        save_png(tensor(picture(48, 56) * (0.6 + 0.02 * number) + noise), tmp_path / f"{number:02d}.png")
+        save_png(tensor(make_image(48, 56) * (0.6 + 0.02 * number) + noise), tmp_path / f"{number:02d}.png")
     out = tmp_path / "thresholds.json"
     assert calibrate(["--images", str(tmp_path), "--count", "20", "--name", "stripes", "--out", str(out)]) == 0
-    found = Thresholds.load(out)
+    found = HintThresholds.load(out)
     assert found.provenance["photographs"] == "20 of stripes"
     assert 0.004 < found.of["noisy"].possible < 0.2
     assert found.of["dark"].certain < found.of["bright"].certain
@@ -168,18 +168,18 @@ def test_calibration_writes_a_file_that_is_read(tmp_path):
 
 @pytest.mark.parametrize("state", list(LOOKS))
 def test_degrading_to_a_state_gives_a_record_that_names_it(state):
-    pixels, record = degrade_to(picture(40, 40), state, 0.7, np.random.default_rng(3))
-    assert look(record.steps[0]) in LOOKS[state]
+    pixels, record = degrade_to(make_image(40, 40), state, 0.7, np.random.default_rng(3))
+    assert word_key(record.steps[0]) in LOOKS[state]
     assert state_of(record) == state
     assert pixels.shape == (40, 40, 3)
 
 
 def test_only_what_the_record_excludes_counts_as_absent():
-    jpeg = Record(steps=(Step(kind="jpeg", severity=0.8, params={"quality": 10}),))
+    jpeg = DamageRecord(steps=(Step(kind="jpeg", severity=0.8, params={"quality": 10}),))
     assert knows_absent(jpeg, "noisy")
     assert not knows_absent(jpeg, "blocky")
     assert not knows_absent(jpeg, "blurred")  # strong compression does take detail away
     assert not knows_absent(jpeg, "dark")  # the photograph may be dark by itself
-    assert knows_absent(Record(steps=()), "blurred")
-    dark = Record(steps=(Step(kind="exposure", severity=0.8, params={"gamma": 3.0}),))
+    assert knows_absent(DamageRecord(steps=()), "blurred")
+    dark = DamageRecord(steps=(Step(kind="exposure", severity=0.8, params={"gamma": 3.0}),))
     assert knows_absent(dark, "bright")

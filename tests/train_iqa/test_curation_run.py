@@ -23,12 +23,12 @@ from train_iqa.curation.config import CurateConfig
 from train_iqa.curation.endpoint import Asker, Calls, Endpoint, FatalEndpointError, answer_entropy
 from train_iqa.curation.loop import curate
 from train_iqa.curation.planted import make_cases
-from train_iqa.curation.planted_reliance import guess, strayed
+from train_iqa.curation.planted_reliance import guess, sample_continuation
 from train_iqa.curation.prompts import Prompts
 from train_iqa.curation.reliance import RelianceConfig
 from train_iqa.curation.scripted import ScriptedServer, completion, request_images, request_text
 from train_iqa.curation.scripted_teacher import scripted_dataset
-from train_iqa.data import Source
+from train_iqa.data import DatasetSource
 from train_iqa.rows.conversations import read_conversations
 from zoomiqa_reward.check import bundled_photographs
 from zoomiqa_reward.protocol import read_route
@@ -46,13 +46,13 @@ def cases():
 
 @pytest.fixture(scope="module")
 def scripted(cases, tmp_path_factory):
-    """The table of 14 pictures, and their teacher."""
+    """The table of 14 images, and their teacher."""
     return scripted_dataset(tmp_path_factory.mktemp("scripted"), cases)
 
 
 def configured(scripted, out, url, **changes):
     endpoint = Endpoint(model="scripted", base_url=url, price_in=2.0, price_out=8.0, timeout_s=20)
-    fields = {"sources": (Source(family="csv", root=scripted[0]),), "teacher": endpoint, "out": out}
+    fields = {"sources": (DatasetSource(family="csv", root=scripted[0]),), "teacher": endpoint, "out": out}
     return CurateConfig(**(fields | changes))
 
 
@@ -113,7 +113,7 @@ def test_a_teacher_without_eyes_has_nothing_kept(scripted, tmp_path):
         begins, beginning = request_text(body).partition("The analysis begins:")[1:]
         if not begins:
             return scripted[1](body)
-        return strayed(*guess(beginning), np.random.default_rng(body["seed"])).render()
+        return sample_continuation(*guess(beginning), np.random.default_rng(body["seed"])).render()
 
     with ScriptedServer(blind) as server:
         report = curate(configured(scripted, tmp_path, server.url, consistency=None, attempts=1))
@@ -385,7 +385,7 @@ def test_a_configuration_file_holds_the_same_fields(scripted, tmp_path):
     assert (config.attempts, config.teacher.model, config.teacher.price_out) == (4, "b", 2.0)
     assert config.reliance == RelianceConfig(box=0.5)
     with pytest.raises(ValueError, match="prompt round1: may only hold"):
-        Prompts(round1="{picture}")
+        Prompts(round1="{image}")
 
 
 def test_a_key_is_sent_and_written_nowhere(scripted, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from train_iqa.curation.endpoint import Endpoint
 from train_iqa.curation.loop import curate
 from train_iqa.curation.planted import make_cases
 from train_iqa.curation.scripted_teacher import scripted_dataset
-from train_iqa.data import Source
+from train_iqa.data import DatasetSource
 from train_iqa.rows.conversations import read_conversations
 from zoomiqa_reward.check import bundled_photographs
 from zoomiqa_reward.model.text_server.local_server import serve
@@ -41,9 +41,14 @@ def test_nano_as_the_teacher_over_transformers_serve(served, tmp_path):
     table, _ = scripted_dataset(tmp_path / "data", make_cases([clean], 3, seed=2))
     teacher = Endpoint(model=served.model, base_url=served.base_url, max_tokens=256, timeout_s=120)
     config = CurateConfig(
-        sources=(Source(family="csv", root=table),), teacher=teacher, out=tmp_path / "all", protocol=NANO, attempts=1,
-        rating_tolerance=4.0, concurrency=2,
-    )  # fmt: skip
+        sources=(DatasetSource(family="csv", root=table),),
+        teacher=teacher,
+        out=tmp_path / "all",
+        protocol=NANO,
+        attempts=1,
+        rating_tolerance=4.0,
+        concurrency=2,
+    )
     plain = replace(config, out=tmp_path / "plain", consistency=None, reliance=None)
     report = curate(plain)
     assert report["failed"] == 0

@@ -8,14 +8,19 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from tiny import picture, tiny_protocol
+from tiny import make_image, tiny_protocol
 
 from train_iqa.curation.claims import Claim, read_claims
-from train_iqa.curation.consistency import ConsistencyConfig, check_consistency
 from train_iqa.curation.hints import Hints, ImageHints
-from train_iqa.curation.judges import JudgeError, RulesJudge, Verdict
-from train_iqa.curation.model_judge import read_verdicts
-from train_iqa.curation.prompts import ask_protocol, ask_protocol2, begun, picture_url, without_images
+from train_iqa.curation.judges import (
+    ConsistencyConfig,
+    JudgeError,
+    JudgeVerdict,
+    RulesJudge,
+    check_consistency,
+    read_verdicts,
+)
+from train_iqa.curation.prompts import ask_protocol, ask_protocol2, begun, image_url, without_images
 from train_iqa.curation.reliance import Continuation, RelianceConfig, compare
 from train_iqa.curation.written import FormError, box_difference, read_written, split_sentences
 from zoomiqa_reward.images import load_image, to_pil
@@ -103,10 +108,10 @@ def test_a_claim_is_about_the_box_where_the_box_lies():
     assert read_claims("Noise.", is_about_crop=True, box=box) == [Claim("noisy", True, True)]
 
 
-def verdicts(*wrong: int) -> list[Verdict]:
+def verdicts(*wrong: int) -> list[JudgeVerdict]:
     count = len(read_written(TEXT, ROUND1_SECTIONS).sentences)
     return [
-        Verdict(verdict="contradiction" if place in wrong else "match", why="planted" if place in wrong else "")
+        JudgeVerdict(verdict="contradiction" if place in wrong else "match", why="planted" if place in wrong else "")
         for place in range(count)
     ]
 
@@ -240,7 +245,7 @@ def test_a_model_judges_reply_is_read_strictly():
 
 
 def test_a_zoom_iqa_teacher_is_asked_as_it_was_trained_and_never_told_the_score():
-    protocol, image = tiny_protocol(), picture(height=40, width=60)
+    protocol, image = tiny_protocol(), make_image(height=40, width=60)
     asked = ask_protocol(protocol, image, 10_000)
     assert [item["type"] for item in asked[0]["content"]] == ["text", "image_url"]
     assert asked[0]["content"][0]["text"] == protocol.round1.render(protocol.questions[0])
@@ -260,11 +265,11 @@ def test_a_zoom_iqa_teacher_is_asked_as_it_was_trained_and_never_told_the_score(
     assert images == []
 
 
-def test_pictures_are_sent_without_loss_and_reduced_only_beyond_the_limit():
-    image = load_image(to_pil(picture(height=40, width=60)))  # of 8 bits, as files are
+def test_images_are_sent_without_loss_and_reduced_only_beyond_the_limit():
+    image = load_image(to_pil(make_image(height=40, width=60)))  # of 8 bits, as files are
 
     def sent(max_pixels):
-        head, data = picture_url(image, max_pixels).split(",")
+        head, data = image_url(image, max_pixels).split(",")
         assert head == "data:image/png;base64"
         return load_image(Image.open(io.BytesIO(base64.b64decode(data))))
 

@@ -2,17 +2,24 @@
 
 import pytest
 import torch
-from tiny import picture
+from tiny import make_image
 
 from restoration.degradation import degrade
-from restoration.evaluation.datasets import Dataset, Item, degraded_folder, load_preset, paired_folders, pixel_hash
+from restoration.evaluation.datasets import (
+    Dataset,
+    DatasetItem,
+    degraded_folder,
+    load_preset,
+    paired_folders,
+    pixel_hash,
+)
 from zoomiqa_reward.images import load_image, save_png
 
 
 def write(folder, *names, size=(16, 16), seed=0):
     folder.mkdir(parents=True, exist_ok=True)
     for k, name in enumerate(names):
-        save_png(picture(seed + k, *size), folder / f"{name}.png")
+        save_png(make_image(seed + k, *size), folder / f"{name}.png")
 
 
 def test_degraded_folder_is_seeded_by_place(tmp_path):
@@ -92,6 +99,6 @@ def test_what_does_not_fit_is_refused(tmp_path):
         degraded_folder(tmp_path / "empty")
     path = tmp_path / "lq" / "a.png"
     with pytest.raises(ValueError, match="two items are called 'a'"):
-        Dataset(name="twice", items=(Item(name="a", lq=path), Item(name="a", lq=path)))
+        Dataset(name="twice", items=(DatasetItem(name="a", lq=path), DatasetItem(name="a", lq=path)))
     with pytest.raises(ValueError, match="need a degradation"):
-        Dataset(name="how", items=(Item(name="a", hr=path),))
+        Dataset(name="how", items=(DatasetItem(name="a", hr=path),))

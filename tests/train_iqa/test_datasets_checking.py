@@ -6,14 +6,14 @@ import random
 from pathlib import Path
 
 import pytest
-from dataset_copies import picture_file, pictures, write_kadid, write_koniq
+from dataset_copies import image_file, write_images, write_kadid, write_koniq
 
 from train_iqa.data import (
     DatasetProblems,
+    DatasetSource,
     IqaDataset,
     LabelledImage,
     Scale,
-    Source,
     find_shared,
     load_dataset,
     load_datasets,
@@ -30,11 +30,11 @@ def table(root: Path, *lines: str, header: str = "image,mos") -> Path:
 
 def test_all_problems_of_all_sets_come_in_one_list(tmp_path: Path) -> None:
     root, outside = tmp_path / "root", tmp_path / "outside.png"
-    picture_file(outside)
-    pictures(root, "a.png", "b.png")
+    image_file(outside)
+    write_images(root, "a.png", "b.png")
     (root / "copy.png").write_bytes((root / "a.png").read_bytes())
     (root / "cut.png").write_bytes((root / "b.png").read_bytes()[:60])
-    (root / "text.png").write_text("no picture")
+    (root / "text.png").write_text("no image")
     (root / "link.png").symlink_to(outside)
     (root / "inner.png").symlink_to(root / "b.png")
     lines = [
@@ -43,7 +43,10 @@ def test_all_problems_of_all_sets_come_in_one_list(tmp_path: Path) -> None:
         "../outside.png,3", f"{outside},3", r"..\outside.png,3", r"C:\x.png,3", "sub/../a.png,3",
         "b.png,9", "a.png,nan", "a.png,",
     ]  # fmt: skip
-    sources = [Source(family="csv", root=table(root, *lines)), Source(family="spaq", root=tmp_path / "nothing")]
+    sources = [
+        DatasetSource(family="csv", root=table(root, *lines)),
+        DatasetSource(family="spaq", root=tmp_path / "nothing"),
+    ]
     with pytest.raises(DatasetProblems) as caught:
         load_datasets(sources)
     found = sorted((problem.kind, problem.dataset) for problem in caught.value.problems)
@@ -61,7 +64,7 @@ def test_all_problems_of_all_sets_come_in_one_list(tmp_path: Path) -> None:
 
 
 def test_accepted_problems_leave_images_out_and_say_so(tmp_path: Path) -> None:
-    pictures(tmp_path, "a.png", "b.png")
+    write_images(tmp_path, "a.png", "b.png")
     (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
     file = table(tmp_path, "a.png,1", "copy.png,2", "b.png,3", "no.png,4")
     dataset = load_dataset("csv", file, accept=["missing", "duplicate"])
@@ -75,8 +78,8 @@ def test_accepted_problems_leave_images_out_and_say_so(tmp_path: Path) -> None:
         load_dataset("csv", file, accept=["escape"])
 
 
-def test_checks_of_paths_do_not_open_pictures(tmp_path: Path) -> None:
-    (tmp_path / "text.png").write_text("no picture")
+def test_checks_of_paths_do_not_open_images(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
     file = table(tmp_path, "text.png,2")
     [image] = load_dataset("csv", file, checks="paths").images
     assert image.sha256 is None
@@ -87,7 +90,7 @@ def test_checks_of_paths_do_not_open_pictures(tmp_path: Path) -> None:
 
 
 def test_a_table_with_all_its_columns(tmp_path: Path) -> None:
-    pictures(tmp_path, "a.png", "b.png", "c.png")
+    write_images(tmp_path, "a.png", "b.png", "c.png")
     header = "image,mos,std,scene,split,boxes"
     lines = ["a.png,0,5,s1,test,0 0 0.5 0.5; 0.5 0.5 1 1", "b.png,100,,s1,,none", "c.png,50,10,,training,"]
     file = table(tmp_path, *lines, header=header)
@@ -109,7 +112,7 @@ def test_a_table_with_all_its_columns(tmp_path: Path) -> None:
 
 
 def test_the_official_evaluators_and_deqas_lists(tmp_path: Path) -> None:
-    pictures(tmp_path, "KONIQ/images/a.jpg", "KONIQ/images/b.jpg")
+    write_images(tmp_path, "KONIQ/images/a.jpg", "KONIQ/images/b.jpg")
     metas = tmp_path / "metas"
     metas.mkdir()
 
@@ -148,11 +151,13 @@ def test_the_official_evaluators_and_deqas_lists(tmp_path: Path) -> None:
 
 def test_sources_are_checked() -> None:
     with pytest.raises(ValueError, match="unknown data set 'coco'"):
-        Source(family="coco", root=Path())
+        DatasetSource(family="coco", root=Path())
     with pytest.raises(ValueError, match="belong to lists"):
-        Source(family="koniq", root=Path(), scale=Scale(worst=0, best=1))
+        DatasetSource(family="koniq", root=Path(), scale=Scale(worst=0, best=1))
     with pytest.raises(ValueError, match="two data sets of one name"):
-        load_datasets([Source(family="csv", root=Path("a/x.csv")), Source(family="csv", root=Path("b/x.csv"))])
+        load_datasets(
+            [DatasetSource(family="csv", root=Path("a/x.csv")), DatasetSource(family="csv", root=Path("b/x.csv"))]
+        )
     with pytest.raises(ValueError, match="two different"):
         Scale(worst=1, best=1)
 
@@ -205,7 +210,7 @@ def test_parts_are_official_where_there_are_any(tmp_path: Path) -> None:
 
 
 def test_shared_files_are_found_by_content(tmp_path: Path) -> None:
-    pictures(tmp_path, "a.png", "b.png", "c.png")
+    write_images(tmp_path, "a.png", "b.png", "c.png")
     (tmp_path / "renamed.png").write_bytes((tmp_path / "b.png").read_bytes())
     first = load_dataset("csv", table(tmp_path, "a.png,1", "b.png,2"), name="training")
     second = load_dataset("csv", table(tmp_path, "c.png,1", "renamed.png,2"), name="test")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import dataset_copies
 import pytest
-from dataset_copies import pictures, workbook
+from dataset_copies import workbook, write_images
 
 from train_iqa.data import FAMILIES, DatasetProblems, load_dataset
 from train_iqa.data.xlsx import XlsxError, read_sheet
@@ -34,7 +34,7 @@ EXPECTED = {
         "Distortion_1/A0001_00_00.bmp": (3.0, math.nan, "A0001", None),
         "Distortion_2/Distortion_2/A0060_03_12.bmp": (1.0, math.nan, "A0060", None),
     },
-    "livew": {  # the raters' teaching picture t1 is left out; 22.25298816568 is a quarter of 89.0119526627
+    "livew": {  # the raters' teaching image t1 is left out; 22.25298816568 is a quarter of 89.0119526627
         "Images/3.bmp": (5.0, 1.0, None, None), "Images/10.JPG": (1.0, 0.0, None, None),
     },
     "agiqa": {  # 2.244370392 is the middle of 0..4.488740784, 0.561092598 an eighth of it
@@ -112,7 +112,7 @@ def test_tid2013_without_deviations_and_with_a_wrong_number_of_them(tmp_path: Pa
 
 def test_pipal_one_name_in_two_folders(tmp_path: Path) -> None:
     dataset_copies.write_pipal(tmp_path)
-    pictures(tmp_path, "Distortion_3/A0001_00_00.bmp")
+    write_images(tmp_path, "Distortion_3/A0001_00_00.bmp")
     assert any("same name" in problem for problem in problems_of("pipal", tmp_path))
 
 

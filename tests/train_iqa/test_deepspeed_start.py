@@ -15,7 +15,7 @@ from tiny import tiny_checkpoint
 
 from train_iqa.training import learner
 from train_iqa.training.learner import ModelConfig
-from train_iqa.training.metrics import read_log
+from train_iqa.training.run_state import read_log
 
 CONFIGS = ROOT / "train_iqa" / "configs"
 

@@ -11,13 +11,12 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 from scipy.stats import spearmanr
-from tiny import picture, tiny_checkpoint, tiny_iqa
+from tiny import make_image, tiny_checkpoint, tiny_iqa
 
 from train_iqa import evaluate as module
-from train_iqa.data import Source, load_datasets, select
+from train_iqa.data import DatasetSource, load_datasets, select
 from train_iqa.evaluate import evaluate, main
-from train_iqa.evaluation.lines import LineWriter, null, read_lines
-from train_iqa.evaluation.measuring import Asking, probed
+from train_iqa.evaluation.measuring import Asking, LineWriter, choose_probe_ids, null, read_lines
 from train_iqa.evaluation.options import EvaluateConfig, build_parser, config_of
 from train_iqa.evaluation.report import compare, report_of
 from zoomiqa_reward.images import load_image, save_png
@@ -27,11 +26,11 @@ NUM_IMAGES = 6
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures of three scenes with labels, and for two of them the damaged region."""
+    """Six images of three scenes with labels, and for two of them the damaged region."""
     root = tmp_path_factory.mktemp("photos")
     lines = ["image,mos,scene,boxes"]
     for k in range(NUM_IMAGES):
-        save_png(picture(k, 60, 70) * (k + 1) / NUM_IMAGES, root / f"{k}.png")
+        save_png(make_image(k, 60, 70) * (k + 1) / NUM_IMAGES, root / f"{k}.png")
         lines.append(f"{k}.png,{1.2 + 0.6 * k:.1f},s{k // 2},{'0 0 0.5 0.5' if k < 2 else ''}")
     (root / "photos.csv").write_text("\n".join(lines) + "\n")
     return root
@@ -52,7 +51,12 @@ def arguments(photos: Path, out: Path, *more: str) -> list[str]:
 
 
 def config(photos: Path, out: Path, **changes: object) -> EvaluateConfig:
-    fields = {"sources": (Source(family="csv", root=photos / "photos.csv"),), "out": out, "num_probes": 0, "draws": 0}
+    fields = {
+        "sources": (DatasetSource(family="csv", root=photos / "photos.csv"),),
+        "out": out,
+        "num_probes": 0,
+        "draws": 0,
+    }
     return EvaluateConfig(**(fields | changes))
 
 
@@ -246,11 +250,11 @@ def test_two_runs_are_compared_over_what_both_could_rate() -> None:
 
 
 def test_probes_do_not_depend_on_the_order(photos: Path) -> None:
-    [dataset] = load_datasets([Source(family="csv", root=photos / "photos.csv")], checks="paths")
+    [dataset] = load_datasets([DatasetSource(family="csv", root=photos / "photos.csv")], checks="paths")
     images = list(dataset.images)
-    assert probed(images, 3) == probed(images[::-1], 3)
-    assert len(probed(images, 99)) == NUM_IMAGES
-    assert probed(images, 3, seed=0) <= probed(images, 4, seed=0)
+    assert choose_probe_ids(images, 3) == choose_probe_ids(images[::-1], 3)
+    assert len(choose_probe_ids(images, 99)) == NUM_IMAGES
+    assert choose_probe_ids(images, 3, seed=0) <= choose_probe_ids(images, 4, seed=0)
 
 
 @pytest.mark.slow

@@ -8,9 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import picture
+from tiny import make_image
 
-from train_iqa.evaluation.agreement import correlations, krcc, pair_tables, share
 from train_iqa.evaluation.bootstrap import (
     bootstrap,
     bootstrap_share,
@@ -19,10 +18,18 @@ from train_iqa.evaluation.bootstrap import (
     percentile_interval,
 )
 from train_iqa.evaluation.calibration import calibrate
-from train_iqa.evaluation.consistency import gain_over_sampling, spread_of_calls
+from train_iqa.evaluation.correlations import correlations, krcc, pair_tables, share
 from train_iqa.evaluation.filters import filter_statistics, wilson_interval
 from train_iqa.evaluation.grounding import as_shares, grounding, iou
-from train_iqa.evaluation.robustness import jpeg95, perturbed_ratings, rating_changes, resize98, shift1
+from train_iqa.evaluation.robustness import (
+    gain_over_sampling,
+    jpeg95,
+    perturbed_ratings,
+    rating_changes,
+    resize98,
+    shift1,
+    spread_of_calls,
+)
 
 NAN = math.nan
 
@@ -210,12 +217,12 @@ def test_calibration_without_enough_or_without_spread() -> None:
 
 
 def test_perturbations_are_what_they_say_and_hardly_visible() -> None:
-    image = picture(0, 70, 100)
+    image = make_image(0, 70, 100)
     moved = shift1(image)
     assert torch.equal(moved[:, 1:, 1:], image[:, :-1, :-1])
     assert torch.equal(moved[:, 0, 1:], image[:, 0, :-1])
     assert resize98(image).shape == (3, 69, 98)
-    assert resize98(picture(0, 2, 1)).shape == (3, 1, 1)
+    assert resize98(make_image(0, 2, 1)).shape == (3, 1, 1)
     smaller = resize98(image)
     assert smaller.min() >= 0
     assert (smaller.mean() - image.mean()).abs() < 0.01

@@ -5,13 +5,12 @@ import pytest
 import torch
 
 from train_iqa.nano.build import build_model, build_tokenizer
-from train_iqa.nano.degradations import Record, Step
+from train_iqa.nano.degradations import DamageRecord, Step
 from train_iqa.nano.language import RatingTree, Readouts, pair_loss, rows_loss
 from train_iqa.nano.number_targets import bell, digit_targets
-from train_iqa.nano.optimizers import SplitOptimizer, WeightAverage, orthogonalised
+from train_iqa.nano.optimizers import SplitOptimizer, TimeBudget, WeightAverage, orthogonalised
 from train_iqa.nano.rationale import nano_protocol
 from train_iqa.nano.rows import RowBuilder, mirrored, mrope_positions
-from train_iqa.nano.schedule import Clock
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.direct import leaf_logprobs, trie_of
 from zoomiqa_reward.model.inputs import make_row
@@ -19,7 +18,7 @@ from zoomiqa_reward.model.turns import round1
 from zoomiqa_reward.protocol import read_rating
 
 BLUR = Step(kind="motion_blur", severity=0.8, params={"length_px": 9.0})
-LOCAL, EVEN = Record(steps=(BLUR,), box=(0.5, 0.5, 1.0, 0.9)), Record(steps=(BLUR,))
+LOCAL, EVEN = DamageRecord(steps=(BLUR,), box=(0.5, 0.5, 1.0, 0.9)), DamageRecord(steps=(BLUR,))
 
 
 @pytest.fixture(scope="module")
@@ -177,11 +176,11 @@ def test_averaged_weights():
 
 def test_a_clock_that_goes_on_spends_only_the_rest():
     now = iter([0.0, 10.0, 10.0, 16.0, 100.0, 104.0, 105.0]).__next__
-    clock = Clock(10.0, now)
+    clock = TimeBudget(10.0, now)
     clock.start()  # at 10
     assert clock.progress == pytest.approx(0.0)
     state = {"spent": clock.spent}  # at 16
-    again = Clock(10.0, now)  # at 100
+    again = TimeBudget(10.0, now)  # at 100
     again.load_state_dict(state)  # at 104
     assert again.progress == pytest.approx(0.7)
 

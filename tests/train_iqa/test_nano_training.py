@@ -10,15 +10,14 @@ import torch
 from PIL import Image
 
 from train_iqa.nano.build import CHROMA, LUMA, build_model, init_energy_meters
-from train_iqa.nano.degradations import Record, Step
+from train_iqa.nano.degradations import DamageRecord, Step
 from train_iqa.nano.dense import dense_batch, local_rank
-from train_iqa.nano.drawing import LARGE_PX, Drawn, draw_image, failed
+from train_iqa.nano.drawing import LARGE_PX, DegradedImage, draw_image, failed
 from train_iqa.nano.labels import LabelScale
 from train_iqa.nano.people import People, cut_view, folds, moved_images, read_opinions
-from train_iqa.nano.store import GRID, KINDS, Store, cover_map, read_pairs
+from train_iqa.nano.store import GRID, KINDS, Store, Workers, cover_map, read_pairs
 from train_iqa.nano.synthetic import hold_out, list_photographs, make_sample
 from train_iqa.nano.train import NanoConfig, main, make_nano
-from train_iqa.nano.workers import Workers
 from zoomiqa_reward import ZoomIQA
 
 
@@ -161,8 +160,8 @@ def test_a_failed_image_has_the_worst_label_and_says_so(photographs):
         image, record = failed(reference, rng)
     assert np.ptp(image) < 0.2
     eight = [(x * 255).astype(np.uint8) for x in (image, reference)]
-    drawn = Drawn(image=eight[0], reference=eight[1], record=record, is_failed=True)
-    clean = Drawn(image=eight[1], reference=eight[1], record=Record(steps=()))
+    drawn = DegradedImage(image=eight[0], reference=eight[1], record=record, is_failed=True)
+    clean = DegradedImage(image=eight[1], reference=eight[1], record=DamageRecord(steps=()))
     store.add_small([drawn, clean])
     assert store.labels[0] == 1.0
     assert store.labels[1] > 3.6  # MDSI of equal images is 0, the middle of these knots' end
@@ -181,7 +180,7 @@ def test_the_store_keeps_the_newest_and_labels_as_samples_are_labelled(photograp
     assert store.labels.max() <= 5
     sample = make_sample(paths[0], np.random.default_rng(0), large=False)
     assert sample.local.shape == (GRID, GRID)
-    drawn = Drawn(image=sample.image, reference=sample.image, record=sample.record)
+    drawn = DegradedImage(image=sample.image, reference=sample.image, record=sample.record)
     store.add_small([drawn])
     assert store.scores[0, 0] == pytest.approx(1.0, abs=1e-4)  # HaarPSI of an image with itself
 
@@ -193,8 +192,8 @@ def test_dense_targets_turn_with_their_images():
     image[28:56, 140:168] = 255
     store.use_scale(LabelScale(knots={name: tuple(np.linspace(0, 1, 65)) for name in ("haarpsi", "mdsi", "vsi")}))
     step = Step(kind="jpeg", severity=1.0)
-    record = Record(steps=(step,), box=(140 / 224, 28 / 224, 168 / 224, 56 / 224))
-    store.add_small([Drawn(image=image, reference=image, record=record)])
+    record = DamageRecord(steps=(step,), box=(140 / 224, 28 / 224, 168 / 224, 56 / 224))
+    store.add_small([DegradedImage(image=image, reference=image, record=record)])
     assert local_rank(store, torch.tensor([0])).shape == (1, GRID, GRID)
     for grid in (GRID, GRID // 2):
         images, targets = dense_batch(store, 8, grid, np.random.default_rng(0))
@@ -205,10 +204,10 @@ def test_dense_targets_turn_with_their_images():
 
 
 def test_cover_is_where_the_damage_is():
-    record = Record(steps=(Step(kind="jpeg", severity=1.0),), box=(0.0, 0.0, 0.5, 1.0))
+    record = DamageRecord(steps=(Step(kind="jpeg", severity=1.0),), box=(0.0, 0.0, 0.5, 1.0))
     assert cover_map(record, 2, 4).tolist() == [[1, 1, 0, 0]] * 2
-    assert cover_map(Record(steps=record.steps), 2, 2).min() == 1
-    assert cover_map(Record(steps=()), 2, 2).max() == 0
+    assert cover_map(DamageRecord(steps=record.steps), 2, 2).min() == 1
+    assert cover_map(DamageRecord(steps=()), 2, 2).max() == 0
 
 
 def test_opinions_are_read_and_wrong_ones_refused(people, tmp_path):

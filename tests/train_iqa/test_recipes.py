@@ -7,16 +7,16 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from conftest import ROOT
-from tiny import make_tiny_checkpoint, picture, tiny_protocol
+from tiny import make_image, make_tiny_checkpoint, tiny_protocol
 
 from train_iqa import grpo, sft
-from train_iqa.data import IqaDataset, LabelledImage, Scale, Source
+from train_iqa.data import DatasetSource, IqaDataset, LabelledImage, Scale
 from train_iqa.rl.config import GrpoConfig
 from train_iqa.rows.conversations import Conversation, write_conversations
 from train_iqa.sft import ConversationSource, SftConfig
 from train_iqa.training.config_file import read_config
-from train_iqa.training.metrics import read_log
 from train_iqa.training.recipes import RECIPES, own_protocol
+from train_iqa.training.run_state import read_log
 from zoomiqa_reward.images import save_png
 from zoomiqa_reward.model.checkpoint import load_checkpoint
 from zoomiqa_reward.protocol import Protocol
@@ -30,11 +30,11 @@ CONFIGS = sorted((ROOT / "train_iqa" / "configs").glob("*.yaml"))
 def data(tmp_path_factory):
     """A file of conversations and a data set of the same images."""
     root = tmp_path_factory.mktemp("data")
-    talks = [Conversation(image=picture(k, 56, 64), rounds=(FINAL,), rating=1 + k / 2) for k in range(8)]
+    talks = [Conversation(image=make_image(k, 56, 64), rounds=(FINAL,), rating=1 + k / 2) for k in range(8)]
     write_conversations(root / "data.jsonl", talks)
     images = tuple(
         LabelledImage(
-            dataset="d", id=f"{k}.png", path=save_png(picture(k, 56, 64), root / f"{k}.png"), mos=1 + k / 2,
+            dataset="d", id=f"{k}.png", path=save_png(make_image(k, 56, 64), root / f"{k}.png"), mos=1 + k / 2,
             std=math.nan, label=k, split="training",
         )
         for k in range(8)
@@ -82,7 +82,7 @@ def test_a_recipe_runs_one_step_of_each_trainer_on_a_tiny_model_of_its_architect
 @pytest.mark.parametrize("name", sorted(ARCH))
 def test_a_recipe_written_to_a_file_is_read_back_as_itself(name, tmp_path):
     recipe = RECIPES[name]()
-    source = Source(family="csv", root=tmp_path / "a.csv", scale=Scale(worst=0, best=100))
+    source = DatasetSource(family="csv", root=tmp_path / "a.csv", scale=Scale(worst=0, best=100))
     stages = (
         (SftConfig, replace(recipe.sft, data=(ConversationSource(path=tmp_path / "a.jsonl", weight=2.0),))),
         (GrpoConfig, replace(recipe.grpo, data=(source,))),

@@ -3,8 +3,13 @@
 import pytest
 import torch
 
-from train_iqa.rl.advantages import group_advantages, scatter_to_rows, token_row_weights, trajectory_row_weights
-from train_iqa.rl.loss import rows_loss
+from train_iqa.rl.objective import (
+    group_advantages,
+    rows_loss,
+    scatter_to_rows,
+    token_row_weights,
+    trajectory_row_weights,
+)
 
 
 def test_advantages_by_hand():

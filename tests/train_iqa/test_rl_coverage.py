@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from train_iqa.rl.coverage import KlConfig, clip_cov_mask, covariance, coverage_mask, quadrant_counts
-from train_iqa.rl.loss import clipped_loss, k3, mismatch_weight, old_policy_penalty
+from train_iqa.rl.objective import clipped_loss, k3, mismatch_weight, old_policy_penalty
 
 LOGPROBS = torch.tensor([-0.2, -0.4, -1.1, -0.1, -3.2])
 ADVANTAGES = torch.tensor([1.0, 0.5, 2.0, -1.0, -2.0])

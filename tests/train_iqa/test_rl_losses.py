@@ -12,12 +12,12 @@ from tiny import tiny_checkpoint
 
 from train_iqa import grpo, sft
 from train_iqa.rl.coverage import KlConfig
-from train_iqa.rl.resampling import ResamplingConfig
+from train_iqa.rl.generation import ResamplingConfig
 from train_iqa.rl.rewards import RewardConfig
 from train_iqa.rows.completions import answer_logprobs, collate_completions
 from train_iqa.rows.conversations import read_conversations
 from train_iqa.rows.turn_rows import DIRECT, build_row
-from train_iqa.training.metrics import read_log
+from train_iqa.training.run_state import read_log
 from zoomiqa_reward.model.checkpoint import load_checkpoint
 from zoomiqa_reward.model.direct import trie_of
 
@@ -131,7 +131,7 @@ def test_the_rate_warms_up_and_stays(dataset, tmp_path, monkeypatch):  # noqa: F
     _, made, held = generation(dataset.images, LORA)
     rates = []
     monkeypatch.setattr(trainer, "generate", lambda step: made)
-    monkeypatch.setattr(trainer, "price", lambda model, rows: (made.old, made.old))
+    monkeypatch.setattr(trainer, "logprobs_and_entropies", lambda model, rows: (made.old, made.old))
     monkeypatch.setattr(trainer, "hold", lambda made, step: held)
     monkeypatch.setattr(trainer, "update", lambda made, rate: rates.append(rate) or {})
     alphas = [trainer.step(step)[1]["alpha"] for step in range(6)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ARCHS, CORPUS, make_tiny_checkpoint, picture, tiny_iqa, tiny_protocol
+from tiny import ARCHS, CORPUS, make_image, make_tiny_checkpoint, tiny_iqa, tiny_protocol
 
 from train_iqa.rl.rollout import roll_out
 from train_iqa.rows.completions import answer_logprobs, collate_completions
@@ -45,7 +45,7 @@ def zooming_folder():
     folder = make_tiny_checkpoint(Path(root) / "zooming", protocol=protocol)
     checkpoint = load_checkpoint(folder, device="cpu")
     trie, model = trie_of(checkpoint), checkpoint.model.requires_grad_(True)
-    images = [picture(seed, 56, 56 + 28 * seed) for seed in range(2)]
+    images = [make_image(seed, 56, 56 + 28 * seed) for seed in range(2)]
     talks = [Conversation(image=image, rounds=(ZOOM, FINAL), rating=3.25) for image in images]
     rows = [build_row(checkpoint, trie, talk, kind) for talk in talks for kind in (ROUND1, ROUND2)]
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
@@ -76,7 +76,7 @@ def test_recomputed_log_probabilities_are_the_sampled_ones(arch, temperature):
     """The ratio before any update is 1, whatever the company of a row in its batch."""
     checkpoint = tiny_iqa(arch).checkpoint
     sampling = Sampling(temperature=temperature, top_p=1.0, top_k=0, max_new_tokens=8, seed=3)
-    groups = roll_out(checkpoint, [picture(0), picture(1, 120, 64)], num_samples=3, sampling=sampling)
+    groups = roll_out(checkpoint, [make_image(0), make_image(1, 120, 64)], num_samples=3, sampling=sampling)
     turns = [turn for group in groups for one in group for turn in one.turns]
     for together in (True, False):
         for turn, again in zip(turns, price(checkpoint, turns, temperature, together), strict=True):
@@ -89,7 +89,7 @@ def test_recomputed_log_probabilities_are_the_sampled_ones(arch, temperature):
 
 def test_two_rounds_hold_a_real_crop_and_ask_what_inference_asks():
     checkpoint = load_checkpoint(zooming_folder(), device="cpu")
-    images = [picture(0, 56, 56), picture(1, 56, 84)]
+    images = [make_image(0, 56, 56), make_image(1, 56, 84)]
     groups = roll_out(checkpoint, images, num_samples=4, sampling=LONG)
     zoomed = [(i, one) for i, group in enumerate(groups) for one in group if len(one.turns) == 2]
     assert len(zoomed) >= 2
@@ -123,7 +123,7 @@ def test_a_seed_repeats_a_rollout_and_leaves_the_random_state_alone():
 
     def texts(seed):
         sampling = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=6, seed=seed)
-        (group,) = roll_out(checkpoint, [picture()], num_samples=3, sampling=sampling)
+        (group,) = roll_out(checkpoint, [make_image()], num_samples=3, sampling=sampling)
         return [turn.text for one in group for turn in one.assessment.turns]
 
     state = torch.get_rng_state()
@@ -135,7 +135,7 @@ def test_a_seed_repeats_a_rollout_and_leaves_the_random_state_alone():
 def test_the_end_token_is_a_row_of_its_own_answer_and_cut_answers_have_none():
     checkpoint = load_checkpoint(zooming_folder(), device="cpu")
     end = checkpoint.tokenizer.eos_token_id
-    (group,) = roll_out(checkpoint, [picture(0, 56, 56)], num_samples=4, sampling=LONG)
+    (group,) = roll_out(checkpoint, [make_image(0, 56, 56)], num_samples=4, sampling=LONG)
     for one in group:
         for turn in one.turns:
             assert (int(turn.row.completion_ids[-1]) == end) != turn.is_truncated
@@ -148,10 +148,10 @@ def test_greedy_answers_are_those_of_inference():
     """Almost no temperature: the sampled text is what `assess` says, so training sees the same model."""
     checkpoint = tiny_iqa().checkpoint
     (group,) = roll_out(
-        checkpoint, [picture()], num_samples=2,
+        checkpoint, [make_image()], num_samples=2,
         sampling=Sampling(temperature=1e-4, top_p=1.0, top_k=0, max_new_tokens=8, seed=0),
     )  # fmt: skip
-    ((wanted,),) = assess_images(checkpoint, [picture()], sampling=Sampling(max_new_tokens=8))
+    ((wanted,),) = assess_images(checkpoint, [make_image()], sampling=Sampling(max_new_tokens=8))
     assert [turn.text for turn in group[0].assessment.turns] == [turn.text for turn in wanted.turns]
 
 
@@ -159,4 +159,4 @@ def test_greedy_answers_are_those_of_inference():
 def test_decoding_that_could_not_be_priced_is_refused(options):
     fields = {"temperature": 1.0, "top_p": 1.0, "top_k": 0} | options
     with pytest.raises(ValueError, match="whole distribution"):
-        roll_out(tiny_iqa().checkpoint, [picture()], num_samples=2, sampling=Sampling(**fields))
+        roll_out(tiny_iqa().checkpoint, [make_image()], num_samples=2, sampling=Sampling(**fields))

@@ -11,19 +11,19 @@ import pytest
 import torch
 from conftest import ROOT
 from test_rl_rollout import zooming_folder
-from tiny import picture
+from tiny import make_image
 
 from train_iqa import grpo
 from train_iqa.data import IqaDataset, LabelledImage, Scale
 from train_iqa.grpo import Trainer
-from train_iqa.rl import statistics
+from train_iqa.rl import objective
 from train_iqa.rl.config import GrpoConfig
 from train_iqa.rl.coverage import KlConfig
+from train_iqa.rl.objective import mean_over_processes, rationale, trajectory_statistics
 from train_iqa.rl.rewards import RewardConfig
-from train_iqa.rl.statistics import mean_over_processes, rationale, trajectory_statistics
 from train_iqa.training.learner import ModelConfig, make_accelerator, seed_of
-from train_iqa.training.metrics import MetricLog, read_log
 from train_iqa.training.policy import TuningConfig
+from train_iqa.training.run_state import MetricLog, read_log
 from zoomiqa_reward.images import save_png
 from zoomiqa_reward.model.checkpoint import load_checkpoint
 
@@ -36,7 +36,7 @@ def dataset(tmp_path_factory):
     root = tmp_path_factory.mktemp("images")
     images = []
     for k in range(8):
-        path = save_png(picture(k % 2, 56, 56 + 28 * (k % 2)), root / f"{k}.png")
+        path = save_png(make_image(k % 2, 56, 56 + 28 * (k % 2)), root / f"{k}.png")
         images.append(
             LabelledImage(
                 dataset="d", id=path.name, path=path, mos=1.2 + k / 2, std=math.nan, label=k, split="training"
@@ -65,7 +65,7 @@ def generation(dataset_images, tuning):
     made = config("unused", tuning=tuning)
     trainer = Trainer(made, [dataset_images], make_accelerator(made.model))
     batch = trainer.generate(0)
-    batch.old, _ = trainer.price(trainer.model, batch.rows)
+    batch.old, _ = trainer.logprobs_and_entropies(trainer.model, batch.rows)
     return trainer, batch, trainer.hold(batch, 0)
 
 
@@ -133,14 +133,14 @@ def test_the_kl_has_no_gradient_outside_its_mask(dataset, tuning):
 def test_an_update_makes_good_trajectories_likelier_and_leaves_the_reference_where_it_was(dataset, tmp_path):
     trainer = trainer_of(config(tmp_path, kl=KlConfig(share=1.0, beta=1e-6), updates=6), dataset)
     made = trainer.generate(0)
-    made.old, _ = trainer.price(trainer.model, made.rows)
+    made.old, _ = trainer.logprobs_and_entropies(trainer.model, made.rows)
     still = trainer.hold(made, 0)["held_kl"]
     trainer.update(made, 1e-2)
-    after, _ = trainer.price(trainer.model, made.rows)
+    after, _ = trainer.logprobs_and_entropies(trainer.model, made.rows)
     gains = torch.stack([(new - old).mean() for new, old in zip(after, made.old, strict=True)])
     assert float((gains * made.row_advantages * made.row_weights).sum()) > 0
     with trainer.reference.active() as model:
-        initial, _ = trainer.price(model, made.rows)
+        initial, _ = trainer.logprobs_and_entropies(model, made.rows)
     for first, old in zip(initial, made.old, strict=True):
         assert torch.allclose(first, old, atol=1e-5)
     moved = trainer.hold(replace(made, old=after), 0)["held_kl"]
@@ -229,7 +229,7 @@ def test_statistics_show_a_collapse(dataset):
 
 def test_means_weigh_every_value_alike_wherever_it_was_measured(monkeypatch):
     """Process 1 measured 3 values and process 2 one: (1 + 1 + 1 + 5) / 4, not the processes' means' (1 + 5) / 2."""
-    monkeypatch.setattr(statistics, "gather_object", lambda own: [*own, {"spread": [5.0], "none": []}])
+    monkeypatch.setattr(objective, "gather_object", lambda own: [*own, {"spread": [5.0], "none": []}])
     found = mean_over_processes(None, {"spread": [1.0, 1.0, 1.0], "none": []})
     assert found["spread"] == 2
     assert math.isnan(found["none"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scripted_vllm import LLM, LORA, SHORT, install, two_image_row
 from test_rl_rollout import LONG, price, zooming_folder
-from tiny import ARCHS, picture, tiny_iqa
+from tiny import ARCHS, make_image, tiny_iqa
 
 from train_iqa.rl.rollout import roll_out
 from train_iqa.rl.vllm_rollout import VllmConfig, VllmSampler, merged_weights, row_images, short_prompt
@@ -57,7 +57,7 @@ def test_what_the_engine_is_asked(arch, vllm):
         "enforce_eager": False, "limit_mm_per_prompt": {"image": 2, "video": 0}, "generation_config": "vllm",
         "logprobs_mode": "processed_logprobs",
     }  # fmt: skip
-    rows = [make_row(checkpoint, round1(checkpoint.protocol, picture()))] * 2 + [two_image_row(checkpoint)]
+    rows = [make_row(checkpoint, round1(checkpoint.protocol, make_image()))] * 2 + [two_image_row(checkpoint)]
     drawn = sampler(checkpoint, rows, SHORT)
     assert llm.calls[:3] == ["reload_weights", "reset_prefix_cache", "reset_encoder_cache"]
     prompts, params = llm.calls[3]
@@ -83,7 +83,7 @@ def test_what_the_engine_is_asked(arch, vllm):
 
 def test_a_rollout_holds_both_rounds_and_the_trainers_log_probabilities(vllm):
     checkpoint = load_checkpoint(zooming_folder(), device="cpu")
-    images = [picture(0, 56, 56), picture(1, 56, 84)]
+    images = [make_image(0, 56, 56), make_image(1, 56, 84)]
     groups = roll_out(checkpoint, images, num_samples=2, sampling=LONG, draw=sampler_of(checkpoint))
     turns = [turn for group in groups for one in group for turn in one.turns]
     assert [len(group) for group in groups] == [2, 2]
@@ -126,13 +126,13 @@ def test_a_tied_output_layer_is_handed_over_and_kept_apart_in_the_engine(nano, v
     (given,) = sampler._llm.weights
     assert torch.equal(given["lm_head.weight"], given["model.language_model.embed_tokens.weight"])
     assert sampler._llm.model.lm_head.weight is not sampler._llm.model.get_input_embeddings().weight
-    sampler(checkpoint, [make_row(checkpoint, round1(checkpoint.protocol, picture(0, 56, 56)))], SHORT)
+    sampler(checkpoint, [make_row(checkpoint, round1(checkpoint.protocol, make_image(0, 56, 56)))], SHORT)
     assert checkpoint.model.config.tie_word_embeddings
 
 
 def test_an_engine_of_another_model_stops_the_run(vllm, monkeypatch):
     checkpoint = tiny_iqa().checkpoint
-    rows = [make_row(checkpoint, round1(checkpoint.protocol, picture()))]
+    rows = [make_row(checkpoint, round1(checkpoint.protocol, make_image()))]
     sampler = sampler_of(checkpoint)
     with torch.no_grad():
         sampler._llm.model.lm_head.weight.neg_()
@@ -185,7 +185,7 @@ def test_requests_that_vllm_would_change_are_refused(vllm, sampling, match):
     checkpoint = tiny_iqa().checkpoint
     sampler = sampler_of(checkpoint, max_model_len=200)
     with pytest.raises(ValueError, match=match):
-        sampler(checkpoint, [make_row(checkpoint, round1(checkpoint.protocol, picture()))], sampling)
+        sampler(checkpoint, [make_row(checkpoint, round1(checkpoint.protocol, make_image()))], sampling)
 
 
 def test_without_vllm_or_with_several_processes_the_error_names_the_way_out(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scripted_vllm import LORA, SHORT, install, two_image_row
 from test_rl_rollout import price, zooming_folder
-from tiny import picture
+from tiny import make_image
 
 from train_iqa import grpo
 from train_iqa.data import IqaDataset, LabelledImage, Scale
@@ -19,14 +19,14 @@ from train_iqa.rl.rewards import RewardConfig
 from train_iqa.rl.vllm_rollout import VllmConfig
 from train_iqa.rows.completions import TrainingRow
 from train_iqa.training.learner import ModelConfig, make_accelerator
-from train_iqa.training.metrics import read_log
+from train_iqa.training.run_state import read_log
 from zoomiqa_reward.images import save_png
 from zoomiqa_reward.model.checkpoint import load_checkpoint
 
 
 @pytest.fixture
 def dataset(tmp_path):
-    paths = [save_png(picture(k % 2, 56, 56 + 28 * (k % 2)), tmp_path / f"{k}.png") for k in range(4)]
+    paths = [save_png(make_image(k % 2, 56, 56 + 28 * (k % 2)), tmp_path / f"{k}.png") for k in range(4)]
     images = [
         LabelledImage(dataset="d", id=path.name, path=path, mos=1.2 + k, std=math.nan, label=k, split="training")
         for k, path in enumerate(paths)

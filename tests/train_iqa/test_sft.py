@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
-from tiny import make_tiny_checkpoint, picture, tiny_checkpoint
+from tiny import make_image, make_tiny_checkpoint, tiny_checkpoint
 
 from train_iqa import sft
-from train_iqa.nano.degradations import Record, Step
+from train_iqa.nano.degradations import DamageRecord, Step
 from train_iqa.nano.labels import LabelScale
 from train_iqa.nano.synthetic import Sample
 from train_iqa.rows.completions import answer_logprobs, collate_completions, complete, micro_batches
@@ -23,12 +23,11 @@ from train_iqa.rows.conversations import (
     synthetic_conversations,
     write_conversations,
 )
-from train_iqa.rows.schedule import plan_rows
-from train_iqa.rows.turn_rows import DIRECT, ROUND1, ROUND2, build_row, estimate_length
+from train_iqa.rows.turn_rows import DIRECT, ROUND1, ROUND2, build_row, estimate_length, plan_rows
 from train_iqa.sft import ConversationSource, SftConfig
 from train_iqa.training.learner import ModelConfig
-from train_iqa.training.metrics import read_log
 from train_iqa.training.policy import TuningConfig
+from train_iqa.training.run_state import read_log
 from zoomiqa_reward.model.checkpoint import load_checkpoint
 from zoomiqa_reward.model.direct import trie_of
 from zoomiqa_reward.model.turns import round1
@@ -44,7 +43,7 @@ def checkpoint():
 
 
 def talk(seed=0, rounds=(ZOOM, FINAL), rating=3.25):
-    return Conversation(image=picture(seed, 56, 84), rounds=rounds, rating=rating)
+    return Conversation(image=make_image(seed, 56, 84), rounds=rounds, rating=rating)
 
 
 def data_file(folder, count=5):
@@ -164,7 +163,7 @@ def test_lora_is_saved_as_an_adapter_that_inference_loads(tmp_path, train_tower)
     assert any("visual" in name for name in names) == train_tower
     plain = ZoomIQA.from_pretrained(tiny_checkpoint(), device="cpu")
     tuned = ZoomIQA.from_pretrained(tiny_checkpoint(), device="cpu", adapter=folder)
-    assert tuned.rate(picture()).mean != plain.rate(picture()).mean
+    assert tuned.rate(make_image()).mean != plain.rate(make_image()).mean
 
 
 def test_data_sets_are_mixed_by_weight_in_shuffled_epochs():
@@ -223,7 +222,7 @@ def test_all_problems_of_a_file_come_in_one_error(tmp_path):
 
 def test_an_answer_may_hold_no_image_token(checkpoint):
     with pytest.raises(ValueError, match="image_pad"):
-        complete(checkpoint, round1(checkpoint.protocol, picture()), "look: <|image_pad|>")
+        complete(checkpoint, round1(checkpoint.protocol, make_image()), "look: <|image_pad|>")
 
 
 def test_synthetic_samples_become_conversations():
@@ -231,7 +230,7 @@ def test_synthetic_samples_become_conversations():
         return Sample(
             image=np.full((56, 84, 3), 99, dtype=np.uint8), scores=np.full(3, score, dtype=np.float32),
             local=np.zeros((2, 3), dtype=np.float32), bands=np.zeros((2, 3, 6), dtype=np.float16),
-            record=Record(steps=(Step(kind="gaussian_blur", severity=0.8, params={}),), box=box),
+            record=DamageRecord(steps=(Step(kind="gaussian_blur", severity=0.8, params={}),), box=box),
         )  # fmt: skip
 
     knots = tuple(np.linspace(0, 1, 5).tolist())

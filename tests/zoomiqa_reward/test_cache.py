@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import picture, tiny_iqa
+from tiny import make_image, tiny_iqa
 
 from zoomiqa_reward.images import save_png
 from zoomiqa_reward.rewards.base import Reward
@@ -51,7 +51,7 @@ def images(count, side=8, seed=0):
 
 def test_values_come_back_bit_for_bit_without_asking_again(path):
     plain = ZoomIQAReward(tiny_iqa())
-    batch = [picture(seed, 60, 70) for seed in range(3)]
+    batch = [make_image(seed, 60, 70) for seed in range(3)]
     expected = plain(batch)
     with CachedReward(plain, path) as reward:
         assert isinstance(reward, Reward)
@@ -68,7 +68,7 @@ def test_values_come_back_bit_for_bit_without_asking_again(path):
 
 def test_any_form_of_the_same_pixels_hits(path, tmp_path):
     metric = Counting()
-    image = (picture() * 255).round() / 255
+    image = (make_image() * 255).round() / 255
     file = save_png(image, tmp_path / "image.png")
     with CachedReward(metric.reward(), path) as reward:
         found = reward([image, file, image.double(), image.clone().requires_grad_(True)])
@@ -110,7 +110,7 @@ def test_modes_and_strictness_do_not_share(path):
     for options in ({}, {"strict": False}, {"mode": "reason"}):
         with CachedReward(ZoomIQAReward(tiny_iqa(), **options), path) as reward:
             keys.add(reward.fingerprint)
-            reward(picture())
+            reward(make_image())
             assert reward.stats.hits == 0
     assert len(keys) == 3
 

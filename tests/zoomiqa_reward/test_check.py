@@ -15,7 +15,7 @@ from zoomiqa_reward.check.baselines import laplacian
 from zoomiqa_reward.check.ladders import DAMAGES, DETAIL, make_pool
 from zoomiqa_reward.check.measures import Answers, measure_answers
 from zoomiqa_reward.check.order import deviation, mean, pair_scores, ratio
-from zoomiqa_reward.check.scoring import Scorer
+from zoomiqa_reward.check.scoring import CheckScorer
 from zoomiqa_reward.check.verdict import judge
 from zoomiqa_reward.rewards.composite import CompositeReward, Term
 
@@ -170,7 +170,7 @@ def test_everything_needed_is_given():
         seen.update(lq=lq, hr=hr, prompt=prompt)
         return 0.0
 
-    Scorer(wrapped(look, needs=("lq", "hr", "prompts")))([pool.hr], pool)
+    CheckScorer(wrapped(look, needs=("lq", "hr", "prompts")))([pool.hr], pool)
     assert torch.equal(seen["lq"], pool.lq)
     assert torch.equal(seen["hr"], pool.hr)
     assert seen["prompt"] == ""

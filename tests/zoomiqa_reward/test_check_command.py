@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT
 from known_rewards import LAPLACIAN, Cut, faithful, photo
 from PIL import Image
-from tiny import picture, tiny_checkpoint
+from tiny import make_image, tiny_checkpoint
 
 from zoomiqa_reward.check import Thresholds, find_reward, ladder_figure, run_check
 from zoomiqa_reward.check.baselines import laplacian
@@ -61,14 +61,14 @@ def test_the_core_needs_no_scipy_and_no_scikit_image():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             roots = {name.partition(".")[0] for name in names}
-            allowed = {"skimage"} if file.name == "photographs.py" else set()  # where the pictures lie, if installed
+            allowed = {"skimage"} if file.name == "photographs.py" else set()  # where the images lie, if installed
             assert not roots & ({"scipy", "skimage", "cv2", "restoration"} - allowed), file.name
 
 
 # The figure
 
 
-def test_the_figure_shows_the_pictures_and_marks_a_rise(tmp_path):
+def test_the_figure_shows_the_images_and_marks_a_rise(tmp_path):
     report = run_check(laplacian(), [photo(height=160, width=200)])
     figure = ladder_figure(report, tmp_path / "check.png")
     assert torch.equal(load_image(tmp_path / "check.png"), load_image(figure))
@@ -98,7 +98,7 @@ def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, seed in (("a.png", 0), ("b.png", 1)):
         board = (torch.arange(80)[:, None] // 16 + torch.arange(90) // 16) % 2  # edges that outlive the blur ladder
-        image = (0.5 * picture(seed, 80, 90) + 0.5 * board) * 255
+        image = (0.5 * make_image(seed, 80, 90) + 0.5 * board) * 255
         Image.fromarray(image.byte().permute(1, 2, 0).numpy()).save(name)
     return tmp_path
 
@@ -120,7 +120,7 @@ def test_json_on_stdout_and_a_table_on_stderr(capsys, files, registered):
         "best-of-n": "not fit", "dpo": "not fit", "gradients": "not fit"
     }  # fmt: skip
     assert found["measures"]["weakest_in_order"] == 0
-    for words in ("oversharpen", "noise to signal", "weakest_in_order 0", "images a second", "check.png"):
+    for words in ("oversharpen", "noise to signal", "weakest_in_order 0", "images per second", "check.png"):
         assert words in err
     assert (files / "check.png").exists()
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 from known_rewards import photo
-from tiny import picture
+from tiny import make_image
 
 from zoomiqa_reward.check import bundled_photographs, load_photographs
 from zoomiqa_reward.check.baselines import laplacian_variance
@@ -76,7 +76,7 @@ def test_laplacian_variance_by_hand():
 
 
 def test_the_middle_is_used_and_what_cannot_be_is_named(tmp_path):
-    whole = picture(0, 100, 120)
+    whole = make_image(0, 100, 120)
     small, flat = torch.rand(3, 40, 90), torch.full((3, 80, 80), 0.5)
     found, refused = load_photographs([whole, small, flat, str(tmp_path / "none.png")], crop_px=80)
     assert torch.equal(found[0].image, whole[:, 10:90, 20:100])

@@ -10,7 +10,7 @@ from zoomiqa_reward.check import run_check
 from zoomiqa_reward.check.ascent import EPSILON, climb
 from zoomiqa_reward.check.baselines import laplacian
 from zoomiqa_reward.check.ladders import DETAIL, make_pool, through_png
-from zoomiqa_reward.check.scoring import Scorer
+from zoomiqa_reward.check.scoring import CheckScorer
 
 # Adversarial probe
 
@@ -21,7 +21,7 @@ def test_ascent_of_a_linear_reward_is_known():
     start = pool.ladders[DETAIL][-1]
     signs = torch.sign(torch.randn(start.shape, generator=torch.Generator().manual_seed(3)))
     linear = wrapped(lambda image: (image.double() * signs).sum().float(), differentiable=True)
-    found = climb(linear, pool, Scorer(linear))
+    found = climb(linear, pool, CheckScorer(linear))
     inside = float(((start + EPSILON * signs).clamp(0, 1) - start).double().mul(signs).sum())
     assert inside > 0.9 * EPSILON * start.numel()  # hardly any value is stopped at black or white
     assert found.rise == pytest.approx(inside, rel=1e-3)
@@ -32,11 +32,11 @@ def test_ascent_of_a_linear_reward_is_known():
 def test_a_gradient_of_zero_is_none():
     pool = make_pool(photo())
     flat = wrapped(lambda image: 0 * image.sum(), differentiable=True)
-    found = climb(flat, pool, Scorer(flat))
+    found = climb(flat, pool, CheckScorer(flat))
     assert (found.rise, found.has_gradient) == (0, False)
     report = run_check(flat, [photo()])
     assert report.measures.ascent.gradient_share == 0
-    assert "not every picture has a gradient" in report.notes[0]
+    assert "not every image has a gradient" in report.notes[0]
 
 
 def test_not_differentiable_says_so():

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ARCHS, FORGETFUL_TEMPLATE, make_tiny_checkpoint, picture, tiny_checkpoint, tiny_protocol
+from tiny import ARCHS, FORGETFUL_TEMPLATE, make_image, make_tiny_checkpoint, tiny_checkpoint, tiny_protocol
 
 from zoomiqa_reward.model.checkpoint import OFFICIAL, CheckpointError, embedded, load_checkpoint
 from zoomiqa_reward.model.direct import leaf_logprobs, trie_of
 from zoomiqa_reward.model.fingerprint import fingerprint, fingerprint_parts
-from zoomiqa_reward.model.inputs import PromptError, Row, check_row, collate, make_row, render
+from zoomiqa_reward.model.inputs import PromptError, TokenRow, check_row, collate, make_row, render
 from zoomiqa_reward.model.turns import round1, round2
 from zoomiqa_reward.protocol.spec import PROTOCOL_FILE, ProtocolError
 
@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 
 def logprobs(checkpoint):
-    row = make_row(checkpoint, round1(checkpoint.protocol, picture()))
+    row = make_row(checkpoint, round1(checkpoint.protocol, make_image()))
     with torch.no_grad():
         return leaf_logprobs(checkpoint, trie_of(checkpoint), [row])
 
@@ -193,7 +193,7 @@ def test_fingerprint_follows_what_changes_the_rating_and_not_where_it_lies(folde
 
 def test_image_tokens_are_as_many_as_features_in_every_row(arch):
     checkpoint = load_checkpoint(tiny_checkpoint(arch), device="cpu")
-    rows = [make_row(checkpoint, round1(checkpoint.protocol, picture(height=h, width=90))) for h in (64, 150)]
+    rows = [make_row(checkpoint, round1(checkpoint.protocol, make_image(height=h, width=90))) for h in (64, 150)]
     batch = collate(checkpoint, rows, append=[5, 6])
     features = batch["image_grid_thw"].prod(dim=-1) // 4
     assert batch["mm_token_type_ids"].sum(dim=1).tolist() == features.tolist()
@@ -204,18 +204,20 @@ def test_image_tokens_are_as_many_as_features_in_every_row(arch):
 
 def test_a_row_with_a_lost_image_token_fails_loudly():
     checkpoint = load_checkpoint(tiny_checkpoint(), device="cpu")
-    row = make_row(checkpoint, round1(checkpoint.protocol, picture()))
+    row = make_row(checkpoint, round1(checkpoint.protocol, make_image()))
     place = int((row.input_ids == checkpoint.image_token_id).nonzero()[0])
     broken = torch.cat([row.input_ids[:place], row.input_ids[place + 1 :]])
     with pytest.raises(PromptError, match="image tokens"):
-        check_row(checkpoint, Row(input_ids=broken, pixel_values=row.pixel_values, image_grid_thw=row.image_grid_thw))
+        check_row(
+            checkpoint, TokenRow(input_ids=broken, pixel_values=row.pixel_values, image_grid_thw=row.image_grid_thw)
+        )
     with pytest.raises(PromptError, match="2 image tokens for 1 images"):
-        make_row(checkpoint, round1(checkpoint.protocol, picture(), question="What is <|image_pad|>?"))
+        make_row(checkpoint, round1(checkpoint.protocol, make_image(), question="What is <|image_pad|>?"))
 
 
 def test_a_template_that_forgets_reasoning_is_refused():
     checkpoint = load_checkpoint(tiny_checkpoint(), device="cpu")
-    prompted = round2(checkpoint.protocol, picture(), picture(1), "<think>soft</think><answer>{}</answer>")
+    prompted = round2(checkpoint.protocol, make_image(), make_image(1), "<think>soft</think><answer>{}</answer>")
     assert "<think>soft</think><answer>{}</answer>" in render(checkpoint, prompted.messages)
     checkpoint.tokenizer.chat_template = FORGETFUL_TEMPLATE
     with pytest.raises(PromptError, match="drops a part of round 1's answer"):

@@ -32,7 +32,7 @@ OPTIONS = {
 
 
 class Scripted:
-    """A model that rates by mean brightness and says nothing about a black picture."""
+    """A model that rates by mean brightness and says nothing about a black image."""
 
     name = "scripted"
 
@@ -112,7 +112,7 @@ def test_an_unreadable_file_is_a_line_and_the_others_are_measured(capsys, grays,
 
 
 @pytest.mark.parametrize("how", ["--strict", "--batched"])
-def test_a_picture_that_the_model_refuses_fails_alone(capsys, grays, monkeypatch, how):
+def test_an_image_that_the_model_refuses_fails_alone(capsys, grays, monkeypatch, how):
     class Picky(Scripted):
         def rate(self, images, **options):
             if any(image.mean() > 0.9 for image in images):
@@ -203,7 +203,7 @@ def test_rank_of_one_file_needs_no_second(capsys, grays, scripted):
 
 
 def test_folders_and_patterns_expand_in_order(grays):
-    Path("notes.txt").write_text("no picture")
+    Path("notes.txt").write_text("no image")
     Path("a[1].png").write_bytes(Path("mid.png").read_bytes())
     here = ["a[1].png", "black.png", "dark.png", "mid.png", "torn.png", "white.png"]
     assert expand(["."]) == here

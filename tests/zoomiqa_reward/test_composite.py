@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import picture, tiny_iqa
+from tiny import make_image, tiny_iqa
 
 from restoration.metrics.conditioned import ConditionedReward, fidelity_from_db
 from zoomiqa_reward.rewards.base import Reward
@@ -166,7 +166,7 @@ def test_the_graph_is_kept_where_all_terms_have_one():
 
 
 def test_the_graph_reaches_the_model():
-    image = picture(1, 64, 64).requires_grad_(True)
+    image = make_image(1, 64, 64).requires_grad_(True)
     reward = CompositeReward([Term(ZoomIQAReward(tiny_iqa()), normalise="raw"), Term(metric(), 0.1, "raw")])
     reward(image, grad=True).value.sum().backward()
     alone = image.detach().clone().requires_grad_(True)
@@ -210,7 +210,7 @@ def test_forms_by_hand():
     assert found.info["fidelity"] == pytest.approx([nan], nan_ok=True)  # `quality` looks at no source
 
 
-def test_faithful_pictures_get_their_quality_and_unfaithful_ones_lose_it():
+def test_faithful_images_get_their_quality_and_unfaithful_ones_lose_it():
     faithful = ConditionedReward(Q, lambda sr, lq: 1.0)(flat(SR), lq=flat(LQ))
     assert faithful.value.item() == pytest.approx(4.0)
     unfaithful = ConditionedReward(Q, lambda sr, lq: 0.0)(flat(SR), lq=flat(LQ))
@@ -221,7 +221,7 @@ def test_faithful_pictures_get_their_quality_and_unfaithful_ones_lose_it():
 def test_default_fidelity_is_lr_consistency():
     assert [fidelity_from_db(db) for db in (0, 15, 20, 40, 50)] == pytest.approx([0.01, 0.01, 0.2, 1, 1])
     assert math.isnan(fidelity_from_db(nan))
-    lq = picture(2, 24, 32)
+    lq = make_image(2, 24, 32)
     sr = torch.nn.functional.interpolate(lq[None], scale_factor=2, mode="bicubic", antialias=True)[0].clamp(0, 1)
     found = ConditionedReward(Q)([sr, 1 - sr], lq=[lq, lq])
     good, bad = found.info["fidelity"]

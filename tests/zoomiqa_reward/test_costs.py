@@ -3,13 +3,13 @@
 import pytest
 import torch
 from thin_7b import SIDES, SMALL_SIDES, SMALL_WINDOW, Reads, counted, thin_7b
-from tiny import ARCHS, make_tiny_checkpoint, picture, tiny_iqa
+from tiny import ARCHS, make_image, make_tiny_checkpoint, tiny_iqa
 
 from zoomiqa_reward.model import language, reading
 from zoomiqa_reward.model.checkpoint import load_checkpoint
-from zoomiqa_reward.model.decode import BLOCK, Choice, write_answers
+from zoomiqa_reward.model.decode import BLOCK, TokenChoice, write_answers
 from zoomiqa_reward.model.direct import leaf_logprobs, rate_direct, trie_of
-from zoomiqa_reward.model.generate import Drawing, Sampling, generate, plain_new_ids
+from zoomiqa_reward.model.generate import SampledChoice, Sampling, generate, plain_new_ids
 from zoomiqa_reward.model.inputs import make_row
 from zoomiqa_reward.model.plain import plain_leaf_logprobs
 from zoomiqa_reward.model.tower import read_images
@@ -28,7 +28,7 @@ def random_checkpoint(request, tmp_path_factory):
 
 
 def row_of(checkpoint, *size, seed=0):
-    return make_row(checkpoint, round1(checkpoint.protocol, picture(seed, *size)))
+    return make_row(checkpoint, round1(checkpoint.protocol, make_image(seed, *size)))
 
 
 def by_library(checkpoint, row):
@@ -83,7 +83,7 @@ def test_a_step_costs_half_of_a_plain_one_and_the_host_looks_every_eighth(thin):
 
     def fast(count):
         sampling = Sampling(max_new_tokens=count)
-        choice = Drawing(thin, sampling, 1)
+        choice = SampledChoice(thin, sampling, 1)
         return counted(
             lambda: write_answers(thin, [row], choice, max_new_tokens=count, ends=[]), repeats=0
         )  # fmt: skip
@@ -103,13 +103,13 @@ def test_a_step_costs_half_of_a_plain_one_and_the_host_looks_every_eighth(thin):
 @torch.no_grad()
 def test_greedy_answers_are_the_plain_ones(random_checkpoint):
     """Rows of different lengths, with one image and with two, and twice the same."""
-    protocol, images = random_checkpoint.protocol, [picture(i, 64 + 30 * i, 90) for i in range(3)]
+    protocol, images = random_checkpoint.protocol, [make_image(i, 64 + 30 * i, 90) for i in range(3)]
     asked = [*(round1(protocol, image) for image in images), round2(protocol, images[0], images[1], "<think>?</think>")]
     rows = [make_row(random_checkpoint, prompted) for prompted in asked]
     rows = [*rows, rows[1]]
     sampling = Sampling(max_new_tokens=21)
     plain = plain_new_ids(random_checkpoint, rows, sampling)
-    choice = Drawing(random_checkpoint, sampling, len(rows))
+    choice = SampledChoice(random_checkpoint, sampling, len(rows))
     fast = write_answers(random_checkpoint, rows, choice, max_new_tokens=21, ends=[])
     ends = {int(random_checkpoint.tokenizer.eos_token_id)}
     for one, other in zip(plain, fast, strict=True):
@@ -117,7 +117,7 @@ def test_greedy_answers_are_the_plain_ones(random_checkpoint):
         assert other[: end + 1] == one[: end + 1]
 
 
-class Scripted(Choice):
+class Scripted(TokenChoice):
     """Writes what a script says, a row of tokens for each row, and keeps who was asked."""
 
     def __init__(self, script):
@@ -165,7 +165,9 @@ def test_the_text_before_the_image_is_read_once_a_call(arch, monkeypatch):
     monkeypatch.setattr(
         reading, "read", lambda model, ids, *a, **k: seen.append(ids.shape[1]) or read(model, ids, *a, **k)
     )
-    found = rate_direct(checkpoint, trie_of(checkpoint), [picture(seed, 200, 230) for seed in range(3)], batch_size=2)
+    found = rate_direct(
+        checkpoint, trie_of(checkpoint), [make_image(seed, 200, 230) for seed in range(3)], batch_size=2
+    )
     assert found.valid.all()
     before = [count for count in seen if count == min(seen)]
     assert len(before) == 1 < len(seen)
@@ -189,7 +191,7 @@ def test_round_two_and_samples_read_the_image_once(monkeypatch):
         return read(model, patches, grid)
 
     monkeypatch.setattr(reading, "read_images", watch)
-    image, crops = picture(0, 84, 112), [picture(1, 56, 56), picture(2, 56, 56)]
+    image, crops = make_image(0, 84, 112), [make_image(1, 56, 56), make_image(2, 56, 56)]
     writing = _Writing(checkpoint, generate)
     sampling = Sampling(temperature=1.0, seed=(1, 2), max_new_tokens=4)
     first = writing([round1(checkpoint.protocol, image)] * 2, sampling)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ARCHS, make_tiny_checkpoint, picture, tiny_checkpoint, tiny_iqa, tiny_protocol
+from tiny import ARCHS, make_image, make_tiny_checkpoint, tiny_checkpoint, tiny_iqa, tiny_protocol
 
 from zoomiqa_reward.images import ImageError
 from zoomiqa_reward.model.checkpoint import load_checkpoint
 from zoomiqa_reward.model.direct import leaf_logprobs, leaf_logprobs_expanded, mix, rate_direct, summarise, trie_of
-from zoomiqa_reward.model.inputs import Row, collate, make_row
+from zoomiqa_reward.model.inputs import TokenRow, collate, make_row
 from zoomiqa_reward.model.plain import plain_leaf_logprobs
 from zoomiqa_reward.model.trie import RATING_TEXTS
 from zoomiqa_reward.model.turns import round1
@@ -38,12 +38,12 @@ def random_checkpoint(request, tmp_path_factory):
 
 
 @cache
-def pictures():
-    return [picture(seed, *size) for seed, size in enumerate(SIZES)]
+def images():
+    return [make_image(seed, *size) for seed, size in enumerate(SIZES)]
 
 
 def rows_of(checkpoint, images):
-    questions = ("How good is this picture?", "Sharp?")
+    questions = ("How good is this image?", "Sharp?")
     asked = [round1(checkpoint.protocol, image, questions[i % 2]) for i, image in enumerate(images)]
     return [make_row(checkpoint, prompted) for prompted in asked]
 
@@ -51,7 +51,7 @@ def rows_of(checkpoint, images):
 @torch.no_grad()
 def test_tree_equals_plain_causal_rows(random_checkpoint):
     trie = trie_of(random_checkpoint)
-    rows = rows_of(random_checkpoint, pictures()[1:3])
+    rows = rows_of(random_checkpoint, images()[1:3])
     together = leaf_logprobs(random_checkpoint, trie, rows)  # of different lengths
     padded = plain_leaf_logprobs(random_checkpoint, trie, rows)  # on the left, under one dense mask
     torch.testing.assert_close(padded, together, atol=1e-4, rtol=0)
@@ -64,7 +64,7 @@ def test_tree_equals_plain_causal_rows(random_checkpoint):
 @torch.no_grad()
 def test_tree_equals_one_full_forward_for_each_leaf(random_checkpoint):
     trie, tokenizer = trie_of(random_checkpoint), random_checkpoint.tokenizer
-    row = rows_of(random_checkpoint, pictures()[:1])[0]
+    row = rows_of(random_checkpoint, images()[:1])[0]
     found = leaf_logprobs(random_checkpoint, trie, [row])[0]
     for index in (0, 57, 123, 250, 399, 400):
         text = random_checkpoint.protocol.direct_prefix + RATING_TEXTS[index]
@@ -79,7 +79,9 @@ def test_tree_equals_one_full_forward_for_each_leaf(random_checkpoint):
 def test_image_and_positions_show_in_the_result(random_checkpoint, monkeypatch):
     """The comparisons above would notice a lost image, and 3-D positions that fell back to text."""
     trie = trie_of(random_checkpoint)
-    row, other = (make_row(random_checkpoint, round1(random_checkpoint.protocol, picture(s, 90, 150))) for s in (0, 1))
+    row, other = (
+        make_row(random_checkpoint, round1(random_checkpoint.protocol, make_image(s, 90, 150))) for s in (0, 1)
+    )
     base = leaf_logprobs(random_checkpoint, trie, [row])
     assert (leaf_logprobs(random_checkpoint, trie, [other]) - base).abs().max() > 1e-2
     monkeypatch.setattr(
@@ -93,7 +95,7 @@ def test_image_and_positions_show_in_the_result(random_checkpoint, monkeypatch):
 def test_eager_attention_agrees(random_checkpoint):
     eager = load_checkpoint(random_checkpoint.source, device="cpu", attn_implementation="eager")
     trie = trie_of(eager)
-    rows = rows_of(eager, pictures()[:3])
+    rows = rows_of(eager, images()[:3])
     torch.testing.assert_close(
         leaf_logprobs(eager, trie, rows), leaf_logprobs(random_checkpoint, trie, rows), atol=1e-4, rtol=0
     )
@@ -103,12 +105,12 @@ def test_attention_that_takes_no_mask_is_refused(random_checkpoint, monkeypatch)
     config = random_checkpoint.model.config.get_text_config()
     monkeypatch.setattr(type(config), "_attn_implementation", property(lambda self: "flash_attention_2"))
     with pytest.raises(ValueError, match="cannot take: load with attn_implementation='sdpa'"):
-        leaf_logprobs(random_checkpoint, trie_of(random_checkpoint), rows_of(random_checkpoint, pictures()[:1]))
+        leaf_logprobs(random_checkpoint, trie_of(random_checkpoint), rows_of(random_checkpoint, images()[:1]))
 
 
 def test_ratings_keep_the_batch_axis_and_are_in_range(iqa):
     for count in (1, 3):
-        ratings = iqa.rate(pictures()[:count])
+        ratings = iqa.rate(images()[:count])
         assert ratings.mean.shape == ratings.std.shape == ratings.valid.shape == (count,)
         assert ratings.mean.dtype == torch.float32
         assert ratings.valid.all()
@@ -118,7 +120,7 @@ def test_ratings_keep_the_batch_axis_and_are_in_range(iqa):
 
 
 def test_batched_agrees_with_strict(iqa):
-    strict, batched = iqa.rate(pictures(), strict=True), iqa.rate(pictures(), batch_size=4)
+    strict, batched = iqa.rate(images(), strict=True), iqa.rate(images(), batch_size=4)
     torch.testing.assert_close(batched.mean, strict.mean, atol=1e-4, rtol=0)
     torch.testing.assert_close(batched.std, strict.std, atol=1e-4, rtol=0)
 
@@ -126,41 +128,41 @@ def test_batched_agrees_with_strict(iqa):
 @torch.no_grad()
 def test_batched_agrees_with_strict_where_every_pixel_shows(random_checkpoint):
     trie = trie_of(random_checkpoint)
-    strict, batched = (rate_direct(random_checkpoint, trie, pictures(), strict=s).logprobs for s in (True, False))
+    strict, batched = (rate_direct(random_checkpoint, trie, images(), strict=s).logprobs for s in (True, False))
     torch.testing.assert_close(batched, strict, atol=1e-4, rtol=0)
     assert strict.std(dim=0).max() > 1e-2
 
 
 def test_strict_is_bit_equal_in_any_company_and_order(iqa):
-    together = iqa.rate(pictures(), strict=True)
-    for index, image in enumerate(pictures()):
+    together = iqa.rate(images(), strict=True)
+    for index, image in enumerate(images()):
         alone = iqa.rate(image, strict=True)
         assert torch.equal(alone.mean[0], together.mean[index])
         assert torch.equal(alone.std[0], together.std[index])
-    backwards = iqa.rate(pictures()[::-1], strict=True)
+    backwards = iqa.rate(images()[::-1], strict=True)
     assert torch.equal(backwards.mean.flip(0), together.mean)
-    assert torch.equal(iqa.rate(pictures()[0], strict=True).mean, together.mean[:1])
+    assert torch.equal(iqa.rate(images()[0], strict=True).mean, together.mean[:1])
 
 
 def test_strict_is_bit_equal_in_another_process():
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from tiny import picture; from zoomiqa_reward.model.zoomiqa import ZoomIQA\n"
+        "from tiny import make_image; from zoomiqa_reward.model.zoomiqa import ZoomIQA\n"
         "iqa = ZoomIQA.from_pretrained(sys.argv[2], device='cpu')\n"
-        "images = [picture(9, 40, 50), picture(4, 200, 230)]\n"
+        "images = [image(9, 40, 50), image(4, 200, 230)]\n"
         "print(*(value.hex() for value in iqa.rate(images, strict=True).mean.tolist()))"
     )
     here = Path(__file__).parents[1] / "support"
     command = [sys.executable, "-c", code, str(here), str(tiny_checkpoint())]
     env = os.environ | {"PYTHONPATH": str(here.parents[1]), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     out = subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout.split()
-    assert float.fromhex(out[1]) == tiny_iqa().rate(picture(4, 200, 230), strict=True).mean.item()
+    assert float.fromhex(out[1]) == tiny_iqa().rate(make_image(4, 200, 230), strict=True).mean.item()
 
 
 def test_views_are_mixed_by_their_weights(iqa):
     """Whole and one smaller scale, each read alone, give the mixture's mass, mean and spread by hand."""
     factor = 28 if iqa.checkpoint.image_processor.patch_size == 14 else 32
-    image = picture(2, 2 * factor, 3 * factor)
+    image = make_image(2, 2 * factor, 3 * factor)
     checkpoint = iqa.checkpoint
 
     def read(**views):
@@ -181,7 +183,7 @@ def test_views_are_mixed_by_their_weights(iqa):
 
 
 def test_other_views_share_the_weights_and_change_rating_and_fingerprint(iqa):
-    image = picture(4, 200, 230)
+    image = make_image(4, 200, 230)
     glance = iqa.with_views(ViewPolicy.whole())
     assert glance.checkpoint.model is iqa.checkpoint.model
     assert glance.fingerprint != iqa.fingerprint
@@ -195,8 +197,8 @@ def test_other_views_share_the_weights_and_change_rating_and_fingerprint(iqa):
 
 def test_chunk_size_does_not_change_the_rating(iqa):
     with torch.no_grad():
-        one = rate_direct(iqa.checkpoint, iqa.trie, [picture(4, 200, 230)], chunk_pixels=1)
-        many = rate_direct(iqa.checkpoint, iqa.trie, [picture(4, 200, 230)])
+        one = rate_direct(iqa.checkpoint, iqa.trie, [make_image(4, 200, 230)], chunk_pixels=1)
+        many = rate_direct(iqa.checkpoint, iqa.trie, [make_image(4, 200, 230)])
     torch.testing.assert_close(one.mean, many.mean, atol=1e-4, rtol=0)
 
 
@@ -214,14 +216,14 @@ def test_mix_keeps_the_mass():
 
 
 def test_an_untaught_model_measures_nothing(random_checkpoint):
-    ratings = ZoomIQA(random_checkpoint).rate(pictures()[:2])
+    ratings = ZoomIQA(random_checkpoint).rate(images()[:2])
     assert not ratings.valid.any()
     assert ratings.mean.isnan().all()
     assert ratings.std.isnan().all()
 
 
 def test_gradient_reaches_every_pixel(iqa):
-    image = picture(1, 90, 120).requires_grad_(True)
+    image = make_image(1, 90, 120).requires_grad_(True)
     iqa.rate(image, grad=True, strict=True).mean.sum().backward()
     assert image.grad.isfinite().all()
     assert (image.grad.abs().sum(dim=0) > 0).float().mean() > 0.99
@@ -233,7 +235,7 @@ def test_gradient_matches_a_finite_difference(random_checkpoint):
     def value(image):
         return rate_direct(random_checkpoint, trie, [image], strict=True).logprobs[0].mean()
 
-    image = (0.3 + 0.4 * picture(1, 90, 120)).requires_grad_(True)
+    image = (0.3 + 0.4 * make_image(1, 90, 120)).requires_grad_(True)
     value(image).backward()
     direction = image.grad / image.grad.norm()
     step = 0.02
@@ -243,28 +245,28 @@ def test_gradient_matches_a_finite_difference(random_checkpoint):
 
 
 def test_no_graph_is_kept_unless_asked_for(iqa):
-    assert not iqa.rate(picture().requires_grad_(True)).mean.requires_grad
+    assert not iqa.rate(make_image().requires_grad_(True)).mean.requires_grad
     assert all(p.grad is None for p in iqa.checkpoint.model.parameters())
 
 
 def test_a_refused_image_is_named_by_its_place(iqa):
     with pytest.raises(ImageError, match=r"^image 1: .*no such file"):
-        iqa.rate([picture(), "no-such-file.png"])
+        iqa.rate([make_image(), "no-such-file.png"])
     with pytest.raises(ImageError, match="cannot be resized"):
         iqa.rate((torch.arange(2100) // 80 % 2 * 0.5).expand(3, 10, 2100))
 
 
 def test_wrong_arguments_are_refused(iqa):
     with pytest.raises(ValueError, match="mode='fast'"):
-        iqa.rate(picture(), mode="fast")
+        iqa.rate(make_image(), mode="fast")
     with pytest.raises(ValueError, match="belong to mode='reason'"):
-        iqa.rate(picture(), num_samples=3)
+        iqa.rate(make_image(), num_samples=3)
     with pytest.raises(ValueError, match="needs mode='direct'"):
-        iqa.rate(picture(), mode="reason", grad=True)
+        iqa.rate(make_image(), mode="reason", grad=True)
 
 
 def test_a_batch_with_too_few_image_features_fails_loudly(iqa):
-    row = rows_of(iqa.checkpoint, pictures()[:1])[0]
+    row = rows_of(iqa.checkpoint, images()[:1])[0]
     with pytest.raises(ValueError, match="image tokens"):
-        collate(iqa.checkpoint, [Row(input_ids=row.input_ids, pixel_values=row.pixel_values[:4],
+        collate(iqa.checkpoint, [TokenRow(input_ids=row.input_ids, pixel_values=row.pixel_values[:4],
                                      image_grid_thw=torch.tensor([[1, 2, 2]]))])  # fmt: skip

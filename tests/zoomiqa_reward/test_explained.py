@@ -79,7 +79,7 @@ def test_the_sheet_shows_the_region(tmp_path):
     assert orange[1] > 500
 
 
-def test_pictures_of_a_sheet_are_opened_one_at_a_time():
+def test_images_of_a_sheet_are_opened_one_at_a_time():
     opened = []
 
     def opener(k):

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 from PIL import Image
-from tiny import ARCHS, make_tiny_checkpoint, picture, tiny_iqa
+from tiny import ARCHS, make_image, make_tiny_checkpoint, tiny_iqa
 from torch import nn
 
 from zoomiqa_reward.images import save_png, to_pil
@@ -25,7 +25,7 @@ def iqa(request):
 
 
 def batch(sizes=SIZES):
-    return [(0.1 + 0.8 * picture(seed, *size)).requires_grad_(True) for seed, size in enumerate(sizes)]
+    return [(0.1 + 0.8 * make_image(seed, *size)).requires_grad_(True) for seed, size in enumerate(sizes)]
 
 
 def layers_of(model):
@@ -70,7 +70,7 @@ def test_each_image_has_its_own_gradient_whatever_shares_its_batch(iqa, strict):
 
 
 def test_a_batch_tensor_gets_one_gradient(iqa):
-    images = torch.stack([picture(seed, 60, 64) for seed in range(2)]).requires_grad_(True)
+    images = torch.stack([make_image(seed, 60, 64) for seed in range(2)]).requires_grad_(True)
     ZoomIQAReward(iqa)(images, grad=True).value.sum().backward()
     assert (images.grad.abs().sum(dim=1) > 0).float().mean() > 0.99
 
@@ -120,7 +120,7 @@ def test_gradient_agrees_with_central_differences(arch, tmp_path):
 
 
 def test_tensor_path_and_pil_path_agree_bit_for_bit(iqa, tmp_path):
-    image = (picture(3, 90, 70) * 255).round() / 255
+    image = (make_image(3, 90, 70) * 255).round() / 255
     reward = ZoomIQAReward(iqa)
     pil = to_pil(image)
     file = save_png(pil, tmp_path / "image.png")
@@ -243,7 +243,7 @@ def test_frozen_restores_what_it_found():
 
 def test_ascent_raises_the_rating(iqa):
     reward = ZoomIQAReward(iqa)
-    image = (0.2 + 0.3 * picture(5, 64, 84)).requires_grad_(True)
+    image = (0.2 + 0.3 * make_image(5, 64, 84)).requires_grad_(True)
     ratings = []
     for _ in range(10):
         scores, [gradient] = gradients(reward, [image])
@@ -254,7 +254,7 @@ def test_ascent_raises_the_rating(iqa):
 
 def test_what_cannot_be_measured_has_no_value_and_leaves_the_others_their_gradient():
     reward = ZoomIQAReward(tiny_iqa(), strict=False)
-    images = [picture(0).requires_grad_(True), (2 * picture(1)).requires_grad_(True),
+    images = [make_image(0).requires_grad_(True), (2 * make_image(1)).requires_grad_(True),
               (torch.arange(2100) // 80 % 2 * 0.5).repeat(3, 10, 1).requires_grad_(True)]  # fmt: skip
     scores = reward(images, grad=True)
     assert scores.valid.tolist() == [True, False, False]
@@ -288,7 +288,7 @@ def test_a_metric_that_says_it_is_differentiable_must_be():
     def metric(fn, differentiable=True):
         return MetricReward(fn, "m", True, (0, 1), differentiable=differentiable)
 
-    image = picture().requires_grad_(True)
+    image = make_image().requires_grad_(True)
     scores = metric(lambda one: one.mean())(image, grad=True)
     torch.testing.assert_close(
         torch.autograd.grad(scores.value[0], image)[0], torch.full_like(image, 1 / image.numel())
@@ -298,7 +298,7 @@ def test_a_metric_that_says_it_is_differentiable_must_be():
     with pytest.raises(ValueError, match="'m' is not differentiable"):
         metric(lambda one: one.mean(), differentiable=False)(image, grad=True)
     with pytest.raises(ValueError, match="does not require a gradient"):
-        metric(lambda one: one.mean())(picture(), grad=True)
+        metric(lambda one: one.mean())(make_image(), grad=True)
 
 
 def test_ask_gives_a_graph_or_none_at_all():
@@ -308,7 +308,7 @@ def test_ask_gives_a_graph_or_none_at_all():
         def __call__(self, images, lq=None, hr=None, prompts=None):
             return MetricReward(lambda one: one.mean(), "m", True, (0, 1), differentiable=True)(images)
 
-    image = picture().requires_grad_(True)
+    image = make_image().requires_grad_(True)
     assert ask(Plain(), image, grad=True).value.requires_grad
     assert not ask(Plain(), image).value.requires_grad
     with pytest.raises(ValueError, match="'plain' cut the graph"):

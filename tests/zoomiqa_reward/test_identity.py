@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from tiny import picture, tiny_checkpoint
+from tiny import make_image, tiny_checkpoint
 from torch import nn
 
 from zoomiqa_reward import CachedReward, MetricReward, ZoomIQA, ZoomIQAReward
@@ -140,4 +140,4 @@ def test_a_model_is_known_by_the_weights_in_memory():
     assert iqa.fingerprint != before
     assert other.fingerprint == before
     assert ZoomIQAReward(iqa).fingerprint != ZoomIQAReward(other).fingerprint
-    assert torch.isfinite(other.rate(picture(0)).mean).all()
+    assert torch.isfinite(other.rate(make_image(0)).mean).all()

@@ -48,7 +48,7 @@ def white_mix(colour: float, alpha: float) -> float:
 
 
 @pytest.mark.parametrize(
-    ("picture", "expected"),
+    ("image", "expected"),
     [
         (Image.new("1", (2, 2), 1), (1, 1, 1)),
         (Image.new("L", (2, 2), 51), (0.2, 0.2, 0.2)),
@@ -64,25 +64,25 @@ def white_mix(colour: float, alpha: float) -> float:
         (Image.new("HSV", (2, 2), (0, 0, 255)), (1, 1, 1)),
     ],
 )
-def test_modes_by_hand(picture: Image.Image, expected: tuple[float, ...]) -> None:
-    assert load_image(picture)[:, 0, 0].tolist() == pytest.approx(expected, abs=1e-6)
+def test_modes_by_hand(image: Image.Image, expected: tuple[float, ...]) -> None:
+    assert load_image(image)[:, 0, 0].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_palette_with_and_without_transparency(tmp_path: Path) -> None:
-    picture = Image.new("P", (2, 1))
-    picture.putpalette([0, 0, 0, 255, 0, 0])
-    picture.putdata([0, 1])
-    picture.save(tmp_path / "plain.png")
-    picture.save(tmp_path / "clear.png", transparency=1)
+    image = Image.new("P", (2, 1))
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    image.putdata([0, 1])
+    image.save(tmp_path / "plain.png")
+    image.save(tmp_path / "clear.png", transparency=1)
     assert load_image(tmp_path / "plain.png")[:, 0].T.tolist() == [[0, 0, 0], [1, 0, 0]]
     assert load_image(tmp_path / "clear.png")[:, 0].T.tolist() == [[0, 0, 0], [1, 1, 1]]
 
 
 @pytest.mark.parametrize(("mode", "values", "clear"), [("L", [0, 9], 9), ("RGB", [(0, 0, 0), (9, 9, 9)], (9, 9, 9))])
 def test_transparent_colour_of_a_png_is_white(tmp_path: Path, mode: str, values: list, clear: object) -> None:
-    picture = Image.new(mode, (2, 1))
-    picture.putdata(values)
-    picture.save(tmp_path / "a.png", transparency=clear)
+    image = Image.new(mode, (2, 1))
+    image.putdata(values)
+    image.save(tmp_path / "a.png", transparency=clear)
     assert load_image(tmp_path / "a.png")[0].tolist() == [[0, 1]]
 
 
@@ -91,9 +91,9 @@ def test_16_bit_grey_png_keeps_its_bits(tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "deep.png")
     for source in (tmp_path / "deep.png", values, values.astype(">u2")):
         assert load_image(source)[1].tolist() == [[0, pytest.approx(1 / 65535), pytest.approx(1 / 255), 1]]
-    picture = Image.open(tmp_path / "deep.png")
-    picture.info["transparency"] = 257
-    assert load_image(picture)[1].tolist() == [[0, pytest.approx(1 / 65535), 1, 1]]
+    image = Image.open(tmp_path / "deep.png")
+    image.info["transparency"] = 257
+    assert load_image(image)[1].tolist() == [[0, pytest.approx(1 / 65535), 1, 1]]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -108,8 +108,8 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     for name in ("a.png", "a.tiff"):
         Image.fromarray(RGB).save(tmp_path / name, exif=exif)
         assert torch.equal(load_image(tmp_path / name), chw(np.ascontiguousarray(upright)))
-        with Image.open(tmp_path / name) as picture:
-            save_png(picture, tmp_path / "out.png")
+        with Image.open(tmp_path / name) as image:
+            save_png(image, tmp_path / "out.png")
         assert torch.equal(load_image(tmp_path / "out.png"), chw(np.ascontiguousarray(upright)))
 
 
@@ -244,10 +244,10 @@ def test_truncated_files_are_refused(tmp_path: Path, name: str) -> None:
 
 def test_closed_pil_image_is_refused(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "a.png")
-    with Image.open(tmp_path / "a.png") as picture:
+    with Image.open(tmp_path / "a.png") as image:
         pass
     with pytest.raises(ImageError, match="PIL RGB 7x5"):
-        load_image(picture)
+        load_image(image)
 
 
 def png_claiming(width: int, height: int) -> bytes:
@@ -315,9 +315,9 @@ def test_describe() -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK", "HSV"])
 def test_save_png_keeps_what_load_image_sees(tmp_path: Path, mode: str) -> None:
-    picture = Image.new("I;16", (7, 5), 4660) if mode == "I;16" else Image.fromarray(RGB).convert(mode)
-    path = save_png(picture, tmp_path / "a.png")
-    assert torch.equal(load_image(path), load_image(picture))
+    image = Image.new("I;16", (7, 5), 4660) if mode == "I;16" else Image.fromarray(RGB).convert(mode)
+    path = save_png(image, tmp_path / "a.png")
+    assert torch.equal(load_image(path), load_image(image))
     assert os.listdir(tmp_path) == ["a.png"]
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 from mean_reward import mean_reward
-from tiny import picture, tiny_checkpoint, tiny_iqa
+from tiny import make_image, tiny_checkpoint, tiny_iqa
 
 from zoomiqa_reward.integrations.pyiqa import ZoomIQAScorer, register
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
@@ -46,7 +46,7 @@ def test_basicsr_loss_by_its_own_builder(host):
     loss = host.build_loss(
         {"type": "ZoomIQALoss", "loss_weight": 0.5, "model": str(tiny_checkpoint()), "device": "cpu"}
     )
-    output = torch.stack([picture(seed, 64, 64) for seed in range(2)]).requires_grad_(True)
+    output = torch.stack([make_image(seed, 64, 64) for seed in range(2)]).requires_grad_(True)
     value = loss(output, target=torch.zeros_like(output))
     ratings = ZoomIQAReward(tiny_iqa())(output.detach()).value
     assert value.item() == pytest.approx(0.5 * float(((5 - ratings) / 4).mean()), rel=1e-6)
@@ -57,15 +57,15 @@ def test_basicsr_loss_by_its_own_builder(host):
 
 
 def test_basicsr_loss_of_what_a_network_puts_out(host):
-    """Outside [0, 1] it is judged clamped, with a gradient; one bad picture does not spoil the batch."""
+    """Outside [0, 1] it is judged clamped, with a gradient; one bad image does not spoil the batch."""
     loss = host.ours.ZoomIQALoss(model=str(tiny_checkpoint()), device="cpu")
-    output = (1.2 * picture(1, 64, 64) - 0.1)[None].requires_grad_(True)
+    output = (1.2 * make_image(1, 64, 64) - 0.1)[None].requires_grad_(True)
     assert loss(output).item() == pytest.approx(loss(output.detach().clamp(0, 1)).item())
     loss(output).backward()
     outside = (output < 0) | (output > 1)
     assert outside.any()
     assert output.grad[outside].any()
-    half_bad = torch.stack([picture(1, 64, 64), torch.full((3, 64, 64), math.nan)])
+    half_bad = torch.stack([make_image(1, 64, 64), torch.full((3, 64, 64), math.nan)])
     assert loss(half_bad).item() == pytest.approx(loss(half_bad[:1]).item())
     with pytest.raises(RuntimeError, match=r"none of 1 images could be measured.*NaN"):
         loss(half_bad[1:])
@@ -77,7 +77,7 @@ def test_basicsr_loss_of_what_a_network_puts_out(host):
 
 def test_basicsr_metric_by_its_own_builder(host):
     options = {"type": "calculate_zoomiqa", "model": str(tiny_checkpoint()), "device": "cpu", "better": "higher"}
-    rgb = (picture(4, 70, 90) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    rgb = (make_image(4, 70, 90) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     bgr = np.ascontiguousarray(rgb[:, :, ::-1])
     expected = ZoomIQAReward(tiny_iqa())(rgb).value.item()
     assert host.calculate_metric({"img": bgr, "img2": bgr}, options) == expected
@@ -103,7 +103,7 @@ def test_torchmetrics_accumulates_merges_and_resets():
 
     metric = ZoomIQAMetric(ZoomIQAReward(tiny_iqa()))
     assert isinstance(metric, torchmetrics.Metric)
-    batch = torch.stack([picture(seed, 64, 64) for seed in range(3)])
+    batch = torch.stack([make_image(seed, 64, 64) for seed in range(3)])
     expected = ZoomIQAReward(tiny_iqa())(batch).value
     step = metric(batch[:2])  # the value of one batch, as Lightning logs it
     assert step.item() == pytest.approx(expected[:2].mean().item())
@@ -137,7 +137,7 @@ def test_torchmetrics_shows_failures():
 
 def test_pyiqa_style_metric_needs_no_pyiqa():
     scorer = ZoomIQAScorer(tiny_iqa())
-    batch = torch.stack([picture(seed, 64, 64) for seed in range(2)])
+    batch = torch.stack([make_image(seed, 64, 64) for seed in range(2)])
     found = scorer(batch, batch)
     assert found.shape == (2, 1)
     assert torch.equal(found[:, 0], ZoomIQAReward(tiny_iqa())(batch).value)
@@ -171,7 +171,7 @@ def test_pyiqa_registration_by_contract(monkeypatch):
     register()
     options = dict(configs["zoomiqa"]["metric_opts"], model=str(tiny_checkpoint()), device="cpu")
     network = registry[options.pop("type")](**options)  # as pyiqa's build_network does
-    assert network(picture(0, 64, 64)[None]).shape == (1, 1)
+    assert network(make_image(0, 64, 64)[None]).shape == (1, 1)
     assert configs["zoomiqa"]["metric_mode"] == "NR"
     monkeypatch.setitem(sys.modules, "pyiqa.utils.registry", None)
     with pytest.raises(ImportError, match="works without"):

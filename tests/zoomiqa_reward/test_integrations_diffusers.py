@@ -1,4 +1,4 @@
-"""Zoom-IQA while diffusers samples: the predicted picture of every step, and a sampling that stays as it was."""
+"""Zoom-IQA while diffusers samples: the predicted image of every step, and a sampling that stays as it was."""
 
 import types
 import warnings
@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 from mean_reward import mean_reward
-from tiny import picture, tiny_iqa
+from tiny import make_image, tiny_iqa
 
 from zoomiqa_reward.integrations.diffusers import decoded, predicted_x0, score_steps
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
@@ -52,7 +52,7 @@ def test_score_steps_of_a_real_pipeline_changes_nothing(diffusers):
     assert [one.step for one in steps] == [0, 1, 2, 3]
     assert [one.timestep for one in steps] == pipe.scheduler.timesteps.tolist()
     assert all(len(one.scores) == 2 and one.scores.valid.all() for one in steps)
-    # the last step's prediction is the picture itself, up to DDIM's final alpha
+    # the last step's prediction is the image itself, up to DDIM's final alpha
     assert steps[-1].scores.value.tolist() == pytest.approx(plain.mean(dim=(1, 2, 3)).tolist(), abs=0.02)
     with score_steps(pipe, mean_reward(), every=3) as steps:
         run()
@@ -80,7 +80,7 @@ def test_score_steps_decodes_latents_and_takes_the_source(diffusers):
         sizes.append((tuple(image.shape), tuple(lq.shape)))
         return image.mean()
 
-    lq = picture(0, 16, 16)
+    lq = make_image(0, 16, 16)
     with score_steps(pipe, mean_reward(fn=fn, needs=("lq",)), lq=[lq]) as steps:
         pipe(2 * lq[None] - 1, num_inference_steps=2, output_type="pt", generator=torch.Generator().manual_seed(0))
     assert sizes == [((3, 32, 32), (3, 16, 16))] * 2

@@ -1,10 +1,10 @@
 """The JPEG with a slope: the real file's value, and a gradient of what it keeps."""
 
 import torch
-from tiny import picture
+from tiny import make_image
 
 from zoomiqa_reward.check.ladders import through_jpeg
-from zoomiqa_reward.images.jpeg_slope import dct_basis, jpeg_with_slope, survivors
+from zoomiqa_reward.images.jpeg_slope import dct_basis, drop_small_coefficients, jpeg_with_slope
 
 
 def steps(size: float):
@@ -12,7 +12,7 @@ def steps(size: float):
 
 
 def test_the_value_is_that_of_the_real_file():
-    image = picture(0, 21, 34)
+    image = make_image(0, 21, 34)
     for quality in (30, 80, 95):
         stored = through_jpeg(image, quality)
         assert torch.equal(jpeg_with_slope(image, quality), stored)
@@ -25,17 +25,17 @@ def test_the_basis_is_orthonormal_and_its_first_row_is_the_mean():
     assert torch.allclose(basis[0], torch.full((8,), 8**-0.5))
 
 
-def test_steps_of_nothing_leave_the_picture_and_huge_ones_its_means():
-    image = picture(1, 16, 24)
-    assert torch.allclose(survivors(image, steps(0.0)), image, atol=1e-5)
+def test_steps_of_nothing_leave_the_image_and_huge_ones_its_means():
+    image = make_image(1, 16, 24)
+    assert torch.allclose(drop_small_coefficients(image, steps(0.0)), image, atol=1e-5)
     means = image.unfold(1, 8, 8).unfold(2, 8, 8).mean(dim=(-1, -2))
     flat = means.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
-    assert torch.allclose(survivors(image, steps(1e6)), flat, atol=1e-5)
+    assert torch.allclose(drop_small_coefficients(image, steps(1e6)), flat, atol=1e-5)
 
 
 def test_sides_that_are_no_multiples_of_eight():
-    image = picture(2, 13, 9)
-    assert torch.allclose(survivors(image, steps(0.0)), image, atol=1e-5)
+    image = make_image(2, 13, 9)
+    assert torch.allclose(drop_small_coefficients(image, steps(0.0)), image, atol=1e-5)
 
 
 def test_a_faint_pattern_has_no_slope_where_the_file_drops_it_and_a_strong_one_has():
@@ -54,11 +54,14 @@ def test_a_faint_pattern_has_no_slope_where_the_file_drops_it_and_a_strong_one_h
 
 
 def test_the_same_slope_by_finite_differences_of_the_survivors():
-    image, table = picture(3, 8, 8).double(), steps(30.0).double()
+    image, table = make_image(3, 8, 8).double(), steps(30.0).double()
     direction = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
     weight = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(1)).double()
     leaf = image.clone().requires_grad_()
-    (survivors(leaf, table) * weight).sum().backward()
+    (drop_small_coefficients(leaf, table) * weight).sum().backward()
     step = 1e-6
-    difference = (survivors(image + step * direction, table) - survivors(image - step * direction, table)) * weight
+    difference = (
+        drop_small_coefficients(image + step * direction, table)
+        - drop_small_coefficients(image - step * direction, table)
+    ) * weight
     assert torch.allclose((leaf.grad * direction).sum(), difference.sum() / (2 * step), rtol=1e-5)

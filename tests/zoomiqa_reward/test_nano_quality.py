@@ -8,7 +8,9 @@ from skimage import data
 from train_iqa.nano.degradations import DEGRADATIONS, Step, degrade, resize
 from zoomiqa_reward import ZoomIQA
 
-WEAK = pytest.mark.xfail(reason="on photographs that never were JPEGs light damage is rated above none (docs/log.md)")
+WEAK = pytest.mark.xfail(
+    reason="light damage of photographs that never were JPEGs is rated above none (docs/notes/judge.md)"
+)
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 
 

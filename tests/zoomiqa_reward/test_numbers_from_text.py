@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import picture
+from tiny import make_image
 
 from zoomiqa_reward.model.generate import Completion, Sampling
 from zoomiqa_reward.model.reason import assess_batch
@@ -110,7 +110,7 @@ answers = st.one_of(
 
 
 def assessed(text: str) -> Any:
-    image = picture(0, 40, 60)
+    image = make_image(0, 40, 60)
     answer = Completion(text=text, is_truncated=False)
     [one] = assess_batch(
         PROTOCOL, [image], lambda asked, sampling: [answer] * len(asked), question=None, rounds=1, sampling=Sampling()

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 from ambient import AMBIENT, flag
-from tiny import picture, tiny_iqa
+from tiny import make_image, tiny_iqa
 
 from zoomiqa_reward import MetricReward, ZoomIQAReward
 from zoomiqa_reward.model.numerics import SETTINGS, callers_precision, canonical_numerics
@@ -144,17 +144,17 @@ def rewards(folder):
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory):
-    images = [picture(i, 56, 60) for i in range(2)]
+    images = [make_image(i, 56, 60) for i in range(2)]
     found = {}
     for name, one in rewards(tmp_path_factory.mktemp("plain")).items():
-        found[name] = one(images, lq=[picture(9, 14, 15)] * 2)
+        found[name] = one(images, lq=[make_image(9, 14, 15)] * 2)
         getattr(one, "close", lambda: None)()
     return images, found
 
 
 @pytest.mark.parametrize("name", AMBIENT)
 def test_rewards_give_the_same_bits_whatever_is_switched_on(name, known, tmp_path):
-    (images, plain), low = known, [picture(9, 14, 15)] * 2
+    (images, plain), low = known, [make_image(9, 14, 15)] * 2
     for kind, reward in rewards(tmp_path).items():
         with AMBIENT[name]():
             found = reward(images, lq=low)
@@ -172,7 +172,7 @@ def test_gradients_are_those_of_full_precision(name, checkpointing):
     reward = ZoomIQAReward(tiny_iqa(), gradient_checkpointing=checkpointing)
 
     def gradient(context):
-        leaf = picture(3, 56, 60).requires_grad_(True)
+        leaf = make_image(3, 56, 60).requires_grad_(True)
         with context:
             value = ask(reward, [leaf], grad=True).value
         value.sum().backward()
@@ -185,7 +185,7 @@ def test_gradients_are_those_of_full_precision(name, checkpointing):
 
 def test_what_is_recomputed_in_backward_is_computed_in_canonical_numerics_again():
     reward = ZoomIQAReward(tiny_iqa(), gradient_checkpointing=True)
-    leaf = picture(3, 56, 60).requires_grad_(True)
+    leaf = make_image(3, 56, 60).requires_grad_(True)
     value = ask(reward, [leaf], grad=True).value
     seen, layer = [], reward.iqa.checkpoint.model.get_decoder().layers[0].self_attn.q_proj
     hook = layer.register_forward_hook(lambda *_: seen.append(torch.get_float32_matmul_precision()))

@@ -12,7 +12,7 @@ from zoomiqa_reward.images.contact_sheet import SheetEntry, contact_sheet
 from zoomiqa_reward.images.loading import save_png
 from zoomiqa_reward.runs.json_lines import append_line, read_lines
 from zoomiqa_reward.runs.outputs import OutputError, claim_file, claim_folder, made_here, write_figure
-from zoomiqa_reward.runs.progress_lines import ProgressLines
+from zoomiqa_reward.runs.progress import ProgressLines
 
 
 def photograph(file: Path, colour: tuple[int, int, int] = (90, 120, 40)) -> Path:
@@ -109,7 +109,7 @@ def test_names_in_any_bytes_are_kept_in_lines(tmp_path):
 
 
 def test_progress_is_told_without_a_terminal(capsys, monkeypatch):
-    monkeypatch.setattr("zoomiqa_reward.runs.progress_lines.EVERY_S", 0.0)
+    monkeypatch.setattr("zoomiqa_reward.runs.progress.EVERY_S", 0.0)
     assert list(ProgressLines([1, 2], "rating")) == [1, 2]
     assert capsys.readouterr().err.splitlines() == ["rating: 1 of 2, about 0 s left", "rating: 2 of 2, about 0 s left"]
     assert ProgressLines(None, "tuning", total=10, initial=4).line(0.0).startswith("tuning: 4 of 10")

@@ -114,18 +114,18 @@ PHOTO = np.random.default_rng(3).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
 
 def test_pil_zoom_is_crop_and_lanczos() -> None:
-    picture = Image.fromarray(PHOTO)
-    crop, box = zoom(picture, [0.25, 0.25, 0.75, 0.75])
+    image = Image.fromarray(PHOTO)
+    crop, box = zoom(image, [0.25, 0.25, 0.75, 0.75])
     assert box == (16, 10, 48, 38)  # 28 rows at least: 24 +- 14
-    expected = picture.crop(box).resize((54, 48), Image.Resampling.LANCZOS)
+    expected = image.crop(box).resize((54, 48), Image.Resampling.LANCZOS)
     assert np.array_equal(np.asarray(crop), np.asarray(expected))
 
 
 def test_tensor_zoom_is_the_8_bit_one_but_for_rounding() -> None:
-    picture = Image.fromarray(PHOTO)
+    image = Image.fromarray(PHOTO)
     for bbox in ([0.2, 0.1, 0.9, 0.6], [0, 0, 0.1, 0.1], [0.3, 0.3, 0.4, 0.9]):
         crop, box = zoom(load_image(PHOTO), bbox)
-        expected, same_box = zoom(picture, bbox)
+        expected, same_box = zoom(image, bbox)
         assert box == same_box
         assert crop.dtype == torch.float32
         assert crop.min() >= 0

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import picture, tiny_iqa
+from tiny import make_image, tiny_iqa
 
 from zoomiqa_reward.model.ranking import rank
 from zoomiqa_reward.model.ratings import Ratings, Scores
@@ -77,7 +77,7 @@ def test_kappa_prefers_what_the_model_is_sure_about():
 
 
 def test_kappa_without_spread_and_negative_numbers_are_refused():
-    with pytest.raises(ValueError, match="needs a spread"):
+    with pytest.raises(ValueError, match="needs a standard deviation"):
         rank(Known([3.0, 2.0]), [None] * 2, kappa=0.5)
     with pytest.raises(ValueError, match="at least 0"):
         rank(Known([3.0]), [None], tie_margin=-1.0)
@@ -100,14 +100,14 @@ def test_a_model_is_read_strictly():
 
 def test_a_reward_ranks_on_its_own_scale():
     dark = MetricReward(lambda image: image.mean(), name="mean", higher_is_better=False, score_range=(0, 1))
-    images = [picture() * 0 + level for level in (0.5, 0.1, 0.9)]
+    images = [make_image() * 0 + level for level in (0.5, 0.1, 0.9)]
     found = rank(dark, images)
     assert found.order == (1, 0, 2)
     assert found.ratings.mean.tolist() == pytest.approx([-0.5, -0.1, -0.9])
 
 
 def test_permuting_the_images_permutes_the_ranking_of_a_real_model():
-    images = [picture(i, 70, 90 + 10 * i) for i in range(4)]
+    images = [make_image(i, 70, 90 + 10 * i) for i in range(4)]
     found, backwards = rank(tiny_iqa(), images), rank(tiny_iqa(), images[::-1])
     assert torch.equal(backwards.ratings.mean.flip(0), found.ratings.mean)
     assert tuple(3 - index for index in backwards.order) == found.order

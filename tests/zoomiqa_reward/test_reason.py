@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import ARCHS, picture, tiny_iqa
+from tiny import ARCHS, make_image, tiny_iqa
 
 from zoomiqa_reward.model.decode import write_answers
 from zoomiqa_reward.model.generate import Completion, Sampling, end_tokens, generate, suppressed_tokens
@@ -53,18 +53,18 @@ def ask(writer, images, sampling=GREEDY, **options):
 
 def test_final_in_round_one_needs_no_second_round():
     writer = Writer([FINAL])
-    (found,) = ask(writer, [picture()])
+    (found,) = ask(writer, [make_image()])
     assert (found.rating, found.valid, found.error, found.warning) == (3.25, True, None, None)
     assert math.isnan(found.std)
     (turn,) = found.turns
     assert turn.sections == {"Image Quality Summary": "soft.", "Issues to Avoid": "noise."}
     assert (turn.bbox, turn.crop_box, turn.tool, turn.text) == (None, None, "final", FINAL)
-    assert turn.prompt == "How good is this picture? Answer with {}."
+    assert turn.prompt == "How good is this image? Answer with {}."
 
 
 def test_only_those_that_want_a_closer_look_go_to_round_two_and_keep_their_place():
     writer = Writer([FINAL, ZOOM, FINAL, ZOOM], [SECOND, SECOND.replace("4", "1.5")])
-    images = [picture(i, 70 + 10 * i, 90) for i in range(4)]
+    images = [make_image(i, 70 + 10 * i, 90) for i in range(4)]
     found = ask(writer, images)
     assert [one.rating for one in found] == [3.25, 4.0, 3.25, 1.5]
     assert [len(one.turns) for one in found] == [1, 2, 1, 2]
@@ -76,7 +76,7 @@ def test_only_those_that_want_a_closer_look_go_to_round_two_and_keep_their_place
 
 def test_round_two_quotes_the_whole_of_round_one_and_shows_two_images():
     writer = Writer([ZOOM], [SECOND])
-    ask(writer, [picture()], question="Is it sharp?")
+    ask(writer, [make_image()], question="Is it sharp?")
     prompt = writer.prompts[1][0]
     assert ZOOM in prompt
     assert "{question} Look again.Original image: " in prompt  # verbatim: nothing is filled in
@@ -86,12 +86,12 @@ def test_round_two_quotes_the_whole_of_round_one_and_shows_two_images():
 
 
 def test_one_round_is_final_even_where_a_zoom_is_wanted():
-    (found,) = ask(Writer([ZOOM]), [picture()], rounds=1)
+    (found,) = ask(Writer([ZOOM]), [make_image()], rounds=1)
     assert (found.rating, found.valid, len(found.turns)) == (2.5, True, 1)
 
 
 def test_round_two_unreadable_is_no_rating_with_round_one_kept():
-    (found,) = ask(Writer([ZOOM], ["I cannot say."]), [picture()])
+    (found,) = ask(Writer([ZOOM], ["I cannot say."]), [make_image()])
     assert not found.valid
     assert math.isnan(found.rating)
     assert found.error.startswith("round 2: missing <answer>")
@@ -99,7 +99,7 @@ def test_round_two_unreadable_is_no_rating_with_round_one_kept():
 
 
 def test_a_round_one_that_cannot_be_routed_but_rates_is_final_with_a_warning():
-    (found,) = ask(Writer(['<answer>{"rating": 3.5}</answer>']), [picture()])
+    (found,) = ask(Writer(['<answer>{"rating": 3.5}</answer>']), [make_image()])
     assert (found.rating, found.valid, found.error) == (3.5, True, None)
     assert "cannot be routed" in found.warning
     assert "bbox_2d" in found.warning
@@ -107,20 +107,20 @@ def test_a_round_one_that_cannot_be_routed_but_rates_is_final_with_a_warning():
 
 @pytest.mark.parametrize("text", ["", "soft", NO_NUMBER])
 def test_nothing_readable_is_no_rating(text):
-    (found,) = ask(Writer([text]), [picture()])
+    (found,) = ask(Writer([text]), [make_image()])
     assert (found.valid, len(found.turns)) == (False, 1)
     assert math.isnan(found.rating)
     assert found.error.startswith("round 1: ")
 
 
 def test_round_one_without_rating_may_still_look_closer():
-    (found,) = ask(Writer([ZOOM.replace("2.5", '"?"')], [SECOND]), [picture()])
+    (found,) = ask(Writer([ZOOM.replace("2.5", '"?"')], [SECOND]), [make_image()])
     assert (found.rating, found.valid) == (4.0, True)
 
 
 @pytest.mark.parametrize("written", ["7.5", "-3", "72", "0", "0.999", "5.0001", "1e300"])
 def test_a_rating_off_the_scale_is_no_rating_and_the_turn_keeps_it(written):
-    (found,) = ask(Writer([FINAL.replace("3.25", written)]), [picture()])
+    (found,) = ask(Writer([FINAL.replace("3.25", written)]), [make_image()])
     assert not found.valid
     assert math.isnan(found.rating)
     assert "off the scale" in found.error
@@ -129,31 +129,31 @@ def test_a_rating_off_the_scale_is_no_rating_and_the_turn_keeps_it(written):
 
 @pytest.mark.parametrize(("written", "rating"), [("1", 1.0), ("5", 5.0), ("5.0", 5.0), ("'3.5'", 3.5)])
 def test_the_ends_of_the_scale_and_quoted_numbers_are_ratings(written, rating):
-    (found,) = ask(Writer([FINAL.replace("3.25", written)]), [picture()])
+    (found,) = ask(Writer([FINAL.replace("3.25", written)]), [make_image()])
     assert (found.valid, found.rating) == (True, rating)
 
 
 def test_a_truncated_answer_is_noted():
-    (found,) = ask(Writer([FINAL], truncated=True), [picture()])
+    (found,) = ask(Writer([FINAL], truncated=True), [make_image()])
     assert (found.valid, found.warning) == (True, "round 1: Answer truncated")
-    (found,) = ask(Writer(["<think>and on"], truncated=True), [picture()])
+    (found,) = ask(Writer(["<think>and on"], truncated=True), [make_image()])
     assert found.error.endswith("round 1: Answer truncated")
 
 
 def test_windows_and_samples_come_back_in_order():
     texts = [FINAL.replace("3.25", f"{1 + i / 4}") for i in range(5)]
-    found = ask(Writer(texts[:2], texts[2:4], texts[4:]), [picture(i) for i in range(5)], batch_size=2)
+    found = ask(Writer(texts[:2], texts[2:4], texts[4:]), [make_image(i) for i in range(5)], batch_size=2)
     assert [one.rating for one in found] == [1.0, 1.25, 1.5, 1.75, 2.0]
     writer = Writer(texts[:2], [texts[2]], texts[:2], [texts[4]])
     found = assess_images(
-        tiny_iqa().checkpoint, [picture(), picture(1)], sampling=GREEDY, num_samples=3, batch_size=2, write=writer
+        tiny_iqa().checkpoint, [make_image(), make_image(1)], sampling=GREEDY, num_samples=3, batch_size=2, write=writer
     )
     assert [[one.rating for one in samples] for samples in found] == [[1.0, 1.25, 1.5], [1.0, 1.25, 2.0]]
 
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_row_is_seeded_by_seed_image_sample_and_round_alone(strict):
-    sampling, images = Sampling(temperature=1.0, seed=7), [picture(), picture(1), picture()]
+    sampling, images = Sampling(temperature=1.0, seed=7), [make_image(), make_image(1), make_image()]
 
     def seeds(chosen, seed=7, **options):
         writer = Writer(*[[ZOOM] * 2, [SECOND] * 2] * len(chosen))
@@ -172,10 +172,10 @@ def test_a_row_is_seeded_by_seed_image_sample_and_round_alone(strict):
 
 def test_greedy_rows_have_no_seed_and_a_tuple_must_fit():
     writer = Writer([FINAL])
-    ask(writer, [picture()], GREEDY)
+    ask(writer, [make_image()], GREEDY)
     assert writer.seeds == [None]
     with pytest.raises(ValueError, match="seed: one number"):
-        ask(Writer(), [picture()], Sampling(temperature=1.0, seed=(1,)))
+        ask(Writer(), [make_image()], Sampling(temperature=1.0, seed=(1,)))
     with pytest.raises(ValueError, match="1 for 2 rows"):
         Sampling(temperature=1.0, seed=(1,)).row_seeds(2)
 
@@ -185,7 +185,7 @@ def test_rate_over_samples_means_those_that_could_be_read(monkeypatch):
     bad = "no"
     script = Writer([FINAL, FINAL.replace("3.25", "4.25"), bad, FINAL, bad, bad])
     monkeypatch.setattr(assess_images, "__kwdefaults__", assess_images.__kwdefaults__ | {"write": script})
-    ratings = iqa.rate([picture(), picture(1)], mode="reason", num_samples=3, temperature=1.0)
+    ratings = iqa.rate([make_image(), make_image(1)], mode="reason", num_samples=3, temperature=1.0)
     assert ratings.valid.tolist() == [True, False]
     assert ratings.mean.tolist() == pytest.approx([3.75, math.nan], nan_ok=True)
     assert ratings.std.tolist() == pytest.approx([math.sqrt(0.5), math.nan], nan_ok=True)
@@ -195,16 +195,16 @@ def test_rate_over_samples_means_those_that_could_be_read(monkeypatch):
 def test_a_greedy_rating_has_no_spread(monkeypatch):
     kwdefaults = assess_images.__kwdefaults__ | {"write": Writer([FINAL])}
     monkeypatch.setattr(assess_images, "__kwdefaults__", kwdefaults)
-    ratings = tiny_iqa().rate(picture(), mode="reason")
+    ratings = tiny_iqa().rate(make_image(), mode="reason")
     assert (ratings.mean.tolist(), ratings.valid.tolist()) == ([3.25], [True])
     assert ratings.std.isnan().all()
 
 
 def test_impossible_sampling_is_refused():
     with pytest.raises(ValueError, match="copies of one answer"):
-        tiny_iqa().rate(picture(), mode="reason", num_samples=2, temperature=0.0)
+        tiny_iqa().rate(make_image(), mode="reason", num_samples=2, temperature=0.0)
     with pytest.raises(ValueError, match="rounds=3"):
-        tiny_iqa().assess(picture(), rounds=3)
+        tiny_iqa().assess(make_image(), rounds=3)
     with pytest.raises(ValueError, match="temperature"):
         Sampling(temperature=-1.0)
     with pytest.raises(ValueError, match="top_p"):
@@ -215,7 +215,7 @@ def test_impossible_sampling_is_refused():
 def test_batched_generation_equals_plain_greedy_steps(iqa):
     """Left padding, caches and 3-D positions: each step recomputed from scratch with a plain forward."""
     checkpoint = iqa.checkpoint
-    rows = [make_row(checkpoint, round1(checkpoint.protocol, picture(i, 64 + 30 * i, 90))) for i in range(3)]
+    rows = [make_row(checkpoint, round1(checkpoint.protocol, make_image(i, 64 + 30 * i, 90))) for i in range(3)]
     answers = generate(checkpoint, rows, GREEDY)
     banned = suppressed_tokens(checkpoint)
     for row, answer in zip(rows, answers, strict=True):
@@ -237,7 +237,7 @@ def test_vision_tokens_are_never_written(iqa, monkeypatch):
     seen = []
     monkeypatch.setattr("zoomiqa_reward.model.generate.write_answers",
                         lambda *a, **k: seen.append(write_answers(*a, **k)) or seen[-1])  # fmt: skip
-    row = make_row(checkpoint, round1(checkpoint.protocol, picture()))
+    row = make_row(checkpoint, round1(checkpoint.protocol, make_image()))
     weight = checkpoint.model.lm_head.weight
     kept = weight.detach().clone()
     with torch.no_grad():
@@ -253,7 +253,7 @@ def test_vision_tokens_are_never_written(iqa, monkeypatch):
 
 
 def test_sampling_is_repeatable_with_a_seed_and_leaves_the_global_state_alone(iqa):
-    row = make_row(iqa.checkpoint, round1(iqa.protocol, picture()))
+    row = make_row(iqa.checkpoint, round1(iqa.protocol, make_image()))
     hot = {"temperature": 3.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 12}
     before = torch.get_rng_state()
     texts = [generate(iqa.checkpoint, [row], Sampling(seed=seed, **hot))[0].text for seed in (1, 1, 2)]
@@ -262,7 +262,7 @@ def test_sampling_is_repeatable_with_a_seed_and_leaves_the_global_state_alone(iq
 
 
 def test_the_checkpoints_own_generation_config_decides_nothing(iqa):
-    row = make_row(iqa.checkpoint, round1(iqa.protocol, picture()))
+    row = make_row(iqa.checkpoint, round1(iqa.protocol, make_image()))
     config = iqa.checkpoint.model.generation_config
     plain = generate(iqa.checkpoint, [row], GREEDY)
     kept = (config.do_sample, config.repetition_penalty)
@@ -274,7 +274,7 @@ def test_the_checkpoints_own_generation_config_decides_nothing(iqa):
 
 
 def test_the_real_tiny_model_runs_both_modes_and_never_raises_on_nonsense(iqa):
-    images = [picture(i, 70 + 20 * i, 90) for i in range(3)]
+    images = [make_image(i, 70 + 20 * i, 90) for i in range(3)]
     found = iqa.assess(images, max_new_tokens=6)
     assert [one.valid for one in found] == [False] * 3  # it writes digits, no answer
     assert all(one.error and one.turns[0].text for one in found)

@@ -8,33 +8,33 @@ import time
 
 import pytest
 import torch
-from scripted_server import FINAL, SECOND, ZOOM, always, eight_bits, parts, pictures, reply, server, token
-from tiny import picture, tiny_iqa, tiny_protocol
+from scripted_server import FINAL, SECOND, ZOOM, always, eight_bits, parts, reply, sent_images, server, token
+from tiny import make_image, tiny_iqa, tiny_protocol
 
 from zoomiqa_reward import ZoomIQAReward, rank
 from zoomiqa_reward.images import ImageError
 from zoomiqa_reward.model.generate import Completion, Sampling
 from zoomiqa_reward.model.reason import assess_images
 from zoomiqa_reward.model.text_server import RemoteZoomIQA, ServerRefused
-from zoomiqa_reward.model.text_server.parallel_map import in_order
+from zoomiqa_reward.model.text_server.parallel_map import parallel_map
 from zoomiqa_reward.protocol.crops import zoom
 from zoomiqa_reward.protocol.spec import ProtocolError
 
 
-def test_both_rounds_send_the_protocols_words_and_lossless_pictures():
-    image = eight_bits(picture())
+def test_both_rounds_send_the_protocols_words_and_lossless_images():
+    image = eight_bits(make_image())
     with server(lambda body, count: reply([ZOOM, SECOND][count - 1])) as (iqa, script):
         (found,) = iqa.assess(image, question="Is it sharp?")
     first, second = script.bodies
     assert (first["model"], first["temperature"], first["max_tokens"]) == ("served", 0, 8)
     assert parts(first, "text") == ["Is it sharp? Answer with {}."]
-    assert torch.equal(pictures(first)[0], image)
+    assert torch.equal(sent_images(first)[0], image)
     assert [m["role"] for m in second["messages"]] == ["user", "assistant", "user"]
     assert [m["content"] for m in second["messages"][:2]] == ["Is it sharp?", ZOOM]
     assert parts(second, "text") == ["{question} Look again.", "Original image: ", "Cropped Image: "]
     crop, box = zoom(image, [0.1, 0.1, 0.6, 0.7], tiny_protocol().crop)
-    assert torch.equal(pictures(second)[0], image)
-    assert torch.equal(pictures(second)[1], eight_bits(crop))
+    assert torch.equal(sent_images(second)[0], image)
+    assert torch.equal(sent_images(second)[1], eight_bits(crop))
     assert (found.rating, found.turns[1].crop_box) == (4.0, box)
 
 
@@ -47,25 +47,25 @@ def test_what_is_read_is_what_a_local_model_would_have_been_read_as(texts):
     def write(checkpoint, rows, sampling):
         return [Completion(text=next(script), is_truncated=False)]
 
-    ((local,),) = assess_images(tiny_iqa().checkpoint, [picture()], sampling=Sampling(), write=write)
+    ((local,),) = assess_images(tiny_iqa().checkpoint, [make_image()], sampling=Sampling(), write=write)
     with server(lambda body, count: reply(texts[count - 1])) as (iqa, _):
-        (remote,) = iqa.assess(picture())
+        (remote,) = iqa.assess(make_image())
     assert repr(remote) == repr(local)  # NaN differs from itself, its text does not
 
 
 def test_a_given_factor_resizes_to_the_protocols_budget_before_sending():
     with server(always(FINAL), factor_px=28) as (iqa, script):
-        iqa.assess([picture(0, 300, 200), eight_bits(picture(1, 84, 112))])
-    sizes = sorted(tuple(pictures(body)[0].shape[1:]) for body in script.bodies)
+        iqa.assess([make_image(0, 300, 200), eight_bits(make_image(1, 84, 112))])
+    sizes = sorted(tuple(sent_images(body)[0].shape[1:]) for body in script.bodies)
     assert sizes == [(84, 112), (168, 112)]  # 20000 px at most, and multiples of 28
     with server(always(FINAL)) as (iqa, script):
-        iqa.assess(picture(0, 300, 200))
-    assert pictures(script.bodies[0])[0].shape == (3, 300, 200)
+        iqa.assess(make_image(0, 300, 200))
+    assert sent_images(script.bodies[0])[0].shape == (3, 300, 200)
 
 
 def test_samples_have_seeds_of_their_own_and_the_same_ones_again():
     with server(lambda body, _: reply(FINAL.replace("3.25", f"3.{body['seed']}"))) as (iqa, script):
-        ratings = iqa.rate([picture(), picture(1)], mode="reason", num_samples=3, temperature=0.7, seed=10)
+        ratings = iqa.rate([make_image(), make_image(1)], mode="reason", num_samples=3, temperature=0.7, seed=10)
     assert sorted(body["seed"] for body in script.bodies) == [10, 10, 12, 12, 14, 14]
     assert {(body["temperature"], body["top_p"]) for body in script.bodies} == {(0.7, 0.95)}
     assert ratings.mean.tolist() == pytest.approx([3.12, 3.12])
@@ -75,8 +75,8 @@ def test_samples_have_seeds_of_their_own_and_the_same_ones_again():
 
 def test_samples_come_from_the_protocols_likeliest_tokens():
     with server(always(FINAL)) as (iqa, script):
-        iqa.assess(picture(), temperature=0.9)
-        iqa.assess(picture())
+        iqa.assess(make_image(), temperature=0.9)
+        iqa.assess(make_image())
     assert [body.get("top_k") for body in script.bodies] == [tiny_protocol().decoding.top_k, None]
 
 
@@ -87,8 +87,8 @@ def test_a_server_that_takes_no_top_k_is_asked_without_it_and_named():
 
     with server(strict) as (iqa, script):
         with pytest.warns(UserWarning, match="takes no top_k: it samples from all tokens, not 50"):
-            (found,) = iqa.assess(picture(), temperature=0.9)
-        iqa.assess(picture(), temperature=0.9)
+            (found,) = iqa.assess(make_image(), temperature=0.9)
+        iqa.assess(make_image(), temperature=0.9)
     assert found.valid
     assert ["top_k" in body for body in script.bodies] == [True, False, False]
 
@@ -98,12 +98,12 @@ def test_a_server_that_does_not_sample_is_named():
         server(always(FINAL)) as (iqa, _),
         pytest.warns(UserWarning, match="seems to answer greedily.*do_sample"),
     ):
-        assert iqa.rate(picture(), mode="reason", num_samples=2, temperature=1.0).std.tolist() == [0.0]
+        assert iqa.rate(make_image(), mode="reason", num_samples=2, temperature=1.0).std.tolist() == [0.0]
 
 
 def test_extra_fields_and_the_key_go_along():
     with server(always(FINAL), extra={"top_k": 50}, api_key="secret-key") as (iqa, script):
-        iqa.assess(picture())
+        iqa.assess(make_image())
         told = f"{iqa!r} {iqa.fingerprint_parts}"
     assert script.bodies[0]["top_k"] == 50
     assert script.keys == ["Bearer secret-key"]
@@ -112,7 +112,7 @@ def test_extra_fields_and_the_key_go_along():
 
 def test_what_may_be_retried_is_and_the_answer_counts():
     with server(lambda body, count: (429, {}) if count < 3 else reply(FINAL)) as (iqa, script):
-        assert iqa.rate(picture(), mode="reason").mean.tolist() == [3.25]
+        assert iqa.rate(make_image(), mode="reason").mean.tolist() == [3.25]
     assert len(script.bodies) == 3
 
 
@@ -130,9 +130,9 @@ def test_what_may_be_retried_is_and_the_answer_counts():
     (reply(FINAL, logprobs=[token("3", math.nan)]), 1, "log-probabilities that cannot be read"),
 ])  # fmt: skip
 def test_a_failed_request_is_no_rating_with_its_reason_and_the_others_stand(answer, tries, said):
-    bad = eight_bits(picture(7))
-    with server(lambda body, _: answer if torch.equal(pictures(body)[0], bad) else reply(FINAL)) as (iqa, script):
-        ratings = iqa.rate([picture(), bad, picture(1)], mode="reason")
+    bad = eight_bits(make_image(7))
+    with server(lambda body, _: answer if torch.equal(sent_images(body)[0], bad) else reply(FINAL)) as (iqa, script):
+        ratings = iqa.rate([make_image(), bad, make_image(1)], mode="reason")
     assert ratings.valid.tolist() == [True, False, True]
     assert ratings.mean.tolist() == pytest.approx([3.25, math.nan, 3.25], nan_ok=True)
     assert [error is None for error in ratings.errors] == [True, False, True]
@@ -144,7 +144,7 @@ def test_a_failed_request_is_no_rating_with_its_reason_and_the_others_stand(answ
 
 def test_a_failed_second_round_keeps_the_first():
     with server(lambda body, count: reply(ZOOM) if count == 1 else (400, {"error": "too long"})) as (iqa, _):
-        (found,) = iqa.assess(picture())
+        (found,) = iqa.assess(make_image())
     assert (found.valid, [turn.rating for turn in found.turns]) == (False, [2.5])
     assert found.error.startswith("round 2: ")
     assert found.error.endswith('status 400: {"error": "too long"}')
@@ -158,7 +158,7 @@ def test_a_server_that_takes_too_long_is_given_up():
         return reply(FINAL)
 
     with server(answer, timeout_s=0.3, max_retries=1) as (iqa, script):
-        (found,) = iqa.assess(picture())
+        (found,) = iqa.assess(make_image())
         hold.set()
     assert "no answer within 2 tries of 0.3 s" in found.error
     assert len(script.bodies) == 2  # counted when the server's threads have ended
@@ -168,7 +168,7 @@ def test_nobody_there():
     with server(always(FINAL), max_retries=0) as (iqa, _):
         pass
     with iqa:
-        (found,) = iqa.assess(picture())
+        (found,) = iqa.assess(make_image())
     assert (found.valid, "cannot be reached" in found.error) == (False, True)
 
 
@@ -178,7 +178,7 @@ def test_what_would_fail_for_every_image_is_raised(status, said):
         server(lambda body, _: (status, {"error": "no"}), api_key="secret-key") as (iqa, script),
         pytest.raises(ServerRefused, match=f"status {status}, check {said}") as caught,
     ):
-        iqa.assess([picture()] * 50)
+        iqa.assess([make_image()] * 50)
     assert "secret-key" not in str(caught.value)
     assert len(script.bodies) < 20
 
@@ -190,10 +190,10 @@ def test_images_are_asked_about_at_once_and_come_back_in_order():
         if count <= 3:
             together.wait(20)  # breaks, and so fails, unless three are there at once
         time.sleep(0.05 if count % 3 == 1 else 0.0)
-        return reply(FINAL.replace("3.25", f"{1 + pictures(body)[0].shape[2] / 100:.2f}"))
+        return reply(FINAL.replace("3.25", f"{1 + sent_images(body)[0].shape[2] / 100:.2f}"))
 
     with server(answer, concurrency=3) as (iqa, script):
-        ratings = iqa.rate([picture(0, 56, 60 + i) for i in range(9)], mode="reason")
+        ratings = iqa.rate([make_image(0, 56, 60 + i) for i in range(9)], mode="reason")
     assert ratings.mean.tolist() == pytest.approx([1.6 + i / 100 for i in range(9)])
     assert script.most == 3
 
@@ -213,28 +213,28 @@ def test_items_are_drawn_as_needed_and_the_first_exception_stops():
         return i
 
     with pytest.raises(KeyError, match="5"):
-        in_order(ask, items(), 2)
+        parallel_map(ask, items(), 2)
     assert len(drawn) < 20
-    assert in_order(lambda i: -i, range(7), 3) == [-i for i in range(7)]
+    assert parallel_map(lambda i: -i, range(7), 3) == [-i for i in range(7)]
 
 
 def test_an_image_that_cannot_be_read_is_raised_by_name(tmp_path):
     with server(always(FINAL)) as (iqa, _), pytest.raises(ImageError, match=r"image 1: .*nothing\.png"):
-        iqa.assess([picture(), tmp_path / "nothing.png"])
+        iqa.assess([make_image(), tmp_path / "nothing.png"])
 
 
 def test_an_image_token_in_the_text_is_no_request():
     with server(always(FINAL)) as (iqa, script):
-        (found,) = iqa.assess(picture(), question="Is <|image_pad|> sharp?")
+        (found,) = iqa.assess(make_image(), question="Is <|image_pad|> sharp?")
     assert "image token <|image_pad|>" in found.error
     assert script.bodies == []
 
 
 def test_it_ranks_and_rewards():
     def answer(body, count):
-        return reply(FINAL.replace("3.25", f"{1 + 3 * float(pictures(body)[0].mean()):.2f}"))
+        return reply(FINAL.replace("3.25", f"{1 + 3 * float(sent_images(body)[0].mean()):.2f}"))
 
-    images = [picture() * share for share in (0.5, 1.0, 0.75)]
+    images = [make_image() * share for share in (0.5, 1.0, 0.75)]
     with server(answer) as (iqa, _):
         assert rank(iqa, images, mode="reason").order == (1, 2, 0)
         reward = ZoomIQAReward(iqa, mode="reason")
@@ -283,7 +283,7 @@ def test_impossible_settings_are_refused(options, said):
 def test_impossible_wishes_are_refused_before_anything_is_sent(call, said):
     iqa = RemoteZoomIQA.from_server("http://a/v1", "m", protocol=tiny_protocol())
     with pytest.raises(ValueError, match=said):
-        iqa.rate(picture(), **call)
+        iqa.rate(make_image(), **call)
 
 
 def test_without_the_client_the_extra_is_named_and_nothing_else_needs_it(monkeypatch):
@@ -291,4 +291,4 @@ def test_without_the_client_the_extra_is_named_and_nothing_else_needs_it(monkeyp
     iqa = RemoteZoomIQA.from_server("http://a/v1", "m", protocol=tiny_protocol())
     assert iqa.fingerprint
     with pytest.raises(ImportError, match=r"zoomiqa-reward\[serve\]"):
-        iqa.assess(picture())
+        iqa.assess(make_image())

@@ -8,7 +8,7 @@ from conftest import NANO
 from PIL import Image
 
 from restoration import degrade_for_demo
-from train_iqa.nano.degradations import Record, Step
+from train_iqa.nano.degradations import DamageRecord, Step
 from train_iqa.nano.rationale import answer1
 from zoomiqa_reward import ZoomIQA
 from zoomiqa_reward.images import load_image, to_pil
@@ -30,7 +30,7 @@ def served():
 
 @pytest.fixture(scope="module")
 def images(photograph):
-    """Three pictures of 224 x 196 px in 8 bits: nothing has to be resized or rounded on either way."""
+    """Three images of 224 x 196 px in 8 bits: nothing has to be resized or rounded on either way."""
     part = load_image(Image.open(photograph).crop((16, 40, 240, 236)))
     noisy = degrade_for_demo(part, scale=1, blur_px=0.3, noise=0.08, quality=95)
     blurred = degrade_for_demo(part, scale=1, blur_px=3.0, noise=0.0, quality=95)
@@ -60,8 +60,8 @@ def texts_of(assessment):
 
 
 def test_round_two_over_the_server_is_the_same_prompt(served, local, images):
-    """The quoted answer, the picture and the crop; the quoted answer wants to look closer, as nano itself may not."""
-    damage = Record(steps=(Step(kind="motion_blur", severity=0.6),), box=(0.25, 0.2, 0.9, 0.8))
+    """The quoted answer, the image and the crop; the quoted answer wants to look closer, as nano itself may not."""
+    damage = DamageRecord(steps=(Step(kind="motion_blur", severity=0.6),), box=(0.25, 0.2, 0.9, 0.8))
     first = answer1(damage, 2.9, "2.90", ("0.25", "0.20", "0.90", "0.80"))
     prompted = round2(local.protocol, images[2], images[2][:, 28:140, 56:196], first)
     sampling = Sampling(max_new_tokens=30)

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from scripted_server import FINAL, THINK, always, eight_bits, pictures, reply, server, token
-from tiny import picture, tiny_protocol
+from scripted_server import FINAL, THINK, always, eight_bits, reply, sent_images, server, token
+from tiny import make_image, tiny_protocol
 
 from zoomiqa_reward.model.text_server import NotOffered
 from zoomiqa_reward.model.views import plan_views
@@ -29,8 +29,8 @@ NUMBER = (
 def test_the_spread_of_the_ratings_tokens_by_hand():
     """3.25: .8 x .6 x .5, 3.27: x .3, 3.2 (ended early): x .2, 3.4?: .8 x .4 uniform, 2.??: .1 uniform; x: no mass."""
     with server(always(FINAL, logprobs=entries(BEFORE, *NUMBER))) as (iqa, script):
-        (found,) = iqa.assess(picture())
-        ratings = iqa.rate(picture(), mode="reason")
+        (found,) = iqa.assess(make_image())
+        ratings = iqa.rate(make_image(), mode="reason")
     assert (script.bodies[0]["logprobs"], script.bodies[0]["top_logprobs"]) == (True, 20)
     uniform = lambda low, count: [(low + k / 100, 1 / count) for k in range(count)]  # noqa: E731
     leaves = [(3.25, 0.24), (3.27, 0.144), (3.2, 0.096)]
@@ -51,7 +51,7 @@ def test_tokens_of_any_length_and_with_a_lead_are_found(cut):
     lead = BEFORE[-2:]
     numbers = [token(lead + first, LN[0.7], alternatives={lead + "4.00": LN[0.3], "9": LN[0.1]}), *map(token, rest)]
     with server(always(FINAL, logprobs=entries(BEFORE[:-2], *numbers))) as (iqa, _):
-        spread = iqa.assess(picture())[0].spread
+        spread = iqa.assess(make_image())[0].spread
     assert spread.mass == pytest.approx(1.0)
     assert spread.mean == pytest.approx(0.7 * 3.25 + 0.3 * 4.0)
 
@@ -61,7 +61,7 @@ def test_tokens_of_any_length_and_with_a_lead_are_found(cut):
 ])  # fmt: skip
 def test_a_rating_that_cannot_be_traced_in_the_tokens_has_no_spread(text, number):
     with server(always(FINAL.replace("3.25", text), logprobs=entries(BEFORE, *number))) as (iqa, _):
-        (found,) = iqa.assess(picture())
+        (found,) = iqa.assess(make_image())
     assert found.valid
     assert (found.spread, math.isnan(found.std)) == (None, True)
 
@@ -69,13 +69,13 @@ def test_a_rating_that_cannot_be_traced_in_the_tokens_has_no_spread(text, number
 def test_little_mass_gives_the_mass_and_no_std():
     number = [token("3.25", LN[0.4], alternatives={"no": LN[0.6]})]
     with server(always(FINAL, logprobs=entries(BEFORE, *number))) as (iqa, _):
-        (found,) = iqa.assess(picture())
+        (found,) = iqa.assess(make_image())
     assert (found.valid, found.spread.mass, math.isnan(found.std)) == (True, pytest.approx(0.4), True)
 
 
 def test_without_logprobs_there_is_no_distribution_and_it_says_so():
     with server(always(FINAL)) as (iqa, _):
-        ratings = iqa.rate([picture()] * 2, mode="reason")
+        ratings = iqa.rate([make_image()] * 2, mode="reason")
     assert (ratings.mean.tolist(), ratings.std_kind, ratings.errors) == ([3.25, 3.25], "none", (None, None))
     assert ratings.std.isnan().all()
 
@@ -87,7 +87,7 @@ def test_a_server_that_refuses_logprobs_is_asked_without_them_from_then_on():
         return reply(FINAL)
 
     with server(answer, concurrency=1) as (iqa, script):
-        ratings = iqa.rate([picture()] * 3, mode="reason")
+        ratings = iqa.rate([make_image()] * 3, mode="reason")
     assert (ratings.valid.all(), ratings.std_kind) == (True, "none")
     assert ["logprobs" in body for body in script.bodies] == [True, False, False, False]
 
@@ -96,11 +96,11 @@ def test_a_reasoning_parsers_parts_are_joined_again():
     reasoning, answer = FINAL.removeprefix("<think>").split("</think>")
     for field in ("reasoning_content", "reasoning"):
         with server(always(answer, **{field: reasoning})) as (iqa, _):
-            (found,) = iqa.assess(picture())
+            (found,) = iqa.assess(make_image())
         assert found.turns[0].text == f"<think>\n{reasoning}\n</think>\n{answer}"
         assert (found.rating, found.turns[0].sections["Issues to Avoid"]) == (3.25, "noise.")
     with server(always(None, finish="length", reasoning_content="and on")) as (iqa, _):
-        (found,) = iqa.assess(picture())
+        (found,) = iqa.assess(make_image())
     assert found.turns[0].text == "<think>\nand on"
     assert found.error.endswith("round 1: Answer truncated")
 
@@ -146,7 +146,7 @@ def exact(shares):
 @pytest.mark.parametrize("cut", [1, 2, 3, 4])
 def test_direct_finds_the_whole_distribution_whatever_the_tokens(cut):
     with server(continues(SHARES, cut), factor_px=28, tolerance=1e-6) as (iqa, _):
-        ratings = iqa.rate(eight_bits(picture(0, 56, 84)), mode="direct")
+        ratings = iqa.rate(eight_bits(make_image(0, 56, 84)), mode="direct")
     mean, std = exact(SHARES)
     assert ratings.mean.tolist() == pytest.approx([mean])
     assert ratings.std.tolist() == pytest.approx([std])
@@ -154,7 +154,7 @@ def test_direct_finds_the_whole_distribution_whatever_the_tokens(cut):
 
 
 def test_a_tolerance_saves_requests_and_keeps_its_word():
-    image, asked = eight_bits(picture(0, 56, 84)), []
+    image, asked = eight_bits(make_image(0, 56, 84)), []
     for tolerance in (0.5, 0.05, 0.01):
         with server(continues(SHARES), factor_px=28, tolerance=tolerance) as (iqa, script):
             found = iqa.rate(image)
@@ -167,31 +167,31 @@ def test_a_tolerance_saves_requests_and_keeps_its_word():
 
 
 def test_direct_reads_the_views_of_the_local_direct_and_mixes_them():
-    image, protocol = eight_bits(picture(0, 140, 112)), tiny_protocol()
+    image, protocol = eight_bits(make_image(0, 140, 112)), tiny_protocol()
     plan = plan_views(140, 112, protocol.views, factor=28, min_pixels=3136, max_pixels=20000)
     by_size = {(140, 112): "4.00"}
 
     def answer(body, count):
-        return continues({by_size.get(tuple(pictures(body)[0].shape[1:]), "2.00"): 1.0})(body, count)
+        return continues({by_size.get(tuple(sent_images(body)[0].shape[1:]), "2.00"): 1.0})(body, count)
 
     with server(answer, factor_px=28) as (iqa, script):
         mean = float(iqa.rate(image).mean)
     assert len(script.bodies) == len(plan) > 1
     whole = sum(view.weight for view in plan if view.scale is None)
     assert mean == pytest.approx(4 * whole + 2 * (1 - whole))
-    assert any(torch.equal(pictures(body)[0], image) for body in script.bodies)
+    assert any(torch.equal(sent_images(body)[0], image) for body in script.bodies)
 
 
 def test_ratings_that_hold_too_little_are_no_measurement():
     with server(continues({"3.25": 0.3, "no": 0.7}), factor_px=28) as (iqa, _):
-        ratings = iqa.rate(eight_bits(picture(0, 56, 84)))
+        ratings = iqa.rate(eight_bits(make_image(0, 56, 84)))
     assert ratings.valid.tolist() == [False]
     assert "0.30 of the probability" in ratings.errors[0]
 
 
 def test_a_server_that_ignores_the_start_of_the_answer_gives_no_rating():
     with server(always("<think>", logprobs=[token("<think>")]), factor_px=28) as (iqa, _):
-        ratings = iqa.rate(picture(0, 56, 84))
+        ratings = iqa.rate(make_image(0, 56, 84))
     assert (ratings.valid.tolist(), "ignored the start" in ratings.errors[0]) == ([False], True)
 
 
@@ -205,16 +205,16 @@ def test_direct_over_a_server_that_cannot_is_an_error_with_the_way_out(answer):
         server(lambda body, _: answer, factor_px=28) as (iqa, _),
         pytest.raises(NotOffered, match=r"continues an assistant's message.*mode='reason'"),
     ):
-        iqa.rate(picture())
+        iqa.rate(make_image())
 
 
 def test_a_failed_view_fails_its_image_alone():
-    bad = eight_bits(picture(7, 56, 84))
+    bad = eight_bits(make_image(7, 56, 84))
 
     def answer(body, count):
-        return (500, {}) if torch.equal(pictures(body)[0], bad) else continues(SHARES)(body, count)
+        return (500, {}) if torch.equal(sent_images(body)[0], bad) else continues(SHARES)(body, count)
 
     with server(answer, factor_px=28, max_retries=0) as (iqa, _):
-        ratings = iqa.rate([eight_bits(picture(0, 56, 84)), bad])
+        ratings = iqa.rate([eight_bits(make_image(0, 56, 84)), bad])
     assert ratings.valid.tolist() == [True, False]
     assert "status 500" in ratings.errors[1]

@@ -26,12 +26,12 @@ from in_process_server import (
     square,
 )
 from PIL import Image
-from tiny import picture
+from tiny import make_image
 
 from zoomiqa_reward import MetricReward, Reward, ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.serving import FingerprintError, Limits, RemoteReward, RewardSpec, ServingError
 from zoomiqa_reward.serving.scorer import Answer, Scorer
-from zoomiqa_reward.serving.wire import Item, Picture, encode_picture, encode_request
+from zoomiqa_reward.serving.wire import EncodedImage, ScoreItem, encode_image, encode_request
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def local(nano):
 
 def test_remote_scores_equal_local_ones_bit_for_bit(url, local, tmp_path):
     eight_bit = (square(3, 70) * 255).round() / 255
-    images = [square(0), square(1, 84), eight_bit, picture(4, 60, 112), "no-such-file.png"]
+    images = [square(0), square(1, 84), eight_bit, make_image(4, 60, 112), "no-such-file.png"]
     with RemoteReward(url, token=TOKEN) as remote:
         assert isinstance(remote, Reward)
         assert (remote.name, remote.score_range, remote.deterministic) == (local.name, (1.0, 5.0), True)
@@ -80,7 +80,7 @@ def test_batched_is_another_fingerprint_and_within_tolerance(url, local):
 
 def test_a_png_may_be_the_whole_body(url, local):
     image = (square(5) * 255).round() / 255
-    status, body, _ = reply(raw(url, request(encode_picture(image).data, kind="image/png"))[0])
+    status, body, _ = reply(raw(url, request(encode_image(image).data, kind="image/png"))[0])
     assert status == 200
     assert body["fingerprint"] == local.fingerprint
     assert body["images"][0]["value"] == local(image).value.item()
@@ -89,9 +89,9 @@ def test_a_png_may_be_the_whole_body(url, local):
 def test_an_image_that_fails_leaves_the_others(url):
     jpeg = io.BytesIO()
     Image.new("RGB", (64, 64)).save(jpeg, format="JPEG")
-    bodies = [Picture(data=jpeg.getvalue()), Picture(data=np.full((3, 56, 56), np.nan, dtype="<f4").tobytes(),
-              shape=(3, 56, 56)), encode_picture(square(0))]  # fmt: skip
-    status, body, _ = reply(raw(url, request(encode_request([Item(image=one) for one in bodies])))[0])
+    bodies = [EncodedImage(data=jpeg.getvalue()), EncodedImage(data=np.full((3, 56, 56), np.nan, dtype="<f4").tobytes(),
+              shape=(3, 56, 56)), encode_image(square(0))]  # fmt: skip
+    status, body, _ = reply(raw(url, request(encode_request([ScoreItem(image=one) for one in bodies])))[0])
     assert status == 200
     assert [one["valid"] for one in body["images"]] == [False, False, True]
     assert [one["value"] is None for one in body["images"]] == [True, True, False]

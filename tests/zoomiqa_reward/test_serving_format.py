@@ -20,11 +20,11 @@ from zoomiqa_reward.images import ImageError, load_image
 from zoomiqa_reward.serving import Limits, RewardSpec, ServeConfig, ServingError
 from zoomiqa_reward.serving.wire import (
     SAFETENSORS_TYPE,
-    Item,
-    Picture,
-    Row,
+    EncodedImage,
+    ScoreItem,
+    ScoreRow,
     decode_request,
-    encode_picture,
+    encode_image,
     encode_request,
 )
 
@@ -35,27 +35,31 @@ from zoomiqa_reward.serving.wire import (
 def test_eight_bit_pixels_travel_bit_for_bit(transport, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    sent = encode_picture(tmp_path / "a.png", transport)
+    sent = encode_image(tmp_path / "a.png", transport)
     assert (sent.shape is None) == (transport != "float")
-    [item] = decode_request(encode_request([Item(image=sent)]), SAFETENSORS_TYPE, Limits())
+    [item] = decode_request(encode_request([ScoreItem(image=sent)]), SAFETENSORS_TYPE, Limits())
     assert torch.equal(item.image.load(), load_image(pixels))
     assert item.image.size() == (53, 37)
 
 
 def test_floats_travel_bit_for_bit_and_never_as_png():
     image = torch.rand(3, 41, 29)
-    [item] = decode_request(encode_request([Item(image=encode_picture(image))]), SAFETENSORS_TYPE, Limits())
+    [item] = decode_request(encode_request([ScoreItem(image=encode_image(image))]), SAFETENSORS_TYPE, Limits())
     assert torch.equal(item.image.load(), image)
     with pytest.raises(ImageError, match="do not hold these pixels"):
-        encode_picture(image, "png")
+        encode_image(image, "png")
 
 
 def test_lq_hr_and_prompts_stay_with_their_image():
     items = [
-        Item(image=encode_picture(square(k)), lq=encode_picture(square(10 + k, 28)), hr=encode_picture(square(20 + k)),
-             prompt=f"té {k}")
+        ScoreItem(
+            image=encode_image(square(k)),
+            lq=encode_image(square(10 + k, 28)),
+            hr=encode_image(square(20 + k)),
+            prompt=f"té {k}",
+        )
         for k in range(3)
-    ]  # fmt: skip
+    ]
     assert decode_request(encode_request(items), SAFETENSORS_TYPE, Limits()) == items
 
 
@@ -70,18 +74,18 @@ def test_a_client_in_another_language_needs_three_lines():
 @pytest.mark.parametrize("number", [1.0, 3.1415927, 4.9999995, 1.1754944e-38])
 def test_numbers_survive_the_reply_bit_for_bit(number):
     value = torch.tensor(number, dtype=torch.float32)
-    fields = json.loads(json.dumps(Row(value=value.item(), std=0.1, valid=True).as_json()))
-    assert torch.equal(torch.tensor(Row.from_json(fields).value, dtype=torch.float32), value)
+    fields = json.loads(json.dumps(ScoreRow(value=value.item(), std=0.1, valid=True).as_json()))
+    assert torch.equal(torch.tensor(ScoreRow.from_json(fields).value, dtype=torch.float32), value)
 
 
 def test_what_failed_is_nan_on_the_other_side():
-    row = Row.from_json(json.loads(json.dumps(Row.failed("replica_died", "gone").as_json())))
+    row = ScoreRow.from_json(json.loads(json.dumps(ScoreRow.failed("replica_died", "gone").as_json())))
     assert math.isnan(row.value)
     assert not row.valid
     assert row.error == {"type": "replica_died", "message": "gone", "retryable": True}
     for broken in ({}, None, {"value": None, "std": None, "valid": True, "error": None}, {"value": 3, "valid": False}):
         with pytest.raises(ServingError, match="bad_reply"):
-            Row.from_json(broken)
+            ScoreRow.from_json(broken)
 
 
 def tensors(**named):
@@ -129,10 +133,10 @@ def test_only_png_is_decoded():
     jpeg = io.BytesIO()
     Image.new("RGB", (16, 16)).save(jpeg, format="JPEG")
     with pytest.raises(ImageError, match="JPEG and others would change the pixels"):
-        Picture(data=jpeg.getvalue()).load()
-    whole = encode_picture((square(0) * 255).round() / 255, "png")
+        EncodedImage(data=jpeg.getvalue()).load()
+    whole = encode_image((square(0) * 255).round() / 255, "png")
     with pytest.raises(ImageError, match=r"damaged|truncated"):
-        Picture(data=whole.data[:60]).load()
+        EncodedImage(data=whole.data[:60]).load()
 
 
 # -- the settings --

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from tiny import picture
+from tiny import make_image
 
 from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.serving import Limits, RemoteReward, RewardServer, ServeConfig, ServingError
@@ -29,8 +29,8 @@ LIMITS = Limits(max_held_bytes=80 << 20, max_body_bytes=16 << 20, batch_pixels=4
 
 
 def mixed(count):
-    """Pictures of several sizes, every second one as 8 bits, which travel as PNG."""
-    images = [picture(k, *SIZES[k % len(SIZES)]) for k in range(count)]
+    """Images of several sizes, every second one as 8 bits, which travel as PNG."""
+    images = [make_image(k, *SIZES[k % len(SIZES)]) for k in range(count)]
     return [(image * 255).round() / 255 if k % 2 else image for k, image in enumerate(images)]
 
 
@@ -133,7 +133,7 @@ def test_many_mixed_requests_equal_local_scores_bit_for_bit(server, local, remot
 
 def test_batching_is_asked_for_and_close(server, local):
     images = mixed(REQUESTS)
-    large = picture(99, 210, 210)  # larger than a whole batch
+    large = make_image(99, 210, 210)  # larger than a whole batch
     large[:, ::2] *= 0.5  # and with edges, or it would count as blurred away
     large[:, 50:120] *= 0.2
     with RemoteReward(server.url, token=TOKEN, batched=True) as batched:
@@ -245,7 +245,7 @@ def test_zoomiqa_serve_says_where_and_stops_when_told(tmp_path):
             processes = children(process.pid)
             with RemoteReward(ready["url"], token=TOKEN) as remote:
                 assert remote.fingerprint == ready["fingerprint"]
-                assert remote(picture(0)).value[0] > 0
+                assert remote(make_image(0)).value[0] > 0
             process.send_signal(signal.SIGTERM)
             more, talk = process.communicate(timeout=40)
         finally:

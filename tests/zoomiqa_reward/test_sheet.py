@@ -1,4 +1,4 @@
-"""The contact sheet: what is drawn, and where. Pictures are flat colours, so that pixels tell."""
+"""The contact sheet: what is drawn, and where. Images are flat colours, so that pixels tell."""
 
 import math
 
@@ -27,13 +27,13 @@ def flat(colour, size=(64, 64)):
 
 
 def middle_of(sheet, place, columns=2):
-    """Colour at the middle of a place's picture."""
+    """Colour at the middle of a place's image."""
     left = MARGIN_PX + place % columns * (CELL_PX + MARGIN_PX)
     top = MARGIN_PX + place // columns * (CELL_PX + TEXT_PX + MARGIN_PX)
     return sheet.getpixel((left + CELL_PX // 2, top + CELL_PX // 2))
 
 
-def picture_of(sheet):
+def image_of(sheet):
     return np.asarray(sheet.crop((MARGIN_PX, MARGIN_PX, MARGIN_PX + CELL_PX, MARGIN_PX + CELL_PX)))
 
 
@@ -53,9 +53,9 @@ def test_without_ranks_the_rating_decides():
     assert [middle_of(sheet, place) for place in range(3)] == [GREEN, BLUE, RED]
 
 
-def test_a_small_picture_is_enlarged_by_whole_pixels():
+def test_a_small_image_is_enlarged_by_whole_pixels():
     board = Image.fromarray(np.indices((50, 50)).sum(0).astype(np.uint8) % 2 * 255).convert("RGB")
-    seen = picture_of(contact_sheet([board], [SheetEntry(name="board", rating=3.0)]))
+    seen = image_of(contact_sheet([board], [SheetEntry(name="board", rating=3.0)]))
     factor = CELL_PX // 50
     edge = (CELL_PX - 50 * factor) // 2
     inner = seen[edge : edge + 50 * factor, edge : edge + 50 * factor]
@@ -65,7 +65,7 @@ def test_a_small_picture_is_enlarged_by_whole_pixels():
 
 @pytest.mark.parametrize("size", [(1000, 250), (250, 1000), (3, 900), (1, 1), (CELL_PX, CELL_PX)])
 def test_aspect_is_kept(size):
-    seen = picture_of(contact_sheet([flat(RED, size)], [SheetEntry(name="x", rating=3.0)]))
+    seen = image_of(contact_sheet([flat(RED, size)], [SheetEntry(name="x", rating=3.0)]))
     rows, columns = np.nonzero((seen == RED).all(-1))
     height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
     assert max(height, width) == CELL_PX
@@ -74,7 +74,7 @@ def test_aspect_is_kept(size):
 
 def test_the_region_is_outlined_where_it_lies():
     entry = SheetEntry(name="x", rating=3.0, crop_box=(0, 0, 64, 32), bbox=(0.25, 0.5, 0.75, 1.0))
-    seen = picture_of(contact_sheet([flat(RED, (128, 128))], [entry]))
+    seen = image_of(contact_sheet([flat(RED, (128, 128))], [entry]))
     outlined = (seen == BOX).all(-1)
     scale = CELL_PX // 128
     assert outlined[32 * scale, 20:60].all()
@@ -85,12 +85,12 @@ def test_the_region_is_outlined_where_it_lies():
 def test_the_inset_enlarges_the_middle_of_the_region():
     image = flat(RED, (400, 400))
     image.paste(GREEN, (90, 90, 110, 110))
-    seen = picture_of(contact_sheet([image], [SheetEntry(name="x", rating=3.0, crop_box=(0, 0, 200, 200))]))
+    seen = image_of(contact_sheet([image], [SheetEntry(name="x", rating=3.0, crop_box=(0, 0, 200, 200))]))
     green = (seen == GREEN).all(-1)[CELL_PX // 2 :, CELL_PX // 2 :]
     assert green.sum() == 40 * 40
 
 
-def test_a_picture_that_could_not_be_read_still_has_its_place():
+def test_an_image_that_could_not_be_read_still_has_its_place():
     sheet = contact_sheet([None, flat(GREEN)], [SheetEntry(name="a", valid=False), SheetEntry(name="b", rating=1.0)])
     assert middle_of(sheet, 0) == GREEN
     assert sheet.width == 2 * (CELL_PX + MARGIN_PX) + MARGIN_PX

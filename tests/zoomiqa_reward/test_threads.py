@@ -10,7 +10,7 @@ import pytest
 import torch
 from ambient import AMBIENT
 from skimage import data
-from tiny import picture, tiny_iqa
+from tiny import make_image, tiny_iqa
 
 from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.images.loading import load_image
@@ -67,7 +67,7 @@ def test_two_threads_rate_and_sample_while_the_main_thread_draws(nano, photo):
 def test_prompts_of_other_lengths_in_other_threads_do_not_move_an_answers_positions():
     """Qwen-VL keeps the positions of the rows it answers on the model: the next prompt must wait."""
     iqa = tiny_iqa()
-    images = [picture(i, 60 + 40 * i, 90) for i in range(4)]
+    images = [make_image(i, 60 + 40 * i, 90) for i in range(4)]
     ask = lambda image: iqa.assess(image, max_new_tokens=24, temperature=2.0, seed=1, strict=True)[0].turns[0].text  # noqa: E731
     alone = [ask(image) for image in images]
     assert len(set(alone)) == 4
@@ -100,7 +100,7 @@ def test_sampled_answers_follow_from_seed_and_image_alone(nano, photo, tmp_path)
 
 
 def test_samples_differ_from_one_another_and_have_the_softmaxs_shares():
-    from zoomiqa_reward.model.row_noise import RowNoise
+    from zoomiqa_reward.model.draws import RowNoise
 
     logits = torch.tensor([[0.0, 1.0, 2.0, -torch.inf]])
     noise = RowNoise([3])
@@ -113,7 +113,7 @@ def test_samples_differ_from_one_another_and_have_the_softmaxs_shares():
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_without_a_seed_the_process_decides_and_one_number_an_image_is_taken(temperature):
-    iqa, image = tiny_iqa(), picture()
+    iqa, image = tiny_iqa(), make_image()
 
     def draw():
         iqa.assess([image, image], temperature=temperature, seed=None, max_new_tokens=3, rounds=1)
@@ -127,7 +127,7 @@ def test_without_a_seed_the_process_decides_and_one_number_an_image_is_taken(tem
 
 def test_recomputing_gradients_from_many_threads_leaves_every_layer_as_it_was():
     iqa = tiny_iqa()
-    model, crop = iqa.checkpoint.model, picture(0, 56, 60)
+    model, crop = iqa.checkpoint.model, make_image(0, 56, 60)
     reward, plain = ZoomIQAReward(iqa, gradient_checkpointing=True), ZoomIQAReward(iqa)
     model.requires_grad_(True)  # as a model that is being trained
 

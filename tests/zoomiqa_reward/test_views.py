@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny import ARCHS, picture, tiny_checkpoint
+from tiny import ARCHS, make_image, tiny_checkpoint
 
 from zoomiqa_reward.images import ImageError, to_pil
 from zoomiqa_reward.model.pixels import factor_of, to_patches, whole_size
-from zoomiqa_reward.model.views import ViewCutter, chunks, plan_views, shares, spread
+from zoomiqa_reward.model.views import ViewCutter, chunks, even_offsets, nearest_shares, plan_views
 from zoomiqa_reward.protocol.spec import ViewPolicy
 
 BUDGET = {"factor": 28, "min_pixels": 3136, "max_pixels": 1003520}
@@ -48,16 +48,16 @@ def test_plan_covers_every_pixel_of_every_scale_and_weighs_one(height, width, fa
 def test_spans_are_spread_evenly_and_share_the_whole_length(length, side):
     if length < side:
         side = 28
-    offsets = spread(length, side)
+    offsets = even_offsets(length, side)
     assert offsets[0] == 0
     assert offsets[-1] == length - side
     steps = {b - a for a, b in pairwise(offsets)}
     assert not steps or max(steps) - min(steps) <= 1
-    assert sum(shares(offsets, side, length)) == pytest.approx(1.0)
+    assert sum(nearest_shares(offsets, side, length)) == pytest.approx(1.0)
 
 
 def test_shares_count_the_pixels_that_are_nearest():
-    assert shares([0, 60, 200], 100, 300) == pytest.approx([80 / 300, 100 / 300, 120 / 300])
+    assert nearest_shares([0, 60, 200], 100, 300) == pytest.approx([80 / 300, 100 / 300, 120 / 300])
 
 
 def test_an_image_that_needs_no_resize_is_read_once_with_both_weights_and_at_the_other_scales():
@@ -98,7 +98,7 @@ def test_an_extreme_aspect_ratio_is_an_image_error():
 
 
 def test_native_tiles_are_the_image_itself_and_scaled_ones_keep_the_graph():
-    image = picture(height=200, width=150).requires_grad_(True)
+    image = make_image(height=200, width=150).requires_grad_(True)
     plan = plan_views(200, 150, ViewPolicy(scales=(1.0, 0.5), weights=(1.0, 1.0), tile_px=84), **BUDGET)
     cutter = ViewCutter(image)
     for view in plan:
@@ -128,7 +128,7 @@ def test_chunks_hold_one_size_and_one_kind():
 
 
 def test_pixels_agree_with_the_processors_own_uint8_path(processor):
-    image = picture(height=130, width=170)
+    image = make_image(height=130, width=170)
     image = (image * 255).round() / 255
     ours, grid = to_patches(processor, [image], min_pixels=3136, max_pixels=1003520, resize=True)
     theirs = processor(images=[to_pil(image)], size={"shortest_edge": 3136, "longest_edge": 1003520})
@@ -140,7 +140,7 @@ def test_pixels_agree_with_the_processors_own_uint8_path(processor):
 
 def test_unresized_pixels_are_exactly_the_normalised_image(processor):
     factor = factor_of(processor)
-    image = picture(height=2 * factor, width=3 * factor)
+    image = make_image(height=2 * factor, width=3 * factor)
     values, grid = to_patches(processor, [image], min_pixels=3136, max_pixels=1003520, resize=False)
     mean, std = (torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std))
     expected = ((image - mean) / std).flatten().sort().values.repeat_interleave(2)  # each patch stands twice in time
@@ -149,7 +149,7 @@ def test_unresized_pixels_are_exactly_the_normalised_image(processor):
 
 
 def test_pixels_keep_the_gradient(processor):
-    image = picture(height=100, width=75).requires_grad_(True)
+    image = make_image(height=100, width=75).requires_grad_(True)
     values, _ = to_patches(processor, [image], min_pixels=3136, max_pixels=1003520, resize=True)
     values.square().sum().backward()
     assert (image.grad.abs().sum(dim=0) > 0).all()
@@ -157,7 +157,7 @@ def test_pixels_keep_the_gradient(processor):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1), (28, 3)])
 def test_tiny_images_are_enlarged_by_the_processor(processor, size):
-    _, grid = to_patches(processor, [picture(height=size[0], width=size[1])], min_pixels=3136, max_pixels=99999,
+    _, grid = to_patches(processor, [make_image(height=size[0], width=size[1])], min_pixels=3136, max_pixels=99999,
                          resize=True)  # fmt: skip
     expected = whole_size(*size, factor=factor_of(processor), min_pixels=3136, max_pixels=99999)
     assert (grid[0, 1:] * processor.patch_size).tolist() == list(expected)
@@ -165,11 +165,11 @@ def test_tiny_images_are_enlarged_by_the_processor(processor, size):
 
 def test_an_unresized_view_of_a_wrong_size_is_refused(processor):
     with pytest.raises(ValueError, match="multiples of"):
-        to_patches(processor, [picture(height=60, width=60)], min_pixels=1, max_pixels=99999, resize=False)
+        to_patches(processor, [make_image(height=60, width=60)], min_pixels=1, max_pixels=99999, resize=False)
 
 
 def test_smaller_scales_match_an_antialiased_resize():
-    image = picture(height=200, width=160)
+    image = make_image(height=200, width=160)
     plan = plan_views(200, 160, ViewPolicy(scales=(0.5,), weights=(1.0,), tile_px=336), **BUDGET)
     cut = ViewCutter(image).cut(plan[0])
     channels = [Image.fromarray(c.numpy()).resize((80, 100), Image.Resampling.BICUBIC) for c in image]

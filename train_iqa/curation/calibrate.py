@@ -1,6 +1,6 @@
 """Choose the thresholds of the hints on degraded photographs: `python -m train_iqa.curation.calibrate --images DIR`.
 
-For each state: pictures that were brought into it, by at least `LEAST_SEVERITY`, and pictures whose record says that
+For each state: images that were brought into it, by at least `LEAST_SEVERITY`, and images whose record says that
 they are not in it. `possible` is where 5 % of the former fall short, `certain` where 5 % of the latter go beyond. Where
 the sides are further apart than that, both become the middle between them.
 """
@@ -19,21 +19,21 @@ from tqdm import tqdm
 
 from train_iqa.curation.hints import Hints, measure_hints
 from train_iqa.curation.states import DAMAGES, LOOKS, MIXED, OPPOSITE, degrade_to
-from train_iqa.curation.thresholds import SHIPPED, STATES, Threshold, Thresholds
+from train_iqa.curation.thresholds import SHIPPED, STATES, HintThresholds, Threshold
 from train_iqa.nano.degradations import sample_box
 from train_iqa.nano.synthetic import list_photographs
 
 LEAST_SEVERITY = 0.4
-"""Milder damage is not asserted of a picture, so it must not decide what counts as shown."""
+"""Milder damage is not asserted of an image, so it must not decide what counts as shown."""
 ERROR_SHARE = 0.05
-"""Of pictures in a state that may fall short of `possible`, and of pictures not in it that may exceed `certain`."""
+"""Of images in a state that may fall short of `possible`, and of images not in it that may exceed `certain`."""
 UNTOUCHED = "untouched"
 
 
 def choose(values: Mapping[str, Sequence[Hints]]) -> dict[str, Threshold]:
-    """Return the thresholds from hints by the state that the pictures were brought into (`untouched` for none).
+    """Return the thresholds from hints by the state that the images were brought into (`untouched` for none).
 
-    Raises ValueError where a state has fewer than 20 pictures on either side.
+    Raises ValueError where a state has fewer than 20 images on either side.
     """
     found = {}
     for state, (name, sign) in STATES.items():
@@ -41,7 +41,7 @@ def choose(values: Mapping[str, Sequence[Hints]]) -> dict[str, Threshold]:
         outside = [sign * getattr(one, name) for group in _not_in(state, values) for one in values[group]]
         inside, outside = ([v for v in side if not math.isnan(v)] for side in (inside, outside))
         if min(len(inside), len(outside)) < 20:
-            raise ValueError(f"{state}: {len(inside)} pictures in it, {len(outside)} not; at least 20 each are needed")
+            raise ValueError(f"{state}: {len(inside)} images in it, {len(outside)} not; at least 20 each are needed")
         possible = float(np.quantile(inside, ERROR_SHARE))
         certain = float(np.quantile(outside, 1 - ERROR_SHARE))
         if possible > certain:
@@ -51,7 +51,7 @@ def choose(values: Mapping[str, Sequence[Hints]]) -> dict[str, Threshold]:
 
 
 def _not_in(state: str, values: Mapping[str, Sequence[Hints]]) -> list[str]:
-    """Return the groups of pictures that count as not being in a state.
+    """Return the groups of images that count as not being in a state.
 
     For light and colour, untouched photographs are among them: one that is dark by itself may well be called dark, and
     that widens the range between possible and certain.
@@ -65,7 +65,7 @@ def _not_in(state: str, values: Mapping[str, Sequence[Hints]]) -> list[str]:
 def measure(images: Sequence[Path], seed: int) -> dict[str, list[Hints]]:
     """Return the hints of each photograph untouched, and brought into each state once.
 
-    Half of the pictures are damaged in a region only and measured there, for that is how boxes are judged.
+    Half of the images are damaged in a region only and measured there, for that is how boxes are judged.
     """
     found: dict[str, list[Hints]] = {group: [] for group in (UNTOUCHED, *LOOKS)}
     for index, path in enumerate(tqdm(images, desc="photographs", disable=None)):
@@ -94,11 +94,11 @@ def main(argv: list[str] | None = None) -> int:
     values = measure(chosen, args.seed)
     provenance = {
         "photographs": f"{len(chosen)} of {args.name or args.images.name}", "seed": args.seed,
-        "pictures_a_state": len(chosen), "half_of_them": "damaged and measured in a box",
+        "images_per_state": len(chosen), "half_of_them": "damaged and measured in a box",
         "least_severity": LEAST_SEVERITY, "error_share": ERROR_SHARE,
         "made_by": "python -m train_iqa.curation.calibrate",
     }  # fmt: skip
-    content = Thresholds(of=choose(values), provenance=provenance).as_json()
+    content = HintThresholds(of=choose(values), provenance=provenance).as_json()
     args.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"{args.out}: {len(content['of'])} states", file=sys.stderr)
     return 0

@@ -1,4 +1,4 @@
-"""What a sentence claims about the states of a picture, and whether about the box alone: rules on words, no model.
+"""What a sentence claims about the states of an image, and whether about the box alone: rules on words, no model.
 
 A section that wishes ("Directions for Improvement") claims nothing by its praise ("crisp detail") and nothing by what
 it denies; damage that it names ("remove the noise") is still claimed to be there.
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from train_iqa.curation.hints import Box
 from train_iqa.curation.lexicon import COMPILED
-from train_iqa.nano.rationale import place
+from train_iqa.nano.rationale import name_region
 
 _DENIES = re.compile(
     r"\b(?:no|not|without|never|nor|neither|none|nothing|nowhere|hardly any|barely any|free of|free from|devoid of|"
@@ -45,7 +45,7 @@ class Claim:
     state: str
     is_present: bool
     in_box: bool
-    """It is about the box that the answer names, not about the picture as a whole."""
+    """It is about the box that the answer names, not about the image as a whole."""
 
 
 def read_claims(
@@ -104,7 +104,7 @@ def _is_inside(text: str, match: re.Match[str], state: str) -> bool:
 def _names_box(text: str, box: Box) -> bool:
     if _BOX_WORDS.search(text):
         return True
-    row, column = place(box).split()
+    row, column = name_region(box).split()
     for match in _PLACE.finditer(text):
         first = {"top": "upper", "bottom": "lower", "central": "middle", "centre": "middle", "center": "middle"}
         said_row = first.get(match[1], match[1]) if match[1] else None

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from train_iqa.curation.consistency import ConsistencyConfig
 from train_iqa.curation.endpoint import Endpoint
+from train_iqa.curation.judges import ConsistencyConfig
 from train_iqa.curation.prompts import Prompts
 from train_iqa.curation.reliance import RelianceConfig
-from train_iqa.data import Source
+from train_iqa.data import DatasetSource
 from train_iqa.data.splits import PARTS
 
 AUTO = "auto"
@@ -17,7 +17,7 @@ AUTO = "auto"
 class CurateConfig:
     """What is written about, by whom, and what is kept."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[DatasetSource, ...]
     """Images with people's opinion scores."""
     teacher: Endpoint
     out: Path

@@ -14,10 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from train_iqa.curation.config import CurateConfig
-from train_iqa.curation.consistency import check_consistency
-from train_iqa.curation.endpoint import Asker, Reply
+from train_iqa.curation.endpoint import Asker, EndpointReply
 from train_iqa.curation.hints import Box, Hints, ImageHints, measure_hints
-from train_iqa.curation.judges import Judge, JudgeError
+from train_iqa.curation.judges import Judge, JudgeError, check_consistency
 from train_iqa.curation.prompts import (
     Messages,
     ask_continuation,
@@ -129,7 +128,7 @@ class Curator:
                 return written
         return None
 
-    def _read(self, reply: Reply, number: int, mos: float) -> Written:
+    def _read(self, reply: EndpointReply, number: int, mos: float) -> Written:
         labels = ROUND1_SECTIONS if number == 1 else ROUND2_SECTIONS
         try:
             written = read_written(reply.text, labels, is_last=number == 2)

@@ -63,7 +63,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reply:
+class EndpointReply:
     """One answer."""
 
     text: str
@@ -113,7 +113,7 @@ class Asker:
         except OpenAIError as error:
             raise FatalEndpointError(f"{role}: {error}") from error
 
-    async def ask(self, call: str, messages: Messages, *, seed: int) -> Reply:
+    async def ask(self, call: str, messages: Messages, *, seed: int) -> EndpointReply:
         """Return the answer of a call, from the journal if it is there.
 
         Raises FatalEndpointError where no call can succeed, EndpointError where this one failed after all retries.
@@ -125,7 +125,7 @@ class Asker:
             row = {"call": call, "request": request, "role": self.role, **await self._answer(body)}
             self.calls.add(row)
         entropy = row["entropy"]
-        return Reply(text=row["text"], is_cut=row["is_cut"], entropy=math.nan if entropy is None else entropy)
+        return EndpointReply(text=row["text"], is_cut=row["is_cut"], entropy=math.nan if entropy is None else entropy)
 
     async def close(self) -> None:
         """Close the connections."""

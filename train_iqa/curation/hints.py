@@ -6,7 +6,7 @@
 | contrast | standard deviation of the luma (RMS contrast) | Peli 1990 |
 | colourfulness | spread and strength of the opponent colours, 0..255 scale | Hasler and Suesstrunk 2003 |
 | blocking | how much the luma's steps on an 8 px grid exceed the steps beside it | after Wang, Sheikh, Bovik 2002 |
-| blur | how little a further blur changes the picture, 0..1 | Crete-Roffet 2007, scikit-image's `blur_effect` |
+| blur | how little a further blur changes the image, 0..1 | Crete-Roffet 2007, scikit-image's `blur_effect` |
 | noise | standard deviation in weakly textured blocks, 0..1 | after Immerkaer 1996 (mask), lower quartile ours |
 """
 
@@ -24,13 +24,13 @@ MIN_SIDE_PX = 32
 """Of what is measured: below it, neither a grid of 8 px nor weakly textured blocks can be told from content."""
 _BLOCK_PX, _GRID_PX = 8, 8
 _FLAT = 1e-3
-"""Standard deviation (0..1) below which a picture has no structure that blur or blocking could be read from."""
+"""Standard deviation (0..1) below which an image has no structure that blur or blocking could be read from."""
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hints:
-    """What was measured; NaN where a flat picture leaves nothing to measure."""
+    """What was measured; NaN where a flat image leaves nothing to measure."""
 
     brightness: float
     contrast: float

@@ -1,16 +1,34 @@
-"""Who decides, sentence by sentence, whether an answer agrees with the hints: rules on words, or a model.
+"""The judges of an answer by the hints, and the filter that follows them.
+
+Who decides, sentence by sentence, whether an answer agrees with the hints: rules on words, or a model.
 
 Both have one interface; a report says which one judged. The rules need no endpoint and are the same every time; what
-their words do not cover passes as `unclear`. A model (`model_judge.py`) reads everything and costs tokens.
+their words do not cover passes as `unclear`. A model (`ModelJudge`) reads everything and costs tokens.
+
+A model as the judge: it reads the hints in words and the numbered sentences, and gives a JSON verdict on each.
+
+A reply that cannot be used is never a verdict: the judge is asked again, and then the answer is not judged at all.
+
+Hint-Augmented Consistency Filtering: sentences that the hints contradict are dropped, or the answer is refused.
+
+Sentences are dropped where the text stays whole: none of them stands in the section that decides; every section keeps a
+sentence; at most `max_dropped_share` of all sentences go; and no sentence that stays refers back to one that goes.
+Otherwise the teacher is asked again.
 """
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+import dirtyjson
 
 from train_iqa.curation.claims import read_claims
+from train_iqa.curation.endpoint import Asker
 from train_iqa.curation.hints import ImageHints
-from train_iqa.curation.thresholds import Thresholds, shipped
+from train_iqa.curation.prompts import Prompts, ask_judge
+from train_iqa.curation.thresholds import HintThresholds, shipped
 from train_iqa.curation.written import DECISION, Written
 
 VERDICTS = ("match", "contradiction", "unclear")
@@ -18,7 +36,7 @@ WISHES = "Directions for Improvement"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class JudgeVerdict:
     """On one sentence."""
 
     verdict: str
@@ -38,7 +56,7 @@ class Judge(Protocol):
 
     async def judge(
         self, written: Written, hints: ImageHints, *, key: str = "", is_crop: bool = False
-    ) -> Sequence[Verdict]:
+    ) -> Sequence[JudgeVerdict]:
         """Return a verdict a sentence, in the order of `written.sentences`. Raises JudgeError.
 
         key: names the call in the journal. is_crop: the answer is about the crop of the last round.
@@ -50,17 +68,17 @@ class Judge(Protocol):
 class RulesJudge:
     """Decides by the lexicon's claims and the hints' thresholds; `unclear` where a sentence makes no claim it knows."""
 
-    thresholds: Thresholds | None = None
+    thresholds: HintThresholds | None = None
     """None: those of this release."""
     name: str = "rules"
 
     async def judge(
         self, written: Written, hints: ImageHints, *, key: str = "", is_crop: bool = False
-    ) -> list[Verdict]:
+    ) -> list[JudgeVerdict]:
         """Return a verdict a sentence."""
         return self.verdicts(written, hints, is_crop=is_crop)
 
-    def verdicts(self, written: Written, hints: ImageHints, *, is_crop: bool = False) -> list[Verdict]:
+    def verdicts(self, written: Written, hints: ImageHints, *, is_crop: bool = False) -> list[JudgeVerdict]:
         """Return a verdict a sentence; a contradicted claim decides for the whole sentence."""
         thresholds, found = self.thresholds or shipped(), []
         last = len(written.sections) + DECISION
@@ -74,9 +92,9 @@ class RulesJudge:
                 why = "; ".join(
                     f"{'' if c.is_present else 'not '}{c.state}, but the hints say otherwise" for c in wrong
                 )
-                found.append(Verdict(verdict="contradiction", why=why))
+                found.append(JudgeVerdict(verdict="contradiction", why=why))
             else:
-                found.append(Verdict(verdict="match" if claims else "unclear"))
+                found.append(JudgeVerdict(verdict="match" if claims else "unclear"))
         return found
 
 
@@ -85,3 +103,124 @@ def _whereabouts(written: Written, hints: ImageHints) -> tuple[float, float, flo
     if hints.box is None:
         return None
     return written.bbox or (0.0, 0.0, 1.0, 1.0)
+
+
+ATTEMPTS = 3
+
+
+class ModelJudge:
+    """Decides by an OpenAI-compatible endpoint; it sees hints and text, never the image."""
+
+    def __init__(
+        self, asker: Asker, prompts: Prompts, *, thresholds: HintThresholds | None = None, seed: int = 0
+    ) -> None:
+        self.asker, self.prompts, self.seed = asker, prompts, seed
+        self.thresholds = thresholds or shipped()
+        self.name = f"model {asker.endpoint.model}"
+
+    async def judge(
+        self, written: Written, hints: ImageHints, *, key: str = "", is_crop: bool = False
+    ) -> list[JudgeVerdict]:
+        """Return a verdict a sentence. Raises JudgeError where no reply of `ATTEMPTS` can be used, EndpointError."""
+        messages = ask_judge(self.prompts, self.thresholds, written, hints, is_crop=is_crop)
+        reason = ""
+        for attempt in range(ATTEMPTS):
+            reply = await self.asker.ask(f"{key}/judge{attempt}", messages, seed=self.seed + attempt)
+            try:
+                return read_verdicts(reply.text, len(written.sentences))
+            except JudgeError as error:
+                reason = str(error)
+        raise JudgeError(f"no usable reply in {ATTEMPTS}: {reason}")
+
+
+def read_verdicts(text: str, count: int) -> list[JudgeVerdict]:
+    """Return the verdicts on sentences 1..count. Raises JudgeError: no JSON, a sentence missing, an unknown verdict."""
+    start, end = text.find("{"), text.rfind("}")
+    if start < 0 or end < start:
+        raise JudgeError("the reply holds no JSON object")
+    try:
+        data = json.loads(text[start : end + 1])
+    except ValueError:
+        try:
+            data = dirtyjson.loads(text[start : end + 1])
+        except (ValueError, ArithmeticError, TypeError, LookupError, RecursionError) as error:
+            raise JudgeError(f"the reply is not readable as JSON: {error}") from error
+    rows = data.get("sentences") if isinstance(data, Mapping) else None
+    if not isinstance(rows, list):
+        raise JudgeError("the reply holds no list of sentences")
+    found: dict[int, JudgeVerdict] = {}
+    for row in rows:
+        number, verdict = _entry(row)
+        if verdict.verdict not in VERDICTS:
+            raise JudgeError(f"sentence {number}: verdict {verdict.verdict!r} is none of {', '.join(VERDICTS)}")
+        if number in found:
+            raise JudgeError(f"sentence {number} is judged twice")
+        found[number] = verdict
+    if set(found) != set(range(1, count + 1)):
+        raise JudgeError(f"sentences {sorted(found)} are judged, 1..{count} were asked for")
+    return [found[number] for number in range(1, count + 1)]
+
+
+def _entry(row: Any) -> tuple[int, JudgeVerdict]:
+    if not isinstance(row, Mapping) or type(row.get("number")) is not int or not isinstance(row.get("verdict"), str):
+        raise JudgeError(f"an entry without number and verdict: {str(row)[:80]}")
+    return row["number"], JudgeVerdict(verdict=row["verdict"].strip().lower(), why=str(row.get("why") or ""))
+
+
+_REFERS_BACK = re.compile(
+    r"^\W*(?:this|these|that|those|it|its|they|their|such|both|there|here|so|also|too|similarly|likewise)\b", re.I
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistencyConfig:
+    """When an answer with dropped sentences is still an answer."""
+
+    max_dropped_share: float = 0.34
+    """Of all sentences; above it the teacher is asked again."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_dropped_share < 1:
+            raise ValueError(f"max_dropped_share={self.max_dropped_share}: must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consistency:
+    """What the filter decided."""
+
+    written: Written | None
+    """What is left; None: refused."""
+    dropped: tuple[tuple[str, str], ...] = ()
+    """(sentence, why) of each contradicted sentence, also where the whole answer was refused."""
+    reason: str | None = None
+    """Why it was refused."""
+
+
+def check_consistency(written: Written, verdicts: Sequence[JudgeVerdict], config: ConsistencyConfig) -> Consistency:
+    """Return what is left of an answer. Raises ValueError where verdicts and sentences differ in number."""
+    sentences = written.sentences
+    if len(verdicts) != len(sentences):
+        raise ValueError(f"{len(verdicts)} verdicts for {len(sentences)} sentences")
+    gone = [place for place, one in enumerate(verdicts) if one.verdict == "contradiction"]
+    dropped = tuple((sentences[place][1], verdicts[place].why) for place in gone)
+    if not gone:
+        return Consistency(written=written)
+    last = len(written.sections) + DECISION
+    if any(sentences[place][0] == last for place in gone):
+        return Consistency(written=None, dropped=dropped, reason="the decision is contradicted")
+    if len(gone) > config.max_dropped_share * len(sentences):
+        return Consistency(written=None, dropped=dropped, reason="too many sentences are contradicted")
+    if any(_follows(sentences, place, gone) for place in gone):
+        return Consistency(written=None, dropped=dropped, reason="a sentence refers to a contradicted one")
+    try:
+        return Consistency(written=written.without(gone), dropped=dropped)
+    except ValueError:
+        return Consistency(written=None, dropped=dropped, reason="a section would be empty")
+
+
+def _follows(sentences: Sequence[tuple[int, str]], place: int, gone: Sequence[int]) -> bool:
+    """Return whether the next sentence of the same section stays, and refers back."""
+    after = place + 1
+    if after >= len(sentences) or after in gone or sentences[after][0] != sentences[place][0]:
+        return False
+    return _REFERS_BACK.search(sentences[after][1]) is not None

@@ -1,4 +1,4 @@
-"""The words by which a sentence claims that a picture is, or is not, in a state: the English of the rules judge.
+"""The words by which a sentence claims that an image is, or is not, in a state: the English of the rules judge.
 
 Patterns are matched on lower-case text without hyphens inside words ("over-exposed" is "overexposed"). A denied
 shortage ("not sharp") is the claim of the state, a denied excess ("no noise") its denial; `claims.py` does the denying.

@@ -23,13 +23,11 @@ from tqdm import tqdm
 from train_iqa.curation.config import AUTO, CurateConfig
 from train_iqa.curation.curator import Curator
 from train_iqa.curation.endpoint import Asker, Calls, EndpointError, FatalEndpointError
-from train_iqa.curation.judges import RulesJudge
-from train_iqa.curation.model_judge import ModelJudge
-from train_iqa.curation.report import build_report
-from train_iqa.curation.rows import write_rows
-from train_iqa.curation.thresholds import Thresholds, shipped
+from train_iqa.curation.judges import ModelJudge, RulesJudge
+from train_iqa.curation.report import build_report, write_rows
+from train_iqa.curation.thresholds import HintThresholds, shipped
 from train_iqa.data import IqaDataset, LabelledImage, load_datasets, select
-from train_iqa.evaluation.lines import null
+from train_iqa.evaluation.measuring import null
 from zoomiqa_reward.images.loading import ImageError
 from zoomiqa_reward.protocol import Protocol
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json
@@ -47,8 +45,8 @@ def curate(config: CurateConfig) -> dict[str, Any]:
     first).
     """
     datasets = load_datasets(config.sources, checks=config.checks, accept=config.accept)
-    images = [image for dataset in datasets for image in _chosen(dataset, config)]
-    thresholds = shipped() if config.thresholds is None else Thresholds.load(config.thresholds)
+    images = [image for dataset in datasets for image in _select_images(dataset, config)]
+    thresholds = shipped() if config.thresholds is None else HintThresholds.load(config.thresholds)
     protocol = None if config.protocol is None else Protocol.load(config.protocol)
     claim_folder(config.out)
     with _lock(config.out):
@@ -57,7 +55,7 @@ def curate(config: CurateConfig) -> dict[str, Any]:
 
 
 def _go_on(
-    config: CurateConfig, images: Sequence[LabelledImage], thresholds: Thresholds, protocol: Protocol | None
+    config: CurateConfig, images: Sequence[LabelledImage], thresholds: HintThresholds, protocol: Protocol | None
 ) -> dict[str, Any]:
     calls, file = Calls(config.out / "calls.jsonl"), config.out / "outcomes.jsonl"
     outcomes = {(row["dataset"], row["id"]): row for row in read_lines(file)}
@@ -86,7 +84,7 @@ class _Run:
         self._in_a_row = 0
 
     async def all(
-        self, todo: Sequence[LabelledImage], calls: Calls, thresholds: Thresholds, protocol: Protocol | None
+        self, todo: Sequence[LabelledImage], calls: Calls, thresholds: HintThresholds, protocol: Protocol | None
     ) -> None:
         config = self.config
         askers = [Asker(config.teacher, "teacher", calls)]
@@ -132,7 +130,7 @@ class _Run:
             )
 
 
-def _chosen(dataset: IqaDataset, config: CurateConfig) -> Sequence[LabelledImage]:
+def _select_images(dataset: IqaDataset, config: CurateConfig) -> Sequence[LabelledImage]:
     part = config.part
     if part == AUTO:  # never the test part of a set whose authors divided it
         part = "training" if dataset.has_official_split else "all"
@@ -140,7 +138,7 @@ def _chosen(dataset: IqaDataset, config: CurateConfig) -> Sequence[LabelledImage
 
 
 def _keep_settings(
-    config: CurateConfig, datasets: Sequence[IqaDataset], thresholds: Thresholds, protocol: Protocol | None
+    config: CurateConfig, datasets: Sequence[IqaDataset], thresholds: HintThresholds, protocol: Protocol | None
 ) -> None:
     """Write all that decides what an outcome is, so that a run is not continued with something else."""
     given = asdict(config)

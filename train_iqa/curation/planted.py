@@ -15,8 +15,8 @@ from torch import Tensor
 from train_iqa.curation.planted_words import PARAPHRASED, PLAIN, Wordings
 from train_iqa.curation.states import DAMAGES, LOOKS, OPPOSITE, degrade_to, knows_absent, state_of
 from train_iqa.curation.written import Written
-from train_iqa.nano.degradations import Array, Record, sample_box
-from train_iqa.nano.rationale import place
+from train_iqa.nano.degradations import Array, DamageRecord, sample_box
+from train_iqa.nano.rationale import name_region
 from zoomiqa_reward.protocol.spec import ROUND1_SECTIONS
 
 LEAST_SEVERITY = 0.4
@@ -27,11 +27,11 @@ _WISHES = ("The subject deserves a cleaner rendering", "A better capture would h
 
 @dataclass(frozen=True, kw_only=True)
 class PlantedCase:
-    """One answer about one picture."""
+    """One answer about one image."""
 
     image: Tensor
     """Float32 CHW in [0, 1]."""
-    record: Record
+    record: DamageRecord
     written: Written
     plant: str | None
     """The false sentence; None: everything in the answer is true."""
@@ -40,7 +40,7 @@ class PlantedCase:
     is_paraphrased: bool
 
 
-def plantable(record: Record) -> list[tuple[str, str, bool]]:
+def plantable(record: DamageRecord) -> list[tuple[str, str, bool]]:
     """Return (kind, state, is_present) of each false claim that the record allows to plant."""
     actual = state_of(record)
     found = [("invented", state, True) for state in DAMAGES if knows_absent(record, state)]
@@ -52,9 +52,9 @@ def plantable(record: Record) -> list[tuple[str, str, bool]]:
 
 
 def make_cases(photographs: Sequence[Array], count: int, *, seed: int = 0) -> list[PlantedCase]:
-    """Return `count` pictures' cases, a grounded and a planted one each; every second picture's are paraphrased.
+    """Return `count` images' cases, a grounded and a planted one each; every second image's are paraphrased.
 
-    `photographs`: clean, float32 HWC in [0, 1]; they are used in turn. States take turns too, half of the pictures are
+    `photographs`: clean, float32 HWC in [0, 1]; they are used in turn. States take turns too, half of the images are
     damaged in a region only, and one in ten is untouched.
     """
     rng, states = np.random.default_rng(seed), list(LOOKS)
@@ -63,7 +63,7 @@ def make_cases(photographs: Sequence[Array], count: int, *, seed: int = 0) -> li
         clean = photographs[index % len(photographs)]
         severity, box = float(rng.uniform(LEAST_SEVERITY, 1.0)), sample_box(rng) if rng.random() < 0.5 else None
         if index % 10 == 9:
-            pixels, record = clean, Record(steps=())
+            pixels, record = clean, DamageRecord(steps=())
         else:
             # the turn moves on by one each round of photographs, so that one of them is not always damaged alike
             state = states[(index + index // len(photographs)) % len(states)]
@@ -86,8 +86,8 @@ def _pick(options: Sequence[str], where: str, rng: np.random.Generator) -> str:
     return f"{options[int(rng.integers(len(options)))].format(where=where)}."
 
 
-def _grounded(record: Record, words: Mapping[str, Wordings], rng: np.random.Generator) -> Written:
-    where = "over the whole frame" if record.box is None else f"in the {place(record.box)}"
+def _grounded(record: DamageRecord, words: Mapping[str, Wordings], rng: np.random.Generator) -> Written:
+    where = "over the whole frame" if record.box is None else f"in the {name_region(record.box)}"
     actual = state_of(record)
     absent = [state for state in LOOKS if knows_absent(record, state)]
     other = absent[int(rng.integers(len(absent)))]
@@ -106,11 +106,11 @@ def _grounded(record: Record, words: Mapping[str, Wordings], rng: np.random.Gene
 
 
 def _plant(
-    record: Record, written: Written, words: Mapping[str, Wordings], rng: np.random.Generator
+    record: DamageRecord, written: Written, words: Mapping[str, Wordings], rng: np.random.Generator
 ) -> tuple[str, str, Written]:
     options = plantable(record)
     kind, state, is_present = options[int(rng.integers(len(options)))]
-    where = "over the whole frame" if record.box is None else f"in the {place(record.box)}"
+    where = "over the whole frame" if record.box is None else f"in the {name_region(record.box)}"
     choices = words[state].present if is_present else words[state].absent
     sentence = _pick(choices, where, rng)
     place_of = int(rng.choice([0, 2]))  # summary or issues

@@ -33,7 +33,7 @@ RATING_SPREAD, BOX_SPREAD = 0.15, 0.03
 
 @dataclass(frozen=True, kw_only=True)
 class RelianceCase:
-    """One answer, and whether it was made without the picture."""
+    """One answer, and whether it was made without the image."""
 
     written: Written
     is_planted: bool
@@ -61,7 +61,7 @@ def guess(text: str) -> tuple[Box | None, float]:
     return None, value
 
 
-def strayed(bbox: Box | None, rating: float, rng: np.random.Generator) -> Written:
+def sample_continuation(bbox: Box | None, rating: float, rng: np.random.Generator) -> Written:
     """Return one sampled continuation around a box and a rating; the box keeps an area."""
     if bbox is not None:
         sides = np.clip(np.add(bbox, rng.normal(0, BOX_SPREAD, 4)), 0, 1).round(2).tolist()
@@ -83,7 +83,7 @@ def continuations(
     guessed = guess(case.written.partial())
     shown = guessed if case.is_planted else (case.written.bbox, case.written.rating)
     seen, blind = (
-        [Continuation(written=strayed(*source, rng)) for _ in range(count)] for source in (shown, guessed)
+        [Continuation(written=sample_continuation(*source, rng)) for _ in range(count)] for source in (shown, guessed)
     )  # fmt: skip
     return seen, blind
 
@@ -93,7 +93,7 @@ def reliance_cases(cases: Sequence[PlantedCase], *, seed: int = 0) -> list[Relia
     rng, found = np.random.default_rng(seed), []
     grounded = [case for case in cases if case.plant is None]
     for index, case in enumerate(grounded):
-        kind, plant = (("copied", _copied), ("prior", _prior), ("told", _told))[index // 2 % 3]
+        kind, plant = (("copied", _copied), ("prior", _prior), ("told", _answer_after_score))[index // 2 % 3]
         planted = plant(case, rng)
         for written, is_planted, name in ((case.written, False, "grounded"), (planted, True, kind)):
             found.append(
@@ -130,7 +130,7 @@ def _prior(case: PlantedCase, rng: np.random.Generator) -> Written:
     return replace(case.written, bbox=box, rating=round(rating + float(rng.uniform(-0.08, 0.08)), 2))
 
 
-def _told(case: PlantedCase, rng: np.random.Generator) -> Written:
+def _answer_after_score(case: PlantedCase, rng: np.random.Generator) -> Written:
     """Return an answer whose reasoning is the told score's level in words, with a box of the frame's own thirds."""
     level = _LEVELS[round(case.written.rating) - 1]
     names = [label for label, _ in case.written.sections]

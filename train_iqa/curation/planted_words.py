@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Wordings:
-    """Sentences about one state of a picture, without their full stops."""
+    """Sentences about one state of an image, without their full stops."""
 
     present: tuple[str, ...]
     """Claim that the state is there."""

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from train_iqa.curation.hints import ImageHints
-from train_iqa.curation.thresholds import Thresholds
+from train_iqa.curation.thresholds import HintThresholds
 from train_iqa.curation.written import Written
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.model.turns import Prompted, round1, round2
@@ -99,13 +99,13 @@ def form_text(labels: Sequence[str], tools: str) -> str:
 def ask_round1(prompts: Prompts, image: Tensor, mos: float, max_pixels: int) -> Messages:
     """Return the request for round 1's answer."""
     text = prompts.round1.format(mos=mos, form=form_text(ROUND1_SECTIONS, "crop or final"))
-    return [_system(prompts), _user(text, picture_url(image, max_pixels))]
+    return [_system(prompts), _user(text, image_url(image, max_pixels))]
 
 
 def ask_round2(prompts: Prompts, image: Tensor, crop: Tensor, answer: str, mos: float, max_pixels: int) -> Messages:
     """Return the request for round 2's answer, which quotes what was kept of round 1."""
     text = prompts.round2.format(mos=mos, answer=answer, form=form_text(ROUND2_SECTIONS, "final"))
-    return [_system(prompts), _user(text, picture_url(image, max_pixels), picture_url(crop, max_pixels))]
+    return [_system(prompts), _user(text, image_url(image, max_pixels), image_url(crop, max_pixels))]
 
 
 def ask_continuation(prompts: Prompts, written: Written, images: Sequence[Tensor], max_pixels: int) -> Messages:
@@ -113,11 +113,11 @@ def ask_continuation(prompts: Prompts, written: Written, images: Sequence[Tensor
     labels = [label for label, _ in written.sections]
     tools = "crop or final" if tuple(labels) == ROUND1_SECTIONS else "final"
     text = prompts.continuation.format(partial=written.partial(), form=form_text(labels[-1:], tools))
-    return [_system(prompts), _user(text, *(picture_url(image, max_pixels) for image in images))]
+    return [_system(prompts), _user(text, *(image_url(image, max_pixels) for image in images))]
 
 
 def ask_judge(
-    prompts: Prompts, thresholds: Thresholds, written: Written, hints: ImageHints, *, is_crop: bool
+    prompts: Prompts, thresholds: HintThresholds, written: Written, hints: ImageHints, *, is_crop: bool
 ) -> Messages:
     """Return the request for a model's verdicts."""
     lines = [
@@ -156,22 +156,22 @@ def without_images(messages: Messages) -> Messages:
     ]  # fmt: skip
 
 
-def picture_url(image: Tensor, max_pixels: int) -> str:
+def image_url(image: Tensor, max_pixels: int) -> str:
     """Return a PNG data URL of a float CHW image: lossless, for the damage itself is to be judged.
 
     An image of more than `max_pixels` is reduced to it (Lanczos), which hides fine noise.
     """
-    picture = to_pil(image)
-    if picture.width * picture.height > max_pixels:
-        scale = math.sqrt(max_pixels / (picture.width * picture.height))
-        size = max(1, int(picture.width * scale)), max(1, int(picture.height * scale))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    pil_image = to_pil(image)
+    if pil_image.width * pil_image.height > max_pixels:
+        scale = math.sqrt(max_pixels / (pil_image.width * pil_image.height))
+        size = max(1, int(pil_image.width * scale)), max(1, int(pil_image.height * scale))
+        pil_image = pil_image.resize(size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    pil_image.save(buffer, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _in_words(thresholds: Thresholds, hints: Any) -> str:
+def _in_words(thresholds: HintThresholds, hints: Any) -> str:
     words = thresholds.words(hints)
     return ", ".join(f"{name} {getattr(hints, name):.3g} ({word})" for name, word in words.items())
 
@@ -188,7 +188,7 @@ def _user(text: str, *urls: str) -> dict[str, Any]:
 
 
 def _as_chat(prompted: Prompted, max_pixels: int) -> Messages:
-    urls = iter([picture_url(image, max_pixels) for image in prompted.images])
+    urls = iter([image_url(image, max_pixels) for image in prompted.images])
     return [
         {
             "role": message["role"],

@@ -1,16 +1,72 @@
-"""What a curation did: images, rejections by filter and reason with examples, dropped sentences, tokens and money.
+"""What a curation leaves: the rows for SFT, and the report.
+
+From outcomes to what SFT reads: `conversations.jsonl` and the images beside it.
+
+Made anew from the outcomes each time, in the data sets' order and in one step, so no row can be there twice or half.
+
+What a curation did: images, rejections by filter and reason with examples, dropped sentences, tokens and money.
 
 Counted from the two journals, so a run in several pieces reports the same as one in one piece.
 """
 
+import hashlib
+import json
+import os
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from train_iqa.curation.config import CurateConfig
 from train_iqa.curation.curator import FILTERS
 from train_iqa.curation.endpoint import Endpoint
-from train_iqa.curation.thresholds import Thresholds
+from train_iqa.curation.thresholds import HintThresholds
+from train_iqa.data import LabelledImage
+
+ROWS = "conversations.jsonl"
+
+
+def write_rows(
+    folder: Path, outcomes: Sequence[Mapping[str, Any]], images: Mapping[tuple[str, str], LabelledImage]
+) -> int:
+    """Write a row for each kept outcome and copy its image, byte for byte; return how many there are.
+
+    No row: the file is left out, since SFT refuses an empty one.
+    """
+    (folder / "images").mkdir(exist_ok=True)
+    lines = []
+    for outcome in outcomes:
+        if outcome["status"] != "kept":
+            continue
+        image = images[outcome["dataset"], outcome["id"]]
+        name = f"images/{image_name(image)}"
+        _copy(image.path, folder / name)
+        row = {"image": name, "rating": outcome["rating"], "rounds": outcome["rounds"]}
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    target = folder / ROWS
+    if not lines:
+        target.unlink(missing_ok=True)
+        return 0
+    half = folder / f"{ROWS}.tmp"
+    half.write_text("".join(lines), encoding="utf-8")
+    os.replace(half, target)
+    return len(lines)
+
+
+def image_name(image: LabelledImage) -> str:
+    """Return a file name that no other image of any data set has."""
+    digest = hashlib.sha256(f"{image.dataset}\0{image.id}".encode()).hexdigest()[:10]
+    stem = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in PurePosixPath(image.id).stem)
+    return f"{stem[:60]}-{digest}{image.path.suffix.lower()}"
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not target.exists():
+        half = target.with_name(f"{target.name}.tmp")
+        shutil.copyfile(source, half)
+        os.replace(half, target)
+
 
 EXAMPLES = 3
 """Of each reason."""
@@ -21,7 +77,7 @@ def build_report(
     outcomes: Sequence[Mapping[str, Any]],
     calls: Sequence[Mapping[str, Any]],
     failures: Sequence[Mapping[str, str]],
-    thresholds: Thresholds,
+    thresholds: HintThresholds,
     seconds: float,
     images: int,
 ) -> dict[str, Any]:
@@ -41,7 +97,7 @@ def build_report(
             "zooming_without_round2": sum(one["is_zooming"] and len(one["rounds"]) == 1 for one in kept),
         },
         "rejections": _rejections(outcomes),
-        "dropped_sentences": _dropped(outcomes),
+        "dropped_sentences": _count_dropped(outcomes),
         "filters": {
             "consistency": "off" if config.consistency is None else "on",
             "reliance": "off" if config.reliance is None else f"rounds {list(config.reliance.rounds)}",
@@ -90,7 +146,7 @@ def _rejections(outcomes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _dropped(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _count_dropped(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     every = [(outcome, one) for outcome in outcomes for one in outcome["dropped"]]
     return {
         "sentences": len(every),

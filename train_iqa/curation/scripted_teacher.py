@@ -1,6 +1,6 @@
 """A scripted teacher for planted cases, and a data set to ask it about: the whole curation without any model.
 
-About each picture it gives its grounded or its planted answer, by the request's seed, so that a run that goes on after
+About each image it gives its grounded or its planted answer, by the request's seed, so that a run that goes on after
 a kill gets what it would have got. Asked to go on from a beginning it strays around what it sees. Without the image it
 strays around what follows from the text alone (`planted_reliance.guess`).
 """
@@ -13,33 +13,33 @@ from typing import Any
 import numpy as np
 
 from train_iqa.curation.planted import PlantedCase
-from train_iqa.curation.planted_reliance import guess, strayed
-from train_iqa.curation.prompts import picture_url
+from train_iqa.curation.planted_reliance import guess, sample_continuation
+from train_iqa.curation.prompts import image_url
 from train_iqa.curation.scripted import request_images, request_text, url_digest
 from train_iqa.curation.written import Written, read_written
 from zoomiqa_reward.images.loading import load_image, save_png
 from zoomiqa_reward.protocol.spec import ROUND2_SECTIONS
 
 MAX_PIXELS = 4_194_304
-"""Of the configuration's default: the teacher tells pictures apart by what it is sent."""
+"""Of the configuration's default: the teacher tells images apart by what it is sent."""
 
 
 class ScriptedTeacher:
     """A script for `ScriptedServer`."""
 
     def __init__(self, answers: Mapping[str, Sequence[str]], second: Mapping[str, str] | None = None) -> None:
-        """`answers` to round 1 and the `second` round's, by the digest of the picture (`digest_of`)."""
+        """`answers` to round 1 and the `second` round's, by the digest of the image (`digest_of`)."""
         self.answers, self.second = answers, second or {}
 
     def __call__(self, body: Mapping[str, Any]) -> str:
-        """Return the answer to a request; an unknown picture is an error of the script."""
+        """Return the answer to a request; an unknown image is an error of the script."""
         images, (_, begins, beginning) = request_images(body), request_text(body).partition("The analysis begins:")
         if begins:
             shown = guess(beginning)
             if images:
                 answer = read_written(self.answers[images[0]][0], ())
                 shown = answer.bbox, answer.rating
-            return strayed(*shown, np.random.default_rng(int(body["seed"]))).render()
+            return sample_continuation(*shown, np.random.default_rng(int(body["seed"]))).render()
         if len(images) == 2:
             return self.second[images[0]]
         options = self.answers[images[0]]
@@ -47,14 +47,14 @@ class ScriptedTeacher:
 
 
 def digest_of(path: Path) -> str:
-    """Return what tells a picture from others in a request."""
-    return url_digest(picture_url(load_image(path), MAX_PIXELS))
+    """Return what tells an image from others in a request."""
+    return url_digest(image_url(load_image(path), MAX_PIXELS))
 
 
 def scripted_dataset(folder: Path, cases: Sequence[PlantedCase]) -> tuple[Path, ScriptedTeacher]:
-    """Write the cases' pictures with a table of labels, and return the table (family `csv`) and their teacher.
+    """Write the cases' images with a table of labels, and return the table (family `csv`) and their teacher.
 
-    `cases` as `make_cases` returns them: a grounded one and a planted one of each picture. The opinion score is the
+    `cases` as `make_cases` returns them: a grounded one and a planted one of each image. The opinion score is the
     grounded answer's rating.
     """
     folder.mkdir(parents=True, exist_ok=True)

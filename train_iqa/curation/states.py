@@ -1,4 +1,4 @@
-"""Which degradations put a picture into which state, and pictures made on demand with their record.
+"""Which degradations put an image into which state, and images made on demand with their record.
 
 This is the truth that planted cases and thresholds are built from: it knows `train_iqa.nano.degradations` and its
 records, and nothing of what is measured on pixels.
@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from train_iqa.nano.degradations import Array, Record, Step, degrade
-from train_iqa.nano.rationale import look
+from train_iqa.nano.degradations import Array, DamageRecord, Step, degrade
+from train_iqa.nano.rationale import word_key
 
 Box = tuple[float, float, float, float]
 
@@ -24,7 +24,7 @@ LOOKS: Mapping[str, tuple[str, ...]] = {
     "faded": ("faded",),
     "garish": ("garish",),
 }
-"""State -> what `train_iqa.nano.rationale.look` calls the degradations that cause it."""
+"""State -> what `train_iqa.nano.rationale.word_key` calls the degradations that cause it."""
 OPPOSITE: Mapping[str, str] = {
     "dark": "bright", "bright": "dark", "flat": "harsh", "harsh": "flat", "faded": "garish", "garish": "faded",
 }  # fmt: skip
@@ -45,19 +45,19 @@ _KINDS = {"dark": "exposure", "bright": "exposure", "flat": "contrast", "harsh":
 _PROBE = np.full((8, 8, 3), 0.5, dtype=np.float32)
 
 
-def state_of(record: Record) -> str | None:
-    """Return the state that a record of one step names; None for an untouched picture or a state without a hint.
+def state_of(record: DamageRecord) -> str | None:
+    """Return the state that a record of one step names; None for an untouched image or a state without a hint.
 
     Raises ValueError for several steps.
     """
     if len(record.steps) > 1:
         raise ValueError(f"a record of {len(record.steps)} steps: planted cases are made of one")
-    looks = {look(step) for step in record.steps}
+    looks = {word_key(step) for step in record.steps}
     return next((state for state, names in LOOKS.items() if looks & set(names)), None)
 
 
-def knows_absent(record: Record, state: str) -> bool:
-    """Return whether the record alone tells that its picture, made from a clean photograph, is not in a state."""
+def knows_absent(record: DamageRecord, state: str) -> bool:
+    """Return whether the record alone tells that its image, made from a clean photograph, is not in a state."""
     actual = state_of(record)
     if actual is None:
         return not record.steps and state in DAMAGES
@@ -68,7 +68,7 @@ def knows_absent(record: Record, state: str) -> bool:
 
 def degrade_to(
     image: Array, state: str, severity: float, rng: np.random.Generator, box: Box | None = None
-) -> tuple[Array, Record]:
+) -> tuple[Array, DamageRecord]:
     """Return a clean HWC float image brought into a state of `LOOKS`, and the record.
 
     Some degradations draw their direction; it is tried on a few grey pixels first, so that the wanted one comes out.
@@ -79,5 +79,5 @@ def degrade_to(
     while True:
         seed = int(rng.integers(0, 2**31))
         _, tried = degrade(_PROBE, (step,), np.random.default_rng(seed))
-        if look(tried.steps[0]) in wanted:
+        if word_key(tried.steps[0]) in wanted:
             return degrade(image, (step,), np.random.default_rng(seed), box)

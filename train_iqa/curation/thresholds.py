@@ -1,4 +1,4 @@
-"""From hints to words: for each state of a picture, the hint that shows it and from where on it is possible or certain.
+"""From hints to words: for each state of an image, the hint that shows it and from where on it is possible or certain.
 
 Between the two numbers both the claim and its denial stand: a hint that is in doubt contradicts nobody. The numbers
 stand in `hint_thresholds.json` with where they came from; `calibrate.py` chooses them.
@@ -41,12 +41,12 @@ class Threshold:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Thresholds:
+class HintThresholds:
     """Of all states."""
 
     of: Mapping[str, Threshold]
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """What they were chosen on, how, and how many pictures each side had."""
+    """What they were chosen on, how, and how many images each side had."""
 
     def __post_init__(self) -> None:
         if set(self.of) != set(STATES):
@@ -57,7 +57,7 @@ class Thresholds:
                 raise ValueError(f"{state}: certain={one.certain} must lie beyond possible={one.possible}")
 
     @classmethod
-    def load(cls, file: Path = SHIPPED) -> "Thresholds":
+    def load(cls, file: Path = SHIPPED) -> "HintThresholds":
         """Read a file of thresholds. Raises ValueError naming it."""
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
@@ -109,6 +109,6 @@ class Thresholds:
 
 
 @cache
-def shipped() -> Thresholds:
+def shipped() -> HintThresholds:
     """Return the thresholds of this release."""
-    return Thresholds.load()
+    return HintThresholds.load()

@@ -2,17 +2,17 @@
 
 from train_iqa.data.checking import find_shared, load_dataset, load_datasets
 from train_iqa.data.record import DatasetProblems, IqaDataset, LabelledImage, Problem, Scale
-from train_iqa.data.registry import FAMILIES, Source
+from train_iqa.data.registry import FAMILIES, DatasetSource
 from train_iqa.data.splits import select, split_by_reference
 
 __all__ = [
     "FAMILIES",
     "DatasetProblems",
+    "DatasetSource",
     "IqaDataset",
     "LabelledImage",
     "Problem",
     "Scale",
-    "Source",
     "find_shared",
     "load_dataset",
     "load_datasets",

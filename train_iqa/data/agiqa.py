@@ -1,12 +1,12 @@
-"""AGIQA-3K: 2982 pictures of six generators, labels of quality (used here) and of agreement with the prompt (not).
+"""AGIQA-3K: 2982 images of six generators, labels of quality (used here) and of agreement with the prompt (not).
 
-Layout: `data.csv` (name, prompt, adj1, adj2, style, mos_quality, std_quality, mos_align, std_align), with the pictures
+Layout: `data.csv` (name, prompt, adj1, adj2, style, mos_quality, std_quality, mos_align, std_align), with the images
 in `images/`, in `AGIQA-3K/` or beside the table: the archive names no folder. Divided by prompt.
 """
 
 from pathlib import Path
 
-from train_iqa.data.record import Listing, Row, Scale
+from train_iqa.data.record import LabelRow, Listing, Scale
 from train_iqa.data.tables import number, read_csv, spread
 
 TABLE, FOLDERS = "data.csv", ("images", "AGIQA-3K")
@@ -22,5 +22,5 @@ def read(root: Path) -> Listing:
         std = spread(fields.get("std_quality"), where, found)
         if label is not None and std is not None:
             file = fields["name"] if folder is None else f"{folder}/{fields['name']}"
-            found.rows.append(Row(file=file, label=label, std=std, reference=fields["prompt"] or None))
+            found.rows.append(LabelRow(file=file, label=label, std=std, reference=fields["prompt"] or None))
     return found

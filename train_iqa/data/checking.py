@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from tqdm import tqdm
 
-from train_iqa.data.record import SPLITS, DatasetProblems, IqaDataset, LabelledImage, Listing, Problem, Row
-from train_iqa.data.registry import Source
+from train_iqa.data.record import SPLITS, DatasetProblems, IqaDataset, LabelledImage, LabelRow, Listing, Problem
+from train_iqa.data.registry import DatasetSource
 from zoomiqa_reward.images.loading import ImageError, load_image
 
 CHECKS = ("full", "paths")
@@ -24,14 +24,14 @@ LABEL_TOLERANCE = 1e-3
 
 
 def load_dataset(family: str, root: str | os.PathLike[str], **options: object) -> IqaDataset:
-    """Return one data set; `options` are those of `Source` and of `load_datasets`."""
+    """Return one data set; `options` are those of `DatasetSource` and of `load_datasets`."""
     keys = ("name", "image_root", "scale")
-    source = Source(family=family, root=Path(root), **{key: options.pop(key) for key in keys if key in options})  # type: ignore[arg-type]
+    source = DatasetSource(family=family, root=Path(root), **{key: options.pop(key) for key in keys if key in options})  # type: ignore[arg-type]
     return load_datasets([source], **options)[0]  # type: ignore[arg-type]
 
 
 def load_datasets(
-    sources: Sequence[Source], *, checks: str = "full", accept: Iterable[str] = (), workers: int | None = None
+    sources: Sequence[DatasetSource], *, checks: str = "full", accept: Iterable[str] = (), workers: int | None = None
 ) -> list[IqaDataset]:
     """Return the data sets, in order, with labels on 1..5.
 
@@ -73,7 +73,7 @@ def find_shared(first: IqaDataset, second: IqaDataset) -> list[Problem]:
     ]
 
 
-def _load(source: Source, checks: str, workers: int) -> tuple[IqaDataset, list[Problem]]:
+def _load(source: DatasetSource, checks: str, workers: int) -> tuple[IqaDataset, list[Problem]]:
     listing = source.read()
     if not listing.rows and not listing.problems:
         listing.fault("layout", source.root, "names no images")
@@ -101,7 +101,7 @@ def _load(source: Source, checks: str, workers: int) -> tuple[IqaDataset, list[P
     return dataset, listing.problems
 
 
-def _place(row: Row, listing: Listing) -> Path | None:
+def _place(row: LabelRow, listing: Listing) -> Path | None:
     """Return where the row's file really lies, None and a fault where it may not lie or the label is off the scale."""
     rating = listing.scale.rating(row.label)
     if not 1 - LABEL_TOLERANCE <= rating <= 5 + LABEL_TOLERANCE:
@@ -146,7 +146,7 @@ def _hash_or_fault(answer: str | ImageError, path: Path, listing: Listing) -> st
     return None
 
 
-def _image(row: Row, path: Path, sha256: str | None, name: str, listing: Listing) -> LabelledImage:
+def _image(row: LabelRow, path: Path, sha256: str | None, name: str, listing: Listing) -> LabelledImage:
     return LabelledImage(
         dataset=name, id=PurePosixPath(row.file).as_posix(), path=path, mos=listing.scale.rating(row.label),
         std=listing.scale.spread(row.std), label=row.label, reference=row.reference, split=row.split,

@@ -7,7 +7,7 @@ Source: the authors' workbook, whose names of distortions differ from those of t
 
 from pathlib import Path
 
-from train_iqa.data.record import Listing, Row, Scale
+from train_iqa.data.record import LabelRow, Listing, Scale
 from train_iqa.data.tables import number, spread
 from train_iqa.data.xlsx import XlsxError, read_sheet
 
@@ -59,5 +59,5 @@ def _add(values: list[str | float | None], where: str, found: Listing) -> None:
     name = f"{image:.0f}" if isinstance(image, float) else image  # one reference is called 1600
     folder, token = TYPES[str(kind)]
     found.rows.append(
-        Row(file=f"{FOLDER}/{folder}/{name}.{token}.{step:.0f}.png", label=label, std=std, reference=name)
+        LabelRow(file=f"{FOLDER}/{folder}/{name}.{token}.{step:.0f}.png", label=label, std=std, reference=name)
     )

@@ -1,4 +1,4 @@
-"""Any pictures with labels in a table: columns `image` and `mos`, others optional.
+"""Any images with labels in a table: columns `image` and `mos`, others optional.
 
 `std`, `reference` (or `scene`), `split` (training, validation, test) and `boxes` (`left top right bottom` as shares of
 the sides, several separated by `;`, the word `none` where nothing is damaged). Labels are on 1..5 unless the caller
@@ -8,7 +8,7 @@ names a scale.
 from pathlib import Path
 
 from train_iqa.data.json_list import read_boxes
-from train_iqa.data.record import RATINGS, Listing, Row, Scale
+from train_iqa.data.record import RATINGS, LabelRow, Listing, Scale
 from train_iqa.data.tables import number, read_csv, spread
 
 
@@ -21,7 +21,7 @@ def read(file: Path, image_root: Path | None = None, scale: Scale | None = None)
         if label is None or std is None or boxes is False:
             continue
         found.rows.append(
-            Row(
+            LabelRow(
                 file=fields["image"],
                 label=label,
                 std=std,

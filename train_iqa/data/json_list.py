@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from train_iqa.data.record import RATINGS, Box, Listing, Row, Scale
+from train_iqa.data.record import RATINGS, Box, LabelRow, Listing, Scale
 from train_iqa.data.tables import number, read_text, spread
 
 
@@ -52,7 +52,7 @@ def _add(entry: dict[str, Any], where: str, key: str, found: Listing) -> None:
     boxes = read_boxes(entry.get("boxes"), where, found)
     if label is not None and std is not None and boxes is not False:
         texts = {name: str(entry[name]) for name in ("reference", "split") if entry.get(name) is not None}
-        found.rows.append(Row(file=image, label=label, std=std, boxes=boxes, **texts))
+        found.rows.append(LabelRow(file=image, label=label, std=std, boxes=boxes, **texts))
 
 
 def read_boxes(value: Any, where: str, found: Listing) -> tuple[Box, ...] | bool | None:

@@ -7,7 +7,7 @@ Source: the authors' archive; that `var` is a deviation was found by a public au
 
 from pathlib import Path
 
-from train_iqa.data.record import Listing, Row, Scale
+from train_iqa.data.record import LabelRow, Listing, Scale
 from train_iqa.data.tables import number, read_csv, spread
 
 TABLE, FOLDER = "dmos.csv", "images"
@@ -22,6 +22,6 @@ def read(root: Path) -> Listing:
         std = spread(fields.get("var"), where, found)
         if label is not None and std is not None:
             found.rows.append(
-                Row(file=f"{FOLDER}/{fields['dist_img']}", label=label, std=std, reference=fields["ref_img"])
+                LabelRow(file=f"{FOLDER}/{fields['dist_img']}", label=label, std=std, reference=fields["ref_img"])
             )
     return found

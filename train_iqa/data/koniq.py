@@ -8,7 +8,7 @@ Source: the authors' metadata table; the range over all 10073 means, which is wh
 import math
 from pathlib import Path
 
-from train_iqa.data.record import SPLITS, Listing, Row, Scale
+from train_iqa.data.record import SPLITS, LabelRow, Listing, Scale
 from train_iqa.data.tables import number, read_csv
 
 TABLE, FOLDER = "koniq10k_distributions_sets.csv", "1024x768"
@@ -36,6 +36,6 @@ def read(root: Path) -> Listing:
         mean = sum(level * share for level, share in enumerate(shares, 1))
         square = sum((level - mean) ** 2 * share for level, share in enumerate(shares, 1))
         found.rows.append(
-            Row(file=f"{FOLDER}/{fields['image_name']}", label=mean, std=math.sqrt(square), split=fields["set"])
+            LabelRow(file=f"{FOLDER}/{fields['image_name']}", label=mean, std=math.sqrt(square), split=fields["set"])
         )
     return found

@@ -1,7 +1,7 @@
 """LIVE in the Wild (LIVE Challenge, CLIVE): 1162 mobile photographs, labels 0..100.
 
 Layout: `Data/AllImages_release.mat`, `Data/AllMOS_release.mat`, `Data/AllStdDev_release.mat`, `Images/`. The tables
-begin with the 7 pictures (t1 .. t7, in `Images/trainingImages/`) that taught the raters; they are left out, as in the
+begin with the 7 images (t1 .. t7, in `Images/trainingImages/`) that taught the raters; they are left out, as in the
 works that report 1162 images. No official split.
 Source: the read-me of the authors' archive.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from train_iqa.data.record import Listing, Row, Scale
+from train_iqa.data.record import LabelRow, Listing, Scale
 from train_iqa.data.tables import number, spread
 
 DATA, FOLDER = "Data", "Images"
@@ -23,7 +23,7 @@ _FOR_TEACHING = re.compile(r"t\d+\.\w+", re.IGNORECASE)
 
 
 def read(root: Path) -> Listing:
-    """Return what the three tables list, without the raters' teaching pictures."""
+    """Return what the three tables list, without the raters' teaching images."""
     found = Listing(root=root, scale=SCALE)
     names, scores, spreads = (
         _column(root, name, found) for name in ("AllImages_release", "AllMOS_release", "AllStdDev_release")
@@ -41,7 +41,7 @@ def read(root: Path) -> Listing:
         where = f"{root / DATA}: image {index + 1} ({name})"
         label, std = number(score, where, "MOS", found), spread(deviation, where, found)
         if label is not None and std is not None:
-            found.rows.append(Row(file=f"{FOLDER}/{name}", label=label, std=std))
+            found.rows.append(LabelRow(file=f"{FOLDER}/{name}", label=label, std=std))
     return found
 
 

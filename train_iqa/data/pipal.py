@@ -7,7 +7,7 @@ divided by reference. No spread is published (manifests with 180.2 for every ima
 
 from pathlib import Path
 
-from train_iqa.data.record import Listing, Row, Scale
+from train_iqa.data.record import LabelRow, Listing, Scale
 from train_iqa.data.tables import number, read_text
 
 LABELS, FOLDERS = "Train_Label", "Distortion_*"
@@ -34,5 +34,5 @@ def read(root: Path) -> Listing:
             label = number(score if comma else None, f"{table}:{line}", "score", found)
             if label is not None:
                 file = where_is.get(name, f"Distortion_1/{name}")
-                found.rows.append(Row(file=file, label=label, reference=table.stem))
+                found.rows.append(LabelRow(file=file, label=label, reference=table.stem))
     return found

@@ -13,7 +13,7 @@ Box = tuple[float, float, float, float]
 SPLITS = ("training", "validation", "test")
 KINDS = ("layout", "label", "escape", "missing", "corrupt", "duplicate")
 """Of problems: a label file that is not as it must be; one label in it; a path that leaves the root; no such file; a
-file that cannot be decoded; the same picture twice."""
+file that cannot be decoded; the same image twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class LabelRow:
     """One image as the label file names it; nothing is checked yet."""
 
     file: str
@@ -85,7 +85,7 @@ class Listing:
     root: Path
     """Folder that the rows' files lie in, and may not leave."""
     scale: Scale
-    rows: list[Row] = field(default_factory=list)
+    rows: list[LabelRow] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
     def fault(self, kind: str, where: object, what: str) -> None:

@@ -40,7 +40,7 @@ FAMILIES: dict[str, Family] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class DatasetSource:
     """A data set to load."""
 
     family: str

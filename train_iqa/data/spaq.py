@@ -6,7 +6,7 @@ Source: the authors' archive; range 2..96 over all images.
 
 from pathlib import Path
 
-from train_iqa.data.record import Listing, Row, Scale
+from train_iqa.data.record import LabelRow, Listing, Scale
 from train_iqa.data.tables import number
 from train_iqa.data.xlsx import XlsxError, read_sheet
 
@@ -36,5 +36,5 @@ def read(root: Path) -> Listing:
             continue
         mos = number(values[mos_at], f"{root / TABLE}:{line}", "MOS", found)
         if mos is not None:
-            found.rows.append(Row(file=f"{FOLDER}/{values[name_at]}", label=mos))
+            found.rows.append(LabelRow(file=f"{FOLDER}/{values[name_at]}", label=mos))
     return found

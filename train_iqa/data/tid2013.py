@@ -8,7 +8,7 @@ files, so files are found without regard to case. Divided by reference.
 import math
 from pathlib import Path
 
-from train_iqa.data.record import Listing, Row, Scale
+from train_iqa.data.record import LabelRow, Listing, Scale
 from train_iqa.data.tables import number, read_text, spread
 
 TABLE, SPREADS, FOLDER = "mos_with_names.txt", "mos_std.txt", "distorted_images"
@@ -39,6 +39,6 @@ def read(root: Path) -> Listing:
         if label is not None and std is not None:
             name = parts[1] if parts[1] in names else where_is.get(parts[1].lower(), parts[1])
             found.rows.append(
-                Row(file=f"{FOLDER}/{name}", label=label, std=std, reference=parts[1].partition("_")[0].upper())
+                LabelRow(file=f"{FOLDER}/{name}", label=label, std=std, reference=parts[1].partition("_")[0].upper())
             )
     return found

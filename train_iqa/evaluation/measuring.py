@@ -1,9 +1,20 @@
-"""One image measured: its rating, what it was read from, and for some the probes of repetition and robustness."""
+"""One image measured, and its line in the folder.
+
+One image measured: its rating, what it was read from, and for some the probes of repetition and robustness.
+
+What was measured, one JSON line an image, so that a kill at any moment loses at most the image in work.
+
+Each process appends to a file of its own; a line is one `write` to a file opened for appending, then flushed to disk. A
+line that a kill cut short has no newline at its end: readers skip it and its owner removes it before going on.
+"""
 
 import hashlib
+import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +26,7 @@ from train_iqa.evaluation.robustness import perturbed_ratings
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.model.measuring import Measured, measure
 from zoomiqa_reward.model.ratings import Assessment
+from zoomiqa_reward.runs.json_lines import append_line, cut_half_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +47,7 @@ class Asking:
     """Of the sampled answers; call k uses seed + k."""
 
 
-def probed(images: Sequence[LabelledImage], count: int, seed: int = 0) -> set[str]:
+def choose_probe_ids(images: Sequence[LabelledImage], count: int, seed: int = 0) -> set[str]:
     """Return the ids of `count` images (or all), drawn by a hash of seed and id: the same in any order and process."""
     ranked = sorted(images, key=lambda image: hashlib.sha256(f"{seed}:{image.id}".encode()).digest())
     return {image.id for image in ranked[:count]}
@@ -112,3 +124,52 @@ def _rating(measure_one: Any) -> float:
         return float(measure_one())
     except (ValueError, torch.OutOfMemoryError):
         return float("nan")
+
+
+Key = tuple[str, str]
+"""Data set, image id."""
+PATTERN = "ratings-*.jsonl"
+
+
+def read_lines(folder: Path) -> dict[Key, dict[str, Any]]:
+    """Return the finished lines of all processes, by image; where two measured one, the first file's line stands.
+
+    NaN is `null` in the files and None here. Raises ValueError for a finished line that is no JSON object.
+    """
+    found: dict[Key, dict[str, Any]] = {}
+    for file in sorted(folder.glob(PATTERN)):
+        data = file.read_bytes()
+        for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
+            try:
+                fields = json.loads(line)
+                key = (fields["dataset"], fields["id"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{file}:{number}: damaged ({error}); delete this line to measure it again") from error
+            found.setdefault(key, fields)
+    return found
+
+
+class LineWriter:
+    """Appends lines to the file of one process; a line that a kill cut short is removed first."""
+
+    def __init__(self, folder: Path, process: int) -> None:
+        self.file = folder / f"ratings-{process:04d}.jsonl"
+        cut_half_line(self.file)
+
+    def write(self, fields: dict[str, Any]) -> None:
+        """Append one line; NaN and infinity become null. It is on the disk when this returns."""
+        append_line(self.file, null(fields))
+
+
+def null(value: Any) -> Any:
+    """Return a value for JSON: numbers that are not finite become None, tuples lists, in any depth."""
+    if isinstance(value, dict):
+        return {str(key): null(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [null(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_float(value: float | None) -> float:
+    """Return a number of a line, NaN for null."""
+    return math.nan if value is None else float(value)

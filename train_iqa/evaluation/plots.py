@@ -1,4 +1,4 @@
-"""Pictures of a data set's result: ratings against MOS, and errors against the model's own standard deviation."""
+"""Images of a data set's result: ratings against MOS, and errors against the model's own standard deviation."""
 
 import os
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from train_iqa.evaluation.agreement import isotonic_fit
+from train_iqa.evaluation.correlations import isotonic_fit
 
 _DPI = 120
 _LIMITS = (0.9, 5.1)

@@ -10,14 +10,12 @@ from numpy.typing import NDArray
 
 from train_iqa.data import LabelledImage
 from train_iqa.data.splits import group_of
-from train_iqa.evaluation.agreement import correlations, pair_tables, share
 from train_iqa.evaluation.bootstrap import bootstrap, bootstrap_share, group_numbers, merge_groups
 from train_iqa.evaluation.calibration import calibrate
-from train_iqa.evaluation.consistency import gain_over_sampling, spread_of_calls
-from train_iqa.evaluation.correlations import raw_correlations
+from train_iqa.evaluation.correlations import correlations, pair_tables, raw_correlations, share
 from train_iqa.evaluation.grounding import grounding
-from train_iqa.evaluation.lines import Key, as_float
-from train_iqa.evaluation.robustness import rating_changes
+from train_iqa.evaluation.measuring import Key, as_float
+from train_iqa.evaluation.robustness import gain_over_sampling, rating_changes, spread_of_calls
 
 PAIR_MARGINS = (0.0, 0.5)
 """Of MOS: all pairs that people rate differently, and those that they rate clearly so."""

@@ -1,6 +1,13 @@
-"""Does a rating hold still under changes that nobody sees? JPEG 95, a shift by one pixel, a resize to 98 %.
+"""Does a rating hold still?
+
+Does a rating hold still under changes that nobody sees? JPEG 95, a shift by one pixel, a resize to 98 %.
 
 A reward that moves by more under these than between two candidates ranks noise, and an optimiser will find the noise.
+
+Does the same image get the same rating again? And what would sampled answers have cost?
+
+Reward noise that is as large as the difference between two candidates makes best-of-N a lottery, so the spread of
+repeated calls stands beside the spread between images.
 """
 
 import io
@@ -9,10 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from train_iqa.evaluation.correlations import raw_correlations
 from zoomiqa_reward.images.loading import load_image, to_pil
 
 JPEG_QUALITY = 95
@@ -75,3 +84,63 @@ def rating_changes(ratings: Sequence[float], perturbed: Sequence[Mapping[str, fl
             "abs_to_spread": float(sizes.mean() / spread) if spread > 0 else math.nan,
         }
     return found
+
+
+def spread_of_calls(calls: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Return what k ratings an image say, over the images where all k are there.
+
+    `images`, `left_out` (a call failed), `std_mean` (unbiased, mean over images), `std_max`, `share_identical` (all
+    calls bit-equal), `noise_to_signal`: std_mean over the standard deviation between the images' means. NaN where there
+    is no image with at least 2 ratings; the last also for fewer than 2 images or equal ones.
+    Raises ValueError where the images have different numbers of calls.
+    """
+    table = _table(calls)
+    whole = table[np.isfinite(table).all(axis=1)]
+    found = {"images": len(whole), "left_out": len(table) - len(whole), "calls": table.shape[1]}
+    if len(whole) == 0 or table.shape[1] < 2:
+        return found | dict.fromkeys(("std_mean", "std_max", "share_identical", "noise_to_signal"), float("nan"))
+    is_same = np.ptp(whole, axis=1) == 0
+    stds = np.where(is_same, 0.0, whole.std(axis=1, ddof=1))  # the mean of equal numbers may round
+    signal = whole.mean(axis=1).std(ddof=1) if len(whole) > 1 else 0.0
+    return found | {
+        "std_mean": float(stds.mean()),
+        "std_max": float(stds.max()),
+        "share_identical": float(is_same.mean()),
+        "noise_to_signal": float(stds.mean() / signal) if signal > 0 else float("nan"),
+    }
+
+
+def gain_over_sampling(
+    ratings: Sequence[float], sampled: Sequence[Sequence[float]], mos: Sequence[float]
+) -> dict[str, float]:
+    """Return SRCC and PLCC with MOS of one deterministic rating, of one sampled answer, and of the samples' mean.
+
+    Over the images where all are readable (`images`; the others are `left_out`). `..._one_sample` is the mean over the
+    k calls, each taken as a whole run of the data set; `..._gain` is deterministic minus one sample. NaN for fewer than
+    2 images or constant ratings.
+    """
+    table, single, opinion = _table(sampled), np.asarray(ratings, dtype=np.float64), np.asarray(mos, dtype=np.float64)
+    whole = np.isfinite(table).all(axis=1) & np.isfinite(single)
+    table, single, opinion = table[whole], single[whole], opinion[whole]
+    found = {"images": int(whole.sum()), "left_out": int((~whole).sum()), "calls": table.shape[1]}
+    for place, name in enumerate(("plcc", "srcc")):
+        one = float(np.mean([_pair(column, opinion)[place] for column in table.T])) if table.size else float("nan")
+        alone = _pair(single, opinion)[place]
+        found |= {
+            f"{name}_deterministic": alone,
+            f"{name}_one_sample": one,
+            f"{name}_mean_of_samples": _pair(table.mean(axis=1), opinion)[place] if table.size else float("nan"),
+            f"{name}_gain": alone - one,
+        }
+    return found
+
+
+def _table(calls: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    lengths = {len(one) for one in calls}
+    if len(lengths) > 1:
+        raise ValueError(f"images with {sorted(lengths)} calls: all must have the same number")
+    return np.asarray(calls, dtype=np.float64).reshape(len(calls), lengths.pop() if lengths else 0)
+
+
+def _pair(ratings: NDArray[np.float64], mos: NDArray[np.float64]) -> tuple[float, float]:
+    return raw_correlations(ratings, mos) if len(mos) >= 2 else (float("nan"), float("nan"))

@@ -92,7 +92,7 @@ class ModelSize:
 
     vision_layers: int = 8
     vision_full: tuple[int, ...] = (2, 5, 7)
-    """Blocks that see the whole picture and not only windows of 112 px."""
+    """Blocks that see the whole image and not only windows of 112 px."""
     text_width: int = 256
     text_mlp: int = 640
     text_layers: int = 5
@@ -223,7 +223,7 @@ CONSTANT, SHARPNESS = 30.0, 4.0
 def init_energy_meters(tower: nn.Module) -> None:
     """Let the first block measure, in decades, how much detail of each frequency a patch holds.
 
-    The energy of fine detail spans four decades between a soft picture and a noisy one. A ridge regression on its
+    The energy of fine detail spans four decades between a soft image and a noisy one. A ridge regression on its
     logarithm reaches SRCC 0.62 with pseudo-MOS; on the energy itself 0.34, and on what RMS normalisation leaves of it
     0.48, which is why a tower started at random stays near 0.5 for a thousand steps. So: a large constant in one
     channel keeps the normalisation from dividing the contrast out; four gated units a component compute

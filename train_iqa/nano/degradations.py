@@ -182,7 +182,7 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class DamageRecord:
     """What was done to an image: the truth that rationales, boxes and tests are built from."""
 
     steps: tuple[Step, ...]
@@ -218,7 +218,7 @@ def degrade(
     steps: tuple[Step, ...],
     rng: np.random.Generator,
     box: tuple[float, float, float, float] | None = None,
-) -> tuple[Array, Record]:
+) -> tuple[Array, DamageRecord]:
     """Return the degraded image (float32 HWC in [0, 1], rounded to 8 bits as a stored photograph is) and its record.
 
     With `box`, only that region changes, blended over a seam of 1.5 % of the shorter side.
@@ -236,4 +236,4 @@ def degrade(
         seam = max(1.0, 0.015 * min(height, width))
         mask = np.clip(inside / seam + 0.5, 0, 1)[..., None]
         out = image + mask * (out - image)
-    return _to_uint8(out).astype(np.float32) / 255, Record(steps=tuple(done), box=box)
+    return _to_uint8(out).astype(np.float32) / 255, DamageRecord(steps=tuple(done), box=box)

@@ -83,7 +83,7 @@ def local_rank(store: Store, index: Tensor) -> Tensor:
     return (above - 1 + ((values - low) / (high - low).clamp_min(1e-9)).clamp(0, 1)) / (len(knots) - 1)
 
 
-def turned(x: Tensor, orientation: int, axes: tuple[int, int]) -> Tensor:
+def reorient(x: Tensor, orientation: int, axes: tuple[int, int]) -> Tensor:
     """Return x in one of the eight orientations of its two `axes` (rows, columns)."""
     if orientation & 1:
         x = x.flip(axes[1])
@@ -103,9 +103,9 @@ def dense_batch(store: Store, count: int, grid: int, rng: np.random.Generator) -
     for orientation, part in enumerate(torch.arange(count, device=store.device).chunk(ORIENTATIONS)):
         top, left = (int(k) for k in rng.integers(0, GRID - grid + 1, 2))
         y, x = (slice(start * TOKEN_PX, (start + grid) * TOKEN_PX) for start in (top, left))
-        turned_images.append(turned(images[part][:, :, y, x], orientation, (2, 3)))
+        turned_images.append(reorient(images[part][:, :, y, x], orientation, (2, 3)))
         tokens = targets[part][:, top : top + grid, left : left + grid]
-        turned_targets.append(turned(tokens, orientation, (1, 2)))
+        turned_targets.append(reorient(tokens, orientation, (1, 2)))
     quality, kinds, bands = torch.cat(turned_targets).split((1, len(KINDS), 3 * NUM_BANDS), dim=-1)
     labels = torch.from_numpy(store.labels[chosen]).float().to(store.device)
     whole = (labels - 1) / 4 if grid == GRID else None

@@ -17,7 +17,7 @@ from PIL import Image
 from train_iqa.nano.degradations import (
     RESAMPLERS,
     Array,
-    Record,
+    DamageRecord,
     Step,
     colour_noise,
     degrade,
@@ -41,13 +41,13 @@ NOISES = {"gaussian_noise": gaussian_noise, "poisson_noise": poisson_noise, "col
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class DegradedImage:
     """One degraded image."""
 
     image: NDArray[np.uint8]
     """HWC."""
     reference: NDArray[np.uint8]
-    record: Record
+    record: DamageRecord
     is_failed: bool = False
     """The whole image is black, white or one colour: its label is the worst, whatever the metrics say."""
 
@@ -67,7 +67,7 @@ def window_of(photograph: Image.Image, width: int, height: int, rng: np.random.G
     return np.asarray(photograph.resize((width, height), kernel, box=box), dtype=np.float32) / 255
 
 
-def failed(reference: Array, rng: np.random.Generator) -> tuple[Array, Record]:
+def failed(reference: Array, rng: np.random.Generator) -> tuple[Array, DamageRecord]:
     """Return an image of one colour, hardly more, whole or inside a region, and what can truly be said of it."""
     draw = rng.random()
     if draw < 0.4:
@@ -89,10 +89,10 @@ def failed(reference: Array, rng: np.random.Generator) -> tuple[Array, Record]:
         whole = reference.copy()
         whole[top:bottom, left:right] = image[top:bottom, left:right]
         image = whole
-    return image.clip(0, 1), Record(steps=(step,), box=box)
+    return image.clip(0, 1), DamageRecord(steps=(step,), box=box)
 
 
-def enlarged(reference: Array, rng: np.random.Generator) -> tuple[Array, Record]:
+def enlarged(reference: Array, rng: np.random.Generator) -> tuple[Array, DamageRecord]:
     """Return a smaller copy, perhaps with sensor noise or JPEG of its own, enlarged to the same size again."""
     height, width = reference.shape[:2]
     factor = 1.4 * (8.0 / 1.4) ** rng.uniform() if rng.random() < 0.5 else float(rng.choice([2, 3, 4, 8]))
@@ -119,10 +119,10 @@ def enlarged(reference: Array, rng: np.random.Generator) -> tuple[Array, Record]
     image = resize(image.clip(0, 1), width, height, up)
     if rng.random() < 0.15:
         add("oversharpen", 0.4)
-    return image.clip(0, 1).astype(np.float32), Record(steps=tuple(steps))
+    return image.clip(0, 1).astype(np.float32), DamageRecord(steps=tuple(steps))
 
 
-def _damaged(reference: Array, rng: np.random.Generator, local_share: float) -> tuple[Array, Record]:
+def _damaged(reference: Array, rng: np.random.Generator, local_share: float) -> tuple[Array, DamageRecord]:
     if rng.random() < UNTOUCHED_SHARE:
         return degrade(reference, (), rng)
     return degrade(reference, sample_steps(rng), rng, sample_box(rng) if rng.random() < local_share else None)
@@ -141,7 +141,7 @@ def _stored(image: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
 
 def draw_image(
     photograph: Image.Image, rng: np.random.Generator, *, large: bool, local_share: float | None = None
-) -> Drawn:
+) -> DegradedImage:
     """Return one draw: a 224 px crop, or a `large` whole image of one of `LARGE_PX`.
 
     local_share: of the damaged ones, how many inside a region; by default `LOCAL_SHARE_SMALL` or `LOCAL_SHARE_LARGE`.
@@ -165,7 +165,7 @@ def draw_image(
     if rng.random() < GREY_SHARE:
         luma = np.array([0.299, 0.587, 0.114], dtype=np.float32)
         image, reference = (np.repeat((x @ luma)[..., None], 3, axis=2) for x in (image, reference))
-    return Drawn(
+    return DegradedImage(
         image=_stored(image, rng),
         reference=(reference.clip(0, 1) * 255 + 0.5).astype(np.uint8),
         record=record,

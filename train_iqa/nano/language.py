@@ -11,7 +11,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from train_iqa.nano.build import TOKEN_PX
 from train_iqa.nano.number_targets import bell, digit_targets
-from train_iqa.nano.rows import BOX_SIGMA, NO_IMAGE, RATING_SIGMA, Row, RowBuilder, mrope_positions
+from train_iqa.nano.rows import BOX_SIGMA, NO_IMAGE, RATING_SIGMA, NanoRow, RowBuilder, mrope_positions
 from train_iqa.nano.tower import flat_tokens, pad_images, read_tokens
 from zoomiqa_reward.model.trie import build_trie
 from zoomiqa_reward.model.turns import round1
@@ -52,7 +52,7 @@ class Padded(NamedTuple):
     is_box: Tensor
 
 
-def pad_rows(rows: Sequence[Row], device: torch.device) -> Padded:
+def pad_rows(rows: Sequence[NanoRow], device: torch.device) -> Padded:
     """Return the rows as one batch on the device."""
     length = max(len(row.ids) for row in rows)
     ids, mask = (np.zeros((len(rows), length), dtype=np.int64) for _ in range(2))
@@ -69,7 +69,7 @@ def pad_rows(rows: Sequence[Row], device: torch.device) -> Padded:
 def rows_loss(
     model: Qwen2_5_VLForConditionalGeneration,
     builder: RowBuilder,
-    rows: Sequence[Row],
+    rows: Sequence[NanoRow],
     tokens: Tensor,
     readouts: Readouts | None = None,
     truth: Tensor | None = None,

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from train_iqa.nano.build import TOKEN_PX
-from train_iqa.nano.dense import dense_batch, turned
+from train_iqa.nano.dense import dense_batch, reorient
 from train_iqa.nano.language import RatingTree
 from train_iqa.nano.rows import RATING_SIGMA
 from train_iqa.nano.store import GRID, Store
-from train_iqa.nano.teach import Learner, fitted, text_step
+from train_iqa.nano.teach import NanoLearner, resize_bicubic, text_step
 from zoomiqa_reward.images.loading import load_image
 
 COLUMNS = ("image", "set", "scene", "mos")
@@ -125,10 +125,10 @@ class People:
         parts = []
         for one in chosen:
             image = self._images[one.image].float() / 255
-            image = turned(image, 4, (1, 2)) if image.shape[1] > image.shape[2] else image  # portraits lie down
+            image = reorient(image, 4, (1, 2)) if image.shape[1] > image.shape[2] else image  # portraits lie down
             parts.append(cut_view(image, view, tile, at if same_scene else rng.random(2)))
         if view == "whole":  # to the first one's size: images of one set differ little in shape
-            parts = [fitted(part, *parts[0].shape[1:]) for part in parts]
+            parts = [resize_bicubic(part, *parts[0].shape[1:]) for part in parts]
         sides = [min(part.shape[axis] for part in parts) for axis in (1, 2)]
         images = torch.stack([part[:, : sides[0], : sides[1]] for part in parts]).to(self.device)
         scores = torch.tensor([one.mos for one in chosen], dtype=torch.float32, device=self.device)
@@ -143,9 +143,11 @@ def cut_view(image: Tensor, view: str, tile: int, at: Sequence[float] | np.ndarr
     height, width = image.shape[1:]
     if view == "whole":
         scale = min(1.0, (WHOLE_PIXELS / (height * width)) ** 0.5)
-        return fitted(image, *(max(TOKEN_PX, int(side * scale) // TOKEN_PX * TOKEN_PX) for side in (height, width)))
+        return resize_bicubic(
+            image, *(max(TOKEN_PX, int(side * scale) // TOKEN_PX * TOKEN_PX) for side in (height, width))
+        )
     if view == "half":
-        image = fitted(image, round(height / 2), round(width / 2))
+        image = resize_bicubic(image, round(height / 2), round(width / 2))
         height, width = image.shape[1:]
     sides = [min(tile, side // TOKEN_PX * TOKEN_PX) for side in (height, width)]
     top, left = (int(share * (side - part)) for share, side, part in zip(at, (height, width), sides, strict=True))
@@ -161,7 +163,7 @@ def moved_images(images: Tensor, gradient: Tensor, rng: np.random.Generator) -> 
 
 
 def people_step(
-    learner: Learner, tree: RatingTree, people: People, store: Store, config: PeopleConfig, rng: np.random.Generator
+    learner: NanoLearner, tree: RatingTree, people: People, store: Store, config: PeopleConfig, rng: np.random.Generator
 ) -> dict[str, float]:
     """Accumulate the gradients of one step and return its losses."""
     images, scores = people.group(config.group, rng)

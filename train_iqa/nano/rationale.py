@@ -3,7 +3,7 @@
 Every sentence is derived from the record, never from a model, so a rationale cannot claim what was not done.
 """
 
-from train_iqa.nano.degradations import Record, Step
+from train_iqa.nano.degradations import DamageRecord, Step
 from train_iqa.nano.labels import LABEL_METRICS
 from zoomiqa_reward.protocol.spec import ROUND1_SECTIONS, ROUND2_SECTIONS, Decoding, Prompt, Protocol, ViewPolicy
 
@@ -56,7 +56,7 @@ EFFECTS: dict[str, tuple[str, str]] = {
 }
 
 
-def look(step: Step) -> str:
+def word_key(step: Step) -> str:
     """Return the key of `WORDS` for one degradation as it was really applied."""
     params = step.params
     if step.kind == "resample" and params.get("up") in ("nearest", "box"):
@@ -77,7 +77,7 @@ def strength(severity: float) -> str:
     return "slight" if severity < 0.33 else "clear" if severity < 0.67 else "strong"
 
 
-def place(box: tuple[float, float, float, float]) -> str:
+def name_region(box: tuple[float, float, float, float]) -> str:
     """Return where a region lies, by the third of the frame that its centre falls in."""
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     row = "upper" if y < 0.4 else "lower" if y > 0.6 else "middle"
@@ -90,22 +90,22 @@ def level(rating: float) -> str:
     return LEVELS[min(4, max(0, round(rating) - 1))]
 
 
-def _main_steps(record: Record) -> list[Step]:
+def _main_steps(record: DamageRecord) -> list[Step]:
     return sorted(record.steps, key=lambda step: -step.severity)[:2]
 
 
-def _named(record: Record) -> str:
-    return " and ".join(f"{strength(s.severity)} {WORDS[look(s)][0]}" for s in _main_steps(record))
+def _named(record: DamageRecord) -> str:
+    return " and ".join(f"{strength(s.severity)} {WORDS[word_key(s)][0]}" for s in _main_steps(record))
 
 
-def _effect(record: Record) -> str:
+def _effect(record: DamageRecord) -> str:
     """Return what the strongest damage does, as a sentence."""
     worst = _main_steps(record)[0]
-    text = EFFECTS[look(worst)][worst.severity >= 0.5]
+    text = EFFECTS[word_key(worst)][worst.severity >= 0.5]
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _sections(record: Record, rating: float) -> tuple[str, str, str]:
+def _sections(record: DamageRecord, rating: float) -> tuple[str, str, str]:
     """Return the texts that both rounds share: damage, directions, issues."""
     if not record.steps:
         return (
@@ -113,9 +113,9 @@ def _sections(record: Record, rating: float) -> tuple[str, str, str]:
             "Keep the crisp detail and natural colours.",
             "None.",
         )
-    where = f"in the {place(record.box)}" if record.box else "over the whole frame"
-    wishes = " and ".join(WORDS[look(s)][1] for s in _main_steps(record))
-    issues = " and ".join(WORDS[look(s)][0] for s in _main_steps(record))
+    where = f"in the {name_region(record.box)}" if record.box else "over the whole frame"
+    wishes = " and ".join(WORDS[word_key(s)][1] for s in _main_steps(record))
+    issues = " and ".join(WORDS[word_key(s)][0] for s in _main_steps(record))
     return (
         f"shows {_named(record)} {where}. {_effect(record)} Overall quality is {level(rating)}.",
         f"{wishes[0].upper()}{wishes[1:]} {where}.",
@@ -128,11 +128,11 @@ def _answer(labels: tuple[str, ...], texts: tuple[str, ...], bbox: str, rating: 
     return f'<think>\n{lines}\n</think>\n<answer>{{"bbox_2d": {bbox}, "rating": {rating}, "tool": "{tool}"}}</answer>'
 
 
-def answer1(record: Record, rating: float, rating_text: str, box_texts: tuple[str, ...] | None) -> str:
+def answer1(record: DamageRecord, rating: float, rating_text: str, box_texts: tuple[str, ...] | None) -> str:
     """Return round 1's answer: it zooms exactly where the damage is uneven."""
     damage, directions, issues = _sections(record, rating)
     if record.box is not None and box_texts is not None:
-        decision = f"The damage is uneven, so I look closer at the {place(record.box)}."
+        decision = f"The damage is uneven, so I look closer at the {name_region(record.box)}."
         bbox, tool = f"[{', '.join(box_texts)}]", "crop"
     else:
         what = "The damage is even" if record.steps else "Nothing is wrong"
@@ -153,7 +153,7 @@ def change(first: float, second: float) -> str:
     return "Up close it is better than it seemed, so the rating rises."
 
 
-def answer2(record: Record, rating: float, rating_text: str, first: float) -> str:
+def answer2(record: DamageRecord, rating: float, rating_text: str, first: float) -> str:
     """Return round 2's answer after the crop was seen; it compares with `first`, the rating of round 1."""
     damage, directions, issues = _sections(record, rating)
     texts = (f"The crop {damage}", directions, issues, change(first, rating))

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from train_iqa.nano.degradations import Record
+from train_iqa.nano.degradations import DamageRecord
 from train_iqa.nano.rationale import answer1, answer2
 from zoomiqa_reward.model.turns import Prompted, round1, round2
 from zoomiqa_reward.protocol import Protocol
@@ -41,7 +41,7 @@ class Number:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class NanoRow:
     """One request and its answer."""
 
     ids: NDArray[np.int64]
@@ -94,15 +94,15 @@ class RowBuilder:
             pieces[k] += IMAGE_TOKEN * (rows * columns)
         return self.tokenizer("".join(pieces), add_special_tokens=False)["input_ids"]
 
-    def first(self, record: Record, grid: Grid, label: float, rng: np.random.Generator) -> Row:
+    def first(self, record: DamageRecord, grid: Grid, label: float, rng: np.random.Generator) -> NanoRow:
         """Return round 1's row."""
         prompt = self.prompt_ids(round1(self.protocol, NO_IMAGE, self.question(rng)), [grid])
         text, drawn = self._first_answer(record, label, rng)
         return self._row(prompt, text, drawn, [grid], is_first=True)
 
     def second(
-        self, record: Record, said: Record, grid: Grid, crop: Grid, label: float, rng: np.random.Generator
-    ) -> Row:
+        self, record: DamageRecord, said: DamageRecord, grid: Grid, crop: Grid, label: float, rng: np.random.Generator
+    ) -> NanoRow:
         """Return round 2's row: the truth is `record`, the quoted round 1 spoke of `said` and rated with an error."""
         guess = float(np.clip(label + rng.normal(0, GUESS_SIGMA), 1, 5))
         quoted, _ = self._first_answer(said, guess, rng)
@@ -113,7 +113,7 @@ class RowBuilder:
         return self._row(prompt, text, [(False, label, rating)], [grid, crop], is_first=False)
 
     def _first_answer(
-        self, record: Record, label: float, rng: np.random.Generator
+        self, record: DamageRecord, label: float, rng: np.random.Generator
     ) -> tuple[str, list[tuple[bool, float, int]]]:
         numbers, texts = [], None
         if record.box is not None:
@@ -131,7 +131,7 @@ class RowBuilder:
         grids: Sequence[Grid],
         *,
         is_first: bool,
-    ) -> Row:
+    ) -> NanoRow:
         encoded = self.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
         starts = {offset[0]: len(prompt) + k for k, offset in enumerate(encoded["offset_mapping"])}
         begin = answer.index("<answer>")
@@ -142,7 +142,7 @@ class RowBuilder:
         )
         digits = {number.at + offset for number in numbers for offset in (0, 2, 3)}
         ids = np.array([*prompt, *encoded["input_ids"], self.end_id])
-        return Row(
+        return NanoRow(
             ids=ids,
             positions=mrope_positions(ids, grids, self.image_id),
             texts=np.array([k for k in range(len(prompt), len(ids)) if k not in digits]),
@@ -156,9 +156,9 @@ def _drawn(value: float, sigma: float, low: int, high: int, rng: np.random.Gener
     return int(np.clip(round(100 * (value + rng.normal(0, sigma))), low, high))
 
 
-def mirrored(record: Record) -> Record:
+def mirrored(record: DamageRecord) -> DamageRecord:
     """Return the record of the image flipped left to right."""
     if record.box is None:
         return record
     left, top, right, bottom = record.box
-    return Record(steps=record.steps, box=(1 - right, top, 1 - left, bottom))
+    return DamageRecord(steps=record.steps, box=(1 - right, top, 1 - left, bottom))

@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from train_iqa.nano.optimizers import SplitOptimizer, WeightAverage
-from train_iqa.nano.schedule import Clock, cosine
-from train_iqa.nano.store import Store
-from train_iqa.nano.workers import Workers
+from train_iqa.nano.optimizers import SplitOptimizer, TimeBudget, WeightAverage, cosine
+from train_iqa.nano.store import Store, Workers
 from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans
 
 WARMUP_STEPS = 80
@@ -23,7 +21,7 @@ FILL_S = 0.004
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class TrainingStage:
     """One stage of a run."""
 
     name: str
@@ -41,13 +39,15 @@ class Stage:
     warmup: int = WARMUP_STEPS
 
 
-def run_stage(stage: Stage, folder: Path, store: Store, workers: Workers, *, save_every_s: float = SAVE_EVERY_S) -> int:
+def run_stage(
+    stage: TrainingStage, folder: Path, store: Store, workers: Workers, *, save_every_s: float = SAVE_EVERY_S
+) -> int:
     """Run what is left of a stage, and return its steps in all.
 
     Stopped at any moment it loses at most the time since the last save; a step's draws depend on the seed, the step
     and what the store holds, which is drawn anew after a stop.
     """
-    run, clock, running = RunFolder(folder), Clock(stage.seconds), RunningMeans()
+    run, clock, running = RunFolder(folder), TimeBudget(stage.seconds), RunningMeans()
     parts = stage.parts | {f"optimizer_{name}": optimizer for name, (optimizer, _) in stage.optimizers.items()}
     parts |= {"clock": clock, "running": running} | ({"average": stage.average} if stage.average else {})
     step = run.load(parts)

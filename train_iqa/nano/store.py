@@ -1,38 +1,131 @@
-"""What training draws its batches from: degraded images on the device, labelled there as they come in.
+"""Where training draws its batches from: workers that draw images, and the store that labels them.
+
+Processes that draw degraded images all the time, while the device trains.
+
+They are forked before torch computes anything: no second import, and the decoded photographs are shared. So
+`Workers` must be made first, before a model is built.
+
+What training draws its batches from: degraded images on the device, labelled there as they come in.
 
 The newest replace the oldest once the store is full. Labels are ranks within a fixed population, the first images.
 """
 
+import multiprocessing
+import os
+import queue
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from train_iqa.nano.degradations import DEGRADATIONS, Record
-from train_iqa.nano.drawing import SMALL_PX, Drawn
+from train_iqa.nano.degradations import DEGRADATIONS, DamageRecord
+from train_iqa.nano.drawing import SMALL_PX, DegradedImage, draw_image
 from train_iqa.nano.frequency_bands import NUM_BANDS
 from train_iqa.nano.labels import LABEL_METRICS, TOKEN_PX, LabelScale
 from train_iqa.nano.synthetic import WORST_SCORE, as_batch, label_drawn
-from train_iqa.nano.workers import Drawing, Workers
+
+BATCH = 16
+LARGE_SHARE = 0.28
+
+
+class DrawnBatch(NamedTuple):
+    """A batch from one worker."""
+
+    large: bool
+    images: list[DegradedImage]
+
+
+class WorkerError(RuntimeError):
+    """A drawing process failed or died; the message holds its traceback."""
+
+
+def _work(index: int, photographs: list[Image.Image], seed: int, out: Any, stop: Any) -> None:
+    torch.set_num_threads(1)
+    os.nice(5)
+    rng = np.random.default_rng([seed, index])
+    while not stop.is_set():
+        large = bool(rng.random() < LARGE_SHARE)
+        try:
+            chosen = [photographs[k] for k in rng.integers(0, len(photographs), BATCH)]
+            message: DrawnBatch | str = DrawnBatch(
+                large, [draw_image(photograph, rng, large=large) for photograph in chosen]
+            )
+        except Exception as error:  # noqa: BLE001  it is raised again where the batch is taken
+            message = f"drawing process {index}: {error!r}"
+        while not stop.is_set():
+            try:
+                out.put(message, timeout=1)
+                break
+            except queue.Full:
+                continue
+
+
+class Workers:
+    """Drawing processes and the queue that they fill. Use as a context: leaving it ends them.
+
+    Raises WorkerError from `take` when a process failed, ValueError where the platform cannot fork.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, count: int, seed: int) -> None:
+        if "fork" not in multiprocessing.get_all_start_methods():
+            raise ValueError("drawing processes need os.fork, which this platform lacks: train on Linux or macOS")
+        photographs = []
+        for path in paths:
+            with Image.open(path) as file:
+                photographs.append(file.convert("RGB"))
+        context = multiprocessing.get_context("fork")
+        self._queue, self._stop = context.Queue(maxsize=8 * count), context.Event()
+        self._processes = [
+            context.Process(target=_work, args=(k, photographs, seed, self._queue, self._stop), daemon=True)
+            for k in range(count)
+        ]
+        for process in self._processes:
+            process.start()
+
+    def take(self, timeout_s: float) -> DrawnBatch | None:
+        """Return the next batch, None where none comes in time."""
+        try:
+            message = self._queue.get(timeout=timeout_s)
+        except queue.Empty:
+            dead = [process for process in self._processes if not process.is_alive()]
+            if dead:
+                raise WorkerError(f"a drawing process ended with code {dead[0].exitcode}") from None
+            return None
+        if isinstance(message, str):
+            raise WorkerError(message)
+        return message
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for process in self._processes:
+            process.terminate()
+            process.join()
+        self._queue.close()
+
 
 KINDS = tuple(DEGRADATIONS)
 GRID = SMALL_PX // TOKEN_PX
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class StoredImage:
     """A whole degraded image."""
 
     image: Tensor
     """uint8 CHW on the device."""
     label: float
-    record: Record
+    record: DamageRecord
 
 
-def kind_map(record: Record, rows: int, columns: int) -> np.ndarray:
+def kind_map(record: DamageRecord, rows: int, columns: int) -> np.ndarray:
     """Return which degradations each token shows, float32 (rows, columns, kinds); a token's middle decides."""
     kinds = np.zeros(len(KINDS), dtype=np.float32)
     for step in record.steps:
@@ -40,7 +133,7 @@ def kind_map(record: Record, rows: int, columns: int) -> np.ndarray:
     return cover_map(record, rows, columns)[..., None] * kinds
 
 
-def cover_map(record: Record, rows: int, columns: int) -> np.ndarray:
+def cover_map(record: DamageRecord, rows: int, columns: int) -> np.ndarray:
     """Return float32 (rows, columns): 1 where damage covers the token's middle."""
     if not record.steps:
         return np.zeros((rows, columns), dtype=np.float32)
@@ -65,8 +158,8 @@ class Store:
         self.labels = np.full(small, np.nan)
         self.known_kinds = torch.ones(small, dtype=torch.bool, device=device)
         self.added = {"small": 0, "large": 0}
-        self.pictures: list[Picture] = []
-        self._waiting: list[tuple[Drawn, np.ndarray]] = []
+        self.whole_images: list[StoredImage] = []
+        self._waiting: list[tuple[DegradedImage, np.ndarray]] = []
         self.scale: LabelScale | None = None
         self.band_mean = self.band_std = torch.zeros(0)
 
@@ -80,11 +173,11 @@ class Store:
         """Whether there are whole images with local and with even damage."""
         return bool(self.whole(local=True)) and bool(self.whole(local=False))
 
-    def whole(self, *, local: bool) -> list[Picture]:
+    def whole(self, *, local: bool) -> list[StoredImage]:
         """Return whole images with damage inside a region, or those with none or with damage everywhere."""
-        return [one for one in self.pictures if (one.record.box is not None) is local]
+        return [one for one in self.whole_images if (one.record.box is not None) is local]
 
-    def add(self, drawing: Drawing) -> None:
+    def add(self, drawing: DrawnBatch) -> None:
         """Label a batch and keep it."""
         if not drawing.large:
             self.add_small(drawing.images)
@@ -94,7 +187,7 @@ class Store:
             self._waiting.append((drawn, scores[0].double().cpu().numpy()))
         self._settle()
 
-    def add_small(self, drawn: list[Drawn], *, known_kinds: bool = True) -> None:
+    def add_small(self, drawn: list[DegradedImage], *, known_kinds: bool = True) -> None:
         """Label 224 px crops; `known_kinds` False where the record does not say what was done (restorations)."""
         first = self.added["small"] % self.capacity["small"]
         drawn = drawn[: self.capacity["small"] - first]  # a batch that would wrap around loses its end
@@ -140,22 +233,22 @@ class Store:
         for drawn, scores in self._waiting:
             image = torch.from_numpy(drawn.image).to(self.device).permute(2, 0, 1).contiguous()
             label = float(self.scale.pseudo_mos(scores[None])[0])
-            picture = Picture(image=image, label=label, record=drawn.record)
-            if len(self.pictures) < self.capacity["large"]:
-                self.pictures.append(picture)
+            stored = StoredImage(image=image, label=label, record=drawn.record)
+            if len(self.whole_images) < self.capacity["large"]:
+                self.whole_images.append(stored)
             else:
-                self.pictures[self.added["large"] % self.capacity["large"]] = picture
+                self.whole_images[self.added["large"] % self.capacity["large"]] = stored
             self.added["large"] += 1
         self._waiting.clear()
 
-    def _pair(self, drawn: list[Drawn]) -> tuple[Tensor, Tensor]:
+    def _pair(self, drawn: list[DegradedImage]) -> tuple[Tensor, Tensor]:
         return tuple(as_batch([getattr(d, name) for d in drawn], self.device) for name in ("image", "reference"))  # type: ignore[return-value]
 
-    def _failed(self, drawn: list[Drawn]) -> Tensor:
+    def _failed(self, drawn: list[DegradedImage]) -> Tensor:
         return torch.tensor([one.is_failed for one in drawn], device=self.device)
 
 
-def read_pairs(folder: Path) -> list[Drawn]:
+def read_pairs(folder: Path) -> list[DegradedImage]:
     """Return restorations and their references from `folder/images` and `folder/references`, named alike, 224 px.
 
     Raises ValueError for a restoration without a reference or of another size.
@@ -168,7 +261,7 @@ def read_pairs(folder: Path) -> list[Drawn]:
         pair = [np.asarray(Image.open(file).convert("RGB")) for file in (path, reference)]
         if any(x.shape != (SMALL_PX, SMALL_PX, 3) for x in pair):
             raise ValueError(f"{path}: restoration and reference must be {SMALL_PX} x {SMALL_PX} px")
-        found.append(Drawn(image=pair[0], reference=pair[1], record=Record(steps=())))
+        found.append(DegradedImage(image=pair[0], reference=pair[1], record=DamageRecord(steps=())))
     if not found:
         raise ValueError(f"{folder}/images holds no image")
     return found

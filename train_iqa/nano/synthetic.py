@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from train_iqa.nano.degradations import Record, Step
+from train_iqa.nano.degradations import DamageRecord, Step
 from train_iqa.nano.drawing import draw_image
 from train_iqa.nano.frequency_bands import band_targets
 from train_iqa.nano.labels import local_haarpsi, reference_scores
@@ -41,7 +41,7 @@ class Sample:
     """Local HaarPSI of each 28 px token (rows, columns)."""
     bands: NDArray[np.float16]
     """`band_targets` of each token (rows, columns, 3 * NUM_BANDS)."""
-    record: Record
+    record: DamageRecord
 
 
 def list_photographs(folder: Path) -> list[Path]:
@@ -132,10 +132,10 @@ def write_samples(
             job.result()
 
 
-def _record(text: bytes) -> Record:
+def _record(text: bytes) -> DamageRecord:
     data = json.loads(text)
     box = tuple(data["box"]) if data["box"] else None
-    return Record(steps=tuple(Step(**step) for step in data["steps"]), box=box)
+    return DamageRecord(steps=tuple(Step(**step) for step in data["steps"]), box=box)
 
 
 def read_samples(folder: Path, limit: int | None = None) -> Iterator[Sample]:

@@ -14,11 +14,11 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from train_iqa.nano.build import TOKEN_PX
-from train_iqa.nano.degradations import Record, Step, sample_box
+from train_iqa.nano.degradations import DamageRecord, Step, sample_box
 from train_iqa.nano.dense import DenseHeads, dense_batch
 from train_iqa.nano.language import RatingTree, Readouts, row_tokens, rows_loss
-from train_iqa.nano.rows import RATING_SIGMA, Row, RowBuilder, mirrored
-from train_iqa.nano.store import GRID, Picture, Store, cover_map
+from train_iqa.nano.rows import RATING_SIGMA, NanoRow, RowBuilder, mirrored
+from train_iqa.nano.store import GRID, Store, StoredImage, cover_map
 from train_iqa.nano.tower import read_tokens
 from zoomiqa_reward.protocol import zoom
 
@@ -48,7 +48,7 @@ class TeachConfig:
 
 
 @dataclass(frozen=True)
-class Learner:
+class NanoLearner:
     """What is taught: the model, what writes its rows, and read-outs that are thrown away."""
 
     model: Qwen2_5_VLForConditionalGeneration
@@ -72,12 +72,12 @@ def grid_of(image: Tensor) -> tuple[int, int]:
     return image.shape[1] // TOKEN_PX, image.shape[2] // TOKEN_PX
 
 
-def fitted(image: Tensor, height: int, width: int) -> Tensor:
+def resize_bicubic(image: Tensor, height: int, width: int) -> Tensor:
     """Return a float CHW image resized (bicubic, antialiased)."""
     return nn.functional.interpolate(image[None], (height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
-def reshaped(image: Tensor, record: Record, rng: np.random.Generator) -> Tensor:
+def vary_size(image: Tensor, record: DamageRecord, rng: np.random.Generator) -> Tensor:
     """Return the float image as it is, or at another size, down to `LEAST_PX`: photographs come in all of them.
 
     Of even damage a part is cut, which keeps its detail; local damage is resized whole, so that the box stays true.
@@ -88,27 +88,29 @@ def reshaped(image: Tensor, record: Record, rng: np.random.Generator) -> Tensor:
     if record.box is not None:
         scale = rng.uniform(0.2, 1.0) * rng.uniform(0.85, 1.15, 2)
         wanted = (side * k for side, k in zip(sides, scale, strict=True))
-        return fitted(image, *(min(LARGEST_PX, max(LEAST_PX, round(side / TOKEN_PX) * TOKEN_PX)) for side in wanted))
+        return resize_bicubic(
+            image, *(min(LARGEST_PX, max(LEAST_PX, round(side / TOKEN_PX) * TOKEN_PX)) for side in wanted)
+        )
     height, width = (TOKEN_PX * int(rng.integers(LEAST_PX // TOKEN_PX, side // TOKEN_PX + 1)) for side in sides)
     top, left = (int(rng.integers(0, side - part + 1)) for side, part in zip(sides, (height, width), strict=True))
     return image[:, top : top + height, left : left + width]
 
 
 def first_rounds(
-    builder: RowBuilder, pictures: list[Picture], rng: np.random.Generator
-) -> tuple[list[Row], list[Tensor], Tensor]:
-    """Return round-1 rows of the pictures, half of them mirrored, their images, and the truth of their tokens.
+    builder: RowBuilder, stored_images: list[StoredImage], rng: np.random.Generator
+) -> tuple[list[NanoRow], list[Tensor], Tensor]:
+    """Return round-1 rows of the images, half of them mirrored, their images, and the truth of their tokens.
 
     The truth is (tokens, 3): x and y of each token's middle, 0..1, and whether damage covers it.
     """
     rows, images, truth = [], [], []
-    for picture in pictures:
-        image, record = as_float(picture.image), picture.record
+    for stored in stored_images:
+        image, record = as_float(stored.image), stored.record
         if rng.random() < 0.5:
             image, record = image.flip(2), mirrored(record)
-        image = reshaped(image, record, rng)
+        image = vary_size(image, record, rng)
         grid = grid_of(image)
-        rows.append(builder.first(record, grid, picture.label, rng))
+        rows.append(builder.first(record, grid, stored.label, rng))
         images.append(image)
         y, x = np.meshgrid(*((np.arange(side) + 0.5) / side for side in grid), indexing="ij")
         truth.append(np.stack([x, y, cover_map(record, *grid)], axis=-1).reshape(-1, 3))
@@ -117,39 +119,46 @@ def first_rounds(
 
 
 def second_rounds(
-    builder: RowBuilder, pictures: list[Picture], rng: np.random.Generator
-) -> tuple[list[Row], list[Tensor]]:
-    """Return round-2 rows of the pictures, and their images: whole, crop, whole, crop, ...
+    builder: RowBuilder, stored_images: list[StoredImage], rng: np.random.Generator
+) -> tuple[list[NanoRow], list[Tensor]]:
+    """Return round-2 rows of the images, and their images: whole, crop, whole, crop, ...
 
     Where damage is local, the crop is cut from the true box moved a little, since at run time the model names it.
     Where it is not, round 1 is one that saw local damage by mistake, and round 2 says what is true.
     """
     rows, images = [], []
-    for picture in pictures:
-        whole, record, said = as_float(picture.image), picture.record, picture.record
+    for stored in stored_images:
+        whole, record, said = as_float(stored.image), stored.record, stored.record
         if record.box is None:
             kind = Step(kind=str(rng.choice(MISTAKEN_KINDS)), severity=float(rng.uniform(0, 0.5)))
-            said = Record(steps=record.steps or (kind,), box=sample_box(rng))
+            said = DamageRecord(steps=record.steps or (kind,), box=sample_box(rng))
         assert said.box is not None
         moved = np.clip(np.asarray(said.box) + rng.uniform(-CROP_SHIFT, CROP_SHIFT, 4), 0, 1)
         crop, protocol = zoom(whole, moved.tolist(), builder.protocol.crop)[0], builder.protocol
-        crop = fitted(crop, *smart_resize(*crop.shape[1:], TOKEN_PX, protocol.min_pixels, protocol.max_pixels))
-        rows.append(builder.second(record, said, grid_of(whole), grid_of(crop), picture.label, rng))
+        crop = resize_bicubic(crop, *smart_resize(*crop.shape[1:], TOKEN_PX, protocol.min_pixels, protocol.max_pixels))
+        rows.append(builder.second(record, said, grid_of(whole), grid_of(crop), stored.label, rng))
         images += [whole, crop]
     return rows, images
 
 
-def drawn_from(pictures: list[Picture], count: int, rng: np.random.Generator) -> list[Picture]:
-    """Return `count` pictures drawn with replacement; none where there is none."""
-    return [pictures[k] for k in rng.integers(0, len(pictures), count)] if pictures else []
+def drawn_from(images: list[StoredImage], count: int, rng: np.random.Generator) -> list[StoredImage]:
+    """Return `count` images drawn with replacement; none where there is none."""
+    return [images[k] for k in rng.integers(0, len(images), count)] if images else []
 
 
 def text_step(
-    learner: Learner, store: Store, rng: np.random.Generator, *, first: int, local: int, second: int, weight: float = 1
+    learner: NanoLearner,
+    store: Store,
+    rng: np.random.Generator,
+    *,
+    first: int,
+    local: int,
+    second: int,
+    weight: float = 1,
 ) -> dict[str, float]:
     """Accumulate the gradients of first and second rounds, and return their losses."""
     found: dict[str, float] = {}
-    chosen = drawn_from(store.pictures, first, rng) + drawn_from(store.whole(local=True), local, rng)
+    chosen = drawn_from(store.images, first, rng) + drawn_from(store.whole(local=True), local, rng)
     if chosen:
         rows, images, truth = first_rounds(learner.builder, chosen, rng)
         tokens = row_tokens(learner.tower, images)
@@ -168,7 +177,7 @@ def text_step(
 
 
 def teach_step(
-    learner: Learner, tree: RatingTree, store: Store, config: TeachConfig, rng: np.random.Generator
+    learner: NanoLearner, tree: RatingTree, store: Store, config: TeachConfig, rng: np.random.Generator
 ) -> dict[str, float]:
     """Accumulate the gradients of one step and return its losses."""
     images, targets = dense_batch(store, config.direct, GRID, rng)
@@ -180,9 +189,9 @@ def teach_step(
     (loss + DENSE_WEIGHT * dense).backward()
     found = {f"dense_{name}": value for name, value in parts.items()}
     found |= {f"direct_{name}": value for name, value in rated.items()}
-    by_size: dict[tuple[int, ...], list[Picture]] = {}
-    for picture in drawn_from(store.pictures, config.direct_large, rng):
-        by_size.setdefault(tuple(picture.image.shape), []).append(picture)
+    by_size: dict[tuple[int, ...], list[StoredImage]] = {}
+    for image in drawn_from(store.images, config.direct_large, rng):
+        by_size.setdefault(tuple(image.image.shape), []).append(image)
     for group in by_size.values():
         images = torch.stack([as_float(one.image) for one in group])
         labels = torch.tensor([one.label for one in group], device=images.device)

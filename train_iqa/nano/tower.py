@@ -86,7 +86,7 @@ def _rms(x: Tensor, norm: nn.Module) -> Tensor:
     return norm.weight.float() * scaled
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.float().chunk(2, dim=-1)
     return x.float() * cos + torch.cat([-second, first], dim=-1) * sin
 
@@ -97,7 +97,7 @@ def _attend(attention: nn.Module, x: Tensor, angles: tuple[Tensor, Tensor], mask
     heads = attention.num_heads
     query, key, value = attention.qkv(x).view(count, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
     cos, sin = (part.unsqueeze(-3) for part in angles)
-    query, key = (_turned(part, cos, sin).to(value.dtype) for part in (query, key))
+    query, key = (_rotate(part, cos, sin).to(value.dtype) for part in (query, key))
     mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return attention.proj(mixed.transpose(1, 2).reshape(count, length, width))
 

@@ -33,12 +33,11 @@ from train_iqa.nano.optimizers import SplitOptimizer, WeightAverage
 from train_iqa.nano.people import Opinion, People, PeopleConfig, people_step, read_opinions
 from train_iqa.nano.rationale import nano_protocol
 from train_iqa.nano.rows import RowBuilder
-from train_iqa.nano.stages import Stage, run_stage
-from train_iqa.nano.store import Store, read_pairs
+from train_iqa.nano.stages import TrainingStage, run_stage
+from train_iqa.nano.store import BATCH, Store, Workers, read_pairs
 from train_iqa.nano.synthetic import hold_out, list_photographs
-from train_iqa.nano.teach import Learner, TeachConfig, teach_step
+from train_iqa.nano.teach import NanoLearner, TeachConfig, teach_step
 from train_iqa.nano.view_weights import choose_view_weights
-from train_iqa.nano.workers import BATCH, Workers
 from zoomiqa_reward import ZoomIQA
 
 CLEAN_WINDOWS = 240
@@ -130,7 +129,7 @@ def clean_windows(paths: list[Path], seed: int) -> list[torch.Tensor]:
     return found
 
 
-def build_learner(config: NanoConfig, training: list[Path]) -> tuple[Learner, Any]:
+def build_learner(config: NanoConfig, training: list[Path]) -> tuple[NanoLearner, Any]:
     """Return what is taught, on the device, and the image processor: from the start checkpoint, or from scratch."""
     protocol, device = nano_protocol(), torch.device(config.device)
     if config.start is not None:
@@ -148,7 +147,7 @@ def build_learner(config: NanoConfig, training: list[Path]) -> tuple[Learner, An
         model.to(device)
     torch.manual_seed(config.seed)
     width = model.config.text_config.hidden_size
-    learner = Learner(
+    learner = NanoLearner(
         model.train(), RowBuilder(tokenizer, protocol), DenseHeads(width).to(device), Readouts(width).to(device)
     )
     return learner, processor
@@ -177,8 +176,8 @@ def filled_store(config: NanoConfig, workers: Workers) -> Iterator[Store]:
 
 
 def stages_of(
-    config: NanoConfig, learner: Learner, store: Store, opinions: Sequence[Opinion] | None = None
-) -> list[Stage]:
+    config: NanoConfig, learner: NanoLearner, store: Store, opinions: Sequence[Opinion] | None = None
+) -> list[TrainingStage]:
     """Return the stages of a run, in order; `opinions` replaces what `config.people` holds."""
     people = config.people is not None
     people_seconds = config.seconds * (1.0 if config.start else config.people_share) if people else 0.0
@@ -190,8 +189,10 @@ def stages_of(
     language += learner.readouts.named_parameters(prefix="readouts")
     parts = {"model": model, "heads": learner.heads, "readouts": learner.readouts}
 
-    def stage(name: str, seconds: float, step: Any, rates: tuple[float, float], decay: float, floor: float) -> Stage:
-        return Stage(
+    def stage(
+        name: str, seconds: float, step: Any, rates: tuple[float, float], decay: float, floor: float
+    ) -> TrainingStage:
+        return TrainingStage(
             name=name, seconds=seconds, step=step, parts=parts, floor=floor, seed=config.seed,
             optimizers={
                 "tower": (SplitOptimizer(tower, weight_decay=decay), rates[0]),
@@ -247,7 +248,7 @@ def make_nano(config: NanoConfig, opinions: Sequence[Opinion] | None = None) -> 
     return finish(config, learner, processor, held_out)
 
 
-def finish(config: NanoConfig, learner: Learner, processor: Any, held_out: list[Path]) -> Path:
+def finish(config: NanoConfig, learner: NanoLearner, processor: Any, held_out: list[Path]) -> Path:
     """Write the checkpoint, its label scale and its protocol; return its folder."""
     checkpoint, scale_file = config.out / "checkpoint", config.out / SCALE_FILE
     export(learner.model.cpu().eval(), learner.builder.tokenizer, processor, scale_file, checkpoint)

@@ -1,8 +1,8 @@
 """How the scales of one image combine: weights chosen on held-out photographs, never on opinion scores.
 
-Three groups count alike: photographs at their own size; soft ones enlarged two to three times, as 4K pictures are,
-with the damage enlarged too; and candidates of one low-quality picture (every interpolation at x2 to x8 of a soft
-photograph), which must be ranked among themselves. A picture's label is the mean of its pseudo-MOS at full, half and
+Three groups count alike: photographs at their own size; soft ones enlarged two to three times, as 4K images are,
+with the damage enlarged too; and candidates of one low-quality image (every interpolation at x2 to x8 of a soft
+photograph), which must be ranked among themselves. An image's label is the mean of its pseudo-MOS at full, half and
 quarter size, because people look from more than one distance. All mixtures on a grid are tried; ties go to the more
 even one.
 """
@@ -52,13 +52,13 @@ def multi_scale_label(image: Tensor, reference: Tensor, scale: LabelScale) -> fl
     return float(np.mean(values))
 
 
-def validation_pictures(
+def validation_images(
     paths: list[Path], scale: LabelScale, enlargement: float, seed: int
 ) -> tuple[list[Tensor], NDArray[np.float64]]:
-    """Return degraded pictures (CHW) of photographs enlarged by `enlargement`, and their labels."""
+    """Return degraded images (CHW) of photographs enlarged by `enlargement`, and their labels."""
     rng = np.random.default_rng([seed, round(enlargement * 10)])
-    pictures, labels = [], []
-    for path in tqdm(paths, desc=f"validation pictures x{enlargement:g}"):
+    images, labels = [], []
+    for path in tqdm(paths, desc=f"validation images x{enlargement:g}"):
         with Image.open(path) as photograph:
             own = np.asarray(photograph.convert("RGB"), dtype=np.float32) / 255
         width, height = own.shape[1], own.shape[0]
@@ -73,16 +73,16 @@ def validation_pictures(
                 image = resize(degrade(own, steps, rng)[0], reference.shape[1], reference.shape[0], "bicubic")
             else:
                 image, _ = degrade(reference, steps, rng)
-            pictures.append(_chw(image))
-            labels.append(multi_scale_label(pictures[-1], _chw(reference), scale))
-    return pictures, np.array(labels)
+            images.append(_chw(image))
+            labels.append(multi_scale_label(images[-1], _chw(reference), scale))
+    return images, np.array(labels)
 
 
-def candidate_pictures(
+def candidate_images(
     paths: list[Path], scale: LabelScale, enlargement: float
 ) -> tuple[list[Tensor], NDArray[np.float64], NDArray[np.int64]]:
-    """Return interpolated pictures (CHW) of enlarged photographs, their labels, and which photograph each is of."""
-    pictures, labels, owners = [], [], []
+    """Return interpolated images (CHW) of enlarged photographs, their labels, and which photograph each is of."""
+    images, labels, owners = [], [], []
     for owner, path in enumerate(tqdm(paths, desc="candidates")):
         with Image.open(path) as photograph:
             own = np.asarray(photograph.convert("RGB"), dtype=np.float32) / 255
@@ -91,14 +91,14 @@ def candidate_pictures(
         for down, up in INTERPOLATIONS:
             for factor in FACTORS:
                 small = resize(reference, round(width / factor), round(height / factor), down)
-                pictures.append(_chw(resize(small, width, height, up)))
-                labels.append(multi_scale_label(pictures[-1], _chw(reference), scale))
+                images.append(_chw(resize(small, width, height, up)))
+                labels.append(multi_scale_label(images[-1], _chw(reference), scale))
                 owners.append(owner)
-    return pictures, np.array(labels), np.array(owners)
+    return images, np.array(labels), np.array(owners)
 
 
 def mean_srcc(ratings: NDArray[np.float64], labels: NDArray[np.float64], owners: NDArray[np.int64]) -> float:
-    """Return the SRCC within each owner's pictures, mean over owners; NaN without pictures.
+    """Return the SRCC within each owner's images, mean over owners; NaN without images.
 
     >>> mean_srcc(np.array([1.0, 2, 9, 8]), np.array([1.0, 2, 3, 4]), np.array([0, 0, 1, 1]))
     0.0
@@ -116,12 +116,12 @@ def choose_view_weights(
     scales = protocol.views.scales
     groups = []
     for enlargement in ENLARGEMENTS:
-        pictures, labels = validation_pictures(paths[:limit], scale, enlargement, seed)
-        groups.append((pictures, labels, np.zeros(len(labels), dtype=np.int64)))
-    groups.append(candidate_pictures(paths[:limit][-CANDIDATE_PHOTOGRAPHS:], scale, ENLARGEMENTS[-1]))
+        images, labels = validation_images(paths[:limit], scale, enlargement, seed)
+        groups.append((images, labels, np.zeros(len(labels), dtype=np.int64)))
+    groups.append(candidate_images(paths[:limit][-CANDIDATE_PHOTOGRAPHS:], scale, ENLARGEMENTS[-1]))
     read: list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]] = []
     unread = 0
-    for pictures, labels, owners in groups:
+    for images, labels, owners in groups:
         columns = []
         for share in (*scales, None):  # None: the whole image alone
             views = replace(
@@ -131,8 +131,8 @@ def choose_view_weights(
                 whole_weight=0.0 if share else 1.0,
             )
             iqa = ZoomIQA.from_pretrained(str(checkpoint), protocol=replace(protocol, views=views))
-            columns.append([float(iqa.rate([p], strict=True).mean[0]) for p in tqdm(pictures, desc=f"scale {share}")])
-        # A picture that some scale could not rate says nothing about their mixture.
+            columns.append([float(iqa.rate([p], strict=True).mean[0]) for p in tqdm(images, desc=f"scale {share}")])
+        # An image that some scale could not rate says nothing about their mixture.
         found = np.array(columns)
         good = np.isfinite(found).all(axis=0)
         unread += int((~good).sum())
@@ -149,7 +149,7 @@ def choose_view_weights(
     report = {
         "scales": [*scales, "whole"],
         "groups": [*(f"enlarged x{e:g}" for e in ENLARGEMENTS), "candidates, within a photograph"],
-        "unread_pictures": unread,
+        "unread_images": unread,
         "single": [[mean_srcc(column, labels, owners) for column in found] for found, labels, owners in read],
         "best": {"weights": best[2], "srcc": best[3]},
         "next": [{"weights": row[2], "srcc": row[3]} for row in tried[1:6]],

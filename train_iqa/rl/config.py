@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from train_iqa.data import Source
+from train_iqa.data import DatasetSource
 from train_iqa.rl.coverage import KlConfig
-from train_iqa.rl.resampling import ResamplingConfig
+from train_iqa.rl.generation import ResamplingConfig
 from train_iqa.rl.rewards import RewardConfig
 from train_iqa.rl.vllm_rollout import VllmConfig
 from train_iqa.training.learner import ModelConfig
@@ -23,7 +23,7 @@ class GrpoConfig:
     rewards: RewardConfig = field(default_factory=RewardConfig)
     kl: KlConfig = field(default_factory=KlConfig)
     resampling: ResamplingConfig = field(default_factory=ResamplingConfig)
-    data: tuple[Source, ...] = ()
+    data: tuple[DatasetSource, ...] = ()
     part: str = "training"
     """Of each data set; validation images choose, test images never."""
     out: Path = Path("runs/grpo")

@@ -1,4 +1,4 @@
-"""A page to look at: sampled trajectories with the picture, the crop that round 2 saw, the words and the rewards.
+"""A page to look at: sampled trajectories with the image, the crop that round 2 saw, the words and the rewards.
 
 One self-contained HTML file without scripts; everything that the model wrote is escaped.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from train_iqa.rl.rollout import Trajectory
+from train_iqa.rl.rollout import AnswerTrajectory
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.protocol import Protocol, zoom
 
@@ -36,7 +36,7 @@ class PageGroup:
     image: Tensor
     """Float32 CHW in [0, 1]."""
     mos: float
-    trajectories: Sequence[Trajectory]
+    trajectories: Sequence[AnswerTrajectory]
     rewards: Sequence[dict[str, float]]
     """Name -> value, one for each trajectory; with its advantage."""
 
@@ -61,11 +61,11 @@ def _group(group: PageGroup, protocol: Protocol) -> str:
     )
     return (
         f"<section><h2>{html.escape(group.name)} &middot; MOS {group.mos:.2f}</h2>"
-        f"{_picture(group.image, 'image')}<div class='group'>{cards}</div></section>"
+        f"{_image(group.image, 'image')}<div class='group'>{cards}</div></section>"
     )
 
 
-def _card(image: Tensor, trajectory: Trajectory, rewards: dict[str, float], protocol: Protocol) -> str:
+def _card(image: Tensor, trajectory: AnswerTrajectory, rewards: dict[str, float], protocol: Protocol) -> str:
     found = trajectory.assessment
     head = f"<b>{found.rating:.2f}</b>" if found.valid else f"<b class='bad'>{html.escape(found.error or '')}</b>"
     rows = "".join(
@@ -76,14 +76,14 @@ def _card(image: Tensor, trajectory: Trajectory, rewards: dict[str, float], prot
     for number, turn in enumerate(found.turns, start=1):
         if turn.crop_box is not None:
             crop, _ = zoom(image, found.turns[0].bbox, protocol.crop)
-            parts.append(f"<p>round {number} looked at {turn.crop_box}</p>{_picture(crop, 'crop')}")
+            parts.append(f"<p>round {number} looked at {turn.crop_box}</p>{_image(crop, 'crop')}")
         parts.append(f"<pre>{html.escape(turn.text)}</pre>")
     return "".join([*parts, "</article>"])
 
 
-def _picture(image: Tensor, name: str) -> str:
-    picture = to_pil(image.clamp(0, 1))
-    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+def _image(image: Tensor, name: str) -> str:
+    thumbnail = to_pil(image.clamp(0, 1))
+    thumbnail.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    thumbnail.save(buffer, format="PNG")
     return f"<img alt='{name}' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"

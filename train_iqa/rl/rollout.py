@@ -14,14 +14,14 @@ from transformers import LogitsProcessor
 
 from train_iqa.rows.completions import TrainingRow
 from zoomiqa_reward.model.checkpoint import Checkpoint
-from zoomiqa_reward.model.generate import Completion, Sampling, drawing, end_tokens, write_ids
-from zoomiqa_reward.model.inputs import Row, collate
+from zoomiqa_reward.model.generate import Completion, Sampling, end_tokens, sampling_processors, write_ids
+from zoomiqa_reward.model.inputs import TokenRow, collate
 from zoomiqa_reward.model.ratings import Assessment
 from zoomiqa_reward.model.reason import assess_images
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class SampledAnswer:
     """One answer as it was sampled."""
 
     ids: Tensor
@@ -30,7 +30,7 @@ class Drawn:
     """float32 [tokens], on the CPU, as the sampler saw them."""
 
 
-Draw = Callable[[Checkpoint, Sequence[Row], Sampling], list[Drawn]]
+Draw = Callable[[Checkpoint, Sequence[TokenRow], Sampling], list[SampledAnswer]]
 """What samples one answer for each row, in order."""
 
 
@@ -46,7 +46,7 @@ class SampledTurn:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trajectory:
+class AnswerTrajectory:
     """One sampled assessment of an image."""
 
     assessment: Assessment
@@ -61,7 +61,7 @@ def roll_out(
     num_samples: int,
     sampling: Sampling,
     draw: Draw | None = None,
-) -> list[list[Trajectory]]:
+) -> list[list[AnswerTrajectory]]:
     """Return for each float32 CHW image `num_samples` trajectories, all images' first rounds written in one batch.
 
     The checkpoint's model must be in eval mode. With a seed an image's trajectories depend on seed, weights and
@@ -85,7 +85,7 @@ def roll_out(
     trajectories = []
     for assessment, first in zip(flat, firsts, strict=True):
         turns = (first,) if len(assessment.turns) == 1 else (first, next(seconds))
-        trajectories.append(Trajectory(assessment=assessment, turns=turns))
+        trajectories.append(AnswerTrajectory(assessment=assessment, turns=turns))
     assert next(seconds, None) is None, "a second round belongs to no trajectory"
     return [trajectories[start : start + num_samples] for start in range(0, len(trajectories), num_samples)]
 
@@ -114,17 +114,17 @@ class _Recorder(LogitsProcessor):
 
 
 @torch.no_grad()
-def draw_by_transformers(checkpoint: Checkpoint, rows: Sequence[Row], sampling: Sampling) -> list[Drawn]:
+def draw_by_transformers(checkpoint: Checkpoint, rows: Sequence[TokenRow], sampling: Sampling) -> list[SampledAnswer]:
     """Return one answer for each row, all written in one batch, each drawn by a generator of its own."""
     ends, recorder, batch = end_tokens(checkpoint), _Recorder(sampling.temperature), collate(checkpoint, rows)
-    ids = write_ids(checkpoint, batch, sampling, [recorder, *drawing(sampling, len(rows))])
+    ids = write_ids(checkpoint, batch, sampling, [recorder, *sampling_processors(sampling, len(rows))])
     recorder.take(ids)
     new, logprobs = ids[:, batch["input_ids"].shape[1] :].cpu(), torch.stack(recorder.logprobs, dim=1).cpu()
     drawn = []
     for index, tokens in enumerate(new.tolist()):
         end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
         count = min(end + 1, len(tokens))
-        drawn.append(Drawn(ids=new[index, :count].clone(), logprobs=logprobs[index, :count].clone()))
+        drawn.append(SampledAnswer(ids=new[index, :count].clone(), logprobs=logprobs[index, :count].clone()))
     return drawn
 
 
@@ -135,7 +135,7 @@ class _Writer:
         self.draw = draw
         self.calls: list[list[SampledTurn]] = []
 
-    def __call__(self, checkpoint: Checkpoint, rows: Sequence[Row], sampling: Sampling) -> list[Completion]:
+    def __call__(self, checkpoint: Checkpoint, rows: Sequence[TokenRow], sampling: Sampling) -> list[Completion]:
         drawn, ends = self.draw(checkpoint, rows, sampling), end_tokens(checkpoint)
         turns, answers = [], []
         for shared, one in zip(on_cpu(rows), drawn, strict=True):
@@ -151,9 +151,9 @@ class _Writer:
         return answers
 
 
-def on_cpu(rows: Sequence[Row]) -> list[Row]:
+def on_cpu(rows: Sequence[TokenRow]) -> list[TokenRow]:
     """Return the rows on the CPU; neighbours of equal pixels (the samples of one image) share them."""
-    moved: list[Row] = []
+    moved: list[TokenRow] = []
     for row in rows:
         pixels = row.pixel_values.cpu()
         if moved and moved[-1].pixel_values.shape == pixels.shape and torch.equal(moved[-1].pixel_values, pixels):

@@ -3,7 +3,7 @@
 Round by round it is asked for the same rows as transformers, and everything around it (questions, crops, reading,
 rewards) stays `roll_out`'s. What makes its answers those of the trainer's policy:
 
-- **Pixels.** It gets no picture to resize or round, but the patches that the trainer's rows hold, put together to an
+- **Pixels.** It gets no image to resize or round, but the patches that the trainer's rows hold, put together to an
   image again; its own processor is told to cut them only. The prompt is the row's, with one token an image, and what
   the engine made of it must be the row's tokens exactly.
 - **Weights.** Handed over before every step, in memory, adapters merged on the way; the caches that hold something
@@ -34,11 +34,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from train_iqa.rl.rollout import Drawn, on_cpu
+from train_iqa.rl.rollout import SampledAnswer, on_cpu
 from train_iqa.rows.completions import TrainingRow, answer_logprobs, collate_completions
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.generate import Sampling, end_tokens, suppressed_tokens
-from zoomiqa_reward.model.inputs import Row
+from zoomiqa_reward.model.inputs import TokenRow
 
 IMAGES = 2
 """Of one prompt, at most: round 2 shows the image and the crop."""
@@ -116,7 +116,7 @@ class VllmSampler:
         self._llm.llm_engine.reset_encoder_cache()
         self._is_checked = False
 
-    def __call__(self, checkpoint: Checkpoint, rows: Sequence[Row], sampling: Sampling) -> list[Drawn]:
+    def __call__(self, checkpoint: Checkpoint, rows: Sequence[TokenRow], sampling: Sampling) -> list[SampledAnswer]:
         """Return one answer for each row; with seeds it depends on its own, the weights and the row.
 
         Raises ValueError for rows longer than `max_model_len` and temperatures that vLLM changes; RuntimeError where
@@ -147,7 +147,7 @@ class VllmSampler:
             self._is_checked = True
         return drawn
 
-    def _check_request(self, rows: Sequence[Row], sampling: Sampling) -> None:
+    def _check_request(self, rows: Sequence[TokenRow], sampling: Sampling) -> None:
         if sampling.temperature < MIN_TEMPERATURE:
             raise ValueError(f"temperature={sampling.temperature}: vLLM samples at {MIN_TEMPERATURE} or more")
         longest = max(row.input_ids.shape[0] for row in rows)
@@ -159,7 +159,7 @@ class VllmSampler:
             )
 
     @torch.no_grad()
-    def _check_weights(self, checkpoint: Checkpoint, row: Row, drawn: Drawn, temperature: float) -> None:
+    def _check_weights(self, checkpoint: Checkpoint, row: TokenRow, drawn: SampledAnswer, temperature: float) -> None:
         answered = TrainingRow(
             prompt=row, completion_ids=drawn.ids, targets=torch.ones_like(drawn.ids, dtype=torch.bool)
         )
@@ -212,7 +212,7 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield name.replace(".base_layer.", "."), values
 
 
-def row_images(checkpoint: Checkpoint, row: Row) -> list[Tensor]:
+def row_images(checkpoint: Checkpoint, row: TokenRow) -> list[Tensor]:
     """Return the float32 CHW images, normalised as the model sees them, whose patches the row holds, bit by bit.
 
     The layout is that of Qwen-VL's processor: blocks of merge x merge patches, each patch as (channel, frame, side,
@@ -229,7 +229,7 @@ def row_images(checkpoint: Checkpoint, row: Row) -> list[Tensor]:
     return images
 
 
-def short_prompt(checkpoint: Checkpoint, row: Row) -> list[int]:
+def short_prompt(checkpoint: Checkpoint, row: TokenRow) -> list[int]:
     """Return the row's tokens with one image token an image, as vLLM expects a prompt before it puts images in."""
     features = iter((row.image_grid_thw.prod(dim=-1) // int(checkpoint.image_processor.merge_size) ** 2).tolist())
     ids, place, short = row.input_ids.tolist(), 0, []
@@ -239,7 +239,7 @@ def short_prompt(checkpoint: Checkpoint, row: Row) -> list[int]:
     return short
 
 
-def read_output(row: Row, output: Any, forbidden: Sequence[int]) -> Drawn:
+def read_output(row: TokenRow, output: Any, forbidden: Sequence[int]) -> SampledAnswer:
     """Return the tokens of vLLM's RequestOutput with their log-probabilities.
 
     Raises RuntimeError where it belongs to another prompt, holds a forbidden token or did not end by itself.
@@ -256,7 +256,7 @@ def read_output(row: Row, output: Any, forbidden: Sequence[int]) -> Drawn:
     if held := sorted(set(ids) & set(forbidden)):
         raise RuntimeError(f"vLLM wrote the forbidden tokens {held}: their logits are above the others' by 100")
     logprobs = [place[token].logprob for place, token in zip(answer.logprobs, ids, strict=True)]
-    return Drawn(ids=torch.tensor(ids, dtype=torch.long), logprobs=torch.tensor(logprobs, dtype=torch.float32))
+    return SampledAnswer(ids=torch.tensor(ids, dtype=torch.long), logprobs=torch.tensor(logprobs, dtype=torch.float32))
 
 
 def _vllm() -> Any:

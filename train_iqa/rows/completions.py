@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.generate import suppressed_tokens
-from zoomiqa_reward.model.inputs import Row, collate, make_row
+from zoomiqa_reward.model.inputs import TokenRow, collate, make_row
 from zoomiqa_reward.model.turns import Prompted
 
 
@@ -21,7 +21,7 @@ from zoomiqa_reward.model.turns import Prompted
 class TrainingRow:
     """One (prompt, answer) pair in tokens."""
 
-    prompt: Row
+    prompt: TokenRow
     completion_ids: Tensor
     """int64 [tokens], at least 1, on the CPU; with the end token, where the answer was not cut short."""
     targets: Tensor

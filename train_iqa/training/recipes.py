@@ -20,7 +20,7 @@ KONIQ_TRAINING = 7058
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class TrainingRecipe:
     """The two stages; RL starts from what SFT learned (`--adapter`, or `--model` after full tuning)."""
 
     sft: SftConfig
@@ -52,11 +52,11 @@ def own_protocol() -> Protocol:
     )
 
 
-def nano() -> Recipe:
+def nano() -> TrainingRecipe:
     """The embedded model on a CPU: all weights of the language side, a frozen copy as the reference."""
     tuning = TuningConfig(lora_rank=0)
     model = ModelConfig(name="nano")
-    return Recipe(
+    return TrainingRecipe(
         sft=SftConfig(
             model=model, tuning=tuning, out=Path("runs/nano-sft"), steps=400, rows_per_step=32, micro_rows=8,
             learning_rate=2e-4, save_every=50,
@@ -69,7 +69,7 @@ def nano() -> Recipe:
     )  # fmt: skip
 
 
-def qwen2_5_vl_7b() -> Recipe:
+def qwen2_5_vl_7b() -> TrainingRecipe:
     """The paper's scale: Qwen2.5-VL-7B on 8 GPUs of 80 GB, 10 epochs of RL over KonIQ's training split.
 
     LoRA of rank 64. For all weights: `TuningConfig(lora_rank=0, gradient_checkpointing=True)` under
@@ -78,7 +78,7 @@ def qwen2_5_vl_7b() -> Recipe:
     model = ModelConfig(name="Qwen/Qwen2.5-VL-7B-Instruct", protocol=own_protocol())
     tuning = TuningConfig(lora_rank=64, lora_alpha=128, gradient_checkpointing=True)
     images_per_step = 64
-    return Recipe(
+    return TrainingRecipe(
         sft=SftConfig(
             model=model, tuning=tuning, out=Path("runs/qwen2_5_vl_7b-sft"), epochs=3, rows_per_step=64, micro_rows=2,
             learning_rate=1e-4,
@@ -91,21 +91,21 @@ def qwen2_5_vl_7b() -> Recipe:
     )  # fmt: skip
 
 
-def qwen3_vl_2b() -> Recipe:
+def qwen3_vl_2b() -> TrainingRecipe:
     """Qwen3-VL-2B on one GPU of 24 GB: LoRA, one epoch of RL."""
     return _one_gpu("Qwen/Qwen3-VL-2B-Instruct", "qwen3_vl_2b", micro_rows=2, images_per_rollout=2)
 
 
-def qwen3_vl_4b() -> Recipe:
+def qwen3_vl_4b() -> TrainingRecipe:
     """Qwen3-VL-4B on one GPU of 24 GB: LoRA, one epoch of RL."""
     return _one_gpu("Qwen/Qwen3-VL-4B-Instruct", "qwen3_vl_4b", micro_rows=1, images_per_rollout=1)
 
 
-def _one_gpu(name: str, short: str, *, micro_rows: int, images_per_rollout: int) -> Recipe:
+def _one_gpu(name: str, short: str, *, micro_rows: int, images_per_rollout: int) -> TrainingRecipe:
     # 1024 x 768 px, KonIQ's size, is 768 tokens of 32 px
     model = ModelConfig(name=name, protocol=replace(own_protocol(), max_pixels=1024 * 768))
     tuning = TuningConfig(lora_rank=64, lora_alpha=128, gradient_checkpointing=True)
-    return Recipe(
+    return TrainingRecipe(
         sft=SftConfig(
             model=model, tuning=tuning, out=Path(f"runs/{short}-sft"), epochs=2, rows_per_step=32,
             micro_rows=micro_rows, learning_rate=1e-4,
@@ -118,7 +118,7 @@ def _one_gpu(name: str, short: str, *, micro_rows: int, images_per_rollout: int)
     )  # fmt: skip
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {
+RECIPES: dict[str, Callable[[], TrainingRecipe]] = {
     "nano": nano,
     "qwen2_5_vl_7b": qwen2_5_vl_7b,
     "qwen3_vl_2b": qwen3_vl_2b,

@@ -1,6 +1,6 @@
 """Is a reward fit for best-of-N, for DPO, for gradients? Measured on photographs, for any `Reward`.
 
-`run_check(reward, photographs)` asks the reward about pictures whose order is known, and about the same picture again,
+`run_check(reward, photographs)` asks the reward about images whose order is known, and about the same image again,
 sent by other ways, and pushed uphill; it returns a `CheckReport` with the measures and one verdict a use.
 """
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zoomiqa_reward.check.ladders import DETAIL, Pool
-from zoomiqa_reward.check.scoring import Scorer
+from zoomiqa_reward.check.scoring import CheckScorer
 from zoomiqa_reward.rewards.base import Reward, ask
 
 EPSILON = 2 / 255
@@ -25,7 +25,7 @@ NOT_DIFFERENTIABLE = "not differentiable"
 
 @dataclass(frozen=True, kw_only=True)
 class Ascent:
-    """What the steps did to one picture."""
+    """What the steps did to one image."""
 
     start: float = math.nan
     best: float = math.nan
@@ -43,17 +43,17 @@ class Ascent:
         return self.best - self.start
 
 
-def climb(reward: Reward, pool: Pool, scorer: Scorer) -> Ascent:
+def climb(reward: Reward, pool: Pool, scorer: CheckScorer) -> Ascent:
     """Return what a few invisible steps uphill do to the enlarged low-quality image.
 
-    A reward that is not differentiable, cuts its graph or cannot measure the picture gives an Ascent with the reason.
+    A reward that is not differentiable, cuts its graph or cannot measure the image gives an Ascent with the reason.
     """
     if not reward.differentiable:
         return Ascent(error=NOT_DIFFERENTIABLE)
     start = pool.ladders[DETAIL][-1]
-    picture, values, gradients = start, [], []
+    image, values, gradients = start, [], []
     for _ in range(STEPS):
-        leaf = picture.detach().clone().requires_grad_(True)
+        leaf = image.detach().clone().requires_grad_(True)
         try:
             value, gradient = _value_and_gradient(reward, leaf, pool)
         except ValueError as error:  # says differentiable and is not
@@ -63,12 +63,12 @@ def climb(reward: Reward, pool: Pool, scorer: Scorer) -> Ascent:
             break
         gradients.append(gradient)
         stepped = leaf.detach() + STEP * gradient.nan_to_num(0.0).sign()
-        picture = torch.minimum(torch.maximum(stepped, start - EPSILON), start + EPSILON).clamp(0, 1)
+        image = torch.minimum(torch.maximum(stepped, start - EPSILON), start + EPSILON).clamp(0, 1)
     if not gradients:
-        return Ascent(error=f"{reward.name} could not measure the picture")
+        return Ascent(error=f"{reward.name} could not measure the image")
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, start.shape, generator=generator) * 2.0 - 1
-    last, random = scorer([picture, (start + EPSILON * signs).clamp(0, 1)], pool)
+    last, random = scorer([image, (start + EPSILON * signs).clamp(0, 1)], pool)
     measured = [value for value in (*values, last) if math.isfinite(value)]
     return Ascent(
         start=values[0], best=max(measured), random=random,
@@ -84,5 +84,5 @@ def _value_and_gradient(reward: Reward, leaf: Tensor, pool: Pool) -> tuple[float
             return math.nan, None
         [gradient] = torch.autograd.grad(scores.value[0], leaf, allow_unused=True)
     if gradient is None:
-        raise ValueError(f"reward {reward.name!r}: its value does not depend on the picture it was given")
+        raise ValueError(f"reward {reward.name!r}: its value does not depend on the image it was given")
     return float(scores.value[0].detach()), gradient

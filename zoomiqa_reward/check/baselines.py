@@ -13,9 +13,9 @@ MOST = 16.0
 
 
 def laplacian_variance(image: Tensor) -> Tensor:
-    """Return the variance of the 4-neighbour Laplacian of the luma of a CHW picture in [0, 1]: 0 flat, more is sharper.
+    """Return the variance of the 4-neighbour Laplacian of the luma of a CHW image in [0, 1]: 0 flat, more is sharper.
 
-    A 0-dimensional tensor with a graph to the picture. Source: Pech-Pacheco et al. 2000 (focus measure).
+    A 0-dimensional tensor with a graph to the image. Source: Pech-Pacheco et al. 2000 (focus measure).
 
     >>> float(laplacian_variance(torch.full((3, 8, 8), 0.5)))
     0.0

@@ -1,4 +1,4 @@
-"""The ladders in one picture: what was shown, what the reward said, and where it goes the wrong way.
+"""The ladders in one image: what was shown, what the reward said, and where it goes the wrong way.
 
 Each row is a kind of damage: the middle of the first photograph step by step, at its own pixels (nothing is resampled),
 with the mean value over all photographs beneath, red where it does not fall from the step before. At the end of the
@@ -21,7 +21,7 @@ from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.runs.outputs import write_figure
 
 CELL_PX = 144
-"""Side of the square cut from the middle of each picture."""
+"""Side of the square cut from the middle of each image."""
 CAPTION_PX = 40
 HEAD_PX = 56
 LABEL_PX = 128
@@ -34,7 +34,7 @@ _LINE, _GOOD, _BAD, _UNSURE = (84, 90, 102), (82, 199, 122), (232, 92, 92), (255
 def ladder_figure(
     report: CheckReport, path: str | os.PathLike[str] | None = None, *, overwrite: bool = False
 ) -> Image.Image:
-    """Return the figure as an RGB picture and, with `path`, write it there (by its suffix).
+    """Return the figure as an RGB image and, with `path`, write it there (by its suffix).
 
     Raises OutputError where a file stands there that this program did not make (unless `overwrite`).
     """
@@ -50,10 +50,10 @@ def ladder_figure(
     for place, ladder in enumerate(ladders):
         top = HEAD_PX + place * row_px
         _label(draw, ladder, top)
-        pictures = [to_pil(image) for image in report.shown.ladders[ladder.kind]]
-        for step, picture in enumerate(pictures):
+        images = [to_pil(image) for image in report.shown.ladders[ladder.kind]]
+        for step, image in enumerate(images):
             left = LABEL_PX + step * (CELL_PX + GAP_PX)
-            _step(figure, picture, (left, top))
+            _step(figure, image, (left, top))
             _caption(draw, ladder, step, (left, top + CELL_PX))
         _graph(draw, ladder, scale, (LABEL_PX + (columns - 1) * (CELL_PX + GAP_PX), top))
     if path is not None:
@@ -71,7 +71,7 @@ def _head(draw: ImageDraw.ImageDraw, report: CheckReport) -> None:
         draw.text((x, 8), text, font=big, fill=colour)
         x += draw.textlength(text, font=big) + 24
     count = report.measures.num_photographs
-    about = f"pictures: the middle of {Path(report.shown.name).name}; numbers: mean over {count} photographs"
+    about = f"images: the middle of {Path(report.shown.name).name}; numbers: mean over {count} photographs"
     draw.text((GAP_PX, 33), about, font=small, fill=_MUTED)
 
 
@@ -83,11 +83,11 @@ def _label(draw: ImageDraw.ImageDraw, ladder: LadderMeasure, top: int) -> None:
         draw.text((GAP_PX, top + 28 + 18 * place), line, font=small, fill=_MUTED)
 
 
-def _step(figure: Image.Image, picture: Image.Image, at: tuple[int, int]) -> None:
-    width, height = (min(side, CELL_PX) for side in picture.size)
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+def _step(figure: Image.Image, image: Image.Image, at: tuple[int, int]) -> None:
+    width, height = (min(side, CELL_PX) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
     figure.paste(_CARD, (*at, at[0] + CELL_PX, at[1] + CELL_PX))
-    middle = picture.crop((left, top, left + width, top + height))
+    middle = image.crop((left, top, left + width, top + height))
     figure.paste(middle, (at[0] + (CELL_PX - width) // 2, at[1] + (CELL_PX - height) // 2))
 
 

@@ -1,4 +1,4 @@
-"""Pictures whose order is known: one photograph, damaged step by step in six ways, each step worse than the last.
+"""Images whose order is known: one photograph, damaged step by step in six ways, each step worse than the last.
 
 Five ladders are damage that restorers leave or make. The sixth, `detail`, is a pool as best-of-N sees one: candidates
 for **one** low-quality image, from the photograph itself down to its plain bicubic enlargement. They share what the
@@ -27,7 +27,7 @@ DETAIL = "detail"
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """One way to make a picture worse."""
+    """One way to make an image worse."""
 
     kind: str
     label: str
@@ -38,7 +38,7 @@ class Damage:
     """[3, height, width] in [0, 1] and a level; the same size and range come back."""
 
     def labels(self) -> tuple[str, ...]:
-        """Return how the steps are called, the untouched picture first."""
+        """Return how the steps are called, the untouched image first."""
         return ("untouched", *(self.label.format(level) for level in self.levels))
 
 
@@ -65,7 +65,7 @@ def make_pool(photograph: Photograph) -> Pool:
 
 
 def blur(image: Tensor, sigma_px: float) -> Tensor:
-    """Return the picture after a Gaussian blur, mirrored at the edges."""
+    """Return the image after a Gaussian blur, mirrored at the edges."""
     radius = math.ceil(3 * sigma_px)
     x = torch.arange(-radius, radius + 1, dtype=torch.float32)
     kernel = torch.exp(-(x**2) / (2 * sigma_px**2))
@@ -75,43 +75,43 @@ def blur(image: Tensor, sigma_px: float) -> Tensor:
 
 
 def add_noise(image: Tensor, std: float) -> Tensor:
-    """Return the picture with Gaussian noise; the pattern is always the same, so levels differ in strength alone."""
+    """Return the image with Gaussian noise; the pattern is always the same, so levels differ in strength alone."""
     generator = torch.Generator().manual_seed(NOISE_SEED)
     return (image + std * torch.randn(image.shape, generator=generator)).clamp(0, 1)
 
 
 def through_jpeg(image: Tensor, quality: float) -> Tensor:
-    """Return the picture as it comes back from a JPEG file (Pillow, its usual chroma subsampling)."""
+    """Return the image as it comes back from a JPEG file (Pillow, its usual chroma subsampling)."""
     packed = io.BytesIO()
     to_pil(image).save(packed, "JPEG", quality=int(quality))
     return load_image(Image.open(packed))
 
 
 def through_png(image: Tensor) -> Tensor:
-    """Return the picture as it comes back from a PNG file: rounded to 8 bits, otherwise as it was."""
+    """Return the image as it comes back from a PNG file: rounded to 8 bits, otherwise as it was."""
     packed = io.BytesIO()
     to_pil(image).save(packed, "PNG")
     return load_image(Image.open(packed))
 
 
 def reduce(image: Tensor, factor: float) -> Tensor:
-    """Return the picture `factor` times smaller (antialiased bicubic)."""
+    """Return the image `factor` times smaller (antialiased bicubic)."""
     height, width = (max(1, round(side / factor)) for side in image.shape[1:])
     return _resized(image, height, width)
 
 
 def reduce_and_enlarge(image: Tensor, factor: float) -> Tensor:
-    """Return what is left of the picture at its own size after it was `factor` times smaller."""
+    """Return what is left of the image at its own size after it was `factor` times smaller."""
     return _resized(reduce(image, factor), *image.shape[1:])
 
 
 def oversharpen(image: Tensor, amount: float) -> Tensor:
-    """Return the picture plus `amount` times what a blur of `SHARPENING_SIGMA_PX` takes away, clipped."""
+    """Return the image plus `amount` times what a blur of `SHARPENING_SIGMA_PX` takes away, clipped."""
     return (image + amount * (image - blur(image, SHARPENING_SIGMA_PX))).clamp(0, 1)
 
 
 def drop_detail(image: Tensor, share: float) -> Tensor:
-    """Return the picture without `share` of what its reduction by `SCALE` loses; at 1, the bicubic enlargement."""
+    """Return the image without `share` of what its reduction by `SCALE` loses; at 1, the bicubic enlargement."""
     return (1 - share) * image + share * reduce_and_enlarge(image, SCALE)
 
 

@@ -22,9 +22,9 @@ class Answers:
     """What the reward said about one photograph; NaN where it could not be measured."""
 
     ladders: dict[str, tuple[float, ...]]
-    """By kind, the untouched picture first."""
+    """By kind, the untouched image first."""
     repeats: tuple[tuple[float, ...], ...]
-    """One row a picture that was scored several times."""
+    """One row per image that was scored several times."""
     sent: dict[str, tuple[float, ...]]
     """The `detail` ladder by transport."""
     ascent: Ascent
@@ -39,7 +39,7 @@ class LadderMeasure:
     means: tuple[float, ...]
     """Mean value of each step, over photographs."""
     steps_in_order: float
-    """Share of steps to the next picture, one at a time, at which the value falls: monotonicity. Ties count half."""
+    """Share of steps to the next image, one at a time, at which the value falls: monotonicity. Ties count half."""
     pairs_in_order: float
     """The same for all pairs of one ladder."""
     rows: tuple[tuple[float, ...], ...]
@@ -48,7 +48,7 @@ class LadderMeasure:
 
 @dataclass(frozen=True, kw_only=True)
 class TransportMeasure:
-    """One way of sending a picture."""
+    """One way of sending an image."""
 
     name: str
     shift: float
@@ -94,7 +94,7 @@ class Measures:
     spread: float
     """Within one low-quality image; see above."""
     repeat_deviation: float
-    """Standard deviation of a picture's value when asked again, root mean square over pictures."""
+    """Standard deviation of an image's value when asked again, root mean square over images."""
     noise_to_signal: float
     """repeat_deviation / spread."""
     transports: tuple[TransportMeasure, ...]
@@ -146,14 +146,14 @@ def _transport(
     name: str, sent: list[tuple[float, ...]], before: list[tuple[float, ...]], spread: float
 ) -> TransportMeasure:
     changes = [new - old for after, row in zip(sent, before, strict=True) for new, old in zip(after, row, strict=True)]
-    kept = [score for after, row in zip(sent, before, strict=True) for score in _kept(row, after)]
+    kept = [score for after, row in zip(sent, before, strict=True) for score in _orders_kept(row, after)]
     return TransportMeasure(
         name=name, shift=mean(changes), change_to_spread=ratio(root_mean_square(changes), spread),
         order_kept=mean(kept),
     )  # fmt: skip
 
 
-def _kept(before: tuple[float, ...], after: tuple[float, ...]) -> list[float]:
+def _orders_kept(before: tuple[float, ...], after: tuple[float, ...]) -> list[float]:
     """Return 1 for each pair whose order is as it was, a tie staying a tie included, else 0."""
     found = []
     for i in range(len(before)):

@@ -17,14 +17,14 @@ CROP_PX = 288
 MIN_SIDE_PX = 64
 """Below this the widest blur and the smallest copy of the ladders no longer fit."""
 MIN_CONTRAST = 0.01
-"""Standard deviation of the pixels: damage does not show on a flat picture, so it has no order."""
+"""Standard deviation of the pixels: damage does not show on a flat image, so it has no order."""
 BUNDLED = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 """Public domain (NASA, SpaceX) or CC0 (chelsea, coffee), part of scikit-image's wheel: nothing is downloaded."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Photograph:
-    """A clean picture, cropped."""
+    """A clean image, cropped."""
 
     name: str
     image: Tensor
@@ -36,7 +36,7 @@ def load_photographs(
 ) -> tuple[list[Photograph], list[tuple[str, str]]]:
     """Return the middle squares of the sources that can be used, and (name, reason) of those that cannot.
 
-    `sources`: whatever `load_image` takes, one by one. A picture smaller than `crop_px` is used as large as it is, if
+    `sources`: whatever `load_image` takes, one by one. An image smaller than `crop_px` is used as large as it is, if
     both sides have `MIN_SIDE_PX`. Raises ValueError for a smaller `crop_px`.
     """
     if crop_px < MIN_SIDE_PX:

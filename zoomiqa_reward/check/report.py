@@ -22,13 +22,13 @@ class CheckReport:
     measures: Measures
     verdicts: tuple[Verdict, ...]
     errors: tuple[str, ...]
-    """One entry a picture that could not be measured."""
+    """One entry per image that could not be measured."""
     notes: tuple[str, ...]
     shown: Pool
     """The first photograph's ladders, for the figure."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report without pictures; NaN and infinity are None (`spread` 0 tells the infinite ratios)."""
+        """Return the report without images; NaN and infinity are None (`spread` 0 tells the infinite ratios)."""
         verdicts = {
             one.use: {
                 "verdict": one.verdict,

@@ -7,14 +7,14 @@ from zoomiqa_reward.check.ladders import DAMAGES, DETAIL, Pool, make_pool
 from zoomiqa_reward.check.measures import Answers, Measures, measure_answers
 from zoomiqa_reward.check.photographs import Photograph
 from zoomiqa_reward.check.report import CheckReport
-from zoomiqa_reward.check.scoring import Scorer
+from zoomiqa_reward.check.scoring import CheckScorer
 from zoomiqa_reward.check.transport import sent_scores
 from zoomiqa_reward.check.verdict import Thresholds, judge
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.runs.settings import fingerprint_if_known
 
 REPEATS = 3
-"""Times that each repeated picture is scored."""
+"""Times that each repeated image is scored."""
 
 
 def run_check(
@@ -24,15 +24,15 @@ def run_check(
     repeats: int = REPEATS,
     thresholds: Thresholds | None = None,
 ) -> CheckReport:
-    """Return the report on `reward`. About 50 pictures a photograph are scored, and five gradients taken.
+    """Return the report on `reward`. About 50 images a photograph are scored, and five gradients taken.
 
-    A picture that cannot be measured is NaN in its ladder and counted; it never stops the check.
+    An image that cannot be measured is NaN in its ladder and counted; it never stops the check.
     Raises ValueError without photographs, for `repeats` below 2, and for a reward whose values mean something only
     within one call (a sum normalised in groups).
     """
     if repeats < 2:
         raise ValueError(f"repeats={repeats}: a deviation needs at least 2")
-    scorer = Scorer(reward)
+    scorer = CheckScorer(reward)
     answers: list[Answers] = []
     names: list[str] = []
     shown: Pool | None = None
@@ -54,7 +54,7 @@ def run_check(
     )  # fmt: skip
 
 
-def _ask(reward: Reward, pool: Pool, scorer: Scorer, repeats: int) -> Answers:
+def _ask(reward: Reward, pool: Pool, scorer: CheckScorer, repeats: int) -> Answers:
     middle = pool.ladders[DETAIL][len(pool.ladders[DETAIL]) // 2]
     again = [scorer([pool.hr, middle], pool) for _ in range(repeats)]
     ladders = _ladder_scores(pool, scorer)
@@ -64,8 +64,8 @@ def _ask(reward: Reward, pool: Pool, scorer: Scorer, repeats: int) -> Answers:
     )  # fmt: skip
 
 
-def _ladder_scores(pool: Pool, scorer: Scorer) -> dict[str, tuple[float, ...]]:
-    """Return the values by kind; the untouched picture, which all ladders begin with, is asked about once."""
+def _ladder_scores(pool: Pool, scorer: CheckScorer) -> dict[str, tuple[float, ...]]:
+    """Return the values by kind; the untouched image, which all ladders begin with, is asked about once."""
     damaged = [image for damage in DAMAGES for image in pool.ladders[damage.kind][1:]]
     untouched, *values = scorer([pool.hr, *damaged], pool)
     found, start = {}, 0
@@ -80,9 +80,9 @@ def _notes(reward: Reward, measures: Measures) -> tuple[str, ...]:
     notes = []
     if reward.deterministic and measures.repeat_deviation > 0:
         notes.append(
-            f"{reward.name} says deterministic=True, but the same picture got different values "
+            f"{reward.name} says deterministic=True, but the same image got different values "
             f"(deviation {measures.repeat_deviation:.2g})"
         )
     if reward.differentiable and measures.ascent.gradient_share < 1:
-        notes.append(f"{reward.name} says differentiable=True, but not every picture has a gradient that is of use")
+        notes.append(f"{reward.name} says differentiable=True, but not every image has a gradient that is of use")
     return tuple(notes)

@@ -11,7 +11,7 @@ from zoomiqa_reward.check.ladders import Pool
 from zoomiqa_reward.rewards.base import Reward, require_pointwise
 
 
-class Scorer:
+class CheckScorer:
     """A reward with a count of what it was asked, what it could not measure and how long it took."""
 
     def __init__(self, reward: Reward) -> None:
@@ -20,7 +20,7 @@ class Scorer:
         self.reward = reward
         self.num_asked = 0
         self.errors: list[str] = []
-        """One entry a picture that could not be measured."""
+        """One entry per image that could not be measured."""
         self._num_timed = 0
         self._pixels_timed = 0
         self._seconds = 0.0

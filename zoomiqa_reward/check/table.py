@@ -56,10 +56,10 @@ def rows(measures: Measures) -> list[tuple[str, str, str]]:
     else:
         about = f"of the spread; rise {number(ascent.rise)}, by random signs {number(ascent.random_change)}"
         found.append(("rise by 2/255, 5 steps", number(ascent.rise_to_spread), about))
-    speed = f"images a second, {number(measures.megapixels_per_s)} megapixels"
+    speed = f"images per second, {number(measures.megapixels_per_s)} megapixels"
     return [
         *found,
-        ("measured", percent(measures.measured_share), "of the pictures"),
+        ("measured", percent(measures.measured_share), "of the images"),
         ("throughput", number(measures.images_per_s), speed),
     ]
 

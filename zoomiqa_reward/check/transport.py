@@ -1,4 +1,4 @@
-"""What happens to scores on the way to a reward server: the same pictures, sent as others send them.
+"""What happens to scores on the way to a reward server: the same images, sent as others send them.
 
 A shift of all scores by the same amount harms no ranking. What does is a change that differs from candidate to
 candidate and is not small beside what tells them apart.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from zoomiqa_reward.check.ladders import DETAIL, Pool, reduce, through_jpeg, through_png
-from zoomiqa_reward.check.scoring import Scorer
+from zoomiqa_reward.check.scoring import CheckScorer
 
 JPEG_QUALITY = 75
 """Pillow's default, so what code that names no quality sends."""
@@ -20,7 +20,7 @@ RESIZE_FACTOR = 8 / 7
 
 @dataclass(frozen=True, kw_only=True)
 class Transport:
-    """One way of sending a picture."""
+    """One way of sending an image."""
 
     name: str
     send: Callable[[Tensor], Tensor]
@@ -34,8 +34,8 @@ TRANSPORTS = (
 )
 
 
-def sent_scores(pool: Pool, scorer: Scorer) -> dict[str, tuple[float, ...]]:
-    """Return the values of the `detail` ladder by transport; a resized picture is compared with a resized reference."""
+def sent_scores(pool: Pool, scorer: CheckScorer) -> dict[str, tuple[float, ...]]:
+    """Return the values of the `detail` ladder by transport; a resized image is compared with a resized reference."""
     return {
         way.name: tuple(
             scorer(

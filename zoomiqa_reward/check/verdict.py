@@ -18,7 +18,7 @@ class Thresholds:
     """Where fit ends."""
 
     min_measured: float = 0.95
-    """Share of pictures that have a value, all uses. Failures are dropped, and they are seldom dropped at random."""
+    """Share of images that have a value, all uses. Failures are dropped, and they are seldom dropped at random."""
     min_pairs: float = 0.9
     """`pairs_in_order`, best-of-N. Each step of a ladder is plain to see, so a ranker may miss few."""
     min_detail: float = 0.9
@@ -35,7 +35,7 @@ class Thresholds:
     max_noise_trained: float = 1.0
     """`noise_to_signal`, DPO and gradients: noise averages out over many pairs; at 1, 0.71 of the signal is left."""
     min_gradient_share: float = 1.0
-    """`gradient_share`, gradients: one picture without a gradient stops the training, or goes unnoticed."""
+    """`gradient_share`, gradients: one image without a gradient stops the training, or goes unnoticed."""
     max_rise: float = 1.0
     """`rise_to_spread`, gradients: a change of 2/255 must not gain more than candidates differ."""
 

@@ -18,18 +18,20 @@ if TYPE_CHECKING:
 
 Photographs = Annotated[
     list[str] | None,
-    typer.Argument(help="Clean photographs: files, folders or patterns; default: scikit-image's.", show_default=False),
+    typer.Argument(
+        help="Clean photographs: files, folders or patterns; default: four of scikit-image.", show_default=False
+    ),
 ]
 RewardName = Annotated[
     str, typer.Option("--reward", help="'zoomiqa' (the model), a metric ('niqe'), or package.module:factory.")
 ]
 NumSamples = Annotated[
-    int, typer.Option(help="Answers drawn for one rating in mode reason; above 1, anew at each call.", min=1)
+    int, typer.Option(help="Sampled answers per rating in mode reason; above 1 each call samples anew.", min=1)
 ]
-FigureFile = Annotated[Path | None, typer.Option("--figure", help="Write the ladders here, as one picture.")]
-Count = Annotated[int | None, typer.Option(help="Photographs used, the first ones; default: all.", min=1)]
-CropPx = Annotated[int, typer.Option(help="Side of the middle square that is used of each.", min=64)]
-Repeats = Annotated[int, typer.Option(help="Times that the same picture is scored.", min=2)]
+FigureFile = Annotated[Path | None, typer.Option("--figure", help="File for the figure of the ladders.")]
+Count = Annotated[int | None, typer.Option(help="Use only the first COUNT photographs.", min=1)]
+CropPx = Annotated[int, typer.Option(help="Side of the middle square of each photograph that is used.", min=64)]
+Repeats = Annotated[int, typer.Option(help="How often the same image is scored.", min=2)]
 
 
 def check(
@@ -48,7 +50,7 @@ def check(
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
 ) -> int:
-    """Check a reward on photographs: order, noise, transport, gradients, speed. JSON on stdout, a table on stderr."""
+    """Decide whether a reward is fit for best-of-N, DPO and gradients. JSON on stdout, a table on stderr."""
     from rich.console import Console
 
     from zoomiqa_reward.check import bundled_photographs, ladder_figure, load_photographs, run_check
@@ -76,7 +78,7 @@ def check(
             iqa, mode=mode, question=question, num_samples=num_samples, seed=None if num_samples > 1 else 0
         )
     else:
-        checked = _named(reward)
+        checked = _find_reward(reward)
     report = run_check(checked, progress(photographs, len(photographs), "checking", streaming=False), repeats=repeats)
     output.json_line(report.as_json() | {"not_used": [reason for _, reason in refused]})
     print_report(report, Console(stderr=True, width=None if sys.stderr.isatty() else 120, highlight=False))
@@ -86,7 +88,7 @@ def check(
     return 2 if refused or report.errors else 0
 
 
-def _named(name: str) -> "Reward":
+def _find_reward(name: str) -> "Reward":
     from zoomiqa_reward.check import find_reward
 
     here = os.getcwd()

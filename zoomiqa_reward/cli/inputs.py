@@ -1,4 +1,4 @@
-"""What the measuring commands share: their options, the files they are given, and the model they load."""
+"""Options, file arguments and model loading of the measuring commands."""
 
 import glob
 import sys
@@ -15,17 +15,15 @@ __all__ = ["IMAGE_SUFFIXES", "expand", "load_model"]
 Images = Annotated[list[str], typer.Argument(help="Files, folders or glob patterns.", show_default=False)]
 Model = Annotated[str, typer.Option(help="'nano' (embedded), a hub id, or a folder.")]
 Mode = Literal["direct", "reason"]
-ModeOption = Annotated[Mode, typer.Option(help="One look at the rating's distribution, or the full answer in words.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON line an image on stdout.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the best one there is.")]
-Strict = Annotated[
-    bool, typer.Option("--strict/--batched", help="Each image in its own forward pass (bit-equal), or several.")
-]
-Question = Annotated[str | None, typer.Option(help="What to ask, instead of the checkpoint's own question.")]
-ProtocolFile = Annotated[str | None, typer.Option("--protocol", help="Protocol file, for a model that brings none.")]
+ModeOption = Annotated[Mode, typer.Option(help="direct: the rating's distribution; reason: the full answer in words.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON line per image on stdout.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the best available.")]
+Strict = Annotated[bool, typer.Option("--strict/--batched", help="One image per forward pass (bit-equal), or several.")]
+Question = Annotated[str | None, typer.Option(help="Replaces the checkpoint's own question.")]
+ProtocolFile = Annotated[str | None, typer.Option("--protocol", help="Protocol file, for a model without one.")]
 Adapter = Annotated[str | None, typer.Option(help="LoRA adapter: a hub id or a folder.")]
 SheetFile = Annotated[
-    str | None, typer.Option("--sheet", help="Write a contact sheet here: ratings, reasons, zoomed regions.")
+    str | None, typer.Option("--sheet", help="File for a contact sheet with ratings, reasons and regions.")
 ]
 
 Overwrite = Annotated[
@@ -34,7 +32,7 @@ Overwrite = Annotated[
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-    """Return the image files that the arguments name, each argument's own in sorted order.
+    """Return the image files that the arguments name. The files of each argument are sorted.
 
     A folder gives its images (`list_images`: nothing hidden, not those of its subfolders), a pattern its matches. What
     names nothing is returned as it stands, so that the failure to read it is reported like any other.
@@ -55,7 +53,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
 
 
 def load_model(name: str, *, device: str | None, adapter: str | None, protocol: str | None) -> Any:
-    """Return the `ZoomIQA` that all commands measure with, saying on stderr what is loaded."""
+    """Load the model of a command and print its name on stderr."""
     from zoomiqa_reward import ZoomIQA
 
     print(f"loading {name} ...", file=sys.stderr)

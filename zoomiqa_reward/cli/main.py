@@ -70,8 +70,8 @@ def _run(args: list[str]) -> int:
         known = {args[0]: known[args[0]]}
     app = typer.Typer(
         name="zoomiqa", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-        help="Zoom-IQA: how good is this image, why, how sure are we, which of these is best. "
-        "JSON on stdout, talk on stderr. Exit code 0 done, 1 failed, 2 some image could not be measured.",
+        help="Zoom-IQA: rate, explain and rank images; restore them and choose the best. "
+        "JSON on stdout, messages on stderr. Exit code: 0 done, 1 failed, 2 some image could not be measured.",
     )  # fmt: skip
     app.callback()(lambda: None)  # keeps a lone command a subcommand
     for name, point in known.items():
@@ -87,7 +87,7 @@ def _run(args: list[str]) -> int:
 
 
 def _add(app: typer.Typer, name: str, point: EntryPoint, *, wanted: bool) -> None:
-    """Register one subcommand; one whose extra is missing says so when it is called, and in the overview."""
+    """Register one subcommand. If its extra is missing, the call and the overview name the extra."""
     try:
         command: Any = point.load()
     except ModuleNotFoundError as error:

@@ -11,7 +11,7 @@ from zoomiqa_reward.cli import inputs, output
 from zoomiqa_reward.runs.progress import progress
 
 if TYPE_CHECKING:
-    from zoomiqa_reward.model.measuring import Record
+    from zoomiqa_reward.model.measuring import RatedImage
 
 
 def score(
@@ -25,12 +25,12 @@ def score(
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
 ) -> int:
-    """Rate each image: 1 bad to 5 excellent, with its spread."""
+    """Rate each image from 1 (bad) to 5 (excellent), with a standard deviation."""
     from zoomiqa_reward.model.measuring import measure
 
     files = inputs.expand(images)
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
-    records: list[Record] = []
+    records: list[RatedImage] = []
     try:
         found = measure(iqa, files, mode=mode, strict=strict, question=question)
         for measured in progress(found, len(files), "rating", streaming=as_json):
@@ -53,12 +53,12 @@ def assess(
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
 ) -> int:
-    """Say why: the rationale of both rounds, the region looked at, and the rating."""
+    """Describe each image in words: both rounds, the examined region, and the rating."""
     from zoomiqa_reward.model.measuring import measure
 
     files = inputs.expand(images)
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
-    records: list[Record] = []
+    records: list[RatedImage] = []
     found = measure(iqa, files, mode="reason", strict=strict, question=question)
     for measured in progress(found, len(files), "assessing", streaming=True):
         records.append(measured.record)
@@ -82,8 +82,8 @@ def rank(
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
 ) -> int:
-    """Order the images, best first; those that could not be measured come last and say why."""
-    from zoomiqa_reward.cli.ranking_output import explained, place, write_sheet
+    """Order the images, best first. Images that could not be measured come last, with the reason."""
+    from zoomiqa_reward.cli.ranking_output import explain_placed, order_by_rating, write_sheet
     from zoomiqa_reward.model.measuring import measure
     from zoomiqa_reward.runs.outputs import claim_file
 
@@ -97,7 +97,7 @@ def rank(
         for one in progress(found, len(files), "rating", streaming=False):
             measured.append(one)
     finally:  # interrupted: what is measured is still ranked and shown
-        placed, gap = place(measured) if measured else ([], math.nan)
+        placed, gap = order_by_rating(measured) if measured else ([], math.nan)
         records = [one.measured.record for one in placed]
         if as_json:
             for one, record in zip(placed, records, strict=True):
@@ -107,7 +107,7 @@ def rank(
     if math.isfinite(gap):
         print(f"the best is {gap:.3f} above the second", file=sys.stderr)
     if sheet is not None:
-        answers = explained(iqa, placed, question)
+        answers = explain_placed(iqa, placed, question)
         explained_ones = list(progress(answers, len(placed), "explaining", streaming=False))
         write_sheet(explained_ones, sheet, overwrite=overwrite)
         print(f"contact sheet: {sheet}", file=sys.stderr)

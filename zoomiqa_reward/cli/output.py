@@ -1,4 +1,4 @@
-"""How the measuring commands speak: JSON lines or a table on stdout, progress on stderr."""
+"""Output of the measuring commands: JSON lines or a table on stdout, progress on stderr."""
 
 import json
 import math
@@ -13,18 +13,18 @@ from rich.text import Text
 from zoomiqa_reward.images.listing import printable
 
 if TYPE_CHECKING:
-    from zoomiqa_reward.model.measuring import Measured, Record
+    from zoomiqa_reward.model.measuring import Measured, RatedImage
 
 Item = TypeVar("Item")
 
 
 def json_line(fields: dict[str, Any]) -> None:
-    """Print one JSON line, at once; what stdout's encoding lacks is escaped, as JSON escapes it."""
+    """Print one JSON line and flush it. Characters that stdout cannot encode are escaped."""
     print(encodable(json.dumps(fields, ensure_ascii=False, allow_nan=False), fields), flush=True)
 
 
 def encodable(line: str, fields: dict[str, Any]) -> str:
-    """Return the line, or one of ASCII alone where stdout cannot take it: a name that is no UTF-8, cp1252."""
+    """Return the line, or an ASCII version if stdout cannot encode it."""
     try:
         line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
@@ -32,13 +32,13 @@ def encodable(line: str, fields: dict[str, Any]) -> str:
     return line
 
 
-def exit_code(records: Iterable["Record"]) -> int:
-    """Return 0, or 2 where some image could not be measured."""
+def exit_code(records: Iterable["RatedImage"]) -> int:
+    """Return 0, or 2 if some image could not be measured."""
     return 0 if all(record.valid for record in records) else 2
 
 
-def table(records: list["Record"], places: list[str] | None = None) -> None:
-    """Print the records for people; `places` is a first column."""
+def table(records: list["RatedImage"], places: list[str] | None = None) -> None:
+    """Print the records as a table for people; `places` becomes the first column."""
     if not records:
         return
     shown = Table(box=None, header_style="bold", pad_edge=False)
@@ -57,7 +57,7 @@ def table(records: list["Record"], places: list[str] | None = None) -> None:
 
 
 def answer(measured: "Measured") -> None:
-    """Print one assessed image for people: both rounds, section by section."""
+    """Print one assessment for people: both rounds, section by section."""
     record, out = measured.record, console()
     rating = f"{number(record.rating, 2)} of 5" if record.valid else "not rated"
     out.print(Text(f"{printable(record.image)}: {rating}", style="bold"))
@@ -74,16 +74,16 @@ def answer(measured: "Measured") -> None:
         for label, body in turn.sections.items():
             out.print(Text(f"    {label}: {' '.join(body.split())}"))
         if not turn.sections:
-            out.print(Text("    no section could be read; --json holds the answer as it came", style="yellow"))
+            out.print(Text("    no section could be read; --json prints the raw answer", style="yellow"))
 
 
 def console() -> Console:
-    """Return a console on the present stdout, wide enough for whole paths when that is no terminal."""
+    """Return a console on stdout that does not cut paths if stdout is no terminal."""
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200, highlight=False)
 
 
 def number(value: float, digits: int) -> str:
-    """Return the number for people; a dash stands for none.
+    """Return the number as text; None and NaN become a dash.
 
     >>> number(3.14159, 2), number(math.nan, 2)
     ('3.14', '-')

@@ -8,7 +8,7 @@ import typer
 
 from zoomiqa_reward.cli import inputs
 
-app = typer.Typer(help="Prompts that travel with a checkpoint.", no_args_is_help=True)
+app = typer.Typer(help="Read the prompts of the official 7B evaluator.", no_args_is_help=True)
 
 Source = Annotated[Path, typer.Argument(help="The official evaluator's protocol.py, or a folder that holds it.")]
 Out = Annotated[Path, typer.Option(help="Protocol file to write, or the folder to write it into.")]
@@ -16,12 +16,12 @@ Out = Annotated[Path, typer.Option(help="Protocol file to write, or the folder t
 
 @app.callback()
 def _group() -> None:
-    """Prompts that travel with a checkpoint."""
+    """Read the prompts of the official 7B evaluator."""
 
 
 @app.command("import")
 def import_(source: Source, out: Out = Path("zoomiqa_protocol.json"), overwrite: inputs.Overwrite = False) -> int:
-    """Read the official prompts into a protocol file. Nothing of the source is imported or installed."""
+    """Read the official prompts into a protocol file. The source is neither imported nor installed."""
     from zoomiqa_reward.protocol import PROTOCOL_FILE, import_official
     from zoomiqa_reward.runs.outputs import claim_file
 

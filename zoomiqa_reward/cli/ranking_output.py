@@ -1,4 +1,4 @@
-"""Measured images in order, with the contact sheet that explains it: the work of `zoomiqa rank`."""
+"""Ranking and contact sheet of `zoomiqa rank`."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -22,12 +22,12 @@ class Placed:
 
     measured: Measured
     rank: int | None
-    """1 is best; images that tie share a number; None where not measured."""
+    """1 is best. Tied images share a number. None if the image was not measured."""
 
 
 @dataclass(frozen=True)
 class _Known:
-    """Stands in for the model where its ratings are already there, so that ranking has one home."""
+    """Replaces the model if the ratings are already known, so that one function ranks."""
 
     ratings: Ratings
 
@@ -35,8 +35,8 @@ class _Known:
         return self.ratings
 
 
-def place(found: Sequence[Measured]) -> tuple[list[Placed], float]:
-    """Return the images best first, those not measured last, and how far the best lies above the second (or NaN)."""
+def order_by_rating(found: Sequence[Measured]) -> tuple[list[Placed], float]:
+    """Return the images best first, unmeasured ones last, and the gap between the first two (or NaN)."""
     records = [one.record for one in found]
     ratings = Ratings(
         value=torch.tensor([record.rating for record in records]),
@@ -54,8 +54,8 @@ def place(found: Sequence[Measured]) -> tuple[list[Placed], float]:
     return placed, result.gap
 
 
-def explained(iqa: Any, placed: Sequence[Placed], question: str | None = None) -> Iterator[Placed]:
-    """Yield the places with each image's assessment in words, made where it is not there yet."""
+def explain_placed(iqa: Any, placed: Sequence[Placed], question: str | None = None) -> Iterator[Placed]:
+    """Yield the places with an assessment in words of each image; missing ones are made."""
     for one in placed:
         measured = one.measured
         if measured.record.valid and measured.assessment is None:
@@ -65,7 +65,7 @@ def explained(iqa: Any, placed: Sequence[Placed], question: str | None = None) -
 
 
 def write_sheet(placed: Sequence[Placed], path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write the contact sheet of images in the order given. Raises OSError, OutputError."""
+    """Write the contact sheet of the images, in this order. Raises OSError, OutputError."""
     entries = [
         entry_of(
             Path(one.measured.record.image).name, rating=one.measured.record.rating, std=one.measured.record.std,
@@ -73,10 +73,10 @@ def write_sheet(placed: Sequence[Placed], path: str | os.PathLike[str], *, overw
         )
         for one in placed
     ]  # fmt: skip
-    contact_sheet([_picture(one.measured.record.image) for one in placed], entries, path, overwrite=overwrite)
+    contact_sheet([_image(one.measured.record.image) for one in placed], entries, path, overwrite=overwrite)
 
 
-def _picture(file: str) -> Image.Image | None:
+def _image(file: str) -> Image.Image | None:
     try:
         return to_pil(load_image(file))
     except ImageError:

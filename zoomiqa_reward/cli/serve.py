@@ -18,25 +18,23 @@ from zoomiqa_reward.cli import inputs, output
 RewardName = Annotated[
     str, typer.Option("--reward", help="'zoomiqa' (the model), a metric ('niqe'), or package.module:factory.")
 ]
-NumSamples = Annotated[int, typer.Option(help="Answers drawn for one rating in mode reason.", min=1)]
-Host = Annotated[str, typer.Option(help="Address to listen on; any but loopback needs a token.")]
-Port = Annotated[int, typer.Option(help="0: any free one.", min=0, max=65535)]
-Replicas = Annotated[int, typer.Option(help="Processes that score, each with the whole model.", min=1)]
-Threads = Annotated[int, typer.Option(help="Torch threads of each; scores are bit-equal at equal threads.", min=1)]
-Gpus = Annotated[float | None, typer.Option(help="GPUs of each replica; default: 1 where there is one.", min=0)]
+NumSamples = Annotated[int, typer.Option(help="Sampled answers per rating in mode reason.", min=1)]
+Host = Annotated[str, typer.Option(help="Address to listen on; every address but loopback needs a token.")]
+Port = Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)]
+Replicas = Annotated[int, typer.Option(help="Scoring processes; each holds the whole model.", min=1)]
+Threads = Annotated[int, typer.Option(help="Torch threads per replica; scores are bit-equal at equal threads.", min=1)]
+Gpus = Annotated[float | None, typer.Option(help="GPUs per replica; default: 1 if there is a GPU.", min=0)]
 TokenFile = Annotated[
-    Path | None, typer.Option(help="File of one token a line; without it, ZOOMIQA_TOKEN of the environment.")
+    Path | None, typer.Option(help="File with one token per line; default: the variable ZOOMIQA_TOKEN.")
 ]
-BodyMib = Annotated[int, typer.Option(help="Largest body of a request.", min=1)]
-MaxPixels = Annotated[int, typer.Option(help="Largest picture, width x height.", min=1)]
-ReadTimeout = Annotated[float, typer.Option(help="Seconds within which a request must have arrived.", min=0.1)]
-ComputeTimeout = Annotated[float, typer.Option(help="Seconds within which it must have been answered.", min=0.1)]
-BatchPixels = Annotated[int, typer.Option(help="Pixels of one forward pass, for clients that ask for it.", min=1)]
-RayAddress = Annotated[str | None, typer.Option(help="Ray cluster to join ('auto'); default: start one here.")]
-RayFolder = Annotated[
-    str | None, typer.Option(help="Where Ray logs; default: a folder that goes when the server stops.")
-]
-Dashboard = Annotated[bool, typer.Option("--dashboard", help="Start Ray's dashboard, on loopback.")]
+BodyMib = Annotated[int, typer.Option(help="Largest request body in MiB.", min=1)]
+MaxPixels = Annotated[int, typer.Option(help="Largest image, width x height.", min=1)]
+ReadTimeout = Annotated[float, typer.Option(help="Seconds in which a request must arrive.", min=0.1)]
+ComputeTimeout = Annotated[float, typer.Option(help="Seconds in which a request must be answered.", min=0.1)]
+BatchPixels = Annotated[int, typer.Option(help="Pixels per forward pass, for batched requests.", min=1)]
+RayAddress = Annotated[str | None, typer.Option(help="Ray cluster to join ('auto'); default: start one.")]
+RayFolder = Annotated[str | None, typer.Option(help="Folder of the Ray logs; default: a temporary one.")]
+Dashboard = Annotated[bool, typer.Option("--dashboard", help="Start the Ray dashboard on loopback.")]
 
 
 def serve(
@@ -63,10 +61,9 @@ def serve(
     ray_folder: RayFolder = None,
     dashboard: Dashboard = False,
 ) -> int:
-    """Serve a reward over HTTP until interrupted. One JSON line on stdout says where, when it is ready."""
-    from zoomiqa_reward.serving.limits import MIB, Limits
+    """Serve a reward over HTTP until interrupted. When ready, print one JSON line with the URL."""
     from zoomiqa_reward.serving.server import RewardServer, ServeConfig
-    from zoomiqa_reward.serving.spec import RewardSpec
+    from zoomiqa_reward.serving.spec import MIB, Limits, RewardSpec
 
     body_bytes = max_body_mib * MIB
     config = ServeConfig(
@@ -101,7 +98,7 @@ def serve(
 
 
 def _tokens(file: Path | None) -> tuple[str, ...]:
-    """Return the tokens: never an option's value, which everybody on the machine could read in the process list."""
+    """Return the tokens. They are no option, because every user of the machine can read the process list."""
     if file is not None:
         tokens = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
         if not tokens:

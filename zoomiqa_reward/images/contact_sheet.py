@@ -1,6 +1,6 @@
-"""Contact sheet: candidates of one picture side by side, best first, with rating, reason and zoomed region.
+"""Contact sheet: candidates of one image side by side, best first, with rating, reason and zoomed region.
 
-Pillow alone, with the font that it bundles. Pictures keep their aspect; a small one is enlarged by whole numbers
+Pillow alone, with the font that it bundles. Images keep their aspect; a small one is enlarged by whole numbers
 with nearest neighbour, so that the sheet adds no blur of its own to what is to be judged.
 """
 
@@ -18,11 +18,11 @@ from zoomiqa_reward.model.turns import Box, PixelBox
 from zoomiqa_reward.runs.outputs import write_figure
 
 CELL_PX = 384
-"""Side of the square that a picture is fitted into."""
+"""Side of the square that an image is fitted into."""
 INSET_PX = 160
-"""Longest side of the detail laid over a corner of the picture: the middle of the region that round 2 looked at."""
+"""Longest side of the detail laid over a corner of the image: the middle of the region that round 2 looked at."""
 TEXT_PX = 118
-"""Height of the caption under a picture."""
+"""Height of the caption under an image."""
 MARGIN_PX = 16
 RATIONALE_LINES = 3
 
@@ -32,7 +32,7 @@ _BOX, _BEST, _BAD = (255, 176, 32), (82, 199, 122), (232, 92, 92)
 
 @dataclass(frozen=True, kw_only=True)
 class SheetEntry:
-    """What stands under, and on, one candidate's picture."""
+    """What stands under, and on, one candidate's image."""
 
     name: str
     rating: float = math.nan
@@ -46,7 +46,7 @@ class SheetEntry:
     bbox: Box | None = None
     """Region that round 1 named, as fractions (left, top, right, bottom)."""
     crop_box: PixelBox | None = None
-    """Region that round 2 looked at, in pixels of the picture."""
+    """Region that round 2 looked at, in pixels of the image."""
     rationale: str = ""
 
 
@@ -58,11 +58,11 @@ def contact_sheet(
     *,
     overwrite: bool = False,
 ) -> Image.Image:
-    """Return the sheet as an RGB picture and, with `path`, write it there.
+    """Return the sheet as an RGB image and, with `path`, write it there.
 
     Candidates are laid out row by row, best first; those without a rating come last and say why. `images[k]` belongs
-    to `entries[k]`; None stands for a picture that could not be read, a function opens one when its turn comes (so
-    that large pictures need not be in memory together).
+    to `entries[k]`; None stands for an image that could not be read, a function opens one when its turn comes (so
+    that large images need not be in memory together).
     Raises ValueError when the two differ in length or are empty, OutputError where `path` holds a file that this
     program did not make (unless `overwrite`).
 
@@ -95,7 +95,7 @@ def entry_of(
     error: str | None = None,
     assessment: Assessment | None = None,
 ) -> SheetEntry:
-    """Return the entry of a rated picture, with the reason and the regions of its assessment where there is one.
+    """Return the entry of a rated image, with the reason and the regions of its assessment where there is one.
 
     A NaN rating is one that could not be measured. The rating shown is the one given, not the assessment's.
 
@@ -140,27 +140,27 @@ def _card(image: Image.Image | None, entry: SheetEntry) -> Image.Image:
         draw.line((0, 0, CELL_PX, CELL_PX), fill=_MUTED)
         draw.line((0, CELL_PX, CELL_PX, 0), fill=_MUTED)
     else:
-        picture = image.convert("RGB")
-        shown, scale = _fit(picture, CELL_PX)
+        rgb = image.convert("RGB")
+        shown, scale = _fit(rgb, CELL_PX)
         left, top = (CELL_PX - shown.width) // 2, (CELL_PX - shown.height) // 2
         card.paste(shown, (left, top))
-        _draw_regions(card, picture, entry, (left, top), scale)
+        _draw_regions(card, rgb, entry, (left, top), scale)
     _caption(draw, entry)
     return card
 
 
-def _fit(picture: Image.Image, side: int) -> tuple[Image.Image, float]:
-    """Return the picture fitted into a square, and the factor: whole when enlarging, Lanczos when shrinking."""
-    factor = side / max(picture.size)
+def _fit(image: Image.Image, side: int) -> tuple[Image.Image, float]:
+    """Return the image fitted into a square, and the factor: whole when enlarging, Lanczos when shrinking."""
+    factor = side / max(image.size)
     if factor >= 1:
         factor = math.floor(factor)
-    size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
+    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
     how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS
-    return (picture if factor == 1 else picture.resize(size, how)), factor
+    return (image if factor == 1 else image.resize(size, how)), factor
 
 
 def _draw_regions(
-    card: Image.Image, picture: Image.Image, entry: SheetEntry, origin: tuple[int, int], scale: float
+    card: Image.Image, image: Image.Image, entry: SheetEntry, origin: tuple[int, int], scale: float
 ) -> None:
     draw = ImageDraw.Draw(card)
 
@@ -171,12 +171,12 @@ def _draw_regions(
         return x0, y0, x1, y1
 
     if entry.bbox is not None and entry.bbox[2] > entry.bbox[0] and entry.bbox[3] > entry.bbox[1]:
-        size = (picture.width, picture.height) * 2
+        size = (image.width, image.height) * 2
         outline([value * side for value, side in zip(entry.bbox, size, strict=True)], 1)
     if entry.crop_box is None:
         return
     shown = outline(entry.crop_box, 2)
-    inset = _detail(picture, entry.crop_box, min(math.ceil(2 * scale), INSET_PX // 8))
+    inset = _detail(image, entry.crop_box, min(math.ceil(2 * scale), INSET_PX // 8))
     framed = Image.new("RGB", (inset.width + 4, inset.height + 4), _BOX)
     framed.paste(inset, (2, 2))
     # The corner that hides the least of the region itself.
@@ -184,12 +184,12 @@ def _draw_regions(
     card.paste(framed, min(corners, key=lambda at: _overlap((*at, at[0] + framed.width, at[1] + framed.height), shown)))
 
 
-def _detail(picture: Image.Image, box: PixelBox, factor: int) -> Image.Image:
+def _detail(image: Image.Image, box: PixelBox, factor: int) -> Image.Image:
     """Return the middle of the box enlarged by a whole number: the whole of it would be smaller than it is shown."""
     left, top, right, bottom = box
     width, height = (min(side, INSET_PX // factor) for side in (right - left, bottom - top))
     x, y = left + (right - left - width) // 2, top + (bottom - top - height) // 2
-    detail = picture.crop((x, y, x + width, y + height))
+    detail = image.crop((x, y, x + width, y + height))
     return detail.resize((width * factor, height * factor), Image.Resampling.NEAREST)
 
 

@@ -1,4 +1,4 @@
-"""A JPEG with a slope: the value of the real file, and the gradient of what the file keeps of the picture.
+"""A JPEG with a slope: the value of the real file, and the gradient of what the file keeps of the image.
 
 Where a quantiser is passed as if it were not there, a gradient climbs along fine patterns that the file rounds away:
 the reward promises what it will not pay. Here it goes through those coefficients only that are not rounded to nothing.
@@ -22,7 +22,7 @@ YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0
 
 
 def jpeg_with_slope(image: Tensor, quality: int) -> Tensor:
-    """Return [3, height, width] in [0, 1] as it comes back from a JPEG file, on the picture's device."""
+    """Return [3, height, width] in [0, 1] as it comes back from a JPEG file, on the image's device."""
     packed = io.BytesIO()
     to_pil(image.detach().cpu()).save(packed, "JPEG", quality=quality)
     stored = Image.open(packed)
@@ -32,14 +32,14 @@ def jpeg_with_slope(image: Tensor, quality: int) -> Tensor:
     tables = stored.quantization  # type: ignore[attr-defined]  # of JPEG files, in rows
     luma, chroma = (torch.tensor(tables[min(k, len(tables) - 1)], dtype=torch.float32) for k in (0, 1))
     steps = torch.stack([luma, chroma, chroma]).view(3, 1, 1, SIDE, SIDE).to(image)
-    kept = survivors(image, steps)
+    kept = drop_small_coefficients(image, steps)
     return kept + (after - kept).detach()
 
 
-def survivors(image: Tensor, steps: Tensor) -> Tensor:
-    """Return the picture without the coefficients that round to nothing at those steps [3, 1, 1, 8, 8], in levels.
+def drop_small_coefficients(image: Tensor, steps: Tensor) -> Tensor:
+    """Return the image without the coefficients that round to nothing at those steps [3, 1, 1, 8, 8], in levels.
 
-    Each block's mean stays. Linear in the picture but for the choice, which has no slope.
+    Each block's mean stays. Linear in the image but for the choice, which has no slope.
     """
     height, width = image.shape[1:]
     room = (0, -width % SIDE, 0, -height % SIDE)

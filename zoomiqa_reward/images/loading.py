@@ -1,8 +1,8 @@
-"""Any image in, float32 CHW RGB in [0, 1] out: the one way pixels enter the package, and the one way out to PNG.
+"""Load any image as float32 CHW RGB in [0, 1], and write such images as PNG. All pixels enter and leave here.
 
-What a file says about its pixels is followed (EXIF orientation, transparency, bit depth, first frame); colour
-profiles are not applied. What cannot be read faithfully is refused by an ImageError that names the image, the rule
-and the way out: a wrong pixel is a wrong rating that nobody notices.
+EXIF orientation, transparency and bit depth are applied; of several frames the first is read. Colour profiles are not
+applied. An image that cannot be read exactly raises an ImageError that names the image, the rule and the way out,
+because nobody would notice a rating of wrong pixels.
 """
 
 import os
@@ -20,10 +20,10 @@ from torch import Tensor
 from zoomiqa_reward.runs.outputs import claim_file, save_image
 
 MAX_PIXELS = 89_478_485
-"""Largest image that is decoded. It is where Pillow starts to warn of decompression bombs; float32 RGB takes 1 GB."""
+"""Largest image that is decoded: the limit of Pillow's warning about decompression bombs. As float32 it takes 1 GB."""
 
 RANGE_TOLERANCE = 1e-3
-"""How far outside [0, 1] a tensor may be, then clamped: resampling and half precision overshoot by about this."""
+"""Values this far outside [0, 1] are clamped, because resampling and half precision overshoot by about as much."""
 
 # Pillow's decoders raise these, by format, on damaged data; AssertionError on a closed file, and UserWarning where
 # filters make warnings errors.
@@ -37,11 +37,11 @@ _PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 
 
 class ImageError(ValueError):
-    """An image that cannot be used; the message names it, the rule it breaks and the way out."""
+    """An image cannot be used. The message names the image, the broken rule and the way out."""
 
 
 def describe(source: Any, index: int | None = None) -> str:
-    """Return how messages call an image: its path, or its kind and size, after its place in the list (from 0).
+    """Return the name of an image in messages: its index (from 0) with its path, or with its kind and size.
 
     >>> describe("a.png"), describe("a.png", 2), describe(torch.zeros(3, 64, 48), 3)
     ('a.png', 'image 2 (a.png)', 'image 3 (tensor 3x64x48)')
@@ -65,11 +65,11 @@ def load_image(source: Any) -> Tensor:
     """Return one image as a float32 CHW RGB tensor in [0, 1].
 
     Takes a path, a PIL image, a numpy array uint8 or uint16 (HW, or HWC with 1, 3 or 4 channels), or a float tensor
-    in [0, 1] (CHW with 1 or 3 channels, or BCHW with B = 1). Everything comes to the CPU, except that a tensor stays
-    on its device and **keeps its autograd graph**; values outside [0, 1] by at most `RANGE_TOLERANCE` are clamped,
-    and their gradient passes as if they were not. A float32 tensor that needs no change is returned as it is.
+    in [0, 1] (CHW with 1 or 3 channels, or BCHW with B = 1). The result lies on the CPU. A tensor stays on its device
+    and **keeps its autograd graph**. Values outside [0, 1] by at most `RANGE_TOLERANCE` are clamped; their gradient
+    passes unchanged. A float32 tensor that needs no change is returned itself.
 
-    Grey is repeated to three channels. Transparency (alpha, or a palette's or file's transparent colour) is put on
+    Grey is repeated to three channels. Transparent pixels (alpha, or a transparent colour) are blended with
     white. EXIF orientation is applied. Of an animation the first frame is read (of an open PIL image, the current
     one). 8-bit values are divided by 255, 16-bit ones (grey PNG and TIFF, uint16) by 65535; Pillow itself reduces
     16-bit **colour** files to 8 bits. CMYK is converted without colour profile.
@@ -82,10 +82,10 @@ def load_image(source: Any) -> Tensor:
 
 
 def load_images(images: Any) -> list[Tensor]:
-    """Return every image as `load_image` does, in order; their sizes may differ.
+    """Load several images as `load_image` does, in order. Their sizes may differ.
 
-    Takes one source, or a list or tuple of sources of any mixture; a BCHW tensor and a numpy NHWC array are split
-    into their images. Raises ImageError, also for an empty list, naming the image by its place (from 0).
+    Takes one source, or a list or tuple of any mixture of sources. A BCHW tensor and a numpy NHWC array are split into
+    their images. Raises ImageError that names the index of the image (from 0); an empty list raises too.
     """
     is_batch = isinstance(images, Tensor | np.ndarray) and images.ndim == 4
     if not is_batch and not isinstance(images, list | tuple):
@@ -96,10 +96,10 @@ def load_images(images: Any) -> list[Tensor]:
 
 
 def conversions(source: Any) -> tuple[str, ...]:
-    """Return what `load_image` gives up of a file or an open PIL image, for the notes of results; most often nothing.
+    """Return what `load_image` loses of a file or an open PIL image, as notes for the results; usually nothing.
 
     Transparency, 16-bit colour that Pillow reduces to 8 bits, a colour profile that is not applied, further frames.
-    Anything else loses nothing, and what cannot be opened has no notes.
+    Nothing else is lost. A file that cannot be opened has no notes.
     """
     if isinstance(source, str | os.PathLike):
         try:
@@ -128,7 +128,7 @@ def _is_srgb(profile: Any) -> bool:
 def to_pil(tensor: Tensor) -> Image.Image:
     """Return an RGB PIL image of a float tensor in [0, 1] (CHW with 1 or 3 channels).
 
-    Values are rounded half up, so that an 8-bit image comes back from `load_image` bit for bit. Raises ImageError
+    Values are rounded half up, so an 8-bit image from `load_image` comes back bit for bit. Raises ImageError
     as `load_image` does.
     """
     if not isinstance(tensor, Tensor):
@@ -138,20 +138,20 @@ def to_pil(tensor: Tensor) -> Image.Image:
 
 
 def save_png(image: Tensor | Image.Image, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-    """Write a PNG in one step (a reader never sees half a file) and return where it is.
+    """Write a PNG and return its path. The file appears at once: no reader sees half of it.
 
-    A tensor is written as `to_pil` gives it; a PIL image keeps its mode where PNG has it and becomes RGB otherwise,
-    turned as its EXIF orientation says. The folder must exist. A file that this program did not make is only replaced
-    with `overwrite`. Raises ImageError, OutputError, OSError.
+    A tensor is converted by `to_pil`. A PIL image keeps its mode if PNG supports it, else it becomes RGB; its EXIF
+    orientation is applied. The folder must exist. A file that this program did not make is replaced only with
+    `overwrite`. Raises ImageError, OutputError, OSError.
     """
     if isinstance(image, Image.Image):
-        picture = ImageOps.exif_transpose(image) if image.mode in _PNG_MODES else to_pil(load_image(image))
+        pil_image = ImageOps.exif_transpose(image) if image.mode in _PNG_MODES else to_pil(load_image(image))
     else:
-        picture = to_pil(image)
+        pil_image = to_pil(image)
     target = claim_file(path, overwrite=overwrite)
     with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".tmp", delete=False) as tmp:
         try:
-            save_image(picture, tmp, "PNG")
+            save_image(pil_image, tmp, "PNG")
         except BaseException:  # an interrupt too must not leave the half file behind
             os.unlink(tmp.name)
             raise
@@ -174,7 +174,7 @@ def _load(source: Any, name: str) -> Tensor:
 
 def _from_file(path: Path, name: str) -> Tensor:
     if path.exists() and not path.is_file() and not path.is_dir():  # opening a pipe waits for ever
-        raise ImageError(f"{name}: is no regular file; save the image in one")
+        raise ImageError(f"{name}: is not a regular file; save the image as a file")
     try:
         with Image.open(path) as image:
             return _from_pil(image, name)
@@ -184,7 +184,7 @@ def _from_file(path: Path, name: str) -> Tensor:
         hint = "; download it first" if "://" in name else ""
         raise ImageError(f"{name}: no such file{hint}") from error
     except IsADirectoryError as error:
-        raise ImageError(f"{name}: is a folder, where one image file is wanted; name a file in it") from error
+        raise ImageError(f"{name}: is a folder, but one image file is needed; name a file in it") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image that Pillow can read; convert it to PNG or JPEG") from error
     except _BOMBS as error:
@@ -269,11 +269,11 @@ def _from_tensor(tensor: Tensor, name: str) -> Tensor:
     image = tensor.to(torch.float32)
     lowest, highest = (float(value) for value in torch.aminmax(image.detach()))  # NaN goes through both
     if not np.isfinite([lowest, highest]).all():
-        raise ImageError(f"{name}: holds NaN or infinity; find where the image was made or decoded wrongly")
+        raise ImageError(f"{name}: holds NaN or infinity; check how the image was made or decoded")
     if lowest < -RANGE_TOLERANCE or highest > 1 + RANGE_TOLERANCE:
         raise ImageError(
             f"{name}: values {lowest:.4g}..{highest:.4g} are not in [0, 1]; "
-            "divide 0..255 by 255, map -1..1 by (x + 1) / 2, or clamp(0, 1) if the excess means nothing"
+            "divide 0..255 by 255, map -1..1 by (x + 1) / 2, or clamp(0, 1) if the excess has no meaning"
         )
     if lowest < 0 or highest > 1:
         image = image + (image.clamp(0, 1) - image).detach()  # clamp alone would stop the gradient there

@@ -35,7 +35,7 @@ except ImportError as error:
 
 @LOSS_REGISTRY.register()
 class ZoomIQALoss(nn.Module):
-    """loss_weight * mean over the batch of (5 - rating) / 4: 0 for excellent pictures, loss_weight for bad ones.
+    """loss_weight * mean over the batch of (5 - rating) / 4: 0 for excellent images, loss_weight for bad ones.
 
     The model is kept outside the module tree: it is in no state_dict, and `.to()` does not move it.
     """
@@ -64,7 +64,7 @@ class ZoomIQALoss(nn.Module):
         cannot be measured is left out of the mean. Raises RuntimeError where none can be, ValueError for a `weight`.
         """
         if weight is not None:
-            raise ValueError("ZoomIQALoss takes no element-wise weight: a rating is of the whole picture")
+            raise ValueError("ZoomIQALoss takes no element-wise weight: a rating is of the whole image")
         pred = pred + (pred.clamp(0, 1) - pred).detach()
         scores = self.reward(pred, grad=pred.requires_grad and torch.is_grad_enabled())
         if not bool(scores.valid.any()):
@@ -85,7 +85,7 @@ def calculate_zoomiqa(
     device: str | None = None,
     **_: Any,
 ) -> float:
-    """Return the rating 1..5 of one picture as BasicSR's validation passes it; NaN where it cannot be measured.
+    """Return the rating 1..5 of one image as BasicSR's validation passes it; NaN where it cannot be measured.
 
     img: BGR in [0, 255] (uint8, or float, which is not rounded), HWC or CHW by `input_order`, or grey HW. crop_border:
     pixels cut from each side before. img2, the reference, is not looked at. Other options (`better`, ...) are

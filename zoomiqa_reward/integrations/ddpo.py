@@ -1,6 +1,6 @@
 """Rewards in the call forms of DDPO and Flow-GRPO trainers: `fn(images, prompts, metadata) -> (scores, info)`.
 
-Both trainers pass a batch of pictures as a float tensor NCHW in [0, 1] or as a uint8 array NHWC, with one prompt and
+Both trainers pass a batch of images as a float tensor NCHW in [0, 1] or as a uint8 array NHWC, with one prompt and
 one metadata dictionary an image. A restoration reward also needs the low-quality image, which travels in the metadata.
 Pixels are handed on as they are: no 8-bit rounding of floats, no JPEG, no pickle, no shrinking.
 

@@ -1,4 +1,4 @@
-"""Watch a diffusers pipeline think: score the picture that each denoising step is heading for.
+"""Watch a diffusers pipeline think: score the image that each denoising step is heading for.
 
 `score_steps` wraps `pipe.scheduler.step`, which every pipeline calls, whether or not it offers callbacks. After a step
 the predicted clean sample x0 is decoded and scored; the pipeline gets what it would have got, bit for bit. Nothing is
@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from zoomiqa_reward.model.own_draws import own_draws
+from zoomiqa_reward.model.draws import own_draws
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.model.shared_state import Undo, shared_change
 from zoomiqa_reward.rewards.base import Reward
@@ -75,7 +75,7 @@ def score_steps(
 
     def watch(scheduler: Any, output: Any, given: dict[str, Any]) -> None:
         nonlocal count
-        if threading.get_ident() != thread:  # another thread's picture
+        if threading.get_ident() != thread:  # another thread's image
             return
         if count % every == 0:
             with torch.no_grad(), own_draws(0):
@@ -170,7 +170,7 @@ def predicted_x0(scheduler: Any, output: Any, model_output: Tensor, timestep: An
 
 
 def decoded(pipe: Any, x0: Tensor) -> Tensor:
-    """Return x0 as pictures, float BCHW in [0, 1], by the pipeline's autoencoder where it has one.
+    """Return x0 as images, float BCHW in [0, 1], by the pipeline's autoencoder where it has one.
 
     A `vae` undoes its scaling and shift first; a `vqvae` takes latents as they are. Raises TypeError for latents that
     are packed or normalised in the pipeline's own way.

@@ -18,7 +18,7 @@ METRIC_NAME = "zoomiqa"
 
 
 class ZoomIQAScorer(nn.Module):
-    """The rating of each picture, [batch, 1], 1 bad .. 5 excellent. The model is no submodule and does not move."""
+    """The rating of each image, [batch, 1], 1 bad .. 5 excellent. The model is no submodule and does not move."""
 
     lower_better = False
     metric_mode = "NR"

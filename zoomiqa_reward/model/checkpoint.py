@@ -162,8 +162,8 @@ def _find_protocol(
         return given
     if given is not None:
         return Protocol.load(given)
-    beside_weights = _beside(source, revision)
-    beside_adapter = None if adapter is None else _beside(_folder_or_id(adapter), None)
+    beside_weights = _protocol_beside(source, revision)
+    beside_adapter = None if adapter is None else _protocol_beside(_folder_or_id(adapter), None)
     if beside_weights and beside_adapter and beside_weights.fingerprint != beside_adapter.fingerprint:
         warnings.warn(
             f"{source} and its adapter {adapter} bring different protocols; the one beside the weights is used. "
@@ -187,7 +187,7 @@ def _folder_or_id(name: str | os.PathLike[str]) -> Path | str:
     return path if path.is_dir() else os.fspath(name)
 
 
-def _beside(source: Path | str, revision: str | None) -> Protocol | None:
+def _protocol_beside(source: Path | str, revision: str | None) -> Protocol | None:
     if isinstance(source, Path):
         return Protocol.load(source) if (source / PROTOCOL_FILE).is_file() else None
     from huggingface_hub import hf_hub_download, try_to_load_from_cache

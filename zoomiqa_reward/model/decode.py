@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 from zoomiqa_reward.model.checkpoint import Checkpoint
-from zoomiqa_reward.model.inputs import Row
-from zoomiqa_reward.model.language import States, angles, text_model
+from zoomiqa_reward.model.inputs import TokenRow
+from zoomiqa_reward.model.language import ReadStates, angles, text_model
 from zoomiqa_reward.model.layers import add_linear, linear, rms, side_by_side
-from zoomiqa_reward.model.reading import Shape, Shared, image_features, read_rows, shape_of
+from zoomiqa_reward.model.reading import Shape, SharedReading, image_features, read_rows, shape_of
 
 BLOCK = 8
 """Steps between two looks of the host at what was written."""
@@ -26,7 +26,7 @@ GROWTH = 128
 """Columns by which the cache grows."""
 
 
-class Choice:
+class TokenChoice:
     """How the next token of every row is chosen."""
 
     def scores(self, logits: Tensor) -> Tensor:
@@ -43,15 +43,15 @@ class Choice:
 @torch.no_grad()
 def write_answers(
     checkpoint: Checkpoint,
-    rows: Sequence[Row],
-    choice: Choice,
+    rows: Sequence[TokenRow],
+    choice: TokenChoice,
     *,
     max_new_tokens: int,
     ends: Sequence[int],
-    shared: Shared | None = None,
+    shared: SharedReading | None = None,
 ) -> list[list[int]]:
     """Return the new tokens of each row, with the one that ended it unless it was cut short."""
-    hidden, cache = _read_prompts(checkpoint, rows, Shared() if shared is None else shared)
+    hidden, cache = _read_prompts(checkpoint, rows, SharedReading() if shared is None else shared)
     head = linear(checkpoint.model.get_output_embeddings())
     answers: list[list[int]] = [[] for _ in rows]
     alive, left = list(range(len(rows))), max_new_tokens
@@ -80,7 +80,9 @@ def write_answers(
     return answers
 
 
-def _read_prompts(checkpoint: Checkpoint, rows: Sequence[Row], shared: Shared) -> tuple[Tensor, "Cache"]:
+def _read_prompts(
+    checkpoint: Checkpoint, rows: Sequence[TokenRow], shared: SharedReading
+) -> tuple[Tensor, "AnswerCache"]:
     """Return the last hidden values [rows, width] and the cache. Equal rows are read once."""
     first: dict[Any, int] = {}
     same = [first.setdefault(_content(row), place) for place, row in enumerate(rows)]
@@ -98,22 +100,22 @@ def _read_prompts(checkpoint: Checkpoint, rows: Sequence[Row], shared: Shared) -
         following |= dict.fromkeys(places, found.following)
     order = {place: index for index, place in enumerate(place for places in groups.values() for place in places)}
     chosen = torch.tensor([order[place] for place in same], device=checkpoint.device)
-    cache = Cache(
+    cache = AnswerCache(
         checkpoint.model, states, chosen, lengths=[lengths[place] for place in same],
         positions=[following[place] for place in same],
     )  # fmt: skip
     return torch.cat(hidden).index_select(0, chosen), cache
 
 
-def _content(row: Row) -> Any:
+def _content(row: TokenRow) -> Any:
     return tuple(row.input_ids.tolist()), tuple(id(patches) for patches in row.patches)
 
 
-class Cache:
+class AnswerCache:
     """Keys and values of all rows, [rows, heads, columns, head width] a layer; every prompt ends in the same column."""
 
     def __init__(
-        self, model: nn.Module, states: list[States], chosen: Tensor, *, lengths: list[int], positions: list[int]
+        self, model: nn.Module, states: list[ReadStates], chosen: Tensor, *, lengths: list[int], positions: list[int]
     ) -> None:
         self.model, self.text = model, text_model(model)
         self.column = max(lengths)
@@ -137,7 +139,7 @@ class Cache:
         self.positions = self.positions + steps
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Read one more token of each row, int64 [rows]; return [rows, width] behind the last norm."""
+        """ReadTokens one more token of each row, int64 [rows]; return [rows, width] behind the last norm."""
         if self.column == self.keys[0].shape[2]:
             self._grow()
         hidden = self.text.embed_tokens(tokens)

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.model.checkpoint import Checkpoint
-from zoomiqa_reward.model.inputs import Row, collate, encode, make_row
+from zoomiqa_reward.model.inputs import TokenRow, collate, encode, make_row
 from zoomiqa_reward.model.pixels import factor_of
 from zoomiqa_reward.model.plain import plain_leaf_logprobs
-from zoomiqa_reward.model.reading import Shape, Shared, read_rows, reads_itself, shape_of
+from zoomiqa_reward.model.reading import Shape, SharedReading, read_rows, reads_itself, shape_of
 from zoomiqa_reward.model.trie import RatingTrie, build_trie
 from zoomiqa_reward.model.turns import Prompted, round1
 from zoomiqa_reward.model.views import CHUNK_PIXELS, Task, ViewCutter, chunks, plan_views
@@ -54,7 +54,7 @@ def trie_of(checkpoint: Checkpoint) -> RatingTrie:
 
 
 def leaf_logprobs(
-    checkpoint: Checkpoint, trie: RatingTrie, rows: Sequence[Row], shared: Shared | None = None
+    checkpoint: Checkpoint, trie: RatingTrie, rows: Sequence[TokenRow], shared: SharedReading | None = None
 ) -> Tensor:
     """Return float32 [batch, leaves]: log-probability of each rating as the answer to each row.
 
@@ -63,7 +63,7 @@ def leaf_logprobs(
     """
     if not reads_itself(checkpoint):
         return plain_leaf_logprobs(checkpoint, trie, rows)
-    shared = Shared() if shared is None else shared
+    shared = SharedReading() if shared is None else shared
     groups: dict[Shape, list[int]] = {}
     for index, row in enumerate(rows):
         groups.setdefault(shape_of(checkpoint, row), []).append(index)
@@ -79,7 +79,7 @@ def leaf_logprobs(
     return torch.stack([found[index] for index in range(len(rows))])
 
 
-def leaf_logprobs_expanded(checkpoint: Checkpoint, trie: RatingTrie, row: Row) -> Tensor:
+def leaf_logprobs_expanded(checkpoint: Checkpoint, trie: RatingTrie, row: TokenRow) -> Tensor:
     """Return float32 [1, leaves] as `leaf_logprobs` does, from one plain causal row for each prefix of a rating.
 
     Slow and without mask or positions of our own: an independent check of the tree.
@@ -131,7 +131,7 @@ def rate_direct(
     """
     mixtures: list[Tensor] = []
     errors: list[str | None] = []
-    shared = Shared()
+    shared = SharedReading()
     for window in _windows(images, 1 if strict else batch_size):
         empty = [contentless(image) for image in window]
         shown = [image for image, why in zip(window, empty, strict=True) if why is None]
@@ -157,7 +157,7 @@ def _windows(images: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
 
 def _read_window(
     checkpoint: Checkpoint, trie: RatingTrie, images: list[Tensor], question: str | None, chunk_pixels: int,
-    shared: Shared,
+    shared: SharedReading,
 ) -> list[Tensor]:  # fmt: skip
     protocol = checkpoint.protocol
     tasks: list[Task] = []

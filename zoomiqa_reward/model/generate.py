@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from zoomiqa_reward.model.checkpoint import VISION_TOKENS, Checkpoint
-from zoomiqa_reward.model.decode import Choice, write_answers
-from zoomiqa_reward.model.inputs import Row, collate
+from zoomiqa_reward.model.decode import TokenChoice, write_answers
+from zoomiqa_reward.model.inputs import TokenRow, collate
 from zoomiqa_reward.model.ratings import RatingSpread
-from zoomiqa_reward.model.reading import Shared, reads_itself
+from zoomiqa_reward.model.reading import SharedReading, reads_itself
 from zoomiqa_reward.model.shared_state import exclusive
 
 
@@ -62,12 +62,12 @@ class Completion:
     """Why there is no answer at all (a server's error); `text` is then empty."""
 
 
-Generate = Callable[[Checkpoint, Sequence[Row], Sampling], list[Completion]]
+Generate = Callable[[Checkpoint, Sequence[TokenRow], Sampling], list[Completion]]
 
 
 @torch.no_grad()
 def generate(
-    checkpoint: Checkpoint, rows: Sequence[Row], sampling: Sampling, *, shared: Shared | None = None
+    checkpoint: Checkpoint, rows: Sequence[TokenRow], sampling: Sampling, *, shared: SharedReading | None = None
 ) -> list[Completion]:
     """Return one answer for each row, in order, all written together.
 
@@ -77,7 +77,7 @@ def generate(
     """
     ends = end_tokens(checkpoint)
     if reads_itself(checkpoint):
-        choice = Drawing(checkpoint, sampling, len(rows))
+        choice = SampledChoice(checkpoint, sampling, len(rows))
         new = write_answers(
             checkpoint, rows, choice, max_new_tokens=sampling.max_new_tokens, ends=ends, shared=shared
         )  # fmt: skip
@@ -91,19 +91,21 @@ def generate(
     return answers
 
 
-def plain_new_ids(checkpoint: Checkpoint, rows: Sequence[Row], sampling: Sampling) -> list[list[int]]:
+def plain_new_ids(checkpoint: Checkpoint, rows: Sequence[TokenRow], sampling: Sampling) -> list[list[int]]:
     """Return the new tokens of each row as transformers' `generate` writes them, left-padded, until all have ended."""
     batch = collate(checkpoint, rows)
-    ids = write_ids(checkpoint, batch, sampling, drawing(sampling, len(rows)) if sampling.temperature > 0 else [])
+    ids = write_ids(
+        checkpoint, batch, sampling, sampling_processors(sampling, len(rows)) if sampling.temperature > 0 else []
+    )
     return ids[:, batch["input_ids"].shape[1] :].tolist()
 
 
-class Drawing(Choice):
+class SampledChoice(TokenChoice):
     """The likeliest token, or a draw as `sampling` says; never an image or vision token."""
 
     def __init__(self, checkpoint: Checkpoint, sampling: Sampling, num_rows: int) -> None:
         self.never = torch.tensor(suppressed_tokens(checkpoint), device=checkpoint.device)
-        self.processors = drawing(sampling, num_rows) if sampling.temperature > 0 else []
+        self.processors = sampling_processors(sampling, num_rows) if sampling.temperature > 0 else []
 
     def scores(self, logits: Tensor) -> Tensor:
         """Return [rows, vocabulary]."""
@@ -135,11 +137,11 @@ def suppressed_tokens(checkpoint: Checkpoint) -> list[int]:
     return sorted(ids)
 
 
-def drawing(sampling: Sampling, num_rows: int) -> list[Any]:
+def sampling_processors(sampling: Sampling, num_rows: int) -> list[Any]:
     """Return the processors that make a draw of the greedy choice: temperature, top-k, top-p, and each row's noise."""
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-    from zoomiqa_reward.model.row_noise import RowNoise
+    from zoomiqa_reward.model.draws import RowNoise
 
     found: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
     if sampling.top_k > 0:

@@ -22,7 +22,7 @@ class PromptError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class TokenRow:
     """One prompt, ready for the model."""
 
     input_ids: Tensor
@@ -77,7 +77,7 @@ def make_row(
     resize: bool = True,
     ids: Tensor | None = None,
     prepared: dict[int, tuple[Tensor, Tensor, Tensor]] | None = None,
-) -> Row:
+) -> TokenRow:
     """Return the row of a turn; its images go through the processor, on the model's device.
 
     resize=False reads images unresized (tiles). ids: the prompt as `encode` returned it, if already there. prepared:
@@ -93,7 +93,7 @@ def make_row(
     parts, grid = tuple(patches for _, patches, _ in known), torch.cat([one for _, _, one in known])
     counts = torch.ones_like(ids)
     counts[ids == checkpoint.image_token_id] = _features(checkpoint, grid).to(ids.device)
-    row = Row(
+    row = TokenRow(
         input_ids=ids.repeat_interleave(counts), pixel_values=parts[0] if len(parts) == 1 else torch.cat(parts),
         image_grid_thw=grid, parts=parts,
     )  # fmt: skip
@@ -109,7 +109,7 @@ def _prepare(checkpoint: Checkpoint, image: Tensor, resize: bool) -> tuple[Tenso
     )  # fmt: skip
 
 
-def check_row(checkpoint: Checkpoint, row: Row) -> None:
+def check_row(checkpoint: Checkpoint, row: TokenRow) -> None:
     """Raise PromptError unless the row's image tokens and patches are as many as its grid asks for."""
     tokens = int((row.input_ids == checkpoint.image_token_id).sum())
     features = int(_features(checkpoint, row.image_grid_thw).sum())
@@ -121,7 +121,7 @@ def check_row(checkpoint: Checkpoint, row: Row) -> None:
         )
 
 
-def collate(checkpoint: Checkpoint, rows: Sequence[Row], append: Sequence[int] = ()) -> dict[str, Tensor]:
+def collate(checkpoint: Checkpoint, rows: Sequence[TokenRow], append: Sequence[int] = ()) -> dict[str, Tensor]:
     """Return the model's inputs for rows of any length: left-padded, on the model's device.
 
     `append`: tokens that follow every prompt (text). Keys: input_ids, attention_mask and mm_token_type_ids

@@ -2,7 +2,7 @@
 
 Transformers' own forward passes read a prompt from its first token, mask everything with one dense matrix where a tree
 of answers follows, and spend more of a single step on the host than on arithmetic. Here the same modules and weights
-read on from any states (`States`), the rows of a tree stand on top of a causal pass, and one step of an answer is a
+read on from any states (`ReadStates`), the rows of a tree stand on top of a causal pass, and one step of an answer is a
 few operators a layer. Results are the library's up to the last bits of float32.
 """
 
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from zoomiqa_reward.model.layers import gated, recomputable, rms
-from zoomiqa_reward.model.tower import Features
+from zoomiqa_reward.model.tower import ImageFeatures
 
 
 @dataclass(frozen=True, kw_only=True)
-class States:
+class ReadStates:
     """Keys and values of tokens that were read: one tensor a layer, [rows, heads, tokens, head width]."""
 
     keys: tuple[Tensor, ...]
@@ -33,20 +33,20 @@ class States:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Span:
+class ImageSpan:
     """Where an image's features stand among the tokens that are read."""
 
     start: int
-    features: Features
+    features: ImageFeatures
 
 
 @dataclass(frozen=True, kw_only=True)
-class Read:
+class ReadTokens:
     """What reading gave."""
 
     hidden: Tensor
     """[rows, tokens, width] behind the last norm."""
-    states: States | None
+    states: ReadStates | None
     """Of what was read before and now; None where they were not asked for."""
     following: int = 0
     """Position of the token that comes next."""
@@ -78,12 +78,12 @@ def read(
     ids: Tensor,
     positions: Tensor,
     *,
-    spans: Sequence[Span] = (),
-    before: States | None = None,
+    spans: Sequence[ImageSpan] = (),
+    before: ReadStates | None = None,
     tree: Tensor | None = None,
     keep: bool = False,
     last: int | None = None,
-) -> Read:
+) -> ReadTokens:
     """Read tokens after what was read before.
 
     ids: int64 [1 or rows, tokens]; positions: int64 [3, 1 or rows, tokens]; spans: images of all rows, in place of
@@ -106,11 +106,11 @@ def read(
         hidden = hidden[:, -last:]
     states = None
     if keep:
-        states = States(keys=tuple(key for key, _ in kept), values=tuple(value for _, value in kept))
-    return Read(hidden=rms(text.norm, hidden), states=states)
+        states = ReadStates(keys=tuple(key for key, _ in kept), values=tuple(value for _, value in kept))
+    return ReadTokens(hidden=rms(text.norm, hidden), states=states)
 
 
-def _embedded(hidden: Tensor, spans: Sequence[Span], rows: int) -> Tensor:
+def _embedded(hidden: Tensor, spans: Sequence[ImageSpan], rows: int) -> Tensor:
     if hidden.shape[0] != rows:
         hidden = hidden.expand(rows, -1, -1)
     parts, start = [], 0

@@ -20,7 +20,7 @@ _FIELDS = ("image", "rating", "std", "score_0_100", "valid", "error", "mode", "r
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class RatedImage:
     """One image's line, as `zoomiqa score --json` prints it."""
 
     image: str
@@ -51,7 +51,7 @@ class Record:
 class Measured:
     """A record and, where words were asked for, the answer. The pixels are not kept: there may be thousands."""
 
-    record: Record
+    record: RatedImage
     assessment: Assessment | None = None
 
 
@@ -60,7 +60,7 @@ def measure(
 ) -> Iterator[Measured]:
     """Yield one `Measured` a file, in order, each as soon as it is there.
 
-    A file that cannot be read, and a picture that the model refuses, gives `valid=False` and the error.
+    A file that cannot be read, and an image that the model refuses, gives `valid=False` and the error.
     """
     step = 1 if strict else BATCH
     for start in range(0, len(files), step):
@@ -101,16 +101,18 @@ def _ask(iqa: Any, images: list[Any], mode: str, strict: bool, question: str | N
 def _measured(model: str, file: str, mode: str, answer: Any) -> Measured:
     if isinstance(answer, Exception):
         reason = " ".join(str(answer).split()) or type(answer).__name__
-        return Measured(record=Record(image=file, valid=False, error=reason, mode=mode, model=model))
+        return Measured(record=RatedImage(image=file, valid=False, error=reason, mode=mode, model=model))
     if isinstance(answer, Assessment):
-        record = Record(
+        record = RatedImage(
             image=file, rating=answer.rating, std=answer.std, valid=answer.valid, error=answer.error, mode=mode,
             rounds=len(answer.turns), model=model,
         )  # fmt: skip
         return Measured(record=record, assessment=answer)
     rating, std, valid, why = answer
     error = None if valid else why or NO_RATING
-    return Measured(record=Record(image=file, rating=rating, std=std, valid=valid, error=error, mode=mode, model=model))
+    return Measured(
+        record=RatedImage(image=file, rating=rating, std=std, valid=valid, error=error, mode=mode, model=model)
+    )
 
 
 def _null(value: Any) -> Any:

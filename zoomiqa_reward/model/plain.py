@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from zoomiqa_reward.model.checkpoint import Checkpoint
-from zoomiqa_reward.model.inputs import Row, collate
+from zoomiqa_reward.model.inputs import TokenRow, collate
 from zoomiqa_reward.model.trie import RatingTrie
 
 
-def plain_leaf_logprobs(checkpoint: Checkpoint, trie: RatingTrie, rows: Sequence[Row]) -> Tensor:
+def plain_leaf_logprobs(checkpoint: Checkpoint, trie: RatingTrie, rows: Sequence[TokenRow]) -> Tensor:
     """Return float32 [batch, leaves]: log-probability of each rating as the answer to each row, in one forward.
 
     Raises ValueError for an attention implementation that takes no mask of our own.

@@ -1,4 +1,4 @@
-"""Which of these is best: images in order of their ratings, with ties named and failures last."""
+"""Rank images by their ratings, with ties named and failures last."""
 
 import math
 from collections.abc import Sequence
@@ -15,37 +15,39 @@ class Ranking:
     """Images from best to worst."""
 
     order: tuple[int, ...]
-    """Indices into the images given, best first; those that could not be measured last, in the order given."""
+    """Indices into the images, best first. Images that could not be measured come last, in input order."""
     ratings: Ratings
-    """In the order of the images given, not of the ranking. From a reward these are its values, on its own scale."""
+    """In input order, not in rank order. For a reward: its values, on its own scale."""
     gap: float
-    """How far the best lies above the second; NaN with fewer than two measured images."""
+    """Value of the best less that of the second; NaN with fewer than two measured images."""
     ties: tuple[tuple[int, ...], ...]
-    """Groups of indices, best first, that lie within `tie_margin` of their neighbour in the ranking."""
+    """Groups of indices, best first. Neighbours in a group differ by at most `tie_margin`."""
     tie_margin: float
-    """What was asked for, or twice the ratings' own `tolerance` where that is more."""
+    """The requested margin, or twice the ratings' own `tolerance` if that is larger."""
 
     @property
     def invalid(self) -> tuple[int, ...]:
-        """Indices that could not be measured; the end of `order`."""
+        """Indices of images that could not be measured: the end of `order`."""
         return tuple(index for index in self.order if not bool(self.ratings.valid[index]))
 
 
 def rank(
     iqa_or_reward: Any, images: Any, mode: str = "direct", tie_margin: float = 0.01, kappa: float = 0.0
 ) -> Ranking:
-    """Return the images' ranking by mean - kappa x std, higher first; equal ones keep the order given.
+    """Rank images by mean - kappa x std, highest first. Equal images keep their input order.
 
-    Takes a ZoomIQA, read with strict=True so that no image's place depends on its company, or any Reward (`mode` is
-    then the reward's own matter). kappa > 0 prefers images that the model is sure about and needs a source with a
-    spread. Raises ValueError for a negative or NaN number, or a kappa without spread; ImageError from a ZoomIQA.
+    The source is a ZoomIQA, which rates with strict=True so that no image influences another, or any Reward; `mode` is
+    then ignored. kappa > 0 prefers images with a small standard deviation and needs a source that has one.
+    Raises ValueError for a negative or NaN number and for a kappa without standard deviation; ImageError (ZoomIQA).
     """
     if not tie_margin >= 0 or not kappa >= 0:
         raise ValueError(f"tie_margin={tie_margin}, kappa={kappa}: both must be at least 0")
     ratings = _measure(iqa_or_reward, images, mode)
     means, stds, valid = (values.tolist() for values in (ratings.mean, ratings.std, ratings.valid))
     if kappa > 0 and any(ok and math.isnan(std) for std, ok in zip(stds, valid, strict=True)):
-        raise ValueError(f"kappa={kappa} needs a spread, but some ratings have none; use mode='direct' or kappa=0")
+        raise ValueError(
+            f"kappa={kappa} needs a standard deviation, but some ratings have none; use mode='direct' or kappa=0"
+        )
     keys = [mean - kappa * std if kappa > 0 else mean for mean, std in zip(means, stds, strict=True)]
     measured = sorted((index for index, ok in enumerate(valid) if ok), key=lambda index: -keys[index])
     failed = [index for index, ok in enumerate(valid) if not ok]

@@ -1,4 +1,4 @@
-"""What measuring returns: ratings, scores and assessments. A failed measurement is NaN with `valid=False`."""
+"""Results of measuring: ratings, scores and assessments. A failed measurement is NaN with `valid=False`."""
 
 import math
 from dataclasses import dataclass, field
@@ -14,56 +14,56 @@ STD_KINDS = ("token", "samples", "none")
 
 @dataclass(frozen=True, kw_only=True)
 class RatingSpread:
-    """The distribution over ratings that the probabilities of an answer's rating tokens describe."""
+    """Distribution over ratings, from the probabilities of an answer's rating tokens."""
 
     mean: float
-    """1..5; renormalised over `mass`. Not the rating: that is the number in the text."""
+    """1..5; renormalised over `mass`. It is not the rating, which is the number in the text."""
     std: float
     mass: float
-    """Share of the probability, 0..1, that the alternatives told of put on ratings."""
+    """Share of the probability, 0..1, that the listed alternatives put on ratings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assessment:
-    """One image's rating in words: what was asked, answered and looked at, round by round."""
+    """The rating of one image in words: prompt, answer and region of each round."""
 
     rating: float
     """Clipped to 1..5; NaN if invalid."""
     std: float
-    """Standard deviation of `spread` where it holds at least half of the probability; NaN otherwise."""
+    """Standard deviation of `spread` if it holds at least half of the probability; NaN otherwise."""
     turns: tuple[Turn, ...]
-    """One or two rounds. An unreadable round 2 stands here with round 1 before it."""
+    """One or two rounds. An unreadable round 2 is kept here too, after round 1."""
     valid: bool
     error: str | None = None
     """Why there is no rating."""
     warning: str | None = None
-    """What was odd about a rating that stands: round 1 could not be routed, or an answer was cut short."""
+    """A problem with a rating that is still valid: round 1 had no readable route, or an answer was cut short."""
     spread: RatingSpread | None = None
-    """At the rating's tokens, where a text server tells their log-probabilities."""
+    """From the log-probabilities of the rating's tokens, if a text server returns them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scores:
-    """What a reward returns for a batch of images. Higher is better, always.
+    """Scores of a batch of images by a reward. Higher is always better.
 
-    NaN is never a measurement: an entry whose value is NaN is not valid, whatever was passed, and a value that is not
-    valid reads NaN.
+    NaN is never a measurement. An entry whose value is NaN is not valid, whatever was passed, and the value of an
+    entry that is not valid is NaN.
     """
 
     value: Tensor
     """[batch] float32; NaN where not valid."""
     valid: Tensor
-    """[batch] bool; False: not measured. Drop the sample, never read it as a low score."""
+    """[batch] bool; False: not measured. Drop the image; never read it as a low score."""
     std: Tensor
-    """[batch] float32; NaN where the reward knows no spread."""
+    """[batch] float32; NaN if the reward has no standard deviation."""
     errors: tuple[str | None, ...] = ()
-    """One entry per image: None, or why it could not be measured. Always [batch] long after construction."""
+    """One entry per image: None, or the reason why it could not be measured. Always [batch] long."""
     answers: tuple[tuple[Assessment, ...], ...] | None = None
-    """Of a reward that answers in words: for each image its assessments, one per sample."""
+    """If the reward answers in words: the assessments of each image, one per sample."""
     terms: tuple[dict[str, Any], ...] | None = None
-    """Of a reward made of several: one dictionary per term, with `name`, `weight` and the list `raw`."""
+    """If the reward is a sum: one dictionary per term, with `name`, `weight` and the list `raw`."""
     info: dict[str, Any] = field(default_factory=dict)
-    """What else a reward reports. `info["errors"]` and `info["terms"]` repeat the fields of these names."""
+    """Further reports of a reward. `info["errors"]` and `info["terms"]` repeat the fields of these names."""
 
     def __post_init__(self) -> None:
         if not self.value.shape == self.std.shape == self.valid.shape or self.value.ndim != 1:
@@ -88,19 +88,19 @@ class Scores:
         return self.value.shape[0]
 
     def reason(self, index: int, name: str) -> str:
-        """Return why image `index` was not measured, in words that name the reward even where no reason was given."""
+        """Return why image `index` was not measured. Without a reason, return a sentence with the reward's name."""
         return self.errors[index] or f"{name} could not measure it and gave no reason"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ratings(Scores):
-    """Ratings of a batch of images on the scale 1 bad .. 5 excellent, one entry per image in the order given."""
+    """Ratings of a batch of images from 1 (bad) to 5 (excellent), one entry per image in input order."""
 
     std_kind: str
-    """`token`: spread of the rating-token distribution; `samples`: spread over sampled answers (NaN for a greedy
-    one, whose text already names the number); `none`: the source knows no spread."""
+    """Source of the standard deviation. `token`: the distribution over rating tokens; `samples`: sampled answers (NaN
+    for one greedy answer); `none`: there is none."""
     tolerance: float = 0.0
-    """How far a mean may be off because the distribution was not read whole, as over a text server."""
+    """Possible error of a mean because the distribution was not read completely, as over a text server."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,5 +109,5 @@ class Ratings(Scores):
 
     @property
     def mean(self) -> Tensor:
-        """[batch] float32 in 1..5, NaN where not valid: `value` under the scale's own name."""
+        """[batch] float32 in 1..5, NaN if not valid: another name of `value`."""
         return self.value

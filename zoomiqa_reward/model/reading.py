@@ -1,6 +1,6 @@
 """Rows read by the model, sharing what they have in common: images of one size, and the text before the first image.
 
-`Shared` lives as long as one call of `rate` or `assess`: within it the weights stay as they are. It holds the states of
+`SharedReading` lives as long as one call of `rate` or `assess`: within it the weights stay as they are. It holds the states of
 the text before the first image (system and protocol, 216 of 1269 tokens for the 7B), which every view of every image
 begins with, and the features of images that are shown again, as in round 2 and to every sample.
 """
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from zoomiqa_reward.model.checkpoint import Checkpoint
-from zoomiqa_reward.model.inputs import Row, check_row
-from zoomiqa_reward.model.language import Read, Span, States, read
-from zoomiqa_reward.model.tower import Features, read_images
+from zoomiqa_reward.model.inputs import TokenRow, check_row
+from zoomiqa_reward.model.language import ImageSpan, ReadStates, ReadTokens, read
+from zoomiqa_reward.model.tower import ImageFeatures, read_images
 
 MIN_SHARED = 16
 """Tokens of common text that are worth a pass of their own."""
@@ -24,12 +24,12 @@ Shape = tuple[Any, ...]
 
 
 @dataclass(eq=False)
-class Shared:
+class SharedReading:
     """What the rows of one call have in common."""
 
-    before: dict[tuple[int, ...], States] = field(default_factory=dict)
+    before: dict[tuple[int, ...], ReadStates] = field(default_factory=dict)
     """By the tokens that were read."""
-    features: dict[int, tuple[Tensor, Features]] = field(default_factory=dict)
+    features: dict[int, tuple[Tensor, ImageFeatures]] = field(default_factory=dict)
     """By the identity of an image's patches, which are kept with them."""
 
     def forget_images(self) -> None:
@@ -53,15 +53,15 @@ def reads_itself(checkpoint: Checkpoint) -> bool:
     )
 
 
-def shape_of(checkpoint: Checkpoint, row: Row) -> Shape:
+def shape_of(checkpoint: Checkpoint, row: TokenRow) -> Shape:
     """Return what rows must share to be read as one batch: length, each image's place and grid, and common text."""
     starts = _starts(checkpoint, row)
     common = tuple(row.input_ids[: _common(starts)].tolist())
     return row.input_ids.shape[0], tuple(starts), tuple(map(tuple, row.image_grid_thw.tolist())), common
 
 
-def image_features(checkpoint: Checkpoint, rows: Sequence[Row], shared: Shared) -> None:
-    """Read the images of rows that were not read yet, those of one size together."""
+def image_features(checkpoint: Checkpoint, rows: Sequence[TokenRow], shared: SharedReading) -> None:
+    """ReadTokens the images of rows that were not read yet, those of one size together."""
     waiting: dict[tuple[int, int], list[Tensor]] = {}
     for row in rows:
         for patches, (_, height, width) in zip(row.patches, row.image_grid_thw.tolist(), strict=True):
@@ -78,16 +78,16 @@ def image_features(checkpoint: Checkpoint, rows: Sequence[Row], shared: Shared) 
 
 def read_rows(
     checkpoint: Checkpoint,
-    rows: Sequence[Row],
-    shared: Shared,
+    rows: Sequence[TokenRow],
+    shared: SharedReading,
     *,
     append: Sequence[int] = (),
     tree: Tensor | None = None,
     depths: Tensor | None = None,
     last: int = 1,
     keep: bool = False,
-) -> Read:
-    """Read rows of one shape (`shape_of`), and tokens that follow every row, in one pass.
+) -> ReadTokens:
+    """ReadTokens rows of one shape (`shape_of`), and tokens that follow every row, in one pass.
 
     append: ids; the last of them are the nodes of the `tree`, bool [nodes, nodes], whose `depths` are their positions
     behind what stands before them. last, keep: as for `language.read`.
@@ -107,7 +107,9 @@ def read_rows(
     common = _common(starts)
     before = _read_before(checkpoint, ids[0, :common], shared) if common else None
     spans = [
-        Span(start=start - common, features=Features.stack([shared.features[id(row.patches[k])][1] for row in rows]))
+        ImageSpan(
+            start=start - common, features=ImageFeatures.stack([shared.features[id(row.patches[k])][1] for row in rows])
+        )
         for k, start in enumerate(starts)
     ]
     found = read(
@@ -117,7 +119,7 @@ def read_rows(
     return replace(found, following=int(positions[0, 0, -1]) + 1)
 
 
-def _starts(checkpoint: Checkpoint, row: Row) -> list[int]:
+def _starts(checkpoint: Checkpoint, row: TokenRow) -> list[int]:
     """Return the place of each image's first token."""
     merge = int(checkpoint.image_processor.merge_size) ** 2
     places = (row.input_ids == checkpoint.image_token_id).nonzero()[:, 0].tolist()
@@ -128,7 +130,7 @@ def _starts(checkpoint: Checkpoint, row: Row) -> list[int]:
     return starts
 
 
-def _positions(checkpoint: Checkpoint, row: Row, ids: Tensor) -> Tensor:
+def _positions(checkpoint: Checkpoint, row: TokenRow, ids: Tensor) -> Tensor:
     """Return int64 [3, 1, tokens] on the CPU: the library's 3-D positions, one row's, which all of its shape share."""
     found, _ = checkpoint.model.model.get_rope_index(
         ids, mm_token_type_ids=(ids == checkpoint.image_token_id).long(), image_grid_thw=row.image_grid_thw.cpu(),
@@ -146,7 +148,7 @@ def _common(starts: Sequence[int]) -> int:
     return starts[0] if len(starts) == 1 and starts[0] >= MIN_SHARED else 0
 
 
-def _read_before(checkpoint: Checkpoint, ids: Tensor, shared: Shared) -> States:
+def _read_before(checkpoint: Checkpoint, ids: Tensor, shared: SharedReading) -> ReadStates:
     known = tuple(ids.tolist())
     if known not in shared.before:
         positions = torch.arange(len(known)).expand(3, 1, -1).to(checkpoint.device)

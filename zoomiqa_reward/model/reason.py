@@ -7,7 +7,7 @@ whole answer and shows the image and the crop. What each failure means:
 - round 1 readable but not routable (no box, say): its rating stands, with a warning.
 - round 1 without rating and without a wish to look closer: no rating.
 - no answer at all (a server that failed): no rating; the turns before it are kept.
-- a number outside 1..5 is no rating: 72 is no better picture than 5, and 0 no worse one than 1. The turn keeps it.
+- a number outside 1..5 is no rating: 72 is no better image than 5, and 0 no worse one than 1. The turn keeps it.
 """
 
 import math
@@ -20,11 +20,11 @@ from torch import Tensor
 from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.direct import MIN_MASS
+from zoomiqa_reward.model.draws import sample_seeds
 from zoomiqa_reward.model.generate import Completion, Generate, Sampling, generate
-from zoomiqa_reward.model.inputs import Row, make_row
+from zoomiqa_reward.model.inputs import TokenRow, make_row
 from zoomiqa_reward.model.ratings import Assessment, RatingSpread
-from zoomiqa_reward.model.reading import Shared
-from zoomiqa_reward.model.row_noise import sample_seeds
+from zoomiqa_reward.model.reading import SharedReading
 from zoomiqa_reward.model.turns import PixelBox, Prompted, Turn, round1, round2
 from zoomiqa_reward.protocol.answers import AnswerError, read_rating, read_route, read_sections, read_tool
 from zoomiqa_reward.protocol.crops import usable_box, zoom
@@ -113,12 +113,12 @@ class _Writing:
     """Answers requests about images; what they share is prepared and read once, until it is forgotten."""
 
     def __init__(self, checkpoint: Checkpoint, write: Generate) -> None:
-        self.checkpoint, self.shared = checkpoint, Shared()
+        self.checkpoint, self.shared = checkpoint, SharedReading()
         self.prepared: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self.write = partial(generate, shared=self.shared) if write is generate else write
 
     def __call__(self, asked: Sequence[Prompted], sampling: Sampling) -> list[Completion]:
-        rows: list[Row] = []
+        rows: list[TokenRow] = []
         for place, prompted in enumerate(asked):
             is_same = place > 0 and _asks_the_same(asked[place - 1], prompted)  # as the samples of an image do
             rows.append(rows[-1] if is_same else make_row(self.checkpoint, prompted, prepared=self.prepared))

@@ -25,7 +25,7 @@ KEPT_SIZES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features:
+class ImageFeatures:
     """What the language model gets of images of one size."""
 
     tokens: Tensor
@@ -33,17 +33,17 @@ class Features:
     deep: tuple[Tensor, ...] = ()
     """The same shape, added behind the first language layers (Qwen3-VL's DeepStack)."""
 
-    def of(self, index: int) -> "Features":
+    def of(self, index: int) -> "ImageFeatures":
         """Return one image's, still with the axis of images."""
-        return Features(tokens=self.tokens[index : index + 1], deep=tuple(d[index : index + 1] for d in self.deep))
+        return ImageFeatures(tokens=self.tokens[index : index + 1], deep=tuple(d[index : index + 1] for d in self.deep))
 
     @staticmethod
-    def stack(parts: list["Features"]) -> "Features":
+    def stack(parts: list["ImageFeatures"]) -> "ImageFeatures":
         """Return the features of several images of one size."""
         if len(parts) == 1:
             return parts[0]
         deep = zip(*(part.deep for part in parts), strict=True)
-        return Features(tokens=torch.cat([part.tokens for part in parts]), deep=tuple(torch.cat(d) for d in deep))
+        return ImageFeatures(tokens=torch.cat([part.tokens for part in parts]), deep=tuple(torch.cat(d) for d in deep))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class _Plan:
     """The same, negative in its first half: what the swapped halves are multiplied with."""
 
 
-def read_images(model: nn.Module, patches: Tensor, grid: tuple[int, int]) -> Features:
+def read_images(model: nn.Module, patches: Tensor, grid: tuple[int, int]) -> ImageFeatures:
     """Return the features of images of one size.
 
     model: the whole Qwen-VL model. patches: [images, patches, patch_dim] as the image processor returns them; grid:
@@ -82,15 +82,17 @@ def read_images(model: nn.Module, patches: Tensor, grid: tuple[int, int]) -> Fea
         groups = whole if number in tower.fullatt_block_indexes else plan.groups
         hidden = recomputable(block, _block(block, plan, groups), hidden)
     tokens = tower.merger(hidden.flatten(0, 1)).view(images, count // merged, -1)
-    return Features(tokens=tokens.index_select(1, plan.back))
+    return ImageFeatures(tokens=tokens.index_select(1, plan.back))
 
 
-def _by_library(model: nn.Module, patches: Tensor, grid: tuple[int, int]) -> Features:
+def _by_library(model: nn.Module, patches: Tensor, grid: tuple[int, int]) -> ImageFeatures:
     images = patches.shape[0]
     grids = torch.tensor([[1, *grid]] * images, device=patches.device)
     found = model.model.get_image_features(patches.flatten(0, 1), grids, return_dict=True)
     deep = getattr(found, "deepstack_features", None) or ()
-    return Features(tokens=torch.stack(tuple(found.pooler_output)), deep=tuple(torch.stack(tuple(d)) for d in deep))
+    return ImageFeatures(
+        tokens=torch.stack(tuple(found.pooler_output)), deep=tuple(torch.stack(tuple(d)) for d in deep)
+    )
 
 
 def _block(block: nn.Module, plan: _Plan, groups: tuple[tuple[int, int], ...]) -> Callable[[Tensor], Tensor]:

@@ -1,7 +1,7 @@
-"""One turn of the protocol: what is asked, what is answered. Inference, SFT and RL all use this row type.
+"""One turn of the protocol: request and answer. Inference, SFT and RL use this type.
 
-Round 2 does not continue round 1's token stream: it is a fresh conversation that quotes round 1's answer. So a
-two-round trajectory is two independent (messages, completion) rows. This is the one place that builds them.
+Round 2 does not continue the tokens of round 1. It is a new conversation that quotes the answer of round 1. So a
+trajectory of two rounds is two independent rows of (messages, completion). Only this module builds them.
 Source: the shape of the official Zoom-IQA evaluator's messages.
 """
 
@@ -18,7 +18,7 @@ PixelBox = tuple[int, int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Prompted:
-    """What one turn asks: chat messages in transformers' form, and the images in the order they are named."""
+    """Request of one turn: chat messages in the form of transformers, and the images in the order of their mention."""
 
     messages: tuple[dict[str, Any], ...]
     images: tuple[Tensor, ...]
@@ -30,18 +30,18 @@ class Turn:
     """One answered turn."""
 
     prompt: str
-    """The user's text of this turn as rendered by the protocol (without chat template)."""
+    """The user's text of this turn, rendered by the protocol, without the chat template."""
     text: str
     """The model's raw answer."""
     sections: dict[str, str]
     """Section label -> text, for the labels of this round that were found."""
     bbox: Box | None
-    """Box as the model named it (shares of the sides, 0..1); None where it names none (all zero) or is unreadable."""
+    """Box in the answer, as fractions of the sides; None if it is all zero or unreadable."""
     crop_box: PixelBox | None
-    """The region that this turn looked at, in pixels (left, top, right, bottom); None in round 1."""
+    """Region shown in this turn, in pixels (left, top, right, bottom); None in round 1."""
     tool: str | None
     rating: float
-    """As read, not clipped; NaN if unreadable."""
+    """Rating in the text, not clipped; NaN if unreadable."""
 
 
 def _text(text: str) -> dict[str, str]:
@@ -52,14 +52,14 @@ _IMAGE = {"type": "image"}
 
 
 def round1(protocol: Protocol, image: Tensor, question: str | None = None) -> Prompted:
-    """Return round 1's request: the prompt and the whole image, in the protocol's order."""
+    """Return the request of round 1: prompt and whole image, in the order of the protocol."""
     prompt = _text(protocol.round1.render(question or protocol.questions[0]))
     content = [prompt, _IMAGE] if protocol.image_order == "text_first" else [_IMAGE, prompt]
     return Prompted(messages=({"role": "user", "content": content},), images=(image,))
 
 
 def round2(protocol: Protocol, image: Tensor, crop: Tensor, answer1: str, question: str | None = None) -> Prompted:
-    """Return round 2's request: the quoted round 1, then the whole image and the crop."""
+    """Return the request of round 2: round 1 as a quotation, then the whole image and the crop."""
     question = question or protocol.questions[0]
     whole_label, crop_label = protocol.image_labels
     content = [_text(protocol.round2.render(question)), _text(whole_label), _IMAGE, _text(crop_label), _IMAGE]

@@ -31,10 +31,10 @@ class View:
     """Share in the image's rating; a plan's weights sum to 1."""
 
 
-def spread(length: int, side: int) -> list[int]:
+def even_offsets(length: int, side: int) -> list[int]:
     """Return offsets of the fewest spans of `side` that cover `length`, evenly spread from edge to edge.
 
-    >>> spread(500, 336), spread(336, 336)
+    >>> even_offsets(500, 336), even_offsets(336, 336)
     ([0, 164], [0])
     """
     count = -(-length // side)
@@ -43,10 +43,10 @@ def spread(length: int, side: int) -> list[int]:
     return [i * (length - side) // (count - 1) for i in range(count)]
 
 
-def shares(offsets: Sequence[int], side: int, length: int) -> list[float]:
+def nearest_shares(offsets: Sequence[int], side: int, length: int) -> list[float]:
     """Return for each span the share of `length` that is nearer to its centre than to any other's; sums to 1.
 
-    >>> shares([0, 164], 336, 500)
+    >>> nearest_shares([0, 164], 336, 500)
     [0.5, 0.5]
     """
     middles = [(a + b + side) / 2 for a, b in pairwise(offsets)]
@@ -84,9 +84,9 @@ def plan_views(
         views.append(View(scale=None, top=0, left=0, size=whole, weight=whole_weight / total))
     for scale, weight, at_height, at_width in by_scale:
         size = (min(tile, at_height // factor * factor), min(tile, at_width // factor * factor))
-        tops, lefts = spread(at_height, size[0]), spread(at_width, size[1])
-        for top, share_y in zip(tops, shares(tops, size[0], at_height), strict=True):
-            for left, share_x in zip(lefts, shares(lefts, size[1], at_width), strict=True):
+        tops, lefts = even_offsets(at_height, size[0]), even_offsets(at_width, size[1])
+        for top, share_y in zip(tops, nearest_shares(tops, size[0], at_height), strict=True):
+            for left, share_x in zip(lefts, nearest_shares(lefts, size[1], at_width), strict=True):
                 views.append(
                     View(scale=scale, top=top, left=left, size=size, weight=weight / total * share_y * share_x)
                 )

@@ -1,4 +1,4 @@
-"""`ZoomIQA`: the quality model as one object: load it, assess in words, rate in numbers."""
+"""`ZoomIQA`: load a quality model, describe images in words, rate them in numbers."""
 
 import math
 import os
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ZoomIQA:
-    """A Zoom-IQA model. Build it with `from_pretrained`."""
+    """A Zoom-IQA model. Create it with `from_pretrained` or `from_server`."""
 
     checkpoint: Checkpoint
 
@@ -44,7 +44,7 @@ class ZoomIQA:
         quantization_config: Any = None,
         attn_implementation: str | None = None,
     ) -> "ZoomIQA":
-        """Return the model of an embedded name (`nano`), a folder or a hub id; see `checkpoint.load_checkpoint`.
+        """Load a model: `nano` (embedded), a folder or a hub id. Arguments: see `checkpoint.load_checkpoint`.
 
         Raises CheckpointError, ProtocolError.
         """
@@ -58,39 +58,39 @@ class ZoomIQA:
 
     @staticmethod
     def from_server(base_url: str, model: str, **options: Any) -> "RemoteZoomIQA":
-        """Return a model behind an OpenAI-compatible text server; arguments: `text_server.RemoteZoomIQA.from_server`.
+        """Use a model behind an OpenAI-compatible text server. Arguments: see `text_server.RemoteZoomIQA.from_server`.
 
-        Raises ProtocolError, ValueError, ImportError without the extra `serve`.
+        Raises ProtocolError, ValueError; ImportError if the extra `serve` is missing.
         """
         from zoomiqa_reward.model.text_server import RemoteZoomIQA
 
         return RemoteZoomIQA.from_server(base_url, model, **options)
 
     def with_views(self, views: ViewPolicy) -> "ZoomIQA":
-        """Return the same model, weights shared, whose `direct` reads other views.
+        """Return the same model, with shared weights, whose `direct` mode reads other views.
 
-        `ViewPolicy.whole()` makes a cheap first stage of a cascade. Its ratings and fingerprint are not this one's.
+        `ViewPolicy.whole()` makes a cheap first stage of a cascade. Ratings and fingerprint differ from this model's.
         """
         return ZoomIQA(replace(self.checkpoint, protocol=replace(self.protocol, views=views)))
 
     @property
     def differentiable(self) -> bool:
-        """Whether `rate(grad=True)` works in mode `direct`: it does for a model in this process."""
+        """Whether `rate(grad=True)` works in mode `direct`: true for a model in this process."""
         return True
 
     @property
     def name(self) -> str:
-        """The checkpoint's short name, with its adapter's."""
+        """Short name of the checkpoint and its adapter."""
         return self.checkpoint.name
 
     @property
     def protocol(self) -> Protocol:
-        """How the model is asked."""
+        """Prompts, crop rules and decoding of this model."""
         return self.checkpoint.protocol
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """Device of the model."""
         return self.checkpoint.device
 
     @property
@@ -100,17 +100,17 @@ class ZoomIQA:
 
     @property
     def fingerprint_parts(self) -> dict[str, Any]:
-        """What the fingerprint is made of."""
+        """The values that the fingerprint covers."""
         return fingerprint_parts(self.checkpoint)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The name and what the fingerprint is made of: which option changed is seen there."""
+        """The name and the values behind the fingerprint, which show which option changed."""
         return {"name": self.name, **self.fingerprint_parts}
 
     @cached_property
     def trie(self) -> RatingTrie:
-        """All ratings 1.00 .. 5.00 in this tokenizer."""
+        """Tree of all ratings 1.00 .. 5.00 in this tokenizer."""
         return trie_of(self.checkpoint)
 
     @canonical
@@ -126,11 +126,11 @@ class ZoomIQA:
         batch_size: int = 8,
         max_new_tokens: int | None = None,
     ) -> list[Assessment]:
-        """Return one assessment an image, in order: the model's words, its boxes, its rating.
+        """Return one assessment per image, in order: words, boxes and rating.
 
-        Greedy at temperature 0; above, answers are sampled (top-p and top-k as the protocol says) and `seed` makes
-        them repeatable. strict: every image alone in its batches. An unreadable answer gives `valid=False`, never
-        an exception. Raises ImageError for an image that cannot be read.
+        At temperature 0 answers are greedy. Above, they are sampled with the protocol's top-p and top-k, and `seed`
+        makes them repeatable. strict: each image has its own batches. An unreadable answer gives `valid=False`,
+        never an exception. Raises ImageError for an image that cannot be read.
         """
         sampling = sampling_of(self.protocol, temperature, seed, max_new_tokens)
         found = assess_images(
@@ -156,29 +156,29 @@ class ZoomIQA:
         max_new_tokens: int | None = None,
         gradient_checkpointing: bool = False,
     ) -> Ratings:
-        """Return the ratings [batch] of images: 1 bad .. 5 excellent, NaN with `valid=False` where not measured.
+        """Return ratings [batch] from 1 (bad) to 5 (excellent); NaN with `valid=False` if not measured.
 
-        An image without content (`images.content`) is not valid in either mode; `errors` says why.
-        direct: mean and standard deviation of the rating tokens' distribution over the image's views; not valid
-        where the ratings hold less than half of the probability. grad=True keeps the graph to the images, which must
+        An image without content (`images.content`) is not valid in either mode; `errors` holds the reason.
+        direct: mean and standard deviation of the distribution over rating tokens, over the views of the image. Not
+        valid if ratings hold less than half of the probability. grad=True keeps the graph to the images, which must
         be tensors that require a gradient; gradient_checkpointing then recomputes activations in `backward`.
-        reason: the number that the answer names (std NaN), or over `num_samples` sampled answers their mean and
-        unbiased standard deviation; valid where more than half of them could be read. Sampling uses the protocol's
-        temperature (1 if that is greedy) unless one is given.
-        strict: each image in its own forward passes, so that its rating is bit-equal every time and in any company.
+        reason: the number in the answer (std NaN). With `num_samples` above 1: mean and unbiased standard deviation of
+        sampled answers; valid if more than half of them can be read. Sampling uses `temperature`, by default the
+        protocol's (1 if that is greedy).
+        strict: each image has its own forward passes, so its rating is bit-equal every time, beside any images.
         Tensors come back on the CPU, with grad=True on the model's device. Raises ImageError, ValueError.
         """
         if mode not in MODES:
             raise ValueError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
         if gradient_checkpointing and not grad:
-            raise ValueError("gradient_checkpointing belongs to grad=True; without a graph nothing is kept anyway")
+            raise ValueError("gradient_checkpointing needs grad=True; without a graph no activations are kept")
         if mode == "reason":
             if grad:
                 raise ValueError("grad=True needs mode='direct': text has no gradient")
             return self._rate_reason(images, question, rounds, num_samples, temperature, seed, strict, batch_size,
                                      max_new_tokens)  # fmt: skip
         if num_samples != 1 or temperature is not None:
-            raise ValueError("num_samples and temperature belong to mode='reason'; 'direct' samples nothing")
+            raise ValueError("num_samples and temperature need mode='reason'; 'direct' does not sample")
         if grad:
             require_gradient(split_images(images))
         model = self.checkpoint.model

@@ -1,9 +1,9 @@
-"""The contract of a reward: what best-of-N, tuning, the check, the cache and the server may ask of it.
+"""The interface of a reward, as best-of-N, tuning, the check, the cache and the server use it.
 
-Subclass `Reward` and give `name`, `score_range` and `__call__`; every other member has a default. The defaults that
-depend on other rewards (`groupwise`, `labels`) follow `parts`, and `parts` finds the rewards that an object holds in
-its attributes. So a new wrapper is seen by every guard even where its author declares nothing. Objects that have the
-members without subclassing work too: the functions below apply the same defaults to them.
+Subclass `Reward` and give `name`, `score_range` and `__call__`; every other member has a default. The defaults of
+`groupwise` and `labels` follow from `parts`, and `parts` finds the rewards in an object's attributes. So every guard
+sees through a new wrapper, even if its author declares nothing. Objects that have the members without subclassing work
+too: the functions below apply the same defaults to them.
 """
 
 import math
@@ -23,13 +23,13 @@ from zoomiqa_reward.rewards.identity import state_digest
 
 NEEDS = frozenset({"lq", "hr", "prompts"})
 REQUIRED = ("name", "score_range", "differentiable", "deterministic", "needs")
-"""What an object that is no subclass of `Reward` has to bring, beside `__call__`."""
+"""Members that an object needs, beside `__call__`, if it is no subclass of `Reward`."""
 
 T = TypeVar("T")
 
 
 class GroupwiseError(ZoomIQAError, ValueError):
-    """A reward that compares images within a group was used where each value must stand alone."""
+    """A reward that compares images within a group was used although each value must have a meaning alone."""
 
 
 class _Default:
@@ -44,54 +44,53 @@ class _Default:
 
 
 class Reward(ABC):
-    """Anything that scores images. Higher is better, always: `value` comes back oriented."""
+    """Anything that scores images. Higher values are always better."""
 
     name: str
     score_range: tuple[float, float] = (-math.inf, math.inf)
-    """Smallest and largest value returned."""
+    """Smallest and largest value."""
     higher_is_better: bool = True
-    """True; the value returned is already oriented."""
+    """Always True: `__call__` negates a metric where lower is better."""
     differentiable: bool = False
-    """Whether `__call__` takes `grad=True` and its values then keep a graph to tensor images."""
+    """Whether `__call__` takes `grad=True` and then keeps the graph to tensor images."""
     deterministic: bool = True
     """Whether the same images give the same values."""
     needs: frozenset[str] = frozenset()
-    """Which of lq, hr and prompts must be given."""
+    """Which of `lq`, `hr` and `prompts` must be given."""
 
     @_Default
     def fingerprint(self) -> str:
-        """Cache key: a digest of all that the value depends on. Raises UnknownState where that is unknown."""
+        """Cache key: a digest of everything that the value depends on. Raises UnknownState if that cannot be read."""
         return state_digest(self)
 
     @_Default
     def identity(self) -> dict[str, Any]:
-        """What the fingerprint covers, by option, so that a folder of another run can name what changed."""
+        """The options behind the fingerprint, so that a folder of another run can name the one that changed."""
         return {"name": self.name}
 
     @_Default
     def parts(self) -> tuple["Reward", ...]:
-        """The rewards that this one's value is made of; by default those among its attributes."""
-        return tuple(_held(self, _is_reward))
+        """The rewards that make up this one; by default those among its attributes."""
+        return tuple(_find_members(self, _is_reward))
 
     @_Default
     def modules(self) -> tuple[nn.Module, ...]:
-        """Networks that this object holds, without those of its parts; by default those among its attributes."""
+        """Networks of this object, without those of its parts; by default those among its attributes."""
         return tuple(_networks(self))
 
     @_Default
     def groupwise(self) -> bool:
-        """Whether a value means something only beside the others of its group; by default, whether any part's does.
+        """Whether a value has a meaning only within its group; by default, whether this holds for any part.
 
-        Such a reward takes `groups=`, one hashable per image, and its values must not be cached or compared between
-        calls.
+        Such a reward takes `groups=`, one hashable per image. Its values must not be cached or compared between calls.
         """
         return any(is_groupwise(part) for part in parts_of(self))
 
     @_Default
     def labels(self) -> frozenset[str]:
-        """Names of the metrics that it was trained on, which may not judge it. By default those of a held model.
+        """Names of the metrics that made its training labels; these must not judge it. Without those of its parts.
 
-        Without those of its parts.
+        By default those of a model among its attributes.
         """
         return frozenset(_label_metrics(self))
 
@@ -101,13 +100,13 @@ class Reward(ABC):
 
 
 def parts_of(reward: Any) -> tuple[Any, ...]:
-    """Return the rewards that a reward is made of, also of an object that is no subclass of `Reward`."""
+    """Return the parts of a reward, also of an object that is no subclass of `Reward`."""
     parts = getattr(reward, "parts", None)
-    return tuple(_held(reward, _is_reward)) if parts is None else tuple(parts)
+    return tuple(_find_members(reward, _is_reward)) if parts is None else tuple(parts)
 
 
 def walk(reward: Any) -> Iterator[Any]:
-    """Yield a reward and everything that it is made of, each object once, outermost first."""
+    """Yield a reward and all of its parts, each object once, outermost first."""
     seen: set[int] = set()
     waiting = [reward]
     while waiting:
@@ -120,13 +119,13 @@ def walk(reward: Any) -> Iterator[Any]:
 
 
 def is_groupwise(reward: Any) -> bool:
-    """Return whether a reward's values are relative to a group. Without the member, whether those of a part are."""
+    """Return whether a reward's values are relative to a group: by its member `groupwise`, else by its parts."""
     declared = getattr(reward, "groupwise", None)
     return any(is_groupwise(part) for part in parts_of(reward)) if declared is None else bool(declared)
 
 
 def require_pointwise(reward: Any, why: str) -> None:
-    """Raise GroupwiseError for a reward whose values mean nothing alone. why: what the caller does with a value."""
+    """Raise GroupwiseError for a reward whose values have no meaning alone. why: how the caller uses a value."""
     if is_groupwise(reward):
         raise GroupwiseError(
             f"reward {reward.name!r} compares each image with its group, but {why}: give every Term "
@@ -200,14 +199,14 @@ def missing_members(candidate: Any) -> list[str]:
 
 def _networks(owner: Any) -> Iterator[nn.Module]:
     """Yield the networks among an object's attributes, those of quality models included."""
-    for value in _held(owner, lambda value: isinstance(value, nn.Module) or hasattr(value, "checkpoint")):
+    for value in _find_members(owner, lambda value: isinstance(value, nn.Module) or hasattr(value, "checkpoint")):
         network = value if isinstance(value, nn.Module) else getattr(value.checkpoint, "model", None)
         if isinstance(network, nn.Module):
             yield network
 
 
 def _label_metrics(owner: Any) -> Iterator[str]:
-    for model in _held(owner, lambda value: hasattr(getattr(value, "protocol", None), "label_metrics")):
+    for model in _find_members(owner, lambda value: hasattr(getattr(value, "protocol", None), "label_metrics")):
         yield from model.protocol.label_metrics
 
 
@@ -215,22 +214,22 @@ def _is_reward(value: Any) -> bool:
     return not isinstance(value, type | nn.Module | Tensor) and not missing_members(value)
 
 
-def _held(owner: Any, wanted: Callable[[Any], bool]) -> Iterator[Any]:
+def _find_members(owner: Any, wanted: Callable[[Any], bool]) -> Iterator[Any]:
     """Yield what is wanted among an object's attributes, also inside lists, tuples, dictionaries and dataclasses."""
     try:
         attributes = vars(owner)
     except TypeError:
         return
-    yield from _among(attributes.values(), wanted, depth=3)
+    yield from _search(attributes.values(), wanted, depth=3)
 
 
-def _among(values: Iterable[Any], wanted: Callable[[Any], bool], depth: int) -> Iterator[Any]:
+def _search(values: Iterable[Any], wanted: Callable[[Any], bool], depth: int) -> Iterator[Any]:
     for value in values:
         if wanted(value):
             yield value
         elif depth and isinstance(value, list | tuple | set | frozenset):
-            yield from _among(value, wanted, depth - 1)
+            yield from _search(value, wanted, depth - 1)
         elif depth and isinstance(value, dict):
-            yield from _among(value.values(), wanted, depth - 1)
+            yield from _search(value.values(), wanted, depth - 1)
         elif depth and hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
-            yield from _among((getattr(value, key, None) for key in value.__dataclass_fields__), wanted, depth - 1)
+            yield from _search((getattr(value, key, None) for key in value.__dataclass_fields__), wanted, depth - 1)

@@ -1,8 +1,8 @@
-"""A reward that remembers: values in one SQLite file, safe with several processes, bounded, and never a wrong hit.
+"""Cache the values of a reward in one SQLite file of bounded size, which several processes may share.
 
 The key is the sha256 of the image's float32 pixels and shape, of the same of lq and hr, of the prompt, and of the
 reward's fingerprint, mode and strictness: a file that changes, another checkpoint, protocol, dtype or library version
-is another key. Values come back bit for bit. A failed measurement is not kept, so it is tried again next time.
+is another key. Values come back bit for bit. A failed measurement is not stored, so it is tried again next time.
 """
 
 import hashlib
@@ -27,35 +27,35 @@ from zoomiqa_reward.runs.settings import identity_of
 __all__ = ["CacheError", "CacheStats", "CachedReward", "make_key"]
 
 WINDOW = 64
-"""Images looked up, measured and stored at a time: what a killed run loses at most."""
+"""Images that are looked up, measured and stored together: the most that a killed run loses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheStats:
-    """What a cache did since it was opened, in this process, and what the file holds."""
+    """Counts of a cache since it was opened in this process, and the size of its file."""
 
     hits: int
     misses: int
-    """Measured and stored."""
+    """Images measured and stored."""
     failures: int
-    """Could not be measured; not stored."""
+    """Images that could not be measured; not stored."""
     bypassed: int
     """Images of calls with grad=True."""
     entries: int
     size_bytes: int
-    """Of the file's pages in use, without its write-ahead log."""
+    """Size of the pages in use, without the write-ahead log."""
 
     @property
     def hit_rate(self) -> float:
-        """Hits over everything that was looked up; NaN before the first."""
+        """Hits divided by look-ups; NaN before the first."""
         asked = self.hits + self.misses + self.failures
         return self.hits / asked if asked else math.nan
 
 
 class CachedReward(Reward):
-    """`reward` with a memory. The same interface, the same values; use it as a context manager or `close()` it.
+    """Cache for `reward`, with the same interface and values. Use it as a context manager or call `close()`.
 
-    Calls with grad=True go straight to the reward: a stored number has no graph. Nothing is read or stored then.
+    Calls with grad=True skip the cache, because a stored number has no graph.
     """
 
     def __init__(
@@ -66,17 +66,15 @@ class CachedReward(Reward):
         max_bytes: int = 256 << 20,
         busy_timeout_s: float = 30.0,
     ) -> None:
-        """Remember `reward` in the file `path`, which several processes and rewards may share; on a local disk.
+        """Cache `reward` in the file `path` on a local disk. Several processes and rewards may share it.
 
-        max_bytes: of the file; beyond it the least recently used tenth goes. busy_timeout_s: how long to wait for
-        another process that is writing.
-        Raises ValueError for a reward whose values cannot be kept: drawn at random, relative to a group
-        (GroupwiseError), or dependent on state that cannot be read (UnknownState).
+        max_bytes: size limit of the file; beyond it the least recently used tenth is deleted. busy_timeout_s: longest
+        wait for another process that is writing.
+        Raises ValueError for a reward that is random, GroupwiseError for one whose values are relative to a group, and
+        UnknownState for one whose state cannot be read.
         """
         if not reward.deterministic:
-            raise ValueError(
-                f"reward {reward.name!r} is random: a cache would repeat one draw for ever; give it a seed"
-            )
+            raise ValueError(f"reward {reward.name!r} is random: a cache would repeat one draw forever; give it a seed")
         require_pointwise(reward, "no key of a cache can hold a group: cache its terms instead")
         _ = reward.fingerprint  # raises UnknownState here, not after the first measurement
         self.reward = reward
@@ -87,17 +85,17 @@ class CachedReward(Reward):
 
     @property
     def fingerprint(self) -> str:
-        """The reward's own: remembering changes no value."""
+        """The fingerprint of the reward: the cache changes no value."""
         return self.reward.fingerprint
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The reward's own."""
+        """The identity of the reward."""
         return identity_of(self.reward)
 
     @property
     def stats(self) -> CacheStats:
-        """Counts of this object since it was made, and the file's size."""
+        """Counts since this object was created, and the size of the file."""
         entries, size_bytes = self.store.size()
         return CacheStats(**self._counts, entries=entries, size_bytes=size_bytes)
 
@@ -121,11 +119,11 @@ class CachedReward(Reward):
         *,
         grad: bool = False,
     ) -> Scores:
-        """Return the reward's scores, on the CPU; an image that stands twice in a call is measured once.
+        """Return the reward's scores on the CPU. An image that occurs twice in a call is measured once.
 
         `info`: `errors`, and `cache` with this call's `hits`, `misses`, `failures` and `hit_rate` (hits over all);
-        what else the reward puts into its info is not kept. Raises what the reward raises, ValueError where lq, hr or
-        prompts are not as many as the images.
+        other entries of the reward's info are not kept. Raises the exceptions of the reward, and ValueError if the
+        number of lq, hr or prompts differs from the number of images.
         """
         sources = split_images(images)
         if grad:

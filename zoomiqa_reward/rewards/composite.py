@@ -1,4 +1,4 @@
-"""Several rewards as one: each normalised within its group, weighted, added, and its share of the result reported."""
+"""Combine several rewards: normalise each within its group, weight, add, and report the share of each."""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -19,11 +19,11 @@ from zoomiqa_reward.runs.settings import identity_of
 
 @dataclass(frozen=True)
 class Term:
-    """One reward of a sum."""
+    """One reward in a sum."""
 
     reward: Reward
     weight: float = 1.0
-    """Factor after normalisation; at least 0. 0 measures and reports the term without using it."""
+    """Factor after normalisation, at least 0. With 0 the term is measured and reported but not used."""
     normalise: str = "z"
     """`z`, `minmax`, `quantile` or `raw`; see `normalise.normalised`."""
 
@@ -40,15 +40,17 @@ class Term:
 class CompositeReward(Reward):
     """A weighted sum of rewards, each normalised within its group first.
 
-    The value of an image depends on its group, so it means nothing across groups or calls: pass whole groups, and
-    cache the terms rather than the sum. With every term `raw` it is a plain weighted sum.
+    The value of an image depends on its group, so it has no meaning across groups or calls. Pass whole groups, and
+    cache the terms instead of the sum. If every term is `raw`, this is a plain weighted sum.
     """
 
     def __init__(self, terms: Sequence[Term], *, name: str | None = None) -> None:
-        """Add up `terms`. Raises ValueError for none, or where no weight is above 0."""
+        """Combine `terms`. Raises ValueError for no terms, or if no weight is above 0."""
         self.terms = tuple(terms)
         if not any(term.weight > 0 for term in self.terms):
-            raise ValueError(f"terms: {len(self.terms)} given, none with a weight above 0: the sum would always be 0")
+            raise ValueError(
+                f"terms: {len(self.terms)} given, but none has a weight above 0, so the sum would always be 0"
+            )
         self.name = name or "+".join(f"{term.weight:g}*{term.reward.name}" for term in self.terms)
         self._compares = any(term.normalise != "raw" for term in self.terms)
         self.groupwise = self._compares or any(is_groupwise(term.reward) for term in self.terms)
@@ -61,24 +63,24 @@ class CompositeReward(Reward):
 
     @property
     def parts(self) -> tuple[Reward, ...]:
-        """The rewards of the terms that have a weight."""
+        """The rewards of all terms with a weight above 0."""
         return tuple(term.reward for term in self.terms if term.weight > 0)
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
-        """The networks of terms without a weight: those are measured too, and no part holds them."""
+        """The networks of terms with weight 0: these are measured too, and no part holds them."""
         return tuple(module for term in self.terms if term.weight == 0 for module in modules_of(term.reward))
 
     @property
     def fingerprint(self) -> str:
-        """Follows every term's fingerprint, weight and normalisation."""
+        """Covers the fingerprint, weight and normalisation of every term."""
         return state_digest(
             "composite", [(term.reward.fingerprint, float(term.weight), term.normalise) for term in self.terms]
         )
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Each term's weight, normalisation and identity."""
+        """Weight, normalisation and identity of each term."""
         return {"name": self.name, "terms": [
             {"weight": float(term.weight), "normalise": term.normalise, "reward": identity_of(term.reward)}
             for term in self.terms
@@ -95,16 +97,16 @@ class CompositeReward(Reward):
         groups: Sequence[Hashable] | Tensor | None = None,
         grad: bool = False,
     ) -> Scores:
-        """Return the sums. An image that a term with a weight could not measure is not valid.
+        """Return the sums. An image is not valid if a term with a weight above 0 could not measure it.
 
-        groups: one hashable an image, equal for images that are compared; by default the pixels of `lq` and the
-        prompt. A term's statistics come from all images of the group that this term could measure.
+        groups: one hashable per image, equal for images of one group; by default the pixels of `lq` and the prompt.
+        The statistics of a term come from all images of the group that this term could measure.
 
-        `info["groups"]`: the number of each image's group. `terms`: one per term in order, with its `name`,
+        `info["groups"]`: the index of each image's group. `terms`: one entry per term in order, with its `name`,
         `weight` and `normalise`, the lists `raw` and `normalised`, and its `share` of the sum's variance within groups
         (the shares sum to 1; the formula is in `normalise.variance_shares`). `std` is NaN.
-        grad=True keeps the graph; statistics are constants in it, so each value depends on its own image alone.
-        Raises ValueError where groups cannot be told, or for grad=True with a term that has no gradient.
+        grad=True keeps the graph. Statistics are constants in it, so each value depends on its own image alone.
+        Raises ValueError if the groups are unknown, or for grad=True with a term that has no gradient.
         """
         sources = split_images(images)
         if grad and not self.differentiable:

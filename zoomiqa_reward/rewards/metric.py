@@ -1,4 +1,4 @@
-"""Any callable as a reward."""
+"""Turn any function of an image into a reward."""
 
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -17,11 +17,11 @@ from zoomiqa_reward.rewards.identity import state_digest
 
 
 class MetricReward(Reward):
-    """Any callable as a reward.
+    """Turn any function of an image into a reward.
 
-    `fn(image)` gets one float32 CHW image in [0, 1], on the CPU unless it came as a tensor, and returns a number (a
-    float or a tensor of one element). What `needs` names is passed by keyword, for that image: `lq` and `hr` as
-    such tensors, `prompts` as `prompt`, a text.
+    `fn(image)` gets one float32 CHW image in [0, 1], on the CPU unless it came as a tensor. It returns a number: a
+    float or a tensor of one element. Inputs in `needs` are passed by keyword, for that image: `lq` and `hr` as such
+    tensors, `prompts` as the text `prompt`.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class MetricReward(Reward):
         deterministic: bool = True,
         fingerprint: str | None = None,
     ) -> None:
-        """Wrap `fn`. higher_is_better and score_range are the metric's own; a lower-is-better one is negated.
+        """Wrap `fn`. higher_is_better and score_range describe the metric; if lower is better, its values are negated.
 
-        fingerprint: by default it is computed from fn's state each time: code, closures, attributes, arrays and weights
-        in memory. It does not see files that fn reads: give a text that names them. Where that state cannot be read,
-        the property raises UnknownState.
+        fingerprint: by default it is computed from the state of fn each time: code, closures, attributes, arrays and
+        weights in memory. It does not cover files that fn reads; then pass a text that names them. If the state
+        cannot be read, the property raises UnknownState.
         Raises ValueError for unknown needs or an empty range.
         """
         low, high = score_range
@@ -59,7 +59,7 @@ class MetricReward(Reward):
 
     @property
     def fingerprint(self) -> str:
-        """Follows the name, the orientation and everything that `fn` depends on."""
+        """Covers the name, the orientation and everything that `fn` depends on."""
         own = self.fn if self._given_fingerprint is None else self._given_fingerprint
         return state_digest(self.name, self.metric_higher_is_better, own)
 
@@ -73,13 +73,12 @@ class MetricReward(Reward):
         *,
         grad: bool = False,
     ) -> Scores:
-        """Return the oriented values; `info["raw"]` holds the metric's own.
+        """Return values where higher is better; `info["raw"]` holds the values of `fn`.
 
-        An image that cannot be read, a result of NaN, and one that is infinitely bad are not valid. Infinitely good is
-        a measurement: it becomes the best end of `score_range`, infinity where the range has no end. Any other
-        exception of `fn` is its bug and is raised. A differentiable metric keeps the graph of tensor images;
-        `grad=True` makes sure that
-        there is one. Raises ValueError where there is none then, or where something needed is missing or too short.
+        An image is not valid if it cannot be read, or if the result is NaN or infinitely bad. An infinitely good result
+        becomes the best end of `score_range`, or infinity if the range has no end. Any other exception of `fn` is
+        raised. A differentiable metric keeps the graph of tensor images, and `grad=True` requires it. Raises
+        ValueError if that graph is missing, or if a needed input is missing or too short.
         """
         sources = split_images(images)
         if grad:

@@ -1,8 +1,8 @@
-"""Asking a reward about restorations of known sources: an image without content has no value, whatever the reward says.
+"""Score restorations of known sources. An image without content has no value, whatever the reward returns.
 
-NIQE prefers some black images to photographs, and a reward of the user's own may too. So best-of-N, refine and tuning
-look at the image themselves (`images.content`) and do not ask about one that shows nothing. Where the source shows
-nothing either (an even sky, a source of a few pixels), its restoration has to, and the reward decides alone.
+NIQE prefers some black images to photographs, and a user's reward may do so too. So best-of-N, refine and tuning check
+the image themselves (`images.content`) and do not score an image that shows nothing. If the source shows nothing either
+(an even sky, a few pixels), its restoration may too, and the reward decides alone.
 """
 
 import math
@@ -22,7 +22,7 @@ PREFIX = "the image has no content"
 
 
 def lost_content(images: Sequence[Any], lq: Sequence[Any]) -> list[str | None]:
-    """Return for each restoration why it shows nothing, None where it shows something or its source does not either."""
+    """Return for each restoration why it shows nothing; None if it has content or if its source has none either."""
     sources: dict[int, bool] = {}
     found = []
     for image, source in zip(images, lq, strict=True):
@@ -37,9 +37,9 @@ def ask_restorations(
     reward: Reward, images: Sequence[Any], lq: Sequence[Any], hr: Sequence[Any] | None = None,
     prompts: Sequence[str] | None = None, *, groups: Sequence[Hashable] | None = None,
 ) -> Scores:  # fmt: skip
-    """Return the scores of restorations; one without content is not valid, with the reason, and not asked about.
+    """Return the scores of restorations. One without content is not scored; it is not valid, with the reason.
 
-    Groups are then compared without it. Every list has one entry per image.
+    Its group is compared without it. Every list has one entry per image.
     """
     empty = lost_content(images, lq)
     if not any(empty):
@@ -57,7 +57,7 @@ def ask_restorations(
 
 
 def _spread_out(scores: Scores, shown: list[int], empty: list[str | None]) -> Scores:
-    """Return the scores with the rows of the images that were not asked about in their places."""
+    """Return the scores with rows for the images that were not scored."""
     count = len(empty)
 
     def wide(values: Tensor) -> Tensor:
@@ -83,12 +83,12 @@ def _spread_out(scores: Scores, shown: list[int], empty: list[str | None]) -> Sc
 
 
 def as_worst(scores: Scores, groups: Sequence[Hashable], width: float = math.inf) -> Scores:
-    """Return the scores in which an image without content is the worst of its group, as training has to see it.
+    """Return the scores with each image without content as the worst of its group, for training.
 
-    It gets the group's minimum less one spread (population standard deviation of those measured), at least 5 % of the
-    reward's `width` where that is finite, and something above 0 always. As missing it would cost the policy nothing,
-    and blanking the scene would pay wherever it is better than a bad restoration. `errors` keeps the reason, so that
-    nobody learns to imitate it. A group without any measured image stays not valid.
+    It gets the group's minimum less one population standard deviation of the measured images. The difference is at
+    least 5 % of the reward's `width` if that is finite, and always above 0. If it counted as missing, it would cost the
+    policy nothing, and blanking the scene would pay wherever that beats a bad restoration. `errors` keeps the reason,
+    so that no algorithm learns to imitate it. A group without any measured image stays not valid.
     """
     value, valid = scores.value.clone(), scores.valid.clone()
     blank = [why is not None and why.startswith(PREFIX) for why in scores.errors]

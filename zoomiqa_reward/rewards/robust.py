@@ -1,10 +1,11 @@
-"""A reward's mean over copies of a picture that look the same: what holds for any eyes, and is less rough.
+"""Average a reward over imperceptibly changed copies of an image: smoother, and harder to exploit.
 
-Whoever follows a rating's gradient, or selects by it for long, finds patterns that it likes and nobody sees; a JPEG of
-quality 95 or a shift by two pixels destroys them. And a small model's rating of a small picture moves with such changes
-as much as with what makes candidates differ. So here each picture is scored as a few copies: moved by some pixels and
-parts of one, a few per cent larger or smaller, with a little noise, stored as a JPEG.
-Source: expectation over transformation (Athalye et al. 2018). The gradient goes through what the JPEG keeps.
+Following the gradient of a rating, or selecting by it for long, finds invisible patterns with a high rating. A JPEG of
+quality 95 or a shift by two pixels destroys such a pattern. A small model's rating of a small image also changes with
+such a shift as much as between candidates. So each image is scored as a few copies: shifted by fractions of pixels,
+enlarged or reduced by a few per cent, with a little noise, stored as a JPEG.
+Source: expectation over transformation (Athalye et al. 2018). The gradient passes only through the JPEG coefficients
+that the file keeps.
 """
 
 import hashlib
@@ -27,18 +28,18 @@ from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.runs.settings import identity_of
 
 SHIFT_PX = 4.0
-"""At most so far, in both directions."""
+"""Largest shift, in both directions."""
 ZOOM = (0.98, 1.04)
 NOISE = 1 / 255
-"""At most this standard deviation."""
+"""Largest standard deviation of the noise."""
 QUALITY = (80, 98)
-"""Of the JPEG."""
+"""Range of the JPEG quality."""
 
 
 def unseen_copy(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """Return a copy of [3, height, width] in [0, 1], of the same size, that looks the same; it keeps the graph.
+    """Return a copy of an image [3, height, width] in [0, 1] that looks the same, of the same size. Keeps the graph.
 
-    What a shift leaves bare is filled with the mirrored picture.
+    Pixels that a shift uncovers are filled with the mirrored image.
     """
     _, height, width = image.shape
     zoom, noise = rng.uniform(*ZOOM), NOISE * rng.uniform()
@@ -52,21 +53,21 @@ def unseen_copy(image: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 class RobustReward(Reward):
-    """The mean of a reward over unseen copies of each picture. It needs the picture alone, and `prompts` at most."""
+    """The mean of a reward over changed copies of each image. It may need `prompts`, but not `lq` or `hr`."""
 
     def __init__(self, reward: Reward, copies: int = 4) -> None:
-        """Wrap `reward`. The copies of a picture follow from its pixels, so its value is the same in any company.
+        """Wrap `reward`. The copies of an image follow from its pixels, so other images do not change its value.
 
-        Raises ValueError for less than one copy, for a reward that compares images within groups, or one that
-        compares with `lq` or `hr`: a moved copy no longer lies on them.
+        Raises ValueError for less than one copy, for a reward that compares images within groups, and for one that
+        compares with `lq` or `hr`, because a shifted copy no longer lies on them.
         """
         if copies < 1:
             raise ValueError(f"copies={copies}: must be at least 1")
         require_pointwise(reward, "the copies of one image would be its group")
         if compared := sorted(reward.needs & {"lq", "hr"}):
             raise ValueError(
-                f"reward {reward.name!r} compares with {compared[0]}, on which a moved copy no longer lies; wrap the "
-                "terms that look at the picture alone, and add the others in a CompositeReward"
+                f"reward {reward.name!r} compares with {compared[0]}, on which a shifted copy no longer lies; wrap the "
+                "terms that need the image alone, and add the others in a CompositeReward"
             )
         self.reward = reward
         self.copies = copies
@@ -77,18 +78,18 @@ class RobustReward(Reward):
 
     @property
     def differentiable(self) -> bool:
-        """As the wrapped reward."""
+        """As for the wrapped reward."""
         return self.reward.differentiable
 
     @property
     def fingerprint(self) -> str:
-        """Follows the wrapped reward's and everything about the copies."""
+        """Covers the wrapped reward and everything about the copies."""
         how = (self.copies, SHIFT_PX, ZOOM, NOISE, QUALITY)
         return state_digest("robust", how, self.reward.fingerprint)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The number of copies, and the wrapped reward's identity."""
+        """The number of copies, and the identity of the wrapped reward."""
         return {"name": self.name, "copies": self.copies, "reward": identity_of(self.reward)}
 
     @canonical
@@ -101,11 +102,11 @@ class RobustReward(Reward):
         *,
         grad: bool = False,
     ) -> Scores:
-        """Return the means; `std` is the standard deviation over a picture's copies (0 for one copy).
+        """Return the means; `std` is the standard deviation over the copies of an image (0 for one copy).
 
-        A picture that cannot be read, or of which any copy cannot be measured, is not valid. `info`: `errors`, and
-        `copies`, the values of each picture's. grad=True keeps the graph of tensor images; each value depends on its
-        own image only. Raises ValueError where there can be no graph, or fewer prompts than images.
+        An image is not valid if it cannot be read or if any of its copies cannot be measured. `info`: `errors`, and
+        `copies` with the values of the copies of each image. grad=True keeps the graph of tensor images; each value
+        depends on its own image only. Raises ValueError if there can be no graph, or for fewer prompts than images.
         """
         sources = split_images(images)
         if grad:
@@ -121,7 +122,7 @@ class RobustReward(Reward):
         return Scores(value=value, valid=~value.detach().isnan(), std=std, errors=errors, info={"copies": copies})
 
     def _one(self, source: Any, prompt: str | None, grad: bool) -> tuple[Tensor, Tensor, list[float], str | None]:
-        """Return mean, deviation, the copies' values and what went wrong."""
+        """Return mean, standard deviation, the values of the copies, and the error."""
         nan = torch.tensor(float("nan"))
         try:
             image = load_image(source)

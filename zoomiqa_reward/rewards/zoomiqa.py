@@ -20,7 +20,7 @@ from zoomiqa_reward.runs.settings import identity_of
 
 
 class ZoomIQAReward(Reward):
-    """A Zoom-IQA model as a reward: the rating, 1 bad .. 5 excellent."""
+    """A Zoom-IQA model as a reward: its rating from 1 (bad) to 5 (excellent)."""
 
     score_range = (1.0, 5.0)
 
@@ -36,10 +36,10 @@ class ZoomIQAReward(Reward):
         seed: int | None = 0,
         gradient_checkpointing: bool = False,
     ) -> None:
-        """Wrap `iqa`; the arguments are those of `ZoomIQA.rate`. strict=True is the canonical rating.
+        """Wrap `iqa`. The arguments are those of `ZoomIQA.rate`; strict=True gives the reference value.
 
-        gradient_checkpointing: calls with grad=True recompute the layers' activations in `backward`, which takes
-        less memory and more time; ratings and gradients are the same.
+        gradient_checkpointing: with grad=True, `backward` recomputes the activations of the layers. This takes less
+        memory and more time; ratings and gradients are the same.
         """
         if mode not in MODES:
             raise ValueError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
@@ -51,39 +51,39 @@ class ZoomIQAReward(Reward):
         if mode == "reason":
             self._options |= {"num_samples": num_samples, "seed": seed}
         elif num_samples != 1:
-            raise ValueError("num_samples belongs to mode='reason'; 'direct' samples nothing")
+            raise ValueError("num_samples needs mode='reason'; 'direct' does not sample")
         self.name = f"zoomiqa-{iqa.name}-{mode}"
         self.deterministic = mode == "direct" or num_samples == 1 or seed is not None
 
     @property
     def differentiable(self) -> bool:
-        """Whether grad=True works: in mode `direct` of a model in this process; text has no gradient."""
+        """Whether grad=True works: only in mode `direct` of a model in this process, because text has no gradient."""
         return self.mode == "direct" and self.iqa.differentiable
 
     @property
     def parts(self) -> tuple[Reward, ...]:
-        """None: it is made of a model, not of other rewards."""
+        """Empty: it holds a model and no other rewards."""
         return ()
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
-        """The model's network; none where it lies on a server."""
+        """The network of the model; empty if the model is on a server."""
         checkpoint = getattr(self.iqa, "checkpoint", None)
         return () if checkpoint is None else (checkpoint.model,)
 
     @property
     def labels(self) -> frozenset[str]:
-        """The metrics that made the labels of the model's training."""
+        """The metrics that made the training labels of the model."""
         return frozenset(str(name).lower() for name in self.iqa.protocol.label_metrics)
 
     @property
     def fingerprint(self) -> str:
-        """The model's, with how it is asked and whether each image is read alone."""
+        """Covers the model, the mode and options, and `strict`."""
         return state_digest(self.iqa.fingerprint, self.mode, self.strict, sorted(self._asked().items()))
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Name, mode and options, with the model's own."""
+        """Name, mode and options, and the identity of the model."""
         return {"name": self.name, "mode": self.mode, "strict": self.strict, **self._asked(),
                 "model": identity_of(self.iqa)}  # fmt: skip
 
@@ -100,13 +100,13 @@ class ZoomIQAReward(Reward):
         *,
         grad: bool = False,
     ) -> Scores:
-        """Return the ratings; lq, hr and prompts are not looked at.
+        """Return the ratings; lq, hr and prompts are ignored.
 
-        An image that cannot be read is not valid and named in `errors`; the others are measured.
+        An image that cannot be read is not valid, and `errors` names it; the others are measured.
         grad=True: the values keep a graph to the images, which must all be tensors that require a gradient. Each
-        value depends on its own image only, all of its views included; one that could not be measured has none. The
-        model's parameters get no gradient. The numbers are those without grad, on the model's device.
-        Raises ValueError where there can be no graph: mode `reason`, other images, inside `torch.no_grad()`.
+        value depends only on its own image, with all of its views. An image that could not be measured has no graph.
+        The parameters of the model get no gradient. The values equal those without grad, on the device of the model.
+        Raises ValueError if there can be no graph: mode `reason`, other images, inside `torch.no_grad()`.
         """
         sources = split_images(images)
         if grad:

@@ -28,9 +28,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from zoomiqa_reward.serving.errors import ServingError
-from zoomiqa_reward.serving.limits import Limits
 from zoomiqa_reward.serving.scorer import Answer
-from zoomiqa_reward.serving.wire import PNG_TYPE, SAFETENSORS_TYPE, Item, Row, decode_request
+from zoomiqa_reward.serving.spec import Limits
+from zoomiqa_reward.serving.wire import PNG_TYPE, SAFETENSORS_TYPE, ScoreItem, ScoreRow, decode_request
 
 FINGERPRINT_HEADER = "zoomiqa-fingerprint"
 WIRE_VERSION = 1
@@ -47,7 +47,7 @@ Reply = tuple[int, dict[str, Any]]
 class Backend(Protocol):
     """Who scores: Ray Serve's replicas, or in a test a scorer of this process."""
 
-    async def score(self, item: Item, *, batched: bool) -> Answer:
+    async def score(self, item: ScoreItem, *, batched: bool) -> Answer:
         """Return one image's answer. Raises ServingError: replica_died, busy, unavailable, internal."""
         ...
 
@@ -178,7 +178,7 @@ class Gateway:
             raise ServingError("read_timeout", f"the body took over {self.limits.read_timeout_s} s") from error
         return b"".join(parts)
 
-    def _with_needs(self, item: Item) -> Item:
+    def _with_needs(self, item: ScoreItem) -> ScoreItem:
         """Return the item with what the reward needs and nothing else. Raises ServingError (malformed)."""
         needs = self.description["needs"]
         given = {"lq": item.lq, "hr": item.hr, "prompts": item.prompt}
@@ -186,12 +186,12 @@ class Gateway:
             if given[name] is None:
                 wanted = "text 'prompt.N'" if name == "prompts" else f"tensor '{name}.N'"
                 raise ServingError("malformed", f"reward {self.description['name']!r} needs a {wanted} for each image")
-        return Item(
+        return ScoreItem(
             image=item.image, lq=item.lq if "lq" in needs else None, hr=item.hr if "hr" in needs else None,
             prompt=item.prompt if "prompts" in needs else None,
         )  # fmt: skip
 
-    async def _rows(self, items: list[Item], batched: bool, fingerprint: str) -> list[Row]:
+    async def _rows(self, items: list[ScoreItem], batched: bool, fingerprint: str) -> list[ScoreRow]:
         if self._pending_images + len(items) > self.limits.max_pending_images:
             raise ServingError("busy", f"{self._pending_images} images are waiting; try again")
         self._pending_images += len(items)
@@ -202,16 +202,18 @@ class Gateway:
             self._pending_images -= len(items)
             for task in tasks:
                 task.cancel()  # those that are done do not mind
-        late = Row.failed("compute_timeout", f"not scored within {self.limits.compute_timeout_s} s")
+        late = ScoreRow.failed("compute_timeout", f"not scored within {self.limits.compute_timeout_s} s")
         return [task.result() if task.done() and not task.cancelled() else late for task in tasks]
 
-    async def _row(self, item: Item, batched: bool, fingerprint: str) -> Row:
+    async def _row(self, item: ScoreItem, batched: bool, fingerprint: str) -> ScoreRow:
         try:
             answer = await self.backend.score(item, batched=batched)
         except ServingError as error:
-            return Row.failed(error.kind, error.message)
+            return ScoreRow.failed(error.kind, error.message)
         if answer.fingerprint != fingerprint:
-            return Row.failed("fingerprint_mismatch", f"a replica came back with another model: {answer.fingerprint}")
+            return ScoreRow.failed(
+                "fingerprint_mismatch", f"a replica came back with another model: {answer.fingerprint}"
+            )
         return answer.row
 
 

@@ -20,7 +20,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from zoomiqa_reward.serving.errors import ServingError
-from zoomiqa_reward.serving.limits import Limits
+from zoomiqa_reward.serving.spec import Limits
 
 
 class GuardedProtocol(H11Protocol):

@@ -1,4 +1,4 @@
-"""`RemoteReward`: a reward that is computed by a server, with the interface of one that is not."""
+"""`RemoteReward`: use a reward on a server like a local one."""
 
 import math
 import os
@@ -16,25 +16,32 @@ from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.serving.connection import Connections
 from zoomiqa_reward.serving.errors import FingerprintError, ServingError
-from zoomiqa_reward.serving.wire import SAFETENSORS_TYPE, TRANSPORTS, Item, Row, encode_picture, encode_request
+from zoomiqa_reward.serving.wire import (
+    SAFETENSORS_TYPE,
+    TRANSPORTS,
+    ScoreItem,
+    ScoreRow,
+    encode_image,
+    encode_request,
+)
 
 TOKEN_VARIABLE = "ZOOMIQA_TOKEN"
 CHUNK_IMAGES = 16
-"""Images of one request, at most: the pixels of few are in memory at once, and little is sent again."""
+"""Largest number of images per request, so that memory holds few of them and a retry sends few."""
 _HEADER_BYTES = 4096  # of a request beyond its pixels, with room to spare for the names of `CHUNK_IMAGES`
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 10.0
 _JITTER = random.Random()
-"""Of its own: waiting must not move the process's random numbers."""
+"""A generator for waiting times alone, so that the random numbers of the process do not move."""
 _STOPS = ("unauthorized", "fingerprint_mismatch")  # no image's failure: the set-up is wrong
 
 
 class RemoteReward(Reward):
-    """The reward that the server at `url` serves. It needs no extra.
+    """The reward of the server at `url`. The client needs no extra.
 
-    Scores equal those of the same reward in this process bit for bit, where the server's replicas use as many torch
-    threads and the same libraries; with batched=True they agree within 1e-4. The fingerprint is that of the reward
-    itself, so caches are shared. What fails for a reason of the moment (a replica died, the server is busy or not
-    there) is sent again, with growing waits; what still has no value is NaN with `valid=False`.
+    Scores equal those of the same local reward bit for bit if the replicas use the same libraries and the same number
+    of torch threads; with batched=True they agree within 1e-4. The fingerprint is that of the reward itself, so caches
+    are shared. After a temporary failure (a replica died, the server is busy or not reachable) images are sent again,
+    with growing pauses. An image that still has no value is NaN with `valid=False`.
     """
 
     parts = ()
@@ -52,12 +59,13 @@ class RemoteReward(Reward):
         connections: int = 4,
         timeout_s: float = 330.0,
     ) -> None:
-        """Ask the server at `url` (`http://host:port`) what it serves.
+        """Connect to the server at `url` (`http://host:port`) and read which reward it serves.
 
-        token: by default the environment's ZOOMIQA_TOKEN. fingerprint: refuse any other model; without it the one
-        found now is kept to, also when the server is restarted. transport: `auto` sends PNG where it is exact and
-        raw floats otherwise; `png` and `float` as they say. attempts: how often an image is sent at most.
-        connections: requests at a time. timeout_s: of each wait for the network; above the server's compute_timeout_s.
+        token: by default the variable ZOOMIQA_TOKEN. fingerprint: refuse any other model; by default the model found
+        now is required from then on, also after a restart of the server. transport: `auto` sends PNG if that is
+        exact and raw floats otherwise; `png` and `float` force one. attempts: largest number of times an image is sent.
+        connections: simultaneous requests. timeout_s: of each network wait; must exceed the server's
+        compute_timeout_s.
         Raises FingerprintError, ServingError (unauthorized, unavailable, ...), ValueError.
         """
         if transport not in TRANSPORTS:
@@ -96,19 +104,21 @@ class RemoteReward(Reward):
             self._max_body_bytes = int(self.info["limits"]["max_body_bytes"])
             self._chunk = min(CHUNK_IMAGES, int(self.info["limits"]["max_images"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise ServingError("bad_reply", f"{self.url}/info is not a reward server's ({error!r})") from error
+            raise ServingError(
+                "bad_reply", f"{self.url}/info does not come from a reward server ({error!r})"
+            ) from error
 
     def __call__(self, images: Any, lq: Any = None, hr: Any = None, prompts: Sequence[str] | None = None) -> Scores:
-        """Return the scores, in order, on the CPU; `info["kinds"]` holds the kind of each error beside `errors`.
+        """Return the scores in order on the CPU. `info["kinds"]` holds the kind of each error.
 
-        Raises FingerprintError where the server's model has changed, ServingError where it no longer takes the token,
-        ValueError where something needed is missing or too short. All else is an image's own failure.
+        Raises FingerprintError if the model of the server has changed, ServingError if the token is refused, and
+        ValueError if a needed input is missing or too short. Any other failure belongs to one image: NaN with a reason.
         """
         sources = split_images(images)
         given = self._needed(len(sources), lq=lq, hr=hr, prompts=prompts)
         starts = range(0, len(sources), self._chunk)
 
-        def answer(start: int) -> list[Row]:
+        def answer(start: int) -> list[ScoreRow]:
             places = range(start, min(start + self._chunk, len(sources)))
             return self._answer([(sources[k], {key: items[k] for key, items in given.items()}) for k in places])
 
@@ -142,31 +152,33 @@ class RemoteReward(Reward):
                 raise ValueError(f"reward {self.name!r}: {key} holds {len(found[key])} for {count} images")
         return found
 
-    def _answer(self, sources: Sequence[tuple[Any, dict[str, Any]]]) -> list[Row]:
-        """Return one row a source; those that cannot be read here are not sent."""
-        rows: dict[int, Row] = {}
-        items: dict[int, Item] = {}
+    def _answer(self, sources: Sequence[tuple[Any, dict[str, Any]]]) -> list[ScoreRow]:
+        """Return one row per source; sources that cannot be read here are not sent."""
+        rows: dict[int, ScoreRow] = {}
+        items: dict[int, ScoreItem] = {}
         for place, (source, given) in enumerate(sources):
             try:
                 item = self._item(source, given)
             except ImageError as error:
-                rows[place] = Row.failed("unreadable_image", str(error))
+                rows[place] = ScoreRow.failed("unreadable_image", str(error))
                 continue
             if _size(item) > self._max_body_bytes:
-                rows[place] = Row.failed("too_large", f"{_size(item)} bytes; the server takes {self._max_body_bytes}")
+                rows[place] = ScoreRow.failed(
+                    "too_large", f"{_size(item)} bytes; the server takes {self._max_body_bytes}"
+                )
             else:
                 items[place] = item
         for places in self._requests(items):
             rows.update(self._send({place: items[place] for place in places}))
         return [rows[place] for place in range(len(sources))]
 
-    def _item(self, source: Any, given: dict[str, Any]) -> Item:
-        pictures = {key: encode_picture(given[key], self.transport) for key in ("lq", "hr") if key in given}
+    def _item(self, source: Any, given: dict[str, Any]) -> ScoreItem:
+        images = {key: encode_image(given[key], self.transport) for key in ("lq", "hr") if key in given}
         prompt = str(given["prompts"]) if "prompts" in given else None
-        return Item(image=encode_picture(source, self.transport), prompt=prompt, **pictures)
+        return ScoreItem(image=encode_image(source, self.transport), prompt=prompt, **images)
 
-    def _requests(self, items: dict[int, Item]) -> Iterator[list[int]]:
-        """Yield the places of one request after another, each within the server's limit of bytes."""
+    def _requests(self, items: dict[int, ScoreItem]) -> Iterator[list[int]]:
+        """Yield the indices of one request after another, each within the byte limit of the server."""
         places: list[int] = []
         held = 0
         for place, item in items.items():
@@ -178,9 +190,9 @@ class RemoteReward(Reward):
         if places:
             yield places
 
-    def _send(self, items: dict[int, Item]) -> dict[int, Row]:
-        """Return the rows of one request; images that failed for a reason of the moment are sent again."""
-        rows: dict[int, Row] = {}
+    def _send(self, items: dict[int, ScoreItem]) -> dict[int, ScoreRow]:
+        """Return the rows of one request; images with a temporary failure are sent again."""
+        rows: dict[int, ScoreRow] = {}
         for attempt in range(self._attempts):
             waiting = [place for place in items if place not in rows or _may_be_retried(rows[place])]
             if not waiting:
@@ -192,13 +204,13 @@ class RemoteReward(Reward):
             except ServingError as error:
                 if error.kind in _STOPS:
                     raise
-                found = [Row(error=error.as_json())] * len(waiting)
+                found = [ScoreRow(error=error.as_json())] * len(waiting)
                 rows.update(zip(waiting, found, strict=True))
                 break
             rows.update(zip(waiting, found, strict=True))
         return rows
 
-    def _post(self, items: Sequence[Item]) -> list[Row]:
+    def _post(self, items: Sequence[ScoreItem]) -> list[ScoreRow]:
         path = "/score?batched=1" if self.batched else "/score"
         headers = {"Content-Type": SAFETENSORS_TYPE, "Zoomiqa-Fingerprint": self.fingerprint}
         reply = self._connections.ask("POST", path, encode_request(items), headers)
@@ -206,11 +218,11 @@ class RemoteReward(Reward):
             raise FingerprintError(f"{self.url} answered with {reply.get('fingerprint')}, expected {self.fingerprint}")
         found = reply.get("images")
         if not isinstance(found, list) or len(found) != len(items):
-            raise ServingError("bad_reply", f"{len(items)} images were sent, and not as many answers came")
-        return [Row.from_json(fields) for fields in found]
+            raise ServingError("bad_reply", f"{len(items)} images were sent, but the number of answers differs")
+        return [ScoreRow.from_json(fields) for fields in found]
 
     def _retried(self, ask: Any) -> Any:
-        """Return ask()'s answer; a whole request that may be sent again is, `attempts` times in all."""
+        """Return the result of ask(); a request with a temporary failure is repeated, `attempts` times in all."""
         for attempt in range(1, self._attempts + 1):
             try:
                 return ask()
@@ -223,16 +235,16 @@ class RemoteReward(Reward):
         raise AssertionError("attempts is at least 1")
 
 
-def _size(item: Item) -> int:
+def _size(item: ScoreItem) -> int:
     prompt = len(item.prompt.encode()) * 6 if item.prompt else 0  # JSON writes a character in at most 6 bytes
-    return sum(len(picture.data) for picture in item.pictures.values()) + prompt + _HEADER_BYTES
+    return sum(len(image.data) for image in item.images.values()) + prompt + _HEADER_BYTES
 
 
-def _may_be_retried(row: Row) -> bool:
+def _may_be_retried(row: ScoreRow) -> bool:
     return row.error is not None and bool(row.error["retryable"])
 
 
 def _wait_s(attempt: int, asked_s: float | None) -> float:
-    """Return how long to wait: doubling, and spread so that many clients do not come back at once."""
+    """Return the waiting time: it doubles, with a random part so that clients do not return all at once."""
     longest = min(_LONGEST_WAIT_S, max(_FIRST_WAIT_S * 2**attempt, asked_s or 0.0))
     return longest * _JITTER.uniform(0.5, 1.0)

@@ -11,23 +11,22 @@ from typing import Any
 
 from zoomiqa_reward.images.loading import ImageError
 from zoomiqa_reward.serving.errors import ServingError
-from zoomiqa_reward.serving.limits import Limits
 from zoomiqa_reward.serving.scorer import Answer, Scorer
-from zoomiqa_reward.serving.spec import MAX_BATCH, RewardSpec
-from zoomiqa_reward.serving.wire import Item
+from zoomiqa_reward.serving.spec import MAX_BATCH, Limits, RewardSpec
+from zoomiqa_reward.serving.wire import ScoreItem
 
 DEPLOYMENT = "scorer"
 HEALTH_PERIOD_S = 2.0
 """How often Serve looks whether a replica lives."""
 
 
-def batch_units(items: list[Item], batch_pixels: int) -> int:
+def batch_units(items: list[ScoreItem], batch_pixels: int) -> int:
     """Return how full a batch is, of `MAX_BATCH`: each image counts by its pixels, at least 1, at most all of it.
 
     Serve compares this number with its `max_batch_size`, so the batch ends at `batch_pixels` or `MAX_BATCH` images.
 
-    >>> from zoomiqa_reward.serving.wire import Picture
-    >>> small = Item(image=Picture(data=b"", shape=(3, 10, 10)))
+    >>> from zoomiqa_reward.serving.wire import EncodedImage
+    >>> small = ScoreItem(image=EncodedImage(data=b"", shape=(3, 10, 10)))
     >>> batch_units([small, small], batch_pixels=200), batch_units([small] * 3, batch_pixels=10**6)
     (32, 3)
     """
@@ -47,7 +46,7 @@ def application(spec: RewardSpec, *, replicas: int, threads: int, num_gpus: floa
     class Replica(Scorer):
         """A scorer that Serve calls."""
 
-        async def strict(self, item: Item) -> Answer:
+        async def strict(self, item: ScoreItem) -> Answer:
             """Score one image in its own forward passes."""
             return (await self.score([item], batched=False))[0]
 
@@ -56,7 +55,7 @@ def application(spec: RewardSpec, *, replicas: int, threads: int, num_gpus: floa
             batch_wait_timeout_s=limits.batch_wait_s,
             batch_size_fn=lambda items: batch_units(items, batch_pixels),
         )
-        async def batched(self, items: list[Item]) -> list[Answer]:
+        async def batched(self, items: list[ScoreItem]) -> list[Answer]:
             """Score what Serve has joined."""
             return await self.score(items, batched=True)
 
@@ -80,7 +79,7 @@ class RayBackend:
         self._handle = handle
         self._app_name = app_name
 
-    async def score(self, item: Item, *, batched: bool) -> Answer:
+    async def score(self, item: ScoreItem, *, batched: bool) -> Answer:
         """Return one image's answer. Raises ServingError: by what happened to the replica, or unreadable_image."""
         try:
             item.image.size()  # a batch is measured by it

@@ -18,19 +18,19 @@ from torch import Tensor
 from zoomiqa_reward.images.loading import ImageError
 from zoomiqa_reward.rewards.base import Reward, optimised_names, require_pointwise
 from zoomiqa_reward.serving.spec import RewardSpec
-from zoomiqa_reward.serving.wire import Item, Row
+from zoomiqa_reward.serving.wire import ScoreItem, ScoreRow
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """A row, and whose it is: a replica that came back with other weights must not pass unnoticed."""
 
-    row: Row
+    row: ScoreRow
     fingerprint: str
 
 
 class Scorer:
-    """A reward that answers `Item`s with `Answer`s, in order."""
+    """A reward that answers `ScoreItem`s with `Answer`s, in order."""
 
     def __init__(self, spec: RewardSpec, threads: int) -> None:
         """Build the reward; `threads` is torch's number of threads. Raises what `RewardSpec.build` raises."""
@@ -62,26 +62,28 @@ class Scorer:
             "versions": {name: version(name) for name in ("zoomiqa-reward", "torch", "transformers")},
         }
 
-    async def score(self, items: Sequence[Item], *, batched: bool) -> list[Answer]:
+    async def score(self, items: Sequence[ScoreItem], *, batched: bool) -> list[Answer]:
         """Return one answer an item. Raises what the reward raises, which is its bug and fails these items."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._worker, self._score, items, batched)
 
-    def _score(self, items: Sequence[Item], batched: bool) -> list[Answer]:
+    def _score(self, items: Sequence[ScoreItem], batched: bool) -> list[Answer]:
         reward = self._batched if batched else self._strict
         loaded: dict[int, dict[str, Tensor]] = {}
-        rows: list[Row] = [Row()] * len(items)
+        rows: list[ScoreRow] = [ScoreRow()] * len(items)
         for place, item in enumerate(items):
             try:
-                loaded[place] = {part: picture.load() for part, picture in item.pictures.items()}
+                loaded[place] = {part: image.load() for part, image in item.images.items()}
             except ImageError as error:
-                rows[place] = Row.failed("unreadable_image", str(error))
+                rows[place] = ScoreRow.failed("unreadable_image", str(error))
         if loaded:
             for place, row in zip(loaded, self._measure(reward, items, loaded), strict=True):
                 rows[place] = row
         return [Answer(row=row, fingerprint=reward.fingerprint) for row in rows]
 
-    def _measure(self, reward: Reward, items: Sequence[Item], loaded: dict[int, dict[str, Tensor]]) -> list[Row]:
+    def _measure(
+        self, reward: Reward, items: Sequence[ScoreItem], loaded: dict[int, dict[str, Tensor]]
+    ) -> list[ScoreRow]:
         given: dict[str, Any] = {
             name: [parts[name] for parts in loaded.values()] for name in ("lq", "hr") if name in reward.needs
         }
@@ -101,7 +103,7 @@ class Scorer:
         self._worker.shutdown(wait=True, cancel_futures=True)
 
 
-def _row(value: float, std: float, valid: bool, error: str | None) -> Row:
+def _row(value: float, std: float, valid: bool, error: str | None) -> ScoreRow:
     if valid:
-        return Row(value=value, std=std, valid=True)
-    return Row.failed("not_measured", error or f"the reward returned {value}")
+        return ScoreRow(value=value, std=std, valid=True)
+    return ScoreRow.failed("not_measured", error or f"the reward returned {value}")

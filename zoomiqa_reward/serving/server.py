@@ -15,8 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from zoomiqa_reward.serving.limits import MIB, Limits
-from zoomiqa_reward.serving.spec import RewardSpec
+from zoomiqa_reward.serving.spec import MIB, Limits, RewardSpec
 
 MIN_TOKEN_CHARACTERS = 16
 START_S = 900.0

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from zoomiqa_reward.images.loading import ImageError, load_image, to_pil
 from zoomiqa_reward.serving.errors import ServingError
-from zoomiqa_reward.serving.limits import Limits
+from zoomiqa_reward.serving.spec import Limits
 
 SAFETENSORS_TYPE = "application/x-safetensors"
 PNG_TYPE = "image/png"
@@ -47,8 +47,8 @@ _PNG_LEVEL = 1  # of zlib: the higher ones take longer than sending what they sa
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """One picture as it travels."""
+class EncodedImage:
+    """One image as it travels."""
 
     data: bytes
     """A PNG file, or float32 little-endian values in C order."""
@@ -77,21 +77,21 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
+class ScoreItem:
     """One image to be scored, with what the reward needs beside it."""
 
-    image: Picture
-    lq: Picture | None = None
-    hr: Picture | None = None
+    image: EncodedImage
+    lq: EncodedImage | None = None
+    hr: EncodedImage | None = None
     prompt: str | None = None
 
     @property
-    def pictures(self) -> dict[str, Picture]:
-        """The pictures that are there, by their part."""
-        return {name: picture for name in PARTS if (picture := getattr(self, name)) is not None}
+    def images(self) -> dict[str, EncodedImage]:
+        """The images that are there, by their part."""
+        return {name: image for name in PARTS if (image := getattr(self, name)) is not None}
 
 
-def encode_picture(source: Any, transport: str = "auto") -> Picture:
+def encode_image(source: Any, transport: str = "auto") -> EncodedImage:
     """Return an image (anything `load_image` takes) ready to travel.
 
     png: as a PNG file, refused where 8 bits do not hold the pixels exactly; float: as float32 values; auto: PNG where
@@ -101,37 +101,37 @@ def encode_picture(source: Any, transport: str = "auto") -> Picture:
         raise ValueError(f"transport={transport!r}: must be one of {', '.join(TRANSPORTS)}")
     tensor = load_image(source).detach().cpu().contiguous()
     if transport != "float":
-        picture = to_pil(tensor)
-        if torch.equal(load_image(picture), tensor):
+        image = to_pil(tensor)
+        if torch.equal(load_image(image), tensor):
             out = io.BytesIO()
-            picture.save(out, format="PNG", compress_level=_PNG_LEVEL)
-            return Picture(data=out.getvalue())
+            image.save(out, format="PNG", compress_level=_PNG_LEVEL)
+            return EncodedImage(data=out.getvalue())
         if transport == "png":
             raise ImageError("8 bits do not hold these pixels exactly; send them with transport='float' or 'auto'")
-    return Picture(data=tensor.numpy().astype("<f4", copy=False).tobytes(), shape=tuple(tensor.shape))
+    return EncodedImage(data=tensor.numpy().astype("<f4", copy=False).tobytes(), shape=tuple(tensor.shape))
 
 
-def encode_request(items: Sequence[Item]) -> bytes:
+def encode_request(items: Sequence[ScoreItem]) -> bytes:
     """Return the body of a request."""
     tensors, prompts = {}, {}
     for place, item in enumerate(items):
-        for part, picture in item.pictures.items():
-            values = np.frombuffer(picture.data, dtype=np.uint8 if picture.shape is None else "<f4")
+        for part, image in item.images.items():
+            values = np.frombuffer(image.data, dtype=np.uint8 if image.shape is None else "<f4")
             name = str(place) if part == "image" else f"{part}.{place}"
-            tensors[name] = values if picture.shape is None else values.reshape(picture.shape)
+            tensors[name] = values if image.shape is None else values.reshape(image.shape)
         if item.prompt is not None:
             prompts[f"prompt.{place}"] = item.prompt
     return save(tensors, metadata=prompts or None)
 
 
-def decode_request(body: bytes, content_type: str, limits: Limits) -> list[Item]:
+def decode_request(body: bytes, content_type: str, limits: Limits) -> list[ScoreItem]:
     """Return the images of a request. Raises ServingError: malformed, too_large, unsupported_media_type.
 
     Checked here: the format and what the limits say. Whether a PNG or its values can be used shows when it is loaded,
     and concerns that image alone.
     """
     if content_type == PNG_TYPE:
-        items = [Item(image=Picture(data=body))]
+        items = [ScoreItem(image=EncodedImage(data=body))]
     elif content_type == SAFETENSORS_TYPE:
         items = _items(*_parse(body))
     else:
@@ -141,9 +141,9 @@ def decode_request(body: bytes, content_type: str, limits: Limits) -> list[Item]
     if len(items) > limits.max_images:
         raise ServingError("too_large", f"{len(items)} images; at most {limits.max_images} a request")
     for place, item in enumerate(items):
-        for part, picture in item.pictures.items():
+        for part, image in item.images.items():
             try:
-                width, height = picture.size()
+                width, height = image.size()
             except ImageError:  # this image's own failure, told when it is loaded
                 continue
             if width * height > limits.max_pixels:
@@ -153,8 +153,8 @@ def decode_request(body: bytes, content_type: str, limits: Limits) -> list[Item]
     return items
 
 
-def _parse(body: bytes) -> tuple[dict[str, Picture], dict[str, str]]:
-    """Return the pictures by name, and the header's texts."""
+def _parse(body: bytes) -> tuple[dict[str, EncodedImage], dict[str, str]]:
+    """Return the images by name, and the header's texts."""
     length = int.from_bytes(body[:8], "little")
     if len(body) < 8 or length > min(MAX_HEADER_BYTES, len(body) - 8):
         raise ServingError("malformed", "not a safetensors file: its first 8 bytes give no length of a header in it")
@@ -163,35 +163,35 @@ def _parse(body: bytes) -> tuple[dict[str, Picture], dict[str, str]]:
         texts = json.loads(body[8 : 8 + length]).get("__metadata__") or {}
     except (SafetensorError, ValueError) as error:
         raise ServingError("malformed", f"not a safetensors file: {error}") from error
-    pictures = {}
+    images = {}
     for name, tensor in tensors:
         kind, shape = tensor["dtype"], tuple(tensor["shape"])
         if kind == "U8" and len(shape) == 1:
-            pictures[name] = Picture(data=bytes(tensor["data"]))
+            images[name] = EncodedImage(data=bytes(tensor["data"]))
         elif kind == "F32" and len(shape) == 3 and shape[0] in (1, 3) and min(shape) > 0:
-            pictures[name] = Picture(data=bytes(tensor["data"]), shape=shape)
+            images[name] = EncodedImage(data=bytes(tensor["data"]), shape=shape)
         else:
             raise ServingError(
                 "malformed", f"tensor {name!r} is {kind} {list(shape)}: must be F32 [3, H, W] or [1, H, W], or U8 [N]"
             )
-    return pictures, texts
+    return images, texts
 
 
-def _items(pictures: dict[str, Picture], texts: dict[str, str]) -> list[Item]:
-    for name in pictures:
+def _items(images: dict[str, EncodedImage], texts: dict[str, str]) -> list[ScoreItem]:
+    for name in images:
         if not _NAME.fullmatch(name):
             raise ServingError("malformed", f"tensor {name!r}: names are '0', '1', ..., and 'lq.0', 'hr.0', ...")
-    count = sum(name.isdigit() for name in pictures)
+    count = sum(name.isdigit() for name in images)
     expected = {f"{prefix}{place}" for prefix in ("", "lq.", "hr.") for place in range(count)}
-    if count == 0 or not set(pictures) <= expected or not all(str(place) in pictures for place in range(count)):
+    if count == 0 or not set(images) <= expected or not all(str(place) in images for place in range(count)):
         raise ServingError(
             "malformed", f"{count} images: they must be named '0' to '{max(count - 1, 0)}', none left out"
         )
     if unknown := sorted(set(texts) - {f"prompt.{place}" for place in range(count)}):
         raise ServingError("malformed", f"text {unknown[0]!r}: only 'prompt.0', ... belong to {count} images")
     return [
-        Item(
-            image=pictures[str(place)], lq=pictures.get(f"lq.{place}"), hr=pictures.get(f"hr.{place}"),
+        ScoreItem(
+            image=images[str(place)], lq=images.get(f"lq.{place}"), hr=images.get(f"hr.{place}"),
             prompt=texts.get(f"prompt.{place}"),
         )
         for place in range(count)
@@ -199,7 +199,7 @@ def _items(pictures: dict[str, Picture], texts: dict[str, str]) -> list[Item]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ScoreRow:
     """One image's answer."""
 
     value: float = math.nan
@@ -209,7 +209,7 @@ class Row:
     """`ServingError.as_json()`; None exactly where valid."""
 
     @classmethod
-    def failed(cls, kind: str, message: str) -> "Row":
+    def failed(cls, kind: str, message: str) -> "ScoreRow":
         """Return the answer for an image without a value."""
         return cls(error=ServingError(kind, message).as_json())
 
@@ -219,7 +219,7 @@ class Row:
         return {"value": value, "std": std, "valid": self.valid, "error": self.error}
 
     @classmethod
-    def from_json(cls, fields: Any) -> "Row":
+    def from_json(cls, fields: Any) -> "ScoreRow":
         """Return the answer that a reply holds. Raises ServingError (bad_reply) for anything else."""
         try:
             value, std, error = fields["value"], fields["std"], fields["error"]

@@ -19,14 +19,14 @@ from torch.nn.functional import logsigmoid
 
 from restoration.restorer.image_io import drawn_sharpness
 from restoration.tuning.algorithms.groups import check_failures
-from restoration.tuning.algorithms.pairs import Pair, mine_pairs, read_pairs, weighted, write_pairs
+from restoration.tuning.algorithms.pairs import PreferencePair, mine_pairs, read_pairs, weigh_pairs, write_pairs
 from restoration.tuning.config import TuneConfig
 from restoration.tuning.context import Collected, LossTerm, Part, Tuning
-from restoration.tuning.data import Example, pick
+from restoration.tuning.data import Example, pick_crops
 from restoration.tuning.lora import POLICY, reference
 from restoration.tuning.progress import progress_bar
 from restoration.tuning.sampler.denoising import denoising_errors, expected_target, random_noise
-from restoration.tuning.sampler.rollout import Varied, draw_candidates, draw_piece, encode, retold, score
+from restoration.tuning.sampler.rollout import Varied, convert_prediction, draw_candidates, draw_piece, encode, score
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.rewards.normalise import group_keys
 
@@ -35,7 +35,7 @@ MAX_LATENTS = 512
 
 
 def _drawing(config: TuneConfig) -> dict[str, float]:
-    """What a seed's picture depends on, beside the model."""
+    """What a seed's image depends on, beside the model."""
     return {key: getattr(config, key) for key in ("steps", "eta", "temperature", "vary_sharpness")}
 
 
@@ -57,16 +57,16 @@ class DPO:
     adapters: ClassVar[tuple[str, ...]] = (POLICY,)
     beta: float = 5000.0
     share: float = 0.25
-    """Of a picture's candidates: the best and the worst are paired. 1/16 for big models with many candidates."""
+    """Of an image's candidates: the best and the worst are paired. 1/16 for big models with many candidates."""
     pairs_per_image: int = 4
-    """Drawn of a picture for a round."""
+    """Drawn of an image for a round."""
     winner_weight: float = 0.0
     """Of the winner's own denoising error beside the comparison, which says nothing of what both sides share: without
     it both may get worse, as long as the loser does so faster."""
     pairs_file: Path | None = None
     """Pairs that are there already; None: mined from the base model first."""
-    _held: dict[str, list[Pair]] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _pictures: dict[str, Example] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _held: dict[str, list[PreferencePair]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _images: dict[str, Example] = field(default_factory=dict, init=False, repr=False, compare=False)
     _latents: dict[tuple[str, int], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
     """The latest of those drawn again, on the CPU: the base model does not change."""
 
@@ -77,21 +77,21 @@ class DPO:
             )
 
     def prepare(self, tuning: Tuning) -> None:
-        """Mine the pairs, or read them. Raises ValueError where there are none, or where a picture is missing."""
-        crops = pick(tuning.examples, len(tuning.examples), tuning.config.crop_px, (tuning.seed(1),))
+        """Mine the pairs, or read them. Raises ValueError where there are none, or where an image is missing."""
+        crops = pick_crops(tuning.examples, len(tuning.examples), tuning.config.crop_px, (tuning.seed(1),))
         keys = group_keys([one.lq for one in crops], [one.prompt for one in crops])
         file = self.pairs_file
         if file is None:
             file = tuning.folder / f"pairs{f'.{tuning.process}' if tuning.process else ''}.parquet"
             if not file.exists():
-                mined = weighted(self._mine(tuning, crops))
+                mined = weigh_pairs(self._mine_pairs(tuning, crops))
                 write_pairs(file, mined, reward=tuning.reward.name, drawing=_drawing(tuning.config))
         else:
             whole = group_keys([one.lq for one in tuning.examples], [one.prompt for one in tuning.examples])
             crops, keys = [*crops, *tuning.examples], [*keys, *whole]
-        self._pictures.clear()
+        self._images.clear()
         self._latents.clear()
-        self._pictures.update(zip(keys, crops, strict=True))
+        self._images.update(zip(keys, crops, strict=True))
         self._held.clear()
         pairs, header = read_pairs(file)
         drawing = header.get("drawing", _drawing(tuning.config))
@@ -101,10 +101,10 @@ class DPO:
                 f"{_drawing(tuning.config)}: take the same settings"
             )
         for one in pairs:
-            if one.lr_hash in self._pictures:
+            if one.lr_hash in self._images:
                 self._held.setdefault(one.lr_hash, []).append(one)
             elif tuning.num_processes == 1:
-                raise ValueError(f"{file}: no training picture has the hash {one.lr_hash}; give the pictures it is of")
+                raise ValueError(f"{file}: no training image has the hash {one.lr_hash}; give the images it is of")
         if tuning.config.expected_targets and any(one.file_winner is not None for one in pairs):
             raise ValueError(f"{file}: expected_targets needs candidates drawn from seeds, and these are files")
         if not self._held:
@@ -121,17 +121,17 @@ class DPO:
             picked = rng.choice(len(own), size=min(self.pairs_per_image, len(own)), replace=False)
             pairs = [own[int(k)] for k in picked]
             count += len(pairs)
-            example = self._pictures[key]
+            example = self._images[key]
             parts.append(Part(loss=partial(self._loss, tuning, example, pairs), example=example))
         return Collected(parts=parts, report={"pairs": count})
 
     def after_round(self, tuning: Tuning, updates: int) -> None:
         """The pairs stay those of the base model."""
 
-    def _mine(self, tuning: Tuning, crops: Sequence[Example]) -> list[Pair]:
-        found: list[Pair] = []
+    def _mine_pairs(self, tuning: Tuning, crops: Sequence[Example]) -> list[PreferencePair]:
+        found: list[PreferencePair] = []
         with reference(tuning.denoiser.module):
-            for place, example in enumerate(progress_bar(crops, "pairs", tuning.process, unit="picture")):
+            for place, example in enumerate(progress_bar(crops, "pairs", tuning.process, unit="image")):
                 drawn = draw_candidates(tuning, [example], [tuning.seed(4, place)],
                                         vary_sharpness=tuning.config.vary_sharpness)  # fmt: skip
                 scores = score(tuning, drawn)
@@ -146,7 +146,7 @@ class DPO:
     def _latent(self, tuning: Tuning, example: Example, key: str, seed: int, file: str | None) -> Tensor:
         """One candidate's x0 [1, ...]: encoded from its file, or drawn again, alone, from the base model.
 
-        With expected_targets: what its seed leads to under the picture as it is.
+        With expected_targets: what its seed leads to under the image as it is.
         """
         if file is not None:
             generator = torch.Generator().manual_seed(seed)
@@ -163,16 +163,18 @@ class DPO:
             self._latents.pop(next(iter(self._latents)))
         return known.to(tuning.device)
 
-    def _varied(self, tuning: Tuning, example: Example, pairs: list[Pair], own: Tensor) -> Varied:
+    def _varied(self, tuning: Tuning, example: Example, pairs: list[PreferencePair], own: Tensor) -> Varied:
         """What winners and then losers saw, told of the winners' own states for both: only what was seen differs."""
         seeds = [one.seed_winner for one in pairs] + [one.seed_loser for one in pairs]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         amounts = [drawn_sharpness(seed, tuning.config.vary_sharpness) for seed in seeds]
         plain, seen = encode(tuning, example, generators), encode(tuning, example, generators, amounts)
         own = torch.cat([own, own])
-        return Varied(condition=seen, own=own, x0=retold(tuning, own, plain, seen))
+        return Varied(condition=seen, own=own, x0=convert_prediction(tuning, own, plain, seen))
 
-    def _loss(self, tuning: Tuning, example: Example, pairs: list[Pair], generator: torch.Generator) -> LossTerm:
+    def _loss(
+        self, tuning: Tuning, example: Example, pairs: list[PreferencePair], generator: torch.Generator
+    ) -> LossTerm:
         sides = [
             torch.cat([self._latent(tuning, example, *row) for row in rows])
             for rows in (

@@ -1,7 +1,7 @@
-"""From scores to advantages: how much better a candidate is than the others of the same low-quality picture.
+"""From scores to advantages: how much better a candidate is than the others of the same low-quality image.
 
 Keys are the sha256 of the LR pixels with the prompt (`rewards.normalise.group_keys`): by the prompt alone different
-pictures would be one group. What carries no signal is dropped and counted, never scored as 0: failed
+images would be one group. What carries no signal is dropped and counted, never scored as 0: failed
 measurements, groups of one, groups without spread, and groups that are already near the top of the scale.
 """
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from restoration.tuning.algorithms.groups import group_advantages
 from restoration.tuning.context import Collected, LossTerm, Part, Tuning
-from restoration.tuning.data import pick
+from restoration.tuning.data import pick_crops
 from restoration.tuning.lora import POLICY, reference
 from restoration.tuning.sampler.rollout import Piece, draw_candidates, refuse_varied, score, score_report
 from restoration.tuning.sampler.transitions import rescore
@@ -61,7 +61,7 @@ class GRPO:
 
     def collect(self, tuning: Tuning, number: int) -> Collected:
         """Draw and score a round. Raises ValueError where no step is random: there is no policy then."""
-        examples = pick(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
+        examples = pick_crops(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
         seeds = [tuning.seed(2, number, place) for place in range(len(examples))]
         drawn = draw_candidates(tuning, examples, seeds, keep=True)
         random_steps = [k for k, std in enumerate(drawn.pieces[0].trajectory.stds) if std > 0]

@@ -1,4 +1,4 @@
-"""DiffusionNFT: learning on the forward process. It needs only the final picture and its reward, from any sampler.
+"""DiffusionNFT: learning on the forward process. It needs only the final image and its reward, from any sampler.
 
 A second adapter, `old`, draws the candidates and slowly follows the trained one. The trained prediction v defines two
 implicit policies, v+ = (1 - beta) v_old + beta v and v- = (1 + beta) v_old - beta v. Good candidates pull v+ to
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from restoration.tuning.algorithms.groups import group_advantages
 from restoration.tuning.context import Collected, LossTerm, Part, Tuning
-from restoration.tuning.data import pick
+from restoration.tuning.data import pick_crops
 from restoration.tuning.lora import OLD, POLICY, copy_adapter, reference, use_adapter
 from restoration.tuning.sampler.denoising import expected_target, random_noise
 from restoration.tuning.sampler.parametrisation import noisy, to_x0
@@ -78,7 +78,7 @@ class NFT:
 
     def collect(self, tuning: Tuning, number: int) -> Collected:
         """Draw a round with `old` and score it."""
-        examples = pick(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
+        examples = pick_crops(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
         seeds = [tuning.seed(2, number, place) for place in range(len(examples))]
         with use_adapter(tuning.denoiser.module, OLD):
             drawn = draw_candidates(tuning, examples, seeds, vary_sharpness=tuning.config.vary_sharpness,

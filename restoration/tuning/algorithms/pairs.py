@@ -1,6 +1,6 @@
 """Pairs for DPO: mined from scored candidates, weighted, and kept in a portable parquet file.
 
-A row names a low-quality picture by the hash of its pixels and two candidates by their seeds (or their files), with
+A row names a low-quality image by the hash of its pixels and two candidates by their seeds (or their files), with
 their scores and the reward's fingerprint; so pairs can be looked at, merged and used by other code.
 Source: DP2O-SR (Wu et al. 2025): best and worst quarter against each other, weights within and between groups.
 """
@@ -21,8 +21,8 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
-    """A better and a worse candidate of one low-quality picture."""
+class PreferencePair:
+    """A better and a worse candidate of one low-quality image."""
 
     lr_hash: str
     """Its group key: sha256 of the LR pixels and the prompt, 16 digits."""
@@ -41,15 +41,15 @@ class Pair:
     """Fingerprint."""
     weight: float = 1.0
     file_winner: str | None = None
-    """The candidate's picture, where it comes from a folder."""
+    """The candidate's image, where it comes from a folder."""
     file_loser: str | None = None
 
 
 def mine_pairs(
     scores: Sequence[float], seeds: Sequence[int], *, lr_hash: str, prompt: str = "", reward: str = "",
     share: float = 0.25, files: Sequence[str] | None = None,
-) -> list[Pair]:  # fmt: skip
-    """Return each of the best `share` against each of the worst, at least one a side; weights are 1 until `weighted`.
+) -> list[PreferencePair]:  # fmt: skip
+    """Return each of the best `share` against each of the worst, at least one per side; `weigh_pairs` sets the weights.
 
     scores: higher is better, NaN where not measured (left out). A group without spread, or with fewer than two scores,
     gives none. Raises ValueError for a share outside (0, 0.5].
@@ -66,7 +66,7 @@ def mine_pairs(
     spread = float(torch.tensor(list(values.values()), dtype=torch.float64).std(correction=0))
     side = max(1, int(share * len(order)))
     return [
-        Pair(
+        PreferencePair(
             lr_hash=lr_hash, prompt=prompt, seed_winner=seeds[w], seed_loser=seeds[l], score_winner=scores[w],
             score_loser=scores[l], value_winner=values[w], value_loser=values[l], group_std=spread, reward=reward,
             file_winner=None if files is None else files[w], file_loser=None if files is None else files[l],
@@ -75,7 +75,7 @@ def mine_pairs(
     ]  # fmt: skip
 
 
-def weighted(pairs: Sequence[Pair]) -> list[Pair]:
+def weigh_pairs(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
     """Return the pairs with their weights, (gap + 1 - mean gap) * (std + 1 - mean std), std that of the group.
 
     Each of the two factors averages 1 over the pairs. Raises ValueError where a weight would be negative: the gaps or
@@ -95,7 +95,7 @@ def weighted(pairs: Sequence[Pair]) -> list[Pair]:
     return found
 
 
-def write_pairs(file: Path, pairs: Sequence[Pair], **facts: Any) -> Path:
+def write_pairs(file: Path, pairs: Sequence[PreferencePair], **facts: Any) -> Path:
     """Write the pairs as parquet, in one step; `facts` (JSON values) go to the file's header.
 
     Raises ImportError without pyarrow.
@@ -103,7 +103,10 @@ def write_pairs(file: Path, pairs: Sequence[Pair], **facts: Any) -> Path:
     arrow, parquet = _pyarrow()
     kinds = {"str": arrow.string(), "int": arrow.int64(), "float": arrow.float64()}
     schema = arrow.schema(
-        [(one.name, kinds[str(getattr(one.type, "__name__", one.type)).split(" ")[0]]) for one in fields(Pair)],
+        [
+            (one.name, kinds[str(getattr(one.type, "__name__", one.type)).split(" ")[0]])
+            for one in fields(PreferencePair)
+        ],
         metadata={"zoomiqa_pairs": json.dumps({"format": FORMAT, **facts})},
     )
     table = arrow.Table.from_pylist([asdict(one) for one in pairs], schema=schema)
@@ -114,23 +117,23 @@ def write_pairs(file: Path, pairs: Sequence[Pair], **facts: Any) -> Path:
     return file
 
 
-def read_pairs(file: Path) -> tuple[list[Pair], dict[str, Any]]:
+def read_pairs(file: Path) -> tuple[list[PreferencePair], dict[str, Any]]:
     """Return the pairs of a file and its header. Raises ValueError for a file of another kind, ImportError."""
     _, parquet = _pyarrow()
     table = parquet.read_table(file)
     header = (table.schema.metadata or {}).get(b"zoomiqa_pairs")
-    missing = {one.name for one in fields(Pair)} - set(table.column_names)
+    missing = {one.name for one in fields(PreferencePair)} - set(table.column_names)
     if header is None or missing:
         raise ValueError(f"{file} is no pair file: {'no header' if header is None else f'no column {min(missing)}'}")
-    names = [one.name for one in fields(Pair)]
-    return [Pair(**{name: row[name] for name in names}) for row in table.to_pylist()], json.loads(header)
+    names = [one.name for one in fields(PreferencePair)]
+    return [PreferencePair(**{name: row[name] for name in names}) for row in table.to_pylist()], json.loads(header)
 
 
-def pairs_from_best_of_n(folder: Path, image_lq: Any, *, prompt: str = "", share: float = 0.25) -> list[Pair]:
-    """Return the pairs of a finished or unfinished best-of-N folder, unweighted, with the files of its pictures.
+def pairs_from_best_of_n(folder: Path, image_lq: Any, *, prompt: str = "", share: float = 0.25) -> list[PreferencePair]:
+    """Return the pairs of a finished or unfinished best-of-N folder, unweighted, with the files of its images.
 
-    image_lq: the picture that it restored. prompt: as the tuning run will call it. Candidates that are copies of
-    another, or were not measured, are left out. Raises ValueError where `image_lq` is another picture.
+    image_lq: the image that it restored. prompt: as the tuning run will call it. Candidates that are copies of
+    another, or were not measured, are left out. Raises ValueError where `image_lq` is another image.
     """
     from restoration.selection.best_of_n import image_digest
     from zoomiqa_reward.runs.json_lines import read_lines
@@ -138,7 +141,7 @@ def pairs_from_best_of_n(folder: Path, image_lq: Any, *, prompt: str = "", share
     image = load_image(image_lq)
     settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"]
     if settings["image"] != image_digest(image.detach().cpu()):
-        raise ValueError(f"{folder} restored another picture than the one given: their pixels differ")
+        raise ValueError(f"{folder} restored another image than the one given: their pixels differ")
     rows = [
         row for row in read_lines(folder / "candidates.jsonl")
         if row["valid"] and row["file"] is not None and row["same_as"] is None

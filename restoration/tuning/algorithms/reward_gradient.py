@@ -1,10 +1,10 @@
 """Reward gradient: the reward's own slope through the last denoising steps and the decoder, to the LoRA weights.
 
 Sources: ReFL (Xu et al. 2023: one step with gradient at a random late time, hinge), DRaFT-K (Clark et al. 2024: the
-last K steps), RFSR (denoising and low-frequency losses beside the reward, or the pictures fall apart:
+last K steps), RFSR (denoising and low-frequency losses beside the reward, or the images fall apart:
 set `TuneConfig.truth_weight`).
 Deviation: RFSR compares wavelet bands of early predictions with the ground truth; here the early prediction, reduced to
-the LR picture's size, is compared with the LR picture, which needs no ground truth.
+the LR image's size, is compared with the LR image, which needs no ground truth.
 """
 
 import math
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from restoration.tuning.context import Collected, LossTerm, Part, Tuning
-from restoration.tuning.data import Example, pick
+from restoration.tuning.data import Example, pick_crops
 from restoration.tuning.denoisers.base import Condition
 from restoration.tuning.lora import POLICY
 from restoration.tuning.sampler.rollout import eight_bit, encode, refuse_varied, reward_inputs
@@ -42,12 +42,12 @@ class RewardGradient:
     last_share: float = 0.25
     """Of the steps: the gradient starts at a random one among them."""
     grad_steps: int = 1
-    """K: steps that the gradient goes through; the picture is what the last of them predicts."""
+    """K: steps that the gradient goes through; the image is what the last of them predicts."""
     tau: float | None = None
     """The hinge, in the reward's unit; None: the top of its range."""
     reward_weight: float = 1.0
     low_frequency: float = 1.0
-    """Weight of the early prediction's mean squared distance to the LR picture at its size."""
+    """Weight of the early prediction's mean squared distance to the LR image at its size."""
 
     def __post_init__(self) -> None:
         if not 0 < self.last_share <= 1 or self.grad_steps < 1 or self.reward_weight <= 0:
@@ -72,8 +72,8 @@ class RewardGradient:
             raise ValueError(f"grad_steps={self.grad_steps}: there are only {tuning.config.steps} steps")
 
     def collect(self, tuning: Tuning, number: int) -> Collected:
-        """Choose a round's pictures; they are drawn inside the loss."""
-        examples = pick(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
+        """Choose a round's images; they are drawn inside the loss."""
+        examples = pick_crops(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
         size = tuning.config.rows_at_once
         chunks = [min(size, tuning.config.num_samples - start) for start in range(0, tuning.config.num_samples, size)]
         return Collected(parts=[
@@ -87,8 +87,8 @@ class RewardGradient:
         seeds = torch.randint(2**62, (rows,), generator=generator).tolist()
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         condition = encode(tuning, example, generators)
-        pictures = self._pictures(tuning, condition, generators, generator)
-        scores = ask(tuning.reward, list(pictures), grad=True, **reward_inputs(tuning, [example] * rows))
+        images = self._images(tuning, condition, generators, generator)
+        scores = ask(tuning.reward, list(images), grad=True, **reward_inputs(tuning, [example] * rows))
         report = {"failed": float((~scores.valid).sum())}
         if not bool(scores.valid.any()):
             return LossTerm(None, 0, report)
@@ -102,7 +102,7 @@ class RewardGradient:
             report["low_frequency"] = float(low.detach())
         return LossTerm(loss, int(scores.valid.sum()), report)
 
-    def _pictures(
+    def _images(
         self, tuning: Tuning, condition: Condition, generators: list[torch.Generator], generator: torch.Generator
     ) -> Tensor:
         """Draw without gradient up to a late step, then with it."""
@@ -120,13 +120,13 @@ class RewardGradient:
         return eight_bit(tuning.denoiser.decode(done.x0, condition))
 
     def _low_frequency(self, tuning: Tuning, condition: Condition, generators: list[torch.Generator]) -> Tensor:
-        """Mean squared distance of an early prediction, reduced, to the LR picture."""
+        """Mean squared distance of an early prediction, reduced, to the LR image."""
         path = tuning.path
         early = len(path) // 4
         x = sample(tuning.denoiser, condition, path, generators, eta=tuning.config.eta, steps=early).x0
         output = tuning.denoiser.predict(x, path.times[early], condition)
         noise = draw(x.shape[1:], generators, x.device)
-        picture = tuning.denoiser.decode(transition(path, early, output, x, noise=noise).x0, condition)
+        image = tuning.denoiser.decode(transition(path, early, output, x, noise=noise).x0, condition)
         size = condition.lq.shape[-2:]
-        reduced = torch.nn.functional.interpolate(picture, size=size, mode="bicubic", antialias=True)
+        reduced = torch.nn.functional.interpolate(image, size=size, mode="bicubic", antialias=True)
         return (reduced - condition.lq).square().mean()

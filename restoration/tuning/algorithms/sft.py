@@ -1,4 +1,4 @@
-"""Rejection-sampling fine-tuning: denoise the best candidates of each picture. The baseline that all must beat."""
+"""Rejection-sampling fine-tuning: denoise the best candidates of each image. The baseline that all must beat."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 
 from restoration.tuning.algorithms.groups import group_advantages
 from restoration.tuning.context import Collected, LossTerm, Part, Tuning
-from restoration.tuning.data import pick
+from restoration.tuning.data import pick_crops
 from restoration.tuning.lora import POLICY, reference
 from restoration.tuning.sampler.denoising import denoising_errors, expected_target, random_noise
 from restoration.tuning.sampler.rollout import Piece, draw_candidates, score, score_report
@@ -22,7 +22,7 @@ class SFT:
     name: ClassVar[str] = "sft"
     adapters: ClassVar[tuple[str, ...]] = (POLICY,)
     top: int = 1
-    """Best candidates of a picture that are learned."""
+    """Best candidates of an image that are learned."""
 
     def __post_init__(self) -> None:
         if self.top < 1:
@@ -35,7 +35,7 @@ class SFT:
 
     def collect(self, tuning: Tuning, number: int) -> Collected:
         """Draw a round, score it, keep the best of each group."""
-        examples = pick(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
+        examples = pick_crops(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
         seeds = [tuning.seed(2, number, place) for place in range(len(examples))]
         with self._drawing(tuning):
             drawn = draw_candidates(tuning, examples, seeds, vary_sharpness=tuning.config.vary_sharpness,
@@ -63,7 +63,7 @@ class SFT:
     @staticmethod
     def _drawing(tuning: Tuning) -> AbstractContextManager[None]:
         """The model that draws: as it is now, or the base where it also sets the targets. A model that learns to do
-        without a sharper picture what it does with one would be ahead of itself for ever.
+        without a sharper image what it does with one would be ahead of itself for ever.
         """
         return reference(tuning.denoiser.module) if tuning.config.expected_targets else nullcontext()
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from restoration.tuning.sampler.noise_path import Path, Schedule
+from restoration.tuning.sampler.transitions import NoisePath, Schedule
 
 PIPELINES = {
     "LDMSuperResolutionPipeline": "ldm",
@@ -30,7 +30,7 @@ class Condition:
     """What the denoiser is given beside the noisy signal; every tensor has the batch first."""
 
     lq: Tensor
-    """BCHW in [0, 1]: the low-quality pictures as they are."""
+    """BCHW in [0, 1]: the low-quality images as they are."""
     given: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -65,10 +65,10 @@ class Denoiser(Protocol):
     """Name endings of the layers that a LoRA goes on by default; empty: all linear layers and convolutions."""
 
     def encode(self, lq: Tensor, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Condition:
-        """Return the condition of BCHW pictures in [0, 1]; a generator a row for what is random in it."""
+        """Return the condition of BCHW images in [0, 1]; a generator a row for what is random in it."""
         ...
 
-    def path(self, num_steps: int) -> Path:
+    def path(self, num_steps: int) -> NoisePath:
         """Return the sampler's steps."""
         ...
 
@@ -76,7 +76,7 @@ class Denoiser(Protocol):
         """Return the shape of one row's noise."""
         ...
 
-    def begin(self, noise: Tensor, condition: Condition, path: Path) -> Tensor:
+    def begin(self, noise: Tensor, condition: Condition, path: NoisePath) -> Tensor:
         """Return x before the first step."""
         ...
 
@@ -85,15 +85,15 @@ class Denoiser(Protocol):
         ...
 
     def decode(self, x0: Tensor, condition: Condition) -> Tensor:
-        """Return the pictures, float32 BCHW in [0, 1]; the graph is kept."""
+        """Return the images, float32 BCHW in [0, 1]; the graph is kept."""
         ...
 
-    def encode_target(self, pictures: Tensor, condition: Condition) -> Tensor:
-        """Return the x0 that stands for BCHW pictures of the output's size."""
+    def encode_target(self, images: Tensor, condition: Condition) -> Tensor:
+        """Return the x0 that stands for BCHW images of the output's size."""
         ...
 
-    def features(self, pictures: Tensor, condition: Condition) -> list[Tensor]:
-        """Return feature maps BCHW of pictures, by the pipeline's own encoder, for style distances."""
+    def features(self, images: Tensor, condition: Condition) -> list[Tensor]:
+        """Return feature maps BCHW of images, by the pipeline's own encoder, for style distances."""
         ...
 
 
@@ -122,13 +122,13 @@ def freeze(pipeline: Any) -> None:
             part.eval().requires_grad_(False)
 
 
-def framed(pictures: Tensor, height: int, width: int) -> Tensor:
-    """Return BCHW pictures as float32, their far edges repeated up to that size."""
-    space = (0, width - pictures.shape[-1], 0, height - pictures.shape[-2])
-    return nn.functional.pad(pictures.float(), space, mode="replicate")
+def pad_to(images: Tensor, height: int, width: int) -> Tensor:
+    """Return BCHW images as float32, their far edges repeated up to that size."""
+    space = (0, width - images.shape[-1], 0, height - images.shape[-2])
+    return nn.functional.pad(images.float(), space, mode="replicate")
 
 
-def hooked(blocks: Sequence[nn.Module], call: Any) -> list[Tensor]:
+def capture_outputs(blocks: Sequence[nn.Module], call: Any) -> list[Tensor]:
     """Return the outputs of `blocks` (their first tensor) while `call()` runs, as float32."""
     found: list[Tensor] = []
 

@@ -1,7 +1,7 @@
-"""Stable Diffusion with a ControlNet (tile): the U-Net is tuned, the ControlNet that holds it to the picture is not.
+"""Stable Diffusion with a ControlNet (tile): the U-Net is tuned, the ControlNet that holds it to the image is not.
 
-`StableDiffusionControlNetImg2ImgPipeline` starts from the enlarged picture at the noise level that `strength` names,
-`StableDiffusionControlNetPipeline` from pure noise. The enlarged picture is the control picture of both.
+`StableDiffusionControlNetImg2ImgPipeline` starts from the enlarged image at the noise level that `strength` names,
+`StableDiffusionControlNetPipeline` from pure noise. The enlarged image is the control image of both.
 """
 
 import inspect
@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from restoration.tuning.denoisers.base import Condition, Denoiser, framed, hooked
-from restoration.tuning.sampler.noise_path import Path, Schedule
-from restoration.tuning.sampler.parametrisation import noisy
-from restoration.tuning.sampler.vae import from_latent, to_latent
+from restoration.tuning.denoisers.base import Condition, Denoiser, capture_outputs, pad_to
+from restoration.tuning.sampler.parametrisation import from_latent, noisy, to_latent
+from restoration.tuning.sampler.transitions import NoisePath, Schedule
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -37,10 +36,8 @@ def build(
     if control_scale is None:
         call = inspect.signature(type(pipeline).__call__)
         control_scale = float(call.parameters["controlnet_conditioning_scale"].default)
-    starts_from_picture = any("Img2Img" in kind.__name__ for kind in type(pipeline).__mro__)
-    return ControlDenoiser(
-        pipeline, scale, strength, control_scale, guidance_scale, negative_prompt, starts_from_picture
-    )
+    starts_from_image = any("Img2Img" in kind.__name__ for kind in type(pipeline).__mro__)
+    return ControlDenoiser(pipeline, scale, strength, control_scale, guidance_scale, negative_prompt, starts_from_image)
 
 
 class ControlDenoiser:
@@ -51,18 +48,18 @@ class ControlDenoiser:
 
     def __init__(
         self, pipeline: Any, scale: int, strength: float, control_scale: float, guidance: float, negative: str,
-        starts_from_picture: bool,
+        starts_from_image: bool,
     ) -> None:  # fmt: skip
         self.pipeline, self.module = pipeline, pipeline.unet
         self.schedule = Schedule(pipeline.scheduler)
         self.scale, self.patch_px = scale, int(pipeline.vae_scale_factor)
         self._stride = self.patch_px * 2 ** (len(self.module.config.block_out_channels) - 1)
-        self._strength, self._control, self._from_picture = strength, control_scale, starts_from_picture
+        self._strength, self._control, self._from_image = strength, control_scale, starts_from_image
         self._guidance, self._negative = guidance, negative
 
     @torch.no_grad()
     def encode(self, lq: Tensor, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Condition:
-        """The enlarged picture (far edges repeated up to the U-Net's stride), its latent, and the text."""
+        """The enlarged image (far edges repeated up to the U-Net's stride), its latent, and the text."""
         size = lq.shape[-2] * self.scale, lq.shape[-1] * self.scale
         grown = torch.nn.functional.interpolate(lq.float(), size=size, mode="bicubic", antialias=True).clamp(0, 1)
         guided = self._guidance > 1
@@ -72,9 +69,9 @@ class ControlDenoiser:
         given = {"control": self._whole(grown), "start": self.encode_target(grown, Condition(lq=lq)), "text": text}
         return Condition(lq=lq, given=given | ({"negative": negative} if guided else {}))
 
-    def path(self, num_steps: int) -> Path:
+    def path(self, num_steps: int) -> NoisePath:
         """The tail that `strength` leaves, as the pipeline's class has it; all of it from pure noise."""
-        if not self._from_picture:
+        if not self._from_image:
             return self.schedule.path(num_steps)
         return self.schedule.tail(type(self.pipeline), num_steps, self._strength)
 
@@ -82,9 +79,9 @@ class ControlDenoiser:
         """See `Denoiser`."""
         return tuple(condition.given["start"].shape[1:])
 
-    def begin(self, noise: Tensor, condition: Condition, path: Path) -> Tensor:
-        """The enlarged picture's latent at the path's first noise level, or pure noise."""
-        return noisy(condition.given["start"], noise, path.alphas[0], path.sigmas[0]) if self._from_picture else noise
+    def begin(self, noise: Tensor, condition: Condition, path: NoisePath) -> Tensor:
+        """The enlarged image's latent at the path's first noise level, or pure noise."""
+        return noisy(condition.given["start"], noise, path.alphas[0], path.sigmas[0]) if self._from_image else noise
 
     def predict(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """See `Denoiser`; with guidance both texts run in one batch."""
@@ -115,15 +112,15 @@ class ControlDenoiser:
         height, width = (self.scale * side for side in condition.lq.shape[-2:])
         return from_latent(self.pipeline.vae, x0)[..., :height, :width]
 
-    def encode_target(self, pictures: Tensor, condition: Condition) -> Tensor:
+    def encode_target(self, images: Tensor, condition: Condition) -> Tensor:
         """The mode of the VAE's latent."""
-        return to_latent(self.pipeline.vae, self._whole(pictures))
+        return to_latent(self.pipeline.vae, self._whole(images))
 
-    def features(self, pictures: Tensor, condition: Condition) -> list[Tensor]:
+    def features(self, images: Tensor, condition: Condition) -> list[Tensor]:
         """What the VAE encoder's blocks put out."""
         blocks = list(self.pipeline.vae.encoder.down_blocks)
-        return hooked(blocks, lambda: self.encode_target(pictures, condition))
+        return capture_outputs(blocks, lambda: self.encode_target(images, condition))
 
-    def _whole(self, pictures: Tensor) -> Tensor:
-        height, width = pictures.shape[-2:]
-        return framed(pictures, height + -height % self._stride, width + -width % self._stride)
+    def _whole(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        return pad_to(images, height + -height % self._stride, width + -width % self._stride)

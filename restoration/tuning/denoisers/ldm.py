@@ -1,4 +1,4 @@
-"""`LDMSuperResolutionPipeline` (x4, UNet2DModel and VQ-VAE): the latent has the size of the LR picture.
+"""`LDMSuperResolutionPipeline` (x4, UNet2DModel and VQ-VAE): the latent has the size of the LR image.
 
 Decoding goes through the VQ model's quantisation, whose gradient diffusers passes straight through.
 """
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from restoration.tuning.denoisers.base import Condition, Denoiser, framed, hooked
-from restoration.tuning.sampler.noise_path import Path, Schedule
+from restoration.tuning.denoisers.base import Condition, Denoiser, capture_outputs, pad_to
+from restoration.tuning.sampler.transitions import NoisePath, Schedule
 
 
 def build(pipeline: Any) -> Denoiser:
@@ -31,12 +31,12 @@ class LDMDenoiser:
         self._stride = 2 ** (len(self.module.config.block_out_channels) - 1)
 
     def encode(self, lq: Tensor, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Condition:
-        """The picture in [-1, 1], its far edges repeated up to the U-Net's stride. No prompt, nothing random."""
+        """The image in [-1, 1], its far edges repeated up to the U-Net's stride. No prompt, nothing random."""
         height, width = lq.shape[-2:]
-        whole = framed(lq, height + -height % self._stride, width + -width % self._stride)
+        whole = pad_to(lq, height + -height % self._stride, width + -width % self._stride)
         return Condition(lq=lq, given={"signed": whole * 2 - 1})
 
-    def path(self, num_steps: int) -> Path:
+    def path(self, num_steps: int) -> NoisePath:
         """See `Denoiser`."""
         return self.schedule.path(num_steps)
 
@@ -44,7 +44,7 @@ class LDMDenoiser:
         """Half of the U-Net's input channels are the latent's, as the pipeline has it."""
         return (self.module.config.in_channels // 2, *condition.given["signed"].shape[-2:])
 
-    def begin(self, noise: Tensor, condition: Condition, path: Path) -> Tensor:
+    def begin(self, noise: Tensor, condition: Condition, path: NoisePath) -> Tensor:
         """Pure noise."""
         return noise
 
@@ -59,12 +59,12 @@ class LDMDenoiser:
         whole = self.pipeline.vqvae.decode(x0.to(self.pipeline.vqvae.dtype)).sample.float()
         return (whole / 2 + 0.5).clamp(0, 1)[..., :height, :width]
 
-    def encode_target(self, pictures: Tensor, condition: Condition) -> Tensor:
+    def encode_target(self, images: Tensor, condition: Condition) -> Tensor:
         """The VQ encoder's latent, before quantisation."""
-        whole = framed(pictures, *(self.scale * side for side in condition.given["signed"].shape[-2:]))
+        whole = pad_to(images, *(self.scale * side for side in condition.given["signed"].shape[-2:]))
         return self.pipeline.vqvae.encode((whole * 2 - 1).to(self.pipeline.vqvae.dtype)).latents.float()
 
-    def features(self, pictures: Tensor, condition: Condition) -> list[Tensor]:
+    def features(self, images: Tensor, condition: Condition) -> list[Tensor]:
         """What the VQ encoder's blocks put out."""
         blocks = list(self.pipeline.vqvae.encoder.down_blocks)
-        return hooked(blocks, lambda: self.encode_target(pictures, condition))
+        return capture_outputs(blocks, lambda: self.encode_target(images, condition))

@@ -1,4 +1,4 @@
-"""The embedded `NanoSRPipeline`: x0 is the pixel-unshuffled residual to bicubic, at the size of the LR picture."""
+"""The embedded `NanoSRPipeline`: x0 is the pixel-unshuffled residual to bicubic, at the size of the LR image."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from restoration.tuning.denoisers.base import Condition, Denoiser, framed, hooked
-from restoration.tuning.sampler.noise_path import Path, Schedule
+from restoration.tuning.denoisers.base import Condition, Denoiser, capture_outputs, pad_to
+from restoration.tuning.sampler.transitions import NoisePath, Schedule
 
 
 def build(pipeline: Any) -> Denoiser:
@@ -30,10 +30,10 @@ class NanoDenoiser:
         self._channels = RESIDUAL_CHANNELS
 
     def encode(self, lq: Tensor, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Condition:
-        """The padded picture; there is no prompt and nothing random in it."""
+        """The padded image; there is no prompt and nothing random in it."""
         return Condition(lq=lq, given={"padded": self.pipeline.pad(lq.float())})
 
-    def path(self, num_steps: int) -> Path:
+    def path(self, num_steps: int) -> NoisePath:
         """See `Denoiser`."""
         return self.schedule.path(num_steps)
 
@@ -41,7 +41,7 @@ class NanoDenoiser:
         """See `Denoiser`."""
         return (self._channels, *condition.given["padded"].shape[-2:])
 
-    def begin(self, noise: Tensor, condition: Condition, path: Path) -> Tensor:
+    def begin(self, noise: Tensor, condition: Condition, path: NoisePath) -> Tensor:
         """Pure noise."""
         return noise
 
@@ -55,15 +55,15 @@ class NanoDenoiser:
         """The pipeline's own last step: cropped to the LR image's size, and agreeing with it."""
         return self.pipeline.finished(x0.float(), condition.given["padded"], condition.lq)
 
-    def encode_target(self, pictures: Tensor, condition: Condition) -> Tensor:
-        """The residual; what the padding adds is padded with the picture's edge, as the LR picture's is."""
+    def encode_target(self, images: Tensor, condition: Condition) -> Tensor:
+        """The residual; what the padding adds is padded with the image's edge, as the LR image's is."""
         from restoration.nano.pipeline import to_residual
 
         padded = condition.given["padded"]
-        whole = framed(pictures, *(self.scale * side for side in padded.shape[-2:]))
+        whole = pad_to(images, *(self.scale * side for side in padded.shape[-2:]))
         return to_residual(whole, padded, self.pipeline.config.residual_std)
 
-    def features(self, pictures: Tensor, condition: Condition) -> list[Tensor]:
+    def features(self, images: Tensor, condition: Condition) -> list[Tensor]:
         """What the U-Net's encoding half makes of the noiseless residual at time 0."""
-        x0 = self.encode_target(pictures, condition)
-        return hooked(list(self.module.down_blocks), lambda: self.predict(x0, torch.tensor(0), condition))
+        x0 = self.encode_target(images, condition)
+        return capture_outputs(list(self.module.down_blocks), lambda: self.predict(x0, torch.tensor(0), condition))

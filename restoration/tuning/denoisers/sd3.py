@@ -1,6 +1,6 @@
-"""`StableDiffusion3Img2ImgPipeline`: a flow transformer (SD3Transformer2DModel) that starts from the enlarged picture.
+"""`StableDiffusion3Img2ImgPipeline`: a flow transformer (SD3Transformer2DModel) that starts from the enlarged image.
 
-The LR picture is enlarged by bicubic interpolation and encoded; sampling begins at the noise level that `strength`
+The LR image is enlarged by bicubic interpolation and encoded; sampling begins at the noise level that `strength`
 names, as the pipeline does, so the path is a tail of the whole one. No guidance while training.
 """
 
@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from restoration.tuning.denoisers.base import Condition, Denoiser, framed, hooked
-from restoration.tuning.sampler.noise_path import Path, Schedule
-from restoration.tuning.sampler.parametrisation import noisy
-from restoration.tuning.sampler.vae import from_latent, to_latent
+from restoration.tuning.denoisers.base import Condition, Denoiser, capture_outputs, pad_to
+from restoration.tuning.sampler.parametrisation import from_latent, noisy, to_latent
+from restoration.tuning.sampler.transitions import NoisePath, Schedule
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
@@ -42,7 +41,7 @@ class SD3Denoiser:
 
     @torch.no_grad()
     def encode(self, lq: Tensor, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Condition:
-        """The latent of the enlarged picture (its far edges repeated up to whole patches), and the text."""
+        """The latent of the enlarged image (its far edges repeated up to whole patches), and the text."""
         size = lq.shape[-2] * self.scale, lq.shape[-1] * self.scale
         grown = torch.nn.functional.interpolate(lq.float(), size=size, mode="bicubic", antialias=True).clamp(0, 1)
         texts = list(prompts)
@@ -52,7 +51,7 @@ class SD3Denoiser:
         condition = Condition(lq=lq, given={"text": text, "pooled": pooled})
         return Condition(lq=lq, given=condition.given | {"start": self.encode_target(grown, condition)})
 
-    def path(self, num_steps: int) -> Path:
+    def path(self, num_steps: int) -> NoisePath:
         """The tail that `strength` leaves, as the pipeline's class has it."""
         return self.schedule.tail(type(self.pipeline), num_steps, self._strength)
 
@@ -60,8 +59,8 @@ class SD3Denoiser:
         """See `Denoiser`."""
         return tuple(condition.given["start"].shape[1:])
 
-    def begin(self, noise: Tensor, condition: Condition, path: Path) -> Tensor:
-        """The enlarged picture's latent at the path's first noise level."""
+    def begin(self, noise: Tensor, condition: Condition, path: NoisePath) -> Tensor:
+        """The enlarged image's latent at the path's first noise level."""
         return noisy(condition.given["start"], noise, path.alphas[0], path.sigmas[0])
 
     def predict(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
@@ -77,13 +76,13 @@ class SD3Denoiser:
         height, width = (self.scale * side for side in condition.lq.shape[-2:])
         return from_latent(self.pipeline.vae, x0)[..., :height, :width]
 
-    def encode_target(self, pictures: Tensor, condition: Condition) -> Tensor:
+    def encode_target(self, images: Tensor, condition: Condition) -> Tensor:
         """The mode of the VAE's latent."""
-        height, width = pictures.shape[-2:]
-        whole = framed(pictures, height + -height % self.patch_px, width + -width % self.patch_px)
+        height, width = images.shape[-2:]
+        whole = pad_to(images, height + -height % self.patch_px, width + -width % self.patch_px)
         return to_latent(self.pipeline.vae, whole)
 
-    def features(self, pictures: Tensor, condition: Condition) -> list[Tensor]:
+    def features(self, images: Tensor, condition: Condition) -> list[Tensor]:
         """What the VAE encoder's blocks put out."""
         blocks = list(self.pipeline.vae.encoder.down_blocks)
-        return hooked(blocks, lambda: self.encode_target(pictures, condition))
+        return capture_outputs(blocks, lambda: self.encode_target(images, condition))

@@ -1,8 +1,8 @@
-"""`StableDiffusionUpscalePipeline` (SD-x4): a text-conditioned U-Net on VAE latents beside the noised LR picture.
+"""`StableDiffusionUpscalePipeline` (SD-x4): a text-conditioned U-Net on VAE latents beside the noised LR image.
 
-The pipeline noises the LR picture at `noise_level`; that noise belongs to a candidate and is drawn from its generator.
+The pipeline noises the LR image at `noise_level`; that noise belongs to a candidate and is drawn from its generator.
 Training and sampling here go without classifier-free guidance unless `guidance_scale` is above 1, which doubles the
-time; the pipeline's own default of 9 is for a text prompt that describes the picture.
+time; the pipeline's own default of 9 is for a text prompt that describes the image.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from restoration.tuning.denoisers.base import Condition, Denoiser, framed, hooked
-from restoration.tuning.sampler.noise_path import Path, Schedule
-from restoration.tuning.sampler.transitions import draw
-from restoration.tuning.sampler.vae import from_latent, to_latent
+from restoration.tuning.denoisers.base import Condition, Denoiser, capture_outputs, pad_to
+from restoration.tuning.sampler.parametrisation import from_latent, to_latent
+from restoration.tuning.sampler.transitions import NoisePath, Schedule, draw
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -39,9 +38,9 @@ class UpscaleDenoiser:
 
     @torch.no_grad()
     def encode(self, lq: Tensor, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Condition:
-        """The noised picture in [-1, 1], the text, and with guidance the negative text."""
+        """The noised image in [-1, 1], the text, and with guidance the negative text."""
         height, width = lq.shape[-2:]
-        signed = framed(lq, height + -height % self._stride, width + -width % self._stride) * 2 - 1
+        signed = pad_to(lq, height + -height % self._stride, width + -width % self._stride) * 2 - 1
         level = torch.full((len(lq),), self._noise_level, dtype=torch.long, device=lq.device)
         noise = draw(signed.shape[1:], generators, lq.device)
         guided = self._guidance > 1
@@ -52,7 +51,7 @@ class UpscaleDenoiser:
         given = {"noised": noised, "level": level, "text": text}
         return Condition(lq=lq, given=given | ({"negative": negative} if guided else {}))
 
-    def path(self, num_steps: int) -> Path:
+    def path(self, num_steps: int) -> NoisePath:
         """See `Denoiser`."""
         return self.schedule.path(num_steps)
 
@@ -60,7 +59,7 @@ class UpscaleDenoiser:
         """See `Denoiser`."""
         return (self.pipeline.vae.config.latent_channels, *condition.given["noised"].shape[-2:])
 
-    def begin(self, noise: Tensor, condition: Condition, path: Path) -> Tensor:
+    def begin(self, noise: Tensor, condition: Condition, path: NoisePath) -> Tensor:
         """Pure noise."""
         return noise
 
@@ -87,12 +86,12 @@ class UpscaleDenoiser:
         height, width = (self.scale * side for side in condition.lq.shape[-2:])
         return from_latent(self.pipeline.vae, x0)[..., :height, :width]
 
-    def encode_target(self, pictures: Tensor, condition: Condition) -> Tensor:
+    def encode_target(self, images: Tensor, condition: Condition) -> Tensor:
         """The mode of the VAE's latent."""
-        whole = framed(pictures, *(self.scale * side for side in condition.given["noised"].shape[-2:]))
+        whole = pad_to(images, *(self.scale * side for side in condition.given["noised"].shape[-2:]))
         return to_latent(self.pipeline.vae, whole)
 
-    def features(self, pictures: Tensor, condition: Condition) -> list[Tensor]:
+    def features(self, images: Tensor, condition: Condition) -> list[Tensor]:
         """What the VAE encoder's blocks put out."""
         blocks = list(self.pipeline.vae.encoder.down_blocks)
-        return hooked(blocks, lambda: self.encode_target(pictures, condition))
+        return capture_outputs(blocks, lambda: self.encode_target(images, condition))

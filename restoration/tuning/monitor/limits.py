@@ -32,7 +32,7 @@ class Limit:
     base: float
     """The base model's mean."""
     deviation: float
-    """Bootstrap deviation of that mean over pictures and candidates."""
+    """Bootstrap deviation of that mean over images and candidates."""
     low: float | None
     high: float | None
 
@@ -51,19 +51,19 @@ class Limit:
 
 
 def bootstrap_deviation(values: Sequence[float], again: Sequence[float] | None = None, seed: int = 0) -> float:
-    """Return the standard deviation of the mean under resampling of the pictures, over 2000 resamples.
+    """Return the standard deviation of the mean under resampling of the images, over 2000 resamples.
 
-    values: a number a picture. again: the same by other candidates; each picture drawn then takes either number, so
-    that pictures which are all alike do not hide how much candidates vary.
+    values: a number per image. again: the same by other candidates; each image drawn then takes either number, so
+    that images which are all alike do not hide how much candidates vary.
 
     >>> bootstrap_deviation([3.0, 3.0, 3.0])
     0.0
     """
     rng = np.random.default_rng(seed)
     table = np.asarray([values] if again is None else [values, again], dtype=np.float64)
-    pictures = rng.integers(0, len(values), (RESAMPLES, len(values)))
-    candidates = rng.integers(0, len(table), pictures.shape)
-    return float(table[candidates, pictures].mean(axis=1).std())
+    images = rng.integers(0, len(values), (RESAMPLES, len(values)))
+    candidates = rng.integers(0, len(table), images.shape)
+    return float(table[candidates, images].mean(axis=1).std())
 
 
 def limits_of(
@@ -73,7 +73,7 @@ def limits_of(
 
     Images that one of the base model's draws left unmeasured are no part of a limit; see `compared`.
 
-    rows: of the base model's candidates by the monitor's seeds, a number a validation picture; their mean is the
+    rows: of the base model's candidates by the monitor's seeds, a number a validation image; their mean is the
     limits' centre. again: of its candidates by other seeds, where they were measured. room_to: by signal, a value that
     is no alarm: limits give way to it. `kl` is 0 for the base, so its limit is a setting.
     """
@@ -109,7 +109,7 @@ def compared(now: Sequence[float], base: Sequence[float]) -> tuple[float, float]
     return float(np.mean([a for a, _ in pairs])), float(np.mean([b for _, b in pairs]))
 
 
-def lost(now: Sequence[float], base: Sequence[float]) -> int:
+def count_newly_unmeasured(now: Sequence[float], base: Sequence[float]) -> int:
     """Return how many images the base model could measure and this one cannot."""
     return sum(math.isfinite(b) and not math.isfinite(a) for a, b in zip(now, base, strict=True))
 

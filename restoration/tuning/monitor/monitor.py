@@ -1,21 +1,21 @@
-"""The hacking monitor: fixed validation pictures and seeds, measured as training goes, against the base model's limits.
+"""The hacking monitor: fixed validation images and seeds, measured as training goes, against the base model's limits.
 
-A limit is the base model's mean over the validation pictures +- 4 bootstrap deviations of that mean (resampled over
-pictures, and over two draws of candidates), on the side that hacking moves it to. Limits are written to
+A limit is the base model's mean over the validation images +- 4 bootstrap deviations of that mean (resampled over
+images, and over two draws of candidates), on the side that hacking moves it to. Limits are written to
 `monitor_limits.json` before any update. Held-out metrics may be neither in the reward nor in the labels that it was
 trained on.
 
 | signal | alarm | what it means |
 |---|---|---|
 | `reward` | low | collapse |
-| `fragility` (reward less that of the same pictures as JPEGs of quality 95) | high | a gain that no eye can see |
+| `fragility` (reward less that of the same images as JPEGs of quality 95) | high | a gain that no eye can see |
 | held-out metrics | worse | the reward rises at their cost |
 | `lr_consistency` | low, and below the ground truths' | invented content |
 | `fine_energy` (SR over HR, or over bicubic without HR) | low, high | over-smoothing, over-sharpening |
 | `grid_peak` | high | grid artefacts |
-| `gram` (distance to the base model's pictures of other seeds) | high | stylisation |
+| `gram` (distance to the base model's images of other seeds) | high | stylisation |
 | `kl` (relative squared distance of the network's outputs) | above `max_kl` | a step too large |
-| `diversity` | low | one picture for all seeds |
+| `diversity` | low | one image for all seeds |
 """
 
 import logging
@@ -39,8 +39,8 @@ from restoration.tuning.monitor.limits import (
     MOST_LOST,
     Limit,
     compared,
+    count_newly_unmeasured,
     limits_of,
-    lost,
     read_limits,
     write_limits,
 )
@@ -48,7 +48,7 @@ from restoration.tuning.monitor.signals import diversity, fine_energy, gram_dist
 from restoration.tuning.progress import progress_bar
 from restoration.tuning.sampler.denoising import random_noise
 from restoration.tuning.sampler.parametrisation import noisy
-from restoration.tuning.sampler.rollout import draw_candidates, encode, raw_range, raw_values, score_pictures
+from restoration.tuning.sampler.rollout import draw_candidates, encode, raw_range, raw_values, score_images
 from zoomiqa_reward.check.ladders import through_jpeg
 from zoomiqa_reward.rewards.base import optimised_names
 
@@ -69,21 +69,21 @@ class Reading:
     """Mean of each signal over the images that this model and the base model could measure, on the base's scale."""
     alarms: tuple[str, ...]
     """What crossed its limit, in words."""
-    pictures: list[Tensor]
-    """[seeds, 3, height, width] a validation picture."""
+    images: list[Tensor]
+    """[seeds, 3, height, width] a validation image."""
 
 
 class Monitor:
     """Watches a run."""
 
     def __init__(self, tuning: Tuning, examples: Sequence[Example], config: MonitorConfig) -> None:
-        """Take the middle of each validation picture.
+        """Take the middle of each validation image.
 
-        Raises ValueError for fewer than 4 pictures (a bootstrap over them would mean nothing) and for a metric that
+        Raises ValueError for fewer than 4 images (a bootstrap over them would mean nothing) and for a metric that
         the reward, or its labels, already know.
         """
         if len(examples) < MIN_IMAGES:
-            raise ValueError(f"{len(examples)} validation pictures: at least {MIN_IMAGES}, or limits mean nothing")
+            raise ValueError(f"{len(examples)} validation images: at least {MIN_IMAGES}, or limits mean nothing")
         known = optimised_names(tuning.reward)
         for metric in find_metrics(config.metrics):
             if metric.name in known:
@@ -102,17 +102,17 @@ class Monitor:
     def start(self) -> Reading:
         """Measure the base model, and write its limits unless the run folder holds them already."""
         with reference(self.tuning.denoiser.module):
-            pictures, others = self.draw(), self.draw(seed=1)
+            images, others = self.draw(), self.draw(seed=1)
             pairs = zip(self.examples, others, strict=True)
             self._base_features = [self._features(one, own) for one, own in pairs]
-            rows, again = self.signals(pictures), self.signals(others)
+            rows, again = self.signals(images), self.signals(others)
         file = self.tuning.folder / "monitor_limits.json"
         if not file.exists():
-            again.pop("gram")  # measured against these very pictures: 0
+            again.pop("gram")  # measured against these very images: 0
             # Seeds differ little, so all that is learned would be style; what is no further than the truth is not.
             room_to = {"gram": float(np.mean([self._truth_distance(k) for k in range(len(self.examples))]))}
             truths = [lr_consistency(one.hr, one.lq) for one in self.examples if one.hr is not None]
-            if len(truths) == len(self.examples):  # a blurred picture's truth is no more consistent with it than that
+            if len(truths) == len(self.examples):  # a blurred image's truth is no more consistent with it than that
                 room_to["lr_consistency"] = float(np.mean(truths))
             low, high = raw_range(self.tuning.reward)
             if math.isfinite(high - low):
@@ -124,7 +124,7 @@ class Monitor:
         if self.left_out:
             logger.warning("monitor: %s", self.announcement())
         values = {name: compared(row, row)[0] for name, row in rows.items()} | {"kl": 0.0}
-        return Reading(values=values, alarms=(), pictures=pictures)
+        return Reading(values=values, alarms=(), images=images)
 
     def announcement(self) -> str | None:
         """Return which signals have no limit, in words; None where all have one."""
@@ -136,21 +136,21 @@ class Monitor:
         )
 
     def draw(self, seed: int = 0) -> list[Tensor]:
-        """Return [seeds, 3, height, width] of each validation picture by the model as it stands, always by one seed."""
+        """Return [seeds, 3, height, width] of each validation image by the model as it stands, always by one seed."""
         found = []
         for place, example in enumerate(progress_bar(self.examples, "monitor", self.tuning.process, leave=False)):
             own = candidate_seed(candidate_seed(self.tuning.config.seed, seed), place)
             drawn = draw_candidates(self.tuning, [example], [own], count=self.config.num_seeds)
-            found.append(torch.stack(drawn.pictures))
+            found.append(torch.stack(drawn.images))
         return found
 
     def look(self) -> Reading:
         """Measure the model as it stands."""
         return self.examine(self.draw(), kl=self.kl())
 
-    def examine(self, pictures: list[Tensor], *, kl: float = 0.0) -> Reading:
-        """Measure given candidates of the validation pictures and compare with the limits."""
-        rows = self.signals(pictures)
+    def examine(self, images: list[Tensor], *, kl: float = 0.0) -> Reading:
+        """Measure given candidates of the validation images and compare with the limits."""
+        rows = self.signals(images)
         values, alarms = {"kl": kl}, []
         for name, row in rows.items():
             now, base = compared(row, self._base_rows[name])
@@ -160,28 +160,28 @@ class Monitor:
         for name, limit in self.limits.items():
             if limit.crossed(values[name]):
                 alarms.append(limit.words(name, values[name]))
-            elif name in rows and (count := lost(rows[name], self._base_rows[name])):
+            elif name in rows and (count := count_newly_unmeasured(rows[name], self._base_rows[name])):
                 known = sum(map(math.isfinite, self._base_rows[name]))
                 if count > MOST_LOST * known:
                     alarms.append(f"{name} can no longer be measured on {count} of {known} validation images")
-        return Reading(values=values, alarms=tuple(alarms), pictures=pictures)
+        return Reading(values=values, alarms=tuple(alarms), images=images)
 
-    def signals(self, pictures: list[Tensor]) -> dict[str, list[float]]:
-        """Return each signal by name: a number a validation picture, mean over seeds."""
-        owners = [one for one, own in zip(self.examples, pictures, strict=True) for _ in own]
-        flat = [picture for own in pictures for picture in own]
-        raw = raw_values(score_pictures(self.tuning, flat, owners))
+    def signals(self, images: list[Tensor]) -> dict[str, list[float]]:
+        """Return each signal by name: a number a validation image, mean over seeds."""
+        owners = [one for one, own in zip(self.examples, images, strict=True) for _ in own]
+        flat = [image for own in images for image in own]
+        raw = raw_values(score_images(self.tuning, flat, owners))
         pairs = list(zip(flat, owners, strict=True))
-        stored = [through_jpeg(picture, JPEG_QUALITY) for picture in flat]
-        packed = raw_values(score_pictures(self.tuning, stored, owners))
-        found: dict[str, list[float]] = {"reward": _means(raw, pictures)}
-        found["fragility"] = _means([one - other for one, other in zip(raw, packed, strict=True)], pictures)
+        stored = [through_jpeg(image, JPEG_QUALITY) for image in flat]
+        packed = raw_values(score_images(self.tuning, stored, owners))
+        found: dict[str, list[float]] = {"reward": _means(raw, images)}
+        found["fragility"] = _means([one - other for one, other in zip(raw, packed, strict=True)], images)
         for name in self.config.metrics:
-            values = [measure([name], picture, hr=one.hr, lq=one.lq)[name].value for picture, one in pairs]
-            found[name] = _means(values, pictures)
-        found["lr_consistency"] = _means([lr_consistency(picture, one.lq) for picture, one in pairs], pictures)
+            values = [measure([name], image, hr=one.hr, lq=one.lq)[name].value for image, one in pairs]
+            found[name] = _means(values, images)
+        found["lr_consistency"] = _means([lr_consistency(image, one.lq) for image, one in pairs], images)
         found |= {"fine_energy": [], "grid_peak": [], "gram": [], "diversity": []}
-        for place, (example, own) in enumerate(zip(self.examples, pictures, strict=True)):
+        for place, (example, own) in enumerate(zip(self.examples, images, strict=True)):
             yardstick = fine_energy(_yardstick(example, self.tuning.denoiser.scale))
             found["fine_energy"].append(float((fine_energy(own) / yardstick).mean()))
             found["grid_peak"].append(float(grid_peak(own, self.tuning.denoiser.patch_px).mean()))
@@ -213,22 +213,22 @@ class Monitor:
         return sum(gaps) / sum(sizes)
 
     def _truth_distance(self, place: int) -> float:
-        """Return the Gram distance of a picture's ground truth (or enlarged LR) to the base's restorations."""
+        """Return the Gram distance of an image's ground truth (or enlarged LR) to the base's restorations."""
         example = self.examples[place]
         truth = self._features(example, _yardstick(example, self.tuning.denoiser.scale))
         return float(gram_distance(truth, self._base_features[place]).mean())
 
-    def _features(self, example: Example, pictures: Tensor) -> list[Tensor]:
-        generators = [torch.Generator().manual_seed(0) for _ in pictures]
+    def _features(self, example: Example, images: Tensor) -> list[Tensor]:
+        generators = [torch.Generator().manual_seed(0) for _ in images]
         with torch.no_grad(), reference(self.tuning.denoiser.module), self.tuning.autocast():
             condition = encode(self.tuning, example, generators)
-            maps = self.tuning.denoiser.features(pictures.to(self.tuning.device), condition)
+            maps = self.tuning.denoiser.features(images.to(self.tuning.device), condition)
         return [part.cpu() for part in maps]
 
 
-def _means(values: Sequence[float], pictures: list[Tensor]) -> list[float]:
+def _means(values: Sequence[float], images: list[Tensor]) -> list[float]:
     found, place = [], 0
-    for own in pictures:
+    for own in images:
         known = [value for value in values[place : place + len(own)] if math.isfinite(value)]
         found.append(float(np.mean(known)) if known else math.nan)
         place += len(own)
@@ -236,5 +236,5 @@ def _means(values: Sequence[float], pictures: list[Tensor]) -> list[float]:
 
 
 def _yardstick(example: Example, scale: int) -> Tensor:
-    """The ground truth, or the LR picture enlarged; a batch of one."""
+    """The ground truth, or the LR image enlarged; a batch of one."""
     return bicubic(example.lq, scale)[None] if example.hr is None else example.hr[None]

@@ -1,4 +1,4 @@
-"""The denoising error of given pictures: what supervised tuning minimises and DPO compares."""
+"""The denoising error of given images: what supervised tuning minimises and DPO compares."""
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ def denoising_errors(
 
 @torch.no_grad()
 def expected_target(denoiser: Denoiser, varied: Varied, noise: Tensor, levels: Levels) -> Tensor:
-    """Return the target that the active adapter sets at noisy `varied.own`, seeing the pictures as `varied` saw them.
+    """Return the target that the active adapter sets at noisy `varied.own`, seeing the images as `varied` saw them.
 
     A varied candidate is one draw of what its condition allows. What earned its score is the condition; the draw's
     grain did not. So the candidate itself is no target: the denoiser under that condition is, at states that the
@@ -48,14 +48,14 @@ def random_noise(like: Tensor, generator: torch.Generator, temperature: float = 
     """Return normal noise of that shape with the deviation `temperature`, drawn on the CPU: the same on every device.
 
     A sampler whose noise is scaled by a temperature sees states x_t = alpha x0 + sigma temperature noise. Who learns
-    from its pictures has to noise them as little: with full noise their smoothness itself would be learned. (For a
+    from its images has to noise them as little: with full noise their smoothness itself would be learned. (For a
     Gaussian, the posterior mean is that of the untempered pair only if both are scaled alike.)
     """
     return temperature * torch.randn(like.shape, generator=generator).to(like.device)
 
 
 def truth_error(tuning: Tuning, example: Example, rows: int, generator: torch.Generator) -> Tensor:
-    """Return the mean denoising error of the picture's ground truth at `rows` times, under full noise.
+    """Return the mean denoising error of the image's ground truth at `rows` times, under full noise.
 
     Beside a reward it keeps the network at what it was trained for. Raises ValueError without a ground truth.
     Sources: ReFL (Xu et al. 2023) and RFSR keep the pre-training loss beside the reward.

@@ -1,9 +1,13 @@
-"""What a denoiser's output means, and how it becomes the clean signal, the noise, or a training target.
+"""What the output of a denoiser means, and the latents of a VAE.
+
+What a denoiser's output means, and how it becomes the clean signal, the noise, or a training target.
 
 A noisy signal is x_t = alpha x0 + sigma noise. `epsilon`: the output is the noise (Ho et al. 2020). `v`: it is
 alpha noise - sigma x0, with alpha^2 + sigma^2 = 1 (Salimans and Ho 2022). `flow`: it is noise - x0, with
 alpha + sigma = 1 (Lipman et al. 2023; rectified flow). Everything here is linear in the output, so a mix of two
 outputs is the output of the mixed prediction.
+
+Between images and the latents of a Stable Diffusion VAE, scaled as its diffusion model wants them.
 """
 
 from typing import Any
@@ -55,7 +59,7 @@ def to_x0(kind: str, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) 
         return x_t - sigma * output
     if not bool((alpha > 0).all()):
         raise ValueError(
-            "epsilon at alpha = 0: the noise of pure noise holds no picture; a schedule with zero terminal SNR "
+            "epsilon at alpha = 0: the noise of pure noise holds no image; a schedule with zero terminal SNR "
             "(rescale_betas_zero_snr=True) needs prediction_type='v_prediction'"
         )
     return (x_t - sigma * output) / alpha
@@ -86,3 +90,19 @@ def rows(level: Tensor, like: Tensor) -> Tensor:
 def _check(kind: str) -> None:
     if kind not in KINDS:
         raise ValueError(f"parametrisation {kind!r}: must be one of {', '.join(KINDS)}")
+
+
+def from_latent(vae: Any, latent: Tensor) -> Tensor:
+    """Return the images, float32 BCHW in [0, 1], of a scaled latent; the graph is kept."""
+    plain = latent / vae.config.scaling_factor + _shift(vae)
+    return (vae.decode(plain.to(vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+
+
+def to_latent(vae: Any, images: Tensor) -> Tensor:
+    """Return the scaled mode of the latent of BCHW images in [0, 1], whose sides the VAE's stride divides."""
+    found = vae.encode((images * 2 - 1).to(vae.dtype)).latent_dist.mode().float()
+    return (found - _shift(vae)) * vae.config.scaling_factor
+
+
+def _shift(vae: Any) -> float:
+    return float(getattr(vae.config, "shift_factor", None) or 0.0)

@@ -1,4 +1,4 @@
-"""Candidates of low-quality pictures, and their scores: drawn in pieces that fit, scored together, by turns."""
+"""Candidates of low-quality images, and their scores: drawn in pieces that fit, scored together, by turns."""
 
 import math
 from collections.abc import Collection, Iterable, Sequence
@@ -24,14 +24,14 @@ from zoomiqa_reward.rewards.restorations import as_worst, ask_restorations
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Varied:
-    """What varied candidates saw, and where to learn from it: the pictures that their seeds lead to by themselves."""
+    """What varied candidates saw, and where to learn from it: the images that their seeds lead to by themselves."""
 
     condition: Condition
-    """The LR picture as each candidate saw it, softer or sharper than it is."""
+    """The LR image as each candidate saw it, softer or sharper than it is."""
     own: Tensor
-    """[rows, ...] x0 that the seeds lead to under the picture as it is: states that the sampler comes to."""
+    """[rows, ...] x0 that the seeds lead to under the image as it is: states that the sampler comes to."""
     x0: Tensor
-    """The same pictures as `own`, told under `condition`: another x0 where the decoder adds the enlarged LR picture."""
+    """The same images as `own`, told under `condition`: another x0 where the decoder adds the enlarged LR image."""
 
     def rows(self, picked: Sequence[int]) -> "Varied":
         """Return those rows, in that order."""
@@ -41,7 +41,7 @@ class Varied:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Piece:
-    """Some candidates of one LR picture, drawn in one pass; re-scoring runs the same rows together again."""
+    """Some candidates of one LR image, drawn in one pass; re-scoring runs the same rows together again."""
 
     condition: Condition
     trajectory: Trajectory
@@ -56,14 +56,14 @@ class Piece:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Drawn:
-    """A round's candidates, picture after picture."""
+class DrawnCandidates:
+    """A round's candidates, image after image."""
 
     pieces: list[Piece]
-    pictures: list[Tensor]
+    images: list[Tensor]
     """CHW in [0, 1] on the CPU, one a candidate."""
     owners: list[Example]
-    """The LR picture of each candidate."""
+    """The LR image of each candidate."""
     keys: list[str]
     """The group of each candidate."""
     seeds: list[int]
@@ -73,20 +73,20 @@ def draw_candidates(
     tuning: Tuning, examples: Sequence[Example], seeds: Sequence[int], *, keep: bool = False,
     random_steps: Collection[int] | None = None, count: int | None = None, vary_sharpness: float = 0.0,
     expected: bool = False,
-) -> Drawn:  # fmt: skip
-    """Return `count` candidates (default: the run's) of each picture, by the adapter that is active.
+) -> DrawnCandidates:  # fmt: skip
+    """Return `count` candidates (default: the run's) of each image, by the adapter that is active.
 
-    seeds: one a picture; candidate k of a picture has `candidate_seed(seed, k)`. keep: hold the states of every step.
+    seeds: one per image; candidate k of an image has `candidate_seed(seed, k)`. keep: hold the states of every step.
     vary_sharpness, expected: see `draw_piece`.
     """
     count = tuning.config.num_samples if count is None else count
     numbers = [candidate_seed(seed, k) for seed in seeds for k in range(count)]
     owners = [one for one in examples for _ in range(count)]
     keys = group_keys([one.lq for one in examples], [one.prompt for one in examples])
-    pieces, pictures = [], []
+    pieces, images = [], []
     places: Iterable[int] = range(0, len(numbers), count)
     if len(examples) > 1:  # of a single one the caller tells
-        places = progress_bar(places, "candidates", tuning.process, unit="picture", leave=False)
+        places = progress_bar(places, "candidates", tuning.process, unit="image", leave=False)
     for place in places:
         for start in range(place, place + count, tuning.config.rows_at_once):
             stop = min(place + count, start + tuning.config.rows_at_once)
@@ -94,31 +94,31 @@ def draw_candidates(
                                random_steps=random_steps, vary_sharpness=vary_sharpness, expected=expected)  # fmt: skip
             pieces.append(piece)
             with torch.no_grad(), tuning.autocast():
-                pictures += list(eight_bit(tuning.denoiser.decode(piece.trajectory.x0, piece.condition).float()).cpu())
-    return Drawn(pieces=pieces, pictures=pictures, owners=owners, seeds=numbers,
+                images += list(eight_bit(tuning.denoiser.decode(piece.trajectory.x0, piece.condition).float()).cpu())
+    return DrawnCandidates(pieces=pieces, images=images, owners=owners, seeds=numbers,
                  keys=[key for key in keys for _ in range(count)])  # fmt: skip
 
 
-def eight_bit(pictures: Tensor) -> Tensor:
-    """Return the pictures as a PNG would hold them; the gradient passes as if nothing had been rounded.
+def eight_bit(images: Tensor) -> Tensor:
+    """Return the images as a PNG would hold them; the gradient passes as if nothing had been rounded.
 
     Without it a tuned model learns changes that the reward sees and no file can hold.
     """
-    return pictures + ((255 * pictures.clamp(0, 1)).round() / 255 - pictures).detach()
+    return images + ((255 * images.clamp(0, 1)).round() / 255 - images).detach()
 
 
 def draw_piece(
     tuning: Tuning, example: Example, seeds: Sequence[int], *, first: int = 0, keep: bool = False,
     random_steps: Collection[int] | None = None, vary_sharpness: float = 0.0, expected: bool = False,
 ) -> Piece:  # fmt: skip
-    """Return candidates of one picture with these seeds, drawn in one pass.
+    """Return candidates of one image with these seeds, drawn in one pass.
 
-    vary_sharpness: each is the restoration of the picture as its seed sees it, softer or sharper, and stands in the
-    piece as if the picture as it is had led to it. Its steps did not: there are then no states to keep (ValueError).
+    vary_sharpness: each is the restoration of the image as its seed sees it, softer or sharper, and stands in the
+    piece as if the image as it is had led to it. Its steps did not: there are then no states to keep (ValueError).
     expected: also draw what is needed to learn from what they saw (`Piece.varied`).
     """
     if vary_sharpness and keep:
-        raise ValueError("vary_sharpness: the steps of such candidates are those of another picture; keep=False")
+        raise ValueError("vary_sharpness: the steps of such candidates are those of another image; keep=False")
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     with tuning.autocast():
         condition = encode(tuning, example, generators)
@@ -129,24 +129,24 @@ def draw_piece(
                        random_steps=random_steps)  # fmt: skip
         varied = None
         if vary_sharpness:
-            drawn = replace(drawn, states=(retold(tuning, drawn.x0, seen, condition),))
+            drawn = replace(drawn, states=(convert_prediction(tuning, drawn.x0, seen, condition),))
         if vary_sharpness and expected:
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             own = sample(tuning.denoiser, condition, tuning.path, generators, eta=tuning.config.eta).x0
-            varied = Varied(condition=seen, own=own, x0=retold(tuning, own, condition, seen))
+            varied = Varied(condition=seen, own=own, x0=convert_prediction(tuning, own, condition, seen))
     return Piece(condition=condition, trajectory=drawn, first=first, varied=varied)
 
 
 @torch.no_grad()
-def retold(tuning: Tuning, x0: Tensor, condition: Condition, other: Condition) -> Tensor:
-    """Return the x0 that under the other condition means the same pictures."""
+def convert_prediction(tuning: Tuning, x0: Tensor, condition: Condition, other: Condition) -> Tensor:
+    """Return the x0 that under the other condition means the same images."""
     return tuning.denoiser.encode_target(tuning.denoiser.decode(x0, condition), other).float()
 
 
 def encode(
     tuning: Tuning, example: Example, generators: Sequence[torch.Generator], sharpness: Sequence[float] | None = None
 ) -> Condition:
-    """Return the condition of one picture, a row a generator; of the picture so much sharper in each row."""
+    """Return the condition of one image, a row a generator; of the image so much sharper in each row."""
     rows = len(generators)
     lq = example.lq[None].expand(rows, -1, -1, -1)
     if sharpness is not None:
@@ -159,24 +159,24 @@ def refuse_varied(config: TuneConfig, name: str) -> None:
     """Raise ValueError where an algorithm that learns from the sampler's own steps is to vary its input."""
     if config.vary_sharpness:
         raise ValueError(
-            f"{name} learns from its own steps on the picture as it is: vary_sharpness={config.vary_sharpness} must be "
+            f"{name} learns from its own steps on the image as it is: vary_sharpness={config.vary_sharpness} must be "
             "0; nft, dpo and sft can learn from such candidates"
         )
 
 
-def score(tuning: Tuning, drawn: Drawn) -> Scores:
+def score(tuning: Tuning, drawn: DrawnCandidates) -> Scores:
     """Return the reward of the candidates, groups whole, with the reward on the device.
 
     A candidate without content is the worst of its group (`rewards.restorations.as_worst`), not missing.
     """
     low, high = tuning.reward.score_range
-    return as_worst(score_pictures(tuning, drawn.pictures, drawn.owners), drawn.keys, high - low)
+    return as_worst(score_images(tuning, drawn.images, drawn.owners), drawn.keys, high - low)
 
 
-def score_pictures(tuning: Tuning, pictures: Sequence[Tensor], owners: Sequence[Example]) -> Scores:
-    """Return the reward of pictures that restore `owners`; one without content is not valid."""
+def score_images(tuning: Tuning, images: Sequence[Tensor], owners: Sequence[Example]) -> Scores:
+    """Return the reward of images that restore `owners`; one without content is not valid."""
     with tuning.share.scoring():
-        return ask_restorations(tuning.reward, list(pictures), **reward_inputs(tuning, owners))
+        return ask_restorations(tuning.reward, list(images), **reward_inputs(tuning, owners))
 
 
 def reward_inputs(tuning: Tuning, owners: Sequence[Example]) -> dict[str, list]:

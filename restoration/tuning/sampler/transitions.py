@@ -1,29 +1,144 @@
-"""One function takes a sampling step and scores it: without `sample` it draws, with it it re-scores that very step.
+"""The noise levels that a sampler walks through, and its steps.
+
+The noise levels that a sampler walks through, and those that a denoising loss draws from: one form for all.
+
+A diffusion schedule is sampled by DDIM whatever scheduler the pipeline brings: only there the step is a Gaussian whose
+density is known. Its times and its previous level are those of diffusers, so an image drawn here is the one that the
+pipeline draws with a DDIM scheduler from the same noise.
+
+One function takes a sampling step and scores it: without `sample` it draws, with it it re-scores that very step.
 
 So the log-probability of an update is computed by the code that drew the sample, and before any update the ratio of the
 two is 1. Everything is float32, and log-probabilities are **means** over a row's elements: a sum would grow with the
-picture, and a clip range with it.
+image, and a clip range with it.
 
 A step is random where its standard deviation is above 0. DDIM's last one is not, and the flow sampler's last one is
-taken without noise too, since it would stay in the picture. Those have no density: their log-probability is NaN, and
+taken without noise too, since it would stay in the image. Those have no density: their log-probability is NaN, and
 no loss may use it.
 Sources: DDIM, Song et al. 2021, eq. 12 and 16; the SDE of a flow, Liu et al. 2025 (Flow-GRPO);
 the mean over elements, Black et al. 2023 (DDPO), as its code does.
 """
 
+import copy
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from restoration.tuning.sampler.noise_path import Path
-from restoration.tuning.sampler.parametrisation import to_noise, to_x0
+from restoration.tuning.sampler.parametrisation import kind_of, to_noise, to_x0
 
 if TYPE_CHECKING:
     from restoration.tuning.denoisers.base import Condition, Denoiser
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NoisePath:
+    """The steps of one sampler, from noise to image."""
+
+    kind: str
+    """`epsilon`, `v` or `flow`."""
+    times: Tensor
+    """[steps] what the denoiser is told."""
+    alphas: Tensor
+    """[steps] float32: the signal's factor before each step."""
+    sigmas: Tensor
+    """[steps] float32: the noise's factor before each step."""
+    next_alphas: Tensor
+    """[steps] float32: after each step."""
+    next_sigmas: Tensor
+    """[steps] float32."""
+    clip: float | None = None
+    """Largest absolute value of a predicted x0, where the scheduler says `clip_sample`."""
+    temperature: float = 1.0
+    """Factor of all noise, the first and each step's."""
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def tail(self, count: int) -> "NoisePath":
+        """Return the last `count` steps: what remains for a sampler that starts from an image."""
+        keep = slice(len(self) - count, None)
+        names = ("times", "alphas", "sigmas", "next_alphas", "next_sigmas")
+        return replace(self, **{name: getattr(self, name)[keep] for name in names})
+
+
+class Schedule:
+    """A pipeline's noise schedule."""
+
+    def __init__(self, scheduler: Any) -> None:
+        """Copy what is needed; the pipeline's own scheduler is left alone.
+
+        Raises ValueError for another parametrisation, dynamic thresholding, or dynamic shifting.
+        """
+        self.kind = kind_of(scheduler)
+        config = scheduler.config
+        if config.get("thresholding") or config.get("use_dynamic_shifting"):
+            which = "thresholding" if config.get("thresholding") else "use_dynamic_shifting"
+            raise ValueError(
+                f"{type(scheduler).__name__} with {which}=True cannot be tuned: a step's density would depend on the "
+                f"image; set pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, {which}=False)"
+            )
+        from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+        wanted = FlowMatchEulerDiscreteScheduler if self.kind == "flow" else DDIMScheduler
+        # A DDPM or DPM schedule says the same levels; only its steps differ. Its own times are kept for training.
+        self._scheduler = wanted.from_config(config)
+        self._clip = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
+        if self.kind == "flow":
+            sigmas = self._scheduler.sigmas.float()
+            self.times, self.alphas, self.sigmas = self._scheduler.timesteps.float(), 1 - sigmas, sigmas
+        else:
+            cumulated = self._scheduler.alphas_cumprod.double()
+            self.times = torch.arange(len(cumulated))
+            self.alphas, self.sigmas = cumulated.sqrt().float(), (1 - cumulated).sqrt().float()
+
+    def path(self, num_steps: int) -> NoisePath:
+        """Return the sampler's steps. Raises ValueError for fewer than 1."""
+        if num_steps < 1:
+            raise ValueError(f"num_steps={num_steps}: must be at least 1")
+        scheduler = self._scheduler
+        scheduler.set_timesteps(num_steps)
+        times = scheduler.timesteps.clone()
+        if self.kind == "flow":
+            levels = scheduler.sigmas.float().clone()
+            return NoisePath(kind=self.kind, times=times.float(), alphas=1 - levels[:-1], sigmas=levels[:-1],
+                        next_alphas=1 - levels[1:], next_sigmas=levels[1:])  # fmt: skip
+        before = times - scheduler.config.num_train_timesteps // num_steps
+        cumulated = scheduler.alphas_cumprod.double()
+        after = torch.where(before >= 0, cumulated[before.clamp_min(0)], scheduler.final_alpha_cumprod.double())
+        return NoisePath(
+            kind=self.kind, times=times, alphas=cumulated[times].sqrt().float(),
+            sigmas=(1 - cumulated[times]).sqrt().float(), next_alphas=after.sqrt().float(),
+            next_sigmas=(1 - after).clamp_min(0).sqrt().float(), clip=self._clip,
+        )  # fmt: skip
+
+    def tail(self, pipeline: type, num_steps: int, strength: float) -> NoisePath:
+        """Return the steps that an img2img pipeline class takes at that strength, at least one.
+
+        The class itself says how many: Stable Diffusion rounds n * strength down, and SD3 rounds it up.
+        """
+        whole = self.path(num_steps)
+        told = SimpleNamespace(scheduler=copy.copy(self._scheduler))  # all that `get_timesteps` reads of its pipeline
+        _, count = pipeline.get_timesteps(told, num_steps, strength, "cpu")  # type: ignore[attr-defined]
+        return whole.tail(max(1, min(num_steps, int(count))))
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (times, alphas, sigmas), each [count], for a denoising loss.
+
+        Uniform over the training times, one from each of `count` equal bands: a batch's loss varies less so. For
+        `epsilon` a level without any signal is left out.
+        """
+        usable = torch.arange(len(self.times))
+        if self.kind == "epsilon":
+            usable = usable[self.alphas[: len(usable)] > 0]
+        where = (torch.arange(count) + torch.rand(count, generator=generator)) / count * len(usable)
+        picked = usable[where.long().clamp(max=len(usable) - 1)]
+        return self.times[picked], self.alphas[picked], self.sigmas[picked]
+
 
 MIN_STD = 1e-6
 """Steps below are deterministic: their density would be a spike of rounding errors."""
@@ -41,7 +156,7 @@ class Transition(NamedTuple):
     log_prob: Tensor
     """[batch] float32, mean over a row's elements; NaN where deterministic."""
     x0: Tensor
-    """The picture as it was predicted before the step."""
+    """The image as it was predicted before the step."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,7 +176,7 @@ class Trajectory:
         return self.states[-1]
 
 
-def step_std(path: Path, index: int, eta: float) -> float:
+def step_std(path: NoisePath, index: int, eta: float) -> float:
     """Return the standard deviation of a step's noise. `eta`: DDIM's eta (1: as random as DDPM), or the noise level of
     a flow's SDE. Raises ValueError for an eta below 0, or one that a step has no room for.
     """
@@ -79,7 +194,7 @@ def step_std(path: Path, index: int, eta: float) -> float:
 
 
 def transition(
-    path: Path, index: int, output: Tensor, x_t: Tensor, *, eta: float = 1.0, sample: Tensor | None = None,
+    path: NoisePath, index: int, output: Tensor, x_t: Tensor, *, eta: float = 1.0, sample: Tensor | None = None,
     noise: Tensor | None = None,
 ) -> Transition:  # fmt: skip
     """Take step `index` from `x_t` with the denoiser's `output`, or score `sample` as its result.
@@ -117,14 +232,14 @@ def draw(shape: Sequence[int], generators: Sequence[torch.Generator], device: to
 
 @torch.no_grad()
 def sample(
-    denoiser: "Denoiser", condition: "Condition", path: Path, generators: Sequence[torch.Generator], *,
+    denoiser: "Denoiser", condition: "Condition", path: NoisePath, generators: Sequence[torch.Generator], *,
     eta: float = 1.0, random_steps: Collection[int] | None = None, keep: bool = False, steps: int | None = None,
 ) -> Trajectory:  # fmt: skip
     """Draw one candidate a generator from the denoiser as it stands.
 
     random_steps: which steps may be random; the others are taken without noise (default: all). keep: hold all states.
     steps: stop after so many (default: all).
-    Noise is drawn for every step whether it is used or not, so that a seed means the same picture for any choice.
+    Noise is drawn for every step whether it is used or not, so that a seed means the same image for any choice.
     """
     shape = denoiser.noise_shape(condition)
     device = condition.lq.device
@@ -144,7 +259,7 @@ def sample(
 
 
 def rescore(
-    denoiser: "Denoiser", condition: "Condition", path: Path, trajectory: Trajectory, index: int, *, eta: float
+    denoiser: "Denoiser", condition: "Condition", path: NoisePath, trajectory: Trajectory, index: int, *, eta: float
 ) -> Transition:
     """Score step `index` of a kept trajectory with the denoiser as it stands now; the graph is kept."""
     if len(trajectory.states) <= index + 1:
@@ -154,11 +269,11 @@ def rescore(
     return transition(path, index, output, before, eta=eta, sample=after)
 
 
-def _levels(path: Path, index: int) -> tuple[float, float, float, float]:
+def _levels(path: NoisePath, index: int) -> tuple[float, float, float, float]:
     return tuple(float(part[index]) for part in (path.alphas, path.sigmas, path.next_alphas, path.next_sigmas))  # type: ignore[return-value]
 
 
-def _flow_speed(path: Path, index: int, eta: float) -> float:
+def _flow_speed(path: NoisePath, index: int, eta: float) -> float:
     """The SDE's s = eta sqrt(sigma / (1 - sigma)). At sigma = 1 it has a pole, and the next level stands in for sigma.
 
     Deviation: Flow-GRPO's code replaces sigma in the denominator alone, so its first step is a little noisier. Either
@@ -169,7 +284,7 @@ def _flow_speed(path: Path, index: int, eta: float) -> float:
     return eta * math.sqrt(level / (1 - level))
 
 
-def _flow_mean(path: Path, index: int, output: Tensor, x_t: Tensor, eta: float) -> Tensor:
+def _flow_mean(path: NoisePath, index: int, output: Tensor, x_t: Tensor, eta: float) -> Tensor:
     """Drift of the SDE that has the flow's own marginals; the plain Euler step for eta = 0."""
     sigma, dt = float(path.sigmas[index]), float(path.next_sigmas[index] - path.sigmas[index])
     half = 0.0 if eta == 0 else _flow_speed(path, index, eta) ** 2 / (2 * sigma)

@@ -1,4 +1,4 @@
-"""One OpenAI-compatible text server: requests with pictures, retries, time limits, and errors that say what failed.
+"""One OpenAI-compatible text server: requests with images, retries, time limits, and errors that say what failed.
 
 The `openai` client does the HTTP: it retries connection errors, time-outs and the statuses 408, 409, 429 and 5xx with
 a growing, jittered pause, or the pause that the server asks for. Source: openai-python's README, "Retries".
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from zoomiqa_reward.model.text_server.replies import Reply, ReplyError, read_reply
+from zoomiqa_reward.model.text_server.replies import ReplyError, ServerReply, read_reply
 
 THINK_JOIN = ("<think>\n", "\n</think>\n")
 CONTINUE_FIELDS = ("continue_final_message", "add_generation_prompt")
@@ -107,7 +107,7 @@ class TextServer:
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int | None = None,
-    ) -> Reply:
+    ) -> ServerReply:
         """Return the answer to a conversation; with log-probabilities where they are wanted and offered.
 
         top_k: likeliest tokens that are drawn from, 0 for all; a field beside OpenAI's own that vLLM and others take.
@@ -141,7 +141,7 @@ class TextServer:
                 else:
                     raise
 
-    def continue_answer(self, messages: Sequence[Mapping[str, Any]], start: str, *, max_tokens: int) -> Reply:
+    def continue_answer(self, messages: Sequence[Mapping[str, Any]], start: str, *, max_tokens: int) -> ServerReply:
         """Return how the model goes on, greedily, after the assistant's answer has begun with `start`.
 
         Raises NotOffered where the server cannot continue an answer or tells no log-probabilities; RequestFailed,
@@ -168,7 +168,7 @@ class TextServer:
             raise NotOffered(f"{what}: {self.address} sent none for model {self.model!r}; {way_out}")
         return reply
 
-    def _post(self, body: dict[str, Any], more: Mapping[str, Any] | None = None) -> Reply:
+    def _post(self, body: dict[str, Any], more: Mapping[str, Any] | None = None) -> ServerReply:
         completions = self._connect().chat.completions
         import openai
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from zoomiqa_reward.model.pixels import resized
 from zoomiqa_reward.model.ratings import RatingSpread
 from zoomiqa_reward.model.text_server.client import TextServer
-from zoomiqa_reward.model.text_server.messages import chat_messages
+from zoomiqa_reward.model.text_server.replies import chat_messages
 from zoomiqa_reward.model.text_server.spread import Branch, follow, summarise_branches
 from zoomiqa_reward.model.turns import round1
 from zoomiqa_reward.model.views import ViewCutter, plan_views

@@ -9,7 +9,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def in_order(ask: Callable[[T], R], items: Iterable[T], workers: int) -> list[R]:
+def parallel_map(ask: Callable[[T], R], items: Iterable[T], workers: int) -> list[R]:
     """Return ask(item) for each, in order, `workers` at once; items are drawn as they are needed.
 
     The first exception, in the order of the items, is raised; what has not begun by then is not begun.

@@ -1,6 +1,6 @@
 """`RemoteZoomIQA`: the surface of `ZoomIQA` where the model answers over HTTP. Rounds, crops and reading are the same.
 
-Its ratings are not bit-equal to local ones: the server reads 8-bit pictures by its own processor, in its own dtype
+Its ratings are not bit-equal to local ones: the server reads 8-bit images by its own processor, in its own dtype
 and batches. The fingerprint names server, model and protocol; what weights stand behind that name it cannot see.
 """
 
@@ -28,8 +28,8 @@ from zoomiqa_reward.model.reason import assess_batch, check_rounds
 from zoomiqa_reward.model.text_server.client import RequestFailed, TextServer
 from zoomiqa_reward.model.text_server.direct import read_direct
 from zoomiqa_reward.model.text_server.local_server import folder_of
-from zoomiqa_reward.model.text_server.messages import chat_messages, fitted
-from zoomiqa_reward.model.text_server.parallel_map import in_order
+from zoomiqa_reward.model.text_server.parallel_map import parallel_map
+from zoomiqa_reward.model.text_server.replies import chat_messages, resize_to_budget
 from zoomiqa_reward.model.text_server.spread import spread_in_answer
 from zoomiqa_reward.model.turns import Prompted
 from zoomiqa_reward.protocol.spec import PROTOCOL_FILE, Protocol, ProtocolError
@@ -68,7 +68,7 @@ class RemoteZoomIQA:
 
         protocol: a path, an embedded model's name or a Protocol; by default the one in the folder that `model` names,
         if it is a folder here as well. concurrency: images asked about at once.
-        factor_px: patch x merge of the served model (28 for Qwen2.5-VL, 32 for Qwen3-VL); if given, pictures are
+        factor_px: patch x merge of the served model (28 for Qwen2.5-VL, 32 for Qwen3-VL); if given, images are
         resized here, to the protocol's pixel budget, before they are sent; otherwise they are sent as they are and
         the server resizes. Mode `direct` needs it for its views.
         revision: what is known of the served weights, for the fingerprint.
@@ -152,7 +152,7 @@ class RemoteZoomIQA:
         check_rounds(rounds)
         sampling = sampling_of(self.protocol, temperature, seed, max_new_tokens)
         ask = partial(self._assess_one, question=question, rounds=rounds, sampling=sampling)
-        return in_order(ask, load_each(images), self.concurrency)
+        return parallel_map(ask, load_each(images), self.concurrency)
 
     def rate(
         self,
@@ -188,10 +188,10 @@ class RemoteZoomIQA:
             sampling = sampling_of(self.protocol, temperature, seed, max_new_tokens)
             return self._rate_reason(images, question, rounds, num_samples, sampling)
         if num_samples != 1 or temperature is not None:
-            raise ValueError("num_samples and temperature belong to mode='reason'; 'direct' samples nothing")
+            raise ValueError("num_samples and temperature need mode='reason'; 'direct' does not sample")
         if self.factor_px is None:
             raise ValueError("mode='direct' cuts views: pass factor_px=28 (Qwen2.5-VL) or 32 (Qwen3-VL) to from_server")
-        found = in_order(partial(self._direct_one, question=question), load_each(images), self.concurrency)
+        found = parallel_map(partial(self._direct_one, question=question), load_each(images), self.concurrency)
         mean, std = (torch.tensor([one[k] for one in found], dtype=torch.float32) for k in (0, 1))
         return Ratings(
             value=mean,
@@ -210,7 +210,7 @@ class RemoteZoomIQA:
             for k in range(num_samples)  # 2: round 2 takes the next seed
         ]
         tasks = ((image, draw) for image in load_each(images) for draw in draws)
-        flat = in_order(lambda task: self._assess_one(task[0], question, rounds, task[1]), tasks, self.concurrency)
+        flat = parallel_map(lambda task: self._assess_one(task[0], question, rounds, task[1]), tasks, self.concurrency)
         found = [tuple(flat[start : start + num_samples]) for start in range(0, len(flat), num_samples)]
         errors = tuple(next((one.error for one in samples if not one.valid), None) for samples in found)
         if num_samples == 1:
@@ -237,7 +237,7 @@ class RemoteZoomIQA:
         return [self._complete(prompted, sampling) for prompted in asked]
 
     def _complete(self, prompted: Prompted, sampling: Sampling) -> Completion:
-        images = tuple(fitted(image, self.protocol, self.factor_px) for image in prompted.images)
+        images = tuple(resize_to_budget(image, self.protocol, self.factor_px) for image in prompted.images)
         try:
             reply = self.server.ask(
                 chat_messages(replace(prompted, images=images)), max_tokens=sampling.max_new_tokens,

@@ -1,13 +1,77 @@
-"""What one chat completion says: its text, whether it was cut, and the log-probabilities where there are any.
+"""The messages of a chat completion, and its reply.
+
+From a prompted turn to the messages of a chat completion: images as PNG data URLs, texts as they are.
+
+PNG is lossless, but holds 8 bits: a float image is rounded to 256 steps on its way. What the server does with the
+image then (its own uint8 route, its own resize and pixel budget) is its matter and cannot be seen from here.
+
+What one chat completion says: its text, whether it was cut, and the log-probabilities where there are any.
 
 The reply is read from the JSON itself, field by field: what a server that is only nearly compatible leaves out or
 gets wrong must be named, not filled in. Source: OpenAI's reference of chat completions (shape of `choices`).
 """
 
+import base64
+import io
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
+
+from zoomiqa_reward.images.loading import to_pil
+from zoomiqa_reward.model.checkpoint import VISION_TOKENS
+from zoomiqa_reward.model.inputs import PromptError
+from zoomiqa_reward.model.pixels import resized, whole_size
+from zoomiqa_reward.model.turns import Prompted
+from zoomiqa_reward.protocol.spec import Protocol
+
+
+def data_url(image: Tensor) -> str:
+    """Return a float32 CHW image in [0, 1] as the data URL of a PNG, rounded to 8 bits."""
+    file = io.BytesIO()
+    to_pil(image).save(file, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def chat_messages(prompted: Prompted) -> list[dict[str, Any]]:
+    """Return the turn's messages in OpenAI's form; a message without image is a plain text.
+
+    Raises PromptError where a text holds an image token, which the server would take for an image.
+    """
+    images = iter(prompted.images)
+    return [{"role": message["role"], "content": _content(message["content"], images)} for message in prompted.messages]
+
+
+def _content(items: list[dict[str, Any]], images: Iterator[Tensor]) -> str | list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = []
+    for item in items:
+        if item["type"] == "image":
+            parts.append({"type": "image_url", "image_url": {"url": data_url(next(images))}})
+            continue
+        if held := [token for token in VISION_TOKENS if token in item["text"]]:
+            raise PromptError(f"a question or a quoted answer holds the image token {held[0]}")
+        parts.append({"type": "text", "text": item["text"]})
+    if all(part["type"] == "text" for part in parts):
+        return "".join(part["text"] for part in parts)
+    return parts
+
+
+def resize_to_budget(image: Tensor, protocol: Protocol, factor_px: int | None) -> Tensor:
+    """Return the CHW image at the size that the protocol's pixel budget gives it, where `factor_px` is known.
+
+    A server whose own budget is at least as wide then finds nothing to resize. The bicubic overshoot that a local
+    model sees is cut off, since a PNG cannot hold it. Raises ImageError for an aspect ratio above 200.
+    """
+    if factor_px is None:
+        return image
+    _, height, width = image.shape
+    size = whole_size(
+        height, width, factor=factor_px, min_pixels=protocol.min_pixels, max_pixels=protocol.max_pixels
+    )  # fmt: skip
+    return image if size == (height, width) else resized(image, *size).clamp(0, 1)
 
 
 class ReplyError(ValueError):
@@ -26,7 +90,7 @@ class Token:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reply:
+class ServerReply:
     """One answer of a text server."""
 
     text: str
@@ -36,7 +100,7 @@ class Reply:
     """None: the server told no log-probabilities."""
 
 
-def read_reply(body: str, think_join: tuple[str, str]) -> Reply:
+def read_reply(body: str, think_join: tuple[str, str]) -> ServerReply:
     """Return the first choice of a chat completion.
 
     Servers with a reasoning parser take the text inside <think> out of the answer and drop the tags with the white
@@ -61,7 +125,7 @@ def read_reply(body: str, think_join: tuple[str, str]) -> Reply:
     text = content or ""
     if reasoning:
         text = think_join[0] + reasoning + (think_join[1] + text if text else "")
-    return Reply(text=text, is_truncated=reason == "length", tokens=_tokens(choice.get("logprobs")))
+    return ServerReply(text=text, is_truncated=reason == "length", tokens=_tokens(choice.get("logprobs")))
 
 
 def _tokens(logprobs: Any) -> tuple[Token, ...] | None:

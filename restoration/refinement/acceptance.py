@@ -14,13 +14,13 @@ MIN_GAIN_FRAC = 0.0025
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judge:
-    """The bar for one round's attempts; build it with `verdict`."""
+class AcceptanceRule:
+    """The bar for one round's attempts; build it with `acceptance_rule`."""
 
     reward: float
-    """The picture's so far."""
+    """The image's so far."""
     lr_consistency: float
-    """The picture's so far, dB."""
+    """The image's so far, dB."""
     floor_db: float
     """Least LR-consistency of a try."""
     min_gain: float
@@ -36,7 +36,7 @@ class Judge:
     def best_of(self, attempts: Sequence[Attempt]) -> Attempt:
         """Return the try with the highest reward of those that may be kept, or else of all; the earlier one of equals.
 
-        Where none is valid, one that has a picture.
+        Where none is valid, one that has an image.
         """
 
         def strength(one: Attempt) -> tuple[bool, bool, float, bool]:
@@ -68,14 +68,14 @@ class Judge:
         )
 
 
-def verdict(kept: Round, highest_db: float, min_gain: float, slack_db: float) -> Judge:
+def acceptance_rule(kept: Round, highest_db: float, min_gain: float, slack_db: float) -> AcceptanceRule:
     """Return the judge of a round that starts from `kept`, `highest_db` being the best LR-consistency kept so far."""
-    return Judge(
+    return AcceptanceRule(
         reward=kept.reward, lr_consistency=kept.lr_consistency, floor_db=highest_db - slack_db, min_gain=min_gain
     )
 
 
-def judges(iqa_or_reward: Any, assessor: Any) -> tuple[Reward, Any]:
+def find_reward_and_assessor(iqa_or_reward: Any, assessor: Any) -> tuple[Reward, Any]:
     """Return the reward and who assesses. Raises ValueError and TypeError as `refine` says."""
     if hasattr(iqa_or_reward, "assess") and hasattr(iqa_or_reward, "rate"):
         reward, found = ZoomIQAReward(iqa_or_reward), iqa_or_reward

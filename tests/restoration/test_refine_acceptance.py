@@ -5,7 +5,7 @@ import math
 from scripted_refinement import ASKS, CONTENT, LQ, Scripted, run
 
 from restoration.refinement import Attempt
-from restoration.refinement.verdict import Judge
+from restoration.refinement.acceptance import AcceptanceRule
 from zoomiqa_reward.rewards.metric import MetricReward
 
 
@@ -14,20 +14,20 @@ def tried(reward, consistency=30.0, seed=0):
 
 
 def test_a_try_is_kept_if_the_reward_rises_and_the_consistency_does_not_fall():
-    judge = Judge(reward=2.0, lr_consistency=30.0, floor_db=29.5, min_gain=0.25)
+    judge = AcceptanceRule(reward=2.0, lr_consistency=30.0, floor_db=29.5, min_gain=0.25)
     for one, accepted in (
         (tried(2.25), True), (tried(2.24), False), (tried(2.0), False), (tried(3.0, 29.5), True),
         (tried(3.0, 29.4), False), (tried(3.0, math.nan), False), (Attempt(seed=0, error="no"), False),
     ):  # fmt: skip
         assert judge.accepts(one) is accepted
-    assert not Judge(reward=2.0, lr_consistency=30.0, floor_db=29.5, min_gain=0.0).accepts(tried(2.0))
+    assert not AcceptanceRule(reward=2.0, lr_consistency=30.0, floor_db=29.5, min_gain=0.0).accepts(tried(2.0))
     failed = Attempt(seed=9, error="out of memory")
     assert judge.best_of([tried(4.0, 20.0), failed, tried(2.5), tried(2.5, seed=3), tried(2.3)]) == tried(2.5)
     assert judge.best_of([failed, tried(1.0)]) == tried(1.0)
 
 
 def test_the_verdict_says_why():
-    judge = Judge(reward=2.0, lr_consistency=30.0, floor_db=29.5, min_gain=0.25)
+    judge = AcceptanceRule(reward=2.0, lr_consistency=30.0, floor_db=29.5, min_gain=0.25)
     failed = Attempt(seed=9, error="out of memory")
     assert judge.reason([tried(2.5, 29.8)]) == "reward 2.000 to 2.500, LR-consistency 30.00 to 29.80 dB"
     assert judge.reason([tried(3.0, 20.0), tried(2.0)]).startswith("1 of 2 raise the reward by 0.25 or more, all with")
@@ -51,7 +51,7 @@ def test_a_refused_region_is_tried_with_new_seeds_without_asking_again():
     assert result.history[1].reason.startswith("none of 4 raises the reward by 0.9")
 
 
-def test_what_the_reward_likes_but_the_low_quality_picture_contradicts_is_refused():
+def test_what_the_reward_likes_but_the_low_quality_image_contradicts_is_refused():
     def brighter(image, seed):
         large = image.repeat_interleave(2, 1).repeat_interleave(2, 2)
         rise = seed % 100 / 1e4
