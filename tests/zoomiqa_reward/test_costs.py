@@ -165,9 +165,8 @@ def test_the_text_before_the_image_is_read_once_a_call(arch, monkeypatch):
     monkeypatch.setattr(
         reading, "read", lambda model, ids, *a, **k: seen.append(ids.shape[1]) or read(model, ids, *a, **k)
     )
-    found = rate_direct(
-        checkpoint, trie_of(checkpoint), [make_image(seed, 200, 230) for seed in range(3)], batch_size=2
-    )
+    images = [make_image(seed, 200, 230) for seed in range(3)]
+    found = rate_direct(checkpoint, trie_of(checkpoint), images, batch_size=2)
     assert found.valid.all()
     before = [count for count in seen if count == min(seen)]
     assert len(before) == 1 < len(seen)

@@ -1,8 +1,8 @@
 """Rows read by the model, sharing what they have in common: images of one size, and the text before the first image.
 
-`SharedReading` lives as long as one call of `rate` or `assess`: within it the weights stay as they are. It holds the states of
-the text before the first image (system and protocol, 216 of 1269 tokens for the 7B), which every view of every image
-begins with, and the features of images that are shown again, as in round 2 and to every sample.
+`SharedReading` lives as long as one call of `rate` or `assess`: within it the weights stay as they are. It holds the
+states of the text before the first image (system and protocol, 216 of 1269 tokens for the 7B), which every view of
+every image begins with, and the features of images that are shown again, as in round 2 and to every sample.
 """
 
 from collections.abc import Sequence
