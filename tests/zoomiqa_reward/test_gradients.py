@@ -137,7 +137,7 @@ def test_recomputing_gives_the_same_numbers_and_runs_every_layer_twice(iqa):
     assert len(layers) == 4  # two of the vision tower, two of the language model
     # before, not after: recomputing stops inside the last part, once all that is missing is there. The text before the
     # image has no gradient, so nothing of it is recomputed.
-    hooks = [layer.mlp.register_forward_pre_hook(lambda _, inputs: inputs[0].requires_grad and calls.append(1))
+    hooks = [layer.mlp.register_forward_pre_hook(lambda _, inputs: calls.append(1) if inputs[0].requires_grad else None)
              for layer in layers]  # fmt: skip
     try:
         ZoomIQAReward(iqa)(images, grad=True)
