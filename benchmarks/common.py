@@ -15,6 +15,8 @@ import transformers
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from zoomiqa_reward.runs import bootstrap as runs_bootstrap
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -28,9 +30,8 @@ def srcc(a: Sequence[float] | NDArray[Any], b: Sequence[float] | NDArray[Any]) -
 
 def bootstrap(statistic: Callable[[NDArray[np.int64]], float], count: int, *, draws: int = 1000) -> list[float]:
     """Return the 2.5 and 97.5 percentiles of `statistic(indices)` over resampled indices 0..count-1."""
-    rng = np.random.default_rng(0)
-    values = [statistic(rng.integers(0, count, count)) for _ in range(draws)]
-    return [float(v) for v in np.nanpercentile(values, [2.5, 97.5])]
+    found = runs_bootstrap.bootstrap(lambda chosen: {"value": statistic(chosen)}, np.arange(count), draws=draws)
+    return list(found["value"])
 
 
 def write_result(name: str, result: dict[str, Any], *, show: bool = True) -> None:

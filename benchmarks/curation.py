@@ -4,10 +4,10 @@ python benchmarks/curation.py --images DIR [--count 400] [--seed 1]
 
 The judge is the rules judge: no model takes part. Consistency: each image has a grounded answer and the same with one
 false sentence, both written from the degradation record; half of the images in plain words, half paraphrased
-(`train_iqa/curation/planted_words.py`). A case counts as rejected where a sentence of it is dropped or all of it is
+(`benchmarks/planted/words.py`). A case counts as rejected where a sentence of it is dropped or all of it is
 refused. Reliance: the grounded answers of a scripted teacher that sees, and plants of one without eyes, which follow
 from their own text; both are sampled several times with and without the image, and stray
-(`train_iqa/curation/planted_reliance.py`).
+(`benchmarks/planted/reliance.py`).
 """
 
 import argparse
@@ -21,19 +21,20 @@ from typing import Any
 import numpy as np
 from common import write_result
 from PIL import Image
+from planted import words
+from planted.cases import PlantedCase, make_cases
+from planted.reliance import BOX_SPREAD, RATING_SPREAD, continuations, reliance_cases
+from planted.statistics import filter_statistics
 from tqdm import tqdm
 
-from train_iqa.curation import lexicon, planted_words
+from train_iqa.curation import lexicon
 from train_iqa.curation.hints import measure_hints, measure_image
 from train_iqa.curation.judges import RulesJudge
-from train_iqa.curation.planted import PlantedCase, make_cases
-from train_iqa.curation.planted_reliance import BOX_SPREAD, RATING_SPREAD, continuations, reliance_cases
 from train_iqa.curation.reliance import RelianceConfig, compare
 from train_iqa.curation.states import state_of
 from train_iqa.curation.thresholds import shipped
-from train_iqa.evaluation.filters import filter_statistics
-from train_iqa.evaluation.measuring import null
 from train_iqa.nano.synthetic import list_photographs
+from zoomiqa_reward.runs.json_lines import plain
 
 
 def judged(cases: Sequence[PlantedCase]) -> list[tuple[int, int, bool]]:
@@ -118,12 +119,12 @@ def main() -> None:
         "images": args.count,
         "planted_cases": sum(case.plant is not None for case in cases),
         "hint_thresholds": dict(shipped().provenance),
-        "sha256": {Path(m.__file__).name: _digest(m.__file__) for m in (lexicon, planted_words)},
+        "sha256": {Path(m.__file__).name: _digest(m.__file__) for m in (lexicon, words)},
         "consistency": consistency(cases),
         "reliance": reliance(cases, args.seed),
         "hint_seconds_an_image": round(seconds, 4),
     }
-    write_result("curation", _rounded(null(result)))
+    write_result("curation", _rounded(plain(result)))
 
 
 def _digest(file: str | None) -> str:

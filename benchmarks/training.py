@@ -39,8 +39,8 @@ from training_runs import (
     write_data,
 )
 
-from train_iqa.evaluation.measuring import null
 from train_iqa.training.run_state import DIGITS, read_log
+from zoomiqa_reward.runs.json_lines import plain
 
 KILLS = 3
 TIMES = ("tokens_per_s", "generate_s", "train_s")
@@ -180,7 +180,7 @@ def processes(args: argparse.Namespace, out: Path) -> bool:
             **{f"{name}_{n}": [row[name] for row in log] for name in ("loss", "grad_norm", counted)
                for n, log in (("1_process", one), ("2_processes", two))},
             "largest_relative_difference": apart["loss"],
-            "largest_relative_difference_by_metric": null({name: value for name, value in apart.items() if value}),
+            "largest_relative_difference_by_metric": plain({name: value for name, value in apart.items() if value}),
             "seconds": [round(one_s, 1) for one_s in seconds],
             "settings": settings,
         }  # fmt: skip

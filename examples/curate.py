@@ -13,9 +13,6 @@ from restoration.demo import bundled_photograph
 from train_iqa.curation.config import CurateConfig
 from train_iqa.curation.endpoint import Endpoint
 from train_iqa.curation.loop import curate
-from train_iqa.curation.planted import make_cases
-from train_iqa.curation.scripted import ScriptedServer
-from train_iqa.curation.scripted_teacher import scripted_dataset
 from train_iqa.data import DatasetSource
 from train_iqa.rows.conversations import read_conversations
 from train_iqa.rows.turn_rows import build_row, row_kinds
@@ -23,6 +20,11 @@ from zoomiqa_reward.images import load_image
 from zoomiqa_reward.model.checkpoint import load_checkpoint
 from zoomiqa_reward.model.direct import trie_of
 from zoomiqa_reward.runs.json_lines import read_lines
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the scripted teacher stands in benchmarks/planted
+from benchmarks.planted.cases import make_cases
+from benchmarks.planted.endpoint import ScriptedServer
+from benchmarks.planted.teacher import scripted_dataset
 
 
 def main(image: str | Path, model: str = "nano", images: int = 8) -> list[str]:

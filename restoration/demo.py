@@ -8,7 +8,6 @@ Everything runs on a CPU with the embedded model and without a network.
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from restoration.selection.pool import varied_pool
 from restoration.selection.result import BestOfN
 from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.images.loading import load_image, save_png, to_pil
-from zoomiqa_reward.runs.json_lines import write_json
+from zoomiqa_reward.runs.json_lines import plain, write_json
 
 PHOTOGRAPH = "astronaut.png"
 """Public domain (NASA), 512 x 512, part of scikit-image's wheel: nothing is downloaded."""
@@ -103,9 +102,11 @@ def compare(iqa: ZoomIQA, result: BestOfN, image_lq: Tensor, image_hr: Tensor | 
     if image_hr is not None:
         images["original"] = image_hr
     ratings = {name: float(iqa.rate([image], strict=True).mean[0]) for name, image in images.items()}
-    report: dict[str, Any] = {"rating": {name: r if math.isfinite(r) else None for name, r in ratings.items()}}
+    report: dict[str, Any] = {"rating": plain(ratings)}
     if image_hr is not None:
-        drawn = [fsim(load_image(one.image), image_hr) for one in result.candidates if one.has_image()]
+        drawn = [
+            fsim(load_image(candidate.image), image_hr) for candidate in result.candidates if candidate.has_image()
+        ]
         report["fsim"] = {name: fsim(images[name], image_hr) for name in ("bicubic", "chosen")}
         report["fsim"] |= {"mean_of_candidates": sum(drawn) / len(drawn), "best_of_candidates": max(drawn)}
     return report
@@ -116,8 +117,8 @@ def show(result: BestOfN, report: dict[str, Any], out: Path) -> None:
     for name, rating in report["rating"].items():
         print(f"rating of {name + ':':10} {'not measured' if rating is None else f'{rating:.2f} of 5'}")
     if "fsim" in report:
-        said = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in report["fsim"].items())
-        print(f"FSIM to the original, which no rating saw: {said}")
+        similarity = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in report["fsim"].items())
+        print(f"FSIM to the original, which no rating saw: {similarity}")
     if result.best.explanation is not None:
         print(f"chosen: seed {result.best.seed}; in the model's words: {result.best.explanation.rationale}")
     for note in result.notes:

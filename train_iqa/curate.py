@@ -121,14 +121,14 @@ def _sources(args: argparse.Namespace) -> tuple[DatasetSource, ...]:
     if args.scale is not None:
         worst, best = _pair(args.scale, "--scale", "0:100")
         scale = Scale(worst=worst, best=best)
-    found = []
+    sources = []
     for text, name in zip(args.data, args.name or [""] * len(args.data), strict=True):
         family, equals, path = text.partition("=")
         if not equals or family not in FAMILIES:
             raise ValueError(f"--data {text!r}: must be FAMILY=PATH with a family of {', '.join(FAMILIES)}")
         lists = {"image_root": args.image_root, "scale": scale} if FAMILIES[family].is_list else {}
-        found.append(DatasetSource(family=family, root=Path(path), name=name, **lists))
-    return tuple(found)
+        sources.append(DatasetSource(family=family, root=Path(path), name=name, **lists))
+    return tuple(sources)
 
 
 def _pair(text: str, option: str, example: str) -> tuple[float, float]:

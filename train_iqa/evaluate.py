@@ -8,7 +8,6 @@ again. With several processes each takes its share of the images. At the end `re
 """
 
 import datetime
-import hashlib
 import json
 import os
 import sys
@@ -21,10 +20,12 @@ import torch
 from tqdm import tqdm
 
 from train_iqa.data import FAMILIES, DatasetProblems, IqaDataset, LabelledImage, load_datasets, select
-from train_iqa.evaluation.measuring import LineWriter, choose_probe_ids, measure_images, null, read_lines
-from train_iqa.evaluation.options import EvaluateConfig, build_parser, config_of, provenance
+from train_iqa.evaluation.measuring import LineWriter, choose_probe_ids, measure_images, read_lines
+from train_iqa.evaluation.options import EvaluateConfig, build_parser, config_of, evaluation_provenance
 from zoomiqa_reward.images.loading import ImageError
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
+from zoomiqa_reward.runs.digest import digest
+from zoomiqa_reward.runs.json_lines import plain, write_json
 from zoomiqa_reward.runs.outputs import claim_folder
 
 PATIENCE = datetime.timedelta(days=2)
@@ -58,9 +59,9 @@ def _measure(config: EvaluateConfig, iqa: ZoomIQA, chosen: Mapping[str, tuple[La
     done = read_lines(config.out)
     state.wait_for_everyone()  # so that all processes share out the same rest
     probes = {
-        (name, one)
+        (name, image_id)
         for name, images in chosen.items()
-        for one in choose_probe_ids(images, config.num_probes, config.seed)
+        for image_id in choose_probe_ids(images, config.num_probes, config.seed)
     }
     todo = [image for images in chosen.values() for image in images if (image.dataset, image.id) not in done]
     mine = todo[state.process_index :: state.num_processes]
@@ -100,7 +101,7 @@ def _report(
     keys = {(name, image.id) for name, images in chosen.items() for image in images}
     mine = {key: line for key, line in lines.items() if key in keys}
     return {
-        "provenance": provenance(iqa, arguments),
+        "provenance": evaluation_provenance(iqa, arguments),
         "settings": _settings(config, iqa, datasets, chosen) | {"draws": config.draws},
         "data": {dataset.name: _about(dataset, len(chosen[dataset.name])) for dataset in datasets},
         "results": results,
@@ -124,7 +125,7 @@ def _settings(
         "data": {
             dataset.name: {
                 "digest": dataset.digest,
-                "images": hashlib.sha256("\n".join(i.id for i in chosen[dataset.name]).encode()).hexdigest()[:16],
+                "images": digest("\n".join(i.id for i in chosen[dataset.name])),
             }
             for dataset in datasets
         },
@@ -136,7 +137,7 @@ def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
     file = out / "settings.json"
     if file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))
-        changed = [name for name in settings if before.get(name) != null(settings[name])]
+        changed = [name for name in settings if before.get(name) != plain(settings[name])]
         if changed:
             raise ValueError(f"{out}: holds a run with another {', '.join(changed)}; give another --out, or remove it")
     _write(file, settings)
@@ -165,11 +166,7 @@ def _file_name(name: str) -> str:
 
 
 def _write(file: Path, content: Any) -> None:
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(
-        json.dumps(null(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
-    os.replace(temporary, file)
+    write_json(file, plain(content), indent=1)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -189,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     for name, result in report["results"].items():
         values = {key: _value(result, key) for key in HEADLINE}
-        print(json.dumps(null({"dataset": name, "images": result["images"], "failed": result["failed"], **values})))
+        print(json.dumps(plain({"dataset": name, "images": result["images"], "failed": result["failed"], **values})))
     _say(f"report: {config.out / 'report.json'}")
     return 2 if any(result["failed"] for result in report["results"].values()) else 0
 

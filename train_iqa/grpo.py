@@ -111,12 +111,14 @@ class Trainer:
                     checkpoint, some, num_samples=config.num_samples, sampling=sampling, draw=self.engine
                 )
         protocol = self.checkpoint.protocol
-        ratings = torch.tensor([[one.assessment.rating for one in group] for group in groups])
-        forms = torch.tensor([[format_reward(protocol, one.assessment) for one in group] for group in groups])
-        everyone, place = gather_rows(self.accelerator, torch.stack([ratings, forms], dim=1))
+        ratings = torch.tensor([[trajectory.assessment.rating for trajectory in group] for group in groups])
+        forms = torch.tensor(
+            [[format_reward(protocol, trajectory.assessment) for trajectory in group] for group in groups]
+        )
+        everyone, index = gather_rows(self.accelerator, torch.stack([ratings, forms], dim=1))
         mos = torch.tensor([image.mos for image in drawn])
-        found = all_rewards(everyone[:, 0], everyone[:, 1], mos, config.rewards)
-        rewards = {name: values[place : place + share] for name, values in found.items()}
+        results = all_rewards(everyone[:, 0], everyone[:, 1], mos, config.rewards)
+        rewards = {name: values[index : index + share] for name, values in results.items()}
         return make_generation(images, pixels, groups, rewards, count_tokens=config.count_tokens)
 
     def _batches(self, rows: Sequence[TrainingRow]) -> tuple[list[list[int]], int]:
@@ -125,10 +127,10 @@ class Trainer:
     def _logprobs(self, model: Any, rows: Sequence[TrainingRow], *, entropy: bool = False) -> tuple[Any, Any, Any]:
         batch = collate_completions(self.checkpoint, rows)
         temperature = self.config.temperature
-        found, spread = answer_logprobs(
+        logprobs, spread = answer_logprobs(
             model, batch, temperature=temperature, suppressed=self.suppressed, entropy=entropy
         )
-        return batch, found, spread
+        return batch, logprobs, spread
 
     @torch.no_grad()
     def logprobs_and_entropies(self, model: Any, rows: Sequence[TrainingRow]) -> tuple[list[Tensor], list[Tensor]]:
@@ -136,10 +138,10 @@ class Trainer:
         priced: list[Tensor] = [torch.empty(0)] * len(rows)
         spreads = list(priced)
         for group in self._batches(rows)[0]:
-            batch, found, spread = self._logprobs(model, [rows[k] for k in group], entropy=True)
-            for place, k in enumerate(group):
-                priced[k] = found[place][batch.mask[place]].cpu()
-                spreads[k] = spread[place][batch.mask[place]].cpu()
+            batch, logprobs, spread = self._logprobs(model, [rows[k] for k in group], entropy=True)
+            for index, k in enumerate(group):
+                priced[k] = logprobs[index][batch.mask[index]].cpu()
+                spreads[k] = spread[index][batch.mask[index]].cpu()
         return priced, spreads
 
     def hold(self, made: Generation, step: int) -> dict[str, float]:
@@ -147,7 +149,7 @@ class Trainer:
         kl, counts = self.config.kl, [len(row) for row in made.old]
         values = torch.cat(made.old)
         advantages = made.row_advantages.repeat_interleave(torch.tensor(counts))
-        pairs, place = gather_rows(self.accelerator, torch.stack([values, advantages], dim=1))
+        pairs, index = gather_rows(self.accelerator, torch.stack([values, advantages], dim=1))
         logprobs, advantages = pairs.unbind(dim=1)
         held = torch.full_like(logprobs, kl.kind == "all", dtype=torch.bool)
         if kl.kind == "coverage":
@@ -156,15 +158,15 @@ class Trainer:
         if kl.clip_cov:
             generator = torch.Generator().manual_seed(seed_of(self.config.seed, step))
             dropped = clip_cov_mask(logprobs, advantages, generator)
-        made.held = list(held[place : place + len(values)].split(counts))
-        made.dropped = list(dropped[place : place + len(values)].split(counts))
+        made.held = list(held[index : index + len(values)].split(counts))
+        made.dropped = list(dropped[index : index + len(values)].split(counts))
         made.reference = [torch.zeros(count) for count in counts]
         if self.reference is not None:
             asked = [k for k, tokens in enumerate(made.held) if tokens.any()] or [0]
             with self.reference.active() as model:
                 priced, _ = self.logprobs_and_entropies(model, [made.rows[k] for k in asked])
-            for k, found in zip(asked, priced, strict=True):
-                made.reference[k] = found
+            for k, results in zip(asked, priced, strict=True):
+                made.reference[k] = results
         distances = [k3(old, ref)[tokens] for old, ref, tokens in zip(made.old, made.reference, made.held, strict=True)]
         held_kl = token_values(distances) if self.reference is not None else []
         return {
@@ -182,8 +184,8 @@ class Trainer:
 
         def padded(rows: list[Tensor]) -> Tensor:
             out = torch.zeros(len(group), width, dtype=rows[0].dtype)
-            for place, k in enumerate(group):
-                out[place, : len(rows[k])] = rows[k]
+            for index, k in enumerate(group):
+                out[index, : len(rows[k])] = rows[k]
             return out.to(device)
 
         old, held, kl = padded(made.old), padded(made.held), self.config.kl
@@ -274,7 +276,7 @@ def train(config: GrpoConfig, datasets: Sequence[IqaDataset] | None = None) -> P
             f"{world} x {config.images_per_rollout}"
         )
     open_run(config, config.out, accelerator)
-    trainer = Trainer(config, [select(one, config.part, seed=config.seed) for one in datasets], accelerator)
+    trainer = Trainer(config, [select(dataset, config.part, seed=config.seed) for dataset in datasets], accelerator)
     state = RunState(config.out, accelerator, trainer.model, trainer.optimizer)
     start, is_main = state.load(), accelerator.is_main_process
     with MetricLog(config.out, resumed_at=start, is_main=is_main, tensorboard=config.tensorboard) as log:

@@ -47,12 +47,12 @@ class _Plan:
         wanted = 0.0
         share = config.direct_share / (1 - config.direct_share)
         for source, conversations in zip(config.data, data, strict=True):
-            worded = [(one, kind) for one in conversations for kind in row_kinds(one)]
+            worded = [(conversation, kind) for conversation in conversations for kind in row_kinds(conversation)]
             streams.append([self._planned(checkpoint, *pair) for pair in worded])
             weights.append(source.weight)
             wanted += source.weight * len(worded)
             if share:
-                streams.append([self._planned(checkpoint, one, DIRECT) for one in conversations])
+                streams.append([self._planned(checkpoint, conversation, DIRECT) for conversation in conversations])
                 weights.append(source.weight * share * len(worded) / len(conversations))
         total = round(wanted * config.epochs * (1 + share))
         self.steps = config.steps or max(1, -(-total // config.rows_per_step))
@@ -113,7 +113,7 @@ def train(config: SftConfig) -> Path:
             began = time.monotonic()
             torch.manual_seed(seed_of(config.seed, step, rank))  # dropout, if any
             planned = plan.step(step, config.micro_rows)[rank::world]
-            rows = [[build_row(checkpoint, trie, one.conversation, one.kind) for one in group] for group in planned]
+            rows = [[build_row(checkpoint, trie, item.conversation, item.kind) for item in group] for group in planned]
             count = total_of(accelerator, float(sum(int(row.targets.sum()) for group in rows for row in group)))
             parts = [partial(_share, model, checkpoint, group, count) for group in rows]
             rate = cosine_lr(step, plan.steps, config.learning_rate, warmup=config.warmup_steps)

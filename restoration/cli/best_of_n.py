@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from restoration.cli import options
 from zoomiqa_reward.cli import inputs, output
+from zoomiqa_reward.cli.reward_option import RewardName, load_reward
 
 if TYPE_CHECKING:
     from restoration.selection.candidates import Candidate
 
-ImageFile = Annotated[str, typer.Argument(help="The low-quality image.", show_default=False)]
 Out = Annotated[
     Path, typer.Option(help="Folder for candidates, best.png, sheet.png, run.json; an existing run continues.")
 ]
@@ -23,13 +24,8 @@ Restorers = Annotated[
     list[str], typer.Option(help="'nano' (embedded, x4), a hub id or a folder; repeat the option for a mixed pool.")
 ]
 Count = Annotated[int, typer.Option("--n", help="Number of candidates.", min=1)]
-Seed = Annotated[int, typer.Option(help="Determines every candidate.", min=0)]
-Scale = Annotated[int | None, typer.Option(help="Enlargement, for pipelines without a fixed one.", min=1)]
-Steps = Annotated[int | None, typer.Option(help="Denoising steps.", min=1)]
 Prompts = Annotated[list[str], typer.Option("--prompt", help="Prompt for pipelines that take text; repeatable.")]
 Negative = Annotated[str, typer.Option(help="Negative prompt.")]
-TilePx = Annotated[int | None, typer.Option(help="Restore in tiles of this side, in low-quality pixels.")]
-ColourFix = Annotated[str, typer.Option(help="none, adain or wavelet.")]
 Vary = Annotated[
     float | None,
     typer.Option(help="0..1: each seed sees a softer or sharper input.  [default: 0.5; plain: 0]",
@@ -47,23 +43,24 @@ MinGain = Annotated[
 
 
 def best_of_n(
-    image: ImageFile,
+    image: options.ImageFile,
     out: Out = Path("best_of_n"),
     restorer: Restorers = ["nano"],  # noqa: B006  (typer reads it, nothing writes it)
     n: Count = 8,
-    seed: Seed = 0,
-    scale: Scale = None,
-    steps: Steps = None,
+    seed: options.Seed = 0,
+    scale: options.Scale = None,
+    steps: options.Steps = None,
     prompt: Prompts = [],  # noqa: B006
     negative_prompt: Negative = "",
-    tile_px: TilePx = None,
-    colour_fix: ColourFix = "none",
+    tile_px: options.TilePx = None,
+    colour_fix: options.ColourFix = "none",
     vary_sharpness: Vary = None,
     plain: Plain = False,
     strict: inputs.Strict = True,
     batch_size: BatchSize = 1,
     cascade: CascadeTop = 0,
     min_gain: MinGain = 0.0,
+    reward: RewardName = "zoomiqa",
     model: inputs.Model = "nano",
     mode: inputs.ModeOption = "direct",
     as_json: inputs.Json = False,
@@ -78,26 +75,40 @@ def best_of_n(
     from restoration.selection.early_stop import EarlyStop
     from restoration.selection.pool import VARY_SHARPNESS, merge_pools, varied_pool
     from zoomiqa_reward import ZoomIQAReward
+    from zoomiqa_reward.rewards.base import find_part
 
     if min_gain > 0 and not plain:
         raise typer.BadParameter(
             "--min-gain needs --plain: a varied pool's members are drawn once or twice, too few to foresee the next"
         )
-    iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
+    given = {"device": device, "adapter": adapter, "protocol": protocol}
+    judge = load_reward(reward, model=model, mode=mode, is_model_needed=cascade > 0, **given)
+    explainer = None
+    if cascade:  # the model that rates also explains; beside another reward, it is the one of --model
+        of_model = find_part(judge, ZoomIQAReward)
+        iqa = inputs.load_model(model, **given) if of_model is None else of_model.iqa
+        explainer = Cascade(reward=ZoomIQAReward(iqa, mode="reason"), top=cascade)
     print(f"loading {', '.join(restorer)} ...", file=sys.stderr)
-    options = {"scale": scale, "steps": steps, "device": device, "negative_prompt": negative_prompt,
-               "tile_px": tile_px, "colour_fix": colour_fix}  # fmt: skip
+    restorer_options = {
+        "scale": scale,
+        "steps": steps,
+        "device": device,
+        "negative_prompt": negative_prompt,
+        "tile_px": tile_px,
+        "colour_fix": colour_fix,
+    }
     if plain:
         restorers = [
-            Restorer.from_pretrained(name, vary_sharpness=vary_sharpness or 0.0, **options) for name in restorer
+            Restorer.from_pretrained(name, vary_sharpness=vary_sharpness or 0.0, **restorer_options)
+            for name in restorer
         ]
     else:
         vary = VARY_SHARPNESS if vary_sharpness is None else vary_sharpness
-        restorers = merge_pools([varied_pool(name, vary_sharpness=vary, **options) for name in restorer])
+        restorers = merge_pools([varied_pool(name, vary_sharpness=vary, **restorer_options) for name in restorer])
     result = draw(
-        restorers, image, ZoomIQAReward(iqa, mode=mode), n=n, seed=seed, out=out, prompts=prompt or None,
+        restorers, image, judge, n=n, seed=seed, out=out, prompts=prompt or None,
         strict=strict, batch_size=batch_size, early_stop=EarlyStop(min_gain=min_gain) if min_gain > 0 else None,
-        cascade=Cascade(reward=ZoomIQAReward(iqa, mode="reason"), top=cascade) if cascade else None,
+        cascade=explainer,
     )  # fmt: skip
     if as_json:
         for candidate in result.order:
@@ -130,10 +141,10 @@ def table(order: tuple["Candidate", ...]) -> None:
     for title in ("rank", "score", "±", "cascade", "seed"):
         shown.add_column(title, justify="right", no_wrap=True)
     shown.add_column("candidate", overflow="fold")
-    for one in order:
-        name = Text(str(one.file) if one.file is not None else f"{one.index} {one.restorer}")
-        if not one.valid:
-            name.append(f"\nnot rated: {one.error}", style="red")
-        numbers = [output.number(value, 2) for value in (one.score, one.std, one.cascade_score)]
-        shown.add_row("-" if one.rank is None else str(one.rank), *numbers, str(one.seed), name)
+    for candidate in order:
+        name = Text(str(candidate.file) if candidate.file is not None else f"{candidate.index} {candidate.restorer}")
+        if not candidate.valid:
+            name.append(f"\nnot rated: {candidate.error}", style="red")
+        numbers = [output.number(value, 2) for value in (candidate.score, candidate.std, candidate.cascade_score)]
+        shown.add_row("-" if candidate.rank is None else str(candidate.rank), *numbers, str(candidate.seed), name)
     output.console().print(shown)

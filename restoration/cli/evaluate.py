@@ -11,7 +11,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from restoration.cli import options
 from zoomiqa_reward.cli import inputs, output
+from zoomiqa_reward.cli.reward_option import RewardOrNone, load_reward, refuse_model_options
 from zoomiqa_reward.runs.progress import progress
 
 ROWS = ("hr", "bicubic", "worst", "mean", "best", "selected")
@@ -25,12 +27,8 @@ Out = Annotated[Path, typer.Option(help="Folder for the results; the same comman
 Root = Annotated[Path | None, typer.Option(help="Folder that holds the folders of a preset.")]
 Hr = Annotated[Path | None, typer.Option(help="Folder of ground truths; DATASET then holds the inputs.")]
 AsIs = Annotated[bool, typer.Option("--as-is", help="DATASET holds low-quality images without ground truth.")]
-Degradation = Annotated[str, typer.Option(help="For folders of good images: bicubic, mild, moderate, realesrgan.")]
 RestorerName = Annotated[str, typer.Option("--restorer", help="'nano', a hub id, a folder, or 'bicubic'.")]
 Vary = Annotated[float, typer.Option(min=0, max=1, help="Each seed sees a softer or sharper input.")]
-RewardName = Annotated[
-    str, typer.Option("--reward", help="The reward that chooses: 'nano', a model, a metric, or 'none'.")
-]
 Metrics = Annotated[str, typer.Option(help="Metric names, separated by commas.")]
 BorderPx = Annotated[
     int | None, typer.Option(min=0, help="Border that PSNR and SSIM cut; default: the scale (preset realsr: 0).")
@@ -38,7 +36,6 @@ BorderPx = Annotated[
 Channel = Annotated[str | None, typer.Option(help="Channel of PSNR and SSIM: 'y' (luma, default) or 'rgb'.")]
 Headline = Annotated[str | None, typer.Option(help="The metric that judges; default: the first allowed one.")]
 Against = Annotated[Path | None, typer.Option(help="Folder of another evaluation, for a paired test.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first LIMIT images.")]
 
 
 def evaluate(
@@ -47,46 +44,56 @@ def evaluate(
     root: Root = None,
     hr: Hr = None,
     as_is: AsIs = False,
-    degradation: Degradation = "realesrgan",
-    scale: Annotated[int, typer.Option(min=1, help="Enlargement.")] = 4,
+    degradation: options.Degradation = "realesrgan",
+    scale: options.DatasetScale = 4,
     restorer: RestorerName = "nano",
     vary_sharpness: Vary = 0.0,
-    reward: RewardName = "nano",
+    reward: RewardOrNone = "zoomiqa",
+    model: inputs.Model = "nano",
     mode: inputs.ModeOption = "direct",
     metrics: Metrics = DEFAULT_METRICS,
     border_px: BorderPx = None,
     channel: Channel = None,
     headline: Headline = None,
-    m: Annotated[int, typer.Option("--m", min=1, help="Candidates per image.")] = 8,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    n: Annotated[int, typer.Option("--n", "--m", min=1, help="Candidates per image.")] = 8,
+    seed: options.Seed = 0,
     against: Against = None,
-    limit: Limit = None,
+    limit: options.Limit = None,
     lpips_weights: Annotated[Path | None, typer.Option(help="Local file with the LPIPS backbone.")] = None,
     keep_images: Annotated[bool, typer.Option(help="Keep the candidates in OUT.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as one JSON line on stdout.")] = False,
+    as_json: options.ResultJson = False,
     device: inputs.Device = None,
+    protocol: inputs.ProtocolFile = None,
+    adapter: inputs.Adapter = None,
 ) -> int:
     """Measure the candidates of a restorer, and the choice of a reward among them."""
     from restoration.evaluation.evaluate import Evaluation, with_conventions
     from restoration.evaluation.evaluate import evaluate as run
     from restoration.evaluation.report import compare
-    from restoration.metrics.registry import METRICS
+    from restoration.metrics.registry import METRICS, as_reward
 
     images = _dataset(dataset, root, hr, as_is, degradation, scale, seed)
     images = images if limit is None else images.take(limit)
     other = None if against is None else Evaluation.load(against)  # a wrong folder is told before the work
-    options: dict[str, dict[str, Any]] = {} if lpips_weights is None else {"lpips": {"weights": lpips_weights}}
-    told = {key: value for key, value in (("border_px", border_px), ("channel", channel)) if value is not None}
-    options |= {name: dict(told) for name in ("psnr_y", "ssim_y") if told}
+    metric_options: dict[str, dict[str, Any]] = {} if lpips_weights is None else {"lpips": {"weights": lpips_weights}}
+    given = {key: value for key, value in (("border_px", border_px), ("channel", channel)) if value is not None}
+    metric_options |= {name: dict(given) for name in ("psnr_y", "ssim_y") if given}
 
     def watch(records: Iterable[Any], total: int) -> Iterable[Any]:
         return progress(records, total, "evaluating", streaming=False)
 
     names = [name.strip() for name in metrics.split(",")]
-    rated_with = with_conventions(images, [reward] if reward in METRICS else [], options)
+    rated_with = with_conventions(images, [reward] if reward in METRICS else [], metric_options)
+    chooser = None
+    if reward == "none" or reward in METRICS:
+        refuse_model_options(reward, model=model, mode=mode, adapter=adapter, protocol=protocol)
+    if reward in METRICS:
+        chooser = as_reward(reward, **rated_with.get(reward, {}))
+    elif reward != "none":
+        chooser = load_reward(reward, model=model, mode=mode, device=device, adapter=adapter, protocol=protocol)
     evaluation = run(
-        _restorer(restorer, images.scale, device, vary_sharpness), images, names, m=m,
-        seed=seed, reward=_reward(reward, mode, device, rated_with), out=out, headline=headline, options=options,
+        _restorer(restorer, images.scale, device, vary_sharpness), images, names, n=n,
+        seed=seed, reward=chooser, out=out, headline=headline, options=metric_options,
         keep_images=keep_images, watch=watch,
     )  # fmt: skip
     results = evaluation.report()
@@ -107,7 +114,7 @@ def show(results: dict[str, Any]) -> None:
     columns = list(results["rows"]["mean"])
     table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left",
                   title=f"{settings['restorer']['name']} on {settings['dataset']['name']}: {results['images']} images, "
-                  f"{results['m']} candidates each")  # fmt: skip
+                  f"{results['n']} candidates each")  # fmt: skip
     table.add_column("")
     for name in columns:
         table.add_column(f"{name}*" if name == results["headline"] else name, justify="right")
@@ -134,17 +141,20 @@ def _choice_table(results: dict[str, Any]) -> Table:
                   title_justify="left")  # fmt: skip
     for title in ("under", "captured gain", "regret", "within-LR SRCC", ""):
         table.add_column(title, justify="left" if title in ("under", "") else "right")
-    for name, found in results["choice"].items():
-        cells = [_cell(found[key]) for key in ("captured_gain", "regret", "within_srcc")]
-        table.add_row(name, *cells, "" if found["may_judge"] else f"no judge: {_why(results, name)}")
+    for name, choice in results["choice"].items():
+        cells = [_cell(choice[key]) for key in ("captured_gain", "regret", "within_srcc")]
+        table.add_row(name, *cells, "" if choice["may_judge"] else f"no judge: {_why(results, name)}")
     return table
 
 
 def _show_test(console: Any, test: dict[str, Any], row: str) -> None:
-    found = test[row]
-    p = [output.number(float("nan") if found[key] is None else found[key], 4) for key in ("p_bootstrap", "p_wilcoxon")]
+    comparison = test[row]
+    p = [
+        output.number(float("nan") if comparison[key] is None else comparison[key], 4)
+        for key in ("p_bootstrap", "p_wilcoxon")
+    ]
     names = " - ".join(test["restorers"])
-    console.print(f"{names}, {row}, {test['metric']} (oriented): {_cell(found['difference'])}, "
+    console.print(f"{names}, {row}, {test['metric']} (oriented): {_cell(comparison['difference'])}, "
                   f"p {p[0]} (bootstrap), {p[1]} (Wilcoxon)", markup=False)  # fmt: skip
 
 
@@ -155,9 +165,9 @@ def _show_problems(results: dict[str, Any]) -> None:
         print(f"the pool's mean PSNR-Y is {gap:.2f} dB below bicubic's: choosing is easy here", file=sys.stderr)
     for note in results["settings"]["notes"]:
         print(f"note: {note}", file=sys.stderr)
-    for one in problems["failed"]:
-        seed = "" if one["seed"] is None else f", seed {one['seed']}"
-        print(f"failed: {one['image']}{seed}: {one['error']}", file=sys.stderr)
+    for problem in problems["failed"]:
+        seed = "" if problem["seed"] is None else f", seed {problem['seed']}"
+        print(f"failed: {problem['image']}{seed}: {problem['error']}", file=sys.stderr)
     for name, reasons in problems["unmeasured"].items():
         for why, count in reasons.items():
             print(f"not measured, {count} times: {name}: {why}", file=sys.stderr)
@@ -193,17 +203,6 @@ def _restorer(name: str, scale: int, device: str | None, vary_sharpness: float) 
     from restoration.restorer.restorer import Restorer
 
     return Restorer.from_pretrained(name, device=device, vary_sharpness=vary_sharpness)
-
-
-def _reward(name: str, mode: str, device: str | None, options: dict[str, Any]) -> Any:
-    from restoration.metrics.registry import METRICS, as_reward
-    from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
-
-    if name == "none":
-        return None
-    if name in METRICS:
-        return as_reward(name, **options.get(name, {}))
-    return ZoomIQAReward(inputs.load_model(name, device=device, adapter=None, protocol=None), mode=mode)
 
 
 def _why(results: dict[str, Any], name: str) -> str:

@@ -9,23 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from restoration.cli import options
 from zoomiqa_reward.cli import inputs, output
+from zoomiqa_reward.cli.reward_option import RewardName, load_reward
 
 if TYPE_CHECKING:
     from restoration.refinement import Refined, Round
 
-ImageFile = Annotated[str, typer.Argument(help="The low-quality image.", show_default=False)]
 Out = Annotated[Path, typer.Option(help="Folder for refined.png, strip.png and rounds; an existing run continues.")]
-RestorerName = Annotated[str, typer.Option(help="'nano' (embedded, x4), a hub id or a folder.")]
 Rounds = Annotated[int, typer.Option(help="Largest number of regions to restore again.", min=1)]
 SeedsPerRound = Annotated[int, typer.Option(help="Restorations per round, and at the start.", min=1)]
-Seed = Annotated[int, typer.Option(help="Determines every restoration.", min=0)]
-Scale = Annotated[int | None, typer.Option(help="Enlargement, for pipelines without a fixed one.", min=1)]
-Steps = Annotated[int | None, typer.Option(help="Denoising steps.", min=1)]
 Prompt = Annotated[str, typer.Option(help="Text before the model's directions, for pipelines that take text.")]
 Negative = Annotated[str, typer.Option(help="Text before the issues that the model names.")]
-TilePx = Annotated[int | None, typer.Option(help="Restore in tiles of this side, in low-quality pixels.")]
-ColourFix = Annotated[str, typer.Option(help="none, adain or wavelet.")]
 MinGain = Annotated[float | None, typer.Option(help="Smallest gain of rating that counts; default 0.01.", min=0)]
 Slack = Annotated[
     float, typer.Option("--slack-db", help="Allowed loss of LR-consistency below the highest one kept.", min=0)
@@ -34,20 +29,21 @@ LinePerRound = Annotated[bool, typer.Option("--json", help="Print one JSON line 
 
 
 def refine(
-    image: ImageFile,
+    image: options.ImageFile,
     out: Out = Path("refined"),
-    restorer: RestorerName = "nano",
+    restorer: options.RestorerName = "nano",
     rounds: Rounds = 3,
     seeds_per_round: SeedsPerRound = 4,
-    seed: Seed = 0,
-    scale: Scale = None,
-    steps: Steps = None,
+    seed: options.Seed = 0,
+    scale: options.Scale = None,
+    steps: options.Steps = None,
     prompt: Prompt = "",
     negative_prompt: Negative = "",
-    tile_px: TilePx = None,
-    colour_fix: ColourFix = "none",
+    tile_px: options.TilePx = None,
+    colour_fix: options.ColourFix = "none",
     min_gain: MinGain = None,
     slack_db: Slack = 0.1,
+    reward: RewardName = "zoomiqa",
     model: inputs.Model = "nano",
     mode: inputs.ModeOption = "direct",
     as_json: LinePerRound = False,
@@ -59,20 +55,24 @@ def refine(
     from restoration.refinement import refine as run
     from restoration.restorer.restorer import Restorer
     from zoomiqa_reward import ZoomIQAReward
+    from zoomiqa_reward.rewards.base import find_part
 
-    iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
+    given = {"device": device, "adapter": adapter, "protocol": protocol}
+    judge = load_reward(reward, model=model, mode=mode, is_model_needed=True, **given)
+    # Beside a reward without a model, the one of --model says where to look.
+    assessor = None if find_part(judge, ZoomIQAReward) is not None else inputs.load_model(model, **given)
     print(f"loading {restorer} ...", file=sys.stderr)
     system = Restorer.from_pretrained(
         restorer, scale=scale, steps=steps, device=device, prompt=prompt, negative_prompt=negative_prompt,
         tile_px=tile_px, colour_fix=colour_fix,
     )  # fmt: skip
     result = run(
-        system, image, ZoomIQAReward(iqa, mode=mode), rounds=rounds, seeds_per_round=seeds_per_round, seed=seed,
+        system, image, judge, assessor=assessor, rounds=rounds, seeds_per_round=seeds_per_round, seed=seed,
         out=out, min_gain=min_gain, lr_consistency_slack_db=slack_db,
     )  # fmt: skip
     if as_json:
-        for one in result.history:
-            output.json_line(round_row(one, out))
+        for round_ in result.history:
+            output.json_line(round_row(round_, out))
     else:
         table(result)
     for note in result.report["notes"]:
@@ -87,20 +87,20 @@ def refine(
 
 def was_measured(result: "Refined") -> bool:
     """Return whether every restoration has a rating and every answer could be read."""
-    attempts = [*result.start.candidates, *(attempt for one in result.history for attempt in one.attempts)]
-    zoom_requests = [one.zoom_request for one in result.history if one.zoom_request is not None]
+    attempts = [*result.start.candidates, *(attempt for round_ in result.history for attempt in round_.attempts)]
+    zoom_requests = [round_.zoom_request for round_ in result.history if round_.zoom_request is not None]
     return all(attempt.valid for attempt in attempts) and all(
         zoom_request.error is None for zoom_request in zoom_requests
     )
 
 
-def round_row(one: "Round", out: Path) -> dict[str, Any]:
+def round_row(round_: "Round", out: Path) -> dict[str, Any]:
     """Return the JSON line of a round: its row in rounds.jsonl plus the path of its image."""
     from restoration.refinement.records import row_of
 
-    row = row_of(one, out)
+    row = row_of(round_, out)
     del row["file"]
-    return row | {"image": None if one.file is None else str(one.file)}
+    return row | {"image": None if round_.file is None else str(round_.file)}
 
 
 def table(result: "Refined") -> None:
@@ -114,9 +114,9 @@ def table(result: "Refined") -> None:
     shown.add_column("region", no_wrap=True)
     shown.add_column("", no_wrap=True)
     shown.add_column("why", overflow="fold")
-    for one in result.history:
-        region = "whole" if one.number == 0 else "-" if one.region is None else " ".join(map(str, one.region))
-        verdict = "stop" if not one.has_image() and one.stop else "kept" if one.accepted else "refused"
-        numbers = output.number(one.reward, 3), output.number(one.lr_consistency, 2)
-        shown.add_row(str(one.number), *numbers, region, verdict, Text(one.reason))
+    for round_ in result.history:
+        region = "whole" if round_.number == 0 else "-" if round_.region is None else " ".join(map(str, round_.region))
+        verdict = "stop" if not round_.has_image() and round_.stop else "kept" if round_.accepted else "refused"
+        numbers = output.number(round_.reward, 3), output.number(round_.lr_consistency, 2)
+        shown.add_row(str(round_.number), *numbers, region, verdict, Text(round_.reason))
     output.console().print(shown)

@@ -11,7 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
+from restoration.cli import options
 from zoomiqa_reward.cli import inputs, output
+from zoomiqa_reward.cli.reward_option import RewardOrRecipes, load_reward
 
 HELD_OUT_SHARE, MOST_HELD_OUT = 4, 16
 
@@ -26,8 +28,10 @@ Lq = Annotated[
 Validation = Annotated[
     Path | None, typer.Option(help="Folder of good images for the monitor; default: a part of IMAGES.")
 ]
-Degradation = Annotated[str, typer.Option(help="Degradation: bicubic, mild, moderate or realesrgan.")]
-Source = Annotated[str | None, typer.Option(help="Replaces the pipeline of the recipe: a hub id or a folder.")]
+RestorerName = Annotated[
+    str | None,
+    typer.Option("--restorer", "--source", help="Replaces the pipeline of the recipe: a hub id or a folder."),
+]
 Pairs = Annotated[Path | None, typer.Option(help="Parquet file of pairs, for dpo recipes.")]
 
 
@@ -37,17 +41,19 @@ def tune(
     out: Out,
     lq: Lq = None,
     validation: Validation = None,
-    degradation: Degradation = "realesrgan",
-    scale: Annotated[int, typer.Option(min=1, help="Enlargement.")] = 4,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first LIMIT images.")] = None,
-    source: Source = None,
+    degradation: options.Degradation = "realesrgan",
+    scale: options.DatasetScale = 4,
+    limit: options.Limit = None,
+    restorer: RestorerName = None,
+    reward: RewardOrRecipes = None,
     model: inputs.Model = "nano",
     protocol: inputs.ProtocolFile = None,
+    adapter: inputs.Adapter = None,
     pairs: Pairs = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Replaces the recipe's rounds.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Replaces the recipe's rate.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON line on stdout.")] = False,
+    seed: options.Seed = 0,
+    as_json: options.ResultJson = False,
     device: inputs.Device = None,
 ) -> int:
     """Tune a restorer on a reward, with a monitor against reward hacking."""
@@ -59,11 +65,15 @@ def tune(
     if pairs is not None and not recipe.endswith("_dpo"):
         raise ValueError(f"--pairs goes with the dpo recipes, not with {recipe}")
     chosen = find_recipe(recipe, seed=seed, **{key: value for key, value in changes.items() if value is not None})
-    chosen = chosen if source is None else replace(chosen, source=source)
+    chosen = chosen if restorer is None else replace(chosen, source=restorer)
     training, checked = _datasets(images, lq, validation, degradation, scale, seed, limit)
-    reward = chosen.reward(inputs.load_model(model, device=device, adapter=None, protocol=protocol))
+    given = {"device": device, "adapter": adapter, "protocol": protocol}
+    if reward is None:
+        optimised = chosen.reward(inputs.load_model(model, **given))
+    else:
+        optimised = load_reward(reward, model=model, **given)
     with contextlib.redirect_stdout(sys.stderr):  # the log's rows are talk
-        result = run(chosen, load_examples(training), reward, out, validation=load_examples(checked), device=device)
+        result = run(chosen, load_examples(training), optimised, out, validation=load_examples(checked), device=device)
     for why in result.alarms:
         print(f"alarm in round {result.rounds}: {why}", file=sys.stderr)
     shown = {

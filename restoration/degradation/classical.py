@@ -1,16 +1,17 @@
-"""Classical restorations of one degraded photograph: real candidates to choose from, without any network.
+"""Classical restorations of a degraded photograph, without any network.
 
-Resampling is Pillow's, on float planes, so nothing is rounded to 8 bits on the way. Denoising and deblurring are
-scikit-image's (extra `demo`, or `restoration`), imported when called.
+Pillow resamples float planes, so nothing is rounded to 8 bits on the way. scikit-image denoises and deblurs (extra
+`demo` or `restoration`); it is imported when called.
 """
 
-import io
 import math
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from zoomiqa_reward.images.filters import jpeg_file
 
 Array = np.ndarray
 """Float32 HWC in [0, 1]."""
@@ -22,21 +23,21 @@ _KERNELS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 MIN_SIDE_PX = 16
-"""Below this the patches of non-local means and the Richardson-Lucy kernel no longer fit."""
+"""Smallest side: the patches of non-local means and the Richardson-Lucy kernel need it."""
 
 
 def classical_candidates(image_lq: Tensor, scale: int) -> dict[str, Tensor]:
     """Return the restorations by name, float32 CHW in [0, 1] on the CPU, each `scale` times as large as `image_lq`.
 
     `image_lq`: float CHW in [0, 1] with 1 or 3 channels, sides at least 16 px. `scale` 1 to 4; at 1 the four
-    resamplings are one and the same image, which stands here once, as `input`. Deterministic.
+    resamplings give the same image, which is returned once, as `input`. Deterministic.
     Raises ValueError for another shape or scale, ImportError (naming the extra) without scikit-image.
     """
     _check(image_lq, scale)
     lq = image_lq.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
-    found = {"input": lq} if scale == 1 else {name: enlarge(lq, scale, name) for name in _KERNELS}
-    found |= _sharpened(lq, scale) | _denoised(lq, scale)
-    return {name: _tensor(image) for name, image in found.items()}
+    candidates = {"input": lq} if scale == 1 else {name: enlarge(lq, scale, name) for name in _KERNELS}
+    candidates |= _sharpened(lq, scale) | _denoised(lq, scale)
+    return {name: _tensor(image) for name, image in candidates.items()}
 
 
 def enlarge(image: Array, scale: float, kernel: str) -> Array:
@@ -103,7 +104,7 @@ def noise_sigma(image: Array) -> float:
 def degrade_for_demo(
     image_hr: Tensor, *, scale: int = 4, blur_px: float = 1.2, noise: float = 0.015, quality: int = 75, seed: int = 0
 ) -> Tensor:
-    """Return a low-quality copy, float32 CHW in [0, 1]: blur, `scale` times smaller, noise, JPEG; in that order.
+    """Return a low-quality copy, float32 CHW in [0, 1]: blur, reduction by `scale`, noise and JPEG, in this order.
 
     `image_hr`: float CHW in [0, 1]. `blur_px` is the Gaussian's sigma in its pixels, `noise` the standard deviation
     of grey-level noise, `quality` JPEG's. The same seed gives the same copy. Raises ValueError for another shape.
@@ -115,9 +116,7 @@ def degrade_for_demo(
     small = small + noise * np.random.default_rng(seed).standard_normal(small.shape)
     pixels = (np.clip(small, 0, 1) * 255).round().astype(np.uint8)
     image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
-    packed = io.BytesIO()
-    image.save(packed, "JPEG", quality=quality)
-    read = np.asarray(Image.open(packed), dtype=np.float32) / 255
+    read = np.asarray(jpeg_file(image, quality), dtype=np.float32) / 255
     return _tensor(read if read.ndim == 3 else read[..., None])
 
 

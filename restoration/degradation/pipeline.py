@@ -1,7 +1,7 @@
-"""Low-quality copies of photographs: Real-ESRGAN's second-order degradation out of BasicSR's pieces, seeded.
+"""Make low-quality copies of photographs: the second-order degradation of Real-ESRGAN, from BasicSR's parts, seeded.
 
-BasicSR draws from Python's, numpy's and torch's global generators. Here every number comes from the seed given, and
-the three generators are put back as they were: nothing leaks in, nothing leaks out. All of it runs on the CPU, so
+BasicSR draws from the global generators of Python, numpy and torch. Here every number follows from the seed, and the
+three generators are put back as they were. All of it runs on the CPU, so
 that a seed means the same image on every device.
 
 Deviations from Wang et al. 2021 (Real-ESRGAN, arXiv 2107.10833) and its released training options
@@ -38,9 +38,10 @@ def degrade(
 ) -> tuple[Tensor, dict[str, Any]]:
     """Return (low-quality copy, record): float32 CHW on the CPU, `scale` times smaller, of 8-bit values / 255.
 
-    `image`: whatever `load_image` takes; sides multiples of `scale`, and for all but pure bicubic at least 80 px
-    (and 11 px after reduction). The same image, recipe, seed and scale give the same copy on the same libraries. The
-    record holds what was drawn, ready for JSON. Raises ValueError for an unknown preset or an unfit size, ImageError.
+    `image`: anything that `load_image` takes. Its sides must be multiples of `scale` and, except for pure bicubic, at
+    least 80 px (and 11 px after reduction). The same image, recipe, seed and scale give the same copy with the same
+    libraries. The record holds the random draws, ready for JSON. Raises ValueError for an unknown preset or an unfit
+    size, ImageError.
     """
     recipe = find_preset(preset)
     hr = load_image(image).detach().cpu()

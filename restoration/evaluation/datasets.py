@@ -19,6 +19,7 @@ from restoration.degradation.pipeline import degrade
 from restoration.degradation.presets import Degradation, find_preset
 from zoomiqa_reward.images.listing import list_images
 from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.runs.digest import digest, file_digest
 
 _QUALITY_SUFFIX = re.compile(r"(_(LR|HR|gt|lq)\d?|_?x\d)$", re.IGNORECASE)
 DEGRADED = ("set5", "set14", "urban30", "bsd100", "urban100", "manga109", "div2k")
@@ -97,7 +98,7 @@ class Dataset:
         files = [[item.name, _file_hash(item.lq), _file_hash(item.hr)] for item in self.items]
         recipe = None if self.degradation is None else asdict(self.degradation)
         text = json.dumps([files, self.scale, recipe, self.seed if recipe else None])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest(text)
 
     def take(self, count: int) -> "Dataset":
         """Return the first `count` items as a dataset; each is degraded as it would be in the whole."""
@@ -187,12 +188,12 @@ def _paired(low: Sequence[Path], high: Sequence[Path] | None) -> list[DatasetIte
         same.setdefault(path.stem, []).append(path)
     items = []
     for path in low:
-        found = same.get(path.stem) or partners.get(_key(path), [])
-        if high is not None and len(found) != 1:
-            what = f"{len(found)} partners ({', '.join(p.name for p in found)})" if found else "no partner"
+        matches = same.get(path.stem) or partners.get(_key(path), [])
+        if high is not None and len(matches) != 1:
+            what = f"{len(matches)} partners ({', '.join(p.name for p in matches)})" if matches else "no partner"
             raise ValueError(f"{path}: {what} among the high-quality images; names must pair one to one")
-        name = _key(path) if found and path.stem not in same else path.stem
-        items.append(DatasetItem(name=name, lq=path, hr=found[0] if found else None))
+        name = _key(path) if matches and path.stem not in same else path.stem
+        items.append(DatasetItem(name=name, lq=path, hr=matches[0] if matches else None))
     return items
 
 
@@ -227,7 +228,6 @@ def _file_hash(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(path)
     except OSError:  # its records say why
         return "unreadable"

@@ -1,4 +1,4 @@
-"""How good a restorer's candidates are, and what a reward's choice among them is worth, on a dataset.
+"""Measure the candidates of a restorer on a dataset, and the value of a reward's choice among them.
 
 Every image is measured as the 8-bit file that it would be saved as. Beside the candidates stand two rows: bicubic,
 which any restorer should beat, and the ground truth, which no-reference metrics need not like best. The work is
@@ -6,12 +6,10 @@ appended image by image to a folder, so that a run that was killed goes on where
 records stands in `restoration.evaluation.report`.
 """
 
-import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from restoration.restorer.rng import candidate_seed
 from zoomiqa_reward.images.loading import conversions
 from zoomiqa_reward.rewards.base import Reward, require_pointwise
 from zoomiqa_reward.runs.json_lines import write_json
+from zoomiqa_reward.runs.provenance import versions
 from zoomiqa_reward.runs.settings import identity_of
 
 __all__ = ["BicubicRestorer", "Evaluation", "Restoring", "bicubic", "evaluate"]
@@ -33,12 +32,12 @@ __all__ = ["BicubicRestorer", "Evaluation", "Restoring", "bicubic", "evaluate"]
 REPORT = "results.json"
 LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "zoomiqa-reward")
 MAX_FAILED_SHARE = 0.2
-"""Above this share of failed candidates the run stops: what is left would be another dataset."""
+"""Above this share of failed candidates the run stops, because the rest would be another dataset."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A run's settings and records."""
+    """Settings and records of a run."""
 
     settings: dict[str, Any]
     """Provenance: restorer, dataset, metrics, reward, seeds, versions."""
@@ -46,7 +45,7 @@ class Evaluation:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Evaluation":
-        """Read a run's folder, finished or not. Raises ValueError where it is none."""
+        """Read the folder of a run, finished or not. Raises ValueError if it is no such folder."""
         return cls(settings=read_settings(Path(folder)), records=tuple(read_records(Path(folder))))
 
     def report(self) -> dict[str, Any]:
@@ -55,42 +54,42 @@ class Evaluation:
 
 
 def evaluate(
-    restorer: Restoring, dataset: Dataset, metrics: Sequence[str], *, m: int = 8, seed: int = 0,
+    restorer: Restoring, dataset: Dataset, metrics: Sequence[str], *, n: int = 8, seed: int = 0,
     reward: Reward | None = None, out: str | Path | None = None, headline: str | None = None,
     options: dict[str, dict[str, Any]] | None = None, keep_images: bool = False,
     watch: Callable[[Iterable[ImageRecord], int], Iterable[ImageRecord]] | None = None,
 ) -> Evaluation:  # fmt: skip
-    """Restore every image `m` times, measure all of it, and return the evaluation.
+    """Restore every image `n` times, measure everything, and return the evaluation.
 
     Candidate k has the seed `candidate_seed(seed, k)`, for every image and every restorer.
 
-    `metrics`: names of `restoration.metrics.METRICS`; `options` as `measure` takes them (LR-consistency is without
-    blur where the dataset is clean, unless they say otherwise). `headline`: the metric that judges; by default the
-    first that may. `out`: folder for records, settings and report, from which the same call goes on; `keep_images`
-    writes the candidates there too. `watch(records, total)` sees each record pass.
+    `metrics`: names in `restoration.metrics.METRICS`. `options`: as for `measure`; by default LR-consistency uses no
+    blur if the dataset is clean. `headline`: the metric that judges; by default the first allowed one. `out`: folder
+    for records, settings and report; the same call continues it. `keep_images` writes the candidates there too.
+    `watch(records, total)` wraps the records, as tqdm does.
 
-    An image that cannot be loaded fails alone, with the reason in its records.
+    An image that cannot be loaded does not stop the others; its records hold the reason.
 
-    Raises ValueError for unfit arguments, a headline that was the reward or made the reward's labels, or a folder of
-    another run; RuntimeError where more than a fifth of the candidates fail.
+    Raises ValueError for wrong arguments, for a headline that was the reward or made its labels, and for a folder of
+    another run; RuntimeError if more than a fifth of the candidates fail.
     """
-    _check(restorer, dataset, m, reward, keep_images, out)
+    _check(restorer, dataset, n, reward, keep_images, out)
     names = [metric.name for metric in find_metrics(metrics)]
     options = with_conventions(dataset, names, options)
     excluded = not_headline(reward)
     has_hr = any(item.hr is not None for item in dataset.items)
     headline = pick_headline(names, excluded, headline, has_hr=has_hr)
-    settings = _settings(restorer, dataset, names, m, seed, reward, options)
+    settings = _settings(restorer, dataset, names, n, seed, reward, options)
     settings |= {"headline": headline, "not_headline": excluded}
     folder = RecordFolder(out, settings)
     seeds = settings["seeds"]
     judge = ImageMeasurer(names, options, reward, Path(out) / "images" if out is not None and keep_images else None)
     records: Iterable[ImageRecord] = _run(restorer, dataset, seeds, judge, folder)
     failed = 0
-    for record in watch(records, len(dataset.items) * (m + 1 + has_hr)) if watch else records:
+    for record in watch(records, len(dataset.items) * (n + 1 + has_hr)) if watch else records:
         failed += record.error is not None and record.lq_sha256 != NOT_LOADED
-        if failed > MAX_FAILED_SHARE * m * len(dataset.items):
-            raise RuntimeError(f"{failed} of {m * len(dataset.items)} candidates failed, the last: {record.error}")
+        if failed > MAX_FAILED_SHARE * n * len(dataset.items):
+            raise RuntimeError(f"{failed} of {n * len(dataset.items)} candidates failed, the last: {record.error}")
     kept = tuple(record for record in folder.records.values() if record.seed in {None, *seeds})
     evaluation = Evaluation(settings=settings, records=kept)
     if out is not None:
@@ -134,7 +133,7 @@ def _run(
 
 
 def _settings(
-    restorer: Restoring, dataset: Dataset, names: list[str], m: int, seed: int, reward: Reward | None, options: Any
+    restorer: Restoring, dataset: Dataset, names: list[str], n: int, seed: int, reward: Reward | None, options: Any
 ) -> dict[str, Any]:
     return {
         "format": 1,
@@ -148,11 +147,11 @@ def _settings(
         "notes": _notes(dataset),
         "conventions": conventions(names, options),
         "options": {name: _hashed(name, values) for name, values in options.items()},
-        "m": m,
+        "n": n,
         "seed": seed,
-        "seeds": [candidate_seed(seed, k) for k in range(m)],
+        "seeds": [candidate_seed(seed, k) for k in range(n)],
         "reward": None if reward is None else identity_of(reward),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "versions": versions(*LIBRARIES),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
     }  # fmt: skip
@@ -189,9 +188,9 @@ def _hashed(name: str, options: dict[str, Any]) -> dict[str, Any]:
         return options | {"weights": None}
 
 
-def _check(restorer: Restoring, dataset: Dataset, m: int, reward: Reward | None, keep_images: bool, out: Any) -> None:
-    if m < 1:
-        raise ValueError(f"m={m}: must be at least 1")
+def _check(restorer: Restoring, dataset: Dataset, n: int, reward: Reward | None, keep_images: bool, out: Any) -> None:
+    if n < 1:
+        raise ValueError(f"n={n}: must be at least 1")
     if restorer.scale not in (None, dataset.scale):
         raise ValueError(f"restorer {restorer.name!r} is x{restorer.scale}, dataset {dataset.name!r} x{dataset.scale}")
     if reward is not None and "prompts" in reward.needs:

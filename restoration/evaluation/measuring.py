@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from restoration.evaluation.datasets import ImagePair, pixel_hash
 from restoration.evaluation.records import NO_REFERENCE, ImageRecord
 from restoration.metrics.registry import measure
 from restoration.restorer.image_io import RestorationError
+from zoomiqa_reward.images.filters import resize_bicubic
 from zoomiqa_reward.images.loading import load_image, save_png, to_pil
 from zoomiqa_reward.rewards.base import Reward
 
@@ -39,9 +39,7 @@ class Restoring(Protocol):
 
 def bicubic(image_lq: Tensor, scale: int) -> Tensor:
     """Return a CHW image `scale` times as large, by the bicubic kernel (a = -0.5) of Pillow and MATLAB, clamped."""
-    size = image_lq.shape[1] * scale, image_lq.shape[2] * scale
-    # antialias changes nothing but the kernel when enlarging: without it torch takes a = -0.75.
-    return F.interpolate(image_lq[None].float(), size=size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+    return resize_bicubic(image_lq.float(), image_lq.shape[1] * scale, image_lq.shape[2] * scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,16 +109,22 @@ class ImageMeasurer:
                           reasons=dict.fromkeys(self.names, "there is no image"))  # fmt: skip
         image = load_image(to_pil(image))
         reference = None if row == "hr" else pair.hr
-        found = measure(self.names, image, hr=reference, lq=pair.lq, options=self.options)
+        measured = measure(self.names, image, hr=reference, lq=pair.lq, options=self.options)
         if self.images is not None and row == "candidate":
             (self.images / name).mkdir(parents=True, exist_ok=True)
             save_png(image, self.images / name / f"{seed}.png")
         value, error = self._rewarded(image, pair.lq, reference)
         return ImageRecord(
-            **common, **(cost or {}), metrics={key: one.value for key, one in found.items()},
-            reasons={key: one.reason for key, one in found.items() if one.reason is not None},
-            reward=value, reward_error=error, sha256=pixel_hash(image),
-        )  # fmt: skip
+            **common,
+            **(cost or {}),
+            metrics={key: measurement.value for key, measurement in measured.items()},
+            reasons={
+                key: measurement.reason for key, measurement in measured.items() if measurement.reason is not None
+            },
+            reward=value,
+            reward_error=error,
+            sha256=pixel_hash(image),
+        )
 
     def _rewarded(self, image: Tensor, lq: Tensor, hr: Tensor | None) -> tuple[float, str | None]:
         if self.reward is None:

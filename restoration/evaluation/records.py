@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from zoomiqa_reward.runs.json_lines import append_line, cut_half_line, write_json
+from zoomiqa_reward.runs.json_lines import append_line, as_float, cut_half_line, plain, write_json
 from zoomiqa_reward.runs.outputs import claim_folder
 from zoomiqa_reward.runs.settings import refuse_another_run
 
 RECORDS = "records.jsonl"
 SETTINGS = "run.json"
-MAY_DIFFER = ("m", "seeds", "headline", "not_headline", "started", "command", "conventions", "notes")
+MAY_DIFFER = ("n", "seeds", "headline", "not_headline", "started", "command", "conventions", "notes")
 """Settings that a resumed run may change: more candidates are added, and who judges is decided when reporting. The last
 two follow from the options, the metrics and the dataset, which are compared."""
 
@@ -58,18 +58,16 @@ class ImageRecord:
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields, NaN as None."""
-        values = asdict(self)
-        values["metrics"] = {name: _null(value) for name, value in self.metrics.items()}
-        return {name: _null(value) for name, value in values.items()}
+        return plain(asdict(self))
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "ImageRecord":
         """Return what `as_json` made. Raises ValueError naming what is missing or unknown."""
-        known = {entry.name for entry in fields(cls)}
-        if set(values) != known:
-            raise ValueError(f"record with wrong fields: {', '.join(sorted(set(values) ^ known))}")
-        numbers = {name: math.nan if values[name] is None else float(values[name]) for name in ("reward", "seconds")}
-        metrics = {name: math.nan if value is None else float(value) for name, value in values["metrics"].items()}
+        field_names = {entry.name for entry in fields(cls)}
+        if set(values) != field_names:
+            raise ValueError(f"record with wrong fields: {', '.join(sorted(set(values) ^ field_names))}")
+        numbers = {name: as_float(values[name]) for name in ("reward", "seconds")}
+        metrics = {name: as_float(value) for name, value in values["metrics"].items()}
         return cls(**(values | numbers | {"metrics": metrics}))
 
 
@@ -120,16 +118,12 @@ def read_records(folder: Path) -> list[ImageRecord]:
     Raises ValueError naming the line that cannot be read.
     """
     path = folder / RECORDS
-    found: dict[Key, ImageRecord] = {}
+    records: dict[Key, ImageRecord] = {}
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
             record = ImageRecord.from_json(json.loads(line))
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {number}: no record ({error}); delete the line") from error
-        found[record.key] = record
-    return list(found.values())
-
-
-def _null(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        records[record.key] = record
+    return list(records.values())

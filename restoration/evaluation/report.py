@@ -16,6 +16,7 @@ from restoration.evaluation.statistics import Array, Interval
 from restoration.metrics.conditioned import ConditionedReward
 from restoration.metrics.registry import METRICS
 from zoomiqa_reward.rewards.base import Reward, labels_of, walk
+from zoomiqa_reward.runs.json_lines import plain
 
 POOL_MARGIN_DB = 1.0
 """A pool whose mean PSNR-Y lies further below bicubic's makes choosing easy, by a bad model."""
@@ -26,17 +27,17 @@ def not_headline(reward: Reward | None) -> dict[str, str]:
 
     Looks at every part of the reward (`rewards.base.walk`), at its name and its labels.
     """
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for part in () if reward is None else walk(reward):
         for label in labels_of(part):
-            found[label] = (
+            reasons[label] = (
                 f"it is in {part.name}"
                 if isinstance(part, ConditionedReward)
                 else f"the labels that {part.name} was trained on were made with it"
             )
         if getattr(part, "name", None) in METRICS:
-            found[part.name] = "it was the reward, or in it"
-    return found
+            reasons[part.name] = "it was the reward, or in it"
+    return reasons
 
 
 def pick_headline(
@@ -69,7 +70,7 @@ def report(settings: dict[str, Any], records: Sequence[ImageRecord]) -> dict[str
     metric's own unit, null where there is none. `choice` holds captured gain, regret and within-LR SRCC of the reward
     under each metric, `may_judge` false where that metric was the reward or made its labels.
     """
-    names, m = list(settings["metrics"]), settings["m"]
+    names, n = list(settings["metrics"]), settings["n"]
     pools = _Pools(records, settings["seeds"])
     rows: dict[str, dict[str, Any]] = {row: {} for row in ("hr", "bicubic", "worst", "mean", "best")}
     spread, choice, left_out = {}, {}, {}
@@ -95,7 +96,7 @@ def report(settings: dict[str, Any], records: Sequence[ImageRecord]) -> dict[str
                 choice[name] = _choice(scores, likes) | {"may_judge": name not in settings["not_headline"]}
     gap = _pool_gap(rows)
     return {
-        "headline": settings["headline"], "images": len(pools.names), "m": m,
+        "headline": settings["headline"], "images": len(pools.names), "n": n,
         "rows": rows, "g_std": spread, "choice": choice, "pool_above_bicubic_db": gap,
         "is_pool_fair": None if gap is None else gap >= -POOL_MARGIN_DB,
         "cost": _cost(records), "problems": _problems(records, pools, left_out), "settings": settings,
@@ -122,22 +123,22 @@ def compare(
         if sides[0].inputs[name] != sides[1].inputs[name]:
             raise ValueError(f"{name}: the two evaluations saw different pixels; evaluate both on one dataset")
     get = _getter(metric, 1.0 if METRICS[metric].higher_is_better else -1.0)
-    result: dict[str, Any] = {"metric": metric, "m": [first[0]["m"], second[0]["m"]]}
+    result: dict[str, Any] = {"metric": metric, "n": [first[0]["n"], second[0]["n"]]}
     result["restorers"] = [settings["restorer"]["name"] for settings, _ in (first, second)]
-    found: dict[str, list[dict[str, float]]] = {"mean": [], "selected": []}
+    results: dict[str, list[dict[str, float]]] = {"mean": [], "selected": []}
     for pools, (settings, _) in zip(sides, (first, second), strict=True):
         images, scores = pools.table(get)
-        found["mean"].append(dict(zip(images, scores.mean(axis=1) if images else [], strict=True)))
+        results["mean"].append(dict(zip(images, scores.mean(axis=1) if images else [], strict=True)))
         if settings["reward"] is not None:
             images, scores, likes = pools.table(get, _getter("reward", 1.0))
-            found["selected"].append(dict(zip(images, statistics.selected(scores, likes), strict=True)))
-    for row, values in found.items():
+            results["selected"].append(dict(zip(images, statistics.selected(scores, likes), strict=True)))
+    for row, values in results.items():
         if len(values) == 2:
             images = [name for name in common if name in values[0] and name in values[1]]
             test = statistics.paired_test([values[0][k] for k in images], [values[1][k] for k in images])
             result[row] = {
-                "difference": _number(test.difference), "p_bootstrap": _null(test.p_bootstrap),
-                "p_wilcoxon": _null(test.p_wilcoxon),
+                "difference": _number(test.difference), "p_bootstrap": plain(test.p_bootstrap),
+                "p_wilcoxon": plain(test.p_wilcoxon),
             }  # fmt: skip
     return result
 
@@ -159,12 +160,12 @@ class _Pools:
         return [self._records[key] for key in keys if key in self._records]
 
     def table(self, *getters: Callable[[ImageRecord], float]) -> tuple[Any, ...]:
-        """Return the images whose candidates are all there under every getter, and an (images, m) array for each."""
+        """Return the images whose candidates are all there under every getter, and an (images, n) array for each."""
         kept, rows = [], []
         for name in self.names:
-            found = self.candidates(name)
-            values = np.array([[get(record) for record in found] for get in getters], dtype=np.float64)
-            if len(found) == len(self._seeds) and np.isfinite(values).all():
+            table = self.candidates(name)
+            values = np.array([[get(record) for record in table] for get in getters], dtype=np.float64)
+            if len(table) == len(self._seeds) and np.isfinite(values).all():
                 kept.append(name)
                 rows.append(values)
         stacked = np.array(rows).reshape(len(rows), len(getters), len(self._seeds))
@@ -212,9 +213,9 @@ def _problems(records: Sequence[ImageRecord], pools: _Pools, left_out: dict[str,
         for name, why in reasons.items():
             unmeasured.setdefault(name, Counter())[why] += 1
     hashes = {name: [r.sha256 for r in pools.candidates(name) if r.sha256] for name in pools.names}
-    same = [name for name, found in hashes.items() if len(found) > 1 and len(set(found)) == 1]
+    same = [name for name, names in hashes.items() if len(names) > 1 and len(set(names)) == 1]
     return {
-        "failed": failed, "unmeasured": {name: dict(found) for name, found in unmeasured.items()},
+        "failed": failed, "unmeasured": {name: dict(names) for name, names in unmeasured.items()},
         "left_out": left_out, "identical_candidates": same,
     }  # fmt: skip
 
@@ -222,8 +223,4 @@ def _problems(records: Sequence[ImageRecord], pools: _Pools, left_out: dict[str,
 def _number(interval: Interval, sign: float = 1.0) -> dict[str, Any]:
     low, high = (interval.low, interval.high) if sign > 0 else (-interval.high, -interval.low)
     value = interval.value if sign > 0 else -interval.value
-    return {"value": _null(value), "low": _null(low), "high": _null(high), "images": interval.num_images}
-
-
-def _null(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    return {"value": plain(value), "low": plain(low), "high": plain(high), "images": interval.num_images}

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-RESAMPLES = 2000
-LEVEL = 0.95
+from zoomiqa_reward.runs.bootstrap import LEVEL, RESAMPLES, resampled_means
+
 MIN_CANDIDATES_FOR_SRCC = 3
 """Two candidates give a correlation of 1 or -1, whatever they are."""
 
@@ -103,12 +103,12 @@ def within_srcc(judge: ArrayLike, reward: ArrayLike, *, seed: int = 0) -> Interv
     scores, choice = _same(judge, reward)
     if scores.shape[1] < MIN_CANDIDATES_FOR_SRCC:
         return mean_interval([], seed=seed)
-    known = np.ptp(scores, axis=1) > 0
-    found = [
+    varied = np.ptp(scores, axis=1) > 0
+    correlations = [
         stats.spearmanr(a, b).statistic if np.ptp(b) > 0 else 0.0
-        for a, b in zip(scores[known], choice[known], strict=True)
+        for a, b in zip(scores[varied], choice[varied], strict=True)
     ]
-    return mean_interval(found, seed=seed)
+    return mean_interval(correlations, seed=seed)
 
 
 def group_std(scores: ArrayLike, *, seed: int = 0) -> Interval:
@@ -127,14 +127,14 @@ def paired_test(first: ArrayLike, second: ArrayLike, *, resamples: int = RESAMPL
 
     Raises ValueError for other lengths or NaN. With fewer than two images both p are NaN.
     """
-    one, other = _finite(first, 1), _finite(second, 1)
-    if len(one) != len(other):
-        raise ValueError(f"{len(one)} values against {len(other)}: a paired test needs the same images in one order")
-    gap = one - other
+    ours, other = _finite(first, 1), _finite(second, 1)
+    if len(ours) != len(other):
+        raise ValueError(f"{len(ours)} values against {len(other)}: a paired test needs the same images in one order")
+    gap = ours - other
     interval = mean_interval(gap, resamples=resamples, seed=seed)
     if len(gap) < 2:
         return PairedTest(interval, math.nan, math.nan)
-    drawn = _resampled(gap[:, None], resamples, seed)[:, 0]
+    drawn = resampled_means(gap[:, None], resamples, seed)[:, 0]
     rarer = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     p_bootstrap = min(1.0, 2 * (rarer + 1) / (resamples + 1))
     p_wilcoxon = float(stats.wilcoxon(gap).pvalue) if np.any(gap != 0) else 1.0
@@ -152,18 +152,11 @@ def _interval(columns: Array, statistic: Callable[[Array], Array], resamples: in
     value = float(statistic(columns.mean(axis=0)))
     if len(columns) < 2:
         return Interval(value, math.nan, math.nan, len(columns))
-    drawn = statistic(_resampled(columns, resamples, seed))
+    drawn = statistic(resampled_means(columns, resamples, seed))
     drawn = drawn[np.isfinite(drawn)]
     tail = (1 - level) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail]) if len(drawn) else (math.nan, math.nan)
     return Interval(value, float(low), float(high), len(columns))
-
-
-def _resampled(columns: Array, resamples: int, seed: int) -> Array:
-    """Return (resamples, columns): means over images drawn with replacement, by how often each was drawn."""
-    count = len(columns)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    return drawn @ columns / count
 
 
 def _same(judge: ArrayLike, reward: ArrayLike) -> tuple[Array, Array]:

@@ -1,11 +1,11 @@
-"""A reward that judges a restoration by what it was restored from: good only if better **and** faithful.
+"""Judge a restoration together with its source: good only if it is better **and** faithful.
 
 With Q the quality reward (the 1..5 rating) and F in [0.01, 1] the fidelity of the restoration SR to its source LR:
 
     R = F Q_LR  +  F^(Q_LR / gamma) (Q_SR - Q_LR)
         base       gain
 
-An unfaithful image loses its base, and its gain counts for little, the less the better its source was already.
+An unfaithful image loses its base, and its gain counts little; the better the source, the less it counts.
 By default F = clip((LR-consistency - 15 dB) / 25 dB, 0.01, 1); any callable may replace it. Deviations from OARS,
 whose form this is: Q is on our scale, and F is this one. Its authors report that the gain alone was hacked (PSNR 22.71
 down to 21.38) and the whole held (22.36); `form` switches the parts off to see such things.
@@ -30,9 +30,9 @@ from zoomiqa_reward.runs.settings import identity_of
 
 FORMS = ("whole", "gain", "base", "quality")
 GAMMA = 7.0
-"""How steeply a good source makes the gain depend on fidelity."""
+"""Smaller values make the gain depend more on fidelity if the source is good."""
 FIDELITY_FLOOR = 0.01
-"""Least fidelity: at 0 the gain and its gradient would vanish."""
+"""Smallest fidelity: at 0 the gain and its gradient would vanish."""
 WORST_DB, RANGE_DB = 15.0, 25.0
 
 
@@ -50,7 +50,7 @@ def fidelity_from_db(decibels: float) -> float:
 class ConditionedReward(Reward):
     """`quality`, conditioned on the low-quality image. Needs `lq`.
 
-    form: `whole`; `gain` or `base`, that part alone; `quality`, Q_SR without a look at the source: for ablations.
+    form: `whole`; for ablations `gain` or `base` (that part alone), or `quality` (Q_SR without the source).
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class ConditionedReward(Reward):
         fidelity_differentiable: bool = False,
         fingerprint: str | None = None,
     ) -> None:
-        """Build the form. `quality` is a no-reference reward of at least 0 (the rating's 1..5).
+        """Create the reward. `quality` is a reward without reference whose values are at least 0, such as a rating.
 
         fidelity: `fn(image_sr, image_lq)`, float32 CHW in [0, 1], returns F (a float or a tensor of one element),
         clipped to [0.01, 1]; by default from LR-consistency, with both images blurred by `blur_px` source pixels (0 for
         a clean bicubic source). fidelity_differentiable: whether its tensor keeps the graph; the default's does not.
-        fingerprint: of `fidelity`; by default it follows everything that this callable depends on, but not files.
+        fingerprint: of `fidelity`; by default it covers everything that this callable depends on, except files.
         Raises ValueError for another form, gamma, or a quality that can be negative or needs a reference.
         """
         if form not in FORMS:
@@ -84,7 +84,9 @@ class ConditionedReward(Reward):
                 "it must be finite and at least 0, as a rating of 1..5 is"
             )
         if extra := sorted(quality.needs - {"prompts"}):
-            raise ValueError(f"quality {quality.name!r} needs {extra[0]}: it rates the source too, without a reference")
+            raise ValueError(
+                f"quality {quality.name!r} needs {extra[0]}, but it must also rate the source, which has no reference"
+            )
         if fidelity is None and fidelity_differentiable:
             raise ValueError("fidelity_differentiable=True: LR-consistency is a number; pass a fidelity of tensors")
         self.quality, self.fidelity, self.gamma, self.form, self.blur_px = quality, fidelity, gamma, form, blur_px
@@ -99,19 +101,19 @@ class ConditionedReward(Reward):
 
     @property
     def fingerprint(self) -> str:
-        """Follows the quality, the fidelity, gamma and the form."""
+        """Covers the quality, the fidelity, gamma and the form."""
         fidelity: Any = self._given_fingerprint or self.fidelity or ("lr_consistency", self.blur_px)
         return state_digest("conditioned", self.quality.fingerprint, fidelity, float(self.gamma), self.form)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Form, gamma and blur, with the quality's identity."""
+        """Form, gamma and blur, and the identity of the quality."""
         return {"name": self.name, "form": self.form, "gamma": float(self.gamma), "blur_px": float(self.blur_px),
                 "quality": identity_of(self.quality)}  # fmt: skip
 
     @property
     def labels(self) -> frozenset[str]:
-        """The metric that measures fidelity, where the form uses one: it may not judge this reward."""
+        """The metric that measures fidelity, if the form uses one: it must not judge this reward."""
         fn = self.fidelity or lr_consistency
         return frozenset(name for name, metric in METRICS.items() if metric.fn is fn and self.form != "quality")
 
@@ -125,10 +127,10 @@ class ConditionedReward(Reward):
         *,
         grad: bool = False,
     ) -> Scores:
-        """Return R for each image; not valid where any part that the form uses could not be measured.
+        """Return R for each image. Not valid if a part that the form uses could not be measured.
 
-        `info`: the lists `fidelity`, `quality_lq` and `quality_sr`, NaN where unused. Images of the same
-        source share one rating of it. Raises ValueError without lq, or for grad=True where there is no gradient.
+        `info`: the lists `fidelity`, `quality_lq` and `quality_sr`, NaN if unused. Images of the same
+        source share one rating of it. Raises ValueError without lq, or for grad=True without a gradient.
         """
         sources = split_images(images)
         if grad and not self.differentiable:
@@ -170,14 +172,14 @@ class ConditionedReward(Reward):
     def _rate_sources(self, lqs: list[Any], prompts: Sequence[str] | None) -> Scores:
         """Rate each different (source, prompt) once."""
         keys = group_keys(lqs, prompts)
-        first = {key: place for place, key in reversed(list(enumerate(keys)))}
+        first = {key: position for position, key in reversed(list(enumerate(keys)))}
         asked = sorted(first.values())
-        row = {keys[place]: index for index, place in enumerate(asked)}
-        texts = None if prompts is None else [prompts[place] for place in asked]
-        found = ask(self.quality, [lqs[place] for place in asked], prompts=texts)
-        rows = torch.tensor([row[key] for key in keys], dtype=torch.long, device=found.value.device)
-        return Scores(value=found.value[rows], valid=found.valid[rows], std=found.std[rows],
-                      errors=tuple(found.errors[index] for index in rows.tolist()))  # fmt: skip
+        row = {keys[position]: index for index, position in enumerate(asked)}
+        texts = None if prompts is None else [prompts[position] for position in asked]
+        scores = ask(self.quality, [lqs[position] for position in asked], prompts=texts)
+        rows = torch.tensor([row[key] for key in keys], dtype=torch.long, device=scores.value.device)
+        return Scores(value=scores.value[rows], valid=scores.valid[rows], std=scores.std[rows],
+                      errors=tuple(scores.errors[index] for index in rows.tolist()))  # fmt: skip
 
     def _measure(self, sources: list[Any], lqs: list[Any]) -> Scores:
         values: list[Tensor] = []
@@ -185,15 +187,15 @@ class ConditionedReward(Reward):
         for source, lq in zip(sources, lqs, strict=True):
             try:
                 pair = load_image(source), load_image(lq)
-                found = _default_fidelity(*pair, self.blur_px) if self.fidelity is None else self.fidelity(*pair)
-                value = found if isinstance(found, Tensor) else torch.tensor(float(found))
+                fidelity = _default_fidelity(*pair, self.blur_px) if self.fidelity is None else self.fidelity(*pair)
+                value = fidelity if isinstance(fidelity, Tensor) else torch.tensor(float(fidelity))
                 value = value.to(torch.float32).reshape(()).clamp(FIDELITY_FLOOR, 1.0)  # clamp lets NaN through
                 errors.append(None if bool(torch.isfinite(value)) else "fidelity is not a number")
             except ImageError as error:
                 value = torch.tensor(math.nan)
                 errors.append(str(error))
             values.append(value)
-        value = torch.stack([one.to(values[0].device) for one in values]) if values else torch.zeros(0)
+        value = torch.stack([item.to(values[0].device) for item in values]) if values else torch.zeros(0)
         valid = torch.isfinite(value.detach())
         return Scores(value=value, valid=valid, std=torch.full_like(value.detach(), math.nan), errors=tuple(errors))
 
@@ -203,12 +205,12 @@ def _default_fidelity(image_sr: Tensor, image_lq: Tensor, blur_px: float = 1.0) 
 
 
 def _errors(parts: dict[str, Scores], count: int) -> list[str | None]:
-    found: list[str | None] = []
-    for place in range(count):
+    errors: list[str | None] = []
+    for index in range(count):
         wrong = [
-            f"{name}: {part.errors[place] or 'not measured'}"
-            for name, part in parts.items()
-            if not bool(part.valid[place])
+            f"{name}: {scores.errors[index] or 'not measured'}"
+            for name, scores in parts.items()
+            if not bool(scores.valid[index])
         ]
-        found.append("; ".join(wrong) or None)
-    return found
+        errors.append("; ".join(wrong) or None)
+    return errors

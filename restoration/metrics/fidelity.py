@@ -8,10 +8,10 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from restoration.metrics.basicsr_library import basicsr_module
+from zoomiqa_reward.images.filters import gaussian_blur, resize_bicubic
 from zoomiqa_reward.model.numerics import canonical
 
 BORDER_PX = 4
@@ -115,26 +115,11 @@ def lr_consistency(image: Tensor, image_lq: Tensor, *, blur_px: float = LR_BLUR_
         raise ValueError(f"blur_px={blur_px}: must be at least 0")
     if min(height, width) <= 2 * LR_BORDER_PX:
         return math.nan
-    reduced = F.interpolate(image[None].cpu().float(), size=(height, width), mode="bicubic", antialias=True)
-    pair = torch.cat([reduced.clamp(0, 1), image_lq[None].cpu().float()])
+    pair = torch.stack([resize_bicubic(image.cpu().float(), height, width), image_lq.cpu().float()])
     luma = gaussian_blur((pair * torch.tensor(_LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True), blur_px)
     first, second = luma[:, :, LR_BORDER_PX:-LR_BORDER_PX, LR_BORDER_PX:-LR_BORDER_PX].double()
     error = float((first - second).square().mean())
     return LR_CONSISTENCY_CAP_DB if error == 0 else min(-10 * math.log10(error), LR_CONSISTENCY_CAP_DB)
-
-
-def gaussian_blur(planes: Tensor, sigma_px: float) -> Tensor:
-    """Return BCHW planes after a Gaussian of `sigma_px`, cut at 4 sigma, edges repeated; 0 changes nothing."""
-    if sigma_px == 0:
-        return planes
-    radius = math.ceil(4 * sigma_px)
-    steps = torch.arange(-radius, radius + 1, dtype=planes.dtype, device=planes.device)
-    taps = torch.exp(-(steps**2) / (2 * sigma_px**2))
-    taps = taps / taps.sum()
-    channels = planes.shape[1]
-    framed = F.pad(planes, (radius, radius, radius, radius), mode="replicate")
-    rows = F.conv2d(framed, taps.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
-    return F.conv2d(rows, taps.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
 
 
 def eight_bit_bgr(image: Tensor) -> np.ndarray:

@@ -5,7 +5,6 @@ library would fetch it while measuring; here it is read from a local file, or th
 """
 
 import functools
-import hashlib
 import math
 import warnings
 from pathlib import Path
@@ -19,6 +18,7 @@ from restoration.metrics.basicsr_library import basicsr_module
 from restoration.metrics.fidelity import MetricUnavailable, eight_bit_bgr
 from zoomiqa_reward.model.draws import own_draws
 from zoomiqa_reward.model.numerics import canonical
+from zoomiqa_reward.runs.digest import file_digest
 
 NIQE_BLOCK_PX = 96
 LPIPS_MIN_SIDE_PX = 32
@@ -80,8 +80,7 @@ def backbone_file(weights: str | Path | None = None) -> Path:
 
 def backbone_hash(weights: str | Path | None = None) -> str:
     """Return 16 hex digits of the backbone's file. Raises MetricUnavailable as `backbone_file` does."""
-    with open(backbone_file(weights), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return file_digest(backbone_file(weights), size=16)
 
 
 def _stamp(path: Path) -> tuple[Path, int, int]:
@@ -100,8 +99,8 @@ def _lpips_model(path: Path, size: int, time_ns: int) -> Any:
         warnings.simplefilter("ignore")
         model = library.LPIPS(net="alex", pnet_rand=True, verbose=False)
     stored = torch.load(path, map_location="cpu", weights_only=True)
-    wanted = {f"features.{layer}.{part}": f"{name}.{part}" for layer, name in _SLICES.items()
-              for part in ("weight", "bias")}  # fmt: skip
+    wanted = {f"features.{layer}.{suffix}": f"{name}.{suffix}" for layer, name in _SLICES.items()
+              for suffix in ("weight", "bias")}  # fmt: skip
     if missing := sorted(set(wanted) - set(stored)):
         raise ValueError(f"{path}: holds no {missing[0]}; LPIPS wants the state dict of torchvision's AlexNet")
     model.net.load_state_dict({name: stored[key] for key, name in wanted.items()})

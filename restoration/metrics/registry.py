@@ -1,8 +1,7 @@
-"""Quality metrics by name: what each needs, which way is better, and whether it may judge; one registry, `METRICS`.
+"""All quality metrics by name in `METRICS`: what each needs, which direction is better, and whether it may judge.
 
-The functions take CHW tensors in [0, 1] and return floats; nothing is fetched at run time. The full-reference ones
-that need no training are split once: HaarPSI and MDSI may make the labels that embedded models are trained on
-(`is_label_metric`), FSIM, VIF, PSNR-Y and SSIM-Y are held out and judge.
+The functions take CHW tensors in [0, 1] and return floats; nothing is downloaded at run time. HaarPSI and MDSI may make
+the training labels of embedded models (`is_label_metric`). FSIM, VIF, PSNR-Y and SSIM-Y are held out, so they judge.
 """
 
 import math
@@ -40,30 +39,30 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One metric and what is known of it."""
+    """One metric and its properties."""
 
     name: str
     fn: Callable[..., float]
-    """Takes the image, then what `needs` names."""
+    """Takes the image, then the input that `needs` names."""
     higher_is_better: bool
     score_range: tuple[float, float]
-    """Smallest and largest value, the metric's own way round."""
+    """Smallest and largest value of the metric itself."""
     needs: str | None = None
-    """`hr`: the reference, of the image's size; `lq`: the image that it was restored from; None: nothing."""
+    """`hr`: the reference, of the same size; `lq`: the low-quality source; None: nothing."""
     is_label_metric: bool = False
-    """Whether the labels of embedded models were made with it: then it cannot judge them."""
+    """Whether it made the labels of embedded models; then it cannot judge them."""
     border_px: int = 0
     """Cut from each side before measuring (for `lr_consistency` at the size of the source)."""
     channel: str = "rgb"
-    """What it measures by default: `rgb`, or `y` for BT.601 luma."""
+    """Channels by default: `rgb`, or `y` for BT.601 luma."""
     options: frozenset[str] = frozenset({"border_px"})
     """Conventions that `measure` takes as options: `border_px` of every metric, `channel` of PSNR and SSIM."""
     library: str | None = None
-    """The distribution that computes it; None: this one."""
+    """The Python distribution that computes it; None: this one."""
     source: str
 
     def version(self) -> str:
-        """Return the library and its version, as provenance names it."""
+        """Return the library with its version."""
         name = self.library or "zoomiqa-reward"
         try:
             return f"{name} {version(name)}"
@@ -106,17 +105,17 @@ class Measurement(NamedTuple):
     """One metric of one image."""
 
     value: float
-    """NaN where there is a reason."""
+    """NaN if there is a reason."""
     reason: str | None = None
     """Why it could not be measured."""
 
 
 def find_metrics(names: Sequence[str]) -> list[Metric]:
-    """Return the metrics of these names, in order. Raises ValueError that lists the known ones, or names a repeat."""
-    for place, name in enumerate(names):
+    """Return the metrics of these names, in order. Raises ValueError for an unknown or repeated name."""
+    for index, name in enumerate(names):
         if name not in METRICS:
             raise ValueError(f"metric {name!r}: must be among {', '.join(METRICS)}")
-        if name in names[:place]:
+        if name in names[:index]:
             raise ValueError(f"metric {name!r} is named twice")
     return [METRICS[name] for name in names]
 
@@ -129,9 +128,9 @@ def measure(
     *,
     options: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Measurement]:
-    """Return a `Measurement` for each name, in order: none is dropped, what cannot be measured says why.
+    """Return a `Measurement` for each name, in order. A metric that cannot be measured has NaN and a reason.
 
-    `image`, `hr`, `lq`: whatever `load_image` takes. `options`: keyword arguments by metric, for instance
+    `image`, `hr`, `lq`: anything that `load_image` takes. `options`: keyword arguments by metric, for example
     `{"lpips": {"weights": FILE}, "lr_consistency": {"blur_px": 0.0}}`. Raises ValueError for unknown names and sizes
     that do not fit, ImageError.
     """
@@ -167,26 +166,26 @@ def _measure(metric: Metric, image: Tensor, given: dict[str, Tensor | None], opt
 
 def conventions(names: Sequence[str], options: dict[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
     """Return the border and the channel that each metric measures with under these options."""
-    found = {}
+    table = {}
     for metric in find_metrics(names):
         given = (options or {}).get(metric.name, {})
-        found[metric.name] = {
+        table[metric.name] = {
             "border_px": given.get("border_px", metric.border_px), "channel": given.get("channel", metric.channel)
         }  # fmt: skip
-    return found
+    return table
 
 
 def _inner(image: Tensor, border_px: int) -> Tensor:
     height, width = image.shape[1:]
     if border_px < 0 or min(height, width) <= 2 * border_px:
-        raise ValueError(f"border_px={border_px}: must be at least 0, and leave something of {width} x {height} px")
+        raise ValueError(f"border_px={border_px}: must be at least 0, and smaller than half of {width} x {height} px")
     return image[:, border_px : height - border_px, border_px : width - border_px].contiguous()
 
 
 def as_reward(name: str, **options: Any) -> MetricReward:
-    """Return the metric as a reward: oriented, so that higher is better. `options` go to its function.
+    """Return the metric as a reward where higher is better. `options` go to its function.
 
-    Raises ValueError for an unknown name, MetricUnavailable where LPIPS' backbone is not there.
+    Raises ValueError for an unknown name, MetricUnavailable if the LPIPS backbone is missing.
     """
     [metric] = find_metrics([name])
     needs = [] if metric.needs is None else [metric.needs]

@@ -6,7 +6,6 @@ process whose threads compute can hang.
 """
 
 import multiprocessing
-import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from restoration.degradation.pipeline import degrade
+from zoomiqa_reward.runs.json_lines import written_at_once
 
 SCALE = 4
 PRESET_SHARES = {"bicubic": 0.16, "mild": 0.28, "moderate": 0.34, "realesrgan": 0.22}
@@ -41,8 +41,8 @@ def split(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
         if len(paths) < 10:
             raise ValueError(f"{folder}: {len(paths)} photographs; at least 10 are needed, one of them is held out")
-        for place, path in enumerate(paths):
-            (held_out if place % 10 == HELD_OUT else training).append(path)
+        for index, path in enumerate(paths):
+            (held_out if index % 10 == HELD_OUT else training).append(path)
     return training, held_out
 
 
@@ -58,12 +58,12 @@ class Photographs:
                 areas.append(float(photograph.size[0] * photograph.size[1]))
         self.chances = np.sqrt(areas) / np.sqrt(areas).sum()
 
-    def __getitem__(self, place: int) -> Image.Image:
-        if place not in self._held:
-            with Image.open(self.paths[place]) as photograph:
-                found = photograph.convert("RGB")
-            self._held[place] = without_grain(found) if self.filtered else found
-        return self._held[place]
+    def __getitem__(self, index: int) -> Image.Image:
+        if index not in self._held:
+            with Image.open(self.paths[index]) as photograph:
+                rgb = photograph.convert("RGB")
+            self._held[index] = without_grain(rgb) if self.filtered else rgb
+        return self._held[index]
 
 
 def without_grain(photograph: Image.Image) -> Image.Image:
@@ -130,10 +130,8 @@ def write_shard(folder: Path, number: int, paths: tuple[Path, ...], count: int, 
         hr.append(clean_crop(_PHOTOGRAPHS[paths], px, rng))
         preset = str(rng.choice(list(PRESET_SHARES), p=list(PRESET_SHARES.values())))
         lq.append(low_quality(hr[-1], preset, int(rng.integers(0, 2**31))))
-    temporary = folder / f".{number:05d}.tmp"
-    with open(temporary, "wb") as file:
+    with written_at_once(folder / f"{number:05d}.npz") as half, open(half, "wb") as file:
         np.savez(file, hr=np.stack(hr), lq=np.stack(lq))
-    os.replace(temporary, folder / f"{number:05d}.npz")
 
 
 def held_out_pairs(paths: Sequence[Path], count: int, px: int) -> tuple[Tensor, Tensor]:
@@ -146,7 +144,7 @@ def held_out_pairs(paths: Sequence[Path], count: int, px: int) -> tuple[Tensor, 
         for k in range(count)
     ]
     presets = list(PRESET_SHARES)
-    lq = [low_quality(np.ascontiguousarray(one), presets[k % len(presets)], 1000 + k) for k, one in enumerate(hr)]
+    lq = [low_quality(np.ascontiguousarray(crop), presets[k % len(presets)], 1000 + k) for k, crop in enumerate(hr)]
     return torch.from_numpy(np.stack(hr)), torch.from_numpy(np.stack(lq))
 
 
@@ -186,10 +184,10 @@ class Pairs:
         for number in range(self.shards):
             file = self.folder / f"{number:05d}.npz"
             if number not in self._taken and file.exists():
-                place = slice(self.count, self.count + self.shard_size)
+                slots = slice(self.count, self.count + self.shard_size)
                 with np.load(file, allow_pickle=False) as shard:
-                    self.hr[place] = torch.from_numpy(shard["hr"])
-                    self.lq[place] = torch.from_numpy(shard["lq"])
+                    self.hr[slots] = torch.from_numpy(shard["hr"])
+                    self.lq[slots] = torch.from_numpy(shard["lq"])
                 self._taken.add(number)
                 self.count += self.shard_size
 
@@ -207,9 +205,9 @@ class Pairs:
 
         def cut(pool: Tensor, scale: int) -> Tensor:
             span = torch.arange(side * scale, device=self.device)
-            found = pool[pick, planes, top * scale + span.view(1, 1, -1, 1), left * scale + span.view(1, 1, 1, -1)]
-            parts = [part.rot90(k % 4, (2, 3)) for k, part in enumerate(found.tensor_split(8))]
-            return torch.cat([part.flip(3) if k >= 4 else part for k, part in enumerate(parts)]).float() / 255
+            crops = pool[pick, planes, top * scale + span.view(1, 1, -1, 1), left * scale + span.view(1, 1, 1, -1)]
+            parts = [group.rot90(k % 4, (2, 3)) for k, group in enumerate(crops.tensor_split(8))]
+            return torch.cat([group.flip(3) if k >= 4 else group for k, group in enumerate(parts)]).float() / 255
 
         return cut(self.hr, SCALE), cut(self.lq, 1)
 

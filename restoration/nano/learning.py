@@ -86,15 +86,15 @@ def x0_loss(
         (LEAST_TIME + spread * (last - LEAST_TIME)).long(), torch.full((first,), last, device=device)
     ])  # fmt: skip
     if mean is not None and tempered:
-        part = slice(rest - tempered, rest)
+        tempered_rows = slice(rest - tempered, rest)
         scaled = torch.rand((tempered, 1, 1, 1), device=device, generator=generator)
-        centre = mean_residual(mean, lq[part])
-        clean[part] = centre + scaled * (clean[part] - centre)
-        noise[part] *= scaled
+        centre = mean_residual(mean, lq[tempered_rows])
+        clean[tempered_rows] = centre + scaled * (clean[tempered_rows] - centre)
+        noise[tempered_rows] *= scaled
     noise[rest:] *= FIRST_STRENGTH * strength[rest:]
     bars = pipe.scheduler.alphas_cumprod.to(device)[times].view(-1, 1, 1, 1)
-    found = pipe.unet(pipe.condition(lq, bars.sqrt() * clean + (1 - bars).sqrt() * noise), times).sample.float()
-    errors = (found - clean).square().mean(dim=(1, 2, 3))
+    predicted = pipe.unet(pipe.condition(lq, bars.sqrt() * clean + (1 - bars).sqrt() * noise), times).sample.float()
+    errors = (predicted - clean).square().mean(dim=(1, 2, 3))
     weighed = errors / (1 - bars).flatten().clamp(min=SIGMA_FLOOR**2)
     return {"loss": weighed.mean(), "x0_first": errors[rest:].mean(), "x0_rest": errors[: rest - tempered].mean()}
 

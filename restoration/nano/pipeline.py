@@ -134,11 +134,11 @@ class NanoSRPipeline(DiffusionPipeline):
 
     def check_scheduler(self) -> None:
         """Raise ValueError for a scheduler that this pipeline cannot sample with: it takes DDIM's steps on v."""
-        kind, told = type(self.scheduler).__name__, self.scheduler.config.get("prediction_type")
-        if not isinstance(self.scheduler, DDIMScheduler) or told != "v_prediction":
+        kind, prediction_type = type(self.scheduler).__name__, self.scheduler.config.get("prediction_type")
+        if not isinstance(self.scheduler, DDIMScheduler) or prediction_type != "v_prediction":
             raise ValueError(
-                f"NanoSRPipeline with {kind} (prediction_type={told!r}): it samples with DDIM on v alone; set "
-                "pipe.scheduler = restoration.nano.pipeline.build_scheduler()"
+                f"NanoSRPipeline with {kind} (prediction_type={prediction_type!r}): it samples with DDIM on v alone; "
+                "set pipe.scheduler = restoration.nano.pipeline.build_scheduler()"
             )
 
     def finished(self, residual: Tensor, padded: Tensor, lq: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from restoration.nano.crops import Pairs, held_out_pairs, split
 from restoration.nano.learning import Optimizers, averaging, rate_share, start_straight, x0_loss
 from restoration.nano.pipeline import SCALE, NanoSRPipeline, build_scheduler, build_unet, enlarge
 from restoration.restorer.agreement import AGREEMENT_PX
+from zoomiqa_reward.runs.json_lines import write_text
 from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans
 
 LARGE_FROM = 0.55
@@ -139,10 +140,10 @@ class RestorerLearner:
         nn.utils.clip_grad_norm_(self.pipe.unet.parameters(), 1.0)
         self.optimizers.step(rate_share(number, done))
         self.average.update_parameters(self.pipe.unet)
-        found = {name: float(value.detach()) for name, value in losses.items()}
-        if not np.isfinite(found["loss"]):
-            raise FloatingPointError(f"step {number}: the loss is {found['loss']}; start again with a lower rate")
-        self.running.update(found)
+        values = {name: float(value.detach()) for name, value in losses.items()}
+        if not np.isfinite(values["loss"]):
+            raise FloatingPointError(f"step {number}: the loss is {values['loss']}; start again with a lower rate")
+        self.running.update(values)
 
 
 def validate(pipe: NanoSRPipeline, hr: Tensor, lq: Tensor, seed: int) -> dict[str, float]:
@@ -206,9 +207,7 @@ def residual_std(file: Path, pairs: Pairs) -> float:
     """Return the standard deviation of what bicubic misses, as the first start of the run measured it."""
     if not file.exists():
         hr, lq = (pool[: min(STD_PAIRS, pairs.count)].float() / 255 for pool in (pairs.hr, pairs.lq))
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(repr(float((hr - enlarge(lq)).std())))
-        temporary.replace(file)
+        write_text(file, repr(float((hr - enlarge(lq)).std())))
     return float(file.read_text())
 
 

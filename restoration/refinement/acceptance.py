@@ -25,13 +25,13 @@ class AcceptanceRule:
     """Least LR-consistency of a try."""
     min_gain: float
 
-    def rises(self, one: Attempt) -> bool:
+    def rises(self, attempt: Attempt) -> bool:
         """Return whether the reward rises by enough; with `min_gain` 0, at all."""
-        return one.valid and one.reward > self.reward and one.reward - self.reward >= self.min_gain
+        return attempt.valid and attempt.reward > self.reward and attempt.reward - self.reward >= self.min_gain
 
-    def accepts(self, one: Attempt) -> bool:
+    def accepts(self, attempt: Attempt) -> bool:
         """Return whether the try is kept. One that could not be measured is not."""
-        return self.rises(one) and one.lr_consistency >= self.floor_db  # False for NaN
+        return self.rises(attempt) and attempt.lr_consistency >= self.floor_db  # False for NaN
 
     def best_of(self, attempts: Sequence[Attempt]) -> Attempt:
         """Return the try with the highest reward of those that may be kept, or else of all; the earlier one of equals.
@@ -39,15 +39,20 @@ class AcceptanceRule:
         Where none is valid, one that has an image.
         """
 
-        def strength(one: Attempt) -> tuple[bool, bool, float, bool]:
-            return self.accepts(one), one.valid, one.reward if one.valid else 0.0, math.isfinite(one.lr_consistency)
+        def strength(attempt: Attempt) -> tuple[bool, bool, float, bool]:
+            return (
+                self.accepts(attempt),
+                attempt.valid,
+                attempt.reward if attempt.valid else 0.0,
+                math.isfinite(attempt.lr_consistency),
+            )
 
         return max(attempts, key=strength)  # max returns the first of equals
 
     def reason(self, attempts: Sequence[Attempt]) -> str:
         """Return the verdict on the best of the attempts, in words."""
         best = self.best_of(attempts)
-        failed = [one for one in attempts if not one.valid]
+        failed = [attempt for attempt in attempts if not attempt.valid]
         tail = f"; {len(failed)} of {len(attempts)} failed, the first: {failed[0].error}" if failed else ""
         if len(failed) == len(attempts):
             return f"none of {len(attempts)} could be made or measured, the first: {failed[0].error}"
@@ -56,7 +61,7 @@ class AcceptanceRule:
                 f"reward {self.reward:.3f} to {best.reward:.3f}, LR-consistency {self.lr_consistency:.2f} to "
                 f"{best.lr_consistency:.2f} dB{tail}"
             )
-        fallen = sum(self.rises(one) for one in attempts)
+        fallen = sum(self.rises(attempt) for attempt in attempts)
         if fallen:
             return (
                 f"{fallen} of {len(attempts)} raise the reward by {self.min_gain:.3g} or more, all with an "
@@ -78,18 +83,18 @@ def acceptance_rule(kept: Round, highest_db: float, min_gain: float, slack_db: f
 def find_reward_and_assessor(iqa_or_reward: Any, assessor: Any) -> tuple[Reward, Any]:
     """Return the reward and who assesses. Raises ValueError and TypeError as `refine` says."""
     if hasattr(iqa_or_reward, "assess") and hasattr(iqa_or_reward, "rate"):
-        reward, found = ZoomIQAReward(iqa_or_reward), iqa_or_reward
+        reward, judge = ZoomIQAReward(iqa_or_reward), iqa_or_reward
     elif callable(iqa_or_reward) and hasattr(iqa_or_reward, "needs"):
         of_model = find_part(iqa_or_reward, ZoomIQAReward)
-        reward, found = iqa_or_reward, None if of_model is None else of_model.iqa
+        reward, judge = iqa_or_reward, None if of_model is None else of_model.iqa
     else:
         raise TypeError(f"iqa_or_reward={type(iqa_or_reward).__name__}: must be a ZoomIQA or a Reward")
-    found = found if assessor is None else assessor
-    if not hasattr(found, "assess"):
+    judge = judge if assessor is None else assessor
+    if not hasattr(judge, "assess"):
         raise ValueError(f"reward {reward.name!r} cannot say what to improve: pass assessor=ZoomIQA.from_pretrained()")
     if "hr" in reward.needs:
         raise ValueError(f"reward {reward.name!r} needs hr: a ground truth must not guide what is restored")
-    return reward, found
+    return reward, judge
 
 
 def limits_of(reward: Reward, min_gain: float | None, slack_db: float) -> dict[str, float]:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from restoration.refinement.regions import ZoomRequest
 from zoomiqa_reward.model.turns import PixelBox
+from zoomiqa_reward.runs.json_lines import as_float, plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +69,17 @@ class Round:
         return self.held is not None or self.file is not None
 
 
-def row_of(one: Round, folder: Path | None) -> dict[str, Any]:
+def row_of(round_: Round, folder: Path | None) -> dict[str, Any]:
     """Return a round as JSON values: NaN as null, the file relative to the folder."""
     row = {
-        key: getattr(one, key) for key in one.__dataclass_fields__ if key not in ("held", "attempts", "zoom_request")
+        key: getattr(round_, key)
+        for key in round_.__dataclass_fields__
+        if key not in ("held", "attempts", "zoom_request")
     }
-    row["zoom_request"] = None if one.zoom_request is None else without_nan(asdict(one.zoom_request))
-    row["attempts"] = [without_nan(asdict(attempt)) for attempt in one.attempts]
-    row["file"] = None if one.file is None or folder is None else one.file.relative_to(folder).as_posix()
-    return without_nan(row)
+    row["zoom_request"] = None if round_.zoom_request is None else asdict(round_.zoom_request)
+    row["attempts"] = [asdict(attempt) for attempt in round_.attempts]
+    row["file"] = None if round_.file is None or folder is None else round_.file.relative_to(folder).as_posix()
+    return plain(row)
 
 
 def round_of(row: dict[str, Any], folder: Path) -> Round:
@@ -84,28 +87,16 @@ def round_of(row: dict[str, Any], folder: Path) -> Round:
     zoom_request = row["zoom_request"]
     if zoom_request is not None:
         box = None if zoom_request["box"] is None else tuple(zoom_request["box"])
-        zoom_request = ZoomRequest(**(zoom_request | {"box": box, "rating": _number(zoom_request["rating"])}))
+        zoom_request = ZoomRequest(**(zoom_request | {"box": box, "rating": as_float(zoom_request["rating"])}))
     attempts = tuple(
-        Attempt(**(one | {key: _number(one[key]) for key in ("reward", "lr_consistency")})) for one in row["attempts"]
+        Attempt(**(attempt | {key: as_float(attempt[key]) for key in ("reward", "lr_consistency")}))
+        for attempt in row["attempts"]
     )
     file = None if row["file"] is None else folder / row["file"]
     if file is not None and not file.exists():
         raise ValueError(f"{file} is missing, though rounds.jsonl lists it: put it back or use another folder")
-    numbers = {key: _number(row[key]) for key in ("reward", "lr_consistency")}
+    numbers = {key: as_float(row[key]) for key in ("reward", "lr_consistency")}
     region = None if row["region"] is None else tuple(row["region"])
     return Round(
         **(row | numbers | {"zoom_request": zoom_request, "attempts": attempts, "file": file, "region": region})
     )
-
-
-def without_nan(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the row with null for numbers that are not finite.
-
-    >>> without_nan({"reward": math.nan, "seed": 3})
-    {'reward': None, 'seed': 3}
-    """
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value

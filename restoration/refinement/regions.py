@@ -58,7 +58,7 @@ def read_zoom_request(assessment: Assessment, protocol: Protocol, width: int, he
     scale: how many times larger that image is than the low-quality one; the box is rounded outwards to its pixels.
     An unreadable round 2 takes nothing back: the region stands in round 1, the words are then round 1's too.
     """
-    directions, issues = (section_of(assessment, protocol, place) for place in (DIRECTIONS, ISSUES))
+    directions, issues = (section_of(assessment, protocol, index) for index in (DIRECTIONS, ISSUES))
     try:
         route = read_route(assessment.turns[0].text)
     except AnswerError as error:
@@ -72,19 +72,19 @@ def read_zoom_request(assessment: Assessment, protocol: Protocol, width: int, he
     return ZoomRequest(box=box, is_central=is_central, directions=directions, issues=issues, rating=assessment.rating)
 
 
-def section_of(assessment: Assessment, protocol: Protocol, place: int) -> str:
+def section_of(assessment: Assessment, protocol: Protocol, index: int) -> str:
     """Return a section's text on one line, of the last readable round that has it; empty where none has.
 
-    The section is the one with the official label, or the one at `place` of four with other labels. A protocol with
+    The section is the one with the official label, or the one at `index` of four with other labels. A protocol with
     neither has no such section.
     """
     # An unreadable round 2 often runs on, and its last section would hold the rest of the answer.
     turns = assessment.turns if assessment.valid else assessment.turns[:1]
     labels = (protocol.sections1, protocol.sections2)
-    for turn, known in reversed(list(zip(turns, labels, strict=False))):
-        label = ROUND1_SECTIONS[place]
-        if label not in known and len(known) == len(ROUND1_SECTIONS):
-            label = known[place]
+    for turn, names in reversed(list(zip(turns, labels, strict=False))):
+        label = ROUND1_SECTIONS[index]
+        if label not in names and len(names) == len(ROUND1_SECTIONS):
+            label = names[index]
         text = " ".join(turn.sections.get(label, "").split())
         if text:
             return text
@@ -96,13 +96,13 @@ def texts_for(restorer: Restorer, zoom_request: ZoomRequest | None, image: Tenso
 
     Its own text comes first, then the model's. Empty for a restorer that takes no text.
     """
-    said = ("", "") if zoom_request is None else (zoom_request.directions, zoom_request.issues)
+    sections = ("", "") if zoom_request is None else (zoom_request.directions, zoom_request.issues)
     pairs: dict[str, tuple[PROMPT, str]] = {
-        "prompt": (restorer.prompt, said[0]), "negative_prompt": (restorer.negative_prompt, said[1]),
+        "prompt": (restorer.prompt, sections[0]), "negative_prompt": (restorer.negative_prompt, sections[1]),
     }  # fmt: skip
     return {
-        key: ", ".join(part for part in (prompt_text(own, image), words) if part)
-        for key, (own, words) in pairs.items()
+        key: ", ".join(part for part in (prompt_text(base, image), words) if part)
+        for key, (base, words) in pairs.items()
         if key in restorer.engine.prompts
     }
 
@@ -159,9 +159,9 @@ class Region:
                 f"{old.shape[1]} px were expected: the restorer must enlarge parts as it enlarges the whole"
             )
         left, top, right, bottom = (side * scale for side in self.crop)
-        found = image.clone()
-        found[:, top:bottom, left:right] = old + self.weights(scale) * (patch - old)
-        return found
+        blend = image.clone()
+        blend[:, top:bottom, left:right] = old + self.weights(scale) * (patch - old)
+        return blend
 
 
 def _with_context(start: int, end: int, length: int) -> tuple[int, int]:
@@ -176,8 +176,10 @@ def _with_context(start: int, end: int, length: int) -> tuple[int, int]:
 
 
 def _fade(first: int, last: int, start: int, end: int, scale: int) -> Tensor:
-    place = first + (torch.arange((last - first) * scale, dtype=torch.float64) + 0.5) / scale  # centres, in LR pixels
-    outside = torch.maximum(start - place, place - end).clamp(min=0)
+    position = (
+        first + (torch.arange((last - first) * scale, dtype=torch.float64) + 0.5) / scale
+    )  # centres, in LR pixels
+    outside = torch.maximum(start - position, position - end).clamp(min=0)
     begins, ends = FADE_LQ_PX
     step = ((outside - begins) / (ends - begins)).clamp(0, 1)
     return (0.5 + 0.5 * torch.cos(math.pi * step)).float()

@@ -1,12 +1,10 @@
-"""What refinement returns, and the folder that it lies in.
+"""Result of a refinement, and its folder.
 
-What refinement returns.
+A kill at any moment loses at most the round in progress:
 
-The folder of a refinement, written so that a kill at any moment loses at most the round in work.
-
-    run.json        what the run is made of (`settings`, fixed at its start), and its outcome once it is done
-    rounds.jsonl    one line a round, appended when its image lies in rounds/
-    rounds/*.png    each round's best try, kept or not; refined.png, strip.png at the end
+    run.json        settings, fixed at the start; the outcome is added at the end
+    rounds.jsonl    one line per round, appended when its image is in rounds/
+    rounds/*.png    the best attempt of each round, kept or not; refined.png, strip.png at the end
     start/          round 0, a best-of-N run of its own
 
 An image is renamed into place before its line is appended, and a line counts once its newline is there.
@@ -28,24 +26,24 @@ from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Refined:
-    """A restoration, and how it came about."""
+    """A refined restoration, and the rounds that led to it."""
 
     history: tuple[Round, ...]
-    """Round 0 first. The last one may have made no image, and then says why the run stopped."""
+    """Round 0 first. The last round may have no image; its reason then tells why the run stopped."""
     start: BestOfN
     """The candidates of round 0."""
     image_lq: Tensor
-    """[3, height, width] float32 in [0, 1]: what was restored."""
+    """[3, height, width] float32 in [0, 1]: the input."""
     stopped: str
-    """`satisfied`: the model asks for no closer look. `budget`: all rounds are used. `unreadable`: it cannot be told
-    what the model asks for. `deterministic`: the region would come out the same again."""
+    """`satisfied`: the model asks for no closer look. `budget`: all rounds are used. `unreadable`: the answer
+    cannot be read. `deterministic`: the restorer would repeat the refused region."""
     report: dict[str, Any]
-    """What stands in run.json."""
+    """The content of run.json."""
 
     @property
     def kept(self) -> Round:
         """The last round that was accepted."""
-        return next(one for one in reversed(self.history) if one.accepted)
+        return next(round_ for round_ in reversed(self.history) if round_.accepted)
 
     @property
     def image(self) -> Image.Image:
@@ -59,14 +57,13 @@ class Refined:
 
     @property
     def gain(self) -> float:
-        """How far the reward rose above that of the start, which is what best-of-N alone gives."""
+        """Reward of the result less that of the start, which is the result of best-of-N alone."""
         return self.kept.reward - self.history[0].reward
 
     def save(self, folder: Any) -> Path:
         """Write refined.png, strip.png, run.json, rounds.jsonl, rounds/ and start/; return the folder.
 
-        For a run with `out` they are there already. Raises OSError, and ValueError for a folder that holds another
-        run.
+        A run with `out` has written them already. Raises OSError, and ValueError for a folder that holds another run.
         """
         return save_result(self, Path(folder))
 
@@ -90,28 +87,28 @@ class Journal:
         for half in (folder / "rounds").glob("*.tmp"):
             half.unlink()  # of a kill inside save_png
         self.history = [round_of(row, folder) for row in read_lines(folder / LINES)]
-        if [one.number for one in self.history] != list(range(len(self.history))):
+        if [item.number for item in self.history] != list(range(len(self.history))):
             raise ValueError(f"{folder / LINES}: the rounds are not 0, 1, 2, ... in order; use another folder")
 
-    def add(self, one: Round, image: Image.Image | None) -> Round:
+    def add(self, item: Round, image: Image.Image | None) -> Round:
         """Record a round with its best try; return it with its file, or with the image itself."""
         if self.folder is None:
-            one = replace(one, held=image)
+            item = replace(item, held=image)
         else:
-            file = self.folder / "rounds" / f"{one.number:02d}.png"
-            one = replace(one, file=None if image is None else save_png(image, file), held=None)
-            append_line(self.folder / LINES, row_of(one, self.folder))
-        self.history.append(one)
-        return one
+            file = self.folder / "rounds" / f"{item.number:02d}.png"
+            item = replace(item, file=None if image is None else save_png(image, file), held=None)
+            append_line(self.folder / LINES, row_of(item, self.folder))
+        self.history.append(item)
+        return item
 
 
 def save_result(result: "Refined", folder: Path) -> Path:
     """Write a result that has no folder yet; see `Refined.save`."""
     result.start.save(folder / "start")
     journal = Journal(folder, result.report["settings"])
-    for one in result.history[len(journal.history) :]:
-        journal.add(one, one.image if one.has_image() else None)
-    rows = [row_of(one, folder) for one in journal.history[: len(result.history)]]  # they have files now
+    for item in result.history[len(journal.history) :]:
+        journal.add(item, item.image if item.has_image() else None)
+    rows = [row_of(item, folder) for item in journal.history[: len(result.history)]]  # they have files now
     write_artefacts(replace(result, report=result.report | {"rounds": rows}), folder)
     return folder
 

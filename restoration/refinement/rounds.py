@@ -1,8 +1,8 @@
-"""The loop: assess the image, restore the region that the model names again, keep it only if that is better.
+"""The loop of refine: assess the image, restore the named region again, and keep it only if it is better.
 
-Round 0 is best-of-N over the whole image. A later round's try is kept if the reward of the whole 8-bit image rises
-by `min_gain`, and its LR-consistency is not below the highest one kept so far by more than a slack. Against the
-highest, not the last: many small losses, each within the slack, cannot add up.
+Round 0 is best-of-N over the whole image. Later, an attempt is kept if the reward of the whole 8-bit image rises by
+`min_gain` and its LR-consistency is at most a slack below the highest one kept so far. It is compared with the highest
+and not with the last, so that many small losses cannot add up.
 """
 
 import copy
@@ -34,9 +34,9 @@ from zoomiqa_reward.rewards.restorations import ask_restorations
 from zoomiqa_reward.runs.progress import progress as progress_of
 
 LR_CONSISTENCY_SLACK_DB = 0.1
-"""What a redrawn region of the same quality may cost by chance."""
+"""Loss of LR-consistency that a redrawn region of the same quality may have by chance."""
 ROUND_SEEDS = 1 << 20
-"""The rounds' seeds start beyond those of any start's candidates."""
+"""Seeds of rounds start here, above those of all candidates of the start."""
 
 
 def refine(
@@ -44,24 +44,23 @@ def refine(
     out: Any = None, min_gain: float | None = None, lr_consistency_slack_db: float = LR_CONSISTENCY_SLACK_DB,
     assessor: Any = None, progress: bool = True,
 ) -> Refined:  # fmt: skip
-    """Return a restoration of `image_lq` that was refined where the model wanted to look closer.
+    """Restore `image_lq`, then restore again the regions that the quality model names.
 
     restorer: a `Restorer`, or anything that `Restorer.from_pretrained` takes. iqa_or_reward: a `ZoomIQA`, which then
-    also rates (`direct`), a `ZoomIQAReward`, or any other reward together with `assessor`, the ZoomIQA that looks.
-    rounds: most regions to restore again, after the start. seeds_per_round: restorations of the whole image at the
-    start, and of the region in each round; a deterministic restorer runs once. min_gain: least rise of the reward in
-    its own units; None: 1/400 of its range. lr_consistency_slack_db: see above; 0 forbids any loss.
-    out: folder, made if missing, resumed if it holds this very run, also with more `rounds`.
+    also rates (`direct`), a `ZoomIQAReward`, or any other reward with `assessor`, the ZoomIQA that writes the words.
+    rounds: largest number of regions to restore again. seeds_per_round: restorations of the whole image at the start,
+    and of the region in each round; a deterministic restorer runs once. min_gain: smallest gain of the reward in its
+    own units; None: 1/400 of its range. lr_consistency_slack_db: see above; 0 forbids any loss.
+    out: folder, created if missing. If it holds this run, the run continues, also with more `rounds`.
 
-    The model's directions become the prompt and its issues the negative prompt, after the restorer's own texts, where
-    it takes them: at the start those about the low-quality image (else nobody asks about it). A round that was
-    refused is tried again with new seeds, the image and so the model's answer being the same. It ends when the model
-    asks for no closer look: then there is no region, and the whole image is not drawn again, which would be more
-    best-of-N under another name.
+    If the restorer takes text, the model's directions follow its prompt and the model's issues follow its negative
+    prompt; at the start they are those about the low-quality image. A refused round is tried again with new seeds; the
+    model is not called again, because the image has not changed. The run ends when the model asks for no closer look.
+    The whole image is then not drawn again, because that would be more best-of-N.
 
     Raises ValueError for numbers out of range, an image of less than 5 px on a side, a reward that needs hr
-    or has no assessor, a folder of another run, a start that nobody could measure; ImageError;
-    what a reward or an assessor raises.
+    or has no assessor, a folder of another run, a start without any valid candidate; ImageError;
+    also the exceptions of the reward and the assessor.
     """
     if rounds < 1 or seeds_per_round < 1 or seed < 0:
         raise ValueError(f"rounds={rounds}, seeds_per_round={seeds_per_round}, seed={seed}: at least 1, 1 and 0")
@@ -74,9 +73,15 @@ def refine(
             f"image_lq: {image.shape[2]} x {image.shape[1]} px, but LR-consistency needs {2 * LR_BORDER_PX + 1} px on "
             "each side"
         )
-    own = settings_of([CandidateSource(restorer=restorer, prompt=None)], {"lq": image, "hr": None}, reward, seed, None,
-                      is_kept=out is not None)  # fmt: skip
-    settings = own | limits | {"assessor": assessor.fingerprint, "seeds_per_round": seeds_per_round}
+    own_settings = settings_of(
+        [CandidateSource(restorer=restorer, prompt=None)],
+        {"lq": image, "hr": None},
+        reward,
+        seed,
+        None,
+        is_kept=out is not None,
+    )
+    settings = own_settings | limits | {"assessor": assessor.fingerprint, "seeds_per_round": seeds_per_round}
     journal = Journal(None if out is None else Path(out), settings)
     began = time.monotonic()
     refining = Refining(restorer, image, reward, assessor, journal, settings)
@@ -114,11 +119,11 @@ class Refining:
         if done is None and self.restorer.engine.prompts:
             zoom_request = self._ask(to_pil(self.image), scale=1)
             texts = texts_for(self.restorer, zoom_request, self.image)
-        told = copy.copy(self.restorer)  # shares the engine; only its texts are another's
+        guided = copy.copy(self.restorer)  # shares the engine; only its texts are another's
         for key, text in texts.items():
-            setattr(told, key, text)
+            setattr(guided, key, text)
         folder = None if self.journal.folder is None else self.journal.folder / "start"
-        self.start = best_of_n(told, self.image, self.reward, n=self.count, seed=self.settings["seed"], out=folder,
+        self.start = best_of_n(guided, self.image, self.reward, n=self.count, seed=self.settings["seed"], out=folder,
                                progress=progress)  # fmt: skip
         with ExitStack() as stack:
             if folder is not None:
@@ -150,23 +155,23 @@ class Refining:
             zoom_request = self._ask(current, scale=current.width // self.image.shape[2])
         else:  # the image is the same, so the answer is too
             zoom_request = last.zoom_request
-        one = Round(number=number, zoom_request=zoom_request)
+        round_ = Round(number=number, zoom_request=zoom_request)
         if zoom_request.error is not None:
-            self.journal.add(replace(one, stop="unreadable", reason=zoom_request.error), None)
+            self.journal.add(replace(round_, stop="unreadable", reason=zoom_request.error), None)
         elif zoom_request.box is None:
-            self.journal.add(replace(one, stop="satisfied", reason="the model asks for no closer look"), None)
+            self.journal.add(replace(round_, stop="satisfied", reason="the model asks for no closer look"), None)
         else:
             self.journal.add(
-                *self._redrawn(one, zoom_request, Region.around(zoom_request.box, self.image), kept, current)
+                *self._redrawn(round_, zoom_request, Region.around(zoom_request.box, self.image), kept, current)
             )
 
     def _redrawn(
-        self, one: Round, zoom_request: ZoomRequest, region: Region, kept: Round, current: Image.Image
+        self, round_: Round, zoom_request: ZoomRequest, region: Region, kept: Round, current: Image.Image
     ) -> tuple[Round, Image.Image | None]:
         """Return the round after restoring its region, and its best try."""
         texts = texts_for(self.restorer, zoom_request, region.cut(self.image))
         floor = max(past.lr_consistency for past in self.journal.history if past.accepted)
-        number_seed = candidate_seed(self.settings["seed"], ROUND_SEEDS + one.number)
+        number_seed = candidate_seed(self.settings["seed"], ROUND_SEEDS + round_.number)
         seeds = [candidate_seed(number_seed, k) for k in range(self.count)]
         prompt = texts.get("prompt", "")
         made = [self._attempt(seed, region, texts, current) for seed in seeds]
@@ -180,18 +185,18 @@ class Refining:
         chosen = judge.best_of(attempts)
         best = next(image for attempt, image in made if attempt is chosen)
         accepted = judge.accepts(chosen)
-        one = replace(
-            one, region=region.box, attempts=tuple(attempts), reward=chosen.reward,
+        round_ = replace(
+            round_, region=region.box, attempts=tuple(attempts), reward=chosen.reward,
             lr_consistency=chosen.lr_consistency, accepted=accepted, reason=judge.reason(attempts),
             pixels=None if best is None else pixels_digest(best),
             stop="deterministic" if self.restorer.deterministic and not accepted else None, **texts,
         )  # fmt: skip
-        return one, best
+        return round_, best
 
     def _attempt(
         self, seed: int, region: Region, texts: dict[str, str], current: Image.Image
     ) -> tuple[Attempt, Image.Image | None]:
-        """Restore the region once; return what it is worth and the whole image with it."""
+        """Restore the region once; return the attempt and the whole image with it."""
         try:
             [restored] = self.restorer.restore(region.cut(self.image), [seed], **texts)
         except RestorationError as error:
@@ -208,14 +213,14 @@ class Refining:
     ) -> tuple[Round, list[tuple[Attempt, Image.Image | None]]]:
         """Return the kept round and the attempts with values of one group: values of two groups cannot be compared."""
         scores = self._ask_reward([current, *(image for _, image in made if image is not None)], prompt)
-        found: list[tuple[Attempt, Image.Image | None]] = []
-        place = 1
+        attempts: list[tuple[Attempt, Image.Image | None]] = []
+        index = 1
         for attempt, image in made:
             if image is not None:
-                attempt = _with_score(attempt, scores, place, self.reward.name)
-                place += 1
-            found.append((attempt, image))
-        return replace(kept, reward=float(scores.value[0])), found
+                attempt = _with_score(attempt, scores, index, self.reward.name)
+                index += 1
+            attempts.append((attempt, image))
+        return replace(kept, reward=float(scores.value[0])), attempts
 
     def _ask_reward(self, images: list[Image.Image], prompt: str) -> Scores:
         count = len(images)
@@ -234,14 +239,14 @@ class Refining:
             "kept": result.kept.number, "reward": result.reward, "gain": result.gain,
             "lr_consistency": result.kept.lr_consistency,
             "notes": self.notes,
-            "rounds": [row_of(one, self.journal.folder) for one in history],
+            "rounds": [row_of(round_, self.journal.folder) for round_ in history],
             "seconds": round(seconds, 3), "versions": self.start.report["versions"],
             "platform": self.start.report["platform"],
         }  # fmt: skip
         return replace(result, report=report)
 
     def _kept(self) -> Round:
-        return next(one for one in reversed(self.journal.history) if one.accepted)
+        return next(round_ for round_ in reversed(self.journal.history) if round_.accepted)
 
     def _ask(self, image: Image.Image, scale: int) -> ZoomRequest:
         [assessment] = self.assessor.assess([load_image(image)], strict=True)
@@ -251,12 +256,12 @@ class Refining:
         return lr_consistency(load_image(image), self.image)
 
 
-def _with_score(attempt: Attempt, scores: Scores, place: int, name: str) -> Attempt:
-    if not bool(scores.valid[place]):
-        return replace(attempt, error=scores.reason(place, name))
-    return replace(attempt, reward=float(scores.value[place]), valid=True)
+def _with_score(attempt: Attempt, scores: Scores, index: int, name: str) -> Attempt:
+    if not bool(scores.valid[index]):
+        return replace(attempt, error=scores.reason(index, name))
+    return replace(attempt, reward=float(scores.value[index]), valid=True)
 
 
-def _texts_of(one: Round) -> dict[str, str]:
-    pairs = {"prompt": one.prompt, "negative_prompt": one.negative_prompt}
+def _texts_of(round_: Round) -> dict[str, str]:
+    pairs = {"prompt": round_.prompt, "negative_prompt": round_.negative_prompt}
     return {key: text for key, text in pairs.items() if text is not None}

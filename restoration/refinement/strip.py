@@ -31,21 +31,21 @@ _BOX, _KEPT, _REFUSED = (255, 176, 32), (82, 199, 122), (232, 92, 92)
 
 def strip_of(result: "Refined") -> Image.Image:
     """Return the strip as an RGB image: low-quality image, start, and one column for each round with an image."""
-    shown = [one for one in result.history if one.has_image()]
+    shown = [round_ for round_ in result.history if round_.has_image()]
     low = to_pil(result.image_lq)
-    regions = [one.region for one in shown if one.region is not None]
+    regions = [round_.region for round_ in shown if round_.region is not None]
     first = regions[0] if regions else _central(low.size)
     cards = [_low_card(low, shown[0].image.size, first, has_region=bool(regions))]
     before: Image.Image | None = None
-    for one in shown:
-        image = one.image
-        cards.append(_card(one, image, before, low.width, one.region or first))
-        if one.accepted:
+    for round_ in shown:
+        image = round_.image
+        cards.append(_card(round_, image, before, low.width, round_.region or first))
+        if round_.accepted:
             before = image
     height = cards[0].height + 2 * MARGIN_PX + 28
     strip = Image.new("RGB", (len(cards) * (CELL_PX + MARGIN_PX) + MARGIN_PX, height), _BACK)
-    for place, card in enumerate(cards):
-        strip.paste(card, (MARGIN_PX + place * (CELL_PX + MARGIN_PX), MARGIN_PX))
+    for index, card in enumerate(cards):
+        strip.paste(card, (MARGIN_PX + index * (CELL_PX + MARGIN_PX), MARGIN_PX))
     last = result.history[-1]
     end = f"stopped: {result.stopped}" + (f" ({last.reason})" if last.stop else "")
     chars = LINE_CHARS * len(cards)
@@ -64,20 +64,22 @@ def _low_card(low: Image.Image, size: tuple[int, int], region: PixelBox, *, has_
     return card
 
 
-def _card(one: Round, image: Image.Image, before: Image.Image | None, width_lq: int, region: PixelBox) -> Image.Image:
+def _card(
+    round_: Round, image: Image.Image, before: Image.Image | None, width_lq: int, region: PixelBox
+) -> Image.Image:
     scale = image.width // width_lq
     card = _empty_card()
     box = _times(region, scale)
-    _paste_whole(card, image, None if one.region is None else box)
-    if before is None or one.region is None:
+    _paste_whole(card, image, None if round_.region is None else box)
+    if before is None or round_.region is None:
         _paste_detail(card, image, box, 0, CELL_PX)
     else:
         _paste_detail(card, before, box, 0, DETAIL_PX)
         _paste_detail(card, image, box, CELL_PX - DETAIL_PX, DETAIL_PX)
-    title = "start" if one.number == 0 else f"round {one.number}: {'kept' if one.accepted else 'refused'}"
-    colour = _INK if one.number == 0 else _KEPT if one.accepted else _REFUSED
-    numbers = f"reward {_shown(one.reward, 3)}, LR-consistency {_shown(one.lr_consistency, 2)} dB"
-    _write(card, title, colour, numbers, one.reason)
+    title = "start" if round_.number == 0 else f"round {round_.number}: {'kept' if round_.accepted else 'refused'}"
+    colour = _INK if round_.number == 0 else _KEPT if round_.accepted else _REFUSED
+    numbers = f"reward {_shown(round_.reward, 3)}, LR-consistency {_shown(round_.lr_consistency, 2)} dB"
+    _write(card, title, colour, numbers, round_.reason)
     return card
 
 

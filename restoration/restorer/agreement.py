@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from restoration.metrics.fidelity import gaussian_blur
+from zoomiqa_reward.images.filters import gaussian_blur
 
 AGREEMENT_PX = 0.9
 """Blur of the correction, in low-quality pixels. Chosen on held-out photographs (docs/notes/restorer.md)."""
@@ -36,8 +36,8 @@ def agreeing(image_sr: Tensor, image_lq: Tensor, blur_px: float = AGREEMENT_PX) 
             "whole number of times as large in both directions"
         )
     with torch.autocast(image_sr.device.type, enabled=False):  # half precision has no antialiased resize
-        found, lq = image_sr.float(), image_lq.float()
-        missing = lq - F.interpolate(found, size=size, mode="bicubic", antialias=True)
+        result, lq = image_sr.float(), image_lq.float()
+        missing = lq - F.interpolate(result, size=size, mode="bicubic", antialias=True)
         # antialias changes nothing but the kernel when enlarging: without it torch takes a = -0.75.
         enlarged = F.interpolate(gaussian_blur(missing, blur_px), size=large, mode="bicubic", antialias=True)
-        return (found + enlarged).to(image_sr.dtype)
+        return (result + enlarged).to(image_sr.dtype)

@@ -80,8 +80,8 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
         wanted = -(-side // multiple) * multiple
         if wanted != side:
             period = max(2 * side - 2, 1)
-            place = torch.arange(wanted) % period
-            image = image.index_select(axis, torch.minimum(place, period - place).clamp(max=side - 1))
+            position = torch.arange(wanted) % period
+            image = image.index_select(axis, torch.minimum(position, period - position).clamp(max=side - 1))
     return image
 
 

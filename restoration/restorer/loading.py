@@ -123,9 +123,9 @@ def plain_engine(
         refuse("a network", fingerprint=fingerprint)
         if device is not None or dtype is not None:
             source.to(device=device, dtype=dtype)
-        own = source.model if is_descriptor and not isinstance(source, nn.Module) else source
+        network = source.model if is_descriptor and not isinstance(source, nn.Module) else source
         multiple = 1 if multiple_px is None else _whole("multiple_px", multiple_px)
-        return ModuleEngine(source, name or type(own).__name__, scale, multiple, deterministic, value_range)
+        return ModuleEngine(source, name or type(network).__name__, scale, multiple, deterministic, value_range)
     if not callable(source):
         raise TypeError(
             f"source={type(source).__name__}: must be 'nano', a hub id, a folder, a diffusers pipeline, a "

@@ -43,14 +43,14 @@ class ModuleEngine:
         self.value_range, self._is_range_known = value_range, False
         self.source, self.name, self.multiple_px = source, name, multiple_px
         self.module: nn.Module = source if isinstance(source, nn.Module) else source.model
-        own = getattr(source, "scale", None)
-        self.scale = scale if scale is not None else own if isinstance(own, int) else None
+        declared = getattr(source, "scale", None)
+        self.scale = scale if scale is not None else declared if isinstance(declared, int) else None
         self.deterministic = deterministic is not False
         self._digests = WeightsDigests()
 
     def __call__(self, image: Tensor, seeds: Sequence[int], texts: dict[str, str]) -> list[Tensor]:
         """See `Engine`. Run in eval mode, whatever mode the module is in; that mode is put back."""
-        found = []
+        outputs = []
         home = next(self.module.parameters(), torch.zeros(0))
         padded = pad_to_multiple(image, self.multiple_px)
         for _ in seeds:
@@ -64,8 +64,8 @@ class ModuleEngine:
             restored = unit_images(output, self.name)[0]
             with failures_named(self.name):
                 self.scale = _agreed(self, whole_scale(padded, restored))
-            found.append(restored[:, : image.shape[1] * self.scale, : image.shape[2] * self.scale].contiguous())
-        return found
+            outputs.append(restored[:, : image.shape[1] * self.scale, : image.shape[2] * self.scale].contiguous())
+        return outputs
 
     def parts(self) -> dict[str, Any]:
         """See `Engine`."""
@@ -93,7 +93,11 @@ class CallableEngine:
         self.fn, self.name, self.scale, self._fingerprint = fn, name, scale, fingerprint
         accepted = _parameters(fn)
         self.prompts = frozenset({"prompt", "negative_prompt"} & set(accepted))
-        places = [key for key, one in accepted.items() if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+        places = [
+            key
+            for key, parameter in accepted.items()
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        ]
         second = [key for key in places[1:2] if accepted[key].default is inspect.Parameter.empty]
         self._seed_key = "seed" if "seed" in accepted else next(iter(set(second) - self.prompts), None)
         self._seed_in_place = self._seed_key is not None and self._seed_key in places[1:2]
@@ -101,29 +105,29 @@ class CallableEngine:
 
     def __call__(self, image: Tensor, seeds: Sequence[int], texts: dict[str, str]) -> list[Tensor]:
         """See `Engine`. The function gets a copy of the image: it may write on it."""
-        found = []
+        outputs = []
         for seed in seeds:
             texts_and_seed: dict[str, Any] = dict(texts)
-            place = [seed] if self._seed_in_place else []
-            if self._seed_key is not None and not place:
+            arguments = [seed] if self._seed_in_place else []
+            if self._seed_key is not None and not arguments:
                 texts_and_seed[self._seed_key] = seed
             with failures_named(self.name), torch.no_grad():
-                output = from_range(self.fn(image.clone(), *place, **texts_and_seed), self.value_range)
+                output = from_range(self.fn(image.clone(), *arguments, **texts_and_seed), self.value_range)
                 if not self._is_range_known and _leaves_unit(output):
                     with isolated(0):
-                        probe = self.fn(probe_image(image), *place, **texts_and_seed)
+                        probe = self.fn(probe_image(image), *arguments, **texts_and_seed)
                     check_range(from_range(probe, self.value_range), self.name, self.value_range)
                     self._is_range_known = True
             restored = unit_images(output, self.name)[0]
             with failures_named(self.name):
                 self.scale = _agreed(self, whole_scale(image, restored))
-            found.append(restored)
-        return found
+            outputs.append(restored)
+        return outputs
 
     def parts(self) -> dict[str, Any]:
         """See `Engine`."""
-        own = state_digest(self.fn) if self._fingerprint is None else self._fingerprint
-        return {"fn": own, "value_range": self.value_range}
+        fingerprint = state_digest(self.fn) if self._fingerprint is None else self._fingerprint
+        return {"fn": fingerprint, "value_range": self.value_range}
 
 
 @contextmanager
@@ -131,12 +135,12 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     """Put a module in eval mode, and each of its parts back into its own mode afterwards; safe in threads."""
 
     def make() -> Undo:
-        modes = [(part, part.training) for part in module.modules()]
+        modes = [(submodule, submodule.training) for submodule in module.modules()]
         module.eval()
 
         def undo() -> None:
-            for part, training in modes:
-                part.training = training
+            for submodule, training in modes:
+                submodule.training = training
 
         return undo
 
@@ -151,10 +155,10 @@ def _leaves_unit(output: Any) -> bool:
     return low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE
 
 
-def _agreed(engine: Any, found: int) -> int:
-    if engine.scale not in (None, found):
-        raise RestorationError(f"{engine.name} enlarged {found} times where scale={engine.scale} was given or seen")
-    return found
+def _agreed(engine: Any, measured: int) -> int:
+    if engine.scale not in (None, measured):
+        raise RestorationError(f"{engine.name} enlarged {measured} times where scale={engine.scale} was given or seen")
+    return measured
 
 
 def _parameters(fn: Callable[..., Any]) -> dict[str, inspect.Parameter]:

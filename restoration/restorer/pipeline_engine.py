@@ -134,8 +134,8 @@ class PipelineEngine:
             if argument in ours:
                 raise ValueError(f"{argument}= is set for each candidate; see Restorer.restore")
             if argument not in self._accepted:
-                known = ", ".join(sorted(set(self._accepted) - ours - {"self", "kwargs"}))
-                raise ValueError(f"{name} has no argument {argument!r}; it has {known}")
+                options = ", ".join(sorted(set(self._accepted) - ours - {"self", "kwargs"}))
+                raise ValueError(f"{name} has no argument {argument!r}; it has {options}")
         self.agreement_px = getattr(pipeline.config, "agreement_px", None)
         self._digests = WeightsDigests()
         if hasattr(pipeline, "check_scheduler"):
@@ -151,12 +151,12 @@ class PipelineEngine:
         alone = exclusive(self.pipeline) if scheduler is None else exclusive(self.pipeline, scheduler)
         with alone, failures_named(self.name), hide_progress_bar(self.pipeline), torch.no_grad():
             output = self.pipeline(**self.arguments(padded, seeds, texts))
-        found = unit_images(output, self.name)
-        if len(found) != len(seeds):
-            raise RestorationError(f"{self.name} returned {len(found)} images for {len(seeds)} candidates")
-        own = self.scale if self.kernel == "none" else 1
-        wanted = (padded.shape[1] * own, padded.shape[2] * own)
-        for restored in found:
+        outputs = unit_images(output, self.name)
+        if len(outputs) != len(seeds):
+            raise RestorationError(f"{self.name} returned {len(outputs)} images for {len(seeds)} candidates")
+        factor = self.scale if self.kernel == "none" else 1
+        wanted = (padded.shape[1] * factor, padded.shape[2] * factor)
+        for restored in outputs:
             if restored.shape[1:] != wanted:
                 raise RestorationError(
                     f"{self.name} made {restored.shape[2]} x {restored.shape[1]} px of {padded.shape[2]} x "
@@ -164,7 +164,7 @@ class PipelineEngine:
                     "pre_upscale= that it has"
                 )
         height, width = image.shape[1] * self.scale, image.shape[2] * self.scale
-        return [restored[:, :height, :width].contiguous() for restored in found]
+        return [restored[:, :height, :width].contiguous() for restored in outputs]
 
     def arguments(self, padded: Tensor, seeds: Sequence[int], texts: dict[str, str]) -> dict[str, Any]:
         """Return the call's arguments by the pipeline's signature, for one image and several seeds."""
@@ -176,33 +176,35 @@ class PipelineEngine:
         elif self.system.image_form == "pil":
             image = to_pil(padded)
         generators = [candidate_generator(seed) for seed in seeds]
-        own = self.scale if self.kernel == "none" else 1
+        factor = self.scale if self.kernel == "none" else 1
         offered = {
             "image": image, "control_image": image, "num_images_per_prompt": 1,
             "generator": generators[0] if batch == 1 else generators, "output_type": "pt",
-            "height": height * own, "width": width * own,
+            "height": height * factor, "width": width * factor,
             # FLUX-Kontext would otherwise choose a size of its own.
-            "max_area": height * width * own * own, "_auto_resize": False,
+            "max_area": height * width * factor * factor, "_auto_resize": False,
         } | {key: [text] * batch if batch > 1 else text for key, text in texts.items()}  # fmt: skip
         return {key: value for key, value in offered.items() if key in self._accepted} | self.call
 
     def parts(self) -> dict[str, Any]:
         """See `Engine`. Every component by class, configuration and weights; the scheduler is one."""
-        found: dict[str, Any] = {"class": type(self.pipeline).__name__, "system": repr(self.system)}
+        components: dict[str, Any] = {"class": type(self.pipeline).__name__, "system": repr(self.system)}
         for key, component in sorted(self.pipeline.components.items()):
             config = getattr(component, "config", None)
             shown = config.to_dict() if hasattr(config, "to_dict") else dict(config or {})
             # Where it was loaded from and by what: of no effect on images, and different in memory and from disk.
             config = {k: v for k, v in shown.items() if not k.startswith("_") and k != "transformers_version"}
-            found[key] = {
+            components[key] = {
                 "class": type(component).__name__,
                 "config": config,
                 "weights": self._digests.of(component) if isinstance(component, nn.Module) else None,
             }
-        settings = {k: v for k, v in dict(self.pipeline.config).items() if k not in found and not k.startswith("_")}
-        own = {"settings": settings, "scale": self.scale, "kernel": self.kernel, "call": self.call,
+        settings = {
+            k: v for k, v in dict(self.pipeline.config).items() if k not in components and not k.startswith("_")
+        }
+        options = {"settings": settings, "scale": self.scale, "kernel": self.kernel, "call": self.call,
                "diffusers": _version("diffusers")}  # fmt: skip
-        return found | own
+        return components | options
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`Restorer`: one interface over everything that makes a better image of a bad one, many times over."""
+"""`Restorer`: one interface for pipelines, networks and functions that restore an image."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -36,32 +36,32 @@ DEFAULT_OVERLAP_PX = 32
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Restored:
-    """One candidate, with what its image depends on."""
+    """One restoration, with everything that its pixels depend on."""
 
     image: Tensor
     """[3, height, width] float32 in [0, 1], on the CPU."""
     seed: int
     batch_position: int
-    """Place in its batch. Outside strict mode neighbours can change the last bits (diffusers issue 2659)."""
+    """Index in its batch. Outside strict mode the other members can change the last bits (diffusers issue 2659)."""
     batch_size: int
     deterministic: bool
-    """True: every seed gives this image."""
+    """True if every seed gives this image."""
     prompt: str | None = None
-    """The prompt used; None where the restorer takes none."""
+    """The prompt; None if the restorer takes none."""
     sharpness: float = 0.0
-    """How much sharper than given the restorer saw its input (`vary_sharpness`)."""
+    """How much the input was sharpened for this candidate (`vary_sharpness`); negative: softened."""
 
 
 class Restorer:
-    """Restores an image, once a seed."""
+    """Restore an image, once per seed."""
 
     def __init__(
         self, engine: Engine, *, prompt: PROMPT = "", negative_prompt: PROMPT = "", colour_fix: str = "none",
         tiling: Tiling | None = None, vary_sharpness: float = 0.0, checks_draws: bool = False,
     ) -> None:  # fmt: skip
-        """Wrap an engine; use `from_pretrained` unless you write an engine of your own.
+        """Wrap an engine. Use `from_pretrained` unless you write your own engine.
 
-        checks_draws: refuse draws from the global generators by what is thought to be deterministic.
+        checks_draws: raise if an engine that is declared deterministic draws from a global generator.
         """
         check_choice("colour_fix", colour_fix, COLOUR_FIXES)
         if not 0 <= vary_sharpness <= 1:
@@ -80,30 +80,31 @@ class Restorer:
         image_form: str | None = None, multiple_px: int | None = None, deterministic: bool | None = None,
         fingerprint: str | None = None, value_range: str | None = None, **call_arguments: Any,
     ) -> "Restorer":  # fmt: skip
-        """Return a restorer of `source`.
+        """Return a restorer for `source`.
 
         source: "nano" (embedded, x4), a hub id or a folder of a diffusers pipeline, a pipeline, a network BCHW to
         BCHW in [0, 1] (or a spandrel descriptor), or `fn(image)` or `fn(image, seed)` of a CHW image in [0, 1].
 
-        scale: output over input; needed where the system does not fix it (ControlNet, img2img, edit models).
-        device, dtype: where a pipeline or a network goes; what you built yourself stays where it is by default, what
-        is loaded goes to CUDA if there is one, in float32.
-        prompt, negative_prompt: a text, or a callable that makes one of the image; dropped, and said so once,
-        where the system takes none. pre_upscale: "auto" enlarges first, bicubic, for a pipeline whose output is as
-        large as its input; "none" or a kernel decide it. colour_fix: "none", "adain" or "wavelet".
-        vary_sharpness: every candidate sees the image a little softer or sharper, by an amount drawn from its seed
-        (0: as it is; 1: from blurred to sharpened by as much, sigma 0.8 px; see `hooks.sharpened`). Makes candidates
-        differ in structure, also those of a deterministic restorer.
-        tile_px, tile_overlap_px: restore in tiles of this side, in pixels of the LR image; see `tiling.py`.
-        steps: num_inference_steps. name: how results call it. call_arguments: passed to the pipeline's call.
+        scale: output size divided by input size; needed if the system has no fixed one (ControlNet, img2img, edits).
+        device, dtype: of a pipeline or a network. By default an object that you built stays where it is, and loaded
+        weights go to CUDA if there is one, in float32.
+        prompt, negative_prompt: a text, or a callable that makes a text from the image. If the system takes none, they
+        are dropped with one warning.
+        pre_upscale: "auto" first enlarges by bicubic if the output of the pipeline has the size of its input; "none"
+        or a kernel name overrides this. colour_fix: "none", "adain" or "wavelet".
+        vary_sharpness: each candidate sees a softer or sharper input; the seed draws the amount (0: the original; 1:
+        from blurred to sharpened by as much, sigma 0.8 px; see `image_io.sharpened`). Candidates then differ in
+        structure, also those of a deterministic restorer.
+        tile_px, tile_overlap_px: restore in tiles of this side, in low-quality pixels; see `tiling.py`.
+        steps: num_inference_steps. name: name in results. call_arguments: passed to the call of the pipeline.
 
-        image_form, multiple_px: override what `systems.py` knows. deterministic: False for a function or a network
-        without a seed that draws from the global generators (they are set for each candidate and put back).
-        fingerprint: stands for a function where its source does not say all. value_range: what a network or a function
-        writes: "unit" (0..1, the default), "signed" (-1..1) or "bytes" (0..255); another answer to an image from black
-        to white is refused, so that bright and dark images are not read in different ways.
+        image_form, multiple_px: override the known facts about a pipeline. deterministic: False for a function or
+        network without a seed that draws from the global generators; they are then set for each candidate and put back.
+        fingerprint: identifies a function that reads files. value_range: range of the output of a network or function:
+        "unit" (0..1, default), "signed" (-1..1) or "bytes" (0..255). A test image from black to white checks it, so
+        that bright and dark images are not read in different ways.
 
-        Raises ValueError for arguments that the source has no use for, TypeError for an unknown source, OSError and
+        Raises ValueError for arguments that the source cannot use, TypeError for an unknown source, OSError and
         ImportError from loading.
         """
         tiling = None if tile_px is None else Tiling(tile_px=tile_px, overlap_px=tile_overlap_px)
@@ -134,12 +135,12 @@ class Restorer:
 
     @property
     def name(self) -> str:
-        """How results call it."""
+        """Name in results."""
         return self.engine.name
 
     @property
     def scale(self) -> int | None:
-        """Output over input; None for a function or a network that has not told yet."""
+        """Output size divided by input size; None for a function or network that has not run yet."""
         return self.engine.scale
 
     @property
@@ -159,11 +160,13 @@ class Restorer:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The name and what the fingerprint is made of."""
+        """The name and the values behind the fingerprint."""
         return {"name": self.name, **self.fingerprint_parts()}
 
     def fingerprint_parts(self) -> dict[str, Any]:
-        """Return what the fingerprint is made of. A function's scale is not in it: only an image tells it."""
+        """Return the values that the fingerprint covers. The scale of a function is not among them, because only a run
+        shows it.
+        """
         texts = (self.prompt, self.negative_prompt)
         return {
             "engine": self.engine.parts(), "colour_fix": self.colour_fix, "vary_sharpness": self.vary_sharpness,
@@ -176,18 +179,18 @@ class Restorer:
         self, image: Any, seeds: Sequence[int], *, prompt: PROMPT | None = None,
         negative_prompt: PROMPT | None = None, strict: bool = True, batch_size: int = 1,
     ) -> Iterator[Restored]:  # fmt: skip
-        """Yield one candidate a seed, in order, each as soon as it is there.
+        """Yield one candidate per seed, in order, as soon as each is ready.
 
         image: anything that `load_image` takes. prompt, negative_prompt: instead of the restorer's own.
 
-        strict: each candidate in a call of its own, so that a seed's image is bit-equal whatever else is drawn;
-        `batch_size` then does nothing. Otherwise `batch_size` candidates share a call, which may change the last bits,
-        and noise that a pipeline draws without a generator belongs to the batch. A deterministic restorer runs once.
+        strict: each candidate has its own call, so the image of a seed is bit-equal whatever else is drawn;
+        `batch_size` is ignored. Otherwise `batch_size` candidates share a call. This may change the last bits, and
+        noise that a pipeline draws without a generator then depends on the batch. A deterministic restorer runs once.
 
-        Autocast, default dtype and default device of the caller change nothing; TF32 is the process's own choice.
-        Several threads may restore, also with one pipeline, where they wait for one another. Nobody else's random
-        numbers change, except by functions and networks that draw from Python's or numpy's generators: those are set
-        for each candidate and put back, and other threads that draw meanwhile share them.
+        Autocast, default dtype and default device of the caller change nothing; TF32 follows the process.
+        Several threads may restore; with one pipeline they wait for each other. The random numbers of other code do
+        not change, with one exception: for a function or network that draws from Python's or numpy's generators, those
+        are set for each candidate and put back, and other threads see this.
 
         Raises ImageError, ValueError (a seed below 0, a batch below 1) at once, RestorationError at a candidate.
         """
@@ -216,15 +219,15 @@ class Restorer:
             return self._run_seeded(lambda: self.engine(tile, tile_seeds, texts), tile_seeds[0])
 
         with callers_precision():
-            found = restore(seen, seeds) if self.tiling is None else restore_tiled(restore, seen, seeds, self.tiling)
+            outputs = restore(seen, seeds) if self.tiling is None else restore_tiled(restore, seen, seeds, self.tiling)
             if seen is not image and self.engine.agreement_px is not None:
                 # They agree with the image that they saw: the softer or sharper one, not the one that was given.
                 blur_px = self.engine.agreement_px
-                found = [agreeing(one[None], image[None], blur_px)[0].clamp(0, 1) for one in found]
-            return [colour_fix(restored, image, self.colour_fix) for restored in found]
+                outputs = [agreeing(output[None], image[None], blur_px)[0].clamp(0, 1) for output in outputs]
+            return [colour_fix(restored, image, self.colour_fix) for restored in outputs]
 
     def _run_seeded(self, run: Callable[[], list[Tensor]], seed: int) -> list[Tensor]:
-        """Run the engine so that its images follow from the seed, and nobody else's random numbers do."""
+        """Run the engine so that its images follow from the seed and other random numbers do not move."""
         if isinstance(self.engine, PipelineEngine):  # draws from torch alone, and from the generators it is given
             with own_draws(seed):
                 return run()

@@ -104,10 +104,10 @@ def _states() -> tuple[Any, ...]:
 
 
 def _put_back(states: tuple[Any, ...]) -> None:
-    python, (kind, keys, *rest), *own = states
+    python, (kind, keys, *rest), *torch_states = states
     random.setstate(python)
     np.random.set_state((kind, np.frombuffer(keys, dtype=np.uint32), *rest))
-    tensors = [torch.frombuffer(bytearray(state), dtype=torch.uint8) for state in own]
+    tensors = [torch.frombuffer(bytearray(state), dtype=torch.uint8) for state in torch_states]
     torch.set_rng_state(tensors[0])
     if len(tensors) > 1:
         torch.cuda.set_rng_state_all(tensors[1:])
@@ -138,20 +138,20 @@ class Apart:
         before = _states()
         try:
             with own_draws(seed) as draws:
-                found = run()
+                images = run()
         except BaseException:
             if threading.active_count() == 1:
                 _put_back(before)
             raise
         after = _states()
         if after == before and not (self._refuse and draws.has_drawn):
-            return found
+            return images
         if after != before and threading.active_count() > 1 and not (self._refuse and draws.has_drawn):
             with own_draws(seed):
                 again = run()
             is_seeding = any(a == b != c for a, b, c in zip(_states(), after, before, strict=True))
-            if not is_seeding and len(again) == len(found) and all(map(torch.equal, again, found)):
-                return found
+            if not is_seeding and len(again) == len(images) and all(map(torch.equal, again, images)):
+                return images
         if after != before:
             _put_back(before)
         if self._refuse:

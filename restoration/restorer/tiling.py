@@ -54,20 +54,20 @@ def windows(length: int, tiling: Tiling, scale: int) -> list[Tensor]:
     begin = starts(length, tiling)
     side = min(length, tiling.tile_px)
     ramp = max(tiling.overlap_px * RAMP_FRACTION, 1e-6)
-    place = (torch.arange(length * scale, dtype=torch.float64) + 0.5) / scale  # pixel centres, in input pixels
+    position = (torch.arange(length * scale, dtype=torch.float64) + 0.5) / scale  # pixel centres, in input pixels
     changes = [(after + before + side) / 2 for before, after in itertools.pairwise(begin)]
     # Ramps lie apart (overlap <= tile / 2), so at most one of them is between 0 and 1 at any place.
-    steps = [((place - centre) / ramp + 0.5).clamp(0, 1) for centre in changes]
+    steps = [((position - centre) / ramp + 0.5).clamp(0, 1) for centre in changes]
     rising = [0.5 - 0.5 * torch.cos(math.pi * step) for step in steps]
-    found = []
+    windows_ = []
     for k, first in enumerate(begin):
-        weight = torch.ones_like(place)
+        weight = torch.ones_like(position)
         if k > 0:
             weight = weight * rising[k - 1]
         if k < len(begin) - 1:
             weight = weight * (1 - rising[k])
-        found.append(weight[first * scale : (first + side) * scale].float())
-    return found
+        windows_.append(weight[first * scale : (first + side) * scale].float())
+    return windows_
 
 
 def restore_tiled(

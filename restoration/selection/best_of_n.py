@@ -4,15 +4,11 @@ Candidate k comes from restorer and prompt k modulo the pool's size, with the se
 mode it is the same image whatever N, batch size or order. What is scored is the 8-bit image, as its PNG holds it.
 """
 
-import hashlib
-import math
-import platform
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +24,19 @@ from zoomiqa_reward.errors import UnknownState
 from zoomiqa_reward.images.loading import conversions, load_image
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.restorations import PREFIX
+from zoomiqa_reward.runs.digest import digest
+from zoomiqa_reward.runs.json_lines import plain
+from zoomiqa_reward.runs.provenance import provenance
 from zoomiqa_reward.runs.settings import identity_of
-
-LIBRARIES = ("torch", "torchvision", "transformers", "diffusers", "numpy", "pillow", "zoomiqa-reward")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cascade:
-    """A second, expensive reward for the few candidates that the first one likes best."""
+    """A second, expensive reward for the few best candidates of the first one."""
 
     reward: Reward
     top: int = 3
-    """Different images that it is asked about; they come before all others, in its order."""
+    """Number of different images that it scores. They come before all others, in its order."""
 
     def __post_init__(self) -> None:
         if self.top < 1:
@@ -53,20 +50,20 @@ def best_of_n(
 ) -> BestOfN:  # fmt: skip
     """Return N candidate restorations of `image_lq` in the order of a reward.
 
-    restorer: a `Restorer`, anything that `Restorer.from_pretrained` takes, or a list of those, such as `varied_pool`
-    makes: bicubic takes part there, and `notes` say so where it is chosen. prompts: a text or several. Candidates go
-    round the pool: first all restorers with the first prompt, then with the second, and so on.
-    reward: any `Reward`; it gets the LR image, `hr` and the prompts. cascade: a second one for the best. A reward that
-    compares images within a group (a `CompositeReward` with normalised terms) scores the whole pool together, after
-    the last candidate; early stopping then asks it again at every step, so cache its terms.
-    keep: different images held in memory, the best ones; the others lie in `out`, or are dropped without it.
-    out: folder, made if missing, resumed if it holds this very run, also with another `n`; then no candidate that is
-    there is made or scored again. early_stop: when to stop before n (rule and formula: `early_stop.py`).
+    restorer: a `Restorer`, anything that `Restorer.from_pretrained` takes, or a list of those, as `varied_pool` makes.
+    Bicubic takes part in that pool, and `notes` report it if it wins. prompts: one text or several. Candidates run
+    through the pool: all restorers with the first prompt, then with the second, and so on.
+    reward: any `Reward`; it gets the low-quality image, `hr` and the prompts. A reward that compares images within a
+    group (a `CompositeReward` with normalised terms) scores the whole pool together, after the last candidate; early
+    stopping then calls it again at every step, so cache its terms. cascade: a second reward for the best candidates.
+    keep: number of different images in memory, the best ones. The others are read from `out`, or dropped without it.
+    out: folder, created if missing. If it holds this run, the run continues, also with another `n`; no candidate is
+    made or scored twice. early_stop: when to stop before n (rule and formula: `early_stop.py`).
     strict, batch_size: see `Restorer.restore`.
 
-    A candidate that cannot be made or measured, or that shows nothing (`images.content`) though `image_lq` does, is
-    last, not valid, and says why, whatever the reward; it is not tried again. All of them
-    the same, as of a deterministic restorer (which runs once), is a warning and stands in `notes`.
+    A candidate is not valid, and comes last with its reason, if it cannot be made or measured, or if it shows nothing
+    (`images.content`) although `image_lq` does. It is not tried again. If all candidates are the same image, as with a
+    deterministic restorer (which runs once), you get a warning and a note.
 
     Raises ValueError for numbers out of range, a missing hr, a folder of another run; ImageError; what a reward
     raises.
@@ -74,9 +71,9 @@ def best_of_n(
     if n < 1 or keep < 1 or seed < 0 or batch_size < 1:
         raise ValueError(f"n={n}, keep={keep}, batch_size={batch_size}, seed={seed}: at least 1, 1, 1 and 0")
     stages = [reward] if cascade is None else [reward, cascade.reward]
-    for one in stages:
-        if "hr" in one.needs and hr is None:
-            raise ValueError(f"reward {one.name!r} needs hr=")
+    for stage in stages:
+        if "hr" in stage.needs and hr is None:
+            raise ValueError(f"reward {stage.name!r} needs hr=")
     image = load_image(image_lq).detach().cpu()
     given = {"lq": image, "hr": None if hr is None else load_image(hr).detach().cpu()}
     sources = pool(restorer, prompts)
@@ -113,23 +110,23 @@ def pool(restorer: Any, prompts: str | Sequence[str] | None) -> list[CandidateSo
     texts = [None] if prompts is None else [prompts] if isinstance(prompts, str) else list(prompts)
     if not given or not texts:
         raise ValueError(f"{len(given)} restorers and {len(texts)} prompts: at least one of each is needed")
-    restorers = [one if hasattr(one, "restore") else Restorer.from_pretrained(one) for one in given]
-    return [CandidateSource(restorer=one, prompt=text) for text in texts for one in restorers]
+    restorers = [item if hasattr(item, "restore") else Restorer.from_pretrained(item) for item in given]
+    return [CandidateSource(restorer=item, prompt=text) for text in texts for item in restorers]
 
 
 def settings_of(
     sources: list[CandidateSource], given: dict[str, Tensor | None], reward: Reward, seed: int, batch: int | None, *,
     is_kept: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return what a candidate and its score depend on; a folder with other settings is another run.
+    """Return everything that a candidate and its score depend on. A folder with other settings is another run.
 
-    The number of candidates, early stopping and the cascade are not in it: they change no candidate.
+    The number of candidates, early stopping and the cascade are left out: they change no candidate.
     """
-    prints = {id(one.restorer): known_identity(one.restorer, is_kept=is_kept) for one in sources}
+    prints = {id(source.restorer): known_identity(source.restorer, is_kept=is_kept) for source in sources}
     return {
         "image": image_digest(given["lq"]), "hr": image_digest(given["hr"]),
         "sources": [
-            {"restorer": prints[id(one.restorer)], "prompt": one.prompt} for one in sources
+            {"restorer": prints[id(source.restorer)], "prompt": source.prompt} for source in sources
         ],
         "reward": known_identity(reward, is_kept=is_kept),
         "seed": seed, "strict": batch is None, "batch_size": batch,
@@ -152,16 +149,16 @@ def known_identity(part: Any, *, is_kept: bool) -> dict[str, Any]:
 def result_notes(
     candidates: Sequence[Candidate], sources: list[CandidateSource], n: int, early_stop: EarlyStop | None
 ) -> Iterator[str]:
-    """Yield what has to be known to read the result; that all are identical comes first."""
+    """Yield notes that a reader of the result needs; identical candidates come first."""
     count = len(candidates)
     if are_identical(candidates):
-        fixed = sorted({one.restorer.name for one in sources if one.restorer.deterministic})
+        fixed = sorted({entry.restorer.name for entry in sources if entry.restorer.deterministic})
         why = f"{', '.join(fixed)} takes no seed" if fixed else "their restorer does not use its seed"
         yield (
             f"all {count} candidates are the same image ({why}): there is nothing to choose; draw from a stochastic "
             "restorer, from several, or with vary_sharpness"
         )
-    elif any(one.rank == 1 and one.restorer == BICUBIC for one in candidates):
+    elif any(entry.rank == 1 and entry.restorer == BICUBIC for entry in candidates):
         yield "bicubic was chosen: by this reward no restoration of this image is better than doing nothing"
     if early_stop is not None:
         yield (
@@ -169,53 +166,45 @@ def result_notes(
             f"{early_stop.min_gain}"
         )
     for what, failed in (
-        ("made", [one for one in candidates if one.pixels is None]),
-        ("measured", [one for one in candidates if one.pixels is not None and not one.valid and not _empty(one)]),
+        ("made", [entry for entry in candidates if entry.pixels is None]),
+        (
+            "measured",
+            [entry for entry in candidates if entry.pixels is not None and not entry.valid and not _empty(entry)],
+        ),
     ):
         if failed:
             yield f"{len(failed)} of {count} could not be {what}; the first: {failed[0].error}"
-    if empty := [one for one in candidates if _empty(one)]:
+    if empty := [entry for entry in candidates if _empty(entry)]:
         yield f"{len(empty)} of {count} are never chosen; the first: {empty[0].error}"
 
 
-def _empty(one: Candidate) -> bool:
-    return one.error is not None and one.error.startswith(PREFIX)
+def _empty(candidate: Candidate) -> bool:
+    return candidate.error is not None and candidate.error.startswith(PREFIX)
 
 
 def report_of(
     candidates: Sequence[Candidate], settings: dict[str, Any], arguments: dict[str, Any], notes: Sequence[str],
     seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return what stands in run.json: JSON values only, NaN as null. `seconds` are those of this session."""
-    shown = sorted(candidates, key=lambda one: (one.rank is None, one.rank or 0, one.index))
+    """Return the content of run.json: JSON values only, NaN as null. `seconds` counts this session."""
+    shown = sorted(candidates, key=lambda candidate: (candidate.rank is None, candidate.rank or 0, candidate.index))
     return {
         "settings": settings, "arguments": arguments, "notes": list(notes), "identical": are_identical(candidates),
         "ranking": [
             {
-                "rank": one.rank, "index": one.index, "seed": one.seed, "restorer": one.restorer,
-                "score": _number(one.score), "cascade_score": _number(one.cascade_score),
-                "error": one.error, "cascade_error": one.cascade_error,
+                "rank": candidate.rank, "index": candidate.index, "seed": candidate.seed,
+                "restorer": candidate.restorer,
+                "score": plain(candidate.score), "cascade_score": plain(candidate.cascade_score),
+                "error": candidate.error, "cascade_error": candidate.cascade_error,
             }
-            for one in shown
+            for candidate in shown
         ],
-        "seconds": round(seconds, 3), "seconds_restoring": round(sum(one.seconds for one in candidates), 3),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
-        "platform": platform.platform(),
+        "seconds": round(seconds, 3), "seconds_restoring": round(sum(candidate.seconds for candidate in candidates), 3),
+        **provenance("diffusers"),
     }  # fmt: skip
 
 
 def image_digest(image: Tensor | None) -> str | None:
     if image is None:
         return None
-    return hashlib.sha256(f"{tuple(image.shape)}".encode() + image.contiguous().numpy().tobytes()).hexdigest()[:16]
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    return digest(f"{tuple(image.shape)}", image.contiguous().numpy().tobytes())

@@ -1,6 +1,5 @@
 """Drawing candidates one by one: make, score, record, and hold no more images than asked for."""
 
-import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ from restoration.selection.result import DrawFolder
 from zoomiqa_reward.images.loading import load_image, to_pil
 from zoomiqa_reward.rewards.base import Reward, is_groupwise
 from zoomiqa_reward.rewards.restorations import ask_restorations
+from zoomiqa_reward.runs.digest import digest
+from zoomiqa_reward.runs.json_lines import as_float
 from zoomiqa_reward.runs.progress import progress as progress_of
 
 
@@ -61,9 +62,9 @@ class CandidateLoop:
         begins = range(0, n, size)
         for begin in progress_of(begins, len(begins), "restoring", streaming=False) if progress else begins:
             chunk = range(begin, min(begin + size, n))
-            found = self._chunk(chunk)
+            candidates = self._chunk(chunk)
             for k in chunk:
-                self.candidates.append(found[k])
+                self.candidates.append(candidates[k])
                 if not self.pools:
                     self.forget()
             if early_stop is not None and len(self.candidates) < n and self._stops(early_stop):
@@ -80,71 +81,81 @@ class CandidateLoop:
     def _score_pool(self) -> None:
         """Score all different images so far as one group; candidates that show the same image share its score."""
         first: dict[str, Candidate] = {}
-        for one in self.candidates:
-            if one.pixels is not None:
-                first.setdefault(one.pixels, one)
+        for candidate in self.candidates:
+            if candidate.pixels is not None:
+                first.setdefault(candidate.pixels, candidate)
         answers = dict(zip(first, self._ask_together(self.reward, list(first.values())), strict=True))
         self.candidates = [
-            one if one.pixels is None else replace(one, **_scored(answers[one.pixels])) for one in self.candidates
+            candidate if candidate.pixels is None else replace(candidate, **_scored(answers[candidate.pixels]))
+            for candidate in self.candidates
         ]
 
     def ask_again(self, reward: Reward, top: int) -> None:
         """Ask another reward about the `top` best different images; all candidates that show one get its score."""
-        order = sorted((one for one in ranked(self.candidates) if one.valid), key=lambda one: (one.rank, one.index))
+        order = sorted(
+            (entry for entry in ranked(self.candidates) if entry.valid), key=lambda entry: (entry.rank, entry.index)
+        )
         chosen: dict[str | None, Candidate] = {}
         for candidate in order:
             chosen.setdefault(candidate.pixels, candidate)
         finalists = list(chosen.values())[:top]
         together = self._ask_together(reward, finalists) if is_groupwise(reward) else [None] * len(finalists)
-        for candidate, said in zip(finalists, together, strict=True):
+        for candidate, answer in zip(finalists, together, strict=True):
             row = None
-            if self.folder is not None and said is None:
+            if self.folder is not None and answer is None:
                 row = self.folder.cascaded.get((candidate.index, reward.fingerprint))
             if row is None:
-                said = said or self._ask(reward, candidate.image, candidate.prompt)
-                why = None if said.explanation is None else asdict(said.explanation)
-                score = None if said.error else said.score
+                answer = answer or self._ask(reward, candidate.image, candidate.prompt)
+                why = None if answer.explanation is None else asdict(answer.explanation)
+                score = None if answer.error else answer.score
                 key = None if self.folder is None else reward.fingerprint
-                row = {"index": candidate.index, "reward": key, "score": score, "error": said.error,
+                row = {"index": candidate.index, "reward": key, "score": score, "error": answer.error,
                        "explanation": why}  # fmt: skip
                 if self.folder is not None:
                     self.folder.add_cascade(row)
-            heard = {"cascade_score": math.nan if row["score"] is None else row["score"], "cascade_error": row["error"]}
+            fields = {
+                "cascade_score": as_float(row["score"]),
+                "cascade_error": row["error"],
+            }
             if row.get("explanation") is not None:
-                heard["explanation"] = Explanation.from_json(row["explanation"])
+                fields["explanation"] = Explanation.from_json(row["explanation"])
             self.candidates = [
-                replace(one, **heard) if one.pixels == candidate.pixels else one for one in self.candidates
+                replace(entry, **fields) if entry.pixels == candidate.pixels else entry for entry in self.candidates
             ]
 
     def _chunk(self, chunk: range) -> dict[int, Candidate]:
         """Return the chunk's candidates by number: those in the folder, and the others drawn now."""
         done = {} if self.folder is None else self.folder.done
-        found = {k: done[k] for k in chunk if k in done}
-        for place, source in enumerate(self.sources):
-            mine = [k for k in chunk if k % len(self.sources) == place]
-            missing = [k for k in mine if k not in found]
+        candidates = {k: done[k] for k in chunk if k in done}
+        for index, source in enumerate(self.sources):
+            mine = [k for k in chunk if k % len(self.sources) == index]
+            missing = [k for k in mine if k not in candidates]
             if not missing:
                 continue
             if source.restorer.deterministic:
-                first = self._first(place, found)
+                first = self._first(index, candidates)
                 if first is None:
-                    first = found[missing[0]] = next(self._restore_candidates(place, missing[:1]))
-                found |= {k: self._copy(first, k) for k in missing if k not in found}
+                    first = candidates[missing[0]] = next(self._restore_candidates(index, missing[:1]))
+                candidates |= {k: self._copy(first, k) for k in missing if k not in candidates}
             else:
                 # The whole batch again where part of it was recorded: neighbours may change the last bits.
                 drawn = missing if self.batch_size is None else mine
-                found |= {one.index: one for one in self._restore_candidates(place, drawn, set(missing))}
-        return found
+                candidates |= {
+                    candidate.index: candidate for candidate in self._restore_candidates(index, drawn, set(missing))
+                }
+        return candidates
 
-    def _first(self, place: int, found: dict[int, Candidate]) -> Candidate | None:
-        known = [*self.candidates, *found.values()]
-        return next((one for one in known if one.source == place and one.same_as is None), None)
+    def _first(self, index: int, candidates: dict[int, Candidate]) -> Candidate | None:
+        earlier = [*self.candidates, *candidates.values()]
+        return next(
+            (candidate for candidate in earlier if candidate.source == index and candidate.same_as is None), None
+        )
 
     def _restore_candidates(
-        self, place: int, numbers: list[int], wanted: set[int] | None = None
+        self, index: int, numbers: list[int], wanted: set[int] | None = None
     ) -> Iterator[Candidate]:
         """Restore candidates of one source and yield those wanted, each scored and recorded."""
-        source = self.sources[place]
+        source = self.sources[index]
         seeds = [candidate_seed(self.seed, k) for k in numbers]
         began = time.monotonic()
         made = self._restore(source, seeds)
@@ -152,19 +163,19 @@ class CandidateLoop:
         for k, seed, restored in zip(numbers, seeds, made, strict=True):
             if wanted is not None and k not in wanted:
                 continue
-            known: dict[str, Any] = {
-                "index": k, "seed": seed, "restorer": source.restorer.name, "source": place, "seconds": round(share, 4),
+            common: dict[str, Any] = {
+                "index": k, "seed": seed, "restorer": source.restorer.name, "source": index, "seconds": round(share, 4),
             }  # fmt: skip
             if isinstance(restored, RestorationError):
-                failed = Candidate(prompt=source.prompt, batch_position=0, batch_size=1, error=str(restored), **known)
+                failed = Candidate(prompt=source.prompt, batch_position=0, batch_size=1, error=str(restored), **common)
                 yield self._recorded(failed, None)
                 continue
             image = to_pil(restored.image)
-            said = _PENDING if self.pools else self._ask(self.reward, image, restored.prompt)
+            answer = _PENDING if self.pools else self._ask(self.reward, image, restored.prompt)
             scored = Candidate(
                 prompt=restored.prompt, batch_position=restored.batch_position, batch_size=restored.batch_size,
                 sharpness=restored.sharpness,
-                pixels=pixels_digest(image), **_scored(said), **known,
+                pixels=pixels_digest(image), **_scored(answer), **common,
             )  # fmt: skip
             yield self._recorded(scored, image)
 
@@ -194,7 +205,9 @@ class CandidateLoop:
 
     def _ask_together(self, reward: Reward, candidates: list[Candidate]) -> list[RewardAnswer]:
         """Ask a reward about candidates as one group."""
-        return self._score_restorations(reward, [one.image for one in candidates], [one.prompt for one in candidates])
+        return self._score_restorations(
+            reward, [candidate.image for candidate in candidates], [candidate.prompt for candidate in candidates]
+        )
 
     def _score_restorations(
         self, reward: Reward, images: list[Image.Image], prompts: list[str | None]
@@ -206,39 +219,41 @@ class CandidateLoop:
             reward, [load_image(image) for image in images], lq=[self.given["lq"]] * count,
             hr=None if hr is None else [hr] * count, prompts=[prompt or "" for prompt in prompts], groups=[0] * count,
         )  # fmt: skip
-        found = []
+        answers = []
         for k in range(count):
             explanation = None if scores.answers is None else Explanation.of(next(iter(scores.answers[k]), None))
             if bool(scores.valid[k]):
-                found.append(RewardAnswer(float(scores.value[k]), float(scores.std[k]), None, explanation))
+                answers.append(RewardAnswer(float(scores.value[k]), float(scores.std[k]), None, explanation))
             else:
-                found.append(RewardAnswer(math.nan, math.nan, scores.reason(k, reward.name), explanation))
-        return found
+                answers.append(RewardAnswer(math.nan, math.nan, scores.reason(k, reward.name), explanation))
+        return answers
 
     def _scores(self) -> list[list[float]]:
         return [
-            [one.score for one in self.candidates if one.source == place and one.valid]
-            for place in range(len(self.sources))
+            [candidate.score for candidate in self.candidates if candidate.source == index and candidate.valid]
+            for index in range(len(self.sources))
         ]
 
     def forget(self) -> None:
         """Let go of all images but the best `keep` different ones; copies of a deterministic restorer count once."""
-        holding = [one for one in ranked(self.candidates) if one.held is not None]
-        holding.sort(key=lambda one: (one.rank is None, one.rank or 0, one.index))
-        different = dict.fromkeys(one.pixels for one in holding)
+        holding = [candidate for candidate in ranked(self.candidates) if candidate.held is not None]
+        holding.sort(key=lambda candidate: (candidate.rank is None, candidate.rank or 0, candidate.index))
+        different = dict.fromkeys(candidate.pixels for candidate in holding)
         kept = set(list(different)[: self.keep])
-        self.candidates = [one if one.pixels in kept else replace(one, held=None) for one in self.candidates]
+        self.candidates = [
+            candidate if candidate.pixels in kept else replace(candidate, held=None) for candidate in self.candidates
+        ]
 
 
 _PENDING = RewardAnswer(math.nan, math.nan, "not scored yet: the run ended before the whole pool was drawn", None)
 """Stands in the folder for candidates whose score depends on the whole pool."""
 
 
-def _scored(said: RewardAnswer) -> dict[str, Any]:
-    return {"score": said.score, "std": said.std, "valid": said.error is None, "error": said.error,
-            "explanation": said.explanation}  # fmt: skip
+def _scored(answer: RewardAnswer) -> dict[str, Any]:
+    return {"score": answer.score, "std": answer.std, "valid": answer.error is None, "error": answer.error,
+            "explanation": answer.explanation}  # fmt: skip
 
 
 def pixels_digest(image: Image.Image) -> str:
     """Return 16 hex digits of the size and pixels of an RGB image."""
-    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:16]
+    return digest(f"{image.size}", image.tobytes())

@@ -1,4 +1,4 @@
-"""What choosing among restorations returns: every candidate with what made it, in one order, failures last."""
+"""Candidates of best-of-N: how each was made, its score and its rank; failures last."""
 
 import math
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ from zoomiqa_reward.model.turns import Box, PixelBox
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """Why a candidate got its score, in words and places."""
+    """Why a candidate got its score: words and regions."""
 
     rationale: str
     """One line."""
     bbox: Box | None = None
     """Region that round 1 named, as fractions (left, top, right, bottom)."""
     crop_box: PixelBox | None = None
-    """Region that round 2 looked at, in pixels of the image."""
+    """Region that round 2 examined, in pixels of the image."""
 
     @classmethod
     def of(cls, answer: Assessment | None) -> "Explanation | None":
-        """Return what an assessment says; None where there is none, or where it could not be read."""
+        """Return the explanation in an assessment; None if there is no readable one."""
         if answer is None or not answer.valid or not answer.turns:
             return None
         crop = answer.turns[1].crop_box if len(answer.turns) > 1 else None
@@ -46,43 +46,43 @@ class Candidate:
     """One restoration and its score. The score is that of the 8-bit image, as its PNG holds it."""
 
     index: int
-    """Its number k in the run, from 0; with the run's seed it fixes `seed`."""
+    """Its index k in the run, from 0. With the seed of the run it determines `seed`."""
     seed: int
     restorer: str
     source: int
-    """Which restorer and prompt of the pool, from 0."""
+    """Index of its restorer and prompt in the pool, from 0."""
     prompt: str | None
-    """None where the restorer takes none."""
+    """None if the restorer takes none."""
     batch_position: int
     batch_size: int
     sharpness: float = 0.0
-    """How much sharper than given its restorer saw the image (`vary_sharpness`)."""
+    """How much its input was sharpened (`vary_sharpness`); negative: softened."""
     score: float = math.nan
-    """By the reward, higher is better; NaN where not valid."""
+    """Value of the reward, higher is better; NaN if not valid."""
     std: float = math.nan
     valid: bool = False
     error: str | None = None
     """Why there is no score."""
     cascade_score: float = math.nan
-    """By the cascade's reward; NaN where it was not asked, or could not tell."""
+    """Value of the cascade's reward; NaN if it did not score this candidate."""
     cascade_error: str | None = None
     explanation: Explanation | None = None
-    """Of the reward that answers in words; the cascade's where it was asked."""
+    """From a reward that answers in words; from the cascade if it scored this candidate."""
     rank: int | None = None
-    """1 is best; None where not valid."""
+    """1 is best; None if not valid."""
     pixels: str | None = None
-    """sha256 of the 8-bit image, its first 16 digits; None where it could not be made."""
+    """First 16 digits of the sha256 of the 8-bit image; None if it could not be made."""
     same_as: int | None = None
-    """Index of the candidate whose image this is: a deterministic restorer is not run again."""
+    """Index of an earlier candidate with the same image: a deterministic restorer is not run again."""
     seconds: float = 0.0
-    """Wall-clock time of making it, its share where a batch was made at once."""
+    """Wall-clock time to make it; its share of a batch."""
     file: Path | None = None
-    """Its PNG, where the run has a folder."""
+    """Its PNG file, if the run has a folder."""
     held: Image.Image | None = field(default=None, repr=False)
 
     @property
     def image(self) -> Image.Image:
-        """The RGB image, from memory or from its PNG. Raises ValueError where it was not kept, or never made."""
+        """The RGB image, from memory or from its PNG file. Raises ValueError if it was not kept or never made."""
         if self.held is not None:
             return self.held
         if self.pixels is None:
@@ -93,15 +93,15 @@ class Candidate:
             return image.convert("RGB")
 
     def has_image(self) -> bool:
-        """Return whether `image` has something to give."""
+        """Return whether `image` is available."""
         return self.held is not None or (self.pixels is not None and self.file is not None)
 
 
 def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return the candidates, in the order given, with their ranks.
+    """Return the candidates in input order, with their ranks.
 
-    Those that the cascade measured come first, by its score; then the others by the reward's. The same image has
-    the same rank; of equal scores the earlier candidate is the better one. Not valid: no rank.
+    Candidates that the cascade measured come first, by its score; then the others by the reward. Equal images share a
+    rank. Of equal scores the earlier candidate ranks higher. A candidate that is not valid has no rank.
 
     >>> one = Candidate(index=0, seed=1, restorer="r", source=0, prompt=None, batch_position=0, batch_size=1)
     >>> [c.rank for c in ranked([replace(one, score=1.0, valid=True), one, replace(one, score=2.0, valid=True)])]
@@ -112,18 +112,18 @@ def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
         has_cascade = math.isfinite(candidate.cascade_score)
         return has_cascade, candidate.cascade_score if has_cascade else 0.0, candidate.score
 
-    measured = [k for k, one in enumerate(candidates) if one.valid]
+    measured = [k for k, item in enumerate(candidates) if item.valid]
     order = sorted(measured, key=lambda k: strength(candidates[k]), reverse=True)  # stable: the earlier one first
-    found = [replace(one, rank=None) for one in candidates]
+    result = [replace(item, rank=None) for item in candidates]
     last, rank = None, 0
-    for place, k in enumerate(order, start=1):
+    for position, k in enumerate(order, start=1):
         this = (candidates[k].pixels or k, strength(candidates[k]))
-        rank = rank if this == last else place
-        found[k], last = replace(found[k], rank=rank), this
-    return found
+        rank = rank if this == last else position
+        result[k], last = replace(result[k], rank=rank), this
+    return result
 
 
 def are_identical(candidates: Sequence[Candidate]) -> bool:
-    """Return whether there are two or more images, all of them the same."""
-    images = [one.pixels for one in candidates if one.pixels is not None]
+    """Return whether there are at least two images and all are the same."""
+    images = [candidate.pixels for candidate in candidates if candidate.pixels is not None]
     return len(images) > 1 and len(set(images)) == 1

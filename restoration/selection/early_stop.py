@@ -1,4 +1,4 @@
-"""When to stop drawing candidates: when one more is not expected to raise the best score by what it costs.
+"""Stop drawing candidates when one more is not expected to raise the best score by its cost.
 
 The rule. Scores of one source are taken as independent draws from a normal distribution of unknown mean and
 variance. After m of them, with mean a and standard deviation s (divisor m - 1), the next score X has Student's t
@@ -20,12 +20,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStop:
-    """When to stop, in the reward's own units."""
+    """Stopping rule, in the units of the reward."""
 
     min_gain: float = 0.01
-    """Least expected rise of the best score that is worth one more candidate."""
+    """Smallest expected gain of the best score that is worth one more candidate."""
     min_draws: int = 4
-    """Measured candidates of each source before the rule may stop; at least 3, below which the formula is infinite."""
+    """Measured candidates per source before the rule may stop; at least 3, because the formula needs them."""
 
     def __post_init__(self) -> None:
         if not self.min_gain > 0 or not math.isfinite(self.min_gain):
@@ -36,8 +36,8 @@ class EarlyStop:
     def says_stop(self, scores_by_source: Sequence[Sequence[float]]) -> bool:
         """Return whether no source is expected to raise the best score of all by `min_gain`.
 
-        One sequence a source (restorer and prompt), of measured scores only; where one is shorter than `min_draws`,
-        drawing goes on.
+        One sequence of measured scores per source (restorer and prompt). If one is shorter than `min_draws`, drawing
+        continues.
         """
         if not scores_by_source or any(len(scores) < self.min_draws for scores in scores_by_source):
             return False
@@ -46,9 +46,9 @@ class EarlyStop:
 
 
 def expected_improvement(scores: Sequence[float], best: float) -> float:
-    """Return how much one more draw from the source of these scores is expected to rise above `best`.
+    """Return the expected gain over `best` of one more draw from the source of these scores.
 
-    Scores that are all equal expect nothing, unless they lie above `best` themselves.
+    If all scores are equal, the result is 0 unless they lie above `best`.
     Raises ValueError for fewer than 3 scores.
 
     >>> round(expected_improvement([2.0, 3.0, 4.0], best=4.0), 4)

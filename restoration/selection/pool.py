@@ -1,9 +1,9 @@
-"""A pool worth choosing from: doing nothing, the restorer as it is, and restorations that differ in structure.
+"""A pool for best-of-N: bicubic, the restorer as it is, and restorations that differ in structure.
 
-Another noise changes grain alone, and a judge cannot tell such candidates apart. These differ in how blurred their
-restorer took the input to be (`vary_sharpness`), and, where the restorer has a temperature, in how much texture they
-have. Bicubic takes part, so that a choice that is no better than doing nothing says so; the restorer as it is takes
-part, so that no choice is worse than it by the reward's own measure.
+Another seed changes only grain, and a judge cannot distinguish such candidates. The members of this pool assume a
+different blur of the input (`vary_sharpness`) and, if the restorer has a temperature, a different amount of texture.
+Bicubic takes part, so the result shows if nothing beats doing nothing. The restorer as it is takes part, so by the
+reward's own measure no choice is worse than the default.
 """
 
 import inspect
@@ -17,15 +17,16 @@ from restoration.restorer.loading import is_pipeline, load_pipeline
 from restoration.restorer.restorer import Restorer
 
 BICUBIC = "bicubic"
-"""What results call the candidate that does nothing but enlarge."""
+"""Name in results of the candidate that is only enlarged."""
 VARY_SHARPNESS = 0.5
 TEMPERATURES = (0.0, 0.5, 1.0)
-"""Of the embedded restorer's varied candidates. Both were chosen on held-out photographs (docs/notes/restorer.md)."""
+"""Temperatures of the embedded restorer's varied candidates. Chosen on held-out photographs, like the sharpness
+(docs/notes/restorer.md)."""
 POOL_SIZE = 8
 
 
 def doing_nothing(scale: int) -> Restorer:
-    """Return bicubic as a restorer: deterministic, `scale` times as large."""
+    """Return bicubic enlargement as a deterministic restorer, `scale` times as large."""
 
     def enlarged(image: Tensor) -> Tensor:
         return bicubic(image, scale)
@@ -36,11 +37,11 @@ def doing_nothing(scale: int) -> Restorer:
 def varied_pool(
     source: Any = "nano", *, vary_sharpness: float = VARY_SHARPNESS, size: int = POOL_SIZE, **options: Any
 ) -> list[Restorer]:
-    """Return `size` restorers for `best_of_n`: of `source` as it is, bicubic, then varied ones.
+    """Return `size` restorers for `best_of_n`: `source` as it is, bicubic, then varied ones.
 
-    source, options: as `Restorer.from_pretrained` takes them; a pipeline is loaded once. A pipeline that takes
-    `temperature` is varied in it as well, unless a temperature is among the options. With `n=size` every member is
-    drawn once. Raises ValueError for a size below 3, no variation, or a scale that is not known; what loading raises.
+    source, options: as in `Restorer.from_pretrained`; a pipeline is loaded once. If the pipeline takes `temperature`,
+    that is varied too, unless the options set it. With `n=size` every member is drawn once. Raises ValueError for a
+    size below 3, for no variation, and for an unknown scale; also the exceptions of loading.
     """
     if size < 3 or not 0 < vary_sharpness <= 1:
         raise ValueError(f"size={size}, vary_sharpness={vary_sharpness}: at least 3, and above 0 up to 1")
@@ -53,11 +54,11 @@ def varied_pool(
     settings: list[dict[str, Any]] = [{}]
     if "temperature" not in options and is_pipeline(source):
         takes = "temperature" in inspect.signature(type(source).__call__).parameters
-        settings = [{"temperature": one} for one in TEMPERATURES] if takes else settings
+        settings = [{"temperature": setting} for setting in TEMPERATURES] if takes else settings
     varied = []
-    for one in settings:
-        name = " ".join([plain.name, "varied", *(f"T {value:g}" for value in one.values())])
-        changes = {"name": name, "vary_sharpness": vary_sharpness} | one
+    for setting in settings:
+        name = " ".join([plain.name, "varied", *(f"T {value:g}" for value in setting.values())])
+        changes = {"name": name, "vary_sharpness": vary_sharpness} | setting
         varied.append(Restorer.from_pretrained(source, **(options | changes)))
     return [plain, doing_nothing(plain.scale), *(varied[k % len(varied)] for k in range(size - 2))]
 
@@ -70,6 +71,6 @@ def _device() -> str:
 
 def merge_pools(pools: list[list[Restorer]]) -> list[Restorer]:
     """Return one pool of several, in turns, with bicubic once."""
-    members = [one for row in zip(*pools, strict=True) for one in row]
-    first = next(one for one in members if one.name == BICUBIC)
-    return [one for one in members if one.name != BICUBIC or one is first]
+    members = [restorer for row in zip(*pools, strict=True) for restorer in row]
+    first = next(restorer for restorer in members if restorer.name == BICUBIC)
+    return [restorer for restorer in members if restorer.name != BICUBIC or restorer is first]

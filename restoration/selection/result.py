@@ -1,12 +1,10 @@
-"""What best-of-N returns, and the folder that it lies in.
+"""Result of best-of-N, and its folder.
 
-What best-of-N returns.
+A kill at any moment neither loses nor repeats finished work:
 
-The folder of a best-of-N run: written so that a kill at any moment loses and doubles nothing.
-
-    run.json           what the run is made of (`settings`, fixed at its start), and the ranking once it is done
-    candidates.jsonl   one line a candidate, appended when its image lies in candidates/ and its score is known
-    cascade.jsonl      one line a candidate that the cascade's reward was asked about
+    run.json           settings, fixed at the start; the ranking is added at the end
+    candidates.jsonl   one line per candidate, appended when its image is in candidates/ and its score is known
+    cascade.jsonl      one line per candidate that the cascade's reward scored
     candidates/*.png   the images; best.png, sheet.png at the end
 
 An image is renamed into place before its line is appended, and a line counts once its newline is there. So what a
@@ -26,7 +24,7 @@ from PIL import Image
 from restoration.selection.candidates import Candidate, Explanation
 from zoomiqa_reward.images.contact_sheet import SheetEntry, contact_sheet
 from zoomiqa_reward.images.loading import save_png
-from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json
+from zoomiqa_reward.runs.json_lines import append_line, as_float, plain, read_lines, write_json
 from zoomiqa_reward.runs.outputs import claim_folder
 from zoomiqa_reward.runs.settings import refuse_another_run
 
@@ -36,23 +34,27 @@ class BestOfN:
     """The candidates of one low-quality image."""
 
     candidates: tuple[Candidate, ...]
-    """In the order drawn: `candidates[k]` is candidate k."""
+    """In the order of drawing: `candidates[k]` is candidate k."""
     identical: bool
-    """All images are the same, so there was nothing to choose. False where there are fewer than two."""
+    """All images are the same, so nothing was chosen. False for fewer than two."""
     stopped_early: bool
     notes: tuple[str, ...]
-    """What a reader of the numbers has to know, such as why all candidates are identical."""
+    """Notes that a reader of the numbers needs, such as why all candidates are identical."""
     report: dict[str, Any]
-    """What stands in run.json."""
+    """The content of run.json."""
 
     @property
     def order(self) -> tuple[Candidate, ...]:
-        """The candidates, best first, those without a score last."""
-        return tuple(sorted(self.candidates, key=lambda one: (one.rank is None, one.rank or 0, one.index)))
+        """The candidates, best first. Those without a score come last."""
+        return tuple(
+            sorted(
+                self.candidates, key=lambda candidate: (candidate.rank is None, candidate.rank or 0, candidate.index)
+            )
+        )
 
     @property
     def best(self) -> Candidate:
-        """The candidate of rank 1. Raises ValueError where none could be measured."""
+        """The candidate of rank 1. Raises ValueError if none could be measured."""
         first = self.order[0]
         if not first.valid:
             raise ValueError(f"none of {len(self.candidates)} candidates could be measured; the first: {first.error}")
@@ -61,8 +63,7 @@ class BestOfN:
     def save(self, folder: Any) -> Path:
         """Write run.json, candidates.jsonl, the images that are held, best.png and sheet.png; return the folder.
 
-        For a run with `out` they are there already. Raises OSError, and ValueError for a folder that holds another
-        run.
+        A run with `out` has written them already. Raises OSError, and ValueError for a folder that holds another run.
         """
         return save_result(self, Path(folder))
 
@@ -107,7 +108,7 @@ class DrawFolder:
         file = None if row["file"] is None else self.folder / row["file"]
         if file is not None and not file.exists():
             raise ValueError(f"{file} is missing, though candidates.jsonl lists it: put it back or use another folder")
-        score, std = (math.nan if row[key] is None else row[key] for key in ("score", "std"))
+        score, std = (as_float(row[key]) for key in ("score", "std"))
         why = Explanation.from_json(row.get("explanation"))
         return Candidate(**(row | {"file": file, "score": score, "std": std, "explanation": why}))
 
@@ -138,10 +139,10 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
 def save_result(result: "BestOfN", folder: Path) -> Path:
     """Write a result that has no folder yet; see `BestOfN.save`."""
     with open_run(folder, result.report["settings"]) as run:
-        for one in result.candidates:
-            if one.index not in run.done:
-                twin = None if one.same_as is None else run.done[one.same_as].file
-                run.add(replace(one, file=twin), one.image if one.has_image() else None)
+        for candidate in result.candidates:
+            if candidate.index not in run.done:
+                twin = None if candidate.same_as is None else run.done[candidate.same_as].file
+                run.add(replace(candidate, file=twin), candidate.image if candidate.has_image() else None)
     write_artefacts(result, folder)
     return folder
 
@@ -151,31 +152,32 @@ def write_artefacts(result: "BestOfN", folder: Path) -> None:
     if result.order[0].valid:
         save_png(result.best.image, folder / "best.png")
     shown = result.order[:SHEET_CANDIDATES]
-    images = [_opener(one) if one.has_image() else None for one in shown]
-    save_png(contact_sheet(images, [_entry(one) for one in shown]), folder / "sheet.png")
+    images = [_opener(item) if item.has_image() else None for item in shown]
+    save_png(contact_sheet(images, [_entry(item) for item in shown]), folder / "sheet.png")
     write_json(folder / "run.json", result.report | {"finished": True})
 
 
 def record_of(candidate: Candidate, folder: Path | None) -> dict[str, Any]:
     """Return a candidate's line: its fields, NaN as null, the file relative to the folder."""
-    row = {one.name: getattr(candidate, one.name) for one in fields(candidate) if one.name not in _NOT_RECORDED}
-    row |= {key: row[key] if math.isfinite(row[key]) else None for key in ("score", "std")}
+    row = {item.name: getattr(candidate, item.name) for item in fields(candidate) if item.name not in _NOT_RECORDED}
     row["explanation"] = None if candidate.explanation is None else asdict(candidate.explanation)
     file = candidate.file
-    return row | {"file": file.relative_to(folder).as_posix() if file is not None and folder is not None else None}
+    return plain(row) | {
+        "file": file.relative_to(folder).as_posix() if file is not None and folder is not None else None
+    }
 
 
 def _opener(candidate: Candidate) -> Callable[[], Image.Image]:
     return lambda: candidate.image
 
 
-def _entry(one: Candidate) -> SheetEntry:
-    has_cascade = math.isfinite(one.cascade_score)
-    why = one.explanation or Explanation(rationale="")
-    words = [f"seed {one.seed}" + (f", first {one.score:.2f}" if has_cascade else ""), one.prompt, why.rationale]
+def _entry(item: Candidate) -> SheetEntry:
+    has_cascade = math.isfinite(item.cascade_score)
+    why = item.explanation or Explanation(rationale="")
+    words = [f"seed {item.seed}" + (f", first {item.score:.2f}" if has_cascade else ""), item.prompt, why.rationale]
     return SheetEntry(
-        name=f"{one.index} {one.restorer}", rating=one.cascade_score if has_cascade else one.score,
-        std=math.nan if has_cascade else one.std, rank=one.rank, valid=one.valid, error=one.error,
+        name=f"{item.index} {item.restorer}", rating=item.cascade_score if has_cascade else item.score,
+        std=math.nan if has_cascade else item.std, rank=item.rank, valid=item.valid, error=item.error,
         rationale=". ".join(text for text in words if text), bbox=why.bbox, crop_box=why.crop_box,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Settings of a run: what all algorithms share, what the monitor measures; with an algorithm and a reward, a recipe."""
+"""Settings of a run: `TuneConfig` for all algorithms, `MonitorConfig`, and `Recipe` with algorithm and reward."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -12,61 +12,60 @@ PRECISIONS = ("no", "bf16")
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig:
-    """What every algorithm needs to know."""
+    """Settings that all algorithms share."""
 
     seed: int = 0
     rounds: int = 40
-    """Draw, score, update: so many times."""
+    """Number of rounds; a round draws, scores and updates."""
     images_per_round: int = 8
-    """LR images of a round, of all processes together."""
+    """Low-quality images per round, of all processes together."""
     num_samples: int = 8
-    """Candidates an LR image (the group)."""
+    """Candidates per low-quality image (the group)."""
     crop_px: int | None = 32
-    """Side of the LR crop that a round takes of an image; None: whole images."""
+    """Side of the crop of each low-quality image; None: whole images."""
     steps: int = 8
-    """Denoising steps of a candidate."""
+    """Denoising steps per candidate."""
     eta: float = 1.0
     """Noise of the sampler: DDIM's eta, or the noise level of a flow's SDE."""
     temperature: float = 1.0
-    """Factor of all the sampler's noise. Take that of the pipeline's own calls, or what is scored is not what it will
-    make."""
+    """Factor of all noise of the sampler. Use the value of the pipeline's own calls; otherwise the scored images differ
+    from those that the pipeline will make."""
     vary_sharpness: float = 0.0
-    """0 to 1: candidates restore the LR image as if it were softer or sharper, by an amount of their seed
-    (`hooks.sharpened`); what is learned of them is learned for the image as it is. Candidates then differ in what a
-    reward can see, where another noise alone is grain. For nft, dpo and sft, which take images of any sampler."""
+    """0 to 1: candidates see a softer or sharper input, by an amount from their seed (`image_io.sharpened`), and
+    count as restorations of the original input. They then differ in something that a reward can see; another seed
+    alone changes only grain. For nft, dpo and sft, which accept images from any sampler."""
     expected_targets: bool = False
-    """For nft, dpo and sft on varied candidates: in place of a candidate, learn what the model that drew it expects
-    when it sees what the candidate saw, at states that the image as it is leads to (`denoising.expected_target`). A
-    candidate's grain, which is learned first otherwise, is not in it. nft's model is the one that draws, that of dpo
-    and sft the base."""
+    """For nft, dpo and sft on varied candidates: regress to the model's *mean prediction*, given the input that the
+    candidate saw, instead of to the sampled image (`denoising.expected_target`). This removes sampling noise, which
+    training would otherwise fit first. NFT uses the current sampling model; DPO and SFT use the base model."""
     rows_at_once: int = 8
-    """Candidates in one pass of the denoiser."""
+    """Candidates per pass of the denoiser."""
     truth_weight: float = 0.0
-    """Of the denoising loss on the ground truths beside the algorithm's own: it keeps the network at what it was
-    trained for, where a reward alone lets grain and grids grow. Needs ground truths."""
+    """Weight of the denoising loss on the ground truths, added to the loss of the algorithm. It keeps the network at
+    its original task; with a reward alone grain and grids grow. Needs ground truths."""
     epochs: int = 1
-    """How often a round's candidates are gone through."""
+    """How often the candidates of a round are used."""
     updates_per_round: int = 1
-    """Optimizer steps an epoch."""
+    """Optimizer steps per epoch."""
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    """Smaller where runs collapse; 0: gradients are not clipped."""
+    """Clipping of the gradient norm; lower it if runs collapse. 0: no clipping."""
     lora_rank: int = 32
     lora_alpha: int = 64
     lora_targets: tuple[str, ...] | None = None
-    """Endings of the names of the layers that are tuned; None: what the pipeline's denoiser chooses, (): all."""
+    """Name endings of the tuned layers; None: the choice of the pipeline's denoiser; (): all."""
     ema_decay: float = 0.9
-    """Of the weights that are monitored and saved; 0: none."""
+    """Decay of the average of the weights, which is monitored and saved; 0: no average."""
     max_failure_rate: float = 0.1
-    """Share of candidates without a score above which the run stops."""
+    """Largest share of candidates without a score; above it the run stops."""
     mixed_precision: str = "no"
     """`no` or `bf16`; log-probabilities and losses stay float32."""
     gradient_checkpointing: bool = False
     offload: bool = False
     """The pipeline and the reward take turns on the device."""
     save_every: int = 5
-    """Rounds between saved states; a kill loses at most those."""
+    """Rounds between saved states: the most that a kill loses."""
 
     def __post_init__(self) -> None:
         counts = ("rounds", "images_per_round", "num_samples", "steps", "rows_at_once", "epochs", "updates_per_round",
@@ -79,7 +78,7 @@ class TuneConfig:
         if self.mixed_precision not in PRECISIONS:
             raise ValueError(
                 f"mixed_precision={self.mixed_precision!r}: must be one of {', '.join(PRECISIONS)}; float16 would need "
-                "a loss scale, which policy ratios near 1 do not survive"
+                "a loss scale, which is too coarse for policy ratios near 1"
             )
         for name, bottom in (("seed", 0), ("eta", 0), ("learning_rate", 0), ("max_grad_norm", 0), ("weight_decay", 0),
                              ("truth_weight", 0)):  # fmt: skip
@@ -96,29 +95,29 @@ class TuneConfig:
             raise ValueError(f"vary_sharpness={self.vary_sharpness}: must be 0 to 1")
         if self.expected_targets and not self.vary_sharpness:
             raise ValueError(
-                "expected_targets: of candidates that nothing but their noise tells apart the model expects what it "
-                "would draw anyway, so nothing would be learned; set vary_sharpness above 0"
+                "expected_targets: candidates that differ only in noise have one mean prediction, the model's own "
+                "already, so nothing would be learned; set vary_sharpness above 0"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorConfig:
-    """What watches a run for reward hacking."""
+    """Settings of the monitor, which watches a run for reward hacking."""
 
     every: int = 5
     """Rounds between looks."""
     num_seeds: int = 2
-    """Candidates an image, always the same seeds."""
+    """Candidates per image, always with the same seeds."""
     crop_px: int | None = 48
-    """Side of the LR crop, from the middle; None: whole images."""
+    """Side of the middle crop of each low-quality image; None: whole images."""
     metrics: tuple[str, ...] = ("fsim", "vif", "psnr_y", "niqe")
-    """Held-out ones, by their names in `restoration.metrics.registry`; none may be in the reward or in its labels."""
+    """Held-out metrics of `restoration.metrics.registry`. None of them may be in the reward or in its labels."""
     deviations: float = 4.0
-    """Bootstrap deviations between the base model's mean and a limit."""
+    """Distance of a limit from the base model's mean, in bootstrap standard deviations."""
     max_kl: float = 0.5
-    """Limit of the KL measure, which is 0 for the base and so has no spread of its own."""
+    """Limit of the KL measure, which is 0 for the base and so has no standard deviation."""
     stop: bool = True
-    """Stop at an alarm and go back to the best weights; False: record it and go on."""
+    """Stop at an alarm and return to the best weights; False: record the alarm and continue."""
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.num_seeds < 2:
@@ -129,7 +128,7 @@ class MonitorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A whole run but for its images."""
+    """Everything about a run except its images."""
 
     name: str
     source: str
@@ -144,10 +143,10 @@ class Recipe:
     """See the pipeline's file in `denoisers/`."""
 
     def settings(self) -> dict[str, Any]:
-        """Return what a run folder is made of, ready for JSON."""
-        given = {one.name: getattr(self.algorithm, one.name) for one in fields(self.algorithm) if one.init}
-        own = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
+        """Return the settings of a run folder, ready for JSON."""
+        given = {item.name: getattr(self.algorithm, item.name) for item in fields(self.algorithm) if item.init}
+        values = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
         return {
-            "recipe": self.name, "source": self.source, "algorithm": {"name": self.algorithm.name, **own},
+            "recipe": self.name, "source": self.source, "algorithm": {"name": self.algorithm.name, **values},
             "config": asdict(self.config), "monitor": asdict(self.monitor), "denoiser": dict(self.denoiser_options),
         }  # fmt: skip

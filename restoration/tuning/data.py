@@ -1,4 +1,4 @@
-"""The low-quality images of a run, with their ground truth where there is one, and the crops that rounds take."""
+"""Low-quality images of a run, with ground truth if there is one, and the crops of each round."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ class Example:
     lq: Tensor
     """CHW in [0, 1]."""
     hr: Tensor | None = None
-    """CHW in [0, 1], a whole number of times as large; None where there is none."""
+    """CHW in [0, 1], a whole number of times as large; None if there is none."""
     prompt: str = ""
 
     def __post_init__(self) -> None:
@@ -33,23 +33,23 @@ class Example:
 
 
 def load_examples(images: Any, *, prompts: Sequence[str] | None = None) -> list[Example]:
-    """Return examples of a `Dataset` of `restoration.evaluation.datasets`, or of a list of images or (lq, hr) pairs.
+    """Return examples from a `Dataset` of `restoration.evaluation.datasets`, a list of images, or of (lq, hr) pairs.
 
-    An image is anything that `load_image` takes. Raises ImageError, ValueError where prompts are not as many.
+    An image is anything that `load_image` takes. Raises ImageError; ValueError if the number of prompts differs.
     """
     if hasattr(images, "items") and hasattr(images, "load"):
-        pairs = [(item.name, images.load(place)) for place, item in enumerate(images.items)]
-        found = [Example(name=name, lq=pair.lq, hr=pair.hr) for name, pair in pairs]
+        pairs = [(item.name, images.load(index)) for index, item in enumerate(images.items)]
+        examples = [Example(name=name, lq=pair.lq, hr=pair.hr) for name, pair in pairs]
     else:
-        found = []
-        for place, given in enumerate(images):
+        examples = []
+        for index, given in enumerate(images):
             lq, hr = given if isinstance(given, tuple) else (given, None)
-            found.append(Example(name=str(place), lq=load_image(lq), hr=None if hr is None else load_image(hr)))
+            examples.append(Example(name=str(index), lq=load_image(lq), hr=None if hr is None else load_image(hr)))
     if prompts is None:
-        return found
-    if len(prompts) != len(found):
-        raise ValueError(f"prompts holds {len(prompts)} for {len(found)} images")
-    return [replace(one, prompt=text) for one, text in zip(found, prompts, strict=True)]
+        return examples
+    if len(prompts) != len(examples):
+        raise ValueError(f"prompts holds {len(prompts)} for {len(examples)} images")
+    return [replace(example, prompt=text) for example, text in zip(examples, prompts, strict=True)]
 
 
 def crop(example: Example, side: int | None, rng: np.random.Generator | None = None) -> Example:

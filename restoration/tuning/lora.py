@@ -68,7 +68,7 @@ def tuners(module: nn.Module) -> list[Any]:
 def weights_of(module: nn.Module, adapter: str = POLICY) -> dict[str, nn.Parameter]:
     """Return an adapter's parameters by name, in a fixed order."""
     ending = (f".lora_A.{adapter}.weight", f".lora_B.{adapter}.weight")
-    return {name: part for name, part in sorted(module.named_parameters()) if name.endswith(ending)}
+    return {name: parameter for name, parameter in sorted(module.named_parameters()) if name.endswith(ending)}
 
 
 @contextmanager
@@ -92,11 +92,11 @@ def use_adapter(module: nn.Module, name: str) -> Iterator[None]:
     """That adapter instead of the active one inside; the module is this thread's alone. Raises ValueError for an
     unknown name.
     """
-    found = tuners(module)
-    if not found or name not in found[0].lora_A:
-        raise ValueError(f"adapter {name!r}: there are {', '.join(found[0].lora_A) if found else 'none'}")
+    layers = tuners(module)
+    if not layers or name not in layers[0].lora_A:
+        raise ValueError(f"adapter {name!r}: there are {', '.join(layers[0].lora_A) if layers else 'none'}")
     with exclusive(module):
-        before, flags = list(found[0].active_adapters), _gradients(module)
+        before, flags = list(layers[0].active_adapters), _gradients(module)
         try:
             _activate(module, [name])
             yield
@@ -121,16 +121,20 @@ class AdapterState:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return a copy of the weights, on the CPU."""
-        return {name: part.detach().cpu().clone() for name, part in weights_of(self.module, self.adapter).items()}
+        return {
+            name: parameter.detach().cpu().clone() for name, parameter in weights_of(self.module, self.adapter).items()
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Set the weights. Raises ValueError where the state belongs to another LoRA."""
-        own = weights_of(self.module, self.adapter)
-        if own.keys() != state.keys() or any(own[name].shape != part.shape for name, part in state.items()):
+        parameters = weights_of(self.module, self.adapter)
+        if parameters.keys() != state.keys() or any(
+            parameters[name].shape != tensor.shape for name, tensor in state.items()
+        ):
             raise ValueError("the saved LoRA has other layers or another rank: use the run's own settings")
-        for name, part in state.items():
-            own[name].copy_(part)
+        for name, tensor in state.items():
+            parameters[name].copy_(tensor)
 
 
 def save_lora(denoiser: Denoiser, folder: Path, adapter: str = POLICY) -> Path:
@@ -140,8 +144,8 @@ def save_lora(denoiser: Denoiser, folder: Path, adapter: str = POLICY) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     prefix, [config] = denoiser.module_name, [denoiser.module.peft_config[adapter]]
     tensors = {
-        f"{prefix}.{name.replace(f'.{adapter}.weight', '.weight')}": part.detach().cpu().contiguous()
-        for name, part in weights_of(denoiser.module, adapter).items()
+        f"{prefix}.{name.replace(f'.{adapter}.weight', '.weight')}": parameter.detach().cpu().contiguous()
+        for name, parameter in weights_of(denoiser.module, adapter).items()
     }
     # One header entry, sorted, of what decides the numbers: then the file is the same for the same weights.
     facts = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
@@ -161,8 +165,8 @@ def load_lora(denoiser: Denoiser, folder: Path) -> None:
     facts = {name.removeprefix(f"{prefix}."): value for name, value in header.items()}
     add_lora(denoiser, int(facts["r"]), int(facts["lora_alpha"]), targets=facts["target_modules"])
     AdapterState(denoiser.module, POLICY).load_state_dict({
-        name.removeprefix(f"{prefix}.").removesuffix(".weight") + f".{POLICY}.weight": part
-        for name, part in tensors.items()
+        name.removeprefix(f"{prefix}.").removesuffix(".weight") + f".{POLICY}.weight": tensor
+        for name, tensor in tensors.items()
     })  # fmt: skip
 
 
@@ -173,8 +177,8 @@ def merge_adapter(module: nn.Module, adapter: str = POLICY) -> nn.Module:
         if not hasattr(layer, "lora_A") or not hasattr(layer, "merge"):
             continue
         layer.merge(adapter_names=[adapter])
-        parent, _, own = name.rpartition(".")
-        setattr(whole.get_submodule(parent), own, layer.get_base_layer())
+        parent, _, child = name.rpartition(".")
+        setattr(whole.get_submodule(parent), child, layer.get_base_layer())
     if hasattr(whole, "peft_config"):
         del whole.peft_config
     if getattr(whole, "_hf_peft_config_loaded", False):
@@ -194,12 +198,12 @@ def _activate(module: nn.Module, names: list[str]) -> None:
 
 
 def _gradients(module: nn.Module) -> list[tuple[nn.Parameter, bool]]:
-    return [(part, part.requires_grad) for part in module.parameters()]
+    return [(parameter, parameter.requires_grad) for parameter in module.parameters()]
 
 
 def _restore(flags: list[tuple[nn.Parameter, bool]]) -> None:
-    for part, had in flags:
-        part.requires_grad_(had)
+    for parameter, had in flags:
+        parameter.requires_grad_(had)
 
 
 class EMA:

@@ -15,7 +15,7 @@ class Offloader:
 
     def __init__(self, pipeline: Any, reward: Any, device: torch.device, *, enabled: bool) -> None:
         """Without `enabled` both stay where they are."""
-        self._drawing = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+        self._drawing = [component for component in pipeline.components.values() if isinstance(component, nn.Module)]
         self._scoring = modules_of(reward)
         self._device, self.enabled = device, enabled
         if enabled and not self._scoring:
@@ -43,7 +43,7 @@ class Offloader:
             self._move(self._drawing, self._device)
 
     def _move(self, parts: list[nn.Module], to: torch.device) -> None:
-        for part in parts:
-            part.to(to)
+        for module in parts:
+            module.to(to)
         if to.type == "cpu" and torch.cuda.is_available():
             torch.cuda.empty_cache()  # or the other side would not find the room

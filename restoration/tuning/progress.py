@@ -1,11 +1,9 @@
 """What a run knows of itself beside weights: counts, its best look, whether an alarm has ended it, its processes."""
 
-import json
 import math
 import os
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,29 +52,6 @@ def progress_bar(things: Iterable[Any] | None, words: str, process: int, **optio
     if process == 0 and not sys.stderr.isatty():
         return ProgressLines(things, words, options.get("total"), options.get("initial", 0))
     return tqdm(things, words, disable=process != 0, **options)
-
-
-def trim_rows(file: Path, last: int) -> None:
-    """Drop a log's rows of later rounds than `last`, and a half-written end: they will be made again, the same."""
-    if not file.exists():
-        return
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if row["round"] <= last:
-            kept.append(line)
-    half = file.with_suffix(".tmp")
-    half.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(half, file)
-
-
-def read_rows(file: Path) -> list[dict[str, float]]:
-    """Return a log's rows; none where there is no file."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return [json.loads(line) for line in lines]
 
 
 def finite(values: dict[str, float]) -> dict[str, float]:

@@ -21,22 +21,22 @@ from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 SD_X4 = "stabilityai/stable-diffusion-x4-upscaler"
 CONSISTENCY_WEIGHT = 0.5
-"""Of LR-consistency beside the rating, both as z-scores of their group: a no-reference reward alone is hacked."""
+"""Weight of LR-consistency beside the rating, both as z-scores of their group. A rating alone gets hacked."""
 RATING_PER_DB = 0.07
-"""What a dB of LR-consistency is worth beside the rating's 1 to 5, where neither is normalised."""
+"""Value of 1 dB of LR-consistency on the rating's scale of 1 to 5, if neither is normalised."""
 PAIR_SHARPNESS = 0.75
-"""How far the embedded restorer's candidates are varied for pairs, which set the extremes against each other."""
+"""`vary_sharpness` for pairs of the embedded restorer, which compare the extremes."""
 EXPECTED: dict[str, Any] = {
     "vary_sharpness": 1.0, "expected_targets": True, "lora_rank": 64, "lora_alpha": 128, "ema_decay": 0.95,
 }  # fmt: skip
-"""Another noise changes grain alone, from which little can be learned: so candidates see their image softer or
-sharper, as far as that goes, and what is learned is what they saw, not their grain. In small steps of many weights:
-Adam moves each by about as much, so what they agree on grows with their number, and what they do not agree on with its
-root. A longer average cancels more of the latter."""
+"""Settings for `expected_targets`. Another seed changes only grain, which teaches little; so candidates see softer and
+sharper inputs, and training learns the effect of the input, not the grain. High rank and small steps: Adam moves every
+weight by about the learning rate, so a change that all weights share grows with their number and noise only with its
+square root. A longer average removes more of the noise."""
 
 
 def rating(iqa: Any) -> Reward:
-    """Return the Zoom-IQA rating alone: differentiable, and hackable without the losses beside it."""
+    """Return the rating alone: differentiable, but hackable without additional losses."""
     return ZoomIQAReward(iqa)
 
 
@@ -50,10 +50,10 @@ def rating_and_consistency(iqa: Any) -> Reward:
 
 
 def robust_rating_and_consistency(iqa: Any) -> Reward:
-    """Return the rating's mean over unseen copies plus `RATING_PER_DB` of LR-consistency.
+    """Return the robust rating plus `RATING_PER_DB` per dB of LR-consistency.
 
-    Not normalised each for itself: candidates that differ by 0.1 dB, which nothing shows, would differ by as much as
-    the best and the worst rating.
+    The terms are not normalised: otherwise an invisible difference of 0.1 dB would count as much as the difference
+    between the best and the worst rating.
     """
     from restoration.metrics.registry import as_reward
 
@@ -71,52 +71,52 @@ def nano_grpo(**changes: Any) -> Recipe:
 def nano_nft(**changes: Any) -> Recipe:
     """Return DiffusionNFT on the embedded restorer.
 
-    Advantages are clipped at 1, not at the paper's 5, which would set the aim of a round a fifth as far: these rounds
-    are few, and of many images each. The KL term is what holds all that a round's candidates share; for longer than
-    these rounds it does not (docs/notes/tuning.md).
+    Advantages are clipped at 1, not at the paper's 5, so the target of a round is five times as far away: there are few
+    rounds, each with many images. The KL term holds everything that the candidates of a round share, but not for many
+    more rounds (docs/notes/tuning.md).
     """
-    known = {"rounds": 4, "images_per_round": 16, "learning_rate": 4e-4, "updates_per_round": 8, "epochs": 8}
+    defaults = {"rounds": 4, "images_per_round": 16, "learning_rate": 4e-4, "updates_per_round": 8, "epochs": 8}
     return Recipe(name="nano_nft", source="nano", algorithm=NFT(advantage_clip=1.0, kl=0.2),
-                  config=_nano(known | EXPECTED | changes), reward=robust_rating_and_consistency)  # fmt: skip
+                  config=_nano(defaults | EXPECTED | changes), reward=robust_rating_and_consistency)  # fmt: skip
 
 
 def nano_dpo(pairs_file: Path | None = None, **changes: Any) -> Recipe:
     """Return DPO on the embedded restorer, with pairs mined from it or read from a file.
 
-    What mined winners and losers saw differs far more than two draws of one image do, so beta is far below the 5000
-    that suit those: there the comparison would be over before anything had moved. Pairs from a file may be images, of
-    which nobody knows what was seen; they are learned as they are, by the first layer, which can draw no grid.
+    The inputs of mined winners and losers differ far more than two samples of one input, so beta is far below the usual
+    5000: with that the comparison would saturate before the weights move. Pairs from a file may be images without known
+    inputs; they are learned as they are, by the first layer alone, which cannot draw a grid.
     """
-    known: dict[str, Any] = {"num_samples": 16, "rounds": 100}
+    defaults: dict[str, Any] = {"num_samples": 16, "rounds": 100}
     if pairs_file is None:
         algorithm = DPO(beta=200.0, winner_weight=40.0)
-        known |= {"learning_rate": 4e-4, "updates_per_round": 4} | EXPECTED | {"vary_sharpness": PAIR_SHARPNESS}
+        defaults |= {"learning_rate": 4e-4, "updates_per_round": 4} | EXPECTED | {"vary_sharpness": PAIR_SHARPNESS}
     else:
         algorithm = DPO(pairs_file=pairs_file)
-        known |= {"learning_rate": 1e-3, "vary_sharpness": PAIR_SHARPNESS, "lora_targets": ("conv_in",)}
-    return Recipe(name="nano_dpo", source="nano", algorithm=algorithm, config=_nano(known | changes),
+        defaults |= {"learning_rate": 1e-3, "vary_sharpness": PAIR_SHARPNESS, "lora_targets": ("conv_in",)}
+    return Recipe(name="nano_dpo", source="nano", algorithm=algorithm, config=_nano(defaults | changes),
                   reward=robust_rating_and_consistency)  # fmt: skip
 
 
 def nano_sft(**changes: Any) -> Recipe:
     """Return rejection-sampling fine-tuning of the embedded restorer.
 
-    Rounds of many images, each gone through often: what is learned of few is what happened to be their best. The base
-    sets the targets, so nothing beyond its own best candidates can be learned.
+    Rounds have many images, each used often: with few images training fits whatever was best of those few. The base
+    model sets the targets, so training cannot go beyond its best candidates.
     """
-    known = {"rounds": 6, "images_per_round": 32, "learning_rate": 4e-4, "updates_per_round": 8, "epochs": 20}
-    return Recipe(name="nano_sft", source="nano", algorithm=SFT(top=2), config=_nano(known | EXPECTED | changes),
+    defaults = {"rounds": 6, "images_per_round": 32, "learning_rate": 4e-4, "updates_per_round": 8, "epochs": 20}
+    return Recipe(name="nano_sft", source="nano", algorithm=SFT(top=2), config=_nano(defaults | EXPECTED | changes),
                   reward=robust_rating_and_consistency)  # fmt: skip
 
 
 def nano_reward_gradient(**changes: Any) -> Recipe:
     """Return the reward's gradient through the embedded restorer's last step; the rating alone has one.
 
-    The heavier the truth_weight, the less of FSIM and VIF is paid for the rating, and the slower it rises. Expect a
-    pattern that only the rating's model sees (docs/tune.md), and an alarm by `fragility`.
+    A larger truth_weight costs less FSIM and VIF, and the rating rises more slowly. Expect a pattern that only the
+    rating model sees (docs/tune.md), and an alarm by `fragility`.
     """
-    known = {"num_samples": 2, "lora_rank": 16, "lora_alpha": 32, "truth_weight": 5.0}
-    config = _nano({"learning_rate": 3e-4} | known | changes)
+    defaults = {"num_samples": 2, "lora_rank": 16, "lora_alpha": 32, "truth_weight": 5.0}
+    config = _nano({"learning_rate": 3e-4} | defaults | changes)
     return Recipe(name="nano_reward_gradient", source="nano", algorithm=RewardGradient(reward_weight=0.1),
                   config=config, reward=rating)  # fmt: skip
 
@@ -127,7 +127,7 @@ def sdx4_grpo(**changes: Any) -> Recipe:
 
 
 def sdx4_nft(**changes: Any) -> Recipe:
-    """Return DiffusionNFT on SD-x4: the first to try, since any sampler will do and nothing is re-scored."""
+    """Return DiffusionNFT on SD-x4: try it first, because it works with any sampler and re-scores nothing."""
     return _sdx4("sdx4_nft", NFT(), {"learning_rate": 3e-4} | changes)
 
 
@@ -150,10 +150,20 @@ def sdx4_reward_gradient(**changes: Any) -> Recipe:
 
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
-    one.__name__: one
-    for one in (nano_grpo, nano_nft, nano_dpo, nano_sft, nano_reward_gradient, sdx4_grpo, sdx4_nft, sdx4_dpo, sdx4_sft,
-                sdx4_reward_gradient)
-}  # fmt: skip
+    recipe.__name__: recipe
+    for recipe in (
+        nano_grpo,
+        nano_nft,
+        nano_dpo,
+        nano_sft,
+        nano_reward_gradient,
+        sdx4_grpo,
+        sdx4_nft,
+        sdx4_dpo,
+        sdx4_sft,
+        sdx4_reward_gradient,
+    )
+}
 
 
 def find_recipe(name: str, **changes: Any) -> Recipe:

@@ -1,18 +1,17 @@
-"""`tune`: run a recipe on images with a reward, watch it, and leave a folder that loads as a `Restorer`.
+"""`tune`: run a recipe on images with a reward and a monitor. The folder loads as a `Restorer`.
 
-    run.json              what the run is made of; another run refuses the folder
-    state.pt, log.jsonl   to continue from, and one row a round
+    run.json              settings; a run with others refuses the folder
+    state.pt, log.jsonl   the state to continue from; one row per round
     monitor_limits.json   limits of the base model, written before the first update
-    monitor.jsonl, looks/, reward_vs_held_out.png, strip.png    what the monitor saw
+    monitor.jsonl, looks/, reward_vs_held_out.png, strip.png    the looks of the monitor
     lora/                 the adapter, as diffusers' `load_lora_weights` reads it
     pipeline/             the whole pipeline with the adapter fused: `Restorer.from_pretrained(out / "pipeline")`
     result.json           rounds, best round, alarms, seconds
 
 One process or many (`accelerate launch`): each draws and scores its own images; `updates.py` sums the gradients.
-Every random number follows from the seed and the round, so a run killed and started again makes the same curve.
+Every random number follows from the seed and the round, so a run that is killed and restarted gives the same curve.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,14 +37,12 @@ from restoration.tuning.progress import (
     finite,
     processes,
     progress_bar,
-    read_rows,
-    trim_rows,
 )
 from restoration.tuning.updates import Updates
 from zoomiqa_reward.model.numerics import callers_precision
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.normalise import group_keys
-from zoomiqa_reward.runs.json_lines import append_line, write_json
+from zoomiqa_reward.runs.json_lines import append_line, plain, read_lines, trim_lines, write_json
 from zoomiqa_reward.runs.settings import identity_of
 from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans
 from zoomiqa_reward.runs.weights_digest import weights_digest
@@ -53,21 +50,21 @@ from zoomiqa_reward.runs.weights_digest import weights_digest
 
 @dataclass(frozen=True, kw_only=True)
 class TuneResult:
-    """Where a run's result lies, and how it ended."""
+    """Result of a run: its files, and how it ended."""
 
     folder: Path
     pipeline: Path
-    """The whole tuned pipeline, adapter fused."""
+    """The whole tuned pipeline with the adapter merged."""
     lora: Path
     """The adapter alone."""
     rounds: int
-    """Done, the one with the alarm included."""
+    """Finished rounds, including one with an alarm."""
     best_round: int
-    """Whose weights are the result; 0: the base model, which nothing was better than."""
+    """The round whose weights are the result; 0: the base model, because no round was better."""
     alarms: tuple[str, ...]
-    """Why the monitor ended the run; empty: it did not."""
+    """Why the monitor stopped the run; empty if it did not."""
     seconds: float
-    """Of drawing, scoring and updating, over all sessions; looks of the monitor are not counted."""
+    """Time of drawing, scoring and updating, over all sessions, without the looks of the monitor."""
 
     def restorer(self, **options: Any) -> Any:
         """Return the tuned pipeline as a `Restorer`; options as in `Restorer.from_pretrained`."""
@@ -80,15 +77,15 @@ def tune(
     recipe: Recipe, examples: Sequence[Example], reward: Reward, out: Any, *,
     validation: Sequence[Example] | None, pipeline: Any = None, device: Any = None,
 ) -> TuneResult:  # fmt: skip
-    """Run the recipe, or go on with what `out` holds of it, and return where the result lies.
+    """Run the recipe, or continue the run in `out`, and return the result.
 
-    examples: images to learn on; see `load_examples`. validation: at least 4 others, for the monitor; None: without
-    monitor, and the last weights are the result. reward: any `Reward`; higher is better. pipeline: a diffusers pipeline
-    instead of the recipe's source; LoRA adapters are put on its denoiser, and stay on it.
+    examples: images to learn from; see `load_examples`. validation: at least 4 other images, for the monitor; None: no
+    monitor, and the last weights are the result. reward: any `Reward`. pipeline: a diffusers pipeline instead of the
+    recipe's source; LoRA adapters are added to its denoiser and stay there.
 
-    With a monitor the result are the weights of the look with the highest reward and no alarm; at an alarm the run
-    stops there. With `MonitorConfig(stop=False)` they are the last ones.
-    Raises ValueError for settings that do not fit, or a folder of another run; TooManyFailures; ImageError.
+    With a monitor, an alarm stops the run, and the result is the look with the highest reward before it. With
+    `MonitorConfig(stop=False)` the result is the last round.
+    Raises ValueError for settings that do not fit and for a folder of another run; TooManyFailures; ImageError.
     """
     state = processes(device)
     here = state.device if device is None or state.num_processes > 1 else torch.device(device)
@@ -99,9 +96,11 @@ def tune(
     mine = list(examples)[state.process_index :: state.num_processes]
     if not mine:
         raise ValueError(f"{len(examples)} images for {state.num_processes} processes: each needs at least one")
-    without = [one.name for one in mine if one.hr is None]
+    without = [example.name for example in mine if example.hr is None]
     if recipe.config.truth_weight > 0 and without:
-        raise ValueError(f"{without[0]} has no ground truth, which truth_weight needs: give it, or set truth_weight=0")
+        raise ValueError(
+            f"{without[0]} has no ground truth, but truth_weight needs one: give it, or set truth_weight=0"
+        )
     folder = Path(out)
     denoiser = denoiser_of(source, **recipe.denoiser_options)
     if state.is_main_process:
@@ -147,13 +146,13 @@ class _Run:
         done = self.run.load(self.parts)
         if self.is_main:
             for name in ("log.jsonl", "monitor.jsonl"):
-                trim_rows(self.tuning.folder / name, done if done else -1)
+                trim_lines(self.tuning.folder / name, "round", done or -1)
         if self.monitor is not None and self.is_main:
             base = self.monitor.start()
             if done == 0:
                 self._record(0, base)
-                if (said := self.monitor.announcement()) is not None:
-                    append_line(self.tuning.folder / "log.jsonl", {"round": 0, "note": said})
+                if (announcement := self.monitor.announcement()) is not None:
+                    append_line(self.tuning.folder / "log.jsonl", {"round": 0, "note": announcement})
         if done == 0 and self.monitor is not None:
             self.progress.best_reward = agree(base.values["reward"] if self.is_main else None)
         if done < self.recipe.config.rounds and not self.progress.stopped:
@@ -204,7 +203,7 @@ class _Run:
         append_line(folder / "monitor.jsonl", row | ({"why": list(seen.alarms)} if seen.alarms else {}))
         save_look(seen.images, folder / "looks", done)
         held_out = next(iter(self.recipe.monitor.metrics), "lr_consistency")
-        plot_reward(read_rows(folder / "monitor.jsonl"), held_out, folder / "reward_vs_held_out.png")
+        plot_reward(read_lines(folder / "monitor.jsonl"), held_out, folder / "reward_vs_held_out.png")
         draw_strip(folder / "looks", folder / "strip.png")
 
     def _finish(self, done: int) -> TuneResult:
@@ -226,7 +225,7 @@ class _Run:
             reward = self.progress.best_reward
             write_json(folder / "result.json", {
                 "rounds": done, "best_round": result.best_round, "updates": self.progress.updates,
-                "best_reward": reward if math.isfinite(reward) else None, "alarms": list(result.alarms),
+                "best_reward": plain(reward), "alarms": list(result.alarms),
                 "signals_without_limit": [] if self.monitor is None else list(self.monitor.left_out),
                 "first_alarm_round": self.progress.alarm_round or None, "seconds": round(result.seconds, 3),
             })  # fmt: skip
@@ -251,8 +250,8 @@ def _settings(
     """Return what a run is made of: another one must not continue in its folder."""
 
     def digests(images: Sequence[Example]) -> list[str]:
-        with_truth: list[Tensor] = [one.lq if one.hr is None else one.hr for one in images]
-        lows = group_keys([one.lq for one in images], [one.prompt for one in images])
+        with_truth: list[Tensor] = [image.lq if image.hr is None else image.hr for image in images]
+        lows = group_keys([image.lq for image in images], [image.prompt for image in images])
         return [f"{low}/{high}" for low, high in zip(lows, group_keys(with_truth), strict=True)]
 
     return recipe.settings() | {

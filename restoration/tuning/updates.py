@@ -1,7 +1,7 @@
 """A round's optimizer steps, on the LoRA alone.
 
-The few gradients are summed over processes by hand, weighted by what was kept, since dropped groups leave the processes
-with different amounts.
+The gradients are summed over processes, weighted by the rows of each, because dropped groups leave different numbers of
+rows in the processes.
 """
 
 import math
@@ -16,11 +16,12 @@ from restoration.tuning.progress import all_sum, progress_bar
 from restoration.tuning.sampler.denoising import truth_error
 
 MAX_TRUTHS = 8
-"""Times at which a part's ground truth is denoised at most: a part holds one image, and a step takes several."""
+"""Maximum number of noise levels at which one ground-truth image is denoised in a micro-batch (a `Part`, which holds
+one image; a step has several)."""
 
 
 class Updates:
-    """The optimizer of a run, and the average of what it makes."""
+    """Optimizer of a run, and the moving average of its weights."""
 
     def __init__(self, tuning: Tuning) -> None:
         """Start with the weights as they are."""
@@ -44,9 +45,9 @@ class Updates:
             steps += [(epoch, chunk) for chunk in np.array_split(order, config.updates_per_round)]
         for epoch, chunk in progress_bar(steps, "updates", self.tuning.process, leave=False):
             seeds = [self.tuning.seed(9, number, epoch, int(k)) for k in chunk]
-            found = self._update([collected.parts[int(k)] for k in chunk], seeds, number)
-            rows += found.pop("rows")  # type: ignore[arg-type]
-            sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
+            losses = self._update([collected.parts[int(k)] for k in chunk], seeds, number)
+            rows += losses.pop("rows")  # type: ignore[arg-type]
+            sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
         return {name: value / max(1, rows) for name, value in sums.items()}, self._count - before
 
     def _update(self, parts: Sequence[Part], seeds: Sequence[int], number: int) -> dict[str, float]:

@@ -58,7 +58,7 @@ def test_the_metric_is_measured_rewards_and_evaluates(added):
         assert as_reward("colour_error")([red, image], hr=[image, image]).value.tolist() == pytest.approx([-0.125, 0])
 
         evaluation = evaluate(
-            BicubicRestorer(), degraded_folder("candidates", "mild"), ["colour_error"], m=1, out="run"
+            BicubicRestorer(), degraded_folder("candidates", "mild"), ["colour_error"], n=1, out="run"
         )
         assert evaluation.report()["headline"] == "colour_error"
     finally:

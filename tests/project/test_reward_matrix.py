@@ -197,7 +197,7 @@ def consume_evaluate(reward, folder):
     generator = torch.Generator().manual_seed(0)
     save_png(torch.rand(3, 112, 112, generator=generator), photos / "a.png")
     data = degraded_folder(photos, "bicubic", scale=2)
-    found = evaluate(Restorer.from_pretrained(pool_restorer), data, ["psnr_y"], m=2, reward=reward)
+    found = evaluate(Restorer.from_pretrained(pool_restorer), data, ["psnr_y"], n=2, reward=reward)
     rows = [one for one in found.records if one.row == "candidate"]
     assert len(rows) == 2
     assert all(math.isfinite(one.reward) for one in rows)

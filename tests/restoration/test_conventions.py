@@ -27,7 +27,7 @@ def test_the_border_is_the_scale_and_stands_in_the_results(tmp_path, scale):
     (tmp_path / "hr").mkdir()
     save(photo(), tmp_path / "hr" / "a.png")
     data = degraded_folder(tmp_path / "hr", "bicubic", scale=scale)
-    found = evaluate(BicubicRestorer(scale=scale), data, ["psnr_y", "ssim_y", "fsim"], m=1)
+    found = evaluate(BicubicRestorer(scale=scale), data, ["psnr_y", "ssim_y", "fsim"], n=1)
     pair = data.load(0)
     image = next(iter(BicubicRestorer(scale=scale).restore(pair.lq, [0]))).image
     image = image.mul(255).add(0.5).floor() / 255
@@ -119,5 +119,5 @@ def test_what_reading_gives_up_is_noted(tmp_path):
     assert conversions(rgba) == ("transparency is put on white",)
     (tmp_path / "hr").mkdir()
     (tmp_path / "alpha.png").rename(tmp_path / "hr" / "alpha.png")
-    done = evaluate(BicubicRestorer(scale=2), degraded_folder(tmp_path / "hr", "bicubic", scale=2), ["psnr_y"], m=1)
+    done = evaluate(BicubicRestorer(scale=2), degraded_folder(tmp_path / "hr", "bicubic", scale=2), ["psnr_y"], n=1)
     assert done.settings["notes"] == ["alpha.png: transparency is put on white"]

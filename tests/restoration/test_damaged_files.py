@@ -92,7 +92,7 @@ def test_evaluate_names_every_file(folder, capsys, tmp_path):
         "bicubic",
         "--reward",
         "none",
-        "--m",
+        "--n",
         "1",
     ]
     assert main([*command, "--metrics", "psnr_y", "--out", str(out), "--json"]) == 2

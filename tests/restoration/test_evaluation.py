@@ -72,7 +72,7 @@ def reward():
 
 
 def test_the_report_is_made_of_its_parts(dataset):
-    evaluation = evaluate(Noisy(), dataset, METRICS, m=4, seed=3, reward=reward())
+    evaluation = evaluate(Noisy(), dataset, METRICS, n=4, seed=3, reward=reward())
     results = evaluation.report()
     seeds = [candidate_seed(3, k) for k in range(4)]
     judge, likes, low = [], [], []
@@ -100,7 +100,7 @@ def test_the_report_is_made_of_its_parts(dataset):
 
 
 def test_the_ground_truth_has_a_row_but_no_reference(dataset):
-    results = evaluate(Noisy(), dataset, METRICS, m=2, reward=as_reward("ssim_y")).report()
+    results = evaluate(Noisy(), dataset, METRICS, n=2, reward=as_reward("ssim_y")).report()
     hr = results["rows"]["hr"]
     assert hr["psnr_y"] == {"value": None, "low": None, "high": None, "images": 0}
     assert hr["lr_consistency"]["value"] == 50  # the dataset is clean, so nothing is blurred, and 8 bits do not count
@@ -111,25 +111,25 @@ def test_the_ground_truth_has_a_row_but_no_reference(dataset):
 
 
 def test_a_killed_run_goes_on_and_nothing_is_made_twice(dataset, tmp_path):
-    whole = evaluate(Noisy(), dataset, METRICS, m=4, reward=reward())
+    whole = evaluate(Noisy(), dataset, METRICS, n=4, reward=reward())
     first, out = Noisy(breaks_at=6), tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        evaluate(first, dataset, METRICS, m=4, reward=reward(), out=out)
+        evaluate(first, dataset, METRICS, n=4, reward=reward(), out=out)
     with open(out / "records.jsonl", "ab") as file:
         file.write(b'{"image": "1", "row": "cand')  # as if killed while writing
     second = Noisy()
-    resumed = evaluate(second, dataset, METRICS, m=4, reward=reward(), out=out)
+    resumed = evaluate(second, dataset, METRICS, n=4, reward=reward(), out=out)
     assert (len(first.made), len(second.made)) == (6, 6)
     assert values(resumed) == values(whole)
     third = Noisy()
-    assert values(evaluate(third, dataset, METRICS, m=4, reward=reward(), out=out)) == values(whole)
+    assert values(evaluate(third, dataset, METRICS, n=4, reward=reward(), out=out)) == values(whole)
     assert third.made == []
     assert values(Evaluation.load(out)) == values(whole)
     assert json.loads((out / "results.json").read_text())["rows"] == whole.report()["rows"]
     more = Noisy()
-    assert evaluate(more, dataset, METRICS, m=5, reward=reward(), out=out).report()["m"] == 5
+    assert evaluate(more, dataset, METRICS, n=5, reward=reward(), out=out).report()["n"] == 5
     assert more.made == [candidate_seed(0, 4)] * 3
-    assert values(evaluate(Noisy(), dataset, METRICS, m=4, reward=reward(), out=out)) == values(whole)
+    assert values(evaluate(Noisy(), dataset, METRICS, n=4, reward=reward(), out=out)) == values(whole)
 
 
 def values(evaluation):
@@ -137,15 +137,15 @@ def values(evaluation):
 
 
 def test_another_runs_folder_is_refused(dataset, tmp_path):
-    evaluate(Noisy(), dataset, METRICS, m=1, out=tmp_path / "run")
+    evaluate(Noisy(), dataset, METRICS, n=1, out=tmp_path / "run")
     with pytest.raises(ValueError, match="seed was 0, now 1"):
-        evaluate(Noisy(), dataset, METRICS, m=1, seed=1, out=tmp_path / "run")
+        evaluate(Noisy(), dataset, METRICS, n=1, seed=1, out=tmp_path / "run")
     with pytest.raises(ValueError, match=r"metrics\.ssim_y was"):
-        evaluate(Noisy(), dataset, METRICS[:1], m=1, out=tmp_path / "run")
+        evaluate(Noisy(), dataset, METRICS[:1], n=1, out=tmp_path / "run")
     with open(tmp_path / "run" / "records.jsonl", "ab") as file:
         file.write(b"{}\n")
     with pytest.raises(ValueError, match=r"line 10: no record .*; delete the line"):
-        evaluate(Noisy(), dataset, METRICS, m=1, out=tmp_path / "run")
+        evaluate(Noisy(), dataset, METRICS, n=1, out=tmp_path / "run")
     with pytest.raises(ValueError, match=r"no readable run\.json"):
         Evaluation.load(tmp_path)
 
@@ -175,20 +175,20 @@ def test_the_reward_and_its_labels_do_not_judge(dataset):
         evaluate(Noisy(), dataset, ["ssim_y"], reward=as_reward("ssim_y"))
     assert pick_headline(["niqe", "haarpsi", "vif"], not_headline(Model)) == "vif"
     assert pick_headline(["vif", "niqe"], {}, has_hr=False) == "niqe"
-    results = evaluate(Noisy(), dataset, METRICS, m=3, reward=as_reward("ssim_y")).report()
+    results = evaluate(Noisy(), dataset, METRICS, n=3, reward=as_reward("ssim_y")).report()
     assert results["headline"] == "psnr_y"
     assert [results["choice"][name]["may_judge"] for name in METRICS] == [True, False, True]
 
 
 def test_a_failed_candidate_is_named_left_out_and_tried_again(dataset, tmp_path):
     broken = Noisy(breaks_at=2, error=RestorationError)
-    results = evaluate(broken, dataset, METRICS, m=4, out=tmp_path / "run").report()
+    results = evaluate(broken, dataset, METRICS, n=4, out=tmp_path / "run").report()
     [failed] = results["problems"]["failed"]
     assert failed == {"image": "0", "seed": candidate_seed(0, 2), "error": "broken"}
     assert results["problems"]["left_out"]["psnr_y"] == ["0"]
     assert results["rows"]["mean"]["psnr_y"]["images"] == 2
     again = Noisy()
-    results = evaluate(again, dataset, METRICS, m=4, out=tmp_path / "run").report()
+    results = evaluate(again, dataset, METRICS, n=4, out=tmp_path / "run").report()
     assert again.made == [candidate_seed(0, 2)]
     assert (results["problems"]["failed"], results["problems"]["left_out"]) == ([], {})
 
@@ -197,12 +197,12 @@ def test_a_failed_candidate_is_named_left_out_and_tried_again(dataset, tmp_path)
             raise ValueError("no weights")
 
     with pytest.raises(RuntimeError, match="3 of 12 candidates failed, the last: no weights"):
-        evaluate(Broken(), dataset, METRICS, m=4)
+        evaluate(Broken(), dataset, METRICS, n=4)
 
 
 def test_a_reward_that_fails_and_candidates_that_are_one(dataset):
     flaky = MetricReward(lambda image: math.nan if float(image.mean()) > 0 else 1.0, "flaky", True, (0, 1))
-    results = evaluate(BicubicRestorer(), dataset, METRICS, m=3, reward=flaky).report()
+    results = evaluate(BicubicRestorer(), dataset, METRICS, n=3, reward=flaky).report()
     assert results["problems"]["identical_candidates"] == ["0", "1", "2"]
     assert results["problems"]["left_out"]["reward"] == ["0", "1", "2"]
     assert results["problems"]["unmeasured"]["reward"] == {"flaky returned nan": 15}
@@ -212,7 +212,7 @@ def test_a_reward_that_fails_and_candidates_that_are_one(dataset):
 
 
 def test_paired_test_between_two_restorers(dataset, tmp_path):
-    good, bad = (evaluate(Noisy(strength=s), dataset, METRICS, m=3, reward=reward()) for s in (0.05, 0.2))
+    good, bad = (evaluate(Noisy(strength=s), dataset, METRICS, n=3, reward=reward()) for s in (0.05, 0.2))
     test = compare((good.settings, good.records), (bad.settings, bad.records), "psnr_y")
     gap = [one.report()["rows"]["mean"]["psnr_y"]["value"] for one in (good, bad)]
     assert test["mean"]["difference"]["value"] == pytest.approx(gap[0] - gap[1])
@@ -223,7 +223,7 @@ def test_paired_test_between_two_restorers(dataset, tmp_path):
     (tmp_path / "big").mkdir()
     for k in range(3):
         save_png(make_image(k, 80, 80), tmp_path / "big" / f"{k}.png")
-    other = evaluate(BicubicRestorer(), degraded_folder(tmp_path / "big", "bicubic"), METRICS, m=1)
+    other = evaluate(BicubicRestorer(), degraded_folder(tmp_path / "big", "bicubic"), METRICS, n=1)
     with pytest.raises(ValueError, match="different pixels"):
         compare((good.settings, good.records), (other.settings, other.records), "psnr_y")
 
@@ -231,7 +231,7 @@ def test_paired_test_between_two_restorers(dataset, tmp_path):
 def test_without_ground_truth_and_with_images_kept(tmp_path):
     (tmp_path / "lq").mkdir()
     save_png(make_image(0, 24, 56), tmp_path / "lq" / "old.png")
-    found = evaluate(Noisy(), paired_folders(tmp_path / "lq", None), ["niqe", "psnr_y", "lr_consistency"], m=2,
+    found = evaluate(Noisy(), paired_folders(tmp_path / "lq", None), ["niqe", "psnr_y", "lr_consistency"], n=2,
                      out=tmp_path / "run", keep_images=True)  # fmt: skip
     results = found.report()
     assert results["headline"] == "niqe"
@@ -259,7 +259,7 @@ def test_command(dataset, tmp_path):
     app.command()(command)
 
     def call(*args):
-        common = [str(tmp_path / "hr"), "--degradation", "bicubic", "--restorer", "bicubic", "--m", "2"]
+        common = [str(tmp_path / "hr"), "--degradation", "bicubic", "--restorer", "bicubic", "--n", "2"]
         return CliRunner().invoke(app, [*common, *args], standalone_mode=False)
 
     done = call("--out", str(tmp_path / "a"), "--reward", "lr_consistency", "--metrics", "psnr_y,lr_consistency")

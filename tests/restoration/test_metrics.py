@@ -22,8 +22,9 @@ from restoration.metrics import (
     ssim_y,
     vif,
 )
-from restoration.metrics.fidelity import gaussian_blur, mdsi
+from restoration.metrics.fidelity import mdsi
 from restoration.metrics.perceptual import _SLICES, backbone_hash
+from zoomiqa_reward.images.filters import gaussian_blur
 
 LUMA_SPAN = 219.0
 """BT.601 luma of RGB 0..1 is 16 + 219 v for grey v, of 255."""

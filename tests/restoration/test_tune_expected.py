@@ -28,19 +28,19 @@ def test_the_target_means_the_image_that_is_expected_of_what_was_seen(tmp_path):
     assert draw_piece(one, examples(1)[0], SEEDS, vary_sharpness=1.0).varied is None  # drawn only where it is used
     varied, kind = piece.varied, one.denoiser.schedule.kind
     plain = draw_piece(one, examples(1)[0], SEEDS)
-    torch.testing.assert_close(varied.own, plain.trajectory.x0)
-    assert not torch.allclose(varied.own, piece.trajectory.x0, atol=1e-2)
+    torch.testing.assert_close(varied.x0_as_is, plain.trajectory.x0)
+    assert not torch.allclose(varied.x0_as_is, piece.trajectory.x0, atol=1e-2)
     levels = one.denoiser.schedule.draw(3, torch.Generator().manual_seed(0))
     times, alphas, sigmas = levels
-    noise = torch.randn(varied.own.shape, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(varied.x0_as_is.shape, generator=torch.Generator().manual_seed(1))
     wanted = expected_target(one.denoiser, varied, noise, levels)
-    state = noisy(varied.own, noise, alphas, sigmas)
+    state = noisy(varied.x0_as_is, noise, alphas, sigmas)
     told = one.denoiser.decode(to_x0(kind, wanted, state, alphas, sigmas), piece.condition)
     state = noisy(varied.x0, noise, alphas, sigmas)
     with torch.no_grad():
         output = one.denoiser.predict(state, times, varied.condition)
     seen = one.denoiser.decode(to_x0(kind, output, state, alphas, sigmas), varied.condition)
-    shown = one.denoiser.decode(varied.own, piece.condition)
+    shown = one.denoiser.decode(varied.x0_as_is, piece.condition)
     inside = (shown > 1e-3) & (shown < 1 - 1e-3)  # where the candidate was clipped, its two x0 are two images
     assert float(inside.float().mean()) > 0.9
     torch.testing.assert_close(told[inside], seen[inside], atol=1e-4, rtol=0)
@@ -51,7 +51,7 @@ def test_of_a_candidate_that_saw_the_image_as_it_is_nothing_is_learned(tmp_path)
     piece = draw_piece(one, examples(1)[0], SEEDS)
     x0, levels = piece.trajectory.x0, one.denoiser.schedule.draw(3, torch.Generator().manual_seed(0))
     noise = torch.zeros_like(x0)
-    wanted = expected_target(one.denoiser, Varied(condition=piece.condition, own=x0, x0=x0), noise, levels)
+    wanted = expected_target(one.denoiser, Varied(condition=piece.condition, x0_as_is=x0, x0=x0), noise, levels)
     with torch.no_grad():
         output = one.denoiser.predict(noisy(x0, noise, *levels[1:]), levels[0], piece.condition)
     assert torch.equal(wanted, output)
@@ -72,7 +72,7 @@ def test_it_is_carried_from_one_x0_to_the_other(kind):
     own = torch.tensor([[1.0], [1.5], [-2.0], [0.0]])
     noise = torch.tensor([[0.1], [-1.0], [2.0], [0.5]])
     denoiser = SimpleNamespace(schedule=SimpleNamespace(kind=kind), predict=predict)
-    varied = Varied(condition=Condition(lq=torch.zeros(4, 1, 1, 1)), own=own, x0=own - 0.3)
+    varied = Varied(condition=Condition(lq=torch.zeros(4, 1, 1, 1)), x0_as_is=own, x0=own - 0.3)
     wanted = expected_target(denoiser, varied, noise, levels)
     state = noisy(own, noise, *levels[1:])
     torch.testing.assert_close(to_x0(kind, wanted, state, *levels[1:]), torch.ones(4, 1))

@@ -9,7 +9,7 @@ import torch
 from test_tune_denoisers import disturb, nano
 from test_tune_training import examples, recipe_of, reward_of, rows_of
 
-from restoration.metrics.fidelity import gaussian_blur, lr_consistency
+from restoration.metrics.fidelity import lr_consistency
 from restoration.tuning import MonitorConfig, tune
 from restoration.tuning.algorithms.sft import SFT
 from restoration.tuning.context import Tuning
@@ -20,6 +20,7 @@ from restoration.tuning.monitor.monitor import LEAST_FRAGILITY, Monitor
 from restoration.tuning.offload import Offloader
 from restoration.tuning.sampler.rollout import raw_range
 from zoomiqa_reward.images import load_image
+from zoomiqa_reward.images.filters import gaussian_blur
 from zoomiqa_reward.rewards.base import optimised_names
 from zoomiqa_reward.rewards.composite import CompositeReward, Term
 from zoomiqa_reward.rewards.metric import MetricReward

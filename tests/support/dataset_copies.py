@@ -3,17 +3,12 @@
 Each `write_NAME(root)` returns nothing; what the labels say stands in `tests/train_iqa/test_datasets_layouts.py`.
 """
 
-import zipfile
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 import numpy as np
+from openpyxl import Workbook
 from PIL import Image
 from scipy.io import savemat
-
-_MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
-_REL = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
-_PACKAGE = "http://schemas.openxmlformats.org/package/2006/relationships"
 
 
 def image_file(path: Path, seed: int = 0) -> None:
@@ -28,37 +23,15 @@ def write_images(root: Path, *names: str) -> None:
 
 
 def workbook(path: Path, sheets: dict[str, list[list[object]]]) -> None:
-    """Write an .xlsx as spreadsheet programs do: shared strings, numbers, no element for an empty cell."""
-    strings: list[str] = []
-
-    def cell(row: int, column: int, value: object) -> str:
-        place = f"{chr(ord('A') + column)}{row}"
-        if isinstance(value, str):
-            strings.append(value)
-            return f'<c r="{place}" t="s"><v>{len(strings) - 1}</v></c>'
-        return f'<c r="{place}"><v>{value!r}</v></c>'
-
-    def sheet(rows: list[list[object]]) -> str:
-        lines = (
-            f'<row r="{k}">{"".join(cell(k, j, v) for j, v in enumerate(row) if v is not None)}</row>'
-            for k, row in enumerate(rows, 1)
-        )
-        return f'<worksheet xmlns="{_MAIN}"><sheetData>{"".join(lines)}</sheetData></worksheet>'
-
+    """Write an .xlsx with these rows by sheet; None is an empty cell."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w") as archive:
-        for k, rows in enumerate(sheets.values(), 1):
-            archive.writestr(f"xl/worksheets/sheet{k}.xml", sheet(rows))
-        names = "".join(f'<sheet name="{n}" sheetId="{k}" r:id="rId{k}"/>' for k, n in enumerate(sheets, 1))
-        archive.writestr(
-            "xl/workbook.xml", f'<workbook xmlns="{_MAIN}" xmlns:r="{_REL}"><sheets>{names}</sheets></workbook>'
-        )
-        links = "".join(
-            f'<Relationship Id="rId{k}" Target="worksheets/sheet{k}.xml"/>' for k in range(1, len(sheets) + 1)
-        )
-        archive.writestr("xl/_rels/workbook.xml.rels", f'<Relationships xmlns="{_PACKAGE}">{links}</Relationships>')
-        items = "".join(f"<si><t>{escape(text)}</t></si>" for text in strings)
-        archive.writestr("xl/sharedStrings.xml", f'<sst xmlns="{_MAIN}">{items}</sst>')
+    book = Workbook()
+    book.remove(book.active)
+    for name, rows in sheets.items():
+        sheet = book.create_sheet(name)
+        for row in rows:
+            sheet.append(row)
+    book.save(path)
 
 
 def write_koniq(root: Path) -> None:

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.planted.cases import PlantedCase, make_cases
+from benchmarks.planted.reliance import continuations, reliance_cases
+from benchmarks.planted.statistics import filter_statistics
+from benchmarks.planted.words import PARAPHRASED, PLAIN
 from train_iqa.curation.hints import measure_image
 from train_iqa.curation.judges import RulesJudge
-from train_iqa.curation.planted import PlantedCase, make_cases
-from train_iqa.curation.planted_reliance import continuations, reliance_cases
-from train_iqa.curation.planted_words import PARAPHRASED, PLAIN
 from train_iqa.curation.reliance import Continuation, RelianceConfig, compare
 from train_iqa.curation.states import LOOKS, knows_absent, state_of
 from train_iqa.curation.written import Written, read_written
-from train_iqa.evaluation.filters import filter_statistics
 from zoomiqa_reward.check import bundled_photographs
 from zoomiqa_reward.protocol.spec import ROUND1_SECTIONS
 

@@ -18,16 +18,16 @@ from PIL import Image
 
 pytest.importorskip("openai", reason="comes with the extra [train]")
 
+from benchmarks.planted.cases import make_cases
+from benchmarks.planted.endpoint import ScriptedServer, completion, request_images, request_text
+from benchmarks.planted.reliance import guess, sample_continuation
+from benchmarks.planted.teacher import scripted_dataset
 from train_iqa import curate as command
 from train_iqa.curation.config import CurateConfig
 from train_iqa.curation.endpoint import Asker, Calls, Endpoint, FatalEndpointError, answer_entropy
 from train_iqa.curation.loop import curate
-from train_iqa.curation.planted import make_cases
-from train_iqa.curation.planted_reliance import guess, sample_continuation
 from train_iqa.curation.prompts import Prompts
 from train_iqa.curation.reliance import RelianceConfig
-from train_iqa.curation.scripted import ScriptedServer, completion, request_images, request_text
-from train_iqa.curation.scripted_teacher import scripted_dataset
 from train_iqa.data import DatasetSource
 from train_iqa.rows.conversations import read_conversations
 from zoomiqa_reward.check import bundled_photographs

@@ -16,11 +16,11 @@ pytest.importorskip("openai", reason="comes with the extra [train]")
 pytest.importorskip("fastapi", reason="transformers serve needs transformers[serving]")
 pytest.importorskip("uvicorn", reason="transformers serve needs transformers[serving]")
 
+from benchmarks.planted.cases import make_cases
+from benchmarks.planted.teacher import scripted_dataset
 from train_iqa.curation.config import CurateConfig
 from train_iqa.curation.endpoint import Endpoint
 from train_iqa.curation.loop import curate
-from train_iqa.curation.planted import make_cases
-from train_iqa.curation.scripted_teacher import scripted_dataset
 from train_iqa.data import DatasetSource
 from train_iqa.rows.conversations import read_conversations
 from zoomiqa_reward.check import bundled_photographs

@@ -8,7 +8,7 @@ import pytest
 from dataset_copies import workbook, write_images
 
 from train_iqa.data import FAMILIES, DatasetProblems, load_dataset
-from train_iqa.data.xlsx import XlsxError, read_sheet
+from train_iqa.data.tables import SheetError, read_sheet
 
 # Family -> image -> (label on 1..5, spread on that scale, reference, official part). y = 1 + 4 (x - low)/(high - low).
 _KONIQ = 4 / (4.31 - 1.09615384615385)
@@ -136,8 +136,8 @@ def test_sheets_are_found_by_name_and_keep_the_places_of_cells(tmp_path: Path) -
     workbook(file, {"one": [["a"]], "two": [[None, "<b>", 2.5], [], [3]]})
     assert read_sheet(file) == [["a"]]
     assert read_sheet(file, "two") == [[None, "<b>", 2.5], [], [3.0]]
-    with pytest.raises(XlsxError, match="no sheet three; it has one, two"):
+    with pytest.raises(SheetError, match="no sheet three; it has one, two"):
         read_sheet(file, "three")
     file.write_bytes(b"PK no workbook")
-    with pytest.raises(XlsxError, match="no readable"):
+    with pytest.raises(SheetError, match="no readable"):
         read_sheet(file)

@@ -16,10 +16,11 @@ from tiny import make_image, tiny_checkpoint, tiny_iqa
 from train_iqa import evaluate as module
 from train_iqa.data import DatasetSource, load_datasets, select
 from train_iqa.evaluate import evaluate, main
-from train_iqa.evaluation.measuring import Asking, LineWriter, choose_probe_ids, null, read_lines
+from train_iqa.evaluation.measuring import Asking, LineWriter, choose_probe_ids, read_lines
 from train_iqa.evaluation.options import EvaluateConfig, build_parser, config_of
 from train_iqa.evaluation.report import compare, report_of
 from zoomiqa_reward.images import load_image, save_png
+from zoomiqa_reward.runs.json_lines import plain
 
 NUM_IMAGES = 6
 
@@ -95,7 +96,7 @@ def test_direct_from_the_command_line(photos: Path, tmp_path: Path, capsys: pyte
     provenance = report["provenance"]
     assert provenance["model_fingerprint"] == iqa.fingerprint
     assert provenance["command"].startswith("python -m train_iqa.evaluate --model")
-    assert provenance["libraries"]["torch"]
+    assert provenance["versions"]["torch"]
     assert report["data"]["photos"]["digest"]
     for name in ("photos.png", "photos_std.png"):
         assert load_image(tmp_path / name).std() > 0.05
@@ -237,7 +238,7 @@ def test_finished_lines_are_checked_and_torn_ones_removed(tmp_path: Path) -> Non
         file.write('{"dataset": "d"}\n')
     with pytest.raises(ValueError, match=r"ratings-0001.jsonl:2: damaged"):
         read_lines(tmp_path)
-    assert null({"a": [math.nan, (1,)]}) == {"a": [None, [1]]}
+    assert plain({"a": [math.nan, (1,)]}) == {"a": [None, [1]]}
 
 
 def test_two_runs_are_compared_over_what_both_could_rate() -> None:

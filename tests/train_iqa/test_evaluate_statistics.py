@@ -10,16 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import make_image
 
-from train_iqa.evaluation.bootstrap import (
-    bootstrap,
-    bootstrap_share,
-    group_numbers,
-    merge_groups,
-    percentile_interval,
-)
+from benchmarks.planted.statistics import filter_statistics, wilson_interval
 from train_iqa.evaluation.calibration import calibrate
 from train_iqa.evaluation.correlations import correlations, krcc, pair_tables, share
-from train_iqa.evaluation.filters import filter_statistics, wilson_interval
 from train_iqa.evaluation.grounding import as_shares, grounding, iou
 from train_iqa.evaluation.robustness import (
     gain_over_sampling,
@@ -29,6 +22,13 @@ from train_iqa.evaluation.robustness import (
     resize98,
     shift1,
     spread_of_calls,
+)
+from zoomiqa_reward.runs.bootstrap import (
+    bootstrap,
+    bootstrap_share,
+    group_numbers,
+    merge_groups,
+    percentile_interval,
 )
 
 NAN = math.nan

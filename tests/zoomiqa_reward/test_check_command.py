@@ -50,7 +50,7 @@ def test_a_wrong_name_says_why(name, reason):
 
 
 def test_a_metric_without_its_extra_names_it(monkeypatch):
-    monkeypatch.setattr("zoomiqa_reward.check.find.METRICS_MODULE", "no_such_package.metrics")
+    monkeypatch.setattr("zoomiqa_reward.rewards.find.METRICS_MODULE", "no_such_package.metrics")
     with pytest.raises(ValueError, match=r"zoomiqa-reward\[restoration\]"):
         find_reward("niqe")
 

@@ -185,7 +185,7 @@ def test_ranges_names_and_refusals():
         Term(metric(), 1, "rank")
     with pytest.raises(ValueError, match=r"weight=-1.*higher_is_better=False"):
         Term(metric(), -1)
-    with pytest.raises(ValueError, match="none with a weight above 0"):
+    with pytest.raises(ValueError, match="none has a weight above 0"):
         CompositeReward([Term(metric(), 0)])
 
 

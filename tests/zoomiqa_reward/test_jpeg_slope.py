@@ -3,8 +3,7 @@
 import torch
 from tiny import make_image
 
-from zoomiqa_reward.check.ladders import through_jpeg
-from zoomiqa_reward.images.jpeg_slope import dct_basis, drop_small_coefficients, jpeg_with_slope
+from zoomiqa_reward.images.filters import dct_basis, drop_small_coefficients, jpeg_with_slope, through_jpeg
 
 
 def steps(size: float):

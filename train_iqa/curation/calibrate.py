@@ -35,10 +35,10 @@ def choose(values: Mapping[str, Sequence[Hints]]) -> dict[str, Threshold]:
 
     Raises ValueError where a state has fewer than 20 images on either side.
     """
-    found = {}
+    thresholds = {}
     for state, (name, sign) in STATES.items():
-        inside = [sign * getattr(one, name) for one in values.get(state, ())]
-        outside = [sign * getattr(one, name) for group in _not_in(state, values) for one in values[group]]
+        inside = [sign * getattr(hints, name) for hints in values.get(state, ())]
+        outside = [sign * getattr(hints, name) for group in _not_in(state, values) for hints in values[group]]
         inside, outside = ([v for v in side if not math.isnan(v)] for side in (inside, outside))
         if min(len(inside), len(outside)) < 20:
             raise ValueError(f"{state}: {len(inside)} images in it, {len(outside)} not; at least 20 each are needed")
@@ -46,8 +46,8 @@ def choose(values: Mapping[str, Sequence[Hints]]) -> dict[str, Threshold]:
         certain = float(np.quantile(outside, 1 - ERROR_SHARE))
         if possible > certain:
             possible = certain = (possible + certain) / 2
-        found[state] = Threshold(possible=round(sign * possible, 5), certain=round(sign * certain, 5))
-    return found
+        thresholds[state] = Threshold(possible=round(sign * possible, 5), certain=round(sign * certain, 5))
+    return thresholds
 
 
 def _not_in(state: str, values: Mapping[str, Sequence[Hints]]) -> list[str]:
@@ -67,17 +67,17 @@ def measure(images: Sequence[Path], seed: int) -> dict[str, list[Hints]]:
 
     Half of the images are damaged in a region only and measured there, for that is how boxes are judged.
     """
-    found: dict[str, list[Hints]] = {group: [] for group in (UNTOUCHED, *LOOKS)}
+    measured: dict[str, list[Hints]] = {group: [] for group in (UNTOUCHED, *LOOKS)}
     for index, path in enumerate(tqdm(images, desc="photographs", disable=None)):
         with Image.open(path) as photograph:
             clean = np.asarray(photograph.convert("RGB"), dtype=np.float32) / 255
         rng = np.random.default_rng([seed, index])
-        for number, (group, hints) in enumerate(found.items()):
+        for number, (group, hints) in enumerate(measured.items()):
             pixels, box = clean, sample_box(rng) if (index + number) % 2 else None
             if group != UNTOUCHED:
                 pixels, _ = degrade_to(clean, group, float(rng.uniform(LEAST_SEVERITY, 1.0)), rng, box)
             hints.append(measure_hints(torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1), box))
-    return found
+    return measured
 
 
 def main(argv: list[str] | None = None) -> int:

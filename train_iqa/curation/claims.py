@@ -58,7 +58,7 @@ def read_claims(
     """
     text = re.sub(r"(?<=\w)[-‐‑](?=\w)", "", sentence.lower().replace("’", "'"))
     in_box = box is not None and (is_about_crop or _names_box(text, box))
-    found: list[Claim] = []
+    claims: list[Claim] = []
     for state, patterns in COMPILED.items():
         for pattern, says_present in zip(patterns, (True, False), strict=True):
             for match in pattern.finditer(text):
@@ -67,9 +67,9 @@ def read_claims(
                     continue
                 claim = Claim(state, says_present != is_denied, in_box)
                 # "over-saturated", a claim of excess, must not be read as the word inside it
-                if claim not in found and not _is_inside(text, match, state):
-                    found.append(claim)
-    return found
+                if claim not in claims and not _is_inside(text, match, state):
+                    claims.append(claim)
+    return claims
 
 
 def _is_denied(text: str, match: re.Match[str]) -> bool:

@@ -124,7 +124,7 @@ class Curator:
                     }
                 )  # fmt: skip
             else:
-                work.dropped += [{"round": number, "sentence": one, "why": why} for one, why in dropped]
+                work.dropped += [{"round": number, "sentence": sentence, "why": why} for sentence, why in dropped]
                 return written
         return None
 
@@ -154,11 +154,11 @@ class Curator:
             verdicts = await self.judge.judge(written, hints, key=call, is_crop=number == 2)
         except JudgeError as error:
             raise _RefusedError("consistency", "not judged", str(error)) from error
-        found = check_consistency(written, verdicts, self.config.consistency)
-        if found.written is None:
-            detail = " | ".join(f"{sentence} ({why})" for sentence, why in found.dropped)
-            raise _RefusedError("consistency", str(found.reason), detail)
-        return found.written, found.dropped
+        consistency = check_consistency(written, verdicts, self.config.consistency)
+        if consistency.written is None:
+            detail = " | ".join(f"{sentence} ({why})" for sentence, why in consistency.dropped)
+            raise _RefusedError("consistency", str(consistency.reason), detail)
+        return consistency.written, consistency.dropped
 
     async def _reliant(
         self, written: Written, number: int, call: str, images: tuple[Tensor, ...], asked: Messages
@@ -175,9 +175,9 @@ class Curator:
         kinds = []
         for kind, messages in (("blind", without_images(seeing)), ("seen", seeing)):
             kinds.append([await self._continue(f"{call}/{kind}{k}", messages) for k in range(config.samples)])
-        found = compare(written, seen=kinds[1], blind=kinds[0], config=config)
-        if not found.relied:
-            raise _RefusedError("reliance", "the same without the image", found.describe())
+        reliance = compare(written, seen=kinds[1], blind=kinds[0], config=config)
+        if not reliance.relied:
+            raise _RefusedError("reliance", "the same without the image", reliance.describe())
 
     async def _continue(self, name: str, messages: Messages) -> Continuation:
         assert self.config.reliance is not None

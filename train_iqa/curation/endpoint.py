@@ -4,7 +4,6 @@ The `openai` client retries by itself, with exponential back-off and the server'
 hash of its request; a run that goes on after a kill finds the answers that it paid for and repeats none of them.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from train_iqa.curation.prompts import Messages
-from zoomiqa_reward.runs.json_lines import append_line, read_lines
+from zoomiqa_reward.runs.digest import digest
+from zoomiqa_reward.runs.json_lines import append_line, as_float, read_lines
 
 NO_KEY = "no key is set"
 """Sent where the endpoint has an address of its own and no key: local servers take any."""
@@ -119,27 +119,26 @@ class Asker:
         Raises FatalEndpointError where no call can succeed, EndpointError where this one failed after all retries.
         """
         body = self._body(messages, seed)
-        request = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:24]
+        request = digest(json.dumps(body, sort_keys=True), size=24)
         row = self.calls.find(call, request)
         if row is None:
             row = {"call": call, "request": request, "role": self.role, **await self._answer(body)}
             self.calls.add(row)
-        entropy = row["entropy"]
-        return EndpointReply(text=row["text"], is_cut=row["is_cut"], entropy=math.nan if entropy is None else entropy)
+        return EndpointReply(text=row["text"], is_cut=row["is_cut"], entropy=as_float(row["entropy"]))
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
 
     def _body(self, messages: Messages, seed: int) -> dict[str, Any]:
-        one = self.endpoint
+        endpoint = self.endpoint
         body: dict[str, Any] = {
-            "model": one.model, "messages": messages, "temperature": one.temperature,
-            "max_completion_tokens": one.max_tokens, "seed": seed,
+            "model": endpoint.model, "messages": messages, "temperature": endpoint.temperature,
+            "max_completion_tokens": endpoint.max_tokens, "seed": seed,
         }  # fmt: skip
-        if one.top_logprobs:
-            body |= {"logprobs": True, "top_logprobs": one.top_logprobs}
-        if one.json_mode:
+        if endpoint.top_logprobs:
+            body |= {"logprobs": True, "top_logprobs": endpoint.top_logprobs}
+        if endpoint.json_mode:
             body["response_format"] = {"type": "json_object"}
         return body
 
@@ -149,14 +148,14 @@ class Asker:
         began = time.monotonic()
         fatal = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
         try:
-            found = await self._client.chat.completions.create(**body)
+            completion = await self._client.chat.completions.create(**body)
         except fatal as error:
             raise FatalEndpointError(f"{self.role} {self.endpoint.model}: {_first_line(error)}") from error
         except openai.OpenAIError as error:
             raise EndpointError(f"{self.role} {self.endpoint.model}: {_first_line(error)}") from error
-        if not found.choices:
+        if not completion.choices:
             raise EndpointError(f"{self.role} {self.endpoint.model}: an answer without choices")
-        choice, usage = found.choices[0], found.usage
+        choice, usage = completion.choices[0], completion.usage
         return {
             "text": _text(choice.message),
             "is_cut": choice.finish_reason == "length",
@@ -173,14 +172,14 @@ def answer_entropy(logprobs: Any) -> float | None:
     An endpoint names only its likeliest tokens: the rest counts as one, so this is a lower bound.
     """
     tokens = list(getattr(logprobs, "content", None) or ())
-    text, found = "", []
+    text, entropies = "", []
     for token in tokens:
         if "<answer>" in text and token.top_logprobs:
-            shares = [math.exp(one.logprob) for one in token.top_logprobs]
+            shares = [math.exp(alternative.logprob) for alternative in token.top_logprobs]
             rest = max(0.0, 1.0 - sum(shares))
-            found.append(-sum(share * math.log(share) for share in (*shares, rest) if share > 0))
+            entropies.append(-sum(share * math.log(share) for share in (*shares, rest) if share > 0))
         text += token.token
-    return sum(found) / len(found) if found else None
+    return sum(entropies) / len(entropies) if entropies else None
 
 
 def _text(message: Any) -> str:

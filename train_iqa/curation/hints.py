@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from skimage.measure import blur_effect
 from torch import Tensor
 
+from zoomiqa_reward.images.filters import LUMA
+
 Box = tuple[float, float, float, float]
 MIN_SIDE_PX = 32
 """Of what is measured: below it, neither a grid of 8 px nor weakly textured blocks can be told from content."""
 _BLOCK_PX, _GRID_PX = 8, 8
 _FLAT = 1e-3
 """Standard deviation (0..1) below which an image has no structure that blur or blocking could be read from."""
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ def measure_hints(image: Tensor, box: Box | None = None) -> Hints:
         left, right = _span(box[0], box[2], pixels.shape[1])
         top, bottom = _span(box[1], box[3], pixels.shape[0])
         pixels = pixels[top:bottom, left:right]
-    luma = pixels @ _LUMA
+    luma = pixels @ np.array(LUMA)
     is_flat = float(luma.std()) < _FLAT
     return Hints(
         brightness=float(luma.mean()),
@@ -135,7 +136,7 @@ def _block_noise(plane: NDArray[Any], level: NDArray[Any]) -> float:
     shape = (height // _BLOCK_PX, _BLOCK_PX, width // _BLOCK_PX, _BLOCK_PX)
     # Immerkaer's 3 x 3 mask is the second difference along both axes
     response = np.abs(np.diff(np.diff(plane, n=2, axis=0), n=2, axis=1))[:height, :width]
-    found = response.reshape(shape).mean(axis=(1, 3)) * math.sqrt(math.pi / 2) / 6
+    noise = response.reshape(shape).mean(axis=(1, 3)) * math.sqrt(math.pi / 2) / 6
     mean = level[1 : 1 + height, 1 : 1 + width].reshape(shape).mean(axis=(1, 3))
     is_open = (mean > 0.02) & (mean < 0.98)
-    return float(np.quantile(found[is_open] if is_open.any() else found, 0.25))
+    return float(np.quantile(noise[is_open] if is_open.any() else noise, 0.25))

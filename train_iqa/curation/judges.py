@@ -80,22 +80,22 @@ class RulesJudge:
 
     def verdicts(self, written: Written, hints: ImageHints, *, is_crop: bool = False) -> list[JudgeVerdict]:
         """Return a verdict a sentence; a contradicted claim decides for the whole sentence."""
-        thresholds, found = self.thresholds or shipped(), []
+        thresholds, verdicts = self.thresholds or shipped(), []
         last = len(written.sections) + DECISION
-        for place, sentence in written.sentences:
-            is_wish = written.sections[place][0] == WISHES
+        for index, sentence in written.sentences:
+            is_wish = written.sections[index][0] == WISHES
             claims = read_claims(
-                sentence, is_wish=is_wish, is_about_crop=is_crop and place != last, box=_whereabouts(written, hints)
+                sentence, is_wish=is_wish, is_about_crop=is_crop and index != last, box=_whereabouts(written, hints)
             )
             wrong = [c for c in claims if thresholds.contradicts(c.state, c.is_present, hints, in_box=c.in_box)]
             if wrong:
                 why = "; ".join(
                     f"{'' if c.is_present else 'not '}{c.state}, but the hints say otherwise" for c in wrong
                 )
-                found.append(JudgeVerdict(verdict="contradiction", why=why))
+                verdicts.append(JudgeVerdict(verdict="contradiction", why=why))
             else:
-                found.append(JudgeVerdict(verdict="match" if claims else "unclear"))
-        return found
+                verdicts.append(JudgeVerdict(verdict="match" if claims else "unclear"))
+        return verdicts
 
 
 def _whereabouts(written: Written, hints: ImageHints) -> tuple[float, float, float, float] | None:
@@ -148,17 +148,17 @@ def read_verdicts(text: str, count: int) -> list[JudgeVerdict]:
     rows = data.get("sentences") if isinstance(data, Mapping) else None
     if not isinstance(rows, list):
         raise JudgeError("the reply holds no list of sentences")
-    found: dict[int, JudgeVerdict] = {}
+    results: dict[int, JudgeVerdict] = {}
     for row in rows:
         number, verdict = _entry(row)
         if verdict.verdict not in VERDICTS:
             raise JudgeError(f"sentence {number}: verdict {verdict.verdict!r} is none of {', '.join(VERDICTS)}")
-        if number in found:
+        if number in results:
             raise JudgeError(f"sentence {number} is judged twice")
-        found[number] = verdict
-    if set(found) != set(range(1, count + 1)):
-        raise JudgeError(f"sentences {sorted(found)} are judged, 1..{count} were asked for")
-    return [found[number] for number in range(1, count + 1)]
+        results[number] = verdict
+    if set(results) != set(range(1, count + 1)):
+        raise JudgeError(f"sentences {sorted(results)} are judged, 1..{count} were asked for")
+    return [results[number] for number in range(1, count + 1)]
 
 
 def _entry(row: Any) -> tuple[int, JudgeVerdict]:
@@ -201,16 +201,16 @@ def check_consistency(written: Written, verdicts: Sequence[JudgeVerdict], config
     sentences = written.sentences
     if len(verdicts) != len(sentences):
         raise ValueError(f"{len(verdicts)} verdicts for {len(sentences)} sentences")
-    gone = [place for place, one in enumerate(verdicts) if one.verdict == "contradiction"]
-    dropped = tuple((sentences[place][1], verdicts[place].why) for place in gone)
+    gone = [index for index, item in enumerate(verdicts) if item.verdict == "contradiction"]
+    dropped = tuple((sentences[index][1], verdicts[index].why) for index in gone)
     if not gone:
         return Consistency(written=written)
     last = len(written.sections) + DECISION
-    if any(sentences[place][0] == last for place in gone):
+    if any(sentences[index][0] == last for index in gone):
         return Consistency(written=None, dropped=dropped, reason="the decision is contradicted")
     if len(gone) > config.max_dropped_share * len(sentences):
         return Consistency(written=None, dropped=dropped, reason="too many sentences are contradicted")
-    if any(_follows(sentences, place, gone) for place in gone):
+    if any(_follows(sentences, index, gone) for index in gone):
         return Consistency(written=None, dropped=dropped, reason="a sentence refers to a contradicted one")
     try:
         return Consistency(written=written.without(gone), dropped=dropped)
@@ -218,9 +218,9 @@ def check_consistency(written: Written, verdicts: Sequence[JudgeVerdict], config
         return Consistency(written=None, dropped=dropped, reason="a section would be empty")
 
 
-def _follows(sentences: Sequence[tuple[int, str]], place: int, gone: Sequence[int]) -> bool:
+def _follows(sentences: Sequence[tuple[int, str]], index: int, gone: Sequence[int]) -> bool:
     """Return whether the next sentence of the same section stays, and refers back."""
-    after = place + 1
-    if after >= len(sentences) or after in gone or sentences[after][0] != sentences[place][0]:
+    after = index + 1
+    if after >= len(sentences) or after in gone or sentences[after][0] != sentences[index][0]:
         return False
     return _REFERS_BACK.search(sentences[after][1]) is not None

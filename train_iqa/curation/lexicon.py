@@ -2,7 +2,7 @@
 
 Patterns are matched on lower-case text without hyphens inside words ("over-exposed" is "overexposed"). A denied
 shortage ("not sharp") is the claim of the state, a denied excess ("no noise") its denial; `claims.py` does the denying.
-Usual words of quality assessment only: it was not fitted to the paraphrases of `planted_words.py`.
+Usual words of quality assessment only: it was not fitted to the paraphrases of `benchmarks/planted/words.py`.
 """
 
 import re

@@ -7,7 +7,6 @@ loses at most the answers that are under way.
 
 import asyncio
 import fcntl
-import hashlib
 import json
 import os
 import sys
@@ -27,10 +26,10 @@ from train_iqa.curation.judges import ModelJudge, RulesJudge
 from train_iqa.curation.report import build_report, write_rows
 from train_iqa.curation.thresholds import HintThresholds, shipped
 from train_iqa.data import IqaDataset, LabelledImage, load_datasets, select
-from train_iqa.evaluation.measuring import null
 from zoomiqa_reward.images.loading import ImageError
 from zoomiqa_reward.protocol import Protocol
-from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json
+from zoomiqa_reward.runs.digest import digest
+from zoomiqa_reward.runs.json_lines import append_line, plain, read_lines, write_json
 from zoomiqa_reward.runs.outputs import claim_folder
 
 _FREE = frozenset({"base_url", "key_variable", "max_retries", "timeout_s", "price_in", "price_out"})
@@ -71,7 +70,7 @@ def _go_on(
         kept = [outcomes[key] for key in chosen if key in outcomes]
         write_rows(config.out, kept, chosen)
         report = build_report(config, kept, calls.rows, run.failures, thresholds, time.monotonic() - began, len(images))
-        write_json(config.out / "report.json", null(report))
+        write_json(config.out / "report.json", plain(report))
     return report
 
 
@@ -114,7 +113,7 @@ class _Run:
             except (EndpointError, ImageError, ValueError) as error:
                 self._fail(image, error)
             else:
-                append_line(self.file, null(outcome))
+                append_line(self.file, plain(outcome))
                 self.outcomes[image.dataset, image.id] = outcome
                 self._in_a_row = 0
             bar.update()
@@ -158,10 +157,10 @@ def _keep_settings(
     for role in ("teacher", "judge"):
         endpoint = given[role]
         settings[role] = endpoint and {name: value for name, value in endpoint.items() if name not in _FREE}
-    settings["thresholds"] = hashlib.sha256(repr(sorted(thresholds.of.items())).encode()).hexdigest()[:16]
+    settings["thresholds"] = digest(repr(sorted(thresholds.of.items())))
     settings["protocol"] = None if protocol is None else protocol.fingerprint
     settings["data"] = {dataset.name: _digest(dataset) for dataset in datasets}
-    settings, file = null(settings), config.out / "settings.json"
+    settings, file = plain(settings), config.out / "settings.json"
     if file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))
         changed = sorted(name for name in settings if before.get(name) != settings[name])
@@ -176,7 +175,7 @@ def _keep_settings(
 def _digest(dataset: IqaDataset) -> str:
     """Return what tells other labels; contents are in the requests' hashes, and `checks` may change on the way."""
     lines = sorted(f"{image.id}\t{image.mos!r}\t{image.split}" for image in dataset.images)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return digest("\n".join(lines))
 
 
 @contextmanager

@@ -121,7 +121,8 @@ def ask_judge(
 ) -> Messages:
     """Return the request for a model's verdicts."""
     lines = [
-        f"{number}. ({written.sections[place][0]}) {one}" for number, (place, one) in enumerate(written.sentences, 1)
+        f"{number}. ({written.sections[index][0]}) {sentence}"
+        for number, (index, sentence) in enumerate(written.sentences, 1)
     ]
     text = prompts.judge.format(
         whole=_in_words(thresholds, hints.whole),

@@ -117,13 +117,16 @@ def compare(
         raise ValueError(f"{len(seen)} and {len(blind)} continuations: samples={config.samples} of each are needed")
     every, ways = [*seen, *blind], _ways(config.samples)
     kinds = {"box": _box, "rating": _rating}
-    if all(math.isfinite(one.entropy) for one in every):
+    if all(math.isfinite(continuation.entropy) for continuation in every):
         kinds["entropy"] = _entropy
     measures = {name: _distances(every, kind) for name, kind in kinds.items()}
     chance = _chance(list(measures.values()), ways)
     rating, entropy = (
-        float(np.mean([read(one) for one in blind]) - np.mean([read(one) for one in seen]))
-        for read in (lambda one: one.written.rating, lambda one: one.entropy)
+        float(
+            np.mean([read(continuation) for continuation in blind])
+            - np.mean([read(continuation) for continuation in seen])
+        )
+        for read in (lambda continuation: continuation.written.rating, lambda continuation: continuation.entropy)
     )
     differences = {"box": float(_excess(measures["box"], ways)[0]), "rating": abs(rating), "entropy": abs(entropy)}
     # 1e-9: a difference of 0.10 between ratings of two decimals must count as 0.10
@@ -139,27 +142,27 @@ def compare(
     )  # fmt: skip
 
 
-def _box(one: Continuation, other: Continuation) -> float:
-    return box_difference(one.written.bbox, other.written.bbox)
+def _box(continuation: Continuation, other: Continuation) -> float:
+    return box_difference(continuation.written.bbox, other.written.bbox)
 
 
-def _rating(one: Continuation, other: Continuation) -> float:
-    return abs(one.written.rating - other.written.rating)
+def _rating(continuation: Continuation, other: Continuation) -> float:
+    return abs(continuation.written.rating - other.written.rating)
 
 
-def _entropy(one: Continuation, other: Continuation) -> float:
-    return abs(one.entropy - other.entropy)
+def _entropy(continuation: Continuation, other: Continuation) -> float:
+    return abs(continuation.entropy - other.entropy)
 
 
 def _distances(every: Sequence[Continuation], measure: Measure) -> Matrix:
-    return np.array([[measure(one, other) for other in every] for one in every])
+    return np.array([[measure(continuation, other) for other in every] for continuation in every])
 
 
 def _ways(samples: int) -> Matrix:
     """Return [ways, 2 samples] 1 for the members of the first half, else 0; the first way is the actual one."""
-    found = list(itertools.combinations(range(2 * samples), samples))
-    ways = np.zeros((len(found), 2 * samples))
-    np.put_along_axis(ways, np.array(found), 1.0, axis=1)
+    halves = list(itertools.combinations(range(2 * samples), samples))
+    ways = np.zeros((len(halves), 2 * samples))
+    np.put_along_axis(ways, np.array(halves), 1.0, axis=1)
     return ways
 
 
@@ -169,8 +172,8 @@ def _excess(distances: Matrix, ways: Matrix) -> Matrix:
     others = 1 - ways
     between = ((ways @ distances) * others).sum(axis=1) / half**2
     inside = ((ways @ distances) * ways).sum(axis=1) + ((others @ distances) * others).sum(axis=1)
-    found: Matrix = between - inside / (2 * half * (half - 1))
-    return found
+    excess: Matrix = between - inside / (2 * half * (half - 1))
+    return excess
 
 
 def _chance(measures: Sequence[Matrix], ways: Matrix) -> float:
@@ -184,5 +187,7 @@ def _chance(measures: Sequence[Matrix], ways: Matrix) -> float:
 
 def _side(answer: Written, seen: Sequence[Continuation], blind: Sequence[Continuation], measure: Measure) -> float:
     """Return how much nearer the answer lies to the continuations that saw the image than to the others."""
-    own = Continuation(written=answer)
-    return sum(measure(own, one) for one in blind) / len(blind) - sum(measure(own, one) for one in seen) / len(seen)
+    original = Continuation(written=answer)
+    return sum(measure(original, continuation) for continuation in blind) / len(blind) - sum(
+        measure(original, continuation) for continuation in seen
+    ) / len(seen)

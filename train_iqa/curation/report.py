@@ -9,9 +9,7 @@ What a curation did: images, rejections by filter and reason with examples, drop
 Counted from the two journals, so a run in several pieces reports the same as one in one piece.
 """
 
-import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +21,8 @@ from train_iqa.curation.curator import FILTERS
 from train_iqa.curation.endpoint import Endpoint
 from train_iqa.curation.thresholds import HintThresholds
 from train_iqa.data import LabelledImage
+from zoomiqa_reward.runs.digest import digest
+from zoomiqa_reward.runs.json_lines import write_text, written_at_once
 
 ROWS = "conversations.jsonl"
 
@@ -48,24 +48,21 @@ def write_rows(
     if not lines:
         target.unlink(missing_ok=True)
         return 0
-    half = folder / f"{ROWS}.tmp"
-    half.write_text("".join(lines), encoding="utf-8")
-    os.replace(half, target)
+    write_text(target, "".join(lines))
     return len(lines)
 
 
 def image_name(image: LabelledImage) -> str:
     """Return a file name that no other image of any data set has."""
-    digest = hashlib.sha256(f"{image.dataset}\0{image.id}".encode()).hexdigest()[:10]
+    code = digest(f"{image.dataset}\0{image.id}", size=10)
     stem = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in PurePosixPath(image.id).stem)
-    return f"{stem[:60]}-{digest}{image.path.suffix.lower()}"
+    return f"{stem[:60]}-{code}{image.path.suffix.lower()}"
 
 
 def _copy(source: Path, target: Path) -> None:
     if not target.exists():
-        half = target.with_name(f"{target.name}.tmp")
-        shutil.copyfile(source, half)
-        os.replace(half, target)
+        with written_at_once(target) as half:
+            shutil.copyfile(source, half)
 
 
 EXAMPLES = 3
@@ -82,7 +79,7 @@ def build_report(
     images: int,
 ) -> dict[str, Any]:
     """Return the report; `seconds` are those of this process alone."""
-    kept = [one for one in outcomes if one["status"] == "kept"]
+    kept = [outcome for outcome in outcomes if outcome["status"] == "kept"]
     return {
         "judge": "rules" if config.judge is None else f"model {config.judge.model}",
         "teacher": config.teacher.model,
@@ -93,8 +90,8 @@ def build_report(
         "open": images - len(outcomes),
         "rows": {
             "round1": len(kept),
-            "round2": sum(len(one["rounds"]) == 2 for one in kept),
-            "zooming_without_round2": sum(one["is_zooming"] and len(one["rounds"]) == 1 for one in kept),
+            "round2": sum(len(outcome["rounds"]) == 2 for outcome in kept),
+            "zooming_without_round2": sum(outcome["is_zooming"] and len(outcome["rounds"]) == 1 for outcome in kept),
         },
         "rejections": _rejections(outcomes),
         "dropped_sentences": _count_dropped(outcomes),
@@ -134,25 +131,25 @@ def cost_of(endpoint: Endpoint, calls: Sequence[Mapping[str, Any]]) -> dict[str,
 
 
 def _rejections(outcomes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {name: {"answers": 0, "reasons": {}} for name in FILTERS}
+    counts: dict[str, Any] = {name: {"answers": 0, "reasons": {}} for name in FILTERS}
     for outcome in outcomes:
-        for one in outcome["rejections"]:
-            group = found[one["filter"]]
+        for rejection in outcome["rejections"]:
+            group = counts[rejection["filter"]]
             group["answers"] += 1
-            reason = group["reasons"].setdefault(one["reason"], {"answers": 0, "examples": []})
+            reason = group["reasons"].setdefault(rejection["reason"], {"answers": 0, "examples": []})
             reason["answers"] += 1
             if len(reason["examples"]) < EXAMPLES:
-                reason["examples"].append({key: one[key] for key in ("call", "detail", "text")})
-    return found
+                reason["examples"].append({key: rejection[key] for key in ("call", "detail", "text")})
+    return counts
 
 
 def _count_dropped(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    every = [(outcome, one) for outcome in outcomes for one in outcome["dropped"]]
+    every = [(outcome, sentence) for outcome in outcomes for sentence in outcome["dropped"]]
     return {
         "sentences": len(every),
         "images": len({(outcome["dataset"], outcome["id"]) for outcome, _ in every}),
-        "why": dict(Counter(one["why"] for _, one in every).most_common(20)),
+        "why": dict(Counter(sentence["why"] for _, sentence in every).most_common(20)),
         "examples": [
-            {"image": f"{outcome['dataset']}/{outcome['id']}", **one} for outcome, one in every[:EXAMPLES]
+            {"image": f"{outcome['dataset']}/{outcome['id']}", **sentence} for outcome, sentence in every[:EXAMPLES]
         ],
     }  # fmt: skip

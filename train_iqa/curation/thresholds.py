@@ -51,23 +51,29 @@ class HintThresholds:
     def __post_init__(self) -> None:
         if set(self.of) != set(STATES):
             raise ValueError(f"thresholds for {sorted(self.of)}: must be for {', '.join(STATES)}")
-        for state, one in self.of.items():
+        for state, threshold in self.of.items():
             sign = STATES[state][1]
-            if not sign * one.possible <= sign * one.certain:
-                raise ValueError(f"{state}: certain={one.certain} must lie beyond possible={one.possible}")
+            if not sign * threshold.possible <= sign * threshold.certain:
+                raise ValueError(f"{state}: certain={threshold.certain} must lie beyond possible={threshold.possible}")
 
     @classmethod
     def load(cls, file: Path = SHIPPED) -> "HintThresholds":
         """Read a file of thresholds. Raises ValueError naming it."""
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
-            return cls(of={name: Threshold(**one) for name, one in data["of"].items()}, provenance=data["provenance"])
+            return cls(
+                of={name: Threshold(**threshold) for name, threshold in data["of"].items()},
+                provenance=data["provenance"],
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file}: no readable file of hint thresholds: {error}") from error
 
     def as_json(self) -> dict[str, Any]:
         """Return the file's content."""
-        return {"of": {name: asdict(one) for name, one in self.of.items()}, "provenance": dict(self.provenance)}
+        return {
+            "of": {name: asdict(threshold) for name, threshold in self.of.items()},
+            "provenance": dict(self.provenance),
+        }
 
     def belief(self, state: str, hints: Hints) -> float:
         """Return 1 where the hints show the state, 0 where they show that it is not there, 0.5 in between; NaN."""
@@ -80,18 +86,18 @@ class HintThresholds:
 
     def words(self, hints: Hints) -> dict[str, str]:
         """Return hint -> its value in words, for a judge that reads."""
-        found: dict[str, list[str]] = {}
+        phrases: dict[str, list[str]] = {}
         for state, (name, _) in STATES.items():
             belief = self.belief(state, hints)
-            said = found.setdefault(name, [])
+            states = phrases.setdefault(name, [])
             if math.isnan(belief):
-                said.append("not measurable")
+                states.append("not measurable")
             elif belief == 1.0:
-                said.append(state)
+                states.append(state)
             elif belief == 0.5:
-                said.append(f"perhaps {state}")
+                states.append(f"perhaps {state}")
         usual = {"noise": "clean", "blur": "sharp", "blocking": "no blocks"}
-        return {name: said[0] if said else usual.get(name, "normal") for name, said in found.items()}
+        return {name: states[0] if states else usual.get(name, "normal") for name, states in phrases.items()}
 
     def contradicts(self, state: str, is_present: bool, hints: ImageHints, *, in_box: bool) -> bool:
         """Return whether the hints speak against a claim that a state is, or is not, there.
@@ -101,7 +107,7 @@ class HintThresholds:
         certainly shows is wrongly denied. A hint that could not be measured says nothing.
         """
         views = [hints.box] if in_box and hints.box is not None else [hints.whole, hints.box]
-        beliefs = [self.belief(state, one) for one in views if one is not None]
+        beliefs = [self.belief(state, view) for view in views if view is not None]
         beliefs = [belief for belief in beliefs if not math.isnan(belief)]
         if not beliefs:
             return False

@@ -39,7 +39,7 @@ class Written:
     @property
     def sentences(self) -> tuple[tuple[int, str], ...]:
         """(place of the section, sentence), in order."""
-        return tuple((place, one) for place, (_, texts) in enumerate(self.sections) for one in texts)
+        return tuple((index, sentence) for index, (_, texts) in enumerate(self.sections) for sentence in texts)
 
     def partial(self) -> str:
         """Return the reasoning up to where it decides: what a continuation without the image starts from."""
@@ -58,7 +58,7 @@ class Written:
         """Return the answer without the sentences at these places of `sentences`; emptied sections are an error."""
         gone, kept, count = set(dropped), [], 0
         for label, texts in self.sections:
-            left = tuple(one for place, one in enumerate(texts, start=count) if place not in gone)
+            left = tuple(sentence for index, sentence in enumerate(texts, start=count) if index not in gone)
             count += len(texts)
             if not left:
                 raise ValueError(f"{label}: no sentence is left")
@@ -84,8 +84,8 @@ def read_written(text: str, labels: Sequence[str], *, is_last: bool = False) -> 
         raise FormError(f"no readable answer: {error}") from error
     if not 1 <= rating <= 5:
         raise FormError(f"rating off the scale: {rating:g} is not in 1..5")
-    found = read_sections(text, labels)
-    if missing := [label for label in labels if label not in found]:
+    results = read_sections(text, labels)
+    if missing := [label for label in labels if label not in results]:
         raise FormError(f"section missing: {missing[0]}")
     bbox = usable_box(route.bbox)
     if tool not in ("crop", "final") or (bbox is None) != (tool == "final"):
@@ -100,7 +100,7 @@ def read_written(text: str, labels: Sequence[str], *, is_last: bool = False) -> 
         bbox = (left, top, right, bottom)
         if left == right or top == bottom:
             raise FormError(f"box without area: {list(bbox)}")
-    sections = tuple((label, split_sentences(found[label])) for label in labels)
+    sections = tuple((label, split_sentences(results[label])) for label in labels)
     return Written(sections=sections, bbox=bbox, rating=rating)
 
 
@@ -110,18 +110,18 @@ def split_sentences(text: str) -> tuple[str, ...]:
     >>> split_sentences("Noise, e.g. Grain, at 0.5 strength. It is clear.")
     ('Noise, e.g. Grain, at 0.5 strength.', 'It is clear.')
     """
-    found: list[str] = []
+    sentences: list[str] = []
     joins = False
     for piece in _END.split(text):
-        one = re.sub(r"^\s*(?:[-*•]|\d{1,2}[.)])\s+", "", piece).strip()
-        if not one:
+        sentence = re.sub(r"^\s*(?:[-*•]|\d{1,2}[.)])\s+", "", piece).strip()
+        if not sentence:
             continue
         if joins:
-            found[-1] = f"{found[-1]} {one}"
+            sentences[-1] = f"{sentences[-1]} {sentence}"
         else:
-            found.append(one)
-        joins = _ABBREVIATION.search(one) is not None
-    return tuple(found)
+            sentences.append(sentence)
+        joins = _ABBREVIATION.search(sentence) is not None
+    return tuple(sentences)
 
 
 def box_difference(first: Box | None, second: Box | None) -> float:
@@ -130,5 +130,5 @@ def box_difference(first: Box | None, second: Box | None) -> float:
         return 0.0 if first is second else 1.0
     from train_iqa.evaluation.grounding import iou
 
-    found = 1.0 - iou(first, second)
-    return 0.0 if math.isclose(found, 0.0, abs_tol=1e-12) else found
+    difference = 1.0 - iou(first, second)
+    return 0.0 if math.isclose(difference, 0.0, abs_tol=1e-12) else difference

@@ -4,7 +4,6 @@ Everything that is wrong with all data sets asked for is found first and reporte
 a training that dies of the 9000th file is a day lost, and a file that silently drops out changes every number.
 """
 
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from train_iqa.data.record import SPLITS, DatasetProblems, IqaDataset, LabelledImage, LabelRow, Listing, Problem
 from train_iqa.data.registry import DatasetSource
 from zoomiqa_reward.images.loading import ImageError, load_image
+from zoomiqa_reward.runs.digest import file_digest
 
 CHECKS = ("full", "paths")
 ACCEPTABLE = ("missing", "corrupt", "duplicate")
@@ -49,10 +49,10 @@ def load_datasets(
     loaded: list[IqaDataset] = []
     problems: list[Problem] = []
     for source in sources:
-        dataset, found = _load(source, checks, workers or min(8, os.cpu_count() or 1))
-        found = [replace(problem, dataset=source.name) for problem in found]
-        problems += [problem for problem in found if problem.kind not in accepted]
-        loaded.append(replace(dataset, left_out=tuple(p for p in found if p.kind in accepted)))
+        dataset, problems_here = _load(source, checks, workers or min(8, os.cpu_count() or 1))
+        problems_here = [replace(problem, dataset=source.name) for problem in problems_here]
+        problems += [problem for problem in problems_here if problem.kind not in accepted]
+        loaded.append(replace(dataset, left_out=tuple(p for p in problems_here if p.kind in accepted)))
     if problems:
         raise DatasetProblems(problems)
     return loaded
@@ -65,11 +65,11 @@ def find_shared(first: IqaDataset, second: IqaDataset) -> list[Problem]:
     """
     if any(image.sha256 is None for dataset in (first, second) for image in dataset.images):
         raise ValueError("find_shared compares contents: load both data sets with checks='full'")
-    known = {image.sha256: image.path for image in first.images}
+    path_of = {image.sha256: image.path for image in first.images}
     return [
-        Problem(kind="duplicate", where=str(image.path), what=f"is {known[image.sha256]}", dataset=second.name)
+        Problem(kind="duplicate", where=str(image.path), what=f"is {path_of[image.sha256]}", dataset=second.name)
         for image in second.images
-        if image.sha256 in known
+        if image.sha256 in path_of
     ]
 
 
@@ -131,8 +131,7 @@ def _place(row: LabelRow, listing: Listing) -> Path | None:
 def _inspect(path: Path) -> str | ImageError:
     try:
         load_image(path)
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(path)
     except ImageError as error:
         return error
     except OSError as error:

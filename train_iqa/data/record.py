@@ -1,13 +1,14 @@
 """What the reader of any data set gives: rows as the label file names them, then checked images on one scale 1..5.
 
-A reader (`koniq.py`, ...) only reads labels into a `Listing`. What is wrong with them, and later with the image files,
-is collected there and never raised one by one: see `checking.load_datasets`.
+A reader (`readers.py`, `lists.py`) only reads labels into a `Listing`. What is wrong with them, and later with the
+image files, is collected there and never raised one by one: see `checking.load_datasets`.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from zoomiqa_reward.runs.digest import digest
 
 Box = tuple[float, float, float, float]
 SPLITS = ("training", "validation", "test")
@@ -138,7 +139,7 @@ class IqaDataset:
     def digest(self) -> str:
         """16 hex digits of names, labels and (where hashed) contents, in any order: the same data, the same digest."""
         lines = sorted(f"{image.id}\t{image.mos!r}\t{image.split}\t{image.sha256}" for image in self.images)
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+        return digest("\n".join(lines))
 
 
 class DatasetProblems(ValueError):

@@ -1,11 +1,12 @@
-"""The data set families by name. A new one is a file with a `read` function and one line here."""
+"""The data set families by name. A new one is a function in `readers.py` and one line here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train_iqa.data import agiqa, csiq, csv_list, json_list, kadid, koniq, livew, pipal, spaq, tid2013
+from train_iqa.data import readers
+from train_iqa.data.lists import read_csv_list, read_json_list
 from train_iqa.data.record import Listing, Scale
 
 
@@ -14,10 +15,13 @@ class Family:
     """How the data sets of one kind are read."""
 
     title: str
-    read: Callable[..., Listing]
-    """Takes the root folder; of a list, the file, then the images' folder and the scale (either may be None)."""
+    read: Callable[..., Any]
+    """Of a known set: takes the root folder and the listing to add to. Of a list: takes the file, then the folder of
+    the images and the scale (either may be None), and returns the listing."""
     count: int | None = None
     """Images of the whole set; None for lists."""
+    scale: Scale | None = None
+    """Worst and best label over all images of the set, which is what other works rescale by; None for lists."""
 
     @property
     def is_list(self) -> bool:
@@ -25,17 +29,21 @@ class Family:
         return self.count is None
 
 
+def _known(title: str, read: Callable[..., Any], count: int, worst: float, best: float) -> Family:
+    return Family(title=title, read=read, count=count, scale=Scale(worst=worst, best=best))
+
+
 FAMILIES: dict[str, Family] = {
-    "koniq": Family(title="KonIQ-10k", read=koniq.read, count=10073),
-    "spaq": Family(title="SPAQ", read=spaq.read, count=11125),
-    "kadid": Family(title="KADID-10k", read=kadid.read, count=10125),
-    "pipal": Family(title="PIPAL", read=pipal.read, count=23200),
-    "livew": Family(title="LIVE in the Wild", read=livew.read, count=1162),
-    "agiqa": Family(title="AGIQA-3K", read=agiqa.read, count=2982),
-    "csiq": Family(title="CSIQ", read=csiq.read, count=866),
-    "tid2013": Family(title="TID2013", read=tid2013.read, count=3000),
-    "json": Family(title="JSON list (official evaluator, DeQA-Score)", read=json_list.read),
-    "csv": Family(title="table with image and mos", read=csv_list.read),
+    "koniq": _known("KonIQ-10k", readers.read_koniq, 10073, 1.09615384615385, 4.31),
+    "spaq": _known("SPAQ", readers.read_spaq, 11125, 2.0, 96.0),
+    "kadid": _known("KADID-10k", readers.read_kadid, 10125, 1.0, 4.93),
+    "pipal": _known("PIPAL", readers.read_pipal, 23200, 916.7136, 1835.9856),
+    "livew": _known("LIVE in the Wild", readers.read_livew, 1162, 3.42, 92.4319526627219),
+    "agiqa": _known("AGIQA-3K", readers.read_agiqa, 2982, 0.0, 4.488740784),
+    "csiq": _known("CSIQ", readers.read_csiq, 866, 1.0, 0.0),
+    "tid2013": _known("TID2013", readers.read_tid2013, 3000, 0.24242, 7.21429),
+    "json": Family(title="JSON list (official evaluator, DeQA-Score)", read=read_json_list),
+    "csv": Family(title="table with image and mos", read=read_csv_list),
 }
 
 
@@ -65,5 +73,8 @@ class DatasetSource:
     def read(self) -> Listing:
         """Return the labels, unchecked."""
         family = FAMILIES[self.family]
-        arguments: tuple[Any, ...] = (self.image_root, self.scale) if family.is_list else ()
-        return family.read(self.root, *arguments)
+        if family.scale is None:
+            return family.read(self.root, self.image_root, self.scale)
+        listing = Listing(root=self.root, scale=family.scale)
+        family.read(self.root, listing)
+        return listing

@@ -50,14 +50,14 @@ def split_by_reference(
     order = np.random.default_rng(seed).permutation(len(names))
     ends = np.rint(np.cumsum([0.0, *shares.values()]) * len(names)).astype(int)
     part_of = {
-        names[place]: part
+        names[index]: part
         for part, start, end in zip(shares, ends[:-1], ends[1:], strict=True)
-        for place in order[start:end]
+        for index in order[start:end]
     }
-    found = {part: tuple(image for image in images if part_of[group_of(image)] == part) for part in shares}
-    if not all(found.values()):
+    splits = {part: tuple(image for image in images if part_of[group_of(image)] == part) for part in shares}
+    if not all(splits.values()):
         raise ValueError(f"{len(names)} references are too few for the shares {shares}")
-    return found
+    return splits
 
 
 def group_of(image: LabelledImage) -> str:

@@ -79,7 +79,7 @@ def calibrate(
         coverage = dict.fromkeys(LEVELS, float("nan"))
         return Calibration(images=len(s), num_zero_std=int((s == 0).sum()), coverage=coverage, bins=(), **empty)
     bins = _bins(errors, s, num_bins)
-    ratios = [abs(one.rmse - one.std) / one.std for one in bins if one.std > 0]
+    ratios = [abs(bin_.rmse - bin_.std) / bin_.std for bin_ in bins if bin_.std > 0]
     positive = s > 0
     sizes = np.abs(errors)
     is_flat = np.ptp(sizes) == 0 or np.ptp(s) == 0
@@ -99,8 +99,8 @@ def calibrate(
 
 def _bins(errors: NDArray[np.float64], stds: NDArray[np.float64], num_bins: int) -> tuple[Bin, ...]:
     order = np.argsort(stds, kind="stable")
-    parts = [part for part in np.array_split(order, min(num_bins, len(order))) if len(part)]
-    return tuple(Bin(count=len(part), std=_rms(stds[part]), rmse=_rms(errors[part])) for part in parts)
+    parts = [members for members in np.array_split(order, min(num_bins, len(order))) if len(members)]
+    return tuple(Bin(count=len(members), std=_rms(stds[members]), rmse=_rms(errors[members])) for members in parts)
 
 
 def _rms(values: NDArray[np.float64]) -> float:

@@ -121,7 +121,7 @@ def correlations(ratings: Sequence[float] | Array, mos: Sequence[float] | Array)
     images, or one side constant; where the curve cannot be fitted, only its PLCC. NaN values raise ValueError.
     """
     x, y = np.asarray(ratings, dtype=np.float64), np.asarray(mos, dtype=np.float64)
-    found: dict[str, float] = {}
+    results: dict[str, float] = {}
     for kind, correlate in (
         ("raw", raw_correlations), ("logistic4", logistic_correlations), ("isotonic", isotonic_correlations),
     ):  # fmt: skip
@@ -132,8 +132,8 @@ def correlations(ratings: Sequence[float] | Array, mos: Sequence[float] | Array)
             warnings.simplefilter("ignore", NearConstantInputWarning)
             plcc, srcc = correlate(x, y) if len(x) >= 2 else (float("nan"), float("nan"))
         fitted = isotonic_fit(x, y) if kind == "isotonic" and len(x) >= 2 else x
-        found |= {f"plcc_{kind}": plcc, f"srcc_{kind}": srcc, f"krcc_{kind}": krcc(fitted, y)}
-    return found
+        results |= {f"plcc_{kind}": plcc, f"srcc_{kind}": srcc, f"krcc_{kind}": krcc(fitted, y)}
+    return results
 
 
 def pair_tables(

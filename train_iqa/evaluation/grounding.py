@@ -34,7 +34,7 @@ def as_shares(bbox: Sequence[float], width: int, height: int) -> Box:
     return left, top, right, bottom
 
 
-def grounding(named: Sequence[Box | None], known: Sequence[Sequence[Box] | None]) -> dict[str, float]:
+def grounding(named: Sequence[Box | None], truths: Sequence[Sequence[Box] | None]) -> dict[str, float]:
     """Return how the named boxes (None: none was named) fit the known regions (None: unknown, so not counted).
 
     `damaged`: images with known regions; over them `iou_mean` (the best region counts; no box named is 0), `hit_share`
@@ -42,7 +42,7 @@ def grounding(named: Sequence[Box | None], known: Sequence[Sequence[Box] | None]
     images known to have no such region, and `false_share` of them with a box all the same. NaN where nothing is there
     to count.
     """
-    pairs = [(box, regions) for box, regions in zip(named, known, strict=True) if regions is not None]
+    pairs = [(box, regions) for box, regions in zip(named, truths, strict=True) if regions is not None]
     damaged = [(box, regions) for box, regions in pairs if regions]
     overlaps = [0.0 if box is None else max(iou(box, region) for region in regions) for box, regions in damaged]
     with_box = [overlap for overlap, (box, _) in zip(overlaps, damaged, strict=True) if box is not None]

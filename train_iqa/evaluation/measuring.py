@@ -10,7 +10,6 @@ line that a kill cut short has no newline at its end: readers skip it and its ow
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from train_iqa.evaluation.robustness import perturbed_ratings
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.model.measuring import Measured, measure
 from zoomiqa_reward.model.ratings import Assessment
-from zoomiqa_reward.runs.json_lines import append_line, cut_half_line
+from zoomiqa_reward.runs.json_lines import append_line, cut_half_line, plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +61,9 @@ def measure_images(
     rating; it never stops the others.
     """
     files = [str(image.path) for image in images]
-    found = measure(iqa, files, mode=asking.mode, strict=asking.strict, question=asking.question)
+    results = measure(iqa, files, mode=asking.mode, strict=asking.strict, question=asking.question)
     started = time.perf_counter()
-    for image, measured in zip(images, found, strict=True):
+    for image, measured in zip(images, results, strict=True):
         line = _line(image, measured)
         if (image.dataset, image.id) in probes:
             line["probe"] = _probe(iqa, image, asking)
@@ -101,8 +100,8 @@ def _named_box(image: LabelledImage, assessment: Assessment) -> list[float] | No
 def _probe(iqa: Any, image: LabelledImage, asking: Asking) -> dict[str, Any]:
     pixels = load_image(image.path)
 
-    def rate(one: Tensor) -> float:
-        return _rating(lambda: iqa.rate([one], mode=asking.mode, strict=True, question=asking.question).mean[0])
+    def rate(item: Tensor) -> float:
+        return _rating(lambda: iqa.rate([item], mode=asking.mode, strict=True, question=asking.question).mean[0])
 
     def sample(call: int) -> float:
         temperature = iqa.protocol.decoding.temperature or 1.0
@@ -136,7 +135,7 @@ def read_lines(folder: Path) -> dict[Key, dict[str, Any]]:
 
     NaN is `null` in the files and None here. Raises ValueError for a finished line that is no JSON object.
     """
-    found: dict[Key, dict[str, Any]] = {}
+    results: dict[Key, dict[str, Any]] = {}
     for file in sorted(folder.glob(PATTERN)):
         data = file.read_bytes()
         for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
@@ -145,8 +144,8 @@ def read_lines(folder: Path) -> dict[Key, dict[str, Any]]:
                 key = (fields["dataset"], fields["id"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{file}:{number}: damaged ({error}); delete this line to measure it again") from error
-            found.setdefault(key, fields)
-    return found
+            results.setdefault(key, fields)
+    return results
 
 
 class LineWriter:
@@ -158,18 +157,4 @@ class LineWriter:
 
     def write(self, fields: dict[str, Any]) -> None:
         """Append one line; NaN and infinity become null. It is on the disk when this returns."""
-        append_line(self.file, null(fields))
-
-
-def null(value: Any) -> Any:
-    """Return a value for JSON: numbers that are not finite become None, tuples lists, in any depth."""
-    if isinstance(value, dict):
-        return {str(key): null(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [null(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def as_float(value: float | None) -> float:
-    """Return a number of a line, NaN for null."""
-    return math.nan if value is None else float(value)
+        append_line(self.file, plain(fields))

@@ -1,6 +1,5 @@
 """Images of a data set's result: ratings against MOS, and errors against the model's own standard deviation."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from train_iqa.evaluation.correlations import isotonic_fit
+from zoomiqa_reward.runs.json_lines import written_at_once
 
 _DPI = 120
 _LIMITS = (0.9, 5.1)
@@ -34,7 +34,7 @@ def calibration_plot(calibration: dict[str, Any], title: str, path: Path) -> Non
     bins = calibration["bins"]
     figure = Figure(figsize=(4.5, 4.5), layout="constrained")
     axes = figure.subplots()
-    stds, errors = [one["std"] for one in bins], [one["rmse"] for one in bins]
+    stds, errors = [bin_["std"] for bin_ in bins], [bin_["rmse"] for bin_ in bins]
     top = 1.05 * max([*stds, *errors, 1e-6])
     axes.plot((0, top), (0, top), color="0.6", linewidth=1, label="calibrated")
     axes.plot(stds, errors, marker="o", label="bins of equal size")
@@ -44,6 +44,5 @@ def calibration_plot(calibration: dict[str, Any], title: str, path: Path) -> Non
 
 
 def _save(figure: Figure, path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": None})
-    os.replace(temporary, path)
+    with written_at_once(path) as half:
+        figure.savefig(half, format="png", dpi=_DPI, metadata={"Software": None})

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from train_iqa.data import LabelledImage
 from train_iqa.data.splits import group_of
-from train_iqa.evaluation.bootstrap import bootstrap, bootstrap_share, group_numbers, merge_groups
 from train_iqa.evaluation.calibration import calibrate
 from train_iqa.evaluation.correlations import correlations, pair_tables, raw_correlations, share
 from train_iqa.evaluation.grounding import grounding
-from train_iqa.evaluation.measuring import Key, as_float
+from train_iqa.evaluation.measuring import Key
 from train_iqa.evaluation.robustness import gain_over_sampling, rating_changes, spread_of_calls
+from zoomiqa_reward.runs.bootstrap import bootstrap, bootstrap_share, group_numbers, merge_groups
+from zoomiqa_reward.runs.json_lines import as_float
 
 PAIR_MARGINS = (0.0, 0.5)
 """Of MOS: all pairs that people rate differently, and those that they rate clearly so."""
@@ -30,9 +31,9 @@ def report_of(
 
     Failed images are counted and left out of everything else. Intervals are 95 %, over references where known.
     """
-    found = [lines[(image.dataset, image.id)] for image in images]
-    valid = [bool(line["valid"]) for line in found]
-    ratings = np.array([as_float(line["rating"]) for line in found])
+    rows = [lines[(image.dataset, image.id)] for image in images]
+    valid = [bool(line["valid"]) for line in rows]
+    ratings = np.array([as_float(line["rating"]) for line in rows])
     mos = np.array([image.mos for image in images])
     kept = np.flatnonzero(valid)
     groups = group_numbers([group_of(images[index]) for index in kept])
@@ -41,17 +42,17 @@ def report_of(
         "references": len(set(groups.tolist())) if any(image.reference for image in images) else None,
         "failed": len(images) - len(kept),
         "failed_share": 1 - len(kept) / len(images),
-        "errors": _counts([line["error"] for line in found if not line["valid"]]),
-        "warned_share": float(np.mean([line["warning"] is not None for line in found])),
-        "zoom_rate": _zoom_rate(found) if mode == "reason" else None,
+        "errors": _counts([line["error"] for line in rows if not line["valid"]]),
+        "warned_share": float(np.mean([line["warning"] is not None for line in rows])),
+        "zoom_rate": _zoom_rate(rows) if mode == "reason" else None,
         "rating_mean": float(ratings[kept].mean()) if len(kept) else math.nan,
         "rating_std": float(ratings[kept].std(ddof=1)) if len(kept) > 1 else math.nan,
-        "seconds_per_image": float(np.mean([line["seconds"] for line in found if "probe" not in line] or [math.nan])),
+        "seconds_per_image": float(np.mean([line["seconds"] for line in rows if "probe" not in line] or [math.nan])),
         "agreement": _agreement(ratings[kept], mos[kept], groups, draws, seed),
         "pairs": _pairs(ratings[kept], mos[kept], groups, draws, seed),
-        "std_calibration": _calibration(found, ratings, mos),
-        "grounding": _grounding(images, found),
-        **_probes(found, ratings, mos),
+        "std_calibration": _calibration(rows, ratings, mos),
+        "grounding": _grounding(images, rows),
+        **_probes(rows, ratings, mos),
     }
 
 
@@ -76,7 +77,7 @@ def _pairs(
     ratings: NDArray[np.float64], mos: NDArray[np.float64], groups: NDArray[np.int64], draws: int, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Return pair agreement over all pairs, and over those of one reference, for each margin."""
-    found: dict[str, dict[str, Any]] = {}
+    pairs: dict[str, dict[str, Any]] = {}
     merged = merge_groups(groups, seed=seed)
     members = [np.flatnonzero(groups == number) for number in range(int(groups.max(initial=-1)) + 1)]
     for margin in PAIR_MARGINS:
@@ -88,28 +89,28 @@ def _pairs(
         ]
         inner = np.array(inside).reshape(-1, 2).T
         for name, good, all_pairs in (("all", right, counted), ("within_reference", inner[0], inner[1])):
-            found[f"{name}_apart_{margin:g}"] = {
+            pairs[f"{name}_apart_{margin:g}"] = {
                 "pairs": int(all_pairs.sum() / 2),
                 "value": share(good.sum(), all_pairs.sum()),
                 "interval_95": bootstrap_share(good, all_pairs, draws=draws, seed=seed),
             }
-    return found
+    return pairs
 
 
-def _zoom_rate(found: Sequence[Mapping[str, Any]]) -> float:
+def _zoom_rate(rows: Sequence[Mapping[str, Any]]) -> float:
     """Share of the images with an answer that asked for round 2, readable in the end or not."""
-    answered = [line["rounds"] for line in found if line["rounds"] > 0]
+    answered = [line["rounds"] for line in rows if line["rounds"] > 0]
     return float(np.mean([rounds > 1 for rounds in answered])) if answered else math.nan
 
 
 def _calibration(
-    found: Sequence[Mapping[str, Any]], ratings: NDArray[np.float64], mos: NDArray[np.float64]
+    rows: Sequence[Mapping[str, Any]], ratings: NDArray[np.float64], mos: NDArray[np.float64]
 ) -> dict[str, Any] | None:
     """Calibration of the ratings' own std, else of the sampled answers' mean and std, None where neither is there."""
-    stds = np.array([as_float(line["std"]) for line in found])
+    stds = np.array([as_float(line["std"]) for line in rows])
     if np.isfinite(stds).any():
         return {"of": "rating"} | asdict(calibrate(ratings, stds, mos))
-    sampled = [[as_float(value) for value in line.get("probe", {}).get("sampled", [])] for line in found]
+    sampled = [[as_float(value) for value in line.get("probe", {}).get("sampled", [])] for line in rows]
     chosen = [k for k, values in enumerate(sampled) if len(values) > 1 and np.isfinite(values).all()]
     if not chosen:
         return None
@@ -117,23 +118,23 @@ def _calibration(
     return {"of": "samples"} | asdict(calibrate(table.mean(axis=1), table.std(axis=1, ddof=1), mos[chosen]))
 
 
-def _grounding(images: Sequence[LabelledImage], found: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+def _grounding(images: Sequence[LabelledImage], rows: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
     """None where no region is known or the mode names no boxes."""
     pairs = [
         (None if line["bbox"] is None else tuple(line["bbox"]), image.boxes)
-        for image, line in zip(images, found, strict=True)
+        for image, line in zip(images, rows, strict=True)
         if line["rounds"] > 0
     ]
-    if not any(known is not None for _, known in pairs):
+    if not any(truth is not None for _, truth in pairs):
         return None
-    return grounding([named for named, _ in pairs], [known for _, known in pairs])  # type: ignore[misc]
+    return grounding([named for named, _ in pairs], [truth for _, truth in pairs])  # type: ignore[misc]
 
 
 def _probes(
-    found: Sequence[Mapping[str, Any]], ratings: NDArray[np.float64], mos: NDArray[np.float64]
+    rows: Sequence[Mapping[str, Any]], ratings: NDArray[np.float64], mos: NDArray[np.float64]
 ) -> dict[str, Any]:
-    places = [k for k, line in enumerate(found) if "probe" in line]
-    probes = [found[k]["probe"] for k in places]
+    places = [k for k, line in enumerate(rows) if "probe" in line]
+    probes = [rows[k]["probe"] for k in places]
     if not probes:
         return {"repeats": None, "sampling": None, "robustness": None}
     repeated, sampled = ([[as_float(v) for v in probe[key]] for probe in probes] for key in ("repeated", "sampled"))
@@ -152,8 +153,8 @@ def _probes(
 
 def _counts(errors: Sequence[str | None]) -> dict[str, int]:
     """Count errors by their beginning: the rest of the message quotes the answer."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for error in errors:
         kind = (error or "no reason").split(" in ")[0].split("; ")[0][:80]
-        found[kind] = found.get(kind, 0) + 1
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+        counts[kind] = counts.get(kind, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))

@@ -10,19 +10,17 @@ Reward noise that is as large as the difference between two candidates makes bes
 repeated calls stands beside the spread between images.
 """
 
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import pad
 
 from train_iqa.evaluation.correlations import raw_correlations
-from zoomiqa_reward.images.loading import load_image, to_pil
+from zoomiqa_reward.images.filters import resize_bicubic, through_jpeg
 
 JPEG_QUALITY = 95
 RESIZE = 0.98
@@ -30,11 +28,7 @@ RESIZE = 0.98
 
 def jpeg95(image: Tensor) -> Tensor:
     """Return a float32 CHW image in [0, 1] after JPEG of quality 95 with full colour resolution."""
-    file = io.BytesIO()
-    to_pil(image).save(file, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
-    file.seek(0)
-    with Image.open(file) as decoded:
-        return load_image(decoded)
+    return through_jpeg(image, JPEG_QUALITY, subsampling=0)
 
 
 def shift1(image: Tensor) -> Tensor:
@@ -48,7 +42,7 @@ def resize98(image: Tensor) -> Tensor:
     Every side of at least 2 pixels shrinks by at least one.
     """
     height, width = (max(1, min(side - 1, round(side * RESIZE))) for side in image.shape[1:])
-    return interpolate(image[None], (height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)
+    return resize_bicubic(image, height, width)
 
 
 PERTURBATIONS: dict[str, Callable[[Tensor], Tensor]] = {"jpeg95": jpeg95, "shift1": shift1, "resize98": resize98}
@@ -68,13 +62,13 @@ def rating_changes(ratings: Sequence[float], perturbed: Sequence[Mapping[str, fl
     ratings between images. NaN where there is nothing to count.
     """
     original = np.asarray(ratings, dtype=np.float64)
-    found: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, float]] = {}
     for name in PERTURBATIONS:
-        copies = np.array([one.get(name, math.nan) for one in perturbed], dtype=np.float64)
+        copies = np.array([perturbation.get(name, math.nan) for perturbation in perturbed], dtype=np.float64)
         good = np.isfinite(original) & np.isfinite(copies)
         changes, sizes = (copies - original)[good], np.abs(copies - original)[good]
         spread = original[good].std(ddof=1) if good.sum() > 1 else 0.0
-        found[name] = {
+        results[name] = {
             "images": int(good.sum()),
             "failed": int((np.isfinite(original) & ~np.isfinite(copies)).sum()),
             "change_mean": float(changes.mean()) if len(sizes) else math.nan,
@@ -83,7 +77,7 @@ def rating_changes(ratings: Sequence[float], perturbed: Sequence[Mapping[str, fl
             "abs_max": float(sizes.max()) if len(sizes) else math.nan,
             "abs_to_spread": float(sizes.mean() / spread) if spread > 0 else math.nan,
         }
-    return found
+    return results
 
 
 def spread_of_calls(calls: Sequence[Sequence[float]]) -> dict[str, float]:
@@ -96,13 +90,13 @@ def spread_of_calls(calls: Sequence[Sequence[float]]) -> dict[str, float]:
     """
     table = _table(calls)
     whole = table[np.isfinite(table).all(axis=1)]
-    found = {"images": len(whole), "left_out": len(table) - len(whole), "calls": table.shape[1]}
+    results = {"images": len(whole), "left_out": len(table) - len(whole), "calls": table.shape[1]}
     if len(whole) == 0 or table.shape[1] < 2:
-        return found | dict.fromkeys(("std_mean", "std_max", "share_identical", "noise_to_signal"), float("nan"))
+        return results | dict.fromkeys(("std_mean", "std_max", "share_identical", "noise_to_signal"), float("nan"))
     is_same = np.ptp(whole, axis=1) == 0
     stds = np.where(is_same, 0.0, whole.std(axis=1, ddof=1))  # the mean of equal numbers may round
     signal = whole.mean(axis=1).std(ddof=1) if len(whole) > 1 else 0.0
-    return found | {
+    return results | {
         "std_mean": float(stds.mean()),
         "std_max": float(stds.max()),
         "share_identical": float(is_same.mean()),
@@ -122,21 +116,21 @@ def gain_over_sampling(
     table, single, opinion = _table(sampled), np.asarray(ratings, dtype=np.float64), np.asarray(mos, dtype=np.float64)
     whole = np.isfinite(table).all(axis=1) & np.isfinite(single)
     table, single, opinion = table[whole], single[whole], opinion[whole]
-    found = {"images": int(whole.sum()), "left_out": int((~whole).sum()), "calls": table.shape[1]}
-    for place, name in enumerate(("plcc", "srcc")):
-        one = float(np.mean([_pair(column, opinion)[place] for column in table.T])) if table.size else float("nan")
-        alone = _pair(single, opinion)[place]
-        found |= {
+    results = {"images": int(whole.sum()), "left_out": int((~whole).sum()), "calls": table.shape[1]}
+    for index, name in enumerate(("plcc", "srcc")):
+        item = float(np.mean([_pair(column, opinion)[index] for column in table.T])) if table.size else float("nan")
+        alone = _pair(single, opinion)[index]
+        results |= {
             f"{name}_deterministic": alone,
-            f"{name}_one_sample": one,
-            f"{name}_mean_of_samples": _pair(table.mean(axis=1), opinion)[place] if table.size else float("nan"),
-            f"{name}_gain": alone - one,
+            f"{name}_one_sample": item,
+            f"{name}_mean_of_samples": _pair(table.mean(axis=1), opinion)[index] if table.size else float("nan"),
+            f"{name}_gain": alone - item,
         }
-    return found
+    return results
 
 
 def _table(calls: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    lengths = {len(one) for one in calls}
+    lengths = {len(call) for call in calls}
     if len(lengths) > 1:
         raise ValueError(f"images with {sorted(lengths)} calls: all must have the same number")
     return np.asarray(calls, dtype=np.float64).reshape(len(calls), lengths.pop() if lengths else 0)

@@ -6,7 +6,6 @@ Sources: the distortion families of KADID-10k and TID2013 (kinds), Real-ESRGAN (
 Deviation: severities here are spaced for even steps of full-reference quality, not after any data set's levels.
 """
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 from scipy.special import j1
+
+from zoomiqa_reward.images.filters import jpeg_file
 
 Array = NDArray[np.float32]
 Degradation = Callable[[Array, float, np.random.Generator], tuple[Array, dict[str, float | str]]]
@@ -96,9 +97,7 @@ def colour_noise(image: Array, severity: float, rng: np.random.Generator) -> tup
 
 def jpeg(image: Array, severity: float, rng: np.random.Generator) -> tuple[Array, dict[str, float | str]]:
     quality = round(_log(75, 5, severity))
-    buffer = io.BytesIO()
-    Image.fromarray(_to_uint8(image)).save(buffer, "JPEG", quality=quality)
-    return _from_pil(Image.open(buffer)), {"quality": quality}
+    return _from_pil(jpeg_file(Image.fromarray(_to_uint8(image)), quality)), {"quality": quality}
 
 
 def resample(image: Array, severity: float, rng: np.random.Generator) -> tuple[Array, dict[str, float | str]]:

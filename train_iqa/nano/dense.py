@@ -61,11 +61,11 @@ class DenseHeads(nn.Module):
     def loss(self, tokens: Tensor, target: Targets) -> tuple[Tensor, dict[str, float]]:
         """Return the weighted sum of the losses of tokens (B, rows, columns, width), and its parts."""
         tokens = tokens.float()
-        known = target.known_kinds.float()
+        labelled = target.known_kinds.float()
         kinds = binary_cross_entropy_with_logits(self.kinds(tokens), target.kinds, reduction="none").mean((1, 2, 3))
         parts = {
             "quality": mse_loss(self.quality(tokens)[..., 0], target.quality),
-            "kinds": KINDS_WEIGHT * (kinds * known).sum() / known.sum().clamp_min(1),
+            "kinds": KINDS_WEIGHT * (kinds * labelled).sum() / labelled.sum().clamp_min(1),
             "bands": BANDS_WEIGHT * smooth_l1_loss(self.bands(tokens), target.bands),
         }
         if target.whole is not None:
@@ -100,24 +100,24 @@ def dense_batch(store: Store, count: int, grid: int, rng: np.random.Generator) -
     images = store.images[index].float() / 255
     targets = torch.cat([local_rank(store, index)[..., None], store.kinds[index], store.standardised_bands(index)], -1)
     turned_images, turned_targets = [], []
-    for orientation, part in enumerate(torch.arange(count, device=store.device).chunk(ORIENTATIONS)):
+    for orientation, chunk in enumerate(torch.arange(count, device=store.device).chunk(ORIENTATIONS)):
         top, left = (int(k) for k in rng.integers(0, GRID - grid + 1, 2))
         y, x = (slice(start * TOKEN_PX, (start + grid) * TOKEN_PX) for start in (top, left))
-        turned_images.append(reorient(images[part][:, :, y, x], orientation, (2, 3)))
-        tokens = targets[part][:, top : top + grid, left : left + grid]
+        turned_images.append(reorient(images[chunk][:, :, y, x], orientation, (2, 3)))
+        tokens = targets[chunk][:, top : top + grid, left : left + grid]
         turned_targets.append(reorient(tokens, orientation, (1, 2)))
     quality, kinds, bands = torch.cat(turned_targets).split((1, len(KINDS), 3 * NUM_BANDS), dim=-1)
     labels = torch.from_numpy(store.labels[chosen]).float().to(store.device)
     whole = (labels - 1) / 4 if grid == GRID else None
-    known = store.known_kinds[index]
-    return torch.cat(turned_images).contiguous(), Targets(quality[..., 0], kinds, bands, known, whole, labels)
+    labelled = store.known_kinds[index]
+    return torch.cat(turned_images).contiguous(), Targets(quality[..., 0], kinds, bands, labelled, whole, labels)
 
 
 def dense_step(
     tower: nn.Module, heads: DenseHeads, store: Store, config: DenseConfig, rng: np.random.Generator
 ) -> dict[str, float]:
     """Accumulate the gradients of one step and return its losses."""
-    found: dict[str, float] = {}
+    losses: dict[str, float] = {}
     for count, grid in ((config.crops, GRID), (config.quarter_crops, GRID // 2)):
         if not count:
             continue
@@ -126,5 +126,5 @@ def dense_step(
             tokens = read_tokens(tower, images)
         loss, parts = heads.loss(tokens, targets)
         loss.backward()
-        found |= {f"{name}_{grid}": value for name, value in parts.items()}
-    return found
+        losses |= {f"{name}_{grid}": value for name, value in parts.items()}
+    return losses

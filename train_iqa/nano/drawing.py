@@ -7,7 +7,6 @@ grey. References are windows of photographs at a random scale: a model that has 
 blur.
 """
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +29,7 @@ from train_iqa.nano.degradations import (
     sample_box,
     sample_steps,
 )
+from zoomiqa_reward.images.filters import LUMA, jpeg_file
 
 SMALL_PX = 224
 LARGE_PX = ((448, 308), (308, 448), (364, 364), (448, 336), (420, 336), (336, 336), (448, 252), (392, 308))
@@ -133,10 +133,8 @@ def _stored(image: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
     stored = (image.clip(0, 1) * 255 + 0.5).astype(np.uint8)
     if rng.random() >= JPEG_SHARE:
         return stored
-    buffer = io.BytesIO()
     quality, subsampling = int(rng.integers(82, 99)), int(rng.choice([0, 2]))
-    Image.fromarray(stored).save(buffer, "JPEG", quality=quality, subsampling=subsampling)
-    return np.asarray(Image.open(buffer).convert("RGB"))
+    return np.asarray(jpeg_file(Image.fromarray(stored), quality, subsampling).convert("RGB"))
 
 
 def draw_image(
@@ -163,7 +161,7 @@ def draw_image(
     if zoom_out > 1:
         image, reference = (resize(x, width, height, "bicubic") for x in (image, reference))
     if rng.random() < GREY_SHARE:
-        luma = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+        luma = np.array(LUMA, dtype=np.float32)
         image, reference = (np.repeat((x @ luma)[..., None], 3, axis=2) for x in (image, reference))
     return DegradedImage(
         image=_stored(image, rng),

@@ -6,7 +6,6 @@ PSNR-Y and SSIM-Y are never used here: they judge later.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ import piq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from zoomiqa_reward.runs.json_lines import write_json
 
 LABEL_METRICS = ("haarpsi", "mdsi", "vsi")
 _ORIENTATION = {"haarpsi": 1.0, "mdsi": -1.0, "vsi": 1.0}  # MDSI falls with quality
@@ -87,9 +88,7 @@ class LabelScale:
 
     def save(self, path: Path) -> None:
         """Write the knots as JSON, in one step."""
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"metrics": list(LABEL_METRICS), "knots": self.knots}, indent=1) + "\n")
-        os.replace(temporary, path)
+        write_json(path, {"metrics": list(LABEL_METRICS), "knots": self.knots}, indent=1)
 
     @classmethod
     def load(cls, path: Path) -> "LabelScale":

@@ -30,11 +30,11 @@ def digit_targets(centres: Tensor, hundredths: Tensor, is_box: Tensor, sigma: Te
     allowed = torch.where(is_box[:, None], leaves[None] <= 100, leaves[None] >= 100)
     logits = -0.5 * ((leaves[None] / 100 - centres[:, None]) / sigma[:, None]) ** 2
     weights = torch.softmax(logits.masked_fill(~allowed, -torch.inf), dim=1)
-    found = []
-    for place, known in ((100, None), (10, 100), (1, 10)):
+    targets = []
+    for unit, above in ((100, None), (10, 100), (1, 10)):
         alive = weights
-        if known is not None:
-            alive = weights * (leaves[None] // known == (hundredths // known)[:, None])
-        sums = alive @ one_hot(leaves // place % 10, 10).to(weights.dtype)
-        found.append(sums / sums.sum(1, keepdim=True).clamp_min(1e-12))
-    return torch.stack(found)
+        if above is not None:
+            alive = weights * (leaves[None] // above == (hundredths // above)[:, None])
+        sums = alive @ one_hot(leaves // unit % 10, 10).to(weights.dtype)
+        targets.append(sums / sums.sum(1, keepdim=True).clamp_min(1e-12))
+    return torch.stack(targets)

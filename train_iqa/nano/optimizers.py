@@ -48,7 +48,7 @@ class SplitOptimizer:
                 self.matrices.setdefault("x".join(map(str, parameter.shape)), []).append(parameter)
             else:
                 others.append(parameter)
-        self.parameters = [*others, *(one for group in self.matrices.values() for one in group)]
+        self.parameters = [*others, *(item for group in self.matrices.values() for item in group)]
         self.weight_decay = weight_decay
         self.momenta = {shape: torch.zeros_like(torch.stack(list(group))) for shape, group in self.matrices.items()}
         self.adamw = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=weight_decay)
@@ -71,7 +71,9 @@ class SplitOptimizer:
         return norm
 
     def _muon(self, group: list[nn.Parameter], momentum: Tensor, rate: float) -> None:
-        gradients = torch.stack([torch.zeros_like(one) if one.grad is None else one.grad for one in group])
+        gradients = torch.stack(
+            [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in group]
+        )
         momentum.lerp_(gradients, 1 - MOMENTUM)
         updates = orthogonalised(gradients.lerp(momentum, MOMENTUM))
         torch._foreach_mul_(group, 1 - rate * self.weight_decay)
@@ -103,7 +105,7 @@ class WeightAverage:
         if self.mean:
             torch._foreach_lerp_(self.mean, now, self.share)
         else:
-            self.mean = [one.clone() for one in now]
+            self.mean = [weight.clone() for weight in now]
 
     @torch.no_grad()
     def apply(self) -> None:
@@ -118,7 +120,7 @@ class WeightAverage:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         home = self.parameters[0].device if self.parameters else None
-        self.mean = [one.to(home) for one in state["mean"]]
+        self.mean = [weight.to(home) for weight in state["mean"]]
 
 
 def cosine_lr(step: int, steps: int, peak: float, warmup: int = 60, floor: float = 0.02) -> float:

@@ -22,7 +22,8 @@ from train_iqa.nano.dense import dense_batch, reorient
 from train_iqa.nano.language import RatingTree
 from train_iqa.nano.rows import RATING_SIGMA
 from train_iqa.nano.store import GRID, Store
-from train_iqa.nano.teach import NanoLearner, resize_bicubic, text_step
+from train_iqa.nano.teach import NanoLearner, text_step
+from zoomiqa_reward.images.filters import resize_bicubic
 from zoomiqa_reward.images.loading import load_image
 
 COLUMNS = ("image", "set", "scene", "mos")
@@ -74,25 +75,25 @@ def read_opinions(folder: Path) -> list[Opinion]:
         rows = list(csv.DictReader(table))
     if not rows or (missing := [name for name in COLUMNS if name not in rows[0]]):
         raise ValueError(f"{file}: {'no rows' if not rows else f'no column {missing[0]}'}")
-    found = []
+    opinions = []
     for number, row in enumerate(rows, start=2):
         path, mos = folder / row["image"], float(row["mos"])
         if not path.exists():
             raise ValueError(f"{file}, line {number}: no image {path}")
         if not 1 <= mos <= 5:
             raise ValueError(f"{file}, line {number}: mos {mos} is outside 1..5")
-        found.append(Opinion(image=path, set=row["set"], scene=row["scene"], mos=mos))
-    return found
+        opinions.append(Opinion(image=path, set=row["set"], scene=row["scene"], mos=mos))
+    return opinions
 
 
 def folds(opinions: Sequence[Opinion], count: int) -> list[int]:
     """Return the fold 0..count-1 of each image: a scene is in one, and each set's scenes are dealt out evenly."""
-    found = {}
-    for name in sorted({one.set for one in opinions}):
-        scenes = sorted({one.scene for one in opinions if one.set == name})
+    fold_of = {}
+    for name in sorted({opinion.set for opinion in opinions}):
+        scenes = sorted({opinion.scene for opinion in opinions if opinion.set == name})
         order = np.random.default_rng(7).permutation(len(scenes))
-        found |= {(name, scene): int(place % count) for scene, place in zip(scenes, order, strict=True)}
-    return [found[one.set, one.scene] for one in opinions]
+        fold_of |= {(name, scene): int(fold % count) for scene, fold in zip(scenes, order, strict=True)}
+    return [fold_of[opinion.set, opinion.scene] for opinion in opinions]
 
 
 class People:
@@ -100,16 +101,18 @@ class People:
 
     def __init__(self, opinions: Sequence[Opinion], device: torch.device) -> None:
         self.device = device
-        self._images = {one.image: (load_image(one.image) * 255).round().to(torch.uint8) for one in opinions}
+        self._images = {
+            opinion.image: (load_image(opinion.image) * 255).round().to(torch.uint8) for opinion in opinions
+        }
         by_scene: dict[tuple[str, str], list[Opinion]] = {}
-        for one in opinions:
-            by_scene.setdefault((one.set, one.scene), []).append(one)
+        for opinion in opinions:
+            by_scene.setdefault((opinion.set, opinion.scene), []).append(opinion)
         self.pools: dict[str, list[list[Opinion]]] = {}
         """Set -> pools that groups are drawn from."""
-        for name in sorted({one.set for one in opinions}):
+        for name in sorted({opinion.set for opinion in opinions}):
             scenes = [members for (of, _), members in by_scene.items() if of == name]
             wide = [members for members in scenes if len(members) >= SCENE_IMAGES]
-            rest = [one for members in scenes if len(members) < SCENE_IMAGES for one in members]
+            rest = [opinion for members in scenes if len(members) < SCENE_IMAGES for opinion in members]
             self.pools[name] = [*wide, *([rest] if rest else [])]
 
     def group(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -121,17 +124,17 @@ class People:
         chosen = [pool[k] for k in rng.choice(len(pool), min(count, len(pool)), replace=False)]
         view, flip = str(rng.choice(VIEWS, p=VIEW_SHARES)), bool(rng.random() < 0.5)
         tile, at = int(rng.choice(TILES_PX)), rng.random(2)
-        same_scene = len({one.scene for one in chosen}) == 1
+        same_scene = len({opinion.scene for opinion in chosen}) == 1
         parts = []
-        for one in chosen:
-            image = self._images[one.image].float() / 255
+        for opinion in chosen:
+            image = self._images[opinion.image].float() / 255
             image = reorient(image, 4, (1, 2)) if image.shape[1] > image.shape[2] else image  # portraits lie down
             parts.append(cut_view(image, view, tile, at if same_scene else rng.random(2)))
         if view == "whole":  # to the first one's size: images of one set differ little in shape
             parts = [resize_bicubic(part, *parts[0].shape[1:]) for part in parts]
         sides = [min(part.shape[axis] for part in parts) for axis in (1, 2)]
         images = torch.stack([part[:, : sides[0], : sides[1]] for part in parts]).to(self.device)
-        scores = torch.tensor([one.mos for one in chosen], dtype=torch.float32, device=self.device)
+        scores = torch.tensor([opinion.mos for opinion in chosen], dtype=torch.float32, device=self.device)
         return (images.flip(3) if flip else images).contiguous(), scores
 
 
@@ -150,7 +153,7 @@ def cut_view(image: Tensor, view: str, tile: int, at: Sequence[float] | np.ndarr
         image = resize_bicubic(image, round(height / 2), round(width / 2))
         height, width = image.shape[1:]
     sides = [min(tile, side // TOKEN_PX * TOKEN_PX) for side in (height, width)]
-    top, left = (int(share * (side - part)) for share, side, part in zip(at, (height, width), sides, strict=True))
+    top, left = (int(share * (side - side_px)) for share, side, side_px in zip(at, (height, width), sides, strict=True))
     return image[:, top : top + sides[0], left : left + sides[1]]
 
 
@@ -171,16 +174,16 @@ def people_step(
     images.requires_grad_(is_moved)
     loss, parts = tree.loss(tree.logprobs(images, question), scores, sigma=config.sigma, ranked=True)
     loss.backward()
-    found = {f"people_{name}": value for name, value in parts.items()}
+    losses = {f"people_{name}": value for name, value in parts.items()}
     if is_moved:
         assert images.grad is not None
         moved = moved_images(images.detach(), images.grad, rng)
         loss, parts = tree.loss(tree.logprobs(moved, question), scores, sigma=config.sigma, ranked=True)
         (0.5 * loss).backward()
-        found["moved_error"] = parts["error"]
+        losses["moved_error"] = parts["error"]
     crops, targets = dense_batch(store, config.rehearsed, GRID, rng)
     loss, parts = tree.loss(tree.logprobs(crops, question), targets.labels, sigma=RATING_SIGMA, ranked=True)
     (0.6 * loss).backward()
-    found |= {f"rehearsed_{name}": value for name, value in parts.items()}
+    losses |= {f"rehearsed_{name}": value for name, value in parts.items()}
     counts = {"first": config.first, "local": config.local, "second": config.second}
-    return found | text_step(learner, store, rng, **counts, weight=0.8)
+    return losses | text_step(learner, store, rng, **counts, weight=0.8)

@@ -60,10 +60,10 @@ def mrope_positions(ids: NDArray[np.int64], grids: Sequence[Grid], image_id: int
     while at < len(ids):
         if ids[at] == image_id:
             rows, columns = waiting.pop(0)
-            part = slice(at, at + rows * columns)
-            positions[0, part] = current
-            positions[1, part] = current + np.repeat(np.arange(rows), columns)
-            positions[2, part] = current + np.tile(np.arange(columns), rows)
+            span = slice(at, at + rows * columns)
+            positions[0, span] = current
+            positions[1, span] = current + np.repeat(np.arange(rows), columns)
+            positions[2, span] = current + np.tile(np.arange(columns), rows)
             current, at = current + max(rows, columns), at + rows * columns
         else:
             positions[:, at] = current
@@ -101,11 +101,17 @@ class RowBuilder:
         return self._row(prompt, text, drawn, [grid], is_first=True)
 
     def second(
-        self, record: DamageRecord, said: DamageRecord, grid: Grid, crop: Grid, label: float, rng: np.random.Generator
+        self,
+        record: DamageRecord,
+        claimed: DamageRecord,
+        grid: Grid,
+        crop: Grid,
+        label: float,
+        rng: np.random.Generator,
     ) -> NanoRow:
-        """Return round 2's row: the truth is `record`, the quoted round 1 spoke of `said` and rated with an error."""
+        """Return round 2's row: `record` is the truth, and the quoted round 1 describes `claimed` and misjudges it."""
         guess = float(np.clip(label + rng.normal(0, GUESS_SIGMA), 1, 5))
-        quoted, _ = self._first_answer(said, guess, rng)
+        quoted, _ = self._first_answer(claimed, guess, rng)
         request = round2(self.protocol, NO_IMAGE, NO_IMAGE, quoted, self.question(rng))
         rating = _drawn(label, RATING_SIGMA, 100, 500, rng)
         text = answer2(record, label, f"{rating / 100:.2f}", guess)

@@ -175,7 +175,7 @@ class Store:
 
     def whole(self, *, local: bool) -> list[StoredImage]:
         """Return whole images with damage inside a region, or those with none or with damage everywhere."""
-        return [one for one in self.whole_images if (one.record.box is not None) is local]
+        return [image for image in self.whole_images if (image.record.box is not None) is local]
 
     def add(self, drawing: DrawnBatch) -> None:
         """Label a batch and keep it."""
@@ -195,7 +195,9 @@ class Store:
         images, references = self._pair(drawn)
         self.scores[at], self.local[at], bands = label_drawn(images, references, self._failed(drawn))
         self.bands[at], self.images[at] = bands.half(), (images * 255 + 0.5).to(torch.uint8)
-        self.kinds[at] = torch.from_numpy(np.stack([kind_map(one.record, GRID, GRID) for one in drawn])).to(self.device)
+        self.kinds[at] = torch.from_numpy(np.stack([kind_map(image.record, GRID, GRID) for image in drawn])).to(
+            self.device
+        )
         self.known_kinds[at] = known_kinds
         self.added["small"] += len(drawn)
         if self.scale is not None:
@@ -245,7 +247,7 @@ class Store:
         return tuple(as_batch([getattr(d, name) for d in drawn], self.device) for name in ("image", "reference"))  # type: ignore[return-value]
 
     def _failed(self, drawn: list[DegradedImage]) -> Tensor:
-        return torch.tensor([one.is_failed for one in drawn], device=self.device)
+        return torch.tensor([image.is_failed for image in drawn], device=self.device)
 
 
 def read_pairs(folder: Path) -> list[DegradedImage]:
@@ -253,7 +255,7 @@ def read_pairs(folder: Path) -> list[DegradedImage]:
 
     Raises ValueError for a restoration without a reference or of another size.
     """
-    found = []
+    pairs = []
     for path in sorted((folder / "images").iterdir()):
         reference = folder / "references" / path.name
         if not reference.exists():
@@ -261,7 +263,7 @@ def read_pairs(folder: Path) -> list[DegradedImage]:
         pair = [np.asarray(Image.open(file).convert("RGB")) for file in (path, reference)]
         if any(x.shape != (SMALL_PX, SMALL_PX, 3) for x in pair):
             raise ValueError(f"{path}: restoration and reference must be {SMALL_PX} x {SMALL_PX} px")
-        found.append(DegradedImage(image=pair[0], reference=pair[1], record=DamageRecord(steps=())))
-    if not found:
+        pairs.append(DegradedImage(image=pair[0], reference=pair[1], record=DamageRecord(steps=())))
+    if not pairs:
         raise ValueError(f"{folder}/images holds no image")
-    return found
+    return pairs

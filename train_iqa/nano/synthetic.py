@@ -5,7 +5,6 @@ missing ones.
 """
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from train_iqa.nano.degradations import DamageRecord, Step
 from train_iqa.nano.drawing import draw_image
 from train_iqa.nano.frequency_bands import band_targets
 from train_iqa.nano.labels import local_haarpsi, reference_scores
+from zoomiqa_reward.runs.json_lines import written_at_once
 
 WORST_SCORE = -10.0
 HELD_OUT_EVERY, HELD_OUT_REST = 10, 7
@@ -103,11 +103,8 @@ def _write_shard(
         arrays[f"image{k}"], arrays[f"scores{k}"], arrays[f"local{k}"] = sample.image, sample.scores, sample.local
         arrays[f"bands{k}"] = sample.bands
         arrays[f"record{k}"] = np.frombuffer(json.dumps(asdict(sample.record)).encode(), dtype=np.uint8)
-    target = folder / f"{index:05d}.npz"
-    temporary = folder / f"{index:05d}.tmp"
-    with open(temporary, "wb") as file:
+    with written_at_once(folder / f"{index:05d}.npz") as half, open(half, "wb") as file:
         np.savez(file, **arrays)
-    os.replace(temporary, target)
 
 
 def write_samples(

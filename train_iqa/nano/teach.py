@@ -20,6 +20,7 @@ from train_iqa.nano.language import RatingTree, Readouts, row_tokens, rows_loss
 from train_iqa.nano.rows import RATING_SIGMA, NanoRow, RowBuilder, mirrored
 from train_iqa.nano.store import GRID, Store, StoredImage, cover_map
 from train_iqa.nano.tower import read_tokens
+from zoomiqa_reward.images.filters import resize_bicubic
 from zoomiqa_reward.protocol import zoom
 
 DENSE_WEIGHT, SECOND_WEIGHT = 0.5, 0.5
@@ -72,11 +73,6 @@ def grid_of(image: Tensor) -> tuple[int, int]:
     return image.shape[1] // TOKEN_PX, image.shape[2] // TOKEN_PX
 
 
-def resize_bicubic(image: Tensor, height: int, width: int) -> Tensor:
-    """Return a float CHW image resized (bicubic, antialiased)."""
-    return nn.functional.interpolate(image[None], (height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)
-
-
 def vary_size(image: Tensor, record: DamageRecord, rng: np.random.Generator) -> Tensor:
     """Return the float image as it is, or at another size, down to `LEAST_PX`: photographs come in all of them.
 
@@ -92,7 +88,9 @@ def vary_size(image: Tensor, record: DamageRecord, rng: np.random.Generator) -> 
             image, *(min(LARGEST_PX, max(LEAST_PX, round(side / TOKEN_PX) * TOKEN_PX)) for side in wanted)
         )
     height, width = (TOKEN_PX * int(rng.integers(LEAST_PX // TOKEN_PX, side // TOKEN_PX + 1)) for side in sides)
-    top, left = (int(rng.integers(0, side - part + 1)) for side, part in zip(sides, (height, width), strict=True))
+    top, left = (
+        int(rng.integers(0, side - target_px + 1)) for side, target_px in zip(sides, (height, width), strict=True)
+    )
     return image[:, top : top + height, left : left + width]
 
 
@@ -114,8 +112,8 @@ def first_rounds(
         images.append(image)
         y, x = np.meshgrid(*((np.arange(side) + 0.5) / side for side in grid), indexing="ij")
         truth.append(np.stack([x, y, cover_map(record, *grid)], axis=-1).reshape(-1, 3))
-    known = torch.from_numpy(np.concatenate(truth)).float().to(images[0].device)
-    return rows, images, known
+    truths = torch.from_numpy(np.concatenate(truth)).float().to(images[0].device)
+    return rows, images, truths
 
 
 def second_rounds(
@@ -128,15 +126,15 @@ def second_rounds(
     """
     rows, images = [], []
     for stored in stored_images:
-        whole, record, said = as_float(stored.image), stored.record, stored.record
+        whole, record, claimed = as_float(stored.image), stored.record, stored.record
         if record.box is None:
             kind = Step(kind=str(rng.choice(MISTAKEN_KINDS)), severity=float(rng.uniform(0, 0.5)))
-            said = DamageRecord(steps=record.steps or (kind,), box=sample_box(rng))
-        assert said.box is not None
-        moved = np.clip(np.asarray(said.box) + rng.uniform(-CROP_SHIFT, CROP_SHIFT, 4), 0, 1)
+            claimed = DamageRecord(steps=record.steps or (kind,), box=sample_box(rng))
+        assert claimed.box is not None
+        moved = np.clip(np.asarray(claimed.box) + rng.uniform(-CROP_SHIFT, CROP_SHIFT, 4), 0, 1)
         crop, protocol = zoom(whole, moved.tolist(), builder.protocol.crop)[0], builder.protocol
         crop = resize_bicubic(crop, *smart_resize(*crop.shape[1:], TOKEN_PX, protocol.min_pixels, protocol.max_pixels))
-        rows.append(builder.second(record, said, grid_of(whole), grid_of(crop), stored.label, rng))
+        rows.append(builder.second(record, claimed, grid_of(whole), grid_of(crop), stored.label, rng))
         images += [whole, crop]
     return rows, images
 
@@ -157,14 +155,14 @@ def text_step(
     weight: float = 1,
 ) -> dict[str, float]:
     """Accumulate the gradients of first and second rounds, and return their losses."""
-    found: dict[str, float] = {}
+    losses: dict[str, float] = {}
     chosen = drawn_from(store.images, first, rng) + drawn_from(store.whole(local=True), local, rng)
     if chosen:
         rows, images, truth = first_rounds(learner.builder, chosen, rng)
         tokens = row_tokens(learner.tower, images)
         loss, parts = rows_loss(learner.model, learner.builder, rows, tokens, learner.readouts, truth)
         (weight * loss).backward()
-        found |= {f"first_{name}": value for name, value in parts.items()}
+        losses |= {f"first_{name}": value for name, value in parts.items()}
     mistaken = int(rng.binomial(second, MISTAKEN_SHARE))
     zooming = drawn_from(store.whole(local=True), second - mistaken, rng)
     zooming += drawn_from(store.whole(local=False), mistaken, rng)
@@ -172,8 +170,8 @@ def text_step(
         rows, images = second_rounds(learner.builder, zooming, rng)
         loss, parts = rows_loss(learner.model, learner.builder, rows, row_tokens(learner.tower, images))
         (weight * SECOND_WEIGHT * loss).backward()
-        found |= {f"second_{name}": value for name, value in parts.items()}
-    return found
+        losses |= {f"second_{name}": value for name, value in parts.items()}
+    return losses
 
 
 def teach_step(
@@ -187,15 +185,15 @@ def teach_step(
     question = learner.builder.question(rng)
     loss, rated = tree.loss(tree.read(tokens, question), targets.labels, sigma=RATING_SIGMA, ranked=False)
     (loss + DENSE_WEIGHT * dense).backward()
-    found = {f"dense_{name}": value for name, value in parts.items()}
-    found |= {f"direct_{name}": value for name, value in rated.items()}
+    losses = {f"dense_{name}": value for name, value in parts.items()}
+    losses |= {f"direct_{name}": value for name, value in rated.items()}
     by_size: dict[tuple[int, ...], list[StoredImage]] = {}
     for image in drawn_from(store.images, config.direct_large, rng):
         by_size.setdefault(tuple(image.image.shape), []).append(image)
     for group in by_size.values():
-        images = torch.stack([as_float(one.image) for one in group])
-        labels = torch.tensor([one.label for one in group], device=images.device)
+        images = torch.stack([as_float(parameter.image) for parameter in group])
+        labels = torch.tensor([parameter.label for parameter in group], device=images.device)
         loss, _ = tree.loss(tree.logprobs(images, question), labels, sigma=RATING_SIGMA, ranked=False)
         (len(group) / config.direct_large * loss).backward()
     counts = {"first": config.first, "local": config.first_local, "second": config.second}
-    return found | text_step(learner, store, rng, **counts)
+    return losses | text_step(learner, store, rng, **counts)

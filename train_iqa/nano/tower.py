@@ -39,8 +39,8 @@ def read_tokens(tower: nn.Module, images: Tensor, grids: Tensor | None = None) -
     rows, columns = height // PATCH_PX, width // PATCH_PX
     hidden = _embed(tower, images)
     angles = _rotary(tower, rows, columns, images.device)
-    in_windows = tuple(_to_windows(part[None]).repeat(batch, 1, 1) for part in angles)
-    in_all = tuple(part.reshape(rows * columns, -1) for part in angles)
+    in_windows = tuple(_to_windows(angle[None]).repeat(batch, 1, 1) for angle in angles)
+    in_all = tuple(angle.reshape(rows * columns, -1) for angle in angles)
     window_mask, mask = (None, None) if grids is None else _masks(grids, rows, columns)
     for number, block in enumerate(tower.blocks):
         normed = _rms(hidden, block.norm1)
@@ -96,8 +96,8 @@ def _attend(attention: nn.Module, x: Tensor, angles: tuple[Tensor, Tensor], mask
     count, length, width = x.shape
     heads = attention.num_heads
     query, key, value = attention.qkv(x).view(count, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-    cos, sin = (part.unsqueeze(-3) for part in angles)
-    query, key = (_rotate(part, cos, sin).to(value.dtype) for part in (query, key))
+    cos, sin = (tensor.unsqueeze(-3) for tensor in angles)
+    query, key = (_rotate(tensor, cos, sin).to(value.dtype) for tensor in (query, key))
     mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return attention.proj(mixed.transpose(1, 2).reshape(count, length, width))
 

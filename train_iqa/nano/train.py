@@ -9,7 +9,6 @@ alone.
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -39,6 +38,8 @@ from train_iqa.nano.synthetic import hold_out, list_photographs
 from train_iqa.nano.teach import NanoLearner, TeachConfig, teach_step
 from train_iqa.nano.view_weights import choose_view_weights
 from zoomiqa_reward import ZoomIQA
+from zoomiqa_reward.runs.json_lines import write_json
+from zoomiqa_reward.runs.provenance import provenance
 
 CLEAN_WINDOWS = 240
 """Windows of clean photographs that the patch embedding is a whitening of."""
@@ -96,17 +97,8 @@ class NanoConfig:
 
 def write_run_record(config: NanoConfig) -> None:
     """Write `run.json`: configuration, versions, command and commit."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False)
-    record = {
-        "config": json.loads(json.dumps(asdict(config), default=str)),
-        "command": sys.argv,
-        "commit": commit.stdout.strip() or None,
-        "dirty": bool(dirty.stdout.strip()),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    (config.out / "run.json").write_text(json.dumps(record, indent=1) + "\n")
+    settings = json.loads(json.dumps(asdict(config), default=str))
+    write_json(config.out / "run.json", {"config": settings} | provenance())
 
 
 def _say(text: str) -> None:
@@ -116,17 +108,17 @@ def _say(text: str) -> None:
 def photographs_of(folders: tuple[Path, ...]) -> tuple[list[Path], list[Path]]:
     """Return (training, held-out) photographs of all folders. Raises ValueError for too few, see `list_photographs`."""
     parts = [hold_out(list_photographs(folder)) for folder in folders]
-    return [path for part, _ in parts for path in part], [path for _, part in parts for path in part]
+    return [path for paths, _ in parts for path in paths], [path for _, paths in parts for path in paths]
 
 
 def clean_windows(paths: list[Path], seed: int) -> list[torch.Tensor]:
     """Return windows of clean photographs, CHW in [0, 1]."""
-    rng, found = np.random.default_rng([seed, 5]), []
+    rng, windows = np.random.default_rng([seed, 5]), []
     for path in [paths[k] for k in rng.integers(0, len(paths), min(CLEAN_WINDOWS, 4 * len(paths)))]:
         with Image.open(path) as photograph:
             window = window_of(photograph.convert("RGB"), SMALL_PX, SMALL_PX, rng)
-        found.append(torch.from_numpy(window).permute(2, 0, 1))
-    return found
+        windows.append(torch.from_numpy(window).permute(2, 0, 1))
+    return windows
 
 
 def build_learner(config: NanoConfig, training: list[Path]) -> tuple[NanoLearner, Any]:
@@ -185,7 +177,7 @@ def stages_of(
     tree, model = RatingTree(learner.model, learner.builder), learner.model
     heads = list(learner.heads.named_parameters(prefix="heads"))
     tower = [*learner.tower.named_parameters(), *heads]
-    language = [(name, one) for name, one in model.named_parameters() if "visual" not in name]
+    language = [(name, parameter) for name, parameter in model.named_parameters() if "visual" not in name]
     language += learner.readouts.named_parameters(prefix="readouts")
     parts = {"model": model, "heads": learner.heads, "readouts": learner.readouts}
 
@@ -202,14 +194,14 @@ def stages_of(
             warmup=20 if name == "people" else 80,
         )  # fmt: skip
 
-    found = []
+    stages = []
     if config.start is None:
         dense, teach = config.dense, config.teach
-        found.append(stage(
+        stages.append(stage(
             "dense", rest * config.dense_share, lambda rng: dense_step(learner.tower, learner.heads, store, dense, rng),
             (dense.learning_rate, 0.0), dense.weight_decay, 0.2,
         ))  # fmt: skip
-        found.append(stage(
+        stages.append(stage(
             "teach", rest * (1 - config.dense_share), lambda rng: teach_step(learner, tree, store, teach, rng),
             (0.5 * teach.learning_rate, teach.learning_rate), teach.weight_decay, 0.02,
         ))  # fmt: skip
@@ -217,11 +209,11 @@ def stages_of(
         opinions, settings = opinions or read_opinions(config.people), config.opinions
         people_images = People(opinions, store.device)
         _say(f"{len(opinions)} images with people's scores")
-        found.append(stage(
+        stages.append(stage(
             "people", people_seconds, lambda rng: people_step(learner, tree, people_images, store, settings, rng),
             (0.7 * settings.learning_rate, settings.learning_rate), settings.weight_decay, 0.03,
         ))  # fmt: skip
-    return found
+    return stages
 
 
 def make_nano(config: NanoConfig, opinions: Sequence[Opinion] | None = None) -> Path:
@@ -239,7 +231,7 @@ def make_nano(config: NanoConfig, opinions: Sequence[Opinion] | None = None) -> 
     _say(f"{len(training)} photographs to train on, {len(held_out)} held out")
     with Workers(training, count=config.workers, seed=config.seed) as workers:
         learner, processor = build_learner(config, training)
-        size = sum(one.numel() for one in learner.model.parameters())
+        size = sum(parameter.numel() for parameter in learner.model.parameters())
         _say(f"model {size / 1e6:.2f} M parameters, vocabulary {len(learner.builder.tokenizer)}, {config.device}")
         with filled_store(config, workers) as store:
             for stage in stages_of(config, learner, store, opinions):

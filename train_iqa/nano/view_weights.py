@@ -17,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import spearmanr
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from train_iqa.nano.degradations import Array, degrade, resize, sample_steps
 from train_iqa.nano.labels import LabelScale, pseudo_mos
 from zoomiqa_reward import ZoomIQA
+from zoomiqa_reward.images.filters import resize_bicubic
 from zoomiqa_reward.protocol import Protocol, ViewPolicy
 
 ENLARGEMENTS = (1.0, 2.4)
@@ -44,10 +45,7 @@ def multi_scale_label(image: Tensor, reference: Tensor, scale: LabelScale) -> fl
         size = [max(1, round(side * share)) for side in image.shape[1:]]
         if min(size) < 96 and share < 1:
             continue
-        pair = [
-            nn.functional.interpolate(x[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
-            for x in (image, reference)
-        ]
+        pair = [resize_bicubic(x, *size) for x in (image, reference)]
         values.append(float(pseudo_mos([pair[0]], [pair[1]], scale)[0]))
     return float(np.mean(values))
 
@@ -60,17 +58,17 @@ def validation_images(
     images, labels = [], []
     for path in tqdm(paths, desc=f"validation images x{enlargement:g}"):
         with Image.open(path) as photograph:
-            own = np.asarray(photograph.convert("RGB"), dtype=np.float32) / 255
-        width, height = own.shape[1], own.shape[0]
-        reference = own
+            pixels = np.asarray(photograph.convert("RGB"), dtype=np.float32) / 255
+        width, height = pixels.shape[1], pixels.shape[0]
+        reference = pixels
         if enlargement != 1:
-            reference = resize(own, round(width * enlargement), round(height * enlargement), "bicubic")
+            reference = resize(pixels, round(width * enlargement), round(height * enlargement), "bicubic")
         for _ in range(PER_PHOTOGRAPH):
             steps = sample_steps(rng)
             if enlargement == 1:
-                image, _ = degrade(own, steps, rng)
+                image, _ = degrade(pixels, steps, rng)
             elif rng.random() < 0.5:  # damage of the enlarged size: done before enlarging
-                image = resize(degrade(own, steps, rng)[0], reference.shape[1], reference.shape[0], "bicubic")
+                image = resize(degrade(pixels, steps, rng)[0], reference.shape[1], reference.shape[0], "bicubic")
             else:
                 image, _ = degrade(reference, steps, rng)
             images.append(_chw(image))
@@ -85,9 +83,9 @@ def candidate_images(
     images, labels, owners = [], [], []
     for owner, path in enumerate(tqdm(paths, desc="candidates")):
         with Image.open(path) as photograph:
-            own = np.asarray(photograph.convert("RGB"), dtype=np.float32) / 255
-        width, height = round(own.shape[1] * enlargement), round(own.shape[0] * enlargement)
-        reference = resize(own, width, height, "bicubic")
+            pixels = np.asarray(photograph.convert("RGB"), dtype=np.float32) / 255
+        width, height = round(pixels.shape[1] * enlargement), round(pixels.shape[0] * enlargement)
+        reference = resize(pixels, width, height, "bicubic")
         for down, up in INTERPOLATIONS:
             for factor in FACTORS:
                 small = resize(reference, round(width / factor), round(height / factor), down)
@@ -133,16 +131,16 @@ def choose_view_weights(
             iqa = ZoomIQA.from_pretrained(str(checkpoint), protocol=replace(protocol, views=views))
             columns.append([float(iqa.rate([p], strict=True).mean[0]) for p in tqdm(images, desc=f"scale {share}")])
         # An image that some scale could not rate says nothing about their mixture.
-        found = np.array(columns)
-        good = np.isfinite(found).all(axis=0)
+        ratings = np.array(columns)
+        good = np.isfinite(ratings).all(axis=0)
         unread += int((~good).sum())
-        read.append((found[:, good], labels[good], owners[good]))
+        read.append((ratings[:, good], labels[good], owners[good]))
     tried = []
     for parts in itertools.product(range(11), repeat=len(scales) + 1):
         if sum(parts) != 10:
             continue
         weights = np.array(parts) / 10
-        srcc = [mean_srcc(weights @ found, labels, owners) for found, labels, owners in read]
+        srcc = [mean_srcc(weights @ ratings, labels, owners) for ratings, labels, owners in read]
         tried.append((float(np.mean(srcc)), -float((weights**2).sum()), weights.tolist(), srcc))
     tried.sort(key=lambda row: (round(row[0], 3), row[1]), reverse=True)
     best = tried[0]
@@ -150,7 +148,7 @@ def choose_view_weights(
         "scales": [*scales, "whole"],
         "groups": [*(f"enlarged x{e:g}" for e in ENLARGEMENTS), "candidates, within a photograph"],
         "unread_images": unread,
-        "single": [[mean_srcc(column, labels, owners) for column in found] for found, labels, owners in read],
+        "single": [[mean_srcc(column, labels, owners) for column in ratings] for ratings, labels, owners in read],
         "best": {"weights": best[2], "srcc": best[3]},
         "next": [{"weights": row[2], "srcc": row[3]} for row in tried[1:6]],
     }

@@ -76,12 +76,12 @@ def coverage_mask(logprobs: Tensor, advantages: Tensor, *, share: float, quadran
     if logprobs.ndim != 1 or logprobs.shape != advantages.shape or not len(logprobs):
         raise ValueError(f"log-probabilities {tuple(logprobs.shape)} and advantages {tuple(advantages.shape)}: "
                          f"two equal lists of tokens are needed")  # fmt: skip
-    found = covariance(logprobs, advantages)
-    candidates = torch.ones_like(found, dtype=torch.bool)
+    covariances = covariance(logprobs, advantages)
+    candidates = torch.ones_like(covariances, dtype=torch.bool)
     if quadrant == "high":
         candidates = _above(logprobs) & _above(advantages)
-    count = min(int(candidates.sum()), max(1, math.floor(share * len(found))))
-    ranked = torch.sort(torch.where(candidates, found, -torch.inf), descending=True, stable=True).indices
+    count = min(int(candidates.sum()), max(1, math.floor(share * len(covariances))))
+    ranked = torch.sort(torch.where(candidates, covariances, -torch.inf), descending=True, stable=True).indices
     mask = torch.zeros_like(candidates)
     mask[ranked[:count]] = True
     return mask
@@ -92,12 +92,12 @@ def clip_cov_mask(logprobs: Tensor, advantages: Tensor, generator: torch.Generat
 
     The generator lives on the CPU; the same one on all processes gives the same tokens.
     """
-    found = covariance(logprobs, advantages)
+    covariances = covariance(logprobs, advantages)
     low, high = CLIP_COV_RANGE
-    candidates = ((found > low) & (found < high)).nonzero()[:, 0]
-    count = max(1, math.floor(CLIP_COV_SHARE * len(found)))
+    candidates = ((covariances > low) & (covariances < high)).nonzero()[:, 0]
+    count = max(1, math.floor(CLIP_COV_SHARE * len(covariances)))
     picked = torch.randperm(len(candidates), generator=generator)[:count].to(candidates.device)
-    mask = torch.zeros_like(found, dtype=torch.bool)
+    mask = torch.zeros_like(covariances, dtype=torch.bool)
     mask[candidates[picked]] = True
     return mask
 

@@ -67,9 +67,9 @@ def make_generation(
     count_tokens: rows weigh as many as their tokens instead of 1 / turns.
     """
     advantages = group_advantages(rewards["total"])
-    trajectories = [one for group in groups for one in group]
-    turns = [len(one.turns) for one in trajectories]
-    sampled = [turn for one in trajectories for turn in one.turns]
+    trajectories = [trajectory for group in groups for trajectory in group]
+    turns = [len(trajectory.turns) for trajectory in trajectories]
+    sampled = [turn for trajectory in trajectories for turn in trajectory.turns]
     weights = trajectory_row_weights(turns)
     if count_tokens:
         weights = token_row_weights([turn.row.completion_ids.shape[0] for turn in sampled])
@@ -82,13 +82,15 @@ def make_generation(
 
 def page_groups(made: Generation, limit: int) -> list[PageGroup]:
     """Return the first `limit` images with their trajectories, rewards and advantages, for a page."""
-    found = []
+    groups = []
     for i, group in enumerate(made.groups[:limit]):
         columns = {**made.rewards, "advantage": made.advantages}
         rewards = [{name: float(values[i, k]) for name, values in columns.items()} for k in range(len(group))]
         image = made.images[i]
-        found.append(PageGroup(name=image.id, image=made.pixels[i], mos=image.mos, trajectories=group, rewards=rewards))
-    return found
+        groups.append(
+            PageGroup(name=image.id, image=made.pixels[i], mos=image.mos, trajectories=group, rewards=rewards)
+        )
+    return groups
 
 
 SCHEDULES = ("linear", "step", "cosine")

@@ -178,19 +178,21 @@ def trajectory_statistics(groups: Sequence[Sequence[AnswerTrajectory]]) -> dict[
     of each group, different rationales / trajectories; 1 / K is collapse. zooms, unreadable: of each trajectory, 0 or
     1. truncated (0 or 1), answer_tokens: of each turn.
     """
-    flat = [one for group in groups for one in group]
-    turns = [turn for one in flat for turn in one.turns]
+    flat = [item for group in groups for item in group]
+    turns = [turn for item in flat for turn in item.turns]
     deviations, distinct = [], []
     for group in groups:
-        readable = torch.tensor([one.assessment.rating for one in group if one.assessment.valid], dtype=torch.float64)
+        readable = torch.tensor(
+            [item.assessment.rating for item in group if item.assessment.valid], dtype=torch.float64
+        )
         if len(readable) >= 2:
             deviations.append(float(readable.std()))
-        distinct.append(len({rationale(one.assessment) for one in group}) / len(group))
+        distinct.append(len({rationale(item.assessment) for item in group}) / len(group))
     return {
         "rating_std": deviations,
         "distinct_rationales": distinct,
-        "zooms": [float(len(one.turns) == 2) for one in flat],
-        "unreadable": [float(not one.assessment.valid) for one in flat],
+        "zooms": [float(len(item.turns) == 2) for item in flat],
+        "unreadable": [float(not item.assessment.valid) for item in flat],
         "truncated": [float(turn.is_truncated) for turn in turns],
         "answer_tokens": [float(turn.row.completion_ids.shape[0]) for turn in turns],
     }
@@ -204,5 +206,5 @@ def token_values(rows: Sequence[Tensor]) -> list[float]:
 def mean_over_processes(accelerator: Accelerator, values: dict[str, list[float]]) -> dict[str, float]:
     """Return the mean of each name's values on all processes, which all call this; NaN where there is no value."""
     gathered = gather_object([values])
-    found = {name: [value for one in gathered for value in one[name]] for name in values}
-    return {name: math.fsum(every) / len(every) if every else math.nan for name, every in found.items()}
+    results = {name: [value for item in gathered for value in item[name]] for name in values}
+    return {name: math.fsum(every) / len(every) if every else math.nan for name, every in results.items()}

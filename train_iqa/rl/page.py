@@ -7,7 +7,6 @@ import base64
 import html
 import io
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from train_iqa.rl.rollout import AnswerTrajectory
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.protocol import Protocol, zoom
+from zoomiqa_reward.runs.json_lines import write_text
 
 THUMBNAIL_PX = 320
 _STYLE = (
@@ -49,9 +49,7 @@ def write_page(path: Path, title: str, groups: Sequence[PageGroup], protocol: Pr
         f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>{body}</html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, text)
 
 
 def _group(group: PageGroup, protocol: Protocol) -> str:
@@ -66,16 +64,20 @@ def _group(group: PageGroup, protocol: Protocol) -> str:
 
 
 def _card(image: Tensor, trajectory: AnswerTrajectory, rewards: dict[str, float], protocol: Protocol) -> str:
-    found = trajectory.assessment
-    head = f"<b>{found.rating:.2f}</b>" if found.valid else f"<b class='bad'>{html.escape(found.error or '')}</b>"
+    assessment = trajectory.assessment
+    head = (
+        f"<b>{assessment.rating:.2f}</b>"
+        if assessment.valid
+        else f"<b class='bad'>{html.escape(assessment.error or '')}</b>"
+    )
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{'-' if math.isnan(value) else format(value, '.3f')}</td></tr>"
         for name, value in rewards.items()
     )
     parts = [f"<article>{head}<table>{rows}</table>"]
-    for number, turn in enumerate(found.turns, start=1):
+    for number, turn in enumerate(assessment.turns, start=1):
         if turn.crop_box is not None:
-            crop, _ = zoom(image, found.turns[0].bbox, protocol.crop)
+            crop, _ = zoom(image, assessment.turns[0].bbox, protocol.crop)
             parts.append(f"<p>round {number} looked at {turn.crop_box}</p>{_image(crop, 'crop')}")
         parts.append(f"<pre>{html.escape(turn.text)}</pre>")
     return "".join([*parts, "</article>"])

@@ -75,11 +75,11 @@ def roll_out(
             f"from the whole distribution; use a temperature above 0, top_p=1 and top_k=0"
         )
     writer = _Writer(draw or draw_by_transformers)
-    found = assess_images(
+    assessments = assess_images(
         checkpoint, images, sampling=sampling, num_samples=num_samples, batch_size=num_samples * len(images),
         write=writer,
     )  # fmt: skip
-    flat = [assessment for samples in found for assessment in samples]
+    flat = [assessment for samples in assessments for assessment in samples]
     firsts = writer.calls[0]
     seconds = iter(writer.calls[1] if len(writer.calls) > 1 else ())
     trajectories = []
@@ -122,7 +122,7 @@ def draw_by_transformers(checkpoint: Checkpoint, rows: Sequence[TokenRow], sampl
     new, logprobs = ids[:, batch["input_ids"].shape[1] :].cpu(), torch.stack(recorder.logprobs, dim=1).cpu()
     drawn = []
     for index, tokens in enumerate(new.tolist()):
-        end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+        end = next((position for position, token in enumerate(tokens) if token in ends), len(tokens))
         count = min(end + 1, len(tokens))
         drawn.append(SampledAnswer(ids=new[index, :count].clone(), logprobs=logprobs[index, :count].clone()))
     return drawn
@@ -138,11 +138,13 @@ class _Writer:
     def __call__(self, checkpoint: Checkpoint, rows: Sequence[TokenRow], sampling: Sampling) -> list[Completion]:
         drawn, ends = self.draw(checkpoint, rows, sampling), end_tokens(checkpoint)
         turns, answers = [], []
-        for shared, one in zip(on_cpu(rows), drawn, strict=True):
-            tokens = one.ids.tolist()
+        for shared, answer in zip(on_cpu(rows), drawn, strict=True):
+            tokens = answer.ids.tolist()
             is_truncated = tokens[-1] not in ends
-            row = TrainingRow(prompt=shared, completion_ids=one.ids, targets=torch.ones(len(tokens), dtype=torch.bool))
-            turns.append(SampledTurn(row=row, logprobs=one.logprobs, is_truncated=is_truncated))
+            row = TrainingRow(
+                prompt=shared, completion_ids=answer.ids, targets=torch.ones(len(tokens), dtype=torch.bool)
+            )
+            turns.append(SampledTurn(row=row, logprobs=answer.logprobs, is_truncated=is_truncated))
             text = checkpoint.tokenizer.decode(
                 tokens if is_truncated else tokens[:-1], skip_special_tokens=True, clean_up_tokenization_spaces=False
             )

@@ -163,11 +163,11 @@ class VllmSampler:
         answered = TrainingRow(
             prompt=row, completion_ids=drawn.ids, targets=torch.ones_like(drawn.ids, dtype=torch.bool)
         )
-        found, _ = answer_logprobs(
+        logprobs, _ = answer_logprobs(
             checkpoint.model, collate_completions(checkpoint, [answered]), temperature=temperature,
             suppressed=suppressed_tokens(checkpoint),
         )  # fmt: skip
-        apart = float((found[0].cpu() - drawn.logprobs).abs().mean())
+        apart = float((logprobs[0].cpu() - drawn.logprobs).abs().mean())
         if not apart <= self.config.max_mismatch:
             raise RuntimeError(
                 f"vLLM's log-probabilities differ from the trainer's by {apart:.3f} nats a token (vllm.max_mismatch="
@@ -183,8 +183,8 @@ def write_engine_folder(checkpoint: Checkpoint, folder: str) -> None:
     the protocol's pixel budget, from which vLLM knows the largest image.
     """
     config = copy.deepcopy(checkpoint.model.config)
-    for part in (config, config.get_text_config()):
-        part.tie_word_embeddings = False
+    for section in (config, config.get_text_config()):
+        section.tie_word_embeddings = False
     config.save_pretrained(folder)
     checkpoint.tokenizer.save_pretrained(folder)
     processor, protocol = copy.deepcopy(checkpoint.image_processor), checkpoint.protocol
@@ -232,10 +232,10 @@ def row_images(checkpoint: Checkpoint, row: TokenRow) -> list[Tensor]:
 def short_prompt(checkpoint: Checkpoint, row: TokenRow) -> list[int]:
     """Return the row's tokens with one image token an image, as vLLM expects a prompt before it puts images in."""
     features = iter((row.image_grid_thw.prod(dim=-1) // int(checkpoint.image_processor.merge_size) ** 2).tolist())
-    ids, place, short = row.input_ids.tolist(), 0, []
-    while place < len(ids):
-        short.append(ids[place])
-        place += next(features) if ids[place] == checkpoint.image_token_id else 1
+    ids, index, short = row.input_ids.tolist(), 0, []
+    while index < len(ids):
+        short.append(ids[index])
+        index += next(features) if ids[index] == checkpoint.image_token_id else 1
     return short
 
 
@@ -255,7 +255,7 @@ def read_output(row: TokenRow, output: Any, forbidden: Sequence[int]) -> Sampled
         raise RuntimeError(f"vLLM ended an answer of {len(ids)} tokens by {answer.finish_reason!r}")
     if held := sorted(set(ids) & set(forbidden)):
         raise RuntimeError(f"vLLM wrote the forbidden tokens {held}: their logits are above the others' by 100")
-    logprobs = [place[token].logprob for place, token in zip(answer.logprobs, ids, strict=True)]
+    logprobs = [index[token].logprob for index, token in zip(answer.logprobs, ids, strict=True)]
     return SampledAnswer(ids=torch.tensor(ids, dtype=torch.long), logprobs=torch.tensor(logprobs, dtype=torch.float32))
 
 

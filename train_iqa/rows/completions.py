@@ -104,14 +104,14 @@ def answer_logprobs(
     if suppressed:
         logits = logits.index_fill(-1, torch.tensor(list(suppressed), device=logits.device), -torch.inf)
     distribution = logits.log_softmax(dim=-1)
-    found = distribution.gather(-1, batch.completion_ids[..., None])[..., 0]
+    logprobs = distribution.gather(-1, batch.completion_ids[..., None])[..., 0]
     # where, not a product: a padded place may hold -inf, and 0 times that is NaN
-    found = torch.where(batch.mask, found, 0.0)
+    logprobs = torch.where(batch.mask, logprobs, 0.0)
     if not entropy:
-        return found, None
+        return logprobs, None
     with torch.no_grad():
         spread = -(distribution.exp() * distribution.clamp_min(torch.finfo(torch.float32).min)).sum(dim=-1)
-    return found, torch.where(batch.mask, spread, 0.0)
+    return logprobs, torch.where(batch.mask, spread, 0.0)
 
 
 def micro_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
@@ -122,5 +122,5 @@ def micro_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
     """
     if size < 1:
         raise ValueError(f"micro-batches of {size} rows: at least 1 is needed")
-    order = sorted(range(len(lengths)), key=lambda place: (lengths[place], place))
+    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
     return [order[start : start + size] for start in range(0, len(order), size)]

@@ -66,21 +66,21 @@ def read_conversations(path: Path) -> list[Conversation]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConversationError(f"{path}: cannot be read: {error}") from error
-    found, problems = [], []
+    conversations, problems = [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            found.append(_parse(line, path.parent))
+            conversations.append(_parse(line, path.parent))
         except (ConversationError, json.JSONDecodeError) as error:
             problems.append(f"line {number}: {error}")
-    if not found and not problems:
+    if not conversations and not problems:
         problems.append("holds no conversation")
     if problems:
         shown = "\n  ".join(problems[:_MAX_SHOWN])
         more = f"\n  and {len(problems) - _MAX_SHOWN} more" if len(problems) > _MAX_SHOWN else ""
         raise ConversationError(f"{path}: {len(problems)} problems; nothing was started\n  {shown}{more}")
-    return found
+    return conversations
 
 
 def _parse(line: str, root: Path) -> Conversation:
@@ -111,12 +111,12 @@ def write_conversations(path: Path, conversations: Iterable[Conversation]) -> in
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
     with open(path, "w", encoding="utf-8") as file:
-        for count, one in enumerate(conversations, start=1):
+        for count, conversation in enumerate(conversations, start=1):
             name = f"images/{count - 1:06d}.png"
-            save_png(load_image(one.image), path.parent / name)
-            row = {"image": name, "rating": round(one.rating, 4), "rounds": list(one.rounds)}
-            if one.question is not None:
-                row["question"] = one.question
+            save_png(load_image(conversation.image), path.parent / name)
+            row = {"image": name, "rating": round(conversation.rating, 4), "rounds": list(conversation.rounds)}
+            if conversation.question is not None:
+                row["question"] = conversation.question
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return count
 
@@ -127,12 +127,12 @@ def synthetic_conversations(samples: Sequence[Sample], scale: LabelScale) -> lis
     Rounds 1 and 2 name the pseudo-MOS; round 2 exists exactly where the damage is confined to a region.
     """
     scores = np.stack([sample.scores for sample in samples]).astype(np.float64)
-    found = []
+    conversations = []
     for sample, rating in zip(samples, scale.pseudo_mos(scores).tolist(), strict=True):
         text, box = f"{rating:.2f}", sample.record.box
         edges = None if box is None else tuple(f"{side:.2f}" for side in box)
         rounds = [answer1(sample.record, rating, text, edges)]
         if box is not None:
             rounds.append(answer2(sample.record, rating, text, first=rating))
-        found.append(Conversation(image=sample.image, rounds=tuple(rounds), rating=rating))
-    return found
+        conversations.append(Conversation(image=sample.image, rounds=tuple(rounds), rating=rating))
+    return conversations

@@ -93,11 +93,11 @@ def plan_rows(sizes: Sequence[int], weights: Sequence[float], total: int, seed: 
     drawn = np.zeros(len(sizes), dtype=np.int64)
     plan = np.empty((total, 2), dtype=np.int64)
     orders: dict[int, NDArray[np.int64]] = {}
-    for place in range(total):
-        source = int(np.argmax(np.round(shares * (place + 1) - drawn, 9)))  # rounded: equal debts go by order
+    for position in range(total):
+        source = int(np.argmax(np.round(shares * (position + 1) - drawn, 9)))  # rounded: equal debts go by order
         epoch, index = divmod(int(drawn[source]), sizes[source])
         if index == 0:
             orders[source] = np.random.default_rng([seed, source, epoch]).permutation(sizes[source])
-        plan[place] = source, orders[source][index]
+        plan[position] = source, orders[source][index]
         drawn[source] += 1
     return plan

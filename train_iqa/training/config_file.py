@@ -48,16 +48,16 @@ def _fields(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"{where[:-1] or 'the file'}: must be a mapping of fields, not {value!r}")
     hints = typing.get_type_hints(kind)
-    known = [field.name for field in dataclasses.fields(kind)]
-    if unknown := sorted(set(value) - set(known)):
-        raise ValueError(f"unknown field {where}{unknown[0]}; known: {', '.join(known)}")
+    names = [field.name for field in dataclasses.fields(kind)]
+    if unknown := sorted(set(value) - set(names)):
+        raise ValueError(f"unknown field {where}{unknown[0]}; known: {', '.join(names)}")
     return kind(**{name: _build(hints[name], item, f"{where}{name}.") for name, item in value.items()})
 
 
 def _member(members: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in members:
         return None
-    nested = [one for one in members if dataclasses.is_dataclass(one)]
-    plain = [one for one in members if one not in nested and one is not type(None)]
+    nested = [member for member in members if dataclasses.is_dataclass(member)]
+    plain = [member for member in members if member not in nested and member is not type(None)]
     chosen = nested if isinstance(value, dict) and nested else plain or nested
     return _build(chosen[0], value, where)

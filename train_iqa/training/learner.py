@@ -125,8 +125,8 @@ def optimizer_step(
             total += float(loss.detach())
             accelerator.backward(loss * scale)
             if accelerator.sync_gradients:
-                found = accelerator.clip_grad_norm_(trained_parameters(model), max_norm or math.inf)
-                norm = 0.0 if found is None else float(found)
+                results = accelerator.clip_grad_norm_(trained_parameters(model), max_norm or math.inf)
+                norm = 0.0 if results is None else float(results)
                 if norm != norm or norm == float("inf"):
                     raise FloatingPointError(
                         f"the gradient's norm is {norm} and no weight was changed: lower the learning rate"

@@ -8,28 +8,26 @@ names the last complete one.
 
 A run's metrics: a line on stderr, a row of `log.jsonl`, TensorBoard events. Written by the main process alone.
 
-`RunFolder.log` rounds to four decimals, which is nothing of a learning rate of 1e-6; here six digits that matter are
-kept. A resumed run first drops the rows after the step that it continues from, so that none stands there twice.
+A resumed run first drops the rows after the step that it continues from, so that none stands there twice.
 """
 
 import json
 import math
-import os
 import platform
 import shutil
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from accelerate import Accelerator
 from torch import nn
 
 from train_iqa.training.policy import TrainedWeights
+from zoomiqa_reward.runs.json_lines import append_line, read_lines, trim_lines, write_json
 from zoomiqa_reward.runs.outputs import claim_folder
+from zoomiqa_reward.runs.provenance import provenance
 from zoomiqa_reward.runs.settings import refuse_another_run
 from zoomiqa_reward.runs.training_folder import RunFolder
 
@@ -66,10 +64,7 @@ class RunState:
         self.accelerator.save_state(str(self._shards(step)))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            pointer = self.folder.folder / "sharded.json"
-            temporary = pointer.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"step": step}))
-            os.replace(temporary, pointer)
+            write_json(self.folder.folder / "sharded.json", {"step": step})
             for old in self.folder.folder.glob("sharded-*"):
                 if old != self._shards(step):
                     shutil.rmtree(old)
@@ -87,31 +82,14 @@ def open_run(config: Any, folder: Path, accelerator: Accelerator) -> None:
     file = folder / "run.json"
     wanted = json.loads(json.dumps(asdict(config), default=str))
     if file.exists():
-        found = json.loads(file.read_text())["config"]
-        refuse_another_run(folder, found, wanted, free=FREE_FIELDS)
+        stored = json.loads(file.read_text())["config"]
+        refuse_another_run(folder, stored, wanted, free=FREE_FIELDS)
     elif accelerator.is_main_process:
         claim_folder(folder)
-        record = {"config": wanted, "command": sys.argv, **_provenance(accelerator)}
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(temporary, file)
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+        facts = {"processes": accelerator.num_processes, "device": device}
+        write_json(file, {"config": wanted} | facts | provenance("accelerate", "peft"))
     accelerator.wait_for_everyone()
-
-
-def _provenance(accelerator: Accelerator) -> dict[str, Any]:
-    root = Path(__file__).resolve().parent
-    git = ["git", "-C", str(root)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False)
-    return {
-        "commit": commit.stdout.strip() or None,
-        "dirty": bool(dirty.stdout.strip()),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "processes": accelerator.num_processes,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-    }
 
 
 DIGITS = 6
@@ -126,7 +104,7 @@ class MetricLog:
         if not is_main:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._cut(resumed_at)
+        trim_lines(self.file, "step", resumed_at)
         if tensorboard:
             self.events = _events(folder / "tensorboard", resumed_at)
 
@@ -137,30 +115,13 @@ class MetricLog:
         if self.events is not None:
             self.events.close()
 
-    def _cut(self, resumed_at: int) -> None:
-        if not self.file.exists():
-            return
-        kept = []
-        for line in self.file.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # the kill came while it was written
-                continue
-            if row["step"] <= resumed_at:
-                kept.append(line + "\n")
-        temporary = self.file.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self.file)
-
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write the row of `step`, counted from 1; NaN and infinity stand as null."""
         if not self.is_main:
             return
         row = {"step": step, **{name: _rounded(value) for name, value in values.items()}}
-        text = json.dumps(row)
-        with open(self.file, "a", encoding="utf-8") as log:
-            log.write(text + "\n")
-        print(text, file=sys.stderr, flush=True)
+        append_line(self.file, row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
         if self.events is not None:
             for name, value in values.items():
                 self.events.add_scalar(name, value, step)
@@ -168,7 +129,7 @@ class MetricLog:
 
 def read_log(folder: Path) -> list[dict[str, float]]:
     """Return the rows of a run's log."""
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return read_lines(folder / "log.jsonl")
 
 
 def _rounded(value: float) -> float | None:

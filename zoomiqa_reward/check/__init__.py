@@ -5,11 +5,11 @@ sent by other ways, and pushed uphill; it returns a `CheckReport` with the measu
 """
 
 from zoomiqa_reward.check.figure import ladder_figure
-from zoomiqa_reward.check.find import find_reward
 from zoomiqa_reward.check.photographs import Photograph, bundled_photographs, load_photographs
 from zoomiqa_reward.check.report import CheckReport
 from zoomiqa_reward.check.run import run_check
 from zoomiqa_reward.check.verdict import Thresholds, Verdict
+from zoomiqa_reward.rewards.find import find_reward
 
 __all__ = [
     "CheckReport",

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoomiqa_reward.images.filters import luma
 from zoomiqa_reward.rewards.metric import MetricReward
 
-_LUMA = (0.299, 0.587, 0.114)  # BT.601
 _LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 MOST = 16.0
 """The Laplacian lies within -4..4, so its variance cannot exceed the square of 4."""
@@ -20,10 +20,8 @@ def laplacian_variance(image: Tensor) -> Tensor:
     >>> float(laplacian_variance(torch.full((3, 8, 8), 0.5)))
     0.0
     """
-    weights = torch.tensor(_LUMA, dtype=image.dtype, device=image.device)
-    luma = (image * weights[:, None, None]).sum(0)[None, None]
     kernel = torch.tensor(_LAPLACIAN, dtype=image.dtype, device=image.device)[None, None]
-    return F.conv2d(luma, kernel).var(correction=0)
+    return F.conv2d(luma(image)[None], kernel).var(correction=0)
 
 
 def laplacian() -> MetricReward:

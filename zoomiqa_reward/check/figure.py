@@ -47,8 +47,8 @@ def ladder_figure(
     _head(draw, report)
     every = [value for ladder in ladders for row in ladder.rows for value in row if math.isfinite(value)]
     scale = (min(every), max(every)) if every else (0.0, 1.0)
-    for place, ladder in enumerate(ladders):
-        top = HEAD_PX + place * row_px
+    for index, ladder in enumerate(ladders):
+        top = HEAD_PX + index * row_px
         _label(draw, ladder, top)
         images = [to_pil(image) for image in report.shown.ladders[ladder.kind]]
         for step, image in enumerate(images):
@@ -79,8 +79,8 @@ def _label(draw: ImageDraw.ImageDraw, ladder: LadderMeasure, top: int) -> None:
     small = ImageFont.load_default(13)
     draw.text((GAP_PX, top + 2), ladder.kind, font=ImageFont.load_default(17), fill=_INK)
     lines = (f"pairs {percent(ladder.pairs_in_order)}", f"steps {percent(ladder.steps_in_order)}", "in order")
-    for place, line in enumerate(lines):
-        draw.text((GAP_PX, top + 28 + 18 * place), line, font=small, fill=_MUTED)
+    for index, line in enumerate(lines):
+        draw.text((GAP_PX, top + 28 + 18 * index), line, font=small, fill=_MUTED)
 
 
 def _step(figure: Image.Image, image: Image.Image, at: tuple[int, int]) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from zoomiqa_reward.check.photographs import Photograph
+from zoomiqa_reward.images.filters import gaussian_blur, resize_bicubic, through_jpeg
 from zoomiqa_reward.images.loading import load_image, to_pil
 
 SCALE = 4
@@ -66,25 +66,13 @@ def make_pool(photograph: Photograph) -> Pool:
 
 def blur(image: Tensor, sigma_px: float) -> Tensor:
     """Return the image after a Gaussian blur, mirrored at the edges."""
-    radius = math.ceil(3 * sigma_px)
-    x = torch.arange(-radius, radius + 1, dtype=torch.float32)
-    kernel = torch.exp(-(x**2) / (2 * sigma_px**2))
-    kernel = (kernel / kernel.sum()).repeat(3, 1, 1, 1)  # [3, 1, 1, taps]
-    framed = F.pad(image[None], (radius,) * 4, mode="reflect")
-    return F.conv2d(F.conv2d(framed, kernel, groups=3), kernel.transpose(2, 3), groups=3)[0]
+    return gaussian_blur(image[None], sigma_px, radius_px=math.ceil(3 * sigma_px), edges="reflect")[0]
 
 
 def add_noise(image: Tensor, std: float) -> Tensor:
     """Return the image with Gaussian noise; the pattern is always the same, so levels differ in strength alone."""
     generator = torch.Generator().manual_seed(NOISE_SEED)
     return (image + std * torch.randn(image.shape, generator=generator)).clamp(0, 1)
-
-
-def through_jpeg(image: Tensor, quality: float) -> Tensor:
-    """Return the image as it comes back from a JPEG file (Pillow, its usual chroma subsampling)."""
-    packed = io.BytesIO()
-    to_pil(image).save(packed, "JPEG", quality=int(quality))
-    return load_image(Image.open(packed))
 
 
 def through_png(image: Tensor) -> Tensor:
@@ -97,12 +85,12 @@ def through_png(image: Tensor) -> Tensor:
 def reduce(image: Tensor, factor: float) -> Tensor:
     """Return the image `factor` times smaller (antialiased bicubic)."""
     height, width = (max(1, round(side / factor)) for side in image.shape[1:])
-    return _resized(image, height, width)
+    return resize_bicubic(image, height, width)
 
 
 def reduce_and_enlarge(image: Tensor, factor: float) -> Tensor:
     """Return what is left of the image at its own size after it was `factor` times smaller."""
-    return _resized(reduce(image, factor), *image.shape[1:])
+    return resize_bicubic(reduce(image, factor), *image.shape[1:])
 
 
 def oversharpen(image: Tensor, amount: float) -> Tensor:
@@ -113,11 +101,6 @@ def oversharpen(image: Tensor, amount: float) -> Tensor:
 def drop_detail(image: Tensor, share: float) -> Tensor:
     """Return the image without `share` of what its reduction by `SCALE` loses; at 1, the bicubic enlargement."""
     return (1 - share) * image + share * reduce_and_enlarge(image, SCALE)
-
-
-def _resized(image: Tensor, height: int, width: int) -> Tensor:
-    large = F.interpolate(image[None], size=(height, width), mode="bicubic", antialias=True)
-    return large[0].clamp(0, 1)
 
 
 DAMAGES = (

@@ -110,11 +110,11 @@ def measure_answers(
     if not answers:
         raise ValueError("no photograph was checked, so there is nothing to measure")
     ladders = tuple(
-        _ladder(damage.kind, damage.labels(), [one.ladders[damage.kind] for one in answers]) for damage in DAMAGES
+        _ladder(damage.kind, damage.labels(), [answer.ladders[damage.kind] for answer in answers]) for damage in DAMAGES
     )
-    detail = [one.ladders[DETAIL] for one in answers]
+    detail = [answer.ladders[DETAIL] for answer in answers]
     spread = root_mean_square(deviation(row, unbiased=False) for row in detail)
-    repeat = root_mean_square(deviation(row, unbiased=True) for one in answers for row in one.repeats)
+    repeat = root_mean_square(deviation(row, unbiased=True) for answer in answers for row in answer.repeats)
     rated = [ladder for ladder in ladders if math.isfinite(ladder.pairs_in_order)]
     weakest = min(rated, key=lambda ladder: ladder.pairs_in_order, default=None)
     rows = [row for ladder in ladders for row in ladder.rows]
@@ -126,9 +126,9 @@ def measure_answers(
         weakest_kind=weakest.kind if weakest else None,
         weakest_in_order=weakest.pairs_in_order if weakest else math.nan,
         spread=spread, repeat_deviation=repeat, noise_to_signal=ratio(repeat, spread),
-        transports=tuple(_transport(name, [one.sent[name] for one in answers], detail, spread)
+        transports=tuple(_transport(name, [answer.sent[name] for answer in answers], detail, spread)
                          for name in answers[0].sent),
-        ascent=_ascent([one.ascent for one in answers], spread),
+        ascent=_ascent([answer.ascent for answer in answers], spread),
         images_per_s=images_per_s, megapixels_per_s=megapixels_per_s,
     )  # fmt: skip
 
@@ -155,20 +155,20 @@ def _transport(
 
 def _orders_kept(before: tuple[float, ...], after: tuple[float, ...]) -> list[float]:
     """Return 1 for each pair whose order is as it was, a tie staying a tie included, else 0."""
-    found = []
+    results = []
     for i in range(len(before)):
         for j in range(i + 1, len(before)):
             old, new = before[i] - before[j], after[i] - after[j]
             if math.isfinite(old) and math.isfinite(new):
-                found.append(float((old > 0) - (old < 0) == (new > 0) - (new < 0)))
-    return found
+                results.append(float((old > 0) - (old < 0) == (new > 0) - (new < 0)))
+    return results
 
 
 def _ascent(ascents: list[Ascent], spread: float) -> AscentMeasure:
-    rise = mean(one.rise for one in ascents)
+    rise = mean(ascent.rise for ascent in ascents)
     return AscentMeasure(
         rise=rise, rise_to_spread=ratio(rise, spread),
-        random_change=mean(one.random - one.start for one in ascents),
-        gradient_share=sum(one.has_gradient for one in ascents) / len(ascents),
-        error=next((one.error for one in ascents if one.error), None),
+        random_change=mean(ascent.random - ascent.start for ascent in ascents),
+        gradient_share=sum(ascent.has_gradient for ascent in ascents) / len(ascents),
+        error=next((ascent.error for ascent in ascents if ascent.error), None),
     )  # fmt: skip

@@ -13,12 +13,12 @@ def pair_scores(values: Sequence[float], *, least_apart: int = 1, most_apart: in
     [1.0, 1.0, 0.5]
     """
     last = len(values) if most_apart is None else most_apart
-    found = []
+    results = []
     for first, better in enumerate(values):
         for worse in values[first + least_apart : first + last + 1]:
             if math.isfinite(better) and math.isfinite(worse):
-                found.append(1.0 if better > worse else 0.5 if better == worse else 0.0)
-    return found
+                results.append(1.0 if better > worse else 0.5 if better == worse else 0.0)
+    return results
 
 
 def mean(values: Iterable[float]) -> float:
@@ -27,8 +27,8 @@ def mean(values: Iterable[float]) -> float:
     >>> mean([1.0, math.nan, 3.0]), mean([])
     (2.0, nan)
     """
-    found = [value for value in values if math.isfinite(value)]
-    return math.fsum(found) / len(found) if found else math.nan
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else math.nan
 
 
 def deviation(values: Sequence[float], *, unbiased: bool) -> float:
@@ -37,11 +37,11 @@ def deviation(values: Sequence[float], *, unbiased: bool) -> float:
     >>> deviation([1.0, 3.0], unbiased=False)
     1.0
     """
-    found = [value for value in values if math.isfinite(value)]
-    if len(found) < 2:
+    finite = [value for value in values if math.isfinite(value)]
+    if len(finite) < 2:
         return math.nan
-    centre = mean(found)
-    return math.sqrt(math.fsum((value - centre) ** 2 for value in found) / (len(found) - unbiased))
+    centre = mean(finite)
+    return math.sqrt(math.fsum((value - centre) ** 2 for value in finite) / (len(finite) - unbiased))
 
 
 def root_mean_square(values: Iterable[float]) -> float:
@@ -49,12 +49,12 @@ def root_mean_square(values: Iterable[float]) -> float:
     return math.sqrt(square) if math.isfinite(square := mean(value * value for value in values)) else math.nan
 
 
-def ratio(part: float, spread: float) -> float:
+def ratio(numerator: float, spread: float) -> float:
     """Return part / spread: infinite where there is no spread, since nothing small compares with nothing.
 
     >>> ratio(0.5, 2.0), ratio(0.0, 0.0), ratio(math.nan, 1.0)
     (0.25, inf, nan)
     """
-    if math.isnan(part) or math.isnan(spread):
+    if math.isnan(numerator) or math.isnan(spread):
         return math.nan
-    return part / spread if spread > 0 else math.inf
+    return numerator / spread if spread > 0 else math.inf

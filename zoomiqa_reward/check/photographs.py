@@ -41,7 +41,7 @@ def load_photographs(
     """
     if crop_px < MIN_SIDE_PX:
         raise ValueError(f"crop_px={crop_px}: must be at least {MIN_SIDE_PX}, or the ladders do not fit")
-    found: list[Photograph] = []
+    photographs: list[Photograph] = []
     refused: list[tuple[str, str]] = []
     for source in sources:
         name = describe(source)
@@ -54,8 +54,8 @@ def load_photographs(
         if reason := _too_small(whole) or _flat(image):
             refused.append((name, f"{name}: {reason}"))
         else:
-            found.append(Photograph(name=name, image=image))
-    return found, refused
+            photographs.append(Photograph(name=name, image=image))
+    return photographs, refused
 
 
 def bundled_photographs() -> Sequence[Path]:
@@ -66,10 +66,10 @@ def bundled_photographs() -> Sequence[Path]:
     except ImportError as error:
         raise ImportError(f"no photographs given, and scikit-image, which has some, is missing: {way_out}") from error
     folder = Path(skimage.data.__file__).parent
-    found = [folder / name for name in BUNDLED if (folder / name).exists()]
-    if not found:
+    files = [folder / name for name in BUNDLED if (folder / name).exists()]
+    if not files:
         raise ImportError(f"no photographs given, and this scikit-image brings none of {', '.join(BUNDLED)}: {way_out}")
-    return found
+    return files
 
 
 def _middle(image: Tensor, side: int) -> Tensor:

@@ -1,12 +1,12 @@
 """What a check returns: who was checked, the measures, the verdicts; and its JSON."""
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from zoomiqa_reward.check.ladders import Pool
 from zoomiqa_reward.check.measures import Measures
 from zoomiqa_reward.check.verdict import Verdict
+from zoomiqa_reward.runs.json_lines import plain
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,24 +30,16 @@ class CheckReport:
     def as_json(self) -> dict[str, Any]:
         """Return the report without images; NaN and infinity are None (`spread` 0 tells the infinite ratios)."""
         verdicts = {
-            one.use: {
-                "verdict": one.verdict,
-                "criteria": [asdict(criterion) | {"met": criterion.met} for criterion in one.criteria],
+            verdict.use: {
+                "verdict": verdict.verdict,
+                "criteria": [asdict(criterion) | {"met": criterion.met} for criterion in verdict.criteria],
             }
-            for one in self.verdicts
+            for verdict in self.verdicts
         }
-        return _plain(
+        return plain(
             {
                 "reward": self.reward, "fingerprint": self.fingerprint, "deterministic": self.deterministic,
                 "differentiable": self.differentiable, "photographs": self.photographs, "verdicts": verdicts,
                 "measures": asdict(self.measures), "errors": self.errors, "notes": self.notes,
             }
         )  # fmt: skip
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -68,12 +68,12 @@ def _ladder_scores(pool: Pool, scorer: CheckScorer) -> dict[str, tuple[float, ..
     """Return the values by kind; the untouched image, which all ladders begin with, is asked about once."""
     damaged = [image for damage in DAMAGES for image in pool.ladders[damage.kind][1:]]
     untouched, *values = scorer([pool.hr, *damaged], pool)
-    found, start = {}, 0
+    scores, start = {}, 0
     for damage in DAMAGES:
         stop = start + len(damage.levels)
-        found[damage.kind] = (untouched, *values[start:stop])
+        scores[damage.kind] = (untouched, *values[start:stop])
         start = stop
-    return found
+    return scores
 
 
 def _notes(reward: Reward, measures: Measures) -> tuple[str, ...]:

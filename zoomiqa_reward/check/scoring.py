@@ -46,12 +46,12 @@ class CheckScorer:
             self._seconds += took
         self._is_warm = True
         self.num_asked += count
-        found = [v if ok else math.nan for v, ok in zip(values, valid, strict=True)]
+        measured = [v if ok else math.nan for v, ok in zip(values, valid, strict=True)]
         self.errors += [
             f"{pool.name}: {error or f'{self.reward.name} gave no value and no reason'}"
-            for value, error in zip(found, scores.errors, strict=True) if math.isnan(value)
+            for value, error in zip(measured, scores.errors, strict=True) if math.isnan(value)
         ]  # fmt: skip
-        return found
+        return measured
 
     @property
     def measured_share(self) -> float:

@@ -37,28 +37,28 @@ def print_report(report: CheckReport, console: Console) -> None:
 
 def rows(measures: Measures) -> list[tuple[str, str, str]]:
     """Return (measure, number, more about it) line by line."""
-    found = [
+    table = [
         ("pairs in order, all ladders", percent(measures.pairs_in_order), "ranking within one photograph; chance 50 %"),
         ("  of these far apart", percent(measures.far_pairs_in_order), ""),
     ]
     for ladder in measures.ladders:
         means = " > ".join(number(value) for value in ladder.means)
-        found.append((f"  {ladder.kind}", percent(ladder.pairs_in_order),
+        table.append((f"  {ladder.kind}", percent(ladder.pairs_in_order),
                       f"steps in order {percent(ladder.steps_in_order)}; {means}"))  # fmt: skip
     spread = f"asked again {number(measures.repeat_deviation)}, within one source {number(measures.spread)}"
-    found.append(("noise to signal", number(measures.noise_to_signal), spread))
+    table.append(("noise to signal", number(measures.noise_to_signal), spread))
     for way in measures.transports:
         about = f"of the spread; shift {number(way.shift)}, order kept {percent(way.order_kept)}"
-        found.append((f"change by {way.name}", number(way.change_to_spread), about))
+        table.append((f"change by {way.name}", number(way.change_to_spread), about))
     ascent = measures.ascent
     if ascent.error and math.isnan(ascent.rise):
-        found.append(("rise by 2/255, 5 steps", "-", ascent.error))
+        table.append(("rise by 2/255, 5 steps", "-", ascent.error))
     else:
         about = f"of the spread; rise {number(ascent.rise)}, by random signs {number(ascent.random_change)}"
-        found.append(("rise by 2/255, 5 steps", number(ascent.rise_to_spread), about))
+        table.append(("rise by 2/255, 5 steps", number(ascent.rise_to_spread), about))
     speed = f"images per second, {number(measures.megapixels_per_s)} megapixels"
     return [
-        *found,
+        *table,
         ("measured", percent(measures.measured_share), "of the images"),
         ("throughput", number(measures.images_per_s), speed),
     ]

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from zoomiqa_reward.check.ladders import DETAIL, Pool, reduce, through_jpeg, through_png
+from zoomiqa_reward.check.ladders import DETAIL, Pool, reduce, through_png
 from zoomiqa_reward.check.scoring import CheckScorer
+from zoomiqa_reward.images.filters import through_jpeg
 
 JPEG_QUALITY = 75
 """Pillow's default, so what code that names no quality sends."""

@@ -3,27 +3,21 @@
 What needs torch is imported when the command runs, so that `--help` and wrong options answer at once.
 """
 
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from zoomiqa_reward.cli import inputs, output
+from zoomiqa_reward.cli.reward_option import RewardName, load_reward
 from zoomiqa_reward.runs.progress import progress
-
-if TYPE_CHECKING:
-    from zoomiqa_reward.rewards.base import Reward
 
 Photographs = Annotated[
     list[str] | None,
     typer.Argument(
         help="Clean photographs: files, folders or patterns; default: four of scikit-image.", show_default=False
     ),
-]
-RewardName = Annotated[
-    str, typer.Option("--reward", help="'zoomiqa' (the model), a metric ('niqe'), or package.module:factory.")
 ]
 NumSamples = Annotated[
     int, typer.Option(help="Sampled answers per rating in mode reason; above 1 each call samples anew.", min=1)
@@ -56,8 +50,8 @@ def check(
     from zoomiqa_reward.check import bundled_photographs, ladder_figure, load_photographs, run_check
     from zoomiqa_reward.check.table import print_report
 
-    if num_samples > 1 and (mode != "reason" or reward != "zoomiqa"):
-        raise ValueError(f"--num-samples {num_samples} belongs to --reward zoomiqa --mode reason: only it samples")
+    if num_samples > 1 and mode != "reason":
+        raise ValueError(f"--num-samples {num_samples} belongs to a Zoom-IQA model in --mode reason: only it samples")
     sources = inputs.expand(images) if images else [str(path) for path in bundled_photographs()]
     if figure is not None:
         from zoomiqa_reward.runs.outputs import claim_file
@@ -68,17 +62,10 @@ def check(
         print(f"not used: {reason}", file=sys.stderr)
     if not photographs:
         raise ValueError("none of the photographs can be used; give clean ones with detail in the middle")
-    checked: Reward
-    if reward == "zoomiqa":
-        from zoomiqa_reward import ZoomIQAReward
-
-        iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
-        # A fixed seed would repeat the same draws and hide the noise that is to be measured.
-        checked = ZoomIQAReward(
-            iqa, mode=mode, question=question, num_samples=num_samples, seed=None if num_samples > 1 else 0
-        )
-    else:
-        checked = _find_reward(reward)
+    checked = load_reward(
+        reward, model=model, mode=mode, question=question, num_samples=num_samples, device=device, adapter=adapter,
+        protocol=protocol,
+    )  # fmt: skip
     report = run_check(checked, progress(photographs, len(photographs), "checking", streaming=False), repeats=repeats)
     output.json_line(report.as_json() | {"not_used": [reason for _, reason in refused]})
     print_report(report, Console(stderr=True, width=None if sys.stderr.isatty() else 120, highlight=False))
@@ -86,12 +73,3 @@ def check(
         ladder_figure(report, figure, overwrite=overwrite)
         print(f"ladders: {figure}", file=sys.stderr)
     return 2 if refused or report.errors else 0
-
-
-def _find_reward(name: str) -> "Reward":
-    from zoomiqa_reward.check import find_reward
-
-    here = os.getcwd()
-    if here not in sys.path and "" not in sys.path:  # a module beside the user, as with `python -m`
-        sys.path.insert(0, here)
-    return find_reward(name)

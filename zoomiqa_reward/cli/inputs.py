@@ -40,7 +40,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     >>> expand(["no/such/file.png"])
     ['no/such/file.png']
     """
-    found: list[str] = []
+    results: list[str] = []
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
@@ -48,8 +48,8 @@ def expand(arguments: Sequence[str]) -> list[str]:
         else:
             # A file may itself be called "a[1].png": a pattern is only what is no file.
             files = [] if path.exists() else sorted(glob.glob(argument, recursive=True))
-        found += files or [argument]
-    return found
+        results += files or [argument]
+    return results
 
 
 def load_model(name: str, *, device: str | None, adapter: str | None, protocol: str | None) -> Any:

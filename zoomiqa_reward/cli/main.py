@@ -62,26 +62,26 @@ def commands() -> dict[str, EntryPoint]:
 
 
 def _run(args: list[str]) -> int:
-    known = commands()
+    available = commands()
     if args[0] == "--version":
         print(f"{DISTRIBUTION} {version(DISTRIBUTION)}")
         return 0
-    if args[0] in known:
-        known = {args[0]: known[args[0]]}
+    if args[0] in available:
+        available = {args[0]: available[args[0]]}
     app = typer.Typer(
         name="zoomiqa", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
         help="Zoom-IQA: rate, explain and rank images; restore them and choose the best. "
         "JSON on stdout, messages on stderr. Exit code: 0 done, 1 failed, 2 some image could not be measured.",
     )  # fmt: skip
     app.callback()(lambda: None)  # keeps a lone command a subcommand
-    for name, point in known.items():
+    for name, point in available.items():
         _add(app, name, point, wanted=name == args[0])
     try:
         code = app(args=args, prog_name="zoomiqa", standalone_mode=False)
     except ModuleNotFoundError as error:
-        if args[0] not in known or not known[args[0]].extras:
+        if args[0] not in available or not available[args[0]].extras:
             raise
-        _say(_missing(known[args[0]], error))
+        _say(_missing(available[args[0]], error))
         return 1
     return code or 0
 

@@ -32,8 +32,8 @@ def score(
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
     records: list[RatedImage] = []
     try:
-        found = measure(iqa, files, mode=mode, strict=strict, question=question)
-        for measured in progress(found, len(files), "rating", streaming=as_json):
+        results = measure(iqa, files, mode=mode, strict=strict, question=question)
+        for measured in progress(results, len(files), "rating", streaming=as_json):
             records.append(measured.record)
             if as_json:
                 output.json_line(measured.record.as_json())
@@ -59,8 +59,8 @@ def assess(
     files = inputs.expand(images)
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
     records: list[RatedImage] = []
-    found = measure(iqa, files, mode="reason", strict=strict, question=question)
-    for measured in progress(found, len(files), "assessing", streaming=True):
+    results = measure(iqa, files, mode="reason", strict=strict, question=question)
+    for measured in progress(results, len(files), "assessing", streaming=True):
         records.append(measured.record)
         if as_json:
             output.json_line(measured.record.as_json() | words(measured.assessment))
@@ -91,19 +91,19 @@ def rank(
     if sheet is not None:  # before the work; forgotten, `--sheet *.png` names a photograph
         claim_file(sheet, inputs=[*images, *files], overwrite=overwrite, suffixes=True)
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
-    found = measure(iqa, files, mode=mode, strict=strict, question=question)
+    results = measure(iqa, files, mode=mode, strict=strict, question=question)
     measured: list[Any] = []
     try:
-        for one in progress(found, len(files), "rating", streaming=False):
-            measured.append(one)
+        for placement in progress(results, len(files), "rating", streaming=False):
+            measured.append(placement)
     finally:  # interrupted: what is measured is still ranked and shown
         placed, gap = order_by_rating(measured) if measured else ([], math.nan)
-        records = [one.measured.record for one in placed]
+        records = [placement.measured.record for placement in placed]
         if as_json:
-            for one, record in zip(placed, records, strict=True):
-                output.json_line(record.as_json() | {"rank": one.rank})
+            for placement, record in zip(placed, records, strict=True):
+                output.json_line(record.as_json() | {"rank": placement.rank})
         else:
-            output.table(records, ["-" if one.rank is None else str(one.rank) for one in placed])
+            output.table(records, ["-" if placement.rank is None else str(placement.rank) for placement in placed])
     if math.isfinite(gap):
         print(f"the best is {gap:.3f} above the second", file=sys.stderr)
     if sheet is not None:

@@ -35,9 +35,9 @@ class _Known:
         return self.ratings
 
 
-def order_by_rating(found: Sequence[Measured]) -> tuple[list[Placed], float]:
+def order_by_rating(measured: Sequence[Measured]) -> tuple[list[Placed], float]:
     """Return the images best first, unmeasured ones last, and the gap between the first two (or NaN)."""
-    records = [one.record for one in found]
+    records = [item.record for item in measured]
     ratings = Ratings(
         value=torch.tensor([record.rating for record in records]),
         std=torch.tensor([record.std for record in records]),
@@ -48,7 +48,7 @@ def order_by_rating(found: Sequence[Measured]) -> tuple[list[Placed], float]:
     shared = {index: group[0] for group in result.ties for index in group}
     places = {index: number for number, index in enumerate(result.order, start=1)}
     placed = [
-        Placed(measured=found[index], rank=places[shared.get(index, index)] if records[index].valid else None)
+        Placed(measured=measured[index], rank=places[shared.get(index, index)] if records[index].valid else None)
         for index in result.order
     ]
     return placed, result.gap
@@ -56,24 +56,28 @@ def order_by_rating(found: Sequence[Measured]) -> tuple[list[Placed], float]:
 
 def explain_placed(iqa: Any, placed: Sequence[Placed], question: str | None = None) -> Iterator[Placed]:
     """Yield the places with an assessment in words of each image; missing ones are made."""
-    for one in placed:
-        measured = one.measured
+    for placement in placed:
+        measured = placement.measured
         if measured.record.valid and measured.assessment is None:
             assessment = iqa.assess([measured.record.image], question=question, strict=True)[0]
             measured = replace(measured, assessment=assessment)
-        yield replace(one, measured=measured)
+        yield replace(placement, measured=measured)
 
 
 def write_sheet(placed: Sequence[Placed], path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Write the contact sheet of the images, in this order. Raises OSError, OutputError."""
     entries = [
         entry_of(
-            Path(one.measured.record.image).name, rating=one.measured.record.rating, std=one.measured.record.std,
-            rank=one.rank, error=one.measured.record.error, assessment=one.measured.assessment,
+            Path(placement.measured.record.image).name,
+            rating=placement.measured.record.rating,
+            std=placement.measured.record.std,
+            rank=placement.rank,
+            error=placement.measured.record.error,
+            assessment=placement.measured.assessment,
         )
-        for one in placed
-    ]  # fmt: skip
-    contact_sheet([_image(one.measured.record.image) for one in placed], entries, path, overwrite=overwrite)
+        for placement in placed
+    ]
+    contact_sheet([_image(placement.measured.record.image) for placement in placed], entries, path, overwrite=overwrite)
 
 
 def _image(file: str) -> Image.Image | None:

@@ -14,10 +14,8 @@ from typing import Annotated
 import typer
 
 from zoomiqa_reward.cli import inputs, output
+from zoomiqa_reward.cli.reward_option import RewardName
 
-RewardName = Annotated[
-    str, typer.Option("--reward", help="'zoomiqa' (the model), a metric ('niqe'), or package.module:factory.")
-]
 NumSamples = Annotated[int, typer.Option(help="Sampled answers per rating in mode reason.", min=1)]
 Host = Annotated[str, typer.Option(help="Address to listen on; every address but loopback needs a token.")]
 Port = Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)]
@@ -62,9 +60,13 @@ def serve(
     dashboard: Dashboard = False,
 ) -> int:
     """Serve a reward over HTTP until interrupted. When ready, print one JSON line with the URL."""
+    from zoomiqa_reward.rewards.find import ZOOMIQA, model_of
     from zoomiqa_reward.serving.server import RewardServer, ServeConfig
     from zoomiqa_reward.serving.spec import MIB, Limits, RewardSpec
 
+    served_model = model_of(reward, model)
+    if served_model is not None:
+        reward, model = ZOOMIQA, served_model
     body_bytes = max_body_mib * MIB
     config = ServeConfig(
         spec=RewardSpec(
@@ -81,7 +83,7 @@ def serve(
         ray_address=ray_address, ray_folder=ray_folder, dashboard=dashboard,
     )  # fmt: skip
     stopped = threading.Event()
-    print(f"starting {replicas} replica(s) of {reward if reward != 'zoomiqa' else model} ...", file=sys.stderr)
+    print(f"starting {replicas} replica(s) of {served_model or reward} ...", file=sys.stderr)
     stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr), RewardServer(config) as server:  # Ray prints to stdout
         signal.signal(signal.SIGTERM, lambda *_: stopped.set())  # after Ray, which sets one of its own

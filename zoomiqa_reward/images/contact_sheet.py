@@ -77,8 +77,8 @@ def contact_sheet(
     rows = math.ceil(len(entries) / columns)
     width, height = CELL_PX + MARGIN_PX, CELL_PX + TEXT_PX + MARGIN_PX
     sheet = Image.new("RGB", (columns * width + MARGIN_PX, rows * height + MARGIN_PX), _BACK)
-    for place, k in enumerate(order):
-        left, top = MARGIN_PX + place % columns * width, MARGIN_PX + place // columns * height
+    for index, k in enumerate(order):
+        left, top = MARGIN_PX + index % columns * width, MARGIN_PX + index // columns * height
         image = images[k]
         sheet.paste(_card(image() if callable(image) else image, entries[k]), (left, top))
     if path is not None:
@@ -121,9 +121,9 @@ def rationale_line(assessment: Assessment) -> str:
     if not assessment.valid or not assessment.turns:
         return ""
     last = assessment.turns[-1]
-    found = [" ".join(body.split()) for body in last.sections.values() if body.strip()]
-    if found:
-        return found[0]
+    sections = [" ".join(body.split()) for body in last.sections.values() if body.strip()]
+    if sections:
+        return sections[0]
     thought = re.search(r"<think>(.*?)</think>", last.text, re.DOTALL)
     return " ".join(thought[1].split()) if thought else ""
 
@@ -201,14 +201,14 @@ def _caption(draw: ImageDraw.ImageDraw, entry: SheetEntry) -> None:
     top = CELL_PX + 10
     best = entry.valid and entry.rank == 1
     colour = _BEST if best else _INK if entry.valid else _BAD
-    place = f"#{entry.rank}" if entry.valid and entry.rank is not None else "" if entry.valid else "not rated"
+    rank_text = f"#{entry.rank}" if entry.valid and entry.rank is not None else "" if entry.valid else "not rated"
     rating = f"{entry.rating:.2f}" if entry.valid else ""
     if entry.valid and math.isfinite(entry.std):
         rating += f" ± {entry.std:.2f}"
     big, small = ImageFont.load_default(20), ImageFont.load_default(14)
     right = CELL_PX - 12 - draw.textlength(rating, font=big)
     draw.text((right, top), rating, font=big, fill=colour)
-    head = _cut(draw, f"{place}  {printable(entry.name)}".strip(), big, right - 12 - (16 if rating else 0))
+    head = _cut(draw, f"{rank_text}  {printable(entry.name)}".strip(), big, right - 12 - (16 if rating else 0))
     draw.text((12, top), head, font=big, fill=colour)
     reason = entry.rationale if entry.valid else entry.error or "no rating could be read"
     reason = " ".join(printable(word) for word in reason.split())

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoomiqa_reward.images.filters import luma
+
 RULE = 1
 """Number of this rule: it stands in fingerprints, for a stored rating depends on it. Raise it with every change."""
 MIN_SIDE_PX = 8
@@ -26,7 +28,6 @@ MIN_SPAN = 0.05
 """Of the range [0, 1], about 13 levels of 255."""
 MIN_STEP_SHARE = 0.1
 PERCENTILE = 0.999
-_LUMA = (0.299, 0.587, 0.114)
 
 
 def contentless(image: Tensor) -> str | None:
@@ -59,11 +60,10 @@ def measures(image: Tensor) -> tuple[float, float]:
     with torch.autocast(image.device.type, enabled=False), torch.no_grad():
         small = _reduced(image.detach().float())
         span = float(_span(small.flatten(1)).max())
-        weights = torch.tensor(_LUMA, dtype=small.dtype, device=small.device).view(-1, 1, 1)
-        luma = (small * weights).sum(dim=0) if len(small) == 3 else small[0]
-        steps = torch.cat([luma.diff(dim=0).abs().flatten(), luma.diff(dim=1).abs().flatten()])
+        grey = luma(small)[0] if len(small) == 3 else small[0]
+        steps = torch.cat([grey.diff(dim=0).abs().flatten(), grey.diff(dim=1).abs().flatten()])
         step = float(torch.quantile(steps, PERCENTILE))
-        of_luma = float(_span(luma.flatten()[None]))
+        of_luma = float(_span(grey.flatten()[None]))
     # Colours of one luma are no blur: what they show is in the channels.
     return span, step / of_luma if of_luma > MIN_SPAN / 2 else 1.0 if span > MIN_SPAN else 0.0
 

@@ -7,7 +7,6 @@ because nobody would notice a rating of wrong pixels.
 
 import os
 import struct
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from zoomiqa_reward.runs.json_lines import written_at_once
 from zoomiqa_reward.runs.outputs import claim_file, save_image
 
 MAX_PIXELS = 89_478_485
@@ -112,13 +112,13 @@ def conversions(source: Any) -> tuple[str, ...]:
 
 def _lost(image: Image.Image) -> tuple[str, ...]:
     deep = any(str(getattr(tile, "args", "")).count("16") for tile in getattr(image, "tile", ()))
-    found = {
+    losses = {
         "transparency is put on white": image.has_transparency_data,
         "16-bit colour is reduced to 8 bits": deep and image.mode in ("RGB", "RGBA"),
         "its colour profile is not applied": "icc_profile" in image.info and not _is_srgb(image.info["icc_profile"]),
         f"only the first of {getattr(image, 'n_frames', 1)} frames is read": getattr(image, "n_frames", 1) > 1,
     }
-    return tuple(note for note, is_so in found.items() if is_so)
+    return tuple(note for note, is_so in losses.items() if is_so)
 
 
 def _is_srgb(profile: Any) -> bool:
@@ -149,14 +149,8 @@ def save_png(image: Tensor | Image.Image, path: str | os.PathLike[str], *, overw
     else:
         pil_image = to_pil(image)
     target = claim_file(path, overwrite=overwrite)
-    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".tmp", delete=False) as tmp:
-        try:
-            save_image(pil_image, tmp, "PNG")
-        except BaseException:  # an interrupt too must not leave the half file behind
-            os.unlink(tmp.name)
-            raise
-    os.chmod(tmp.name, 0o644)
-    os.replace(tmp.name, target)
+    with written_at_once(target) as half:
+        save_image(pil_image, half, "PNG")
     return target
 
 

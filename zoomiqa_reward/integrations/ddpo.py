@@ -42,9 +42,9 @@ def ddpo_reward(reward: Reward, *, lq_key: str = "lq", hr_key: str = "hr", on_in
     def fn(images: Any, prompts: Any = None, metadata: Any = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
         scores = _score(reward, images, prompts, metadata, {"lq": lq_key, "hr": hr_key})
         if on_invalid == "raise" and not bool(scores.valid.all()):
-            place = scores.valid.tolist().index(False)
+            index = scores.valid.tolist().index(False)
             raise RuntimeError(
-                f"reward {reward.name!r} could not measure image {place}: {scores.reason(place, reward.name)}"
+                f"reward {reward.name!r} could not measure image {index}: {scores.reason(index, reward.name)}"
             )
         value, valid, std = (part.detach().cpu().numpy() for part in (scores.value, scores.valid, scores.std))
         return value, {"valid": valid, "std": std, "errors": list(scores.errors)}
@@ -69,7 +69,7 @@ def flow_grpo_reward(
         del only_strict
         if ref_images is not None and "lq" in reward.needs:
             given = _dictionaries(metadata, len(ref_images)) if metadata else [{} for _ in ref_images]
-            metadata = [{lq_key: reference} | dict(one) for one, reference in zip(given, ref_images, strict=True)]
+            metadata = [{lq_key: reference} | dict(entry) for entry, reference in zip(given, ref_images, strict=True)]
         value, info = single(images, prompts, metadata)
         return {reward.name: value, "avg": value}, info
 
@@ -82,8 +82,8 @@ def _score(reward: Reward, images: Any, prompts: Any, metadata: Any, keys: dict[
     wanted = reward.needs | ({"lq"} if is_groupwise(reward) else set())  # equal low-quality images are a group
     for name in sorted(wanted & {"lq", "hr"}):
         given[name] = [
-            _entry(one, keys[name], place, reward.name)
-            for place, one in enumerate(_dictionaries(metadata, len(sources)))
+            _entry(entry, keys[name], index, reward.name)
+            for index, entry in enumerate(_dictionaries(metadata, len(sources)))
         ]
     if prompts is not None and not isinstance(prompts, str):
         given["prompts"] = [str(prompt) for prompt in prompts]
@@ -114,14 +114,14 @@ def batch_images(images: Any) -> list[Any]:
 
 
 def _dictionaries(metadata: Any, count: int) -> Sequence[Mapping[str, Any]]:
-    if not isinstance(metadata, list | tuple | np.ndarray) or not all(isinstance(one, Mapping) for one in metadata):
+    if not isinstance(metadata, list | tuple | np.ndarray) or not all(isinstance(entry, Mapping) for entry in metadata):
         raise ValueError(f"metadata is {type(metadata).__name__}: must be a sequence of one dictionary an image")
     if len(metadata) != count:
         raise ValueError(f"metadata holds {len(metadata)} for {count} images")
     return metadata
 
 
-def _entry(one: Mapping[str, Any], key: str, place: int, name: str) -> Any:
-    if key not in one:
-        raise ValueError(f"reward {name!r} needs metadata[{place}][{key!r}]; it holds {sorted(one) or 'nothing'}")
-    return one[key]
+def _entry(metadata: Mapping[str, Any], key: str, index: int, name: str) -> Any:
+    if key not in metadata:
+        raise ValueError(f"reward {name!r} needs metadata[{index}][{key!r}]; it holds {sorted(metadata) or 'nothing'}")
+    return metadata[key]

@@ -70,7 +70,7 @@ def score_steps(
     """
     if every < 1:
         raise ValueError(f"every={every}: must be at least 1")
-    found: list[StepScore] = []
+    results: list[StepScore] = []
     thread, count = threading.get_ident(), 0
 
     def watch(scheduler: Any, output: Any, given: dict[str, Any]) -> None:
@@ -82,11 +82,11 @@ def score_steps(
                 x0 = predicted_x0(scheduler, output, given["model_output"], given["timestep"], given["sample"])
                 images = decode(x0) if decode is not None else decoded(pipe, x0)
                 scores = reward(images.float(), lq=lq, hr=hr, prompts=prompts)
-            found.append(StepScore(step=count, timestep=float(given["timestep"]), scores=scores))
+            results.append(StepScore(step=count, timestep=float(given["timestep"]), scores=scores))
         count += 1
 
     with _watching(pipe.scheduler, watch):
-        yield found
+        yield results
 
 
 Watch = Callable[[Any, Any, dict[str, Any]], None]
@@ -106,12 +106,12 @@ def _watching(scheduler: Any, watch: Watch) -> Iterator[None]:
             yield
         finally:
             with _LOCK:
-                _WATCHES[scheduler] = tuple(one for one in _WATCHES[scheduler] if one is not watch)
+                _WATCHES[scheduler] = tuple(item for item in _WATCHES[scheduler] if item is not watch)
 
 
 def _watched(scheduler: Any) -> Undo:
     """Put a `step` on the scheduler that tells those who watch it; return what takes it off again."""
-    original, own = scheduler.step, vars(scheduler).get("step")
+    original, override = scheduler.step, vars(scheduler).get("step")
     call = inspect.signature(original)
 
     @functools.wraps(original)  # pipelines read the signature to see whether `eta` may be passed
@@ -127,10 +127,10 @@ def _watched(scheduler: Any) -> Undo:
     scheduler.step = step
 
     def undo() -> None:
-        if own is None:
+        if override is None:
             del scheduler.step
         else:
-            scheduler.step = own
+            scheduler.step = override
 
     return undo
 

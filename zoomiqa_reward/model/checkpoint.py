@@ -120,8 +120,8 @@ def _describe(quantization_config: Any) -> str:
 
 
 def _short_name(name: str | os.PathLike[str], adapter: str | os.PathLike[str] | None) -> str:
-    def short(one: str | os.PathLike[str]) -> str:
-        return Path(one).resolve().name if Path(one).is_dir() else str(one)
+    def short(item: str | os.PathLike[str]) -> str:
+        return Path(item).resolve().name if Path(item).is_dir() else str(item)
 
     return short(name) if adapter is None else f"{short(name)}+{short(adapter)}"
 
@@ -137,22 +137,24 @@ def _locate(name: str | os.PathLike[str]) -> Path | str:
         names = {file.name for file in path.iterdir()}
         if not any(file.endswith(".safetensors") for file in names):
             stale = sorted(file for file in names if file.endswith((".bin", ".pt", ".pth")))
-            found = f"only {', '.join(stale)}, which can run code when read" if stale else "no weights"
-            raise CheckpointError(f"{path}: holds {found}; save the model as .safetensors")
+            contents = f"only {', '.join(stale)}, which can run code when read" if stale else "no weights"
+            raise CheckpointError(f"{path}: holds {contents}; save the model as .safetensors")
         return path
     if text.count("/") != 1 or text.startswith((".", "/", "~")) or text.endswith("/"):
-        known = ", ".join(embedded()) or "none in this build"
-        raise CheckpointError(f"{text!r} is no folder, no hub id (owner/name) and not embedded (embedded: {known})")
+        embedded_names = ", ".join(embedded()) or "none in this build"
+        raise CheckpointError(
+            f"{text!r} is no folder, no hub id (owner/name) and not embedded (embedded: {embedded_names})"
+        )
     return text
 
 
 def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
     if dtype is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
         raise CheckpointError(f"dtype {dtype!r}: use float32, bfloat16 or float16")
-    return found
+    return resolved
 
 
 def _find_protocol(
@@ -170,8 +172,8 @@ def _find_protocol(
             f"Pass protocol= to decide.",
             stacklevel=4,
         )
-    found = beside_weights or beside_adapter
-    if found is None:
+    protocol = beside_weights or beside_adapter
+    if protocol is None:
         way_out = "pass protocol=PATH"
         if str(source) == OFFICIAL or Path(str(source)).name == OFFICIAL.split("/")[1]:
             way_out = (
@@ -179,7 +181,7 @@ def _find_protocol(
                 "of the official evaluator and pass the file that it writes as protocol="
             )
         raise CheckpointError(f"{source} brings no {PROTOCOL_FILE}, so how to ask it is unknown: {way_out}")
-    return found
+    return protocol
 
 
 def _folder_or_id(name: str | os.PathLike[str]) -> Path | str:
@@ -242,16 +244,16 @@ def _load_model(source: Path | str, revision: str | None, **kwargs: Any) -> Any:
 def _with_adapter(model: Any, adapter: str | os.PathLike[str], *, merge: bool) -> Any:
     from peft import PeftModel
 
-    place = _folder_or_id(adapter)
-    if isinstance(place, Path) and not (place / "adapter_model.safetensors").is_file():
-        raise CheckpointError(f"{place}: holds no adapter_model.safetensors; save the adapter as .safetensors")
+    source = _folder_or_id(adapter)
+    if isinstance(source, Path) and not (source / "adapter_model.safetensors").is_file():
+        raise CheckpointError(f"{source}: holds no adapter_model.safetensors; save the adapter as .safetensors")
     try:
         with warnings.catch_warnings():
             # peft only warns about missing keys; half an adapter is another model
             warnings.filterwarnings("error", message="Found missing adapter keys")
             # peft's own use of an older name of transformers; nothing that a caller can change
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            wrapped = PeftModel.from_pretrained(model, place, is_trainable=False, use_safetensors=True)
+            wrapped = PeftModel.from_pretrained(model, source, is_trainable=False, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, UserWarning) as error:
         raise CheckpointError(f"adapter {adapter}: does not fit or cannot be loaded: {error}") from error
     # get_base_model keeps the LoRA layers inside the plain class, whose forward and generate are used either way

@@ -41,7 +41,7 @@ class OwnDraws(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if kwargs.get("generator") is not None or any(isinstance(one, torch.Generator) for one in args):
+        if kwargs.get("generator") is not None or any(isinstance(arg, torch.Generator) for arg in args):
             return func(*args, **kwargs)
         if func in _LIKE:
             return self._like(func, *args, **kwargs)
@@ -49,7 +49,7 @@ class OwnDraws(TorchFunctionMode):
             if func in _MAKERS:
                 device = torch.device(kwargs.get("device") or torch.get_default_device())
             else:
-                device = next((one.device for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), None)
+                device = next((arg.device for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor)), None)
                 device = torch.device("cpu") if device is None else device
             return func(*args, **kwargs | {"generator": self._generator(device)})
         return func(*args, **kwargs)
@@ -133,6 +133,8 @@ class RowNoise(LogitsProcessor):
     def __call__(self, input_ids: Tensor | None, scores: Tensor) -> Tensor:
         """Return float64 [rows, vocabulary]."""
         width = scores.shape[-1]
-        drawn = torch.stack([torch.rand(width, generator=one, dtype=torch.float32) for one in self.generators])
+        drawn = torch.stack(
+            [torch.rand(width, generator=generator, dtype=torch.float32) for generator in self.generators]
+        )
         uniform = drawn.to(scores.device).double() + 2.0**-25  # middles of the 2^24 steps: never 0, never 1
         return scores.double() - uniform.log().neg().log()

@@ -1,6 +1,5 @@
 """What makes two quality models the same reward: the key of every cache."""
 
-import hashlib
 import json
 from functools import lru_cache
 from importlib.metadata import version
@@ -11,6 +10,7 @@ import torch
 
 from zoomiqa_reward.images.content import RULE
 from zoomiqa_reward.model.checkpoint import Checkpoint
+from zoomiqa_reward.runs.digest import digest, file_digest
 from zoomiqa_reward.runs.weights_digest import WeightsDigests
 
 HASHED_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt")
@@ -32,7 +32,7 @@ def fingerprint_parts(checkpoint: Checkpoint) -> dict[str, Any]:
         "offloaded": _files(checkpoint) if any(tensor.is_meta for tensor in model.parameters()) else None,
         "quantization": checkpoint.quantization,
         "protocol": checkpoint.protocol.fingerprint,
-        "preprocessing": _digest(json.dumps(checkpoint.image_processor.to_dict(), sort_keys=True, default=str)),
+        "preprocessing": digest(json.dumps(checkpoint.image_processor.to_dict(), sort_keys=True, default=str)),
         "dtype": str(checkpoint.dtype),
         "device": checkpoint.device.type,
         "precision": _precision(checkpoint.device),
@@ -62,7 +62,7 @@ def _files(checkpoint: Checkpoint) -> list[Any]:
 
 def fingerprint(parts: dict[str, Any]) -> str:
     """Return 16 hex digits of the parts."""
-    return _digest(json.dumps(parts, sort_keys=True, default=str))
+    return digest(json.dumps(parts, sort_keys=True, default=str))
 
 
 def hash_folder(folder: Path) -> str:
@@ -74,12 +74,4 @@ def hash_folder(folder: Path) -> str:
 
 @lru_cache(maxsize=32)  # keyed by sizes and times too, so a retrained checkpoint at the same path is read again
 def _hash_files(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
-    total = hashlib.sha256()
-    for name, _, _ in stamps:
-        with open(folder / name, "rb") as file:
-            total.update(f"{name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()[:16]
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest(*(f"{name}:{file_digest(folder / name)}\n" for name, _, _ in stamps))

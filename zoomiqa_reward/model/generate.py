@@ -45,7 +45,7 @@ class Sampling:
                 raise ValueError(f"seed holds {len(self.seed)} for {count} rows: one a row is needed")
             return list(self.seed)
         base = int(torch.randint(2**62, (), device="cpu")) if self.seed is None else self.seed
-        states = [np.random.SeedSequence([base, place]).generate_state(1, np.uint64)[0] for place in range(count)]
+        states = [np.random.SeedSequence([base, index]).generate_state(1, np.uint64)[0] for index in range(count)]
         return [int(state >> np.uint64(1)) for state in states]
 
 
@@ -122,15 +122,15 @@ class SampledChoice(TokenChoice):
 
 def end_tokens(checkpoint: Checkpoint) -> list[int]:
     """Return the ids that end an answer: the generation config's and the tokenizer's."""
-    own = checkpoint.model.generation_config.eos_token_id
-    ids = set(own if isinstance(own, list) else [own]) | {checkpoint.tokenizer.eos_token_id}
+    configured = checkpoint.model.generation_config.eos_token_id
+    ids = set(configured if isinstance(configured, list) else [configured]) | {checkpoint.tokenizer.eos_token_id}
     return sorted(int(token) for token in ids if token is not None)
 
 
 def suppressed_tokens(checkpoint: Checkpoint) -> list[int]:
     """Return the ids that no answer may hold: an image token without an image breaks the next prompt."""
-    config, known = checkpoint.model.config, checkpoint.tokenizer.get_vocab()
-    ids = {known[token] for token in VISION_TOKENS if token in known}
+    config, vocabulary = checkpoint.model.config, checkpoint.tokenizer.get_vocab()
+    ids = {vocabulary[token] for token in VISION_TOKENS if token in vocabulary}
     for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
         if (token := getattr(config, name, None)) is not None:
             ids.add(int(token))
@@ -143,12 +143,12 @@ def sampling_processors(sampling: Sampling, num_rows: int) -> list[Any]:
 
     from zoomiqa_reward.model.draws import RowNoise
 
-    found: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
+    processors: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
     if sampling.top_k > 0:
-        found.append(TopKLogitsWarper(sampling.top_k))
+        processors.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
-        found.append(TopPLogitsWarper(sampling.top_p))
-    return [*found, RowNoise(sampling.row_seeds(num_rows))]
+        processors.append(TopPLogitsWarper(sampling.top_p))
+    return [*processors, RowNoise(sampling.row_seeds(num_rows))]
 
 
 def write_ids(

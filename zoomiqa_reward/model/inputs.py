@@ -64,9 +64,9 @@ def encode(checkpoint: Checkpoint, prompted: Prompted) -> Tensor:
     """
     text = render(checkpoint, prompted.messages)
     ids = torch.tensor(checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
-    found = int((ids == checkpoint.image_token_id).sum())
-    if found != len(prompted.images):
-        raise PromptError(f"the prompt holds {found} image tokens for {len(prompted.images)} images")
+    num_image_tokens = int((ids == checkpoint.image_token_id).sum())
+    if num_image_tokens != len(prompted.images):
+        raise PromptError(f"the prompt holds {num_image_tokens} image tokens for {len(prompted.images)} images")
     return ids
 
 

@@ -12,6 +12,7 @@ from zoomiqa_reward.images.listing import IMAGE_SUFFIXES
 from zoomiqa_reward.images.loading import ImageError, conversions, load_image
 from zoomiqa_reward.model.ratings import Assessment
 from zoomiqa_reward.protocol import rating_to_score
+from zoomiqa_reward.runs.json_lines import plain
 
 BATCH = 8
 """Images in one forward pass with `--batched`."""
@@ -44,7 +45,7 @@ class RatedImage:
     def as_json(self) -> dict[str, Any]:
         """Return the documented fields in their documented order, NaN as None."""
         values = asdict(self) | {"score_0_100": self.score_0_100}
-        return {key: _null(values[key]) for key in _FIELDS}
+        return plain({key: values[key] for key in _FIELDS})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +70,8 @@ def measure(
         readable = [image for image in images if not isinstance(image, ImageError)]
         answers = iter(_ask(iqa, readable, mode, strict, question))
         for file, image in zip(chunk, images, strict=True):
-            found = _measured(iqa.name, file, mode, image if isinstance(image, ImageError) else next(answers))
-            yield replace(found, record=replace(found.record, notes=conversions(file)))
+            measured = _measured(iqa.name, file, mode, image if isinstance(image, ImageError) else next(answers))
+            yield replace(measured, record=replace(measured.record, notes=conversions(file)))
 
 
 def _load(file: str) -> Any:
@@ -113,7 +114,3 @@ def _measured(model: str, file: str, mode: str, answer: Any) -> Measured:
     return Measured(
         record=RatedImage(image=file, rating=rating, std=std, valid=valid, error=error, mode=mode, model=model)
     )
-
-
-def _null(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -88,7 +88,7 @@ def _settings() -> tuple[Setting, ...]:
         (cuda.fp16_bf16_reduction_math_sdp_allowed, cuda.allow_fp16_bf16_reduction_math_sdp,
          "allow_fp16_bf16_reduction_math_sdp", False),
     ]  # fmt: skip
-    found = [
+    settings = [
         Setting(name="torch.set_float32_matmul_precision", canonical="highest",
                 read=torch.get_float32_matmul_precision, write=torch.set_float32_matmul_precision),
         Setting(name="torch.use_deterministic_algorithms", canonical=(False, False), read=_deterministic,
@@ -108,7 +108,7 @@ def _settings() -> tuple[Setting, ...]:
         ("cuda.matmul.allow_bf16_reduced_precision_reduction", True), ("cuda.matmul.allow_fp16_accumulation", False),
         ("cudnn.enabled", True), ("cudnn.benchmark", False), ("cudnn.deterministic", True),
     ]  # fmt: skip
-    return (*found, *(one for name, value in attributes if (one := _attribute(name, value)) is not None))
+    return (*settings, *(setting for name, value in attributes if (setting := _attribute(name, value)) is not None))
 
 
 def _deterministic() -> tuple[bool, bool]:
@@ -143,7 +143,7 @@ def canonical_numerics() -> Iterator[None]:
         dtype = torch.get_default_dtype()
         _switch_thread(stack)
         yield
-        changed = [one.name for one in SETTINGS if not one.holds()]
+        changed = [setting.name for setting in SETTINGS if not setting.holds()]
         if torch.get_default_dtype() != dtype:
             changed.append("torch.set_default_dtype")
         if changed:
@@ -209,11 +209,11 @@ def _make_canonical() -> Undo:
 
     def undo() -> None:
         # What somebody else has set meanwhile stands. Old and new names write one another, so what is right is left.
-        own = [(setting, value) for setting, value in before if setting.holds() and value is not None]
-        for setting, value in own:
+        changed = [(setting, value) for setting, value in before if setting.holds() and value is not None]
+        for setting, value in changed:
             if setting.now() != value:
                 setting.write(value)
-        for setting, value in own:
+        for setting, value in changed:
             if setting.now() != value:
                 setting.write(value)
 
@@ -233,16 +233,18 @@ class _Float32(TorchFunctionMode):
             if func not in _OF_NUMBERS:
                 return func(*args, **kwargs | {"dtype": torch.float32})
             made = func(*args, **kwargs)
-            own = next(iter([*args, *kwargs.values()]), None)
-            if made.is_floating_point() and made.dtype == torch.get_default_dtype() and not hasattr(own, "dtype"):
+            receiver = next(iter([*args, *kwargs.values()]), None)
+            if made.is_floating_point() and made.dtype == torch.get_default_dtype() and not hasattr(receiver, "dtype"):
                 return func(*args, **kwargs | {"dtype": torch.float32})
             return made
         if func in _FRACTIONS:
-            tensors = [one for one in args if isinstance(one, Tensor)]
-            if tensors and not any(one.is_floating_point() or one.is_complex() for one in tensors):
+            tensors = [argument for argument in args if isinstance(argument, Tensor)]
+            if tensors and not any(argument.is_floating_point() or argument.is_complex() for argument in tensors):
                 made = func(*args, **kwargs)
                 if made.is_floating_point():
-                    args = [one.to(torch.float32) if isinstance(one, Tensor) else one for one in args]
+                    args = [
+                        argument.to(torch.float32) if isinstance(argument, Tensor) else argument for argument in args
+                    ]
                     return func(*args, **kwargs)
                 return made
         return func(*args, **kwargs)

@@ -77,7 +77,7 @@ def assess_images(
         raise ValueError("seed: one number; each answer's own is made of it, the image and the sample")
     if num_samples < 1 or batch_size < 1:
         raise ValueError(f"num_samples={num_samples}, batch_size={batch_size}: both must be at least 1")
-    found: list[list[Assessment]] = []
+    assessments: list[list[Assessment]] = []
     window: list[Tensor] = []
     per_window = 1 if strict else max(1, batch_size // num_samples)
 
@@ -91,12 +91,12 @@ def assess_images(
         step = STRICT_ROWS if strict else batch_size
         answers: list[Assessment] = []
         for start in range(0, len(rows), step):
-            part = replace(sampling, seed=tuple(seeds[start : start + step])) if seeds else sampling
+            batch_sampling = replace(sampling, seed=tuple(seeds[start : start + step])) if seeds else sampling
             answers += assess_batch(
                 checkpoint.protocol, rows[start : start + step], respond, question=question, rounds=rounds,
-                sampling=part,
+                sampling=batch_sampling,
             )  # fmt: skip
-        found.extend(answers[i : i + num_samples] for i in range(0, len(answers), num_samples))
+        assessments.extend(answers[i : i + num_samples] for i in range(0, len(answers), num_samples))
         window.clear()
         respond.forget()
 
@@ -106,7 +106,7 @@ def assess_images(
             flush()
     if window:
         flush()
-    return found
+    return assessments
 
 
 class _Writing:
@@ -229,8 +229,8 @@ def _read(prompted: Prompted, answer: Completion, labels: Sequence[str], crop_bo
 def _final(rounds: Sequence[_Read]) -> Assessment:
     """Return what the last round says; without a rating there, what is wrong."""
     last = rounds[-1]
-    cut = [f"round {number}: Answer truncated" for number, one in enumerate(rounds, 1) if one.is_truncated]
-    turns = tuple(one.turn for one in rounds if not one.has_failed)
+    cut = [f"round {number}: Answer truncated" for number, turn in enumerate(rounds, 1) if turn.is_truncated]
+    turns = tuple(turn.turn for turn in rounds if not turn.has_failed)
     if last.rating_error is not None:
         reason = "; ".join([f"round {len(rounds)}: {last.rating_error}", *cut])
         return Assessment(rating=math.nan, std=math.nan, turns=turns, valid=False, error=reason)

@@ -32,13 +32,13 @@ class RatingTrie:
     @property
     def paths(self) -> tuple[tuple[int, ...], ...]:
         """Node indices from below the prefix to each leaf, the leaf included."""
-        found = []
+        paths = []
         for node in range(self.num_inner, len(self.tokens)):
             path = [node]
             while (parent := self.parents[path[0]]) != -1:
                 path.insert(0, parent)
-            found.append(tuple(path))
-        return tuple(found)
+            paths.append(tuple(path))
+        return tuple(paths)
 
     def inner_mask(self) -> Tensor:
         """Return bool [inner, inner]: row attends to column, which is itself or an ancestor."""

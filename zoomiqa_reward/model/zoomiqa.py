@@ -133,11 +133,11 @@ class ZoomIQA:
         never an exception. Raises ImageError for an image that cannot be read.
         """
         sampling = sampling_of(self.protocol, temperature, seed, max_new_tokens)
-        found = assess_images(
+        assessments = assess_images(
             self.checkpoint, load_each(images), question=question, rounds=rounds, sampling=sampling,
             strict=strict, batch_size=batch_size,
         )  # fmt: skip
-        return [samples[0] for samples in found]
+        return [samples[0] for samples in assessments]
 
     @canonical
     def rate(
@@ -183,12 +183,17 @@ class ZoomIQA:
             require_gradient(split_images(images))
         model = self.checkpoint.model
         with graph_to_pixels(model, gradient_checkpointing=gradient_checkpointing) if grad else torch.no_grad():
-            found = rate_direct(
+            ratings = rate_direct(
                 self.checkpoint, self.trie, load_each(images), question=question, strict=strict, batch_size=batch_size
             )
-        home = found.mean.device if grad else torch.device("cpu")
-        return Ratings(value=found.mean.to(home), std=found.std.to(home), valid=found.valid.to(home), std_kind="token",
-                       errors=found.errors)  # fmt: skip
+        home = ratings.mean.device if grad else torch.device("cpu")
+        return Ratings(
+            value=ratings.mean.to(home),
+            std=ratings.std.to(home),
+            valid=ratings.valid.to(home),
+            std_kind="token",
+            errors=ratings.errors,
+        )
 
     def _rate_reason(
         self,
@@ -203,17 +208,22 @@ class ZoomIQA:
         max_new_tokens: int | None,
     ) -> Ratings:
         temperature = samples_temperature(self.protocol, num_samples, temperature)
-        found = assess_images(
+        groups = assess_images(
             self.checkpoint, load_each(images), question=question, rounds=rounds, num_samples=num_samples,
             sampling=sampling_of(self.protocol, temperature, seed, max_new_tokens), strict=strict,
             batch_size=batch_size,
         )  # fmt: skip
-        pairs = [mean_and_std([one.rating for one in samples if one.valid], len(samples)) for samples in found]
+        pairs = [
+            mean_and_std([assessment.rating for assessment in samples if assessment.valid], len(samples))
+            for samples in groups
+        ]
         mean = torch.tensor([mean for mean, _ in pairs], dtype=torch.float32)
         std = torch.tensor([std for _, std in pairs], dtype=torch.float32)
-        answers = tuple(tuple(samples) for samples in found)
+        answers = tuple(tuple(samples) for samples in groups)
         errors = tuple(
-            next((one.error for one in samples if not one.valid), None) if math.isnan(value) else None
-            for samples, (value, _) in zip(found, pairs, strict=True)
+            next((assessment.error for assessment in samples if not assessment.valid), None)
+            if math.isnan(value)
+            else None
+            for samples, (value, _) in zip(groups, pairs, strict=True)
         )
         return Ratings(value=mean, std=std, valid=~mean.isnan(), std_kind="samples", answers=answers, errors=errors)

@@ -113,14 +113,14 @@ def read_sections(text: str, labels: Sequence[str]) -> dict[str, str]:
     if not labels:
         return {}
     reasoning = text.split("<answer>", 1)[0].split("</think>", 1)[0].split("<think>", 1)[-1]
-    found: dict[str, re.Match[str]] = {}
+    matches: dict[str, re.Match[str]] = {}
     for match in _label_pattern(labels).finditer(reasoning):
         name = _normalise(match["inline"] or match["alone"])
-        found.setdefault(next(label for label in labels if _normalise(label) == name), match)
-    starts = [match.start() for match in found.values()] + [len(reasoning)]
+        matches.setdefault(next(label for label in labels if _normalise(label) == name), match)
+    starts = [match.start() for match in matches.values()] + [len(reasoning)]
     texts = {
         label: reasoning[match.end() : starts[position + 1]].strip()
-        for position, (label, match) in enumerate(found.items())
+        for position, (label, match) in enumerate(matches.items())
     }
     return {label: section for label, section in texts.items() if section}
 
@@ -143,10 +143,10 @@ def _read_object(text: str) -> Mapping[str, Any]:
 
 
 def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs) and sum(name == "rating" for name, _ in pairs) > 1:
+    fields = dict(pairs)
+    if len(fields) < len(pairs) and sum(name == "rating" for name, _ in pairs) > 1:
         raise AnswerError("rating is given twice; expected one")
-    return found
+    return fields
 
 
 def _read_sloppy(inside: str) -> Any:

@@ -123,47 +123,51 @@ def _find(path: Path) -> Path:
         if not path.exists():
             raise ProtocolError(f"{path}: no such file; pass the official evaluator's protocol.py or its repository")
         return path
-    found = sorted(path.rglob("protocol.py"))
-    if len(found) != 1:
-        names = ", ".join(map(str, found[:5])) or "none"
-        raise ProtocolError(f"{path}: must hold exactly one protocol.py, found {len(found)} ({names}); name the file")
-    return found[0]
+    files = sorted(path.rglob("protocol.py"))
+    if len(files) != 1:
+        names = ", ".join(map(str, files[:5])) or "none"
+        raise ProtocolError(f"{path}: must hold exactly one protocol.py, found {len(files)} ({names}); name the file")
+    return files[0]
 
 
 def _assemble(constants: Mapping[str, Any]) -> Protocol:
-    found = {wanted: _look_up(constants, wanted, pattern) for wanted, pattern in {**_NEEDED, **_OPTIONAL}.items()}
-    if missing := [wanted for wanted in _NEEDED if found[wanted] is None]:
+    constants_found = {
+        wanted: _look_up(constants, wanted, pattern) for wanted, pattern in {**_NEEDED, **_OPTIONAL}.items()
+    }
+    if missing := [wanted for wanted in _NEEDED if constants_found[wanted] is None]:
         raise ProtocolError(
             f"no constant {', '.join(missing)}; needed: {', '.join(_NEEDED)}; "
             f"found: {', '.join(sorted(constants)) or 'no constants'}. Is this the official evaluator's protocol.py?"
         )
-    round1 = _text(found, "STAGE1_PROMPT")
+    round1 = _text(constants_found, "STAGE1_PROMPT")
     protocol = Protocol(
         name=OFFICIAL_NAME,
         round1=Prompt(text=round1, style="format" if "{question}" in round1 else "verbatim"),
-        round2=Prompt(text=_text(found, "STAGE2_PROMPT"), style="verbatim"),
-        questions=_questions(found),
+        round2=Prompt(text=_text(constants_found, "STAGE2_PROMPT"), style="verbatim"),
+        questions=_questions(constants_found),
         direct_prefix=DIRECT_PREFIX,
     )
     protocol.round1.render(protocol.questions[0])  # a template that does not render must fail here, not when asked
     whole, crop = protocol.image_labels
     return replace(
         protocol,
-        image_labels=(_text(found, "ORIGINAL_LABEL", whole), _text(found, "CROP_LABEL", crop)),
-        crop=_crop_policy(found),
-        decoding=protocol.decoding if found["GENERATION_CONFIG"] is None else decoding_of(found["GENERATION_CONFIG"]),
-        min_pixels=int(_number(found, "min_pixels", protocol.min_pixels)),
-        max_pixels=int(_number(found, "max_pixels", protocol.max_pixels)),
+        image_labels=(_text(constants_found, "ORIGINAL_LABEL", whole), _text(constants_found, "CROP_LABEL", crop)),
+        crop=_crop_policy(constants_found),
+        decoding=protocol.decoding
+        if constants_found["GENERATION_CONFIG"] is None
+        else decoding_of(constants_found["GENERATION_CONFIG"]),
+        min_pixels=int(_number(constants_found, "min_pixels", protocol.min_pixels)),
+        max_pixels=int(_number(constants_found, "max_pixels", protocol.max_pixels)),
     )
 
 
-def _crop_policy(found: Mapping[str, Any]) -> CropPolicy:
+def _crop_policy(constants: Mapping[str, Any]) -> CropPolicy:
     default = CropPolicy()
-    smallest = _number(found, "min_area_frac", default.min_area_frac)
-    largest = _number(found, "max_area_frac", default.max_area_frac)
+    smallest = _number(constants, "min_area_frac", default.min_area_frac)
+    largest = _number(constants, "max_area_frac", default.max_area_frac)
     if not 0 < smallest <= largest <= 1:
         raise ProtocolError(f"crop areas {smallest}..{largest} are no shares of the image; expected a range in (0, 1]")
-    side = int(_number(found, "min_side_px", default.min_side_px))
+    side = int(_number(constants, "min_side_px", default.min_side_px))
     return CropPolicy(min_area_frac=smallest, max_area_frac=largest, min_side_px=side)
 
 
@@ -174,26 +178,26 @@ def _look_up(constants: Mapping[str, Any], wanted: str, pattern: str) -> Any:
     return constants[names[0]] if names else None
 
 
-def _questions(found: Mapping[str, Any]) -> tuple[str, ...]:
-    questions = found["RANDOM_QUESTIONS"]
+def _questions(constants: Mapping[str, Any]) -> tuple[str, ...]:
+    questions = constants["RANDOM_QUESTIONS"]
     questions = [questions] if isinstance(questions, str) else questions
     if not isinstance(questions, list | tuple) or not questions or not all(isinstance(q, str) for q in questions):
         raise ProtocolError("RANDOM_QUESTIONS must be a list of at least one text")
-    first = found["DEFAULT_QUESTION"]
+    first = constants["DEFAULT_QUESTION"]
     if isinstance(first, str):
         questions = [first, *(question for question in questions if question != first)]
     return tuple(questions)
 
 
-def _text(found: Mapping[str, Any], key: str, default: str | None = None) -> str:
-    value = default if found[key] is None else found[key]
+def _text(constants: Mapping[str, Any], key: str, default: str | None = None) -> str:
+    value = default if constants[key] is None else constants[key]
     if not isinstance(value, str) or not value.strip():
         raise ProtocolError(f"{key} is {value!r:.80}; expected a text")
     return value
 
 
-def _number(found: Mapping[str, Any], key: str, default: float) -> float:
-    value = found.get(key)
+def _number(constants: Mapping[str, Any], key: str, default: float) -> float:
+    value = constants.get(key)
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -201,37 +205,37 @@ def _number(found: Mapping[str, Any], key: str, default: float) -> float:
     return value
 
 
-def _evaluate(node: ast.expr, known: Mapping[str, Any]) -> Any:
-    """Return the value of an expression made of literals and `known` names; ValueError for anything else."""
+def _evaluate(node: ast.expr, names: Mapping[str, Any]) -> Any:
+    """Return the value of an expression made of literals and the given `names`; ValueError for anything else."""
     match node:
         case ast.Name(id=name):
-            return known[name]
+            return names[name]
         case ast.List(elts=items) | ast.Tuple(elts=items):
-            return [_evaluate(item, known) for item in items]
+            return [_evaluate(item, names) for item in items]
         case ast.Dict(keys=keys, values=values):
             if None in keys:
                 raise ValueError("unpacking in a dict")
-            return {_evaluate(k, known): _evaluate(v, known) for k, v in zip(keys, values, strict=True) if k}
+            return {_evaluate(k, names): _evaluate(v, names) for k, v in zip(keys, values, strict=True) if k}
         case ast.JoinedStr(values=parts):
-            return "".join(str(_evaluate(part, known)) for part in parts)
+            return "".join(str(_evaluate(part, names)) for part in parts)
         case ast.FormattedValue(value=value, conversion=-1, format_spec=None):
-            return _evaluate(value, known)
+            return _evaluate(value, names)
         case ast.BinOp(left=left, op=ast.Add() | ast.Mult() | ast.Div() as op, right=right):
-            return _operate(op, _evaluate(left, known), _evaluate(right, known))
+            return _operate(op, _evaluate(left, names), _evaluate(right, names))
         case ast.Call():
-            return _evaluate_call(node, known)
+            return _evaluate_call(node, names)
         case _:
             return ast.literal_eval(node)
 
 
-def _evaluate_call(call: ast.Call, known: Mapping[str, Any]) -> Any:
+def _evaluate_call(call: ast.Call, names: Mapping[str, Any]) -> Any:
     match call:
         case ast.Call(func=ast.Attribute(value=value, attr=name), args=[], keywords=[]) if name in _STRIP:
-            return getattr(str(_evaluate(value, known)), name)()
+            return getattr(str(_evaluate(value, names)), name)()
         case ast.Call(func=ast.Name(id="dedent") | ast.Attribute(attr="dedent"), args=[value], keywords=[]):
-            return textwrap.dedent(_evaluate(value, known))
+            return textwrap.dedent(_evaluate(value, names))
         case ast.Call(args=[], keywords=keywords) if keywords and all(keyword.arg for keyword in keywords):
-            return {str(keyword.arg): _evaluate(keyword.value, known) for keyword in keywords}
+            return {str(keyword.arg): _evaluate(keyword.value, names) for keyword in keywords}
         case _:
             raise ValueError("a call that only running the file could answer")
 

@@ -4,14 +4,15 @@ A model must be asked with the prompts that it was trained on, so prompts, crop 
 several views of one image combine travel with the weights. Nothing else in the package knows which model it has.
 """
 
-import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from zoomiqa_reward.runs.digest import digest
+from zoomiqa_reward.runs.json_lines import write_text
 
 PROTOCOL_FILE = "zoomiqa_protocol.json"
 FORMAT_VERSION = 1
@@ -157,8 +158,7 @@ class Protocol:
     @property
     def fingerprint(self) -> str:
         """Short hash of all fields: two models asked differently are two rewards."""
-        text = json.dumps(asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest(json.dumps(asdict(self), sort_keys=True))
 
     def to_json(self) -> str:
         """Return the file's text."""
@@ -169,10 +169,7 @@ class Protocol:
         target = Path(path)
         if target.is_dir():
             target = target / PROTOCOL_FILE
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, suffix=".tmp", delete=False, encoding="utf-8") as tmp:
-            tmp.write(self.to_json())
-        os.chmod(tmp.name, 0o644)
-        os.replace(tmp.name, target)
+        write_text(target, self.to_json())
         return target
 
     @classmethod
@@ -211,9 +208,9 @@ _NESTED = {
 def _build(cls: Any, data: Mapping[str, Any], where: str) -> Any:
     if not isinstance(data, Mapping):
         raise ProtocolError(f"{where}: must be a JSON object, not a {type(data).__name__}")
-    known = {f.name for f in fields(cls)}
-    if unknown := sorted(set(data) - known):
-        raise ProtocolError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    field_names = {f.name for f in fields(cls)}
+    if unknown := sorted(set(data) - field_names):
+        raise ProtocolError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(sorted(field_names))}")
     values: dict[str, Any] = {}
     for key, value in data.items():
         if key in _NESTED:

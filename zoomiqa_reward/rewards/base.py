@@ -144,19 +144,19 @@ def optimised_names(reward: Any) -> frozenset[str]:
 def labels_of(part: Any) -> frozenset[str]:
     """Return the names, in lower case, of the metrics that one reward was trained on, without those of its parts."""
     declared = getattr(part, "labels", None)
-    found = _label_metrics(part) if declared is None else declared
-    return frozenset(str(name).lower() for name in found)
+    labels = _label_metrics(part) if declared is None else declared
+    return frozenset(str(name).lower() for name in labels)
 
 
 def modules_of(reward: Any) -> list[nn.Module]:
     """Return every network behind a reward, each once: its own and those of its parts."""
-    found: dict[int, nn.Module] = {}
+    modules: dict[int, nn.Module] = {}
     for part in walk(reward):
-        own = [part] if isinstance(part, nn.Module) else getattr(part, "modules", None)
-        if own is None or callable(own):
-            own = _networks(part)
-        found |= {id(module): module for module in own}
-    return list(found.values())
+        declared = [part] if isinstance(part, nn.Module) else getattr(part, "modules", None)
+        if declared is None or callable(declared):
+            declared = _networks(part)
+        modules |= {id(module): module for module in declared}
+    return list(modules.values())
 
 
 def find_part(reward: Any, kind: type[T]) -> T | None:

@@ -138,8 +138,8 @@ class CachedReward(Reward):
         results: list[tuple[float, float, str | None]] = []
         before = dict(self._counts)
         for start in range(0, len(sources), WINDOW):
-            part = {key: items[start : start + WINDOW] for key, items in given.items()}
-            results += self._window(sources[start : start + WINDOW], part)
+            window = {key: items[start : start + WINDOW] for key, items in given.items()}
+            results += self._window(sources[start : start + WINDOW], window)
         counts = {key: count - before[key] for key, count in self._counts.items() if key != "bypassed"}
         rate = counts["hits"] / len(sources) if sources else math.nan
         value = torch.tensor([value for value, _, _ in results], dtype=torch.float32)
@@ -153,10 +153,10 @@ class CachedReward(Reward):
         keys: list[bytes | str] = []
         """A key, or why there is none."""
         loaded: dict[bytes, tuple[Tensor, dict[str, Any]]] = {}
-        for place, source in enumerate(sources):
+        for index, source in enumerate(sources):
             try:
                 image = load_image(source)
-                others = {name: items[place] if name == "prompts" else load_image(items[place])
+                others = {name: items[index] if name == "prompts" else load_image(items[index])
                           for name, items in given.items()}  # fmt: skip
             except ImageError as error:
                 keys.append(str(error))
@@ -164,19 +164,19 @@ class CachedReward(Reward):
             key = make_key(asked, image, others)
             keys.append(key)
             loaded.setdefault(key, (image, others))
-        known = self.store.read(loaded)
-        new, errors = self._measure({key: pair for key, pair in loaded.items() if key not in known})
-        if new or known:
-            self.store.write(new, used=known)
-        found = known | new
+        stored = self.store.read(loaded)
+        new, errors = self._measure({key: pair for key, pair in loaded.items() if key not in stored})
+        if new or stored:
+            self.store.write(new, used=stored)
+        values = stored | new
         results: list[tuple[float, float, str | None]] = []
         fresh = set(new)
         for key in keys:
-            if isinstance(key, str) or key not in found:
+            if isinstance(key, str) or key not in values:
                 results.append((math.nan, math.nan, key if isinstance(key, str) else errors[key]))
                 self._counts["failures"] += 1
                 continue
-            results.append((*found[key], None))
+            results.append((*values[key], None))
             self._counts["misses" if key in fresh else "hits"] += 1
             fresh.discard(key)  # the second of two equal images is a hit
         return results
@@ -193,11 +193,11 @@ class CachedReward(Reward):
             scores = self.reward([image for image, _ in missing.values()], **others)
         new, errors = {}, {}
         values, stds = scores.value.detach().cpu().tolist(), scores.std.detach().cpu().tolist()
-        for place, key in enumerate(missing):
-            if bool(scores.valid[place]):
-                new[key] = (values[place], stds[place])
+        for index, key in enumerate(missing):
+            if bool(scores.valid[index]):
+                new[key] = (values[index], stds[index])
             else:
-                errors[key] = scores.errors[place] or "not measured"
+                errors[key] = scores.errors[index] or "not measured"
         return new, errors
 
 

@@ -128,15 +128,20 @@ class CompositeReward(Reward):
             return Scores(value=torch.zeros(0), valid=torch.zeros(0, dtype=torch.bool), std=torch.zeros(0),
                           terms=self._terms([], [], []), info={"groups": []})  # fmt: skip
         home = scores[0].value.device
-        raw = [torch.where(one.valid, one.value, torch.full_like(one.value, math.nan)).to(home) for one in scores]
-        rescaled = [normalised(one, index, term.normalise) for one, term in zip(raw, self.terms, strict=True)]
+        raw = [
+            torch.where(term_scores.valid, term_scores.value, torch.full_like(term_scores.value, math.nan)).to(home)
+            for term_scores in scores
+        ]
+        rescaled = [
+            normalised(term_scores, index, term.normalise) for term_scores, term in zip(raw, self.terms, strict=True)
+        ]
         parts = torch.stack(
-            [term.weight * one if term.weight > 0 else torch.zeros_like(one)
-             for one, term in zip(rescaled, self.terms, strict=True)]
+            [term.weight * term_scores if term.weight > 0 else torch.zeros_like(term_scores)
+             for term_scores, term in zip(rescaled, self.terms, strict=True)]
         )  # fmt: skip
         value = parts.sum(dim=0)
         valid = ~value.detach().isnan() & (value.detach() != -math.inf)
-        errors = [self._errors(scores, place) for place in range(len(sources))]
+        errors = [self._errors(scores, position) for position in range(len(sources))]
         terms = self._terms(raw, rescaled, variance_shares(parts, index))
         return Scores(value=value, valid=valid, std=torch.full_like(value.detach(), math.nan), errors=tuple(errors),
                       terms=terms, info={"groups": index.tolist()})  # fmt: skip
@@ -157,12 +162,12 @@ class CompositeReward(Reward):
             raise ValueError(f"groups (or lq) holds {len(groups)} for {len(sources)} images")
         return group_index(groups)
 
-    def _errors(self, scores: list[Scores], place: int) -> str | None:
-        found = []
-        for term, one in zip(self.terms, scores, strict=True):
-            if term.weight > 0 and not bool(one.valid[place]):
-                found.append(f"{term.reward.name}: {one.errors[place] or 'not measured'}")
-        return "; ".join(found) or None
+    def _errors(self, scores: list[Scores], index: int) -> str | None:
+        messages = []
+        for term, term_scores in zip(self.terms, scores, strict=True):
+            if term.weight > 0 and not bool(term_scores.valid[index]):
+                messages.append(f"{term.reward.name}: {term_scores.errors[index] or 'not measured'}")
+        return "; ".join(messages) or None
 
     def _terms(self, raw: list[Tensor], rescaled: list[Tensor], shares: list[float]) -> tuple[dict[str, Any], ...]:
         return tuple(

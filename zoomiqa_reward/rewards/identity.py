@@ -13,7 +13,7 @@ import struct
 import sys
 import types
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from zoomiqa_reward.errors import UnknownState
+from zoomiqa_reward.runs.digest import digest, file_digest
 from zoomiqa_reward.runs.weights_digest import weights_digest
 
 
@@ -30,11 +31,8 @@ def state_digest(*values: Any) -> str:
     Reads code, closures, globals that functions name, attributes, array contents and module weights. Functions of
     installed packages count by name and version. Raises UnknownState that names the attribute that cannot be read.
     """
-    total = hashlib.sha256()
     walker = _Walker()
-    for value in values:
-        total.update(walker.digest(value, "value"))
-    return total.hexdigest()[:16]
+    return digest(*(walker.digest(value, "value") for value in values))
 
 
 class _Walker:
@@ -56,12 +54,12 @@ class _Walker:
             return _hash("cycle", str(self.on_path[id(value)]))
         self.on_path[id(value)] = len(self.on_path)
         try:
-            found = self._compound(value, where)
+            digest = self._compound(value, where)
         finally:
             del self.on_path[id(value)]
         if isinstance(value, type | types.FunctionType):
-            self.done[id(value)] = (value, found)
-        return found
+            self.done[id(value)] = (value, digest)
+        return digest
 
     def _compound(self, value: Any, where: str) -> bytes:  # noqa: C901 - one line per kind of value
         if isinstance(value, enum.Enum):
@@ -117,19 +115,19 @@ class _Walker:
         return _hash(*parts)
 
     def _cells(self, fn: types.FunctionType, where: str) -> list[bytes]:
-        found = []
+        digests = []
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
             try:
-                found.append(_hash(name, self.digest(cell.cell_contents, f"{where}: closure {name}")))
+                digests.append(_hash(name, self.digest(cell.cell_contents, f"{where}: closure {name}")))
             except ValueError as error:
                 if isinstance(error, UnknownState):
                     raise
-                found.append(_hash(name, "empty"))  # a cell that is not filled yet
-        return found
+                digests.append(_hash(name, "empty"))  # a cell that is not filled yet
+        return digests
 
     def _code(self, code: types.CodeType, where: str) -> bytes:
-        consts = [self._code(one, where) if isinstance(one, types.CodeType) else self.digest(one, where)
-                  for one in code.co_consts]  # fmt: skip
+        consts = [self._code(constant, where) if isinstance(constant, types.CodeType) else self.digest(constant, where)
+                  for constant in code.co_consts]  # fmt: skip
         return _hash("code", code.co_code, " ".join(code.co_names), " ".join(code.co_varnames), *consts)
 
     def _class(self, kind: type, where: str) -> bytes:
@@ -156,27 +154,29 @@ class _Walker:
             raise UnknownState(
                 f"{where} has weights without data (device meta): load them before its state is asked for"
             )
-        kinds = [(name, type(part)) for name, part in module.named_modules()]
+        kinds = [(name, type(child)) for name, child in module.named_modules()]
         parts: list[bytes] = [weights_digest(module).encode()]
         for name, kind in kinds:
             parts.append(_hash(name, self.digest(kind, f"{where}.{name}")))
-        for name, part in module.named_modules():
-            own = {key: item for key, item in vars(part).items() if not key.startswith("_") and key != "training"}
-            parts.append(_hash(name, str(part.training)))
-            if not _is_installed(type(part).__module__):
-                parts.append(self.digest(own, f"{where}.{name}" if name else where))
+        for name, child in module.named_modules():
+            attributes = {
+                key: item for key, item in vars(child).items() if not key.startswith("_") and key != "training"
+            }
+            parts.append(_hash(name, str(child.training)))
+            if not _is_installed(type(child).__module__):
+                parts.append(self.digest(attributes, f"{where}.{name}" if name else where))
             else:
-                parts.append(_hash(part.extra_repr()))
+                parts.append(_hash(child.extra_repr()))
         return _hash("nn.Module", *parts)
 
     def _object(self, value: Any, where: str) -> bytes:
-        own = inspect.getattr_static(type(value), "fingerprint", None)
+        fingerprint = inspect.getattr_static(type(value), "fingerprint", None)
         default = getattr(sys.modules.get("zoomiqa_reward.rewards.base"), "Reward", None)
-        is_default = default is not None and own is inspect.getattr_static(default, "fingerprint", None)
+        is_default = default is not None and fingerprint is inspect.getattr_static(default, "fingerprint", None)
         declared = vars(value).get("fingerprint") if hasattr(value, "__dict__") else None
         if isinstance(declared, str):
             return _hash("fingerprint", declared)
-        if own is not None and not is_default and where != "value":
+        if fingerprint is not None and not is_default and where != "value":
             return _hash("fingerprint", str(value.fingerprint))
         if _is_foreign(type(value).__module__) and not dataclasses.is_dataclass(value):
             raise UnknownState(_advice(where, value))
@@ -212,11 +212,11 @@ def _is_plain(value: Any) -> bool:
 
 def _names(code: types.CodeType) -> set[str]:
     """Names that the code may look up among the globals, those of inner functions included."""
-    found = set(code.co_names)
+    names = set(code.co_names)
     for const in code.co_consts:
         if isinstance(const, types.CodeType):
-            found |= _names(const)
-    return found
+            names |= _names(const)
+    return names
 
 
 def _tensor(tensor: Tensor, where: str) -> bytes:
@@ -250,7 +250,7 @@ def _version(module: str) -> str:
     root = module.partition(".")[0]
     if root in OWN_PACKAGES:
         file = getattr(sys.modules.get(module), "__file__", None)
-        return "unknown" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        return "unknown" if file is None else file_digest(file)
     try:
         return version(root)
     except PackageNotFoundError:

@@ -60,8 +60,8 @@ class MetricReward(Reward):
     @property
     def fingerprint(self) -> str:
         """Covers the name, the orientation and everything that `fn` depends on."""
-        own = self.fn if self._given_fingerprint is None else self._given_fingerprint
-        return state_digest(self.name, self.metric_higher_is_better, own)
+        identified = self.fn if self._given_fingerprint is None else self._given_fingerprint
+        return state_digest(self.name, self.metric_higher_is_better, identified)
 
     @canonical
     def __call__(
@@ -107,14 +107,14 @@ class MetricReward(Reward):
         )
 
     def _needed(self, count: int, **given: Any) -> dict[str, list[Any]]:
-        found = {}
+        needed = {}
         for key in sorted(self.needs):
             if given[key] is None:
                 raise ValueError(f"reward {self.name!r} needs {key}=")
-            found[key] = split_images(given[key])  # a list of texts is split as well
-            if len(found[key]) != count:
-                raise ValueError(f"reward {self.name!r}: {key} holds {len(found[key])} for {count} images")
-        return found
+            needed[key] = split_images(given[key])  # a list of texts is split as well
+            if len(needed[key]) != count:
+                raise ValueError(f"reward {self.name!r}: {key} holds {len(needed[key])} for {count} images")
+        return needed
 
     def _measure(self, source: Any, given: dict[str, Any]) -> tuple[Tensor, str | None]:
         try:

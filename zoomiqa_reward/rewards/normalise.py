@@ -5,7 +5,6 @@ low-quality image and the prompt: by the prompt alone, different images that sha
 Every function leaves NaN where there was no measurement, and takes its statistics from the others.
 """
 
-import hashlib
 import math
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.images.pixel_hash import hash_pixels
+from zoomiqa_reward.runs.digest import digest
 
 __all__ = ["METHODS", "group_index", "group_keys", "hash_pixels", "normalised", "variance_shares"]
 
@@ -31,10 +31,7 @@ def group_keys(lq: Sequence[Any], prompts: Sequence[str] | None = None) -> list[
     if prompts is not None and len(prompts) != len(lq):
         raise ValueError(f"prompts holds {len(prompts)} for {len(lq)} low-quality images")
     texts = [""] * len(lq) if prompts is None else prompts
-    return [
-        hashlib.sha256(f"{hash_pixels(load_image(image))} {text}".encode()).hexdigest()[:16]
-        for image, text in zip(lq, texts, strict=True)
-    ]
+    return [digest(f"{hash_pixels(load_image(image))} {text}") for image, text in zip(lq, texts, strict=True)]
 
 
 def group_index(groups: Sequence[Hashable] | Tensor) -> Tensor:
@@ -78,19 +75,21 @@ def normalised(values: Tensor, groups: Tensor, method: str = "z") -> Tensor:
         members = (groups.to(measured.device) == number) & measured
         if not bool(members.any()):
             continue
-        own = exact[members]
+        group_values = exact[members]
         if method == "quantile":
-            below = (own[:, None] > own[None]).double() + 0.5 * (own[:, None] == own[None]).double()
+            below = (group_values[:, None] > group_values[None]).double() + 0.5 * (
+                group_values[:, None] == group_values[None]
+            ).double()
             quantile[members] = below.mean(dim=1)
             continue
-        spread = own.std(correction=0) if method == "z" else own.max() - own.min()
-        offset[members] = own.mean() if method == "z" else own.min()
-        if spread > FLAT * max(1.0, abs(float(own.mean()))):
+        spread = group_values.std(correction=0) if method == "z" else group_values.max() - group_values.min()
+        offset[members] = group_values.mean() if method == "z" else group_values.min()
+        if spread > FLAT * max(1.0, abs(float(group_values.mean()))):
             scale[members] = 1 / spread
     if method == "quantile":
         return quantile.to(values.dtype)
-    found = (values - offset.to(values.dtype)) * scale.to(values.dtype)
-    return found + 0.5 * (scale == 0) if method == "minmax" else found
+    scaled = (values - offset.to(values.dtype)) * scale.to(values.dtype)
+    return scaled + 0.5 * (scale == 0) if method == "minmax" else scaled
 
 
 def variance_shares(parts: Tensor, groups: Tensor) -> list[float]:
@@ -117,4 +116,4 @@ def variance_shares(parts: Tensor, groups: Tensor) -> list[float]:
     largest = max(1.0, float(parts.abs().max())) if parts.numel() else 1.0
     if variance <= parts.shape[1] * (FLAT * largest) ** 2:
         return [math.nan] * parts.shape[0]
-    return [float((part * total).sum()) / variance for part in centred]
+    return [float((deviations * total).sum()) / variance for deviations in centred]

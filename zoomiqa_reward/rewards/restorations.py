@@ -24,13 +24,13 @@ PREFIX = "the image has no content"
 def lost_content(images: Sequence[Any], lq: Sequence[Any]) -> list[str | None]:
     """Return for each restoration why it shows nothing; None if it has content or if its source has none either."""
     sources: dict[int, bool] = {}
-    found = []
+    reasons = []
     for image, source in zip(images, lq, strict=True):
         if id(source) not in sources:
             sources[id(source)] = contentless(load_image(source)) is None
         shown = image if isinstance(image, Tensor) else load_image(image)
-        found.append(contentless(shown) if sources[id(source)] else None)
-    return found
+        reasons.append(contentless(shown) if sources[id(source)] else None)
+    return reasons
 
 
 def ask_restorations(
@@ -66,13 +66,13 @@ def _spread_out(scores: Scores, shown: list[int], empty: list[str | None]) -> Sc
         return whole
 
     def listed(values: Sequence[Any], nothing: Any) -> list[Any]:
-        found = [nothing] * count
+        spread = [nothing] * count
         for index, value in zip(shown, values, strict=True):
-            found[index] = value
-        return found
+            spread[index] = value
+        return spread
 
     value = wide(scores.value)
-    errors = [why or own for why, own in zip(empty, listed(scores.errors, None), strict=True)]
+    errors = [why or error for why, error in zip(empty, listed(scores.errors, None), strict=True)]
     terms = None if scores.terms is None else tuple(
         term | {key: listed(term[key], math.nan) for key in ("raw", "normalised") if key in term}
         for term in scores.terms
@@ -93,13 +93,13 @@ def as_worst(scores: Scores, groups: Sequence[Hashable], width: float = math.inf
     value, valid = scores.value.clone(), scores.valid.clone()
     blank = [why is not None and why.startswith(PREFIX) for why in scores.errors]
     for group in {group for group, is_blank in zip(groups, blank, strict=True) if is_blank}:
-        members = [index for index, own in enumerate(groups) if own == group]
-        known = torch.tensor([float(value[index]) for index in members if scores.valid[index] and not blank[index]])
-        if not len(known):
+        members = [index for index, key in enumerate(groups) if key == group]
+        measured = torch.tensor([float(value[index]) for index in members if scores.valid[index] and not blank[index]])
+        if not len(measured):
             continue
         least = 0.05 * width if math.isfinite(width) else 0.0
-        step = max(float(known.std(correction=0)), least) or max(0.05 * abs(float(known.min())), 1e-3)
+        step = max(float(measured.std(correction=0)), least) or max(0.05 * abs(float(measured.min())), 1e-3)
         for index in members:
             if blank[index]:
-                value[index], valid[index] = float(known.min()) - step, True
+                value[index], valid[index] = float(measured.min()) - step, True
     return replace(scores, value=value, valid=valid)

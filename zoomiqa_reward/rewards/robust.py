@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from zoomiqa_reward.images.batches import split_images
-from zoomiqa_reward.images.jpeg_slope import jpeg_with_slope
+from zoomiqa_reward.images.filters import jpeg_with_slope
 from zoomiqa_reward.images.loading import ImageError, load_image
 from zoomiqa_reward.model.gradients import require_gradient
 from zoomiqa_reward.model.numerics import canonical
@@ -113,12 +113,12 @@ class RobustReward(Reward):
             require_gradient(sources)
         if prompts is not None and len(prompts) != len(sources):
             raise ValueError(f"prompts holds {len(prompts)} for {len(sources)} images")
-        found = [self._one(source, None if prompts is None else prompts[k], grad) for k, source in enumerate(sources)]
-        home = next((mean.device for mean, _, _, error in found if error is None), torch.device("cpu"))
-        value = torch.stack([mean.to(home) for mean, *_ in found]) if found else torch.zeros(0)
-        std = torch.stack([spread.to(home) for _, spread, *_ in found]) if found else torch.zeros(0)
-        errors = tuple(error for *_, error in found)
-        copies = [own for _, _, own, _ in found]
+        results = [self._one(source, None if prompts is None else prompts[k], grad) for k, source in enumerate(sources)]
+        home = next((mean.device for mean, _, _, error in results if error is None), torch.device("cpu"))
+        value = torch.stack([mean.to(home) for mean, *_ in results]) if results else torch.zeros(0)
+        std = torch.stack([spread.to(home) for _, spread, *_ in results]) if results else torch.zeros(0)
+        errors = tuple(error for *_, error in results)
+        copies = [deviations for _, _, deviations, _ in results]
         return Scores(value=value, valid=~value.detach().isnan(), std=std, errors=errors, info={"copies": copies})
 
     def _one(self, source: Any, prompt: str | None, grad: bool) -> tuple[Tensor, Tensor, list[float], str | None]:
@@ -133,8 +133,13 @@ class RobustReward(Reward):
         rng = np.random.default_rng(seed)
         copies = [unseen_copy(image, rng) for _ in range(self.copies)]
         scores = ask(self.reward, copies, prompts=None if prompt is None else [prompt] * self.copies, grad=grad)
-        own = scores.value.detach().tolist()
+        copy_values = scores.value.detach().tolist()
         if not bool(scores.valid.all()):
-            known = [error for error in scores.errors if error]
-            return nan, nan, own, f"{self.reward.name}: {known[0] if known else 'a copy could not be measured'}"
-        return scores.value.mean(), scores.value.detach().std(correction=0), own, None
+            messages = [error for error in scores.errors if error]
+            return (
+                nan,
+                nan,
+                copy_values,
+                f"{self.reward.name}: {messages[0] if messages else 'a copy could not be measured'}",
+            )
+        return scores.value.mean(), scores.value.detach().std(correction=0), copy_values, None

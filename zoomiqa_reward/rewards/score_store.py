@@ -106,13 +106,13 @@ class ScoreStore:
 
     def read(self, keys: Iterable[bytes]) -> dict[bytes, tuple[float, float]]:
         """Return what is there of these keys: (value, std)."""
-        found = {}
+        stored = {}
         with self._open() as connection:
             for key in keys:
                 row = connection.execute("SELECT value, std FROM scores WHERE key = ?", (key,)).fetchone()
                 if row is not None:
-                    found[key] = (row[0], math.nan if row[1] is None else row[1])
-        return found
+                    stored[key] = (row[0], math.nan if row[1] is None else row[1])
+        return stored
 
     def write(self, new: dict[bytes, tuple[float, float]], used: Iterable[bytes] = ()) -> None:
         """Store what is new, note what was used, and drop the least recently used while the file is too large.

@@ -117,7 +117,7 @@ class ZoomIQAReward(Reward):
             require_gradient(sources)
         errors: list[str | None] = [None] * len(sources)
         answers: dict[int, tuple[Assessment, ...]] = {}
-        found: dict[int, tuple[Tensor, Tensor]] = {}
+        ratings: dict[int, tuple[Tensor, Tensor]] = {}
         step = 1 if self.strict else int(self._options["batch_size"])
         for start in range(0, len(sources), step):
             readable: dict[int, Tensor] = {}
@@ -126,10 +126,10 @@ class ZoomIQAReward(Reward):
                     readable[index] = load_image(sources[index])
                 except ImageError as error:
                     errors[index] = str(error)
-            self._rate(readable, found, answers, errors, grad)
-        home = next((mean.device for mean, _ in found.values()), torch.device("cpu"))
+            self._rate(readable, ratings, answers, errors, grad)
+        home = next((mean.device for mean, _ in ratings.values()), torch.device("cpu"))
         missing = (torch.tensor(math.nan, device=home),) * 2
-        pairs = [found.get(index, missing) for index in range(len(sources))]
+        pairs = [ratings.get(index, missing) for index in range(len(sources))]
         value = torch.stack([mean for mean, _ in pairs]) if pairs else torch.zeros(0)
         std = torch.stack([spread for _, spread in pairs]).detach() if pairs else torch.zeros(0)
         words = tuple(answers.get(index, ()) for index in range(len(sources))) if self.mode == "reason" else None
@@ -138,12 +138,12 @@ class ZoomIQAReward(Reward):
     def _rate(
         self,
         images: dict[int, Tensor],
-        found: dict[int, tuple[Tensor, Tensor]],
+        results: dict[int, tuple[Tensor, Tensor]],
         answers: dict[int, tuple[Assessment, ...]],
         errors: list[str | None],
         grad: bool,
     ) -> None:
-        """Put (rating, std) and the answers of the images, by their places, into `found` and `answers`."""
+        """Put (rating, std) and the answers of the images, by their places, into `results` and `answers`."""
         if not images:
             return
         options = self._options | (
@@ -155,12 +155,12 @@ class ZoomIQAReward(Reward):
             if len(images) == 1:
                 errors[next(iter(images))] = str(error)
                 return
-            for place, image in images.items():
-                self._rate({place: image}, found, answers, errors, grad)
+            for index, image in images.items():
+                self._rate({index: image}, results, answers, errors, grad)
             return
-        for row, place in enumerate(images):
-            found[place] = (ratings.mean[row], ratings.std[row])
+        for row, index in enumerate(images):
+            results[index] = (ratings.mean[row], ratings.std[row])
             if ratings.answers is not None:
-                answers[place] = ratings.answers[row]
+                answers[index] = ratings.answers[row]
             if not bool(ratings.valid[row]):
-                errors[place] = ratings.errors[row] or "the answer could not be read as a rating"
+                errors[index] = ratings.errors[row] or "the answer could not be read as a rating"

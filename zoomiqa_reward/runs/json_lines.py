@@ -1,7 +1,13 @@
-"""Files of JSON lines, and JSON files, that survive a kill: a line counts once its newline is on the disk."""
+"""Files that survive a kill: a line of JSON counts once its newline is on the disk, other files appear whole.
+
+JSON has no NaN: `plain` writes numbers that are not finite as null, and `as_float` reads null as NaN.
+"""
 
 import json
+import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +49,66 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_json(file: Path, content: dict[str, Any]) -> None:
+def trim_lines(file: Path, key: str, last: float) -> None:
+    """Drop the rows whose `key` is above `last`, and all from the first damaged one on: they will be made again."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_bytes().splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if line.endswith(b"\n") and row[key] <= last:
+            kept.append(line)
+    with written_at_once(file) as half:
+        half.write_bytes(b"".join(kept))
+
+
+def write_json(file: Path, content: Any, indent: int = 2) -> None:
     """Write a JSON file in one step."""
-    half = file.with_suffix(".tmp")
-    half.write_text(_dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(half, file)
+    write_text(file, _dumps(content, indent=indent) + "\n")
 
 
-def _dumps(content: dict[str, Any], indent: int | None = None) -> str:
+def write_text(file: Path, text: str) -> None:
+    """Write a UTF-8 file in one step."""
+    with written_at_once(file) as half:
+        half.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def written_at_once(file: Path) -> Iterator[Path]:
+    """Yield the path of a file to write beside `file`, which it replaces at the end; an exception leaves `file` alone.
+
+    Its name ends in `.tmp`: what a kill leaves behind can be found by that.
+    """
+    half = file.with_name(f".{file.name}.tmp")
+    try:
+        yield half
+        os.replace(half, file)
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def plain(value: Any) -> Any:
+    """Return a value for JSON: numbers that are not finite become None, tuples lists, in any depth.
+
+    >>> plain({"reward": math.nan, "seeds": (3, 4)})
+    {'reward': None, 'seeds': [3, 4]}
+    """
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_float(value: float | None) -> float:
+    """Return a number that `plain` wrote, NaN for None."""
+    return math.nan if value is None else float(value)
+
+
+def _dumps(content: Any, indent: int | None = None) -> str:
     """Return JSON that UTF-8 can hold: a file name in other bytes comes as surrogates, which JSON escapes."""
     text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
     if any("\ud800" <= mark <= "\udfff" for mark in text):

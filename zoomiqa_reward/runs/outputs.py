@@ -13,6 +13,8 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
+from zoomiqa_reward.runs.json_lines import written_at_once
+
 SOFTWARE = "zoomiqa-reward"
 MARK = ".zoomiqa"
 """File in a run's folder."""
@@ -104,12 +106,8 @@ def save_image(image: Image.Image, file: object, format_name: str) -> None:
 def write_figure(image: Image.Image, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Write a sheet or a figure by its suffix, in one step, and return where it is. Raises OutputError, OSError."""
     target = claim_file(path, overwrite=overwrite, suffixes=True)
-    half = target.with_name(f".{target.name}.tmp")
-    try:
+    with written_at_once(target) as half:
         save_image(image, half, _writable()[target.suffix.lower()])
-        os.replace(half, target)
-    finally:
-        half.unlink(missing_ok=True)
     return target
 
 

@@ -22,8 +22,8 @@ def identity_of(part: Any) -> dict[str, Any]:
 
     Its member `identity` where it has one, else its name; with its fingerprint. Raises UnknownState.
     """
-    found = getattr(part, "identity", None) or {"name": part.name}
-    return json.loads(json.dumps({**found, "fingerprint": part.fingerprint}, default=str))
+    identity = getattr(part, "identity", None) or {"name": part.name}
+    return json.loads(json.dumps({**identity, "fingerprint": part.fingerprint}, default=str))
 
 
 def fingerprint_if_known(part: Any) -> str | None:
@@ -53,8 +53,8 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """
     old, new = dict(_leaves(before)), dict(_leaves(json.loads(json.dumps(now, default=str))))
     names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
-    told = [name for name in names if name.rpartition(".")[2] not in DIGESTS]
-    return [_line(name, old, new) for name in told or names]
+    readable = [name for name in names if name.rpartition(".")[2] not in DIGESTS]
+    return [_line(name, old, new) for name in readable or names]
 
 
 def _line(name: str, old: dict[str, Any], new: dict[str, Any]) -> str:

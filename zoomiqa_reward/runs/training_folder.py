@@ -1,7 +1,6 @@
 """State and log of a training run: written in one step, so a kill at any moment loses at most the steps since."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from zoomiqa_reward.runs.json_lines import append_line, written_at_once
 from zoomiqa_reward.runs.outputs import claim_folder
 
 
@@ -30,16 +30,14 @@ class RunFolder:
 
     def save(self, step: int, parts: dict[str, Any]) -> None:
         """Write the state of all parts."""
-        temporary = self.folder / "state.tmp"
-        torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, temporary)
-        os.replace(temporary, self.folder / "state.pt")
+        with written_at_once(self.folder / "state.pt") as half:
+            torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, half)
 
     def log(self, row: dict[str, float]) -> None:
         """Append a row, rounded to six significant digits, and show it above the progress bar."""
-        text = json.dumps({name: float(f"{value:.6g}") for name, value in row.items()})
-        with open(self.folder / "log.jsonl", "a") as log:
-            log.write(text + "\n")
-        tqdm.write(text, file=sys.stderr)
+        rounded = {name: float(f"{value:.6g}") for name, value in row.items()}
+        append_line(self.folder / "log.jsonl", rounded)
+        tqdm.write(json.dumps(rounded), file=sys.stderr)
 
 
 class RunningMeans:

@@ -1,11 +1,13 @@
 """What makes two restorers the same: hashes of weights as they are in memory, adapters and their switches included."""
 
-import hashlib
+from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+
+from zoomiqa_reward.runs.digest import digest_of
 
 
 class WeightsDigests:
@@ -33,19 +35,22 @@ def weights_digest(module: nn.Module) -> str:
     Buffers that a checkpoint leaves out count as well. Of tensors on the device `meta` (offloaded layer by layer) only
     the shape is there to be read.
     """
-    total = hashlib.sha256()
+    return digest_of(_parts(module))
+
+
+def _parts(module: nn.Module) -> Iterator[str | memoryview]:
     tensors = {**module.state_dict(), **dict(module.named_buffers())}
     for name, tensor in sorted(tensors.items()):
         if not isinstance(tensor, Tensor):
-            total.update(f"{name}|{tensor!r}\n".encode())
+            yield f"{name}|{tensor!r}\n"
             continue
-        total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}\n".encode())
+        yield f"{name}|{tensor.dtype}|{tuple(tensor.shape)}\n"
         if not tensor.is_meta:  # offloaded layer by layer: only its shape is there to be read
             flat = tensor.detach().cpu().contiguous().flatten()
-            total.update(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"")
+            if flat.numel():
+                yield memoryview(flat.view(torch.uint8).numpy())
     for switch in _adapters(module):
-        total.update(f"{switch}\n".encode())
-    return total.hexdigest()[:16]
+        yield f"{switch}\n"
 
 
 def _adapters(module: nn.Module) -> tuple[str, ...]:

@@ -78,12 +78,12 @@ class Connections:
 
 def _json(response: http.client.HTTPResponse, data: bytes) -> Any:
     try:
-        found = json.loads(data)
+        document = json.loads(data)
     except ValueError:
-        found = None
-    if response.status == 200 and isinstance(found, dict):
-        return found
-    error = found.get("error") if isinstance(found, dict) else None
+        document = None
+    if response.status == 200 and isinstance(document, dict):
+        return document
+    error = document.get("error") if isinstance(document, dict) else None
     if isinstance(error, dict) and error.get("type") in KINDS:
         wait = response.headers.get("Retry-After", "")
         retry_after_s = float(wait) if wait.isdigit() else None

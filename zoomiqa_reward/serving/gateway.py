@@ -121,8 +121,8 @@ class Gateway:
             return
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         digest = hashlib.sha256(token.strip().encode()).digest()
-        known = [hmac.compare_digest(digest, one) for one in self._digests]
-        if scheme.lower() != "bearer" or not any(known):
+        matches = [hmac.compare_digest(digest, accepted) for accepted in self._digests]
+        if scheme.lower() != "bearer" or not any(matches):
             raise ServingError(
                 "unauthorized", "send the header 'Authorization: Bearer TOKEN' with a token that is known"
             )
@@ -172,8 +172,8 @@ class Gateway:
         parts = []
         try:
             async with asyncio.timeout(self.limits.read_timeout_s):
-                async for part in request.stream():
-                    parts.append(part)
+                async for chunk in request.stream():
+                    parts.append(chunk)
         except TimeoutError as error:
             raise ServingError("read_timeout", f"the body took over {self.limits.read_timeout_s} s") from error
         return b"".join(parts)
@@ -225,8 +225,8 @@ async def _drain(request: Request) -> None:
             if request.headers.get("expect", "").lower() != "100-continue" and int(
                 request.headers.get("content-length", "0")
             ):
-                async for part in request.stream():
-                    taken += len(part)
+                async for chunk in request.stream():
+                    taken += len(chunk)
                     if taken >= DRAIN_BYTES:
                         return
     except (TimeoutError, ClientDisconnect, RuntimeError):  # RuntimeError: it has been read to its end before

@@ -143,34 +143,34 @@ class RemoteReward(Reward):
         self.close()
 
     def _needed(self, count: int, **given: Any) -> dict[str, list[Any]]:
-        found = {}
+        needed = {}
         for key in sorted(self.needs):
             if given[key] is None:
                 raise ValueError(f"reward {self.name!r} needs {key}=")
-            found[key] = split_images(given[key])
-            if len(found[key]) != count:
-                raise ValueError(f"reward {self.name!r}: {key} holds {len(found[key])} for {count} images")
-        return found
+            needed[key] = split_images(given[key])
+            if len(needed[key]) != count:
+                raise ValueError(f"reward {self.name!r}: {key} holds {len(needed[key])} for {count} images")
+        return needed
 
     def _answer(self, sources: Sequence[tuple[Any, dict[str, Any]]]) -> list[ScoreRow]:
         """Return one row per source; sources that cannot be read here are not sent."""
         rows: dict[int, ScoreRow] = {}
         items: dict[int, ScoreItem] = {}
-        for place, (source, given) in enumerate(sources):
+        for index, (source, given) in enumerate(sources):
             try:
                 item = self._item(source, given)
             except ImageError as error:
-                rows[place] = ScoreRow.failed("unreadable_image", str(error))
+                rows[index] = ScoreRow.failed("unreadable_image", str(error))
                 continue
             if _size(item) > self._max_body_bytes:
-                rows[place] = ScoreRow.failed(
+                rows[index] = ScoreRow.failed(
                     "too_large", f"{_size(item)} bytes; the server takes {self._max_body_bytes}"
                 )
             else:
-                items[place] = item
+                items[index] = item
         for places in self._requests(items):
-            rows.update(self._send({place: items[place] for place in places}))
-        return [rows[place] for place in range(len(sources))]
+            rows.update(self._send({index: items[index] for index in places}))
+        return [rows[index] for index in range(len(sources))]
 
     def _item(self, source: Any, given: dict[str, Any]) -> ScoreItem:
         images = {key: encode_image(given[key], self.transport) for key in ("lq", "hr") if key in given}
@@ -181,11 +181,11 @@ class RemoteReward(Reward):
         """Yield the indices of one request after another, each within the byte limit of the server."""
         places: list[int] = []
         held = 0
-        for place, item in items.items():
+        for index, item in items.items():
             if places and held + _size(item) > self._max_body_bytes:
                 yield places
                 places, held = [], 0
-            places.append(place)
+            places.append(index)
             held += _size(item)
         if places:
             yield places
@@ -194,20 +194,20 @@ class RemoteReward(Reward):
         """Return the rows of one request; images with a temporary failure are sent again."""
         rows: dict[int, ScoreRow] = {}
         for attempt in range(self._attempts):
-            waiting = [place for place in items if place not in rows or _may_be_retried(rows[place])]
+            waiting = [index for index in items if index not in rows or _may_be_retried(rows[index])]
             if not waiting:
                 break
             if attempt:
                 time.sleep(_wait_s(attempt, None))
             try:
-                found = self._retried(lambda: self._post([items[place] for place in waiting]))  # noqa: B023
+                results = self._retried(lambda: self._post([items[index] for index in waiting]))  # noqa: B023
             except ServingError as error:
                 if error.kind in _STOPS:
                     raise
-                found = [ScoreRow(error=error.as_json())] * len(waiting)
-                rows.update(zip(waiting, found, strict=True))
+                results = [ScoreRow(error=error.as_json())] * len(waiting)
+                rows.update(zip(waiting, results, strict=True))
                 break
-            rows.update(zip(waiting, found, strict=True))
+            rows.update(zip(waiting, results, strict=True))
         return rows
 
     def _post(self, items: Sequence[ScoreItem]) -> list[ScoreRow]:
@@ -216,10 +216,10 @@ class RemoteReward(Reward):
         reply = self._connections.ask("POST", path, encode_request(items), headers)
         if reply.get("fingerprint") != self.fingerprint:
             raise FingerprintError(f"{self.url} answered with {reply.get('fingerprint')}, expected {self.fingerprint}")
-        found = reply.get("images")
-        if not isinstance(found, list) or len(found) != len(items):
+        entries = reply.get("images")
+        if not isinstance(entries, list) or len(entries) != len(items):
             raise ServingError("bad_reply", f"{len(items)} images were sent, but the number of answers differs")
-        return [ScoreRow.from_json(fields) for fields in found]
+        return [ScoreRow.from_json(fields) for fields in entries]
 
     def _retried(self, ask: Any) -> Any:
         """Return the result of ask(); a request with a temporary failure is repeated, `attempts` times in all."""

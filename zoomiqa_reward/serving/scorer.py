@@ -5,7 +5,6 @@ calls at once would share cores, and another number of threads may change the la
 """
 
 import asyncio
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from zoomiqa_reward.images.loading import ImageError
 from zoomiqa_reward.rewards.base import Reward, optimised_names, require_pointwise
+from zoomiqa_reward.runs.json_lines import plain
 from zoomiqa_reward.serving.spec import RewardSpec
 from zoomiqa_reward.serving.wire import ScoreItem, ScoreRow
 
@@ -51,7 +51,7 @@ class Scorer:
         return {
             "name": reward.name,
             "higher_is_better": True,
-            "score_range": [end if math.isfinite(end) else None for end in reward.score_range],
+            "score_range": plain(reward.score_range),
             "deterministic": reward.deterministic,
             "needs": sorted(reward.needs),
             "labels": sorted(optimised_names(reward)),
@@ -71,14 +71,14 @@ class Scorer:
         reward = self._batched if batched else self._strict
         loaded: dict[int, dict[str, Tensor]] = {}
         rows: list[ScoreRow] = [ScoreRow()] * len(items)
-        for place, item in enumerate(items):
+        for index, item in enumerate(items):
             try:
-                loaded[place] = {part: image.load() for part, image in item.images.items()}
+                loaded[index] = {part: image.load() for part, image in item.images.items()}
             except ImageError as error:
-                rows[place] = ScoreRow.failed("unreadable_image", str(error))
+                rows[index] = ScoreRow.failed("unreadable_image", str(error))
         if loaded:
-            for place, row in zip(loaded, self._measure(reward, items, loaded), strict=True):
-                rows[place] = row
+            for index, row in zip(loaded, self._measure(reward, items, loaded), strict=True):
+                rows[index] = row
         return [Answer(row=row, fingerprint=reward.fingerprint) for row in rows]
 
     def _measure(
@@ -88,12 +88,12 @@ class Scorer:
             name: [parts[name] for parts in loaded.values()] for name in ("lq", "hr") if name in reward.needs
         }
         if "prompts" in reward.needs:
-            given["prompts"] = [items[place].prompt for place in loaded]
+            given["prompts"] = [items[index].prompt for index in loaded]
         with torch.no_grad():
             scores = reward([parts["image"] for parts in loaded.values()], **given)
         return [
-            _row(*one)
-            for one in zip(
+            _row(*values)
+            for values in zip(
                 scores.value.tolist(), scores.std.tolist(), scores.valid.tolist(), scores.errors, strict=True
             )
         ]

@@ -158,7 +158,11 @@ class RewardServer:
             self.info = handle.describe.remote().result(timeout_s=START_S)
         except (RayError, RayServeException, RuntimeError, TimeoutError) as error:
             status = serve.status().applications.get(name)
-            reasons = [one.message for one in status.deployments.values() if one.message] if status else []
+            reasons = (
+                [deployment.message for deployment in status.deployments.values() if deployment.message]
+                if status
+                else []
+            )
             raise RuntimeError(f"the replicas could not be started: {' '.join(reasons) or error}") from error
         return handle
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from zoomiqa_reward.images.loading import MAX_PIXELS
 from zoomiqa_reward.rewards.base import Reward
-
-ZOOMIQA = "zoomiqa"
+from zoomiqa_reward.rewards.find import ZOOMIQA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +36,8 @@ class RewardSpec:
     def __post_init__(self) -> None:
         if self.reward == ZOOMIQA:
             return
-        own = ("model", "mode", "question", "num_samples", "device", "adapter", "protocol")
-        for name in own:
+        model_options = ("model", "mode", "question", "num_samples", "device", "adapter", "protocol")
+        for name in model_options:
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise ValueError(f"{name}={getattr(self, name)!r} belongs to reward='zoomiqa', not to {self.reward!r}")
 
@@ -58,12 +57,12 @@ class RewardSpec:
                 ZoomIQAReward(iqa, self.mode, strict=True, **asked),
                 ZoomIQAReward(iqa, self.mode, strict=False, batch_size=MAX_BATCH, **asked),
             )
-        from zoomiqa_reward.check import find_reward
+        from zoomiqa_reward.rewards.find import find_reward
 
         if self.search_path is not None and self.search_path not in sys.path:
             sys.path.insert(0, self.search_path)
-        found = find_reward(self.reward)
-        return found, found
+        reward = find_reward(self.reward)
+        return reward, reward
 
     def as_json(self) -> dict[str, Any]:
         """Return what `/info` tells of it: no paths of the server's disk beyond the names given."""

@@ -31,6 +31,7 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from zoomiqa_reward.images.loading import ImageError, load_image, to_pil
+from zoomiqa_reward.runs.json_lines import as_float, plain
 from zoomiqa_reward.serving.errors import ServingError
 from zoomiqa_reward.serving.spec import Limits
 
@@ -114,13 +115,13 @@ def encode_image(source: Any, transport: str = "auto") -> EncodedImage:
 def encode_request(items: Sequence[ScoreItem]) -> bytes:
     """Return the body of a request."""
     tensors, prompts = {}, {}
-    for place, item in enumerate(items):
+    for index, item in enumerate(items):
         for part, image in item.images.items():
             values = np.frombuffer(image.data, dtype=np.uint8 if image.shape is None else "<f4")
-            name = str(place) if part == "image" else f"{part}.{place}"
+            name = str(index) if part == "image" else f"{part}.{index}"
             tensors[name] = values if image.shape is None else values.reshape(image.shape)
         if item.prompt is not None:
-            prompts[f"prompt.{place}"] = item.prompt
+            prompts[f"prompt.{index}"] = item.prompt
     return save(tensors, metadata=prompts or None)
 
 
@@ -140,7 +141,7 @@ def decode_request(body: bytes, content_type: str, limits: Limits) -> list[Score
         )
     if len(items) > limits.max_images:
         raise ServingError("too_large", f"{len(items)} images; at most {limits.max_images} a request")
-    for place, item in enumerate(items):
+    for index, item in enumerate(items):
         for part, image in item.images.items():
             try:
                 width, height = image.size()
@@ -148,7 +149,7 @@ def decode_request(body: bytes, content_type: str, limits: Limits) -> list[Score
                 continue
             if width * height > limits.max_pixels:
                 raise ServingError(
-                    "too_large", f"{part} {place} has {width}x{height} pixels; at most {limits.max_pixels}"
+                    "too_large", f"{part} {index} has {width}x{height} pixels; at most {limits.max_pixels}"
                 )
     return items
 
@@ -182,19 +183,19 @@ def _items(images: dict[str, EncodedImage], texts: dict[str, str]) -> list[Score
         if not _NAME.fullmatch(name):
             raise ServingError("malformed", f"tensor {name!r}: names are '0', '1', ..., and 'lq.0', 'hr.0', ...")
     count = sum(name.isdigit() for name in images)
-    expected = {f"{prefix}{place}" for prefix in ("", "lq.", "hr.") for place in range(count)}
-    if count == 0 or not set(images) <= expected or not all(str(place) in images for place in range(count)):
+    expected = {f"{prefix}{index}" for prefix in ("", "lq.", "hr.") for index in range(count)}
+    if count == 0 or not set(images) <= expected or not all(str(index) in images for index in range(count)):
         raise ServingError(
             "malformed", f"{count} images: they must be named '0' to '{max(count - 1, 0)}', none left out"
         )
-    if unknown := sorted(set(texts) - {f"prompt.{place}" for place in range(count)}):
+    if unknown := sorted(set(texts) - {f"prompt.{index}" for index in range(count)}):
         raise ServingError("malformed", f"text {unknown[0]!r}: only 'prompt.0', ... belong to {count} images")
     return [
         ScoreItem(
-            image=images[str(place)], lq=images.get(f"lq.{place}"), hr=images.get(f"hr.{place}"),
-            prompt=texts.get(f"prompt.{place}"),
+            image=images[str(index)], lq=images.get(f"lq.{index}"), hr=images.get(f"hr.{index}"),
+            prompt=texts.get(f"prompt.{index}"),
         )
-        for place in range(count)
+        for index in range(count)
     ]  # fmt: skip
 
 
@@ -215,8 +216,7 @@ class ScoreRow:
 
     def as_json(self) -> dict[str, Any]:
         """Return the object of a reply, NaN as None."""
-        value, std = (number if math.isfinite(number) else None for number in (self.value, self.std))
-        return {"value": value, "std": std, "valid": self.valid, "error": self.error}
+        return plain({"value": self.value, "std": self.std, "valid": self.valid, "error": self.error})
 
     @classmethod
     def from_json(cls, fields: Any) -> "ScoreRow":
@@ -224,7 +224,7 @@ class ScoreRow:
         try:
             value, std, error = fields["value"], fields["std"], fields["error"]
             if fields["valid"] is True and error is None and math.isfinite(value):
-                return cls(value=float(value), std=math.nan if std is None else float(std), valid=True)
+                return cls(value=float(value), std=as_float(std), valid=True)
             if fields["valid"] is False and value is None and isinstance(error["type"], str):
                 return cls(error={key: error[key] for key in ("type", "message", "retryable")})
         except (KeyError, TypeError, ValueError):

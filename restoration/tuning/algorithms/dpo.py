@@ -79,7 +79,7 @@ class DPO:
     def prepare(self, tuning: Tuning) -> None:
         """Mine the pairs, or read them. Raises ValueError where there are none, or where an image is missing."""
         crops = pick_crops(tuning.examples, len(tuning.examples), tuning.config.crop_px, (tuning.seed(1),))
-        keys = group_keys([one.lq for one in crops], [one.prompt for one in crops])
+        keys = group_keys([item.lq for item in crops], [item.prompt for item in crops])
         file = self.pairs_file
         if file is None:
             file = tuning.folder / f"pairs{f'.{tuning.process}' if tuning.process else ''}.parquet"
@@ -87,7 +87,7 @@ class DPO:
                 mined = weigh_pairs(self._mine_pairs(tuning, crops))
                 write_pairs(file, mined, reward=tuning.reward.name, drawing=_drawing(tuning.config))
         else:
-            whole = group_keys([one.lq for one in tuning.examples], [one.prompt for one in tuning.examples])
+            whole = group_keys([item.lq for item in tuning.examples], [item.prompt for item in tuning.examples])
             crops, keys = [*crops, *tuning.examples], [*keys, *whole]
         self._images.clear()
         self._latents.clear()
@@ -95,17 +95,17 @@ class DPO:
         self._held.clear()
         pairs, header = read_pairs(file)
         drawing = header.get("drawing", _drawing(tuning.config))
-        if drawing != _drawing(tuning.config) and any(one.file_winner is None for one in pairs):
+        if drawing != _drawing(tuning.config) and any(item.file_winner is None for item in pairs):
             raise ValueError(
                 f"{file}: its candidates were drawn with {drawing}, and would be drawn again with "
                 f"{_drawing(tuning.config)}: take the same settings"
             )
-        for one in pairs:
-            if one.lr_hash in self._images:
-                self._held.setdefault(one.lr_hash, []).append(one)
+        for item in pairs:
+            if item.lr_hash in self._images:
+                self._held.setdefault(item.lr_hash, []).append(item)
             elif tuning.num_processes == 1:
-                raise ValueError(f"{file}: no training image has the hash {one.lr_hash}; give the images it is of")
-        if tuning.config.expected_targets and any(one.file_winner is not None for one in pairs):
+                raise ValueError(f"{file}: no training image has the hash {item.lr_hash}; give the images it is of")
+        if tuning.config.expected_targets and any(item.file_winner is not None for item in pairs):
             raise ValueError(f"{file}: expected_targets needs candidates drawn from seeds, and these are files")
         if not self._held:
             raise ValueError(f"{file}: no pairs; all groups were tied or could not be measured")
@@ -117,9 +117,9 @@ class DPO:
         chosen = rng.choice(len(keys), size=min(tuning.images_here, len(keys)), replace=False)
         parts, count = [], 0
         for key in (keys[int(k)] for k in chosen):
-            own = self._held[key]
-            picked = rng.choice(len(own), size=min(self.pairs_per_image, len(own)), replace=False)
-            pairs = [own[int(k)] for k in picked]
+            own_pairs = self._held[key]
+            picked = rng.choice(len(own_pairs), size=min(self.pairs_per_image, len(own_pairs)), replace=False)
+            pairs = [own_pairs[int(k)] for k in picked]
             count += len(pairs)
             example = self._images[key]
             parts.append(Part(loss=partial(self._loss, tuning, example, pairs), example=example))
@@ -129,19 +129,19 @@ class DPO:
         """The pairs stay those of the base model."""
 
     def _mine_pairs(self, tuning: Tuning, crops: Sequence[Example]) -> list[PreferencePair]:
-        found: list[PreferencePair] = []
+        pairs: list[PreferencePair] = []
         with reference(tuning.denoiser.module):
-            for place, example in enumerate(progress_bar(crops, "pairs", tuning.process, unit="image")):
-                drawn = draw_candidates(tuning, [example], [tuning.seed(4, place)],
+            for index, example in enumerate(progress_bar(crops, "pairs", tuning.process, unit="image")):
+                drawn = draw_candidates(tuning, [example], [tuning.seed(4, index)],
                                         vary_sharpness=tuning.config.vary_sharpness)  # fmt: skip
                 scores = score(tuning, drawn)
                 check_failures(scores, tuning.config.max_failure_rate)
-                found += mine_pairs(
+                pairs += mine_pairs(
                     [float(v) if ok else float("nan") for v, ok in zip(scores.value, scores.valid, strict=True)],
                     drawn.seeds, lr_hash=drawn.keys[0], prompt=example.prompt, reward=tuning.reward.fingerprint,
                     share=self.share,
                 )  # fmt: skip
-        return found
+        return pairs
 
     def _latent(self, tuning: Tuning, example: Example, key: str, seed: int, file: str | None) -> Tensor:
         """One candidate's x0 [1, ...]: encoded from its file, or drawn again, alone, from the base model.
@@ -153,24 +153,24 @@ class DPO:
             condition = encode(tuning, example, [generator])
             with torch.no_grad():
                 return tuning.denoiser.encode_target(load_image(file)[None].to(tuning.device), condition)
-        known = self._latents.pop((key, seed), None)
-        if known is None:
+        latent = self._latents.pop((key, seed), None)
+        if latent is None:
             with reference(tuning.denoiser.module):
                 vary = 0.0 if tuning.config.expected_targets else tuning.config.vary_sharpness
-                known = draw_piece(tuning, example, [seed], vary_sharpness=vary).trajectory.x0.cpu()
-        self._latents[key, seed] = known  # last used, last dropped
+                latent = draw_piece(tuning, example, [seed], vary_sharpness=vary).trajectory.x0.cpu()
+        self._latents[key, seed] = latent  # last used, last dropped
         while len(self._latents) > MAX_LATENTS:
             self._latents.pop(next(iter(self._latents)))
-        return known.to(tuning.device)
+        return latent.to(tuning.device)
 
-    def _varied(self, tuning: Tuning, example: Example, pairs: list[PreferencePair], own: Tensor) -> Varied:
+    def _varied(self, tuning: Tuning, example: Example, pairs: list[PreferencePair], latents: Tensor) -> Varied:
         """What winners and then losers saw, told of the winners' own states for both: only what was seen differs."""
-        seeds = [one.seed_winner for one in pairs] + [one.seed_loser for one in pairs]
+        seeds = [pair.seed_winner for pair in pairs] + [pair.seed_loser for pair in pairs]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         amounts = [drawn_sharpness(seed, tuning.config.vary_sharpness) for seed in seeds]
         plain, seen = encode(tuning, example, generators), encode(tuning, example, generators, amounts)
-        own = torch.cat([own, own])
-        return Varied(condition=seen, own=own, x0=convert_prediction(tuning, own, plain, seen))
+        latents = torch.cat([latents, latents])
+        return Varied(condition=seen, x0_as_is=latents, x0=convert_prediction(tuning, latents, plain, seen))
 
     def _loss(
         self, tuning: Tuning, example: Example, pairs: list[PreferencePair], generator: torch.Generator
@@ -178,8 +178,8 @@ class DPO:
         sides = [
             torch.cat([self._latent(tuning, example, *row) for row in rows])
             for rows in (
-                [(one.lr_hash, one.seed_winner, one.file_winner) for one in pairs],
-                [(one.lr_hash, one.seed_loser, one.file_loser) for one in pairs],
+                [(pair.lr_hash, pair.seed_winner, pair.file_winner) for pair in pairs],
+                [(pair.lr_hash, pair.seed_loser, pair.file_loser) for pair in pairs],
             )
         ]
         rows = len(pairs)
@@ -187,16 +187,18 @@ class DPO:
         condition = encode(tuning, example, [torch.Generator().manual_seed(seed) for seed in seeds])
         both = condition.rows([*range(rows), *range(rows)])
         noise = random_noise(sides[0], generator, tuning.config.temperature).repeat(2, *[1] * (sides[0].ndim - 1))
-        times, alphas, sigmas = (torch.cat([part, part]) for part in tuning.denoiser.schedule.draw(rows, generator))
+        times, alphas, sigmas = (
+            torch.cat([tensor, tensor]) for tensor in tuning.denoiser.schedule.draw(rows, generator)
+        )
         levels = times, alphas, sigmas
         x0, wanted = torch.cat(sides), None
         with torch.no_grad(), reference(tuning.denoiser.module):
             if tuning.config.expected_targets:
                 varied = self._varied(tuning, example, pairs, sides[0])
-                x0, wanted = varied.own, expected_target(tuning.denoiser, varied, noise, levels)
+                x0, wanted = varied.x0_as_is, expected_target(tuning.denoiser, varied, noise, levels)
             base = denoising_errors(tuning.denoiser, both, x0, noise, levels, wanted)
         now = denoising_errors(tuning.denoiser, both, x0, noise, levels, wanted)
-        weights = torch.tensor([one.weight for one in pairs], device=now.device)
+        weights = torch.tensor([pair.weight for pair in pairs], device=now.device)
         loss = weights * dpo_loss(now[:rows], now[rows:], base[:rows], base[rows:], self.beta)
         loss = loss + self.winner_weight * now[:rows]
         gain = (base[:rows] - now[:rows]) - (base[rows:] - now[rows:])

@@ -66,20 +66,20 @@ def group_advantages(
         raise ValueError(f"{len(keys)} keys for {len(scores)} scores: one a score is needed")
     values, valid = scores.value.detach().double().cpu(), scores.valid.cpu()
     check_failures(scores, max_failure_rate)
-    found, tied, saturated = torch.full_like(values, math.nan), 0, 0
+    advantages, tied, saturated = torch.full_like(values, math.nan), 0, 0
     index = group_index(list(keys))
     for number in index.unique().tolist():
         members = (index == number) & valid
-        own = values[members]
-        spread = float(own.std(correction=0)) if len(own) > 1 else 0.0
-        if spread <= FLAT * max(1.0, abs(float(own.mean())) if len(own) else 1.0):
+        group_values = values[members]
+        spread = float(group_values.std(correction=0)) if len(group_values) > 1 else 0.0
+        if spread <= FLAT * max(1.0, abs(float(group_values.mean())) if len(group_values) else 1.0):
             tied += 1
-        elif tuple(score_range) == RATINGS and _is_saturated(own, spread):
+        elif tuple(score_range) == RATINGS and _is_saturated(group_values, spread):
             saturated += 1
         else:
-            found[members] = ((own - own.mean()) / spread).clamp(-clip, clip)
-    kept = ~found.isnan()
-    return Advantages(value=found.float(), kept=kept, num_groups=len(set(keys)), num_failed=int((~valid).sum()),
+            advantages[members] = ((group_values - group_values.mean()) / spread).clamp(-clip, clip)
+    kept = ~advantages.isnan()
+    return Advantages(value=advantages.float(), kept=kept, num_groups=len(set(keys)), num_failed=int((~valid).sum()),
                       num_tied=tied, num_saturated=saturated)  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def check_failures(scores: Scores, max_failure_rate: float) -> None:
         )
 
 
-def _is_saturated(own: Tensor, spread: float) -> bool:
+def _is_saturated(group_values: Tensor, spread: float) -> bool:
     low, high = RATINGS
-    share = (float(own.mean()) - low) / (high - low)
+    share = (float(group_values.mean()) - low) / (high - low)
     return share > SATURATED_MEAN and spread / (high - low) < SATURATED_STD

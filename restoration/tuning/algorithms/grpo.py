@@ -62,7 +62,7 @@ class GRPO:
     def collect(self, tuning: Tuning, number: int) -> Collected:
         """Draw and score a round. Raises ValueError where no step is random: there is no policy then."""
         examples = pick_crops(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
-        seeds = [tuning.seed(2, number, place) for place in range(len(examples))]
+        seeds = [tuning.seed(2, number, index) for index in range(len(examples))]
         drawn = draw_candidates(tuning, examples, seeds, keep=True)
         random_steps = [k for k, std in enumerate(drawn.pieces[0].trajectory.stds) if std > 0]
         if not random_steps:
@@ -78,7 +78,7 @@ class GRPO:
         steps = sorted(int(k) for k in rng.choice(random_steps, size=count, replace=False))
         parts = []
         for piece in drawn.pieces:
-            kept = [row for row, place in enumerate(piece.places()) if bool(advantages.kept[place])]
+            kept = [row for row, index in enumerate(piece.places()) if bool(advantages.kept[index])]
             value = advantages.value[piece.places()].to(tuning.device)
             if kept:
                 example = drawn.owners[piece.first]

@@ -79,7 +79,7 @@ class NFT:
     def collect(self, tuning: Tuning, number: int) -> Collected:
         """Draw a round with `old` and score it."""
         examples = pick_crops(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
-        seeds = [tuning.seed(2, number, place) for place in range(len(examples))]
+        seeds = [tuning.seed(2, number, index) for index in range(len(examples))]
         with use_adapter(tuning.denoiser.module, OLD):
             drawn = draw_candidates(tuning, examples, seeds, vary_sharpness=tuning.config.vary_sharpness,
                                     expected=tuning.config.expected_targets)  # fmt: skip
@@ -89,7 +89,7 @@ class NFT:
                                       score_range=tuning.reward.score_range)  # fmt: skip
         parts = []
         for piece in drawn.pieces:
-            kept = [row for row, place in enumerate(piece.places()) if bool(advantages.kept[place])]
+            kept = [row for row, index in enumerate(piece.places()) if bool(advantages.kept[index])]
             if kept:
                 share = nft_share(advantages.value[piece.places()][kept], self.advantage_clip).to(tuning.device)
                 loss = partial(self._loss, tuning, piece, kept, share)
@@ -106,7 +106,7 @@ class NFT:
         denoiser, condition = tuning.denoiser, piece.condition.rows(kept)
         x0, kind = piece.trajectory.x0[kept], denoiser.schedule.kind
         varied = None if piece.varied is None else piece.varied.rows(kept)
-        x0 = x0 if varied is None else varied.own
+        x0 = x0 if varied is None else varied.x0_as_is
         times, alphas, sigmas = denoiser.schedule.draw(len(kept), generator)
         noise = random_noise(x0, generator, tuning.config.temperature)
         x_t = noisy(x0, noise, alphas, sigmas)

@@ -16,6 +16,7 @@ import torch
 
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.rewards.normalise import FLAT, group_keys
+from zoomiqa_reward.runs.json_lines import written_at_once
 
 FORMAT = 1
 
@@ -83,16 +84,16 @@ def weigh_pairs(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
     """
     if not pairs:
         return []
-    gaps = [one.value_winner - one.value_loser for one in pairs]
+    gaps = [pair.value_winner - pair.value_loser for pair in pairs]
     mean_gap = sum(gaps) / len(gaps)
-    mean_std = sum(one.group_std for one in pairs) / len(pairs)
-    found = []
-    for one, gap in zip(pairs, gaps, strict=True):
-        within, between = gap + (1 - mean_gap), one.group_std + (1 - mean_std)
+    mean_std = sum(pair.group_std for pair in pairs) / len(pairs)
+    weights = []
+    for pair, gap in zip(pairs, gaps, strict=True):
+        within, between = gap + (1 - mean_gap), pair.group_std + (1 - mean_std)
         if within < 0 or between < 0:
-            raise ValueError(f"pair of {one.lr_hash}: weights {within:.3f} and {between:.3f}; none may be negative")
-        found.append(replace(one, weight=within * between))
-    return found
+            raise ValueError(f"pair of {pair.lr_hash}: weights {within:.3f} and {between:.3f}; none may be negative")
+        weights.append(replace(pair, weight=within * between))
+    return weights
 
 
 def write_pairs(file: Path, pairs: Sequence[PreferencePair], **facts: Any) -> Path:
@@ -104,16 +105,15 @@ def write_pairs(file: Path, pairs: Sequence[PreferencePair], **facts: Any) -> Pa
     kinds = {"str": arrow.string(), "int": arrow.int64(), "float": arrow.float64()}
     schema = arrow.schema(
         [
-            (one.name, kinds[str(getattr(one.type, "__name__", one.type)).split(" ")[0]])
-            for one in fields(PreferencePair)
+            (entry.name, kinds[str(getattr(entry.type, "__name__", entry.type)).split(" ")[0]])
+            for entry in fields(PreferencePair)
         ],
         metadata={"zoomiqa_pairs": json.dumps({"format": FORMAT, **facts})},
     )
-    table = arrow.Table.from_pylist([asdict(one) for one in pairs], schema=schema)
+    table = arrow.Table.from_pylist([asdict(entry) for entry in pairs], schema=schema)
     file.parent.mkdir(parents=True, exist_ok=True)
-    half = file.with_suffix(".tmp")
-    parquet.write_table(table, half)
-    half.replace(file)
+    with written_at_once(file) as half:
+        parquet.write_table(table, half)
     return file
 
 
@@ -122,10 +122,10 @@ def read_pairs(file: Path) -> tuple[list[PreferencePair], dict[str, Any]]:
     _, parquet = _pyarrow()
     table = parquet.read_table(file)
     header = (table.schema.metadata or {}).get(b"zoomiqa_pairs")
-    missing = {one.name for one in fields(PreferencePair)} - set(table.column_names)
+    missing = {field.name for field in fields(PreferencePair)} - set(table.column_names)
     if header is None or missing:
         raise ValueError(f"{file} is no pair file: {'no header' if header is None else f'no column {min(missing)}'}")
-    names = [one.name for one in fields(PreferencePair)]
+    names = [field.name for field in fields(PreferencePair)]
     return [PreferencePair(**{name: row[name] for name in names}) for row in table.to_pylist()], json.loads(header)
 
 

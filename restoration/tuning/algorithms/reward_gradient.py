@@ -76,9 +76,13 @@ class RewardGradient:
         examples = pick_crops(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
         size = tuning.config.rows_at_once
         chunks = [min(size, tuning.config.num_samples - start) for start in range(0, tuning.config.num_samples, size)]
-        return Collected(parts=[
-            Part(loss=partial(self._loss, tuning, one, rows), example=one) for one in examples for rows in chunks
-        ])  # fmt: skip
+        return Collected(
+            parts=[
+                Part(loss=partial(self._loss, tuning, example, rows), example=example)
+                for example in examples
+                for rows in chunks
+            ]
+        )
 
     def after_round(self, tuning: Tuning, updates: int) -> None:
         """The model that draws is the one that is trained."""

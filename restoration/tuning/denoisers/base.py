@@ -39,7 +39,7 @@ class Condition:
     def rows(self, picked: Sequence[int]) -> "Condition":
         """Return those rows, in that order."""
         where = torch.tensor(list(picked), device=self.lq.device)
-        return Condition(lq=self.lq[where], given={name: part[where] for name, part in self.given.items()})
+        return Condition(lq=self.lq[where], given={name: tensor[where] for name, tensor in self.given.items()})
 
     def repeat(self, count: int) -> "Condition":
         """Return the one row `count` times. Raises ValueError where there are more rows than one."""
@@ -117,9 +117,9 @@ def denoiser_of(pipeline: Any, **options: Any) -> Denoiser:
 
 def freeze(pipeline: Any) -> None:
     """Switch every part of a pipeline to evaluation mode, without gradients: dropout would spoil re-scoring."""
-    for part in pipeline.components.values():
-        if isinstance(part, nn.Module):
-            part.eval().requires_grad_(False)
+    for component in pipeline.components.values():
+        if isinstance(component, nn.Module):
+            component.eval().requires_grad_(False)
 
 
 def pad_to(images: Tensor, height: int, width: int) -> Tensor:
@@ -130,13 +130,13 @@ def pad_to(images: Tensor, height: int, width: int) -> Tensor:
 
 def capture_outputs(blocks: Sequence[nn.Module], call: Any) -> list[Tensor]:
     """Return the outputs of `blocks` (their first tensor) while `call()` runs, as float32."""
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-        found.append((output[0] if isinstance(output, tuple) else output).float())
+        outputs.append((output[0] if isinstance(output, tuple) else output).float())
 
     with ExitStack() as stack:
         for block in blocks:
             stack.callback(block.register_forward_hook(keep).remove)
         call()
-    return found
+    return outputs

@@ -14,6 +14,7 @@ from torch import Tensor
 from restoration.tuning.denoisers.base import Condition, Denoiser, capture_outputs, pad_to
 from restoration.tuning.sampler.parametrisation import from_latent, noisy, to_latent
 from restoration.tuning.sampler.transitions import NoisePath, Schedule
+from zoomiqa_reward.images.filters import resize_bicubic
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -61,7 +62,7 @@ class ControlDenoiser:
     def encode(self, lq: Tensor, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Condition:
         """The enlarged image (far edges repeated up to the U-Net's stride), its latent, and the text."""
         size = lq.shape[-2] * self.scale, lq.shape[-1] * self.scale
-        grown = torch.nn.functional.interpolate(lq.float(), size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        grown = resize_bicubic(lq.float(), *size)
         guided = self._guidance > 1
         text, negative = self.pipeline.encode_prompt(
             list(prompts), lq.device, 1, guided, negative_prompt=[self._negative] * len(lq) if guided else None
@@ -89,9 +90,9 @@ class ControlDenoiser:
         if "negative" not in given:
             return self._run(x_t, time, given["control"], given["text"])
         both = time if time.ndim == 0 else torch.cat([time, time])
-        twice = [torch.cat([part, part]) for part in (x_t, given["control"])]
-        found = self._run(twice[0], both, twice[1], torch.cat([given["negative"], given["text"]]))
-        without, with_text = found.chunk(2)
+        twice = [torch.cat([tensor, tensor]) for tensor in (x_t, given["control"])]
+        prediction = self._run(twice[0], both, twice[1], torch.cat([given["negative"], given["text"]]))
+        without, with_text = prediction.chunk(2)
         return without + self._guidance * (with_text - without)
 
     def _run(self, x_t: Tensor, time: Tensor, control: Tensor, text: Tensor) -> Tensor:
@@ -103,7 +104,7 @@ class ControlDenoiser:
         )  # fmt: skip
         return self.module(
             x_t.to(dtype), time, encoder_hidden_states=text,
-            down_block_additional_residuals=[part.to(dtype) for part in down],
+            down_block_additional_residuals=[residual.to(dtype) for residual in down],
             mid_block_additional_residual=middle.to(dtype),
         ).sample.float()  # fmt: skip
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from restoration.tuning.denoisers.base import Condition, Denoiser, capture_outputs, pad_to
 from restoration.tuning.sampler.parametrisation import from_latent, noisy, to_latent
 from restoration.tuning.sampler.transitions import NoisePath, Schedule
+from zoomiqa_reward.images.filters import resize_bicubic
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
@@ -43,7 +44,7 @@ class SD3Denoiser:
     def encode(self, lq: Tensor, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Condition:
         """The latent of the enlarged image (its far edges repeated up to whole patches), and the text."""
         size = lq.shape[-2] * self.scale, lq.shape[-1] * self.scale
-        grown = torch.nn.functional.interpolate(lq.float(), size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        grown = resize_bicubic(lq.float(), *size)
         texts = list(prompts)
         text, _, pooled, _ = self.pipeline.encode_prompt(
             prompt=texts, prompt_2=texts, prompt_3=texts, device=lq.device, do_classifier_free_guidance=False

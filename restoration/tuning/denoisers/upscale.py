@@ -68,7 +68,7 @@ class UpscaleDenoiser:
         given = condition.given
         if "negative" not in given:
             return self._run(x_t, time, given["noised"], given["text"], given["level"])
-        twice = [torch.cat([part, part]) for part in (x_t, given["noised"], given["level"])]
+        twice = [torch.cat([tensor, tensor]) for tensor in (x_t, given["noised"], given["level"])]
         both = time if time.ndim == 0 else torch.cat([time, time])
         text = torch.cat([given["negative"], given["text"]])
         without, with_text = self._run(twice[0], both, twice[1], text, twice[2]).chunk(2)

@@ -10,9 +10,9 @@ import numpy as np
 
 from restoration.metrics.registry import find_metrics
 from restoration.tuning.config import MonitorConfig
+from zoomiqa_reward.runs.bootstrap import bootstrap_deviation
 from zoomiqa_reward.runs.json_lines import write_json
 
-RESAMPLES = 2000
 SIDES = {"reward": "low", "fragility": "high", "lr_consistency": "low", "fine_energy": "both", "grid_peak": "high",
          "gram": "high", "diversity": "low"}  # fmt: skip
 """On which side of the base a signal alarms; a held-out metric does on its worse one."""
@@ -50,22 +50,6 @@ class Limit:
         return f"{name} {value:.4g} is {side} {bound:.4g} (the base model has {self.base:.4g})"
 
 
-def bootstrap_deviation(values: Sequence[float], again: Sequence[float] | None = None, seed: int = 0) -> float:
-    """Return the standard deviation of the mean under resampling of the images, over 2000 resamples.
-
-    values: a number per image. again: the same by other candidates; each image drawn then takes either number, so
-    that images which are all alike do not hide how much candidates vary.
-
-    >>> bootstrap_deviation([3.0, 3.0, 3.0])
-    0.0
-    """
-    rng = np.random.default_rng(seed)
-    table = np.asarray([values] if again is None else [values, again], dtype=np.float64)
-    images = rng.integers(0, len(values), (RESAMPLES, len(values)))
-    candidates = rng.integers(0, len(table), images.shape)
-    return float(table[candidates, images].mean(axis=1).std())
-
-
 def limits_of(
     rows: dict[str, list[float]], again: dict[str, list[float]], config: MonitorConfig, room_to: dict[str, float]
 ) -> tuple[dict[str, Limit], list[str]]:
@@ -77,8 +61,8 @@ def limits_of(
     limits' centre. again: of its candidates by other seeds, where they were measured. room_to: by signal, a value that
     is no alarm: limits give way to it. `kl` is 0 for the base, so its limit is a setting.
     """
-    metrics = {one.name: "low" if one.higher_is_better else "high" for one in find_metrics(config.metrics)}
-    sides, found, left_out = SIDES | metrics, {}, []
+    metrics = {metric.name: "low" if metric.higher_is_better else "high" for metric in find_metrics(config.metrics)}
+    sides, limits, left_out = SIDES | metrics, {}, []
     for name, row in rows.items():
         other = again.get(name)
         measured = np.isfinite(row) if other is None else np.isfinite(row) & np.isfinite(other)
@@ -89,12 +73,12 @@ def limits_of(
         other = None if other is None else [value for value, ok in zip(other, measured, strict=True) if ok]
         base, deviation = float(np.mean(row)), bootstrap_deviation(row, other)
         room = max(config.deviations * deviation, LEAST_ROOM.get(name, 0.0))
-        found[name] = Limit(
+        limits[name] = Limit(
             base=base, deviation=deviation,
             low=min(base - room, room_to.get(name, base)) if sides[name] in ("low", "both") else None,
             high=max(base + room, room_to.get(name, base)) if sides[name] in ("high", "both") else None,
         )  # fmt: skip
-    return found | {"kl": Limit(base=0.0, deviation=0.0, low=None, high=config.max_kl)}, left_out
+    return limits | {"kl": Limit(base=0.0, deviation=0.0, low=None, high=config.max_kl)}, left_out
 
 
 def compared(now: Sequence[float], base: Sequence[float]) -> tuple[float, float]:

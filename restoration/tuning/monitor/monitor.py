@@ -49,7 +49,7 @@ from restoration.tuning.progress import progress_bar
 from restoration.tuning.sampler.denoising import random_noise
 from restoration.tuning.sampler.parametrisation import noisy
 from restoration.tuning.sampler.rollout import draw_candidates, encode, raw_range, raw_values, score_images
-from zoomiqa_reward.check.ladders import through_jpeg
+from zoomiqa_reward.images.filters import through_jpeg
 from zoomiqa_reward.rewards.base import optimised_names
 
 logger = logging.getLogger(__name__)
@@ -84,16 +84,16 @@ class Monitor:
         """
         if len(examples) < MIN_IMAGES:
             raise ValueError(f"{len(examples)} validation images: at least {MIN_IMAGES}, or limits mean nothing")
-        known = optimised_names(tuning.reward)
+        optimised = optimised_names(tuning.reward)
         for metric in find_metrics(config.metrics):
-            if metric.name in known:
+            if metric.name in optimised:
                 raise ValueError(f"monitor metric {metric.name!r} is part of the reward or of its labels: take another")
-            if metric.needs == "hr" and any(one.hr is None for one in examples):
+            if metric.needs == "hr" and any(example.hr is None for example in examples):
                 raise ValueError(
                     f"monitor metric {metric.name!r} needs ground truths: leave it out of MonitorConfig.metrics"
                 )
         self.tuning, self.config = tuning, config
-        self.examples = [crop(one, config.crop_px) for one in examples]
+        self.examples = [crop(example, config.crop_px) for example in examples]
         self.limits: dict[str, Limit] = {}
         self.left_out: list[str] = []
         self._base_features: list[list[Tensor]] = []
@@ -104,14 +104,14 @@ class Monitor:
         with reference(self.tuning.denoiser.module):
             images, others = self.draw(), self.draw(seed=1)
             pairs = zip(self.examples, others, strict=True)
-            self._base_features = [self._features(one, own) for one, own in pairs]
+            self._base_features = [self._features(example, own_images) for example, own_images in pairs]
             rows, again = self.signals(images), self.signals(others)
         file = self.tuning.folder / "monitor_limits.json"
         if not file.exists():
             again.pop("gram")  # measured against these very images: 0
             # Seeds differ little, so all that is learned would be style; what is no further than the truth is not.
             room_to = {"gram": float(np.mean([self._truth_distance(k) for k in range(len(self.examples))]))}
-            truths = [lr_consistency(one.hr, one.lq) for one in self.examples if one.hr is not None]
+            truths = [lr_consistency(example.hr, example.lq) for example in self.examples if example.hr is not None]
             if len(truths) == len(self.examples):  # a blurred image's truth is no more consistent with it than that
                 room_to["lr_consistency"] = float(np.mean(truths))
             low, high = raw_range(self.tuning.reward)
@@ -137,12 +137,12 @@ class Monitor:
 
     def draw(self, seed: int = 0) -> list[Tensor]:
         """Return [seeds, 3, height, width] of each validation image by the model as it stands, always by one seed."""
-        found = []
-        for place, example in enumerate(progress_bar(self.examples, "monitor", self.tuning.process, leave=False)):
-            own = candidate_seed(candidate_seed(self.tuning.config.seed, seed), place)
-            drawn = draw_candidates(self.tuning, [example], [own], count=self.config.num_seeds)
-            found.append(torch.stack(drawn.images))
-        return found
+        images = []
+        for index, example in enumerate(progress_bar(self.examples, "monitor", self.tuning.process, leave=False)):
+            image_seed = candidate_seed(candidate_seed(self.tuning.config.seed, seed), index)
+            drawn = draw_candidates(self.tuning, [example], [image_seed], count=self.config.num_seeds)
+            images.append(torch.stack(drawn.images))
+        return images
 
     def look(self) -> Reading:
         """Measure the model as it stands."""
@@ -161,41 +161,41 @@ class Monitor:
             if limit.crossed(values[name]):
                 alarms.append(limit.words(name, values[name]))
             elif name in rows and (count := count_newly_unmeasured(rows[name], self._base_rows[name])):
-                known = sum(map(math.isfinite, self._base_rows[name]))
-                if count > MOST_LOST * known:
-                    alarms.append(f"{name} can no longer be measured on {count} of {known} validation images")
+                num_measured = sum(map(math.isfinite, self._base_rows[name]))
+                if count > MOST_LOST * num_measured:
+                    alarms.append(f"{name} can no longer be measured on {count} of {num_measured} validation images")
         return Reading(values=values, alarms=tuple(alarms), images=images)
 
     def signals(self, images: list[Tensor]) -> dict[str, list[float]]:
         """Return each signal by name: a number a validation image, mean over seeds."""
-        owners = [one for one, own in zip(self.examples, images, strict=True) for _ in own]
-        flat = [image for own in images for image in own]
+        owners = [entry for entry, candidates in zip(self.examples, images, strict=True) for _ in candidates]
+        flat = [image for candidates in images for image in candidates]
         raw = raw_values(score_images(self.tuning, flat, owners))
         pairs = list(zip(flat, owners, strict=True))
         stored = [through_jpeg(image, JPEG_QUALITY) for image in flat]
         packed = raw_values(score_images(self.tuning, stored, owners))
-        found: dict[str, list[float]] = {"reward": _means(raw, images)}
-        found["fragility"] = _means([one - other for one, other in zip(raw, packed, strict=True)], images)
+        signals: dict[str, list[float]] = {"reward": _means(raw, images)}
+        signals["fragility"] = _means([entry - other for entry, other in zip(raw, packed, strict=True)], images)
         for name in self.config.metrics:
-            values = [measure([name], image, hr=one.hr, lq=one.lq)[name].value for image, one in pairs]
-            found[name] = _means(values, images)
-        found["lr_consistency"] = _means([lr_consistency(image, one.lq) for image, one in pairs], images)
-        found |= {"fine_energy": [], "grid_peak": [], "gram": [], "diversity": []}
-        for place, (example, own) in enumerate(zip(self.examples, images, strict=True)):
+            values = [measure([name], image, hr=entry.hr, lq=entry.lq)[name].value for image, entry in pairs]
+            signals[name] = _means(values, images)
+        signals["lr_consistency"] = _means([lr_consistency(image, entry.lq) for image, entry in pairs], images)
+        signals |= {"fine_energy": [], "grid_peak": [], "gram": [], "diversity": []}
+        for index, (example, candidates) in enumerate(zip(self.examples, images, strict=True)):
             yardstick = fine_energy(_yardstick(example, self.tuning.denoiser.scale))
-            found["fine_energy"].append(float((fine_energy(own) / yardstick).mean()))
-            found["grid_peak"].append(float(grid_peak(own, self.tuning.denoiser.patch_px).mean()))
-            distance = gram_distance(self._features(example, own), self._base_features[place])
-            found["gram"].append(float(distance.mean()))
-            found["diversity"].append(diversity(own))
-        return found
+            signals["fine_energy"].append(float((fine_energy(candidates) / yardstick).mean()))
+            signals["grid_peak"].append(float(grid_peak(candidates, self.tuning.denoiser.patch_px).mean()))
+            distance = gram_distance(self._features(example, candidates), self._base_features[index])
+            signals["gram"].append(float(distance.mean()))
+            signals["diversity"].append(diversity(candidates))
+        return signals
 
     @torch.no_grad()
     def kl(self) -> float:
         """Return mean |v - v_base|^2 / mean |v_base|^2 at fixed times and noise on fixed signals: 0 for the base."""
         denoiser, gaps, sizes = self.tuning.denoiser, [], []
-        for place, example in enumerate(self.examples):
-            generator = torch.Generator().manual_seed(candidate_seed(self.tuning.config.seed, 1000 + place))
+        for index, example in enumerate(self.examples):
+            generator = torch.Generator().manual_seed(candidate_seed(self.tuning.config.seed, 1000 + index))
             rows = self.config.num_seeds
             condition = encode(self.tuning, example, [generator] * rows)
             clean = _yardstick(example, denoiser.scale).to(self.tuning.device)
@@ -212,27 +212,27 @@ class Monitor:
             sizes.append(float(base.square().mean()))
         return sum(gaps) / sum(sizes)
 
-    def _truth_distance(self, place: int) -> float:
+    def _truth_distance(self, index: int) -> float:
         """Return the Gram distance of an image's ground truth (or enlarged LR) to the base's restorations."""
-        example = self.examples[place]
+        example = self.examples[index]
         truth = self._features(example, _yardstick(example, self.tuning.denoiser.scale))
-        return float(gram_distance(truth, self._base_features[place]).mean())
+        return float(gram_distance(truth, self._base_features[index]).mean())
 
     def _features(self, example: Example, images: Tensor) -> list[Tensor]:
         generators = [torch.Generator().manual_seed(0) for _ in images]
         with torch.no_grad(), reference(self.tuning.denoiser.module), self.tuning.autocast():
             condition = encode(self.tuning, example, generators)
             maps = self.tuning.denoiser.features(images.to(self.tuning.device), condition)
-        return [part.cpu() for part in maps]
+        return [features.cpu() for features in maps]
 
 
 def _means(values: Sequence[float], images: list[Tensor]) -> list[float]:
-    found, place = [], 0
-    for own in images:
-        known = [value for value in values[place : place + len(own)] if math.isfinite(value)]
-        found.append(float(np.mean(known)) if known else math.nan)
-        place += len(own)
-    return found
+    means, start = [], 0
+    for group in images:
+        finite = [value for value in values[start : start + len(group)] if math.isfinite(value)]
+        means.append(float(np.mean(finite)) if finite else math.nan)
+        start += len(group)
+    return means
 
 
 def _yardstick(example: Example, scale: int) -> Tensor:

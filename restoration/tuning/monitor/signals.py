@@ -16,20 +16,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from restoration.metrics.fidelity import gaussian_blur
+from zoomiqa_reward.images.filters import gaussian_blur, luma
 from zoomiqa_reward.images.loading import load_image, save_png, to_pil
 
 FINE_SIGMA_PX = 1.0
 """What a Gaussian of this width takes away is called fine."""
 MIN_PERIODS = 4
 """Periods that an image must hold before a peak in its spectrum means anything."""
-_LUMA = (0.299, 0.587, 0.114)
-
-
-def luma(images: Tensor) -> Tensor:
-    """Return B1HW BT.601 luma of RGB images, full range."""
-    factors = torch.tensor(_LUMA, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
-    return (images * factors).sum(dim=1, keepdim=True)
 
 
 def fine_energy(images: Tensor) -> Tensor:
@@ -49,16 +42,16 @@ def grid_peak(images: Tensor, period_px: int) -> Tensor:
     if period_px < 2 or min(height, width) < MIN_PERIODS * period_px:
         return torch.full((len(planes),), math.nan, dtype=torch.float64)
     planes = planes[:, :height, :width]
-    found = []
+    peaks = []
     for axis, length in ((2, width), (1, height)):
         # Differences flatten a photograph's falling spectrum, so that neighbours are comparable.
         power = torch.fft.rfft(planes.diff(dim=axis, append=planes.narrow(axis, 0, 1)), dim=axis).abs().square()
         spectrum = power.mean(dim=3 - axis)
-        place = length // period_px
-        near = [k for k in range(place - 3, place + 4) if 0 < k < spectrum.shape[1] and k != place]
+        harmonic = length // period_px
+        near = [k for k in range(harmonic - 3, harmonic + 4) if 0 < k < spectrum.shape[1] and k != harmonic]
         floor = spectrum[:, near].median(dim=1).values + 1e-12
-        found.append(10 * torch.log10((spectrum[:, place] + 1e-12) / floor))
-    return torch.stack(found).mean(dim=0)
+        peaks.append(10 * torch.log10((spectrum[:, harmonic] + 1e-12) / floor))
+    return torch.stack(peaks).mean(dim=0)
 
 
 def gram_distance(features: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
@@ -67,11 +60,11 @@ def gram_distance(features: Sequence[Tensor], others: Sequence[Tensor]) -> Tenso
     Of each map: |G - G'|_F / |G'|_F, with G the channels' inner products over positions; then the mean over maps.
     Source: Gatys et al. 2016 (the matrices; the relative form is ours, so that maps weigh alike).
     """
-    found = []
-    for one, other in zip(features, others, strict=True):
-        mine, theirs = (_gram(part) for part in (one, other))
-        found.append((mine - theirs).flatten(1).norm(dim=1) / theirs.flatten(1).norm(dim=1).clamp_min(1e-12))
-    return torch.stack(found).mean(dim=0)
+    distances = []
+    for first, other in zip(features, others, strict=True):
+        mine, theirs = (_gram(maps) for maps in (first, other))
+        distances.append((mine - theirs).flatten(1).norm(dim=1) / theirs.flatten(1).norm(dim=1).clamp_min(1e-12))
+    return torch.stack(distances).mean(dim=0)
 
 
 def diversity(images: Tensor) -> float:
@@ -114,18 +107,18 @@ def plot_reward(rows: Sequence[dict[str, float]], held_out: str, file: Path) -> 
     box = (left, top, SIZE_PX[0] - right, SIZE_PX[1] - bottom)
     pen.rectangle(box, outline=_MUTED)
     rounds = [float(row["round"]) for row in rows]
-    for place, (name, colour) in enumerate((("reward", _FIRST), (held_out, _SECOND))):
+    for index, (name, colour) in enumerate((("reward", _FIRST), (held_out, _SECOND))):
         values = [row.get(name, math.nan) for row in rows]
         points = _points(rounds, values, box)
-        for one, other in pairwise(points):
-            if one and other:
-                pen.line([one, other], fill=colour, width=2)
+        for item, other in pairwise(points):
+            if item and other:
+                pen.line([item, other], fill=colour, width=2)
         for point in points:
             if point:
                 pen.ellipse([point[0] - 3, point[1] - 3, point[0] + 3, point[1] + 3], fill=colour)
-        known = [value for value in values if math.isfinite(value)]
-        span = f"{min(known):.4g} .. {max(known):.4g}" if known else "not measured"
-        pen.text((left, 8 + 17 * place), f"{name}: {span}", fill=colour, font=font)
+        finite = [value for value in values if math.isfinite(value)]
+        span = f"{min(finite):.4g} .. {max(finite):.4g}" if finite else "not measured"
+        pen.text((left, 8 + 17 * index), f"{name}: {span}", fill=colour, font=font)
     places, free = _places(rounds, box[0], box[2]), 0.0
     for row, x in zip(rows, places, strict=True):
         if row.get("alarms"):
@@ -142,10 +135,10 @@ def save_look(images: Sequence[Tensor], folder: Path, number: int) -> Path:
     """Write the first candidate of the first validation images, side by side, as the look of round `number`."""
     folder.mkdir(parents=True, exist_ok=True)
     cells = []
-    for own in images[:STRIP_IMAGES]:
-        height, width = (min(STRIP_PX, side) for side in own.shape[-2:])
+    for row in images[:STRIP_IMAGES]:
+        height, width = (min(STRIP_PX, side) for side in row.shape[-2:])
         cell = torch.ones(3, STRIP_PX, STRIP_PX)
-        cell[:, :height, :width] = own[0, :, :height, :width].clamp(0, 1)
+        cell[:, :height, :width] = row[0, :, :height, :width].clamp(0, 1)
         cells.append(cell)
     return save_png(to_pil(torch.cat(cells, dim=2)), folder / f"{number:05d}.png")
 
@@ -159,17 +152,17 @@ def draw_strip(folder: Path, file: Path) -> Path:
     label_px = 64
     sheet = Image.new("RGB", (label_px + max(p.width for p in images), STRIP_PX * len(images)), _BACK)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for place, (look, image) in enumerate(zip(looks, images, strict=True)):
-        sheet.paste(image, (label_px, STRIP_PX * place))
-        pen.text((6, STRIP_PX * place + 6), f"round {int(look.stem)}", fill=_INK, font=font)
+    for index, (look, image) in enumerate(zip(looks, images, strict=True)):
+        sheet.paste(image, (label_px, STRIP_PX * index))
+        pen.text((6, STRIP_PX * index + 6), f"round {int(look.stem)}", fill=_INK, font=font)
     return save_png(sheet, file)
 
 
 def _points(rounds: Sequence[float], values: Sequence[float], box: tuple[int, ...]) -> list[tuple[float, float] | None]:
-    known = [value for value in values if math.isfinite(value)]
-    if not known:
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
         return [None] * len(rounds)
-    low, high = min(known), max(known)
+    low, high = min(finite), max(finite)
     per_unit = (box[3] - box[1] - 16) / ((high - low) or 1.0)
     heights = [box[3] - 8 - per_unit * (value - low) for value in values]
     places = _places(rounds, box[0], box[2])

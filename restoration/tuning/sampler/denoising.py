@@ -29,7 +29,7 @@ def denoising_errors(
 
 @torch.no_grad()
 def expected_target(denoiser: Denoiser, varied: Varied, noise: Tensor, levels: Levels) -> Tensor:
-    """Return the target that the active adapter sets at noisy `varied.own`, seeing the images as `varied` saw them.
+    """Return the target that the active adapter sets at noisy `x0_as_is`, seeing the images as `varied` saw them.
 
     A varied candidate is one draw of what its condition allows. What earned its score is the condition; the draw's
     grain did not. So the candidate itself is no target: the denoiser under that condition is, at states that the
@@ -40,7 +40,7 @@ def expected_target(denoiser: Denoiser, varied: Varied, noise: Tensor, levels: L
     kind, (times, alphas, sigmas) = denoiser.schedule.kind, levels
     output = denoiser.predict(noisy(varied.x0, noise, alphas, sigmas), times, varied.condition)
     # Targets are linear in x0: this carries the target from one condition's x0 to the other's.
-    moved = target(kind, varied.own, noise, alphas, sigmas) - target(kind, varied.x0, noise, alphas, sigmas)
+    moved = target(kind, varied.x0_as_is, noise, alphas, sigmas) - target(kind, varied.x0, noise, alphas, sigmas)
     return output + moved
 
 

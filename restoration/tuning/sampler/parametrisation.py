@@ -22,13 +22,13 @@ def kind_of(scheduler: Any) -> str:
     """Return `epsilon`, `v` or `flow`, as a diffusers scheduler says. Raises ValueError for another parametrisation."""
     if "FlowMatch" in type(scheduler).__name__:
         return "flow"
-    said = scheduler.config.get("prediction_type")
-    if said not in _OF_DIFFUSERS:
+    prediction_type = scheduler.config.get("prediction_type")
+    if prediction_type not in _OF_DIFFUSERS:
         raise ValueError(
-            f"{type(scheduler).__name__} with prediction_type={said!r}: tuning knows epsilon, v_prediction and flow "
-            "matching; take a pipeline trained on one of those"
+            f"{type(scheduler).__name__} with prediction_type={prediction_type!r}: tuning knows epsilon, v_prediction "
+            "and flow matching; take a pipeline trained on one of those"
         )
-    return _OF_DIFFUSERS[said]
+    return _OF_DIFFUSERS[prediction_type]
 
 
 def noisy(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -100,8 +100,8 @@ def from_latent(vae: Any, latent: Tensor) -> Tensor:
 
 def to_latent(vae: Any, images: Tensor) -> Tensor:
     """Return the scaled mode of the latent of BCHW images in [0, 1], whose sides the VAE's stride divides."""
-    found = vae.encode((images * 2 - 1).to(vae.dtype)).latent_dist.mode().float()
-    return (found - _shift(vae)) * vae.config.scaling_factor
+    results = vae.encode((images * 2 - 1).to(vae.dtype)).latent_dist.mode().float()
+    return (results - _shift(vae)) * vae.config.scaling_factor
 
 
 def _shift(vae: Any) -> float:

@@ -28,15 +28,15 @@ class Varied:
 
     condition: Condition
     """The LR image as each candidate saw it, softer or sharper than it is."""
-    own: Tensor
+    x0_as_is: Tensor
     """[rows, ...] x0 that the seeds lead to under the image as it is: states that the sampler comes to."""
     x0: Tensor
-    """The same images as `own`, told under `condition`: another x0 where the decoder adds the enlarged LR image."""
+    """The same images as `x0_as_is` under `condition`: another x0 where the decoder adds the enlarged LR image."""
 
     def rows(self, picked: Sequence[int]) -> "Varied":
         """Return those rows, in that order."""
         rows = list(picked)
-        return Varied(condition=self.condition.rows(rows), own=self.own[rows], x0=self.x0[rows])
+        return Varied(condition=self.condition.rows(rows), x0_as_is=self.x0_as_is[rows], x0=self.x0[rows])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,15 +81,15 @@ def draw_candidates(
     """
     count = tuning.config.num_samples if count is None else count
     numbers = [candidate_seed(seed, k) for seed in seeds for k in range(count)]
-    owners = [one for one in examples for _ in range(count)]
-    keys = group_keys([one.lq for one in examples], [one.prompt for one in examples])
+    owners = [example for example in examples for _ in range(count)]
+    keys = group_keys([example.lq for example in examples], [example.prompt for example in examples])
     pieces, images = [], []
     places: Iterable[int] = range(0, len(numbers), count)
     if len(examples) > 1:  # of a single one the caller tells
         places = progress_bar(places, "candidates", tuning.process, unit="image", leave=False)
-    for place in places:
-        for start in range(place, place + count, tuning.config.rows_at_once):
-            stop = min(place + count, start + tuning.config.rows_at_once)
+    for index in places:
+        for start in range(index, index + count, tuning.config.rows_at_once):
+            stop = min(index + count, start + tuning.config.rows_at_once)
             piece = draw_piece(tuning, owners[start], numbers[start:stop], first=start, keep=keep,
                                random_steps=random_steps, vary_sharpness=vary_sharpness, expected=expected)  # fmt: skip
             pieces.append(piece)
@@ -132,8 +132,8 @@ def draw_piece(
             drawn = replace(drawn, states=(convert_prediction(tuning, drawn.x0, seen, condition),))
         if vary_sharpness and expected:
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            own = sample(tuning.denoiser, condition, tuning.path, generators, eta=tuning.config.eta).x0
-            varied = Varied(condition=seen, own=own, x0=convert_prediction(tuning, own, condition, seen))
+            x0 = sample(tuning.denoiser, condition, tuning.path, generators, eta=tuning.config.eta).x0
+            varied = Varied(condition=seen, x0_as_is=x0, x0=convert_prediction(tuning, x0, condition, seen))
     return Piece(condition=condition, trajectory=drawn, first=first, varied=varied)
 
 
@@ -181,12 +181,15 @@ def score_images(tuning: Tuning, images: Sequence[Tensor], owners: Sequence[Exam
 
 def reward_inputs(tuning: Tuning, owners: Sequence[Example]) -> dict[str, list]:
     """Return the keywords that the reward gets. Raises ValueError where it needs a ground truth that is not there."""
-    given: dict[str, list] = {"lq": [one.lq for one in owners], "prompts": [one.prompt for one in owners]}
+    given: dict[str, list] = {
+        "lq": [example.lq for example in owners],
+        "prompts": [example.prompt for example in owners],
+    }
     if "hr" in tuning.reward.needs:
-        for one in owners:
-            if one.hr is None:
-                raise ValueError(f"reward {tuning.reward.name!r} needs hr, which {one.name} does not have")
-        given["hr"] = [one.hr for one in owners]
+        for example in owners:
+            if example.hr is None:
+                raise ValueError(f"reward {tuning.reward.name!r} needs hr, which {example.name} does not have")
+        given["hr"] = [example.hr for example in owners]
     return given
 
 
@@ -211,6 +214,6 @@ def score_report(scores: Scores, keys: Sequence[str]) -> dict[str, float]:
     for key, value, valid in zip(keys, scores.value.tolist(), scores.valid.tolist(), strict=True):
         if valid:
             groups.setdefault(key, []).append(value)
-    spreads = [float(torch.tensor(own).std(correction=0)) for own in groups.values()]
-    known = [value for value in raw_values(scores) if not math.isnan(value)]
-    return {"score": sum(known) / len(known), "score_std": sum(spreads) / len(spreads)}
+    spreads = [float(torch.tensor(group).std(correction=0)) for group in groups.values()]
+    measured = [value for value in raw_values(scores) if not math.isnan(value)]
+    return {"score": sum(measured) / len(measured), "score_std": sum(spreads) / len(spreads)}

@@ -122,8 +122,10 @@ class Schedule:
         The class itself says how many: Stable Diffusion rounds n * strength down, and SD3 rounds it up.
         """
         whole = self.path(num_steps)
-        told = SimpleNamespace(scheduler=copy.copy(self._scheduler))  # all that `get_timesteps` reads of its pipeline
-        _, count = pipeline.get_timesteps(told, num_steps, strength, "cpu")  # type: ignore[attr-defined]
+        pipeline_like = SimpleNamespace(
+            scheduler=copy.copy(self._scheduler)
+        )  # all that `get_timesteps` reads of its pipeline
+        _, count = pipeline.get_timesteps(pipeline_like, num_steps, strength, "cpu")  # type: ignore[attr-defined]
         return whole.tail(max(1, min(num_steps, int(count))))
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -227,7 +229,7 @@ def transition(
 
 def draw(shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device) -> Tensor:
     """Return standard normal noise [rows, ...], each row from its own generator on the CPU: the same on any device."""
-    return torch.stack([torch.randn(tuple(shape), generator=one) for one in generators]).to(device)
+    return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators]).to(device)
 
 
 @torch.no_grad()
@@ -270,7 +272,7 @@ def rescore(
 
 
 def _levels(path: NoisePath, index: int) -> tuple[float, float, float, float]:
-    return tuple(float(part[index]) for part in (path.alphas, path.sigmas, path.next_alphas, path.next_sigmas))  # type: ignore[return-value]
+    return tuple(float(levels[index]) for levels in (path.alphas, path.sigmas, path.next_alphas, path.next_sigmas))  # type: ignore[return-value]
 
 
 def _flow_speed(path: NoisePath, index: int, eta: float) -> float:

@@ -181,11 +181,11 @@ class TextServer:
         except openai.APIConnectionError as error:
             raise RequestFailed(f"{where}: cannot be reached ({error.__cause__ or error}); is it running?") from error
         except openai.APIStatusError as error:
-            said = " ".join(error.response.text.split())[:300]
+            message = " ".join(error.response.text.split())[:300]
             if error.status_code in (401, 403, 404):
                 what = "model name and address (up to /v1)" if error.status_code == 404 else "api_key"
-                raise ServerRefused(f"{where}: status {error.status_code}, check {what}: {said}") from error
-            raise RequestFailed(f"{where}: status {error.status_code}: {said}") from error
+                raise ServerRefused(f"{where}: status {error.status_code}, check {what}: {message}") from error
+            raise RequestFailed(f"{where}: status {error.status_code}: {message}") from error
         try:
             return read_reply(raw.text, self.think_join)
         except ReplyError as error:

@@ -42,8 +42,8 @@ def read_direct(
             pixels = resized(pixels, *view.size)
         messages = chat_messages(round1(protocol, pixels.clamp(0, 1), question))
         mixture += [
-            Branch(text=one.text, is_done=one.is_done, probability=view.weight * one.probability)
-            for one in read_tree(server, messages, protocol.direct_prefix, tolerance=tolerance)
+            Branch(text=branch.text, is_done=branch.is_done, probability=view.weight * branch.probability)
+            for branch in read_tree(server, messages, protocol.direct_prefix, tolerance=tolerance)
         ]
     return summarise_branches(mixture)
 
@@ -55,14 +55,14 @@ def read_tree(server: TextServer, messages: list[dict], prefix: str, *, toleranc
     """
     waiting, done = [Branch(text="", is_done=False, probability=1.0)], []
     for _ in range(MAX_REQUESTS):
-        if sum(one.probability * one.reach for one in waiting) <= tolerance:
+        if sum(branch.probability * branch.reach for branch in waiting) <= tolerance:
             break
-        widest = max(waiting, key=lambda one: one.probability * one.reach)
+        widest = max(waiting, key=lambda branch: branch.probability * branch.reach)
         waiting.remove(widest)
         reply = server.continue_answer(messages, prefix + widest.text, max_tokens=MAX_TOKENS)
-        for one in follow(reply.tokens or (), text=widest.text, probability=widest.probability):
-            if one.is_done or one.reach == 0:
-                done.append(one)
-            elif one.text != widest.text:  # else the server wrote nothing: no rating, so no mass
-                waiting.append(one)
+        for branch in follow(reply.tokens or (), text=widest.text, probability=widest.probability):
+            if branch.is_done or branch.reach == 0:
+                done.append(branch)
+            elif branch.text != widest.text:  # else the server wrote nothing: no rating, so no mass
+                waiting.append(branch)
     return done + waiting

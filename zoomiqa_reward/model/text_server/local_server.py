@@ -73,10 +73,10 @@ def serve(
         try:
             if not _answers(f"http://127.0.0.1:{port}/health", process, startup_timeout_s):
                 log.seek(max(0, os.fstat(log.fileno()).st_size - 2000))
-                said = log.read().decode(errors="replace").strip()
+                log_text = log.read().decode(errors="replace").strip()
                 raise ServerError(
                     f"`transformers serve {folder}` did not start within {startup_timeout_s:g} s "
-                    f"(pip install 'transformers[serving]'?): ...{said}"
+                    f"(pip install 'transformers[serving]'?): ...{log_text}"
                 )
             yield Served(base_url=f"http://127.0.0.1:{port}/v1", model=str(folder), pid=process.pid)
         finally:

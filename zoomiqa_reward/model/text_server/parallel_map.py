@@ -15,17 +15,17 @@ def parallel_map(ask: Callable[[T], R], items: Iterable[T], workers: int) -> lis
     The first exception, in the order of the items, is raised; what has not begun by then is not begun.
     """
     waiting: deque[Future[R]] = deque()
-    found: list[R] = []
+    results: list[R] = []
     with ThreadPoolExecutor(max_workers=workers) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(ask, item))
                 if len(waiting) >= 2 * workers:
-                    found.append(waiting.popleft().result())
+                    results.append(waiting.popleft().result())
             while waiting:
-                found.append(waiting.popleft().result())
+                results.append(waiting.popleft().result())
         except BaseException:
             for future in waiting:
                 future.cancel()
             raise
-    return found
+    return results

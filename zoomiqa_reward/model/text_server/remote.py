@@ -191,15 +191,15 @@ class RemoteZoomIQA:
             raise ValueError("num_samples and temperature need mode='reason'; 'direct' does not sample")
         if self.factor_px is None:
             raise ValueError("mode='direct' cuts views: pass factor_px=28 (Qwen2.5-VL) or 32 (Qwen3-VL) to from_server")
-        found = parallel_map(partial(self._direct_one, question=question), load_each(images), self.concurrency)
-        mean, std = (torch.tensor([one[k] for one in found], dtype=torch.float32) for k in (0, 1))
+        spreads = parallel_map(partial(self._direct_one, question=question), load_each(images), self.concurrency)
+        mean, std = (torch.tensor([spread[k] for spread in spreads], dtype=torch.float32) for k in (0, 1))
         return Ratings(
             value=mean,
             std=std,
             valid=~mean.isnan(),
             std_kind="token",
-            errors=tuple(one[2] for one in found),
-            tolerance=self.tolerance / min((one[3] for one in found if one[2] is None), default=1.0),
+            errors=tuple(spread[2] for spread in spreads),
+            tolerance=self.tolerance / min((spread[3] for spread in spreads if spread[2] is None), default=1.0),
         )
 
     def _rate_reason(
@@ -211,27 +211,32 @@ class RemoteZoomIQA:
         ]
         tasks = ((image, draw) for image in load_each(images) for draw in draws)
         flat = parallel_map(lambda task: self._assess_one(task[0], question, rounds, task[1]), tasks, self.concurrency)
-        found = [tuple(flat[start : start + num_samples]) for start in range(0, len(flat), num_samples)]
-        errors = tuple(next((one.error for one in samples if not one.valid), None) for samples in found)
+        groups = [tuple(flat[start : start + num_samples]) for start in range(0, len(flat), num_samples)]
+        errors = tuple(
+            next((assessment.error for assessment in samples if not assessment.valid), None) for samples in groups
+        )
         if num_samples == 1:
-            mean, std = [one.rating for one in flat], [one.std for one in flat]
+            mean, std = [assessment.rating for assessment in flat], [assessment.std for assessment in flat]
             kind = "none" if all(map(math.isnan, std)) else "token"
         else:
-            _warn_of_copies(found)
-            pairs = [mean_and_std([one.rating for one in samples if one.valid], num_samples) for samples in found]
+            _warn_of_copies(groups)
+            pairs = [
+                mean_and_std([assessment.rating for assessment in samples if assessment.valid], num_samples)
+                for samples in groups
+            ]
             mean, std, kind = [pair[0] for pair in pairs], [pair[1] for pair in pairs], "samples"
             errors = tuple(error if math.isnan(value) else None for error, value in zip(errors, mean, strict=True))
         value = torch.tensor(mean, dtype=torch.float32)
         return Ratings(
             value=value, std=torch.tensor(std, dtype=torch.float32), valid=~value.isnan(), std_kind=kind,
-            errors=errors, answers=tuple(found),
+            errors=errors, answers=tuple(groups),
         )  # fmt: skip
 
     def _assess_one(self, image: Tensor, question: str | None, rounds: int, sampling: Sampling) -> Assessment:
-        found = assess_batch(
+        assessments = assess_batch(
             self.protocol, [image], self._respond, question=question, rounds=rounds, sampling=sampling
         )  # fmt: skip
-        return found[0]
+        return assessments[0]
 
     def _respond(self, asked: Sequence[Prompted], sampling: Sampling) -> list[Completion]:
         return [self._complete(prompted, sampling) for prompted in asked]
@@ -283,10 +288,10 @@ def _protocol(given: str | PathLike[str] | Protocol | None, model: str) -> Proto
     return Protocol.load(folder)
 
 
-def _warn_of_copies(found: Sequence[Sequence[Assessment]]) -> None:
+def _warn_of_copies(groups: Sequence[Sequence[Assessment]]) -> None:
     """Say so where all samples of all images are copies: a spread of 0 would be the server's doing."""
-    texts = [{tuple(turn.text for turn in one.turns) for one in samples} for samples in found]
-    if texts and all(len(one) == 1 and () not in one for one in texts):
+    texts = [{tuple(turn.text for turn in assessment.turns) for assessment in samples} for samples in groups]
+    if texts and all(len(assessment) == 1 and () not in assessment for assessment in texts):
         warnings.warn(
             "all samples of an image are the same text, for every image: the server seems to answer greedily whatever "
             """the temperature; for `transformers serve` pass extra={"generation_config": '{"do_sample": true}'}""",

@@ -135,11 +135,11 @@ def _tokens(logprobs: Any) -> tuple[Token, ...] | None:
     try:
         return tuple(
             Token(
-                text=_text(one),
-                logprob=_logprob(one),
-                alternatives=tuple((_text(other), _logprob(other)) for other in one.get("top_logprobs") or ()),
+                text=_text(entry),
+                logprob=_logprob(entry),
+                alternatives=tuple((_text(other), _logprob(other)) for other in entry.get("top_logprobs") or ()),
             )
-            for one in content
+            for entry in content
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ReplyError(f"holds log-probabilities that cannot be read: {_short(content)}") from error

@@ -63,7 +63,7 @@ def follow(tokens: Sequence[Token], *, text: str = "", lead: bytes = b"", probab
 
     lead: what the first token holds before the number. Empty of the written number where that is no rating.
     """
-    found = []
+    branches = []
     for token in tokens:
         options = dict(token.alternatives) | {token.text: token.logprob}
         written, share = None, 0.0
@@ -74,13 +74,13 @@ def follow(tokens: Sequence[Token], *, text: str = "", lead: bytes = b"", probab
             if option == token.text:
                 written, share = grown, probability * math.exp(logprob)
             elif grown is not None and grown != (text, False):  # white space alone leads nowhere yet
-                found.append(Branch(text=grown[0], is_done=grown[1], probability=probability * math.exp(logprob)))
+                branches.append(Branch(text=grown[0], is_done=grown[1], probability=probability * math.exp(logprob)))
         if written is None:
-            return found
+            return branches
         (text, is_done), probability, lead = written, share, b""
         if is_done:
-            return [*found, Branch(text=text, is_done=True, probability=probability)]
-    return [*found, Branch(text=text, is_done=False, probability=probability)]
+            return [*branches, Branch(text=text, is_done=True, probability=probability)]
+    return [*branches, Branch(text=text, is_done=False, probability=probability)]
 
 
 def summarise_branches(branches: Sequence[Branch]) -> RatingSpread:
@@ -90,10 +90,10 @@ def summarise_branches(branches: Sequence[Branch]) -> RatingSpread:
     ... probability=0.5)])
     RatingSpread(mean=3.5, std=0.5, mass=1.0)
     """
-    mass = math.fsum(one.probability for one in branches)
+    mass = math.fsum(branch.probability for branch in branches)
     if mass == 0:
         return RatingSpread(mean=math.nan, std=math.nan, mass=0.0)
-    shapes = [(one.probability / mass, *_shape(one)) for one in branches]
+    shapes = [(branch.probability / mass, *_shape(branch)) for branch in branches]
     mean = math.fsum(share * centre for share, centre, _ in shapes)
     variance = math.fsum(share * (inner + (centre - mean) ** 2) for share, centre, inner in shapes)
     return RatingSpread(mean=mean, std=math.sqrt(variance), mass=min(mass, 1.0))
@@ -119,9 +119,9 @@ def spread_in_answer(tokens: Sequence[Token]) -> RatingSpread | None:
 def _follow_from(tokens: Sequence[Token], start: int) -> list[Branch]:
     """Return the branches of the number at this byte of the joined tokens."""
     begin = 0
-    for place, token in enumerate(tokens):
+    for index, token in enumerate(tokens):
         if begin + len(token.text) > start:
-            return follow(tokens[place:], lead=token.text[: start - begin])
+            return follow(tokens[index:], lead=token.text[: start - begin])
         begin += len(token.text)
     raise ValueError(f"byte {start} lies behind the last token")
 
@@ -135,8 +135,8 @@ def _shape(branch: Branch) -> tuple[float, float]:
 
 
 def _range(text: str) -> tuple[float, int, float]:
-    found = _completions(text)
-    return float(found[0]), len(found), float(found[-1])
+    completions = _completions(text)
+    return float(completions[0]), len(completions), float(completions[-1])
 
 
 @lru_cache(maxsize=1024)

@@ -1,4 +1,4 @@
-"""Bootstrap intervals that resample what is independent: references where they are known, else images.
+"""Bootstraps: intervals and deviations by resampling what is independent, references where they are known, else images.
 
 Twenty distortions of one photograph are not twenty photographs; an interval over images would be far too narrow.
 Source: the cluster bootstrap with percentile intervals, as in Efron and Tibshirani, An Introduction to the Bootstrap.
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 Interval = tuple[float, float]
 LEVEL = 0.95
+RESAMPLES = 2000
+"""Of means, which cost nothing."""
 MAX_PAIR_GROUPS = 1000
 """Above it groups are thrown together at random for the intervals of pair agreement: its table is square."""
 
@@ -21,8 +23,8 @@ def group_numbers(names: Sequence[Hashable]) -> NDArray[np.int64]:
     >>> group_numbers(["a", "b", "a"]).tolist()
     [0, 1, 0]
     """
-    known: dict[Hashable, int] = {}
-    return np.array([known.setdefault(name, len(known)) for name in names], dtype=np.int64)
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
 
 
 def percentile_interval(values: Sequence[float] | NDArray[np.float64], level: float = LEVEL) -> Interval:
@@ -44,8 +46,8 @@ def bootstrap(
 ) -> dict[str, Interval]:
     """Return name -> 95 % interval of each statistic over resampled groups, all from the same draws.
 
-    `statistics` gets the indices of a resample: whole groups, drawn with replacement, one drawn twice twice over. With
-    fewer than 2 groups there is nothing to resample: no intervals are returned. draws=0 gives none either.
+    `statistics` gets the indices of a resample: groups are resampled with replacement; a group drawn twice appears
+    twice. With fewer than 2 groups there is nothing to resample: no intervals are returned. draws=0 gives none either.
     """
     members = [np.flatnonzero(groups == number) for number in range(int(groups.max()) + 1)] if len(groups) else []
     if len(members) < 2 or draws == 0:
@@ -55,7 +57,7 @@ def bootstrap(
     for _ in range(draws):
         chosen = rng.integers(0, len(members), len(members))
         drawn.append(statistics(np.concatenate([members[number] for number in chosen])))
-    return {name: percentile_interval([one[name] for one in drawn]) for name in drawn[0]}
+    return {name: percentile_interval([resample[name] for resample in drawn]) for name in drawn[0]}
 
 
 def bootstrap_share(
@@ -84,3 +86,26 @@ def merge_groups(groups: NDArray[np.int64], limit: int = MAX_PAIR_GROUPS, seed: 
     if count <= limit:
         return groups
     return np.random.default_rng(seed).permutation(count)[groups] % limit
+
+
+def resampled_means(columns: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
+    """Return (resamples, columns): means over rows drawn with replacement, by how often each was drawn."""
+    count = len(columns)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    return drawn @ columns / count
+
+
+def bootstrap_deviation(values: Sequence[float], again: Sequence[float] | None = None, seed: int = 0) -> float:
+    """Return the standard deviation of the mean under resampling of the images, over 2000 resamples.
+
+    values: a number per image. again: the same by other candidates; each image drawn then takes either number, so
+    that images which are all alike do not hide how much candidates vary.
+
+    >>> bootstrap_deviation([3.0, 3.0, 3.0])
+    0.0
+    """
+    rng = np.random.default_rng(seed)
+    table = np.asarray([values] if again is None else [values, again], dtype=np.float64)
+    images = rng.integers(0, len(values), (RESAMPLES, len(values)))
+    candidates = rng.integers(0, len(table), images.shape)
+    return float(table[candidates, images].mean(axis=1).std())

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train_iqa.curation.planted_words import PARAPHRASED, PLAIN, Wordings
 from train_iqa.curation.states import DAMAGES, LOOKS, OPPOSITE, degrade_to, knows_absent, state_of
 from train_iqa.curation.written import Written
 from train_iqa.nano.degradations import Array, DamageRecord, sample_box
 from train_iqa.nano.rationale import name_region
 from zoomiqa_reward.protocol.spec import ROUND1_SECTIONS
+
+from .words import PARAPHRASED, PLAIN, Wordings
 
 LEAST_SEVERITY = 0.4
 """Milder damage is not a fact that a text must get right."""
@@ -43,12 +44,12 @@ class PlantedCase:
 def plantable(record: DamageRecord) -> list[tuple[str, str, bool]]:
     """Return (kind, state, is_present) of each false claim that the record allows to plant."""
     actual = state_of(record)
-    found = [("invented", state, True) for state in DAMAGES if knows_absent(record, state)]
+    plants = [("invented", state, True) for state in DAMAGES if knows_absent(record, state)]
     if actual is not None:
-        found.append(("denied", actual, False))
+        plants.append(("denied", actual, False))
         if actual in OPPOSITE:
-            found.append(("opposite", OPPOSITE[actual], True))
-    return found
+            plants.append(("opposite", OPPOSITE[actual], True))
+    return plants
 
 
 def make_cases(photographs: Sequence[Array], count: int, *, seed: int = 0) -> list[PlantedCase]:
@@ -58,7 +59,7 @@ def make_cases(photographs: Sequence[Array], count: int, *, seed: int = 0) -> li
     damaged in a region only, and one in ten is untouched.
     """
     rng, states = np.random.default_rng(seed), list(LOOKS)
-    found = []
+    cases = []
     for index in range(count):
         clean = photographs[index % len(photographs)]
         severity, box = float(rng.uniform(LEAST_SEVERITY, 1.0)), sample_box(rng) if rng.random() < 0.5 else None
@@ -74,12 +75,12 @@ def make_cases(photographs: Sequence[Array], count: int, *, seed: int = 0) -> li
         written = _grounded(record, words, rng)
         kind, plant, false = _plant(record, written, words, rng)
         for text, sentence, name in ((written, None, "grounded"), (false, plant, kind)):
-            found.append(
+            cases.append(
                 PlantedCase(
                     image=image, record=record, written=text, plant=sentence, kind=name, is_paraphrased=is_paraphrased
                 )
             )
-    return found
+    return cases
 
 
 def _pick(options: Sequence[str], where: str, rng: np.random.Generator) -> str:

@@ -95,11 +95,11 @@ class ScriptedServer:
 def completion(body: Mapping[str, Any], text: str) -> dict[str, Any]:
     """Return the answer's JSON."""
     asked = len(request_text(body)) // CHARACTERS_PER_TOKEN + TOKENS_PER_IMAGE * len(request_images(body))
-    said = len(text) // CHARACTERS_PER_TOKEN
+    num_tokens = len(text) // CHARACTERS_PER_TOKEN
     return {
         "id": "scripted", "object": "chat.completion", "created": 0, "model": body["model"],
         "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
-        "usage": {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said},
+        "usage": {"prompt_tokens": asked, "completion_tokens": num_tokens, "total_tokens": asked + num_tokens},
     }  # fmt: skip
 
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from train_iqa.curation.planted import PlantedCase
 from train_iqa.curation.reliance import Continuation
 from train_iqa.curation.written import Box, Written
+
+from .cases import PlantedCase
 
 _COLUMNS = {"left": (0.0, 0.33), "centre": (0.33, 0.67), "right": (0.67, 1.0)}
 _ROWS = {"upper": (0.0, 0.33), "middle": (0.33, 0.67), "lower": (0.67, 1.0)}
@@ -55,8 +56,8 @@ def guess(text: str) -> tuple[Box | None, float]:
     if shares := _PERCENT.search(text):
         left, right, top, bottom = (int(share) / 100 for share in shares.groups())
         return (left, top, right, bottom), value
-    if place := _PLACE.search(text):
-        (left, right), (top, bottom) = _COLUMNS[place[2]], _ROWS[place[1]]
+    if match := _PLACE.search(text):
+        (left, right), (top, bottom) = _COLUMNS[match[2]], _ROWS[match[1]]
         return (left, top, right, bottom), value
     return None, value
 
@@ -90,16 +91,16 @@ def continuations(
 
 def reliance_cases(cases: Sequence[PlantedCase], *, seed: int = 0) -> list[RelianceCase]:
     """Return two cases for each grounded answer of `cases`: itself, and a plant of it; kinds take turns."""
-    rng, found = np.random.default_rng(seed), []
+    rng, results = np.random.default_rng(seed), []
     grounded = [case for case in cases if case.plant is None]
     for index, case in enumerate(grounded):
         kind, plant = (("copied", _copied), ("prior", _prior), ("told", _answer_after_score))[index // 2 % 3]
         planted = plant(case, rng)
         for written, is_planted, name in ((case.written, False, "grounded"), (planted, True, kind)):
-            found.append(
+            results.append(
                 RelianceCase(written=written, is_planted=is_planted, kind=name, is_paraphrased=case.is_paraphrased)
             )
-    return found
+    return results
 
 
 def _copied(case: PlantedCase, rng: np.random.Generator) -> Written:

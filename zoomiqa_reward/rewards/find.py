@@ -5,10 +5,34 @@ This package never imports restoration by itself: a metric's name is looked up w
 
 import inspect
 from importlib import import_module
+from pathlib import Path
 
 from zoomiqa_reward.rewards.base import Reward, missing_members
 
 METRICS_MODULE = "restoration.metrics"
+ZOOMIQA = "zoomiqa"
+"""The reward's name that stands for the model given beside it."""
+DEFAULT_MODEL = "nano"
+
+
+def model_of(name: str, model: str = DEFAULT_MODEL) -> str | None:
+    """Return the Zoom-IQA model that a reward's name stands for, or None if it stands for another reward.
+
+    `zoomiqa` stands for `model`. An embedded model (`nano`), a folder and a hub id `owner/name` stand for themselves.
+    Raises ValueError if `name` and `model` are two different models.
+
+    >>> model_of("zoomiqa", "owner/large"), model_of("nano"), model_of("niqe"), model_of("package.module:factory")
+    ('owner/large', 'nano', None, None)
+    """
+    if name == ZOOMIQA:
+        return model
+    from zoomiqa_reward.model.checkpoint import embedded
+
+    if not (name in embedded() or Path(name).is_dir() or ("/" in name and ":" not in name)):
+        return None
+    if model not in (DEFAULT_MODEL, name):
+        raise ValueError(f"reward {name!r} and model {model!r} are two models: give one of them")
+    return name
 
 
 def find_reward(name: str) -> Reward:
@@ -26,16 +50,16 @@ def find_reward(name: str) -> Reward:
         raise ValueError(f"reward {name!r}: cannot import {module_name!r} ({error})") from error
     if not hasattr(module, attribute):
         raise ValueError(f"reward {name!r}: {module_name} has no {attribute!r}")
-    found = getattr(module, attribute)
-    if inspect.isroutine(found) or inspect.isclass(found):
-        found = found()
-    if missing := missing_members(found):
+    candidate = getattr(module, attribute)
+    if inspect.isroutine(candidate) or inspect.isclass(candidate):
+        candidate = candidate()
+    if missing := missing_members(candidate):
         lacks = ", ".join(missing)
         raise ValueError(
-            f"reward {name!r} gives {type(found).__name__}, which is no reward: it lacks {lacks}; "
+            f"reward {name!r} gives {type(candidate).__name__}, which is no reward: it lacks {lacks}; "
             "wrap a function with zoomiqa_reward.MetricReward"
         )
-    return found
+    return candidate
 
 
 def _metric(name: str) -> Reward:
@@ -50,5 +74,6 @@ def _metric(name: str) -> Reward:
         return metrics.as_reward(name)
     except ValueError as error:
         raise ValueError(
-            f"reward {name!r}: neither 'zoomiqa', nor package.module:factory, nor a metric ({error})"
+            f"reward {name!r}: neither a Zoom-IQA model ('zoomiqa', 'nano', a folder, owner/name), nor "
+            f"package.module:factory, nor a metric ({error})"
         ) from error

@@ -47,7 +47,7 @@ def filter_statistics(
     cases = list(zip(planted, rejected, names, strict=True))
     caught = sum(bad and out for bad, out, _ in cases)
     wrong = sum(out for bad, out, _ in cases if not bad)
-    found: dict[str, Any] = {
+    statistics: dict[str, Any] = {
         "cases": len(cases),
         "precision": _share(caught, sum(rejected)),
         "recall": _share(caught, sum(planted)),
@@ -59,8 +59,8 @@ def filter_statistics(
         for bad, out, name in cases:
             if bad:
                 by_kind.setdefault(name, []).append(out)
-        found["recall_by_kind"] = {name: _share(sum(outs), len(outs)) for name, outs in sorted(by_kind.items())}
-    return found
+        statistics["recall_by_kind"] = {name: _share(sum(outs), len(outs)) for name, outs in sorted(by_kind.items())}
+    return statistics
 
 
 def _share(hits: int, count: int) -> dict[str, Any]:

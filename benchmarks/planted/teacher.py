@@ -2,7 +2,7 @@
 
 About each image it gives its grounded or its planted answer, by the request's seed, so that a run that goes on after
 a kill gets what it would have got. Asked to go on from a beginning it strays around what it sees. Without the image it
-strays around what follows from the text alone (`planted_reliance.guess`).
+strays around what follows from the text alone (`reliance.guess`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from train_iqa.curation.planted import PlantedCase
-from train_iqa.curation.planted_reliance import guess, sample_continuation
 from train_iqa.curation.prompts import image_url
-from train_iqa.curation.scripted import request_images, request_text, url_digest
 from train_iqa.curation.written import Written, read_written
 from zoomiqa_reward.images.loading import load_image, save_png
 from zoomiqa_reward.protocol.spec import ROUND2_SECTIONS
+
+from .cases import PlantedCase
+from .endpoint import request_images, request_text, url_digest
+from .reliance import guess, sample_continuation
 
 MAX_PIXELS = 4_194_304
 """Of the configuration's default: the teacher tells images apart by what it is sent."""

@@ -1,0 +1,30 @@
+"""Short hashes that name content."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+
+Part = str | bytes | memoryview
+
+
+def digest(*parts: Part, size: int = 16) -> str:
+    """Return the first `size` hex digits of the sha256 of the parts, one after the other; texts count as UTF-8.
+
+    >>> digest("a", b"b") == digest("ab"), len(digest("ab"))
+    (True, 16)
+    """
+    return digest_of(parts, size=size)
+
+
+def digest_of(parts: Iterable[Part], *, size: int = 16) -> str:
+    """Return the `digest` of parts that are made one at a time, so that they need not be held together."""
+    total = hashlib.sha256()
+    for piece in parts:
+        total.update(piece.encode() if isinstance(piece, str) else piece)
+    return total.hexdigest()[:size]
+
+
+def file_digest(path: str | os.PathLike[str], *, size: int = 64) -> str:
+    """Return the first `size` hex digits of the sha256 of a file. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:size]
