@@ -67,16 +67,16 @@ def write_answers(
                 hidden = cache.step(tokens)
         left -= steps
         going = []
-        for place, new in enumerate(torch.stack(written, dim=1).tolist()):
+        for at, new in enumerate(torch.stack(written, dim=1).tolist()):
             end = next((k for k, token in enumerate(new) if token in ends), None)
-            answers[alive[place]] += new if end is None else new[: end + 1]
+            answers[alive[at]] += new if end is None else new[: end + 1]
             if end is None:
-                going.append(place)
+                going.append(at)
         if going and len(going) < len(alive):
             hidden = hidden[torch.tensor(going, device=hidden.device)]
             cache.keep(going)
             choice.keep(going)
-        alive = [alive[place] for place in going]
+        alive = [alive[at] for at in going]
     return answers
 
 
@@ -85,24 +85,24 @@ def _read_prompts(
 ) -> tuple[Tensor, "AnswerCache"]:
     """Return the last hidden values [rows, width] and the cache. Equal rows are read once."""
     first: dict[Any, int] = {}
-    same = [first.setdefault(_content(row), place) for place, row in enumerate(rows)]
-    image_features(checkpoint, [rows[place] for place in first.values()], shared)
+    same = [first.setdefault(_content(row), at) for at, row in enumerate(rows)]
+    image_features(checkpoint, [rows[at] for at in first.values()], shared)
     groups: dict[Shape, list[int]] = {}
-    for place in first.values():
-        groups.setdefault(shape_of(checkpoint, rows[place]), []).append(place)
+    for at in first.values():
+        groups.setdefault(shape_of(checkpoint, rows[at]), []).append(at)
     lengths, hidden, states, following = {}, [], [], {}
     for shape, places in groups.items():
-        found = read_rows(checkpoint, [rows[place] for place in places], shared, keep=True)
-        assert found.states is not None
-        hidden.append(found.hidden[:, -1])
-        states.append(found.states)
+        result = read_rows(checkpoint, [rows[at] for at in places], shared, keep=True)
+        assert result.states is not None
+        hidden.append(result.hidden[:, -1])
+        states.append(result.states)
         lengths |= dict.fromkeys(places, shape[0])
-        following |= dict.fromkeys(places, found.following)
-    order = {place: index for index, place in enumerate(place for places in groups.values() for place in places)}
-    chosen = torch.tensor([order[place] for place in same], device=checkpoint.device)
+        following |= dict.fromkeys(places, result.following)
+    order = {at: index for index, at in enumerate(at for places in groups.values() for at in places)}
+    chosen = torch.tensor([order[at] for at in same], device=checkpoint.device)
     cache = AnswerCache(
-        checkpoint.model, states, chosen, lengths=[lengths[place] for place in same],
-        positions=[following[place] for place in same],
+        checkpoint.model, states, chosen, lengths=[lengths[at] for at in same],
+        positions=[following[at] for at in same],
     )  # fmt: skip
     return torch.cat(hidden).index_select(0, chosen), cache
 
@@ -119,8 +119,9 @@ class AnswerCache:
     ) -> None:
         self.model, self.text = model, text_model(model)
         self.column = max(lengths)
-        self.keys, self.values = ([_beside([getattr(one, kind)[k] for one in states], self.column, chosen)
-                                   for k in range(len(self.text.layers))] for kind in ("keys", "values"))  # fmt: skip
+        layers = range(len(self.text.layers))
+        self.keys = [_beside([group.keys[k] for group in states], self.column, chosen) for k in layers]
+        self.values = [_beside([group.values[k] for group in states], self.column, chosen) for k in layers]
         device = chosen.device
         self.positions = torch.tensor(positions, device=device)
         self.seen: Tensor | None = None  # bool [rows, 1, 1, columns]: no padding; None where nothing is padded
@@ -171,25 +172,28 @@ class AnswerCache:
 
 def _beside(parts: list[Tensor], columns: int, chosen: Tensor) -> Tensor:
     """Return the chosen rows of the parts, each ending in the last column."""
-    padded = [nn.functional.pad(part, (0, 0, columns - part.shape[2], 0)) for part in parts]
+    padded = [nn.functional.pad(tensor, (0, 0, columns - tensor.shape[2], 0)) for tensor in parts]
     return (padded[0] if len(padded) == 1 else torch.cat(padded)).index_select(0, chosen)
 
 
 def _step_layer(layer: nn.Module) -> Callable[..., Tensor]:
     """Return a layer for one token a row: [rows, width] and the columns so far, of which it fills the last."""
-    own, mlp = layer.self_attn, layer.mlp
-    project, add_mixed = side_by_side([own.q_proj, own.k_proj, own.v_proj]), add_linear(own.o_proj)
+    attention, mlp = layer.self_attn, layer.mlp
+    project, add_mixed = (
+        side_by_side([attention.q_proj, attention.k_proj, attention.v_proj]),
+        add_linear(attention.o_proj),
+    )
     to_gate, to_up, add_down = linear(mlp.gate_proj), linear(mlp.up_proj), add_linear(mlp.down_proj)
-    width, scale, has_norms = own.head_dim, own.scaling, hasattr(own, "q_norm")
+    width, scale, has_norms = attention.head_dim, attention.scaling, hasattr(attention, "q_norm")
 
     def run(hidden: Tensor, keys: Tensor, values: Tensor, cos: Tensor, sin: Tensor, seen: Tensor | None) -> Tensor:
         rows, heads = keys.shape[0], keys.shape[1]
-        found = project(rms(layer.input_layernorm, hidden)).view(rows, -1, width)
-        both, value = found.split([found.shape[1] - heads, heads], dim=1)
+        result = project(rms(layer.input_layernorm, hidden)).view(rows, -1, width)
+        both, value = result.split([result.shape[1] - heads, heads], dim=1)
         queries = both.shape[1] - heads
         if has_norms:
             query, key = both.split([queries, heads], dim=1)
-            both = torch.cat([rms(own.q_norm, query), rms(own.k_norm, key)], dim=1)
+            both = torch.cat([rms(attention.q_norm, query), rms(attention.k_norm, key)], dim=1)
         first, second = both.chunk(2, dim=2)
         query, key = torch.cat([second, first], dim=2).mul_(sin).addcmul_(both, cos).split([queries, heads], dim=1)
         keys.select(2, -1).copy_(key)

@@ -69,14 +69,14 @@ def leaf_logprobs(
         groups.setdefault(shape_of(checkpoint, row), []).append(index)
     tree = trie.on(checkpoint.device)
     head = checkpoint.model.get_output_embeddings()
-    found: dict[int, Tensor] = {}
+    results: dict[int, Tensor] = {}
     for places in groups.values():
         hidden = read_rows(
-            checkpoint, [rows[place] for place in places], shared, tree=tree.mask, depths=trie.inner_depths(),
+            checkpoint, [rows[at] for at in places], shared, tree=tree.mask, depths=trie.inner_depths(),
             append=(*trie.prefix_ids, *trie.tokens[: trie.num_inner]), last=trie.num_inner + 1,
         ).hidden  # fmt: skip
-        found |= zip(places, trie.leaf_logprobs(head(hidden)), strict=True)
-    return torch.stack([found[index] for index in range(len(rows))])
+        results |= zip(places, trie.leaf_logprobs(head(hidden)), strict=True)
+    return torch.stack([results[index] for index in range(len(rows))])
 
 
 def leaf_logprobs_expanded(checkpoint: Checkpoint, trie: RatingTrie, row: TokenRow) -> Tensor:
@@ -176,9 +176,9 @@ def _read_window(
         for index, view in chunk:
             asked = Prompted(messages=(), images=(cutters[index].cut(view),))  # `ids` are its messages
             rows.append(make_row(checkpoint, asked, resize=view.scale is None, ids=ids))
-        found = leaf_logprobs(checkpoint, trie, rows, shared)
+        results = leaf_logprobs(checkpoint, trie, rows, shared)
         shared.forget_images()
-        for (index, view), logprobs in zip(chunk, found, strict=True):
+        for (index, view), logprobs in zip(chunk, results, strict=True):
             read[index].append((view.weight, logprobs))
     return [
         mix(torch.stack([logprobs for _, logprobs in views]), torch.tensor([weight for weight, _ in views]))

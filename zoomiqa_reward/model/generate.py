@@ -85,7 +85,7 @@ def generate(
         new = plain_new_ids(checkpoint, rows, sampling)
     answers = []
     for tokens in new:
-        end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+        end = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
         text = checkpoint.tokenizer.decode(tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
         answers.append(Completion(text=text, is_truncated=end == len(tokens)))
     return answers

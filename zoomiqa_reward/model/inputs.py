@@ -89,8 +89,8 @@ def make_row(
     for image in prompted.images:
         if id(image) not in prepared:
             prepared[id(image)] = (image, *_prepare(checkpoint, image, resize))
-    known = [prepared[id(image)] for image in prompted.images]
-    parts, grid = tuple(patches for _, patches, _ in known), torch.cat([one for _, _, one in known])
+    shown = [prepared[id(image)] for image in prompted.images]
+    parts, grid = tuple(patches for _, patches, _ in shown), torch.cat([size for _, _, size in shown])
     counts = torch.ones_like(ids)
     counts[ids == checkpoint.image_token_id] = _features(checkpoint, grid).to(ids.device)
     row = TokenRow(

@@ -148,7 +148,9 @@ def _layer(
 def projected(attention: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries, keys and values [rows, heads, tokens, head width] of [rows, tokens, width]."""
     shape = (*x.shape[:2], -1, attention.head_dim)
-    query, key, value = (part(x).view(shape) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
+    query, key, value = (
+        projection(x).view(shape) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
     if hasattr(attention, "q_norm"):
         query, key = rms(attention.q_norm, query), rms(attention.k_norm, key)
     return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)

@@ -66,14 +66,14 @@ def image_features(checkpoint: Checkpoint, rows: Sequence[TokenRow], shared: Sha
     for row in rows:
         for patches, (_, height, width) in zip(row.patches, row.image_grid_thw.tolist(), strict=True):
             group = waiting.setdefault((height, width), [])
-            if id(patches) not in shared.features and not any(patches is one for one in group):
+            if id(patches) not in shared.features and not any(patches is other for other in group):
                 group.append(patches)
     for grid, group in waiting.items():
         if not group:
             continue
-        found = read_images(checkpoint.model, torch.stack(group).to(checkpoint.device), grid)
+        result = read_images(checkpoint.model, torch.stack(group).to(checkpoint.device), grid)
         for index, patches in enumerate(group):
-            shared.features[id(patches)] = (patches, found.of(index))
+            shared.features[id(patches)] = (patches, result.of(index))
 
 
 def read_rows(
@@ -112,11 +112,11 @@ def read_rows(
         )
         for k, start in enumerate(starts)
     ]
-    found = read(
+    result = read(
         checkpoint.model, ids[:, common:].to(device), positions[:, :, common:].to(device), spans=spans, before=before,
         tree=tree, keep=keep, last=last,
     )  # fmt: skip
-    return replace(found, following=int(positions[0, 0, -1]) + 1)
+    return replace(result, following=int(positions[0, 0, -1]) + 1)
 
 
 def _starts(checkpoint: Checkpoint, row: TokenRow) -> list[int]:
@@ -132,11 +132,11 @@ def _starts(checkpoint: Checkpoint, row: TokenRow) -> list[int]:
 
 def _positions(checkpoint: Checkpoint, row: TokenRow, ids: Tensor) -> Tensor:
     """Return int64 [3, 1, tokens] on the CPU: the library's 3-D positions, one row's, which all of its shape share."""
-    found, _ = checkpoint.model.model.get_rope_index(
+    result, _ = checkpoint.model.model.get_rope_index(
         ids, mm_token_type_ids=(ids == checkpoint.image_token_id).long(), image_grid_thw=row.image_grid_thw.cpu(),
         attention_mask=torch.ones_like(ids),
     )  # fmt: skip
-    return found
+    return result
 
 
 def _common(starts: Sequence[int]) -> int:
@@ -149,10 +149,10 @@ def _common(starts: Sequence[int]) -> int:
 
 
 def _read_before(checkpoint: Checkpoint, ids: Tensor, shared: SharedReading) -> ReadStates:
-    known = tuple(ids.tolist())
-    if known not in shared.before:
-        positions = torch.arange(len(known)).expand(3, 1, -1).to(checkpoint.device)
+    key = tuple(ids.tolist())
+    if key not in shared.before:
+        positions = torch.arange(len(key)).expand(3, 1, -1).to(checkpoint.device)
         states = read(checkpoint.model, ids[None].to(checkpoint.device), positions, keep=True, last=1).states
         assert states is not None
-        shared.before[known] = states
-    return shared.before[known]
+        shared.before[key] = states
+    return shared.before[key]

@@ -119,8 +119,8 @@ class _Writing:
 
     def __call__(self, asked: Sequence[Prompted], sampling: Sampling) -> list[Completion]:
         rows: list[TokenRow] = []
-        for place, prompted in enumerate(asked):
-            is_same = place > 0 and _asks_the_same(asked[place - 1], prompted)  # as the samples of an image do
+        for index, prompted in enumerate(asked):
+            is_same = index > 0 and _asks_the_same(asked[index - 1], prompted)  # as the samples of an image do
             rows.append(rows[-1] if is_same else make_row(self.checkpoint, prompted, prepared=self.prepared))
         return self.write(self.checkpoint, rows, sampling)
 
@@ -130,9 +130,9 @@ class _Writing:
         self.shared.forget_images()
 
 
-def _asks_the_same(one: Prompted, other: Prompted) -> bool:
-    same_images = all(a is b for a, b in zip(one.images, other.images, strict=False))
-    return len(one.images) == len(other.images) and same_images and one.messages == other.messages
+def _asks_the_same(first: Prompted, second: Prompted) -> bool:
+    same_images = all(a is b for a, b in zip(first.images, second.images, strict=False))
+    return len(first.images) == len(second.images) and same_images and first.messages == second.messages
 
 
 def check_rounds(rounds: int) -> None:

@@ -42,8 +42,10 @@ class ImageFeatures:
         """Return the features of several images of one size."""
         if len(parts) == 1:
             return parts[0]
-        deep = zip(*(part.deep for part in parts), strict=True)
-        return ImageFeatures(tokens=torch.cat([part.tokens for part in parts]), deep=tuple(torch.cat(d) for d in deep))
+        deep = zip(*(piece.deep for piece in parts), strict=True)
+        return ImageFeatures(
+            tokens=torch.cat([piece.tokens for piece in parts]), deep=tuple(torch.cat(d) for d in deep)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +90,10 @@ def read_images(model: nn.Module, patches: Tensor, grid: tuple[int, int]) -> Ima
 def _by_library(model: nn.Module, patches: Tensor, grid: tuple[int, int]) -> ImageFeatures:
     images = patches.shape[0]
     grids = torch.tensor([[1, *grid]] * images, device=patches.device)
-    found = model.model.get_image_features(patches.flatten(0, 1), grids, return_dict=True)
-    deep = getattr(found, "deepstack_features", None) or ()
+    output = model.model.get_image_features(patches.flatten(0, 1), grids, return_dict=True)
+    deep = getattr(output, "deepstack_features", None) or ()
     return ImageFeatures(
-        tokens=torch.stack(tuple(found.pooler_output)), deep=tuple(torch.stack(tuple(d)) for d in deep)
+        tokens=torch.stack(tuple(output.pooler_output)), deep=tuple(torch.stack(tuple(d)) for d in deep)
     )
 
 
@@ -108,8 +110,8 @@ def _attend(attention: nn.Module, x: Tensor, plan: _Plan, groups: tuple[tuple[in
     qkv = _turned(attention.qkv(x).view(images, count, 3, attention.num_heads, -1), plan.cos, plan.sin)
     parts = [qkv] if len(groups) == 1 else qkv.split([length * number for length, number in groups], dim=1)
     mixed = []
-    for part, (length, number) in zip(parts, groups, strict=True):
-        windows = part.reshape(images * number, length, 3, attention.num_heads, -1)
+    for piece, (length, number) in zip(parts, groups, strict=True):
+        windows = piece.reshape(images * number, length, 3, attention.num_heads, -1)
         query, key, value = windows.permute(2, 0, 3, 1, 4).unbind(0)
         out = nn.functional.scaled_dot_product_attention(query, key, value, scale=attention.scaling)
         mixed.append(out.transpose(1, 2).reshape(images, -1, width))
@@ -136,12 +138,12 @@ _PLANS: "weakref.WeakKeyDictionary[nn.Module, OrderedDict[Any, _Plan]]" = weakre
 
 
 def _plan(tower: nn.Module, grid: tuple[int, int], device: torch.device) -> _Plan:
-    known = _PLANS.setdefault(tower, OrderedDict())
-    plan = known.get((grid, device))
+    plans = _PLANS.setdefault(tower, OrderedDict())
+    plan = plans.get((grid, device))
     if plan is None:
-        plan = known[grid, device] = _make_plan(tower, grid, device)
-        while len(known) > KEPT_SIZES:
-            known.popitem(last=False)
+        plan = plans[grid, device] = _make_plan(tower, grid, device)
+        while len(plans) > KEPT_SIZES:
+            plans.popitem(last=False)
     return plan
 
 

@@ -58,11 +58,11 @@ class RatingTrie:
 
     def leaf_logprobs(self, logits: Tensor) -> Tensor:
         """Return [batch, leaves] log-probabilities from logits [batch, 1 + inner, vocabulary] (prefix end first)."""
-        logits, own = logits.float(), self.on(logits.device)
+        logits, tensors = logits.float(), self.on(logits.device)
         normaliser = torch.logsumexp(logits, dim=-1)  # [batch, 1 + inner]
-        edges = logits[:, own.rows, own.tokens] - normaliser[:, own.rows]  # [batch, nodes]
+        edges = logits[:, tensors.rows, tensors.tokens] - normaliser[:, tensors.rows]  # [batch, nodes]
         edges = torch.cat([edges, edges.new_zeros(edges.shape[0], 1)], dim=1)  # last: an edge that costs nothing
-        return edges[:, own.steps].sum(dim=-1)
+        return edges[:, tensors.steps].sum(dim=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
