@@ -140,7 +140,7 @@ class AnswerCache:
         self.positions = self.positions + steps
 
     def step(self, tokens: Tensor) -> Tensor:
-        """ReadTokens one more token of each row, int64 [rows]; return [rows, width] behind the last norm."""
+        """Read one more token of each row, int64 [rows]; return [rows, width] behind the last norm."""
         if self.column == self.keys[0].shape[2]:
             self._grow()
         hidden = self.text.embed_tokens(tokens)
@@ -179,10 +179,8 @@ def _beside(parts: list[Tensor], columns: int, chosen: Tensor) -> Tensor:
 def _step_layer(layer: nn.Module) -> Callable[..., Tensor]:
     """Return a layer for one token a row: [rows, width] and the columns so far, of which it fills the last."""
     attention, mlp = layer.self_attn, layer.mlp
-    project, add_mixed = (
-        side_by_side([attention.q_proj, attention.k_proj, attention.v_proj]),
-        add_linear(attention.o_proj),
-    )
+    project = side_by_side([attention.q_proj, attention.k_proj, attention.v_proj])
+    add_mixed = add_linear(attention.o_proj)
     to_gate, to_up, add_down = linear(mlp.gate_proj), linear(mlp.up_proj), add_linear(mlp.down_proj)
     width, scale, has_norms = attention.head_dim, attention.scaling, hasattr(attention, "q_norm")
 

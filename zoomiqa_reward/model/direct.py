@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zoomiqa_reward.images.content import contentless
+from zoomiqa_reward.model.budget import pass_pixels
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.inputs import TokenRow, collate, encode, make_row
 from zoomiqa_reward.model.pixels import factor_of
@@ -20,7 +21,7 @@ from zoomiqa_reward.model.plain import plain_leaf_logprobs
 from zoomiqa_reward.model.reading import Shape, SharedReading, read_rows, reads_itself, shape_of
 from zoomiqa_reward.model.trie import RatingTrie, build_trie
 from zoomiqa_reward.model.turns import Prompted, round1
-from zoomiqa_reward.model.views import CHUNK_PIXELS, Task, ViewCutter, chunks, plan_views
+from zoomiqa_reward.model.views import Task, ViewCutter, chunks, plan_views
 
 MIN_MASS = 0.5
 """Below this share of the probability on ratings, the model was about to say something else: no measurement."""
@@ -121,7 +122,7 @@ def rate_direct(
     question: str | None = None,
     strict: bool = False,
     batch_size: int = 8,
-    chunk_pixels: int = CHUNK_PIXELS,
+    chunk_pixels: int | None = None,
 ) -> Distribution:
     """Return the distribution of each float32 CHW image: the mixture of its views'.
 
@@ -132,6 +133,7 @@ def rate_direct(
     mixtures: list[Tensor] = []
     errors: list[str | None] = []
     shared = SharedReading()
+    chunk_pixels = pass_pixels(checkpoint) if chunk_pixels is None else chunk_pixels
     for window in _windows(images, 1 if strict else batch_size):
         empty = [contentless(image) for image in window]
         shown = [image for image, why in zip(window, empty, strict=True) if why is None]

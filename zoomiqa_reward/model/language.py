@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from zoomiqa_reward.model.layers import gated, recomputable, rms
@@ -176,10 +177,16 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         return _attention(query, key, value, scale, is_causal=True)
     if asked == 1:
         return _attention(query, key, value, scale)
-    return _attention(query, key, value, scale, attn_mask=_lower_right(asked, seen, query.device))
+    if query.device.type == "cpu":
+        return _attention(query, key, value, scale, attn_mask=_lower_right(asked, seen, query.device))
+    return _attention(query, key, value, scale, attn_mask=causal_lower_right(asked, seen))
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, scale: float, **mask: Any) -> Tensor:
+    group = query.shape[1] // key.shape[1]
+    if "attn_mask" in mask and group > 1 and query.device.type != "cpu":
+        # under a mask, only the slowest kernel of a GPU lets several heads share a key
+        key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
     return scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=True, **mask)
 
 

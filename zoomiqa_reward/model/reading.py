@@ -61,7 +61,7 @@ def shape_of(checkpoint: Checkpoint, row: TokenRow) -> Shape:
 
 
 def image_features(checkpoint: Checkpoint, rows: Sequence[TokenRow], shared: SharedReading) -> None:
-    """ReadTokens the images of rows that were not read yet, those of one size together."""
+    """Read the images of rows that were not read yet, those of one size together."""
     waiting: dict[tuple[int, int], list[Tensor]] = {}
     for row in rows:
         for patches, (_, height, width) in zip(row.patches, row.image_grid_thw.tolist(), strict=True):
@@ -87,7 +87,7 @@ def read_rows(
     last: int = 1,
     keep: bool = False,
 ) -> ReadTokens:
-    """ReadTokens rows of one shape (`shape_of`), and tokens that follow every row, in one pass.
+    """Read rows of one shape (`shape_of`), and tokens that follow every row, in one pass.
 
     append: ids; the last of them are the nodes of the `tree`, bool [nodes, nodes], whose `depths` are their positions
     behind what stands before them. last, keep: as for `language.read`.
