@@ -7,7 +7,7 @@ profiler, and synchronisations, which stop a GPU until the host has read a value
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 
 from zoomiqa_reward.model.checkpoint import Checkpoint, load_checkpoint
-from zoomiqa_reward.protocol.spec import Protocol, ViewPolicy
+from zoomiqa_reward.protocol.spec import ViewPolicy
 
 SIDES = (756, 1008)
 """Height and width of the image that is read: about KonIQ-10k's; 972 image tokens."""
@@ -35,29 +35,37 @@ VISION = {
 }  # fmt: skip
 
 
-def thin_7b(device: str = "cpu", seed: int = 0, *, protocol: Protocol | None = None, **vision: Any) -> Checkpoint:
-    """Return the thin model, float32; nano's tokenizer and prompts, and an image is read once, whole, as by the 7B.
+def thin_7b(device: str = "cpu", **vision: Any) -> Checkpoint:
+    """Return the thin model in float32; `vision` holds other values of the vision tower's config."""
+    checkpoint = random_checkpoint("thin 7B", TEXT, VISION | vision)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for parameter in checkpoint.model.parameters():
+            if parameter.ndim > 1:  # the usual 0.02 is so small at this width that attention sees nothing
+                torch.nn.init.normal_(parameter, std=0.1)
+    return replace(checkpoint, model=checkpoint.model.to(device))
 
-    vision: other values of the vision tower's config.
-    """
+
+def random_checkpoint(
+    name: str, text: Mapping[str, Any], vision: Mapping[str, Any], *, device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Checkpoint:  # fmt: skip
+    """Return a Qwen2.5-VL of random weights with nano's tokenizer and prompts; it reads an image once, whole."""
     from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
 
     nano = load_checkpoint("nano", device="cpu")
     own = nano.model.config
-    names = ("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size")
-    text = {**TEXT, **{name: getattr(own.text_config, name) for name in names}}
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    names = names if "vocab_size" in text else (*names, "vocab_size")
     kinds = [f"{kind}_token_id" for kind in ("image", "video", "vision_start", "vision_end")]
-    config = Qwen2_5_VLConfig(text_config=text, vision_config=VISION | vision, tie_word_embeddings=False,
-                              **{name: getattr(own, name) for name in kinds})  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = AutoModelForImageTextToText.from_config(config)
-        for parameter in model.parameters():
-            if parameter.ndim > 1:  # the usual 0.02 is so small at this width that attention sees nothing
-                torch.nn.init.normal_(parameter, std=0.1)
-    model.eval().requires_grad_(False)
-    whole = replace(nano.protocol, views=ViewPolicy.whole(), max_pixels=1003520)
-    return replace(nano, name="thin 7B", model=model.to(device), protocol=protocol or whole)
+    config = Qwen2_5_VLConfig(
+        text_config={**text, **{name: getattr(own.text_config, name) for name in names}}, vision_config=dict(vision),
+        tie_word_embeddings=False, **{name: getattr(own, name) for name in kinds},
+    )  # fmt: skip
+    with torch.device(device):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    protocol = replace(nano.protocol, views=ViewPolicy.whole(), max_pixels=1003520)
+    return replace(nano, name=name, model=model.eval().requires_grad_(False), protocol=protocol)
 
 
 @dataclass(frozen=True, kw_only=True)
