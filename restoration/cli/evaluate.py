@@ -131,13 +131,15 @@ def show(results: dict[str, Any]) -> None:
     cost = results["cost"]
     if cost["seconds_per_candidate"] is not None:
         peak = "" if cost["peak_bytes"] is None else f", peak memory {cost['peak_bytes'] / 2**30:.2f} GiB"
-        console.print(f"{cost['seconds_per_candidate']:.2f} s a candidate{peak}; * judges", markup=False)
+        console.print(
+            f"{cost['seconds_per_candidate']:.2f} s per candidate{peak}; * marks the judging metric", markup=False
+        )
     _show_problems(results)
 
 
 def _choice_table(results: dict[str, Any]) -> Table:
     reward = results["settings"]["reward"]["name"]
-    table = Table(box=None, header_style="bold", pad_edge=False, title=f"what {reward}'s choice is worth",
+    table = Table(box=None, header_style="bold", pad_edge=False, title=f"choice by {reward}",
                   title_justify="left")  # fmt: skip
     for title in ("under", "captured gain", "regret", "within-LR SRCC", ""):
         table.add_column(title, justify="left" if title in ("under", "") else "right")
@@ -154,7 +156,7 @@ def _show_test(console: Any, test: dict[str, Any], row: str) -> None:
         for key in ("p_bootstrap", "p_wilcoxon")
     ]
     names = " - ".join(test["restorers"])
-    console.print(f"{names}, {row}, {test['metric']} (oriented): {_cell(comparison['difference'])}, "
+    console.print(f"{names}, {row}, {test['metric']} (higher is better): {_cell(comparison['difference'])}, "
                   f"p {p[0]} (bootstrap), {p[1]} (Wilcoxon)", markup=False)  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from restoration.metrics.registry import measure
 from restoration.restorer.image_io import RestorationError
 from zoomiqa_reward.images.filters import resize_bicubic
 from zoomiqa_reward.images.loading import load_image, save_png, to_pil
-from zoomiqa_reward.rewards.base import Reward
+from zoomiqa_reward.rewards.base import Reward, ask
 
 try:
     import resource
@@ -131,7 +131,7 @@ class ImageMeasurer:
             return float("nan"), None
         if "hr" in self.reward.needs and hr is None:
             return float("nan"), NO_REFERENCE
-        scores = self.reward([image], lq=[lq], hr=None if hr is None else [hr])
+        scores = ask(self.reward, [image], lq=[lq], hr=None if hr is None else [hr])
         valid = bool(scores.valid[0])
         return float(scores.value[0]), None if valid else scores.reason(0, self.reward.name)
 

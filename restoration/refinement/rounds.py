@@ -30,7 +30,7 @@ from restoration.selection.result import BestOfN, open_run
 from zoomiqa_reward.images.loading import conversions, load_image, to_pil
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, is_groupwise
-from zoomiqa_reward.rewards.restorations import ask_restorations
+from zoomiqa_reward.rewards.restorations import ask_restorations, lost_content
 from zoomiqa_reward.runs.progress import progress as progress_of
 
 LR_CONSISTENCY_SLACK_DB = 0.1
@@ -196,11 +196,18 @@ class Refining:
     def _attempt(
         self, seed: int, region: Region, texts: dict[str, str], current: Image.Image
     ) -> tuple[Attempt, Image.Image | None]:
-        """Restore the region once; return the attempt and the whole image with it."""
+        """Restore the region once; return what it is worth and the whole image with it.
+
+        A region that came back without content is no attempt: inside the whole image nobody would notice by a rule.
+        """
+        source = region.cut(self.image)
         try:
-            [restored] = self.restorer.restore(region.cut(self.image), [seed], **texts)
+            [restored] = self.restorer.restore(source, [seed], **texts)
         except RestorationError as error:
             return Attempt(seed=seed, error=str(error)), None
+        [nothing] = lost_content([restored.image], [source])
+        if nothing is not None:
+            return Attempt(seed=seed, error=f"of the region: {nothing}"), None
         image = to_pil(region.blended(load_image(current), restored.image, self.image))
         return Attempt(seed=seed, lr_consistency=self._consistency(image)), image
 

@@ -28,7 +28,7 @@ from restoration.restorer.tiling import Tiling, restore_tiled
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.model.draws import own_draws
 from zoomiqa_reward.model.fingerprint import fingerprint
-from zoomiqa_reward.model.numerics import callers_precision
+from zoomiqa_reward.model.numerics import callers_precision, precision_settings
 from zoomiqa_reward.rewards.identity import state_digest
 
 DEFAULT_OVERLAP_PX = 32
@@ -155,7 +155,11 @@ class Restorer:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of weights, configuration, call arguments and library versions; reads all weights once."""
+        """16 hex digits of weights, configuration, call arguments, library versions and precision settings.
+
+        Reads all weights once. TF32 and the like are the process's choice, so they count; on a machine with CUDA, so do
+        its settings and the kind of GPU.
+        """
         return fingerprint(self.fingerprint_parts())
 
     @property
@@ -173,6 +177,7 @@ class Restorer:
             "prompts": [text if isinstance(text, str) else state_digest(text) for text in texts],
             "tiling": None if self.tiling is None else asdict(self.tiling),
             "versions": {"torch": version("torch"), "numpy": version("numpy")},
+            "precision": _precision(),
         }  # fmt: skip
 
     def restore(
@@ -249,3 +254,10 @@ class Restorer:
                 self._has_said.add(key)
                 warnings.warn(f"{self.name} takes no {key}; it is dropped", stacklevel=4)
         return {key: prompt_text(text, image) for key, text in wanted.items()}
+
+
+def _precision() -> dict[str, Any]:
+    """What the process has chosen that decides the bits of an image; empty on a CPU where nothing was chosen."""
+    has_cuda = torch.cuda.is_available()
+    gpu = {"gpu": torch.cuda.get_device_name()} if has_cuda else {}
+    return gpu | precision_settings(cuda=has_cuda)

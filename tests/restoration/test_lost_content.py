@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from scripted_refinement import LQ, grainy
+from scripted_refinement import run as run_refine
 from skimage import data
 
 from restoration.metrics.registry import as_reward
@@ -13,6 +15,7 @@ from restoration.selection.best_of_n import best_of_n
 from restoration.tuning.algorithms.groups import group_advantages
 from zoomiqa_reward import MetricReward, ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.check.ladders import blur
+from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward
@@ -92,6 +95,28 @@ def test_where_the_source_shows_nothing_the_reward_decides_alone():
     reward = MetricReward(likes_flat, "flat", True, (-1, 0))
     assert lost_content([sky], [sky]) == [None]
     assert bool(ask_restorations(reward, [sky], [sky]).valid[0])
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_refine_never_keeps_one_neither_at_the_start_nor_in_a_region(name):
+    """The reward likes flat images best and nothing else holds it back: any LR-consistency will do."""
+    spoil, at_the_start = DEGENERATE[name], {candidate_seed(0, 1), candidate_seed(0, 3)}
+
+    def restore(image, seed):
+        large = grainy(image, seed)
+        spoils = seed in at_the_start or (image.shape != LQ.shape and seed % 2)
+        return spoil(large).clamp(0, 1) if spoils else large
+
+    flat = MetricReward(likes_flat, "flat", True, (-1, 0))
+    result = run_refine(restore, flat, lr_consistency_slack_db=1000.0, rounds=2)
+    assert [one.valid for one in result.start.candidates] == [True, False, True, False]
+    assert result.start.best.index in (0, 2)
+    attempts = [attempt for one in result.history for attempt in one.attempts]
+    assert {bool(attempt.seed % 2) for attempt in attempts} == {True, False}
+    for attempt in attempts:
+        assert attempt.valid == (attempt.seed % 2 == 0)
+        assert attempt.valid or attempt.error.startswith("of the region: the image has no content")
+    assert all(contentless(load_image(one.image)) is None for one in result.history if one.has_image())
 
 
 def scores_of(values, errors):

@@ -15,8 +15,8 @@ from restoration.tuning.algorithms.sft import SFT
 from restoration.tuning.context import Tuning
 from restoration.tuning.denoisers.base import denoiser_of
 from restoration.tuning.lora import add_lora
-from restoration.tuning.monitor.limits import LEAST_ROOM, Limit, bootstrap_deviation, limits_of
-from restoration.tuning.monitor.monitor import LEAST_FRAGILITY, Monitor
+from restoration.tuning.monitor.limits import LEAST_FRAGILITY, LEAST_ROOM, Limit, bootstrap_deviation, limits_of
+from restoration.tuning.monitor.monitor import Monitor
 from restoration.tuning.offload import Offloader
 from restoration.tuning.sampler.rollout import raw_range
 from zoomiqa_reward.images import load_image

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from known_rewards import LAPLACIAN, Cut, faithful, photo
+from known_rewards import LAPLACIAN, Cut, faithful, photo, wrapped
 from PIL import Image
 from tiny import make_image, tiny_checkpoint
 
 from zoomiqa_reward.check import Thresholds, find_reward, ladder_figure, run_check
 from zoomiqa_reward.check.baselines import laplacian
-from zoomiqa_reward.check.figure import CELL_PX, HEAD_PX, LABEL_PX
+from zoomiqa_reward.check.figure import CAPTION_PX, CELL_PX, GAP_PX, HEAD_PX, LABEL_PX
+from zoomiqa_reward.check.ladders import DAMAGES, WORSENINGS
 from zoomiqa_reward.cli import main as cli
 from zoomiqa_reward.images import load_image
 
@@ -79,9 +80,32 @@ def test_the_figure_shows_the_images_and_marks_a_rise(tmp_path):
     assert red_pixels(ladder_figure(run_check(faithful(), [photo()]))) == 0
 
 
+def test_the_figure_shows_what_was_emptied_and_marks_a_value_for_nothing():
+    report = run_check(faithful(), [photo(height=160, width=200)])
+    figure = ladder_figure(report)
+    row_px = CELL_PX + CAPTION_PX + GAP_PX
+    top = HEAD_PX + (len(DAMAGES) + len(WORSENINGS)) * row_px
+    cells = [
+        load_image(figure.crop((LABEL_PX + k * (CELL_PX + GAP_PX), top, LABEL_PX + k * (CELL_PX + GAP_PX) + CELL_PX,
+                                top + CELL_PX)))
+        for k in range(4)
+    ]  # fmt: skip
+    expected = report.shown.enlarged[:, 8 : 8 + CELL_PX, 28 : 28 + CELL_PX]
+    assert float((cells[0] - expected).abs().max()) <= 0.5 / 255 + 1e-6
+    assert [float(cell.mean()) for cell in cells[1:3]] == [0, 1]
+    blank = figure.crop((LABEL_PX, top + CELL_PX, figure.width, top + row_px))
+    assert red_pixels_of(blank) == 0
+    contrast = run_check(wrapped(lambda image: image.std()), [photo(height=160, width=200)])
+    blank = ladder_figure(contrast).crop((LABEL_PX, top + CELL_PX, figure.width, top + row_px))
+    assert red_pixels_of(blank) > 20
+
+
 def red_pixels(figure):
-    below_the_head = np.asarray(figure.crop((LABEL_PX, HEAD_PX, *figure.size)))
-    return int((below_the_head == (232, 92, 92)).all(axis=-1).sum())
+    return red_pixels_of(figure.crop((LABEL_PX, HEAD_PX, *figure.size)))
+
+
+def red_pixels_of(image):
+    return int((np.asarray(image) == (232, 92, 92)).all(axis=-1).sum())
 
 
 # The command
@@ -111,16 +135,21 @@ def run(capsys, *args):
 
 def test_json_on_stdout_and_a_table_on_stderr(capsys, files, registered):
     code, out, err = run(capsys, "a.png", "b.png", "--reward", LAPLACIAN, "--figure", "check.png", "--crop-px", "72")
-    assert code == 0
+    assert code == 2  # two photographs are too few for a verdict
     [line] = out.splitlines()
     found = json.loads(line, parse_constant=pytest.fail)
     assert found["reward"] == "laplacian"
     assert found["photographs"] == ["a.png", "b.png"]
     assert {use: one["verdict"] for use, one in found["verdicts"].items()} == {
-        "best-of-n": "not fit", "dpo": "not fit", "gradients": "not fit"
+        "best-of-n": "too few images", "dpo": "too few images", "gradients": "too few images"
     }  # fmt: skip
+    by_name = {one["name"]: one for one in found["verdicts"]["dpo"]["criteria"]}
+    assert by_name["weakest_in_order"]["met"] is False  # what decides is there all the same
+    assert by_name["contentless_rated"]["value"] == 1
+    assert by_name["measured_share"]["low"] == by_name["measured_share"]["high"] == 1
     assert found["measures"]["weakest_in_order"] == 0
-    for words in ("oversharpen", "noise to signal", "weakest_in_order 0", "images per second", "check.png"):
+    for words in ("oversharpen", "noise to signal", "weakest_in_order 0", "images per second", "check.png",
+                  "too few images (2, at least 20 are needed)", "edges on jpeg", "empty before honest"):  # fmt: skip
         assert words in err
     assert (files / "check.png").exists()
 
@@ -142,18 +171,32 @@ def test_a_reward_beside_the_user(capsys, files, registered, monkeypatch):
         "def make():\n    return MetricReward(lambda image: image.mean(), 'bright', True, (0, 1))\n"
     )
     code, out, _ = run(capsys, "a.png", "--reward", "my_own_reward:make")
-    assert (code, json.loads(out)["reward"]) == (0, "bright")
+    assert (code, json.loads(out)["reward"]) == (2, "bright")
+
+
+def test_the_exit_code_is_0_where_every_use_has_a_verdict(capsys, files, registered, tmp_path):
+    names = [f"{letter}{k}.png" for k in range(10) for letter in "ab"]
+    for name in names:
+        (tmp_path / name).write_bytes((files / f"{name[0]}.png").read_bytes())
+    options = ("--reward", LAPLACIAN, "--crop-px", "64", "--repeats", "2")
+    code, out, _ = run(capsys, *names, *options)
+    assert {one["verdict"] for one in json.loads(out)["verdicts"].values()} == {"not fit"}
+    assert code == 0
+    code, out, _ = run(capsys, *names, "--count", "19", *options)
+    assert {one["verdict"] for one in json.loads(out)["verdicts"].values()} == {"too few images"}
+    assert code == 2
 
 
 def test_the_model_is_checked_by_default(capsys, files, registered):
     arguments = ("--model", str(tiny_checkpoint()), "--device", "cpu", "--crop-px", "64", "--repeats", "2")
     code, out, _ = run(capsys, "a.png", "b.png", "--count", "1", *arguments)
     found = json.loads(out)
-    assert code == 2  # of a crop of 64 px the strongest blur leaves an image without content
+    assert code == 2  # one photograph is too few
     assert found["photographs"] == ["a.png"]
     assert found["reward"].endswith("-direct")
     measures, ascent = found["measures"], found["measures"]["ascent"]
-    assert 0.9 < measures["measured_share"] < 1
+    assert measures["measured_share"] == 1  # the strongest blur leaves nothing of 64 px, which is no failure
+    assert measures["contentless_rated"] == 0
     assert measures["repeat_deviation"] == 0
     assert (ascent["gradient_share"], ascent["error"]) == (1, None)
     assert ascent["rise"] > max(0, ascent["random_change"])

@@ -1,19 +1,23 @@
-"""The ladders in one image: what was shown, what the reward said, and where it goes the wrong way.
+"""The check in one image: what was shown, what the reward said, and where it goes the wrong way.
 
 Each row is a kind of damage: the middle of the first photograph step by step, at its own pixels (nothing is resampled),
-with the mean value over all photographs beneath, red where it does not fall from the step before. At the end of the
-row, all photographs as lines. Pillow alone, with the font that it bundles.
+with the mean value over all photographs beneath. It is red where it does not fall from the step before; beneath an
+emptied image, where the reward prefers it to the honest candidate on some photograph, or rates it although it has no
+content. At the end of the row, all photographs as lines. Pillow alone, with the font that it bundles.
 """
 
 import itertools
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
-from zoomiqa_reward.check.measures import LadderMeasure
+from zoomiqa_reward.check.degenerate import empty_rows
+from zoomiqa_reward.check.order import mean
 from zoomiqa_reward.check.report import CheckReport
 from zoomiqa_reward.check.table import number, percent
 from zoomiqa_reward.check.verdict import FIT, UNFIT
@@ -38,27 +42,69 @@ def ladder_figure(
 
     Raises OutputError where a file stands there that this program did not make (unless `overwrite`).
     """
-    ladders = report.measures.ladders
-    columns = max(len(ladder.labels) for ladder in ladders) + 1  # the graph
+    rows = _rows(report)
+    columns = max(len(row.labels) for row in rows) + 1  # the graph
     width = LABEL_PX + columns * (CELL_PX + GAP_PX) + GAP_PX
     row_px = CELL_PX + CAPTION_PX + GAP_PX
-    figure = Image.new("RGB", (width, HEAD_PX + len(ladders) * row_px + GAP_PX), _BACK)
+    figure = Image.new("RGB", (width, HEAD_PX + len(rows) * row_px + GAP_PX), _BACK)
     draw = ImageDraw.Draw(figure)
     _head(draw, report)
-    every = [value for ladder in ladders for row in ladder.rows for value in row if math.isfinite(value)]
+    every = [value for row in rows for values in row.rows for value in values if math.isfinite(value)]
     scale = (min(every), max(every)) if every else (0.0, 1.0)
-    for index, ladder in enumerate(ladders):
+    for index, row in enumerate(rows):
         top = HEAD_PX + index * row_px
-        _label(draw, ladder, top)
-        images = [to_pil(image) for image in report.shown.ladders[ladder.kind]]
-        for step, image in enumerate(images):
+        _label(draw, row, top)
+        for step, image in enumerate(row.images):
             left = LABEL_PX + step * (CELL_PX + GAP_PX)
-            _step(figure, image, (left, top))
-            _caption(draw, ladder, step, (left, top + CELL_PX))
-        _graph(draw, ladder, scale, (LABEL_PX + (columns - 1) * (CELL_PX + GAP_PX), top))
+            _step(figure, to_pil(image), (left, top))
+            _caption(draw, row, step, (left, top + CELL_PX))
+        _graph(draw, row, scale, (LABEL_PX + (columns - 1) * (CELL_PX + GAP_PX), top))
     if path is not None:
         write_figure(figure, path, overwrite=overwrite)
     return figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """What one row of the figure shows."""
+
+    kind: str
+    about: tuple[str, ...]
+    """Lines beneath the kind."""
+    labels: tuple[str, ...]
+    images: tuple[Tensor, ...]
+    """Of the first photograph."""
+    means: tuple[float, ...]
+    rows: tuple[tuple[float, ...], ...]
+    is_wrong: tuple[bool, ...]
+    """By step: whether the reward goes the wrong way there."""
+
+
+def _rows(report: CheckReport) -> list[_Row]:
+    measures, shown = report.measures, report.shown
+    drawn_rows = []
+    for ladder, images in [
+        *((ladder, shown.ladders[ladder.kind]) for ladder in measures.ladders),
+        *((ladder, shown.worsened[ladder.kind]) for ladder in measures.worsened),
+    ]:
+        falls = (
+            math.isfinite(ladder.means[0]),
+            *(after < before for before, after in itertools.pairwise(ladder.means)),
+        )
+        about = (f"pairs {percent(ladder.pairs_in_order)}", f"steps {percent(ladder.steps_in_order)}", "in order")
+        is_wrong = (math.isnan(ladder.means[0]), *(not does_fall for does_fall in falls))
+        drawn_rows.append(_Row(kind=ladder.kind, about=about, labels=ladder.labels, images=images, means=ladder.means,
+                          rows=ladder.rows, is_wrong=is_wrong))  # fmt: skip
+    emptied = empty_rows(shown.hr, shown.enlarged)
+    for row in measures.empty:
+        is_wrong = tuple(
+            liked > 0 or (rated > 0 and not measures.compares)
+            for liked, rated in zip(row.preferred, row.rated, strict=True)
+        )
+        about = (f"liked {percent(mean(row.preferred[1:]))}", f"rated {percent(mean(row.rated))}", "0 % wanted")
+        drawn_rows.append(_Row(kind=row.kind, about=about, labels=row.labels, images=emptied[row.kind], means=row.means,
+                          rows=row.rows, is_wrong=is_wrong))  # fmt: skip
+    return drawn_rows
 
 
 def _head(draw: ImageDraw.ImageDraw, report: CheckReport) -> None:
@@ -75,11 +121,10 @@ def _head(draw: ImageDraw.ImageDraw, report: CheckReport) -> None:
     draw.text((GAP_PX, 33), about, font=small, fill=_MUTED)
 
 
-def _label(draw: ImageDraw.ImageDraw, ladder: LadderMeasure, top: int) -> None:
+def _label(draw: ImageDraw.ImageDraw, row: _Row, top: int) -> None:
     small = ImageFont.load_default(13)
-    draw.text((GAP_PX, top + 2), ladder.kind, font=ImageFont.load_default(17), fill=_INK)
-    lines = (f"pairs {percent(ladder.pairs_in_order)}", f"steps {percent(ladder.steps_in_order)}", "in order")
-    for index, line in enumerate(lines):
+    draw.text((GAP_PX, top + 2), row.kind, font=ImageFont.load_default(16), fill=_INK)
+    for index, line in enumerate(row.about):
         draw.text((GAP_PX, top + 28 + 18 * index), line, font=small, fill=_MUTED)
 
 
@@ -91,20 +136,20 @@ def _step(figure: Image.Image, image: Image.Image, at: tuple[int, int]) -> None:
     figure.paste(middle, (at[0] + (CELL_PX - width) // 2, at[1] + (CELL_PX - height) // 2))
 
 
-def _caption(draw: ImageDraw.ImageDraw, ladder: LadderMeasure, step: int, at: tuple[int, int]) -> None:
-    value = ladder.means[step]
-    falls = step == 0 or value < ladder.means[step - 1]  # NaN is red as well
-    draw.text((at[0], at[1] + 2), ladder.labels[step], font=ImageFont.load_default(12), fill=_MUTED)
-    colour = _INK if falls and math.isfinite(value) else _BAD
-    draw.text((at[0], at[1] + 17), number(value), font=ImageFont.load_default(16), fill=colour)
+def _caption(draw: ImageDraw.ImageDraw, row: _Row, step: int, at: tuple[int, int]) -> None:
+    draw.text((at[0], at[1] + 2), row.labels[step], font=ImageFont.load_default(12), fill=_MUTED)
+    colour = _BAD if row.is_wrong[step] else _INK
+    value = row.means[step]
+    text = number(value) if math.isfinite(value) else "no value"
+    draw.text((at[0], at[1] + 17), text, font=ImageFont.load_default(16), fill=colour)
 
 
-def _graph(draw: ImageDraw.ImageDraw, ladder: LadderMeasure, scale: tuple[float, float], at: tuple[int, int]) -> None:
+def _graph(draw: ImageDraw.ImageDraw, row: _Row, scale: tuple[float, float], at: tuple[int, int]) -> None:
     """Draw every photograph's values, and their mean, over the steps; the scale is the same in every row."""
     draw.rectangle((*at, at[0] + CELL_PX - 1, at[1] + CELL_PX - 1), fill=_CARD)
-    for values in ladder.rows:
+    for values in row.rows:
         _polyline(draw, values, scale, at, _LINE, 1)
-    _polyline(draw, ladder.means, scale, at, _GOOD if ladder.steps_in_order == 1 else _UNSURE, 3)
+    _polyline(draw, row.means, scale, at, _UNSURE if any(row.is_wrong) else _GOOD, 3)
 
 
 def _polyline(

@@ -1,8 +1,11 @@
-"""Images whose order is known: one photograph, damaged step by step in six ways, each step worse than the last.
+"""Images whose order is known: one photograph, damaged step by step, each step worse than the last.
 
 Five ladders are damage that restorers leave or make. The sixth, `detail`, is a pool as best-of-N sees one: candidates
 for **one** low-quality image, from the photograph itself down to its plain bicubic enlargement. They share what the
 low-quality image shows and differ in how much of the lost detail they hold, so their order is not in dispute.
+
+Four more ladders (`WORSENINGS`) start from an image that is bad already. What a judge takes for detail pays most there:
+grain on a soft image, edges around blocks and grain. Sharpening a soft image is left out, since a little of it helps.
 """
 
 import io
@@ -37,9 +40,25 @@ class Damage:
     apply: Callable[[Tensor, float], Tensor]
     """[3, height, width] in [0, 1] and a level; the same size and range come back."""
 
+    start: str = "untouched"
+    """How the image that it is done to is called."""
+
     def labels(self) -> tuple[str, ...]:
-        """Return how the steps are called, the untouched image first."""
-        return ("untouched", *(self.label.format(level) for level in self.levels))
+        """Return how the steps are called, the image that it is done to first."""
+        return (self.start, *(self.label.format(level) for level in self.levels))
+
+    def ladder(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Return the image, then what each level makes of it."""
+        return (image, *(self.apply(image, level).clamp(0, 1) for level in self.levels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worsening:
+    """Damage that is done to an image which is bad already."""
+
+    damage: Damage
+    spoil: Callable[[Tensor], Tensor]
+    """Makes the bad image that the ladder starts from."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,15 +72,23 @@ class Pool:
     """[3, height / SCALE, width / SCALE], what rewards that need a source are given."""
     ladders: dict[str, tuple[Tensor, ...]]
     """By kind: the photograph, then ever worse copies of its size."""
+    worsened: dict[str, tuple[Tensor, ...]]
+    """By kind: a bad copy of the photograph, then ever worse ones."""
+
+    @property
+    def enlarged(self) -> Tensor:
+        """The plain enlargement of the low-quality image: the worst honest candidate."""
+        return self.ladders[DETAIL][-1]
 
 
 def make_pool(photograph: Photograph) -> Pool:
     """Return the photograph with its ladders. The same photograph gives the same pixels, every time."""
     hr = photograph.image
-    ladders = {
-        damage.kind: (hr, *(damage.apply(hr, level).clamp(0, 1) for level in damage.levels)) for damage in DAMAGES
-    }
-    return Pool(name=photograph.name, hr=hr, lq=reduce(hr, SCALE), ladders=ladders)
+    return Pool(
+        name=photograph.name, hr=hr, lq=reduce(hr, SCALE),
+        ladders={damage.kind: damage.ladder(hr) for damage in DAMAGES},
+        worsened={way.damage.kind: way.damage.ladder(way.spoil(hr)) for way in WORSENINGS},
+    )  # fmt: skip
 
 
 def blur(image: Tensor, sigma_px: float) -> Tensor:
@@ -111,3 +138,16 @@ DAMAGES = (
     Damage(kind="oversharpen", label="unsharp {:g}", levels=(1.5, 3, 6, 12), apply=oversharpen),
     Damage(kind=DETAIL, label="{:.0%} lost", levels=(0.25, 0.5, 0.75, 1.0), apply=drop_detail),
 )
+
+_NOISE, _SHARPENING = (0.02, 0.04, 0.08, 0.16), (1.5, 3, 6, 12)
+_STD, _UNSHARP = "noise std {:g}", "unsharp {:g}"
+WORSENINGS = (
+    Worsening(damage=Damage(kind="noise on blur", label=_STD, levels=_NOISE, apply=add_noise, start="sigma 2.8 px"),
+              spoil=lambda image: blur(image, 2.8)),
+    Worsening(damage=Damage(kind="noise on soft", label=_STD, levels=_NOISE, apply=add_noise, start="100% lost"),
+              spoil=lambda image: drop_detail(image, 1.0)),
+    Worsening(damage=Damage(kind="edges on noise", label=_UNSHARP, levels=_SHARPENING, apply=oversharpen,
+                            start="std 0.04"), spoil=lambda image: add_noise(image, 0.04)),
+    Worsening(damage=Damage(kind="edges on jpeg", label=_UNSHARP, levels=_SHARPENING, apply=oversharpen,
+                            start="quality 20"), spoil=lambda image: through_jpeg(image, 20)),
+)  # fmt: skip

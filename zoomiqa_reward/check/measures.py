@@ -1,4 +1,4 @@
-"""From the scores of each photograph to the numbers that decide.
+"""From the scores of each photograph to the numbers that decide, each with its interval over photographs.
 
 Everything that is compared with a spread is compared with **the spread within one low-quality image**: the standard
 deviation over the `detail` ladder, root mean square over photographs. The spread over all photographs would be larger
@@ -9,25 +9,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from zoomiqa_reward.check.answers import Answers
 from zoomiqa_reward.check.ascent import Ascent
-from zoomiqa_reward.check.ladders import DAMAGES, DETAIL
-from zoomiqa_reward.check.order import deviation, mean, pair_scores, ratio, root_mean_square
-
-FAR_APART = 3
-"""Places in a ladder of five from which a pair counts as far apart: what DPO pairs, best against worst."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answers:
-    """What the reward said about one photograph; NaN where it could not be measured."""
-
-    ladders: dict[str, tuple[float, ...]]
-    """By kind, the untouched image first."""
-    repeats: tuple[tuple[float, ...], ...]
-    """One row per image that was scored several times."""
-    sent: dict[str, tuple[float, ...]]
-    """The `detail` ladder by transport."""
-    ascent: Ascent
+from zoomiqa_reward.check.degenerate import EMPTYINGS, Emptying
+from zoomiqa_reward.check.ladders import DAMAGES, DETAIL, WORSENINGS, Damage
+from zoomiqa_reward.check.order import mean, pair_scores, ratio, root_mean_square
+from zoomiqa_reward.check.tallies import decisive, intervals, preference, table_of
+from zoomiqa_reward.runs.bootstrap import Interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +30,22 @@ class LadderMeasure:
     """Share of steps to the next image, one at a time, at which the value falls: monotonicity. Ties count half."""
     pairs_in_order: float
     """The same for all pairs of one ladder."""
+    rows: tuple[tuple[float, ...], ...]
+    """Values by photograph."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmptyMeasure:
+    """One way to take the scene out of an image, over all photographs; the first step is the honest candidate."""
+
+    kind: str
+    labels: tuple[str, ...]
+    means: tuple[float, ...]
+    """Mean value of each step, over the photographs on which it has one."""
+    rated: tuple[float, ...]
+    """By step: share of the contentless images that have a value; NaN where none is contentless."""
+    preferred: tuple[float, ...]
+    """By step: share of the photographs on which it would be chosen before the honest candidate. Ties count half."""
     rows: tuple[tuple[float, ...], ...]
     """Values by photograph."""
 
@@ -80,7 +84,10 @@ class Measures:
     """All that a verdict looks at, and what it is made of."""
 
     num_photographs: int
+    compares: bool
+    """Whether the reward compares with a source or a ground truth, so that a value of a blank image has a meaning."""
     measured_share: float
+    """Of the images that have to have a value: not of contentless and emptied ones."""
     ladders: tuple[LadderMeasure, ...]
     pairs_in_order: float
     """Ranking accuracy within one photograph: all pairs of all ladders. 0.5 is chance."""
@@ -91,6 +98,16 @@ class Measures:
     weakest_kind: str | None
     weakest_in_order: float
     """Lowest `pairs_in_order` of a ladder, and which: the damage that an optimiser will find."""
+    worsened: tuple[LadderMeasure, ...]
+    """Ladders that start from a bad image."""
+    weakest_worsened_kind: str | None
+    weakest_worsened_in_order: float
+    """Lowest `pairs_in_order` of those, and which."""
+    empty: tuple[EmptyMeasure, ...]
+    contentless_rated: float
+    """Share of the contentless images that have a value; NaN where none was contentless."""
+    degenerate_preferred: float
+    """Share of all emptied images that would be chosen before the honest candidate. Ties count half."""
     spread: float
     """Within one low-quality image; see above."""
     repeat_deviation: float
@@ -101,44 +118,59 @@ class Measures:
     ascent: AscentMeasure
     images_per_s: float
     megapixels_per_s: float
+    intervals: dict[str, Interval]
+    """95 % bootstrap intervals over photographs, by the name of a measure above; empty with one photograph."""
 
 
 def measure_answers(
-    answers: Sequence[Answers], *, measured_share: float, images_per_s: float, megapixels_per_s: float
+    answers: Sequence[Answers], *, images_per_s: float, megapixels_per_s: float, compares: bool = False
 ) -> Measures:
-    """Return the measures of the answers, one entry a photograph. Raises ValueError where there is none."""
+    """Return the measures of the answers, one entry per photograph. Raises ValueError where there is none."""
     if not answers:
         raise ValueError("no photograph was checked, so there is nothing to measure")
-    ladders = tuple(
-        _ladder(damage.kind, damage.labels(), [answer.ladders[damage.kind] for answer in answers]) for damage in DAMAGES
-    )
+    ladders = tuple(_ladder(damage, [row.ladders[damage.kind] for row in answers]) for damage in DAMAGES)
+    worsened = tuple(_ladder(way.damage, [row.worsened[way.damage.kind] for row in answers]) for way in WORSENINGS)
+    weakest = _weakest(ladders), _weakest(worsened)
+    table = table_of(answers)
+    values = decisive(table, *weakest)
+    rise_to_spread, gradient_share = values.pop("rise_to_spread"), values.pop("gradient_share")
     detail = [answer.ladders[DETAIL] for answer in answers]
-    spread = root_mean_square(deviation(row, unbiased=False) for row in detail)
-    repeat = root_mean_square(deviation(row, unbiased=True) for answer in answers for row in answer.repeats)
-    rated = [ladder for ladder in ladders if math.isfinite(ladder.pairs_in_order)]
-    weakest = min(rated, key=lambda ladder: ladder.pairs_in_order, default=None)
-    rows = [row for ladder in ladders for row in ladder.rows]
+    ascents = [answer.ascent for answer in answers]
     return Measures(
-        num_photographs=len(answers), measured_share=measured_share, ladders=ladders,
-        pairs_in_order=mean(score for row in rows for score in pair_scores(row)),
-        far_pairs_in_order=mean(score for row in rows for score in pair_scores(row, least_apart=FAR_APART)),
-        detail_in_order=mean(score for row in detail for score in pair_scores(row)),
-        weakest_kind=weakest.kind if weakest else None,
-        weakest_in_order=weakest.pairs_in_order if weakest else math.nan,
-        spread=spread, repeat_deviation=repeat, noise_to_signal=ratio(repeat, spread),
-        transports=tuple(_transport(name, [answer.sent[name] for answer in answers], detail, spread)
+        num_photographs=len(answers), compares=compares, ladders=ladders, weakest_kind=weakest[0],
+        worsened=worsened, weakest_worsened_kind=weakest[1], empty=tuple(_empty(way, answers) for way in EMPTYINGS),
+        transports=tuple(_transport(name, [answer.sent[name] for answer in answers], detail, values["spread"])
                          for name in answers[0].sent),
-        ascent=_ascent([answer.ascent for answer in answers], spread),
-        images_per_s=images_per_s, megapixels_per_s=megapixels_per_s,
+        ascent=_ascent(ascents, rise_to_spread, gradient_share),
+        images_per_s=images_per_s, megapixels_per_s=megapixels_per_s, intervals=intervals(table, *weakest), **values,
     )  # fmt: skip
 
 
-def _ladder(kind: str, labels: tuple[str, ...], rows: list[tuple[float, ...]]) -> LadderMeasure:
+def _weakest(ladders: Sequence[LadderMeasure]) -> str | None:
+    rated = [ladder for ladder in ladders if math.isfinite(ladder.pairs_in_order)]
+    values = min(rated, key=lambda ladder: ladder.pairs_in_order, default=None)
+    return values.kind if values else None
+
+
+def _ladder(damage: Damage, rows: list[tuple[float, ...]]) -> LadderMeasure:
     return LadderMeasure(
-        kind=kind, labels=labels, rows=tuple(rows),
+        kind=damage.kind, labels=damage.labels(), rows=tuple(rows),
         means=tuple(mean(column) for column in zip(*rows, strict=True)),
         steps_in_order=mean(score for row in rows for score in pair_scores(row, most_apart=1)),
         pairs_in_order=mean(score for row in rows for score in pair_scores(row)),
+    )  # fmt: skip
+
+
+def _empty(way: Emptying, answers: Sequence[Answers]) -> EmptyMeasure:
+    rows = [answer.empty[way.kind] for answer in answers]
+    marks = [answer.contentless[way.kind] for answer in answers]
+    steps = range(len(way.labels()))
+    return EmptyMeasure(
+        kind=way.kind, labels=way.labels(), rows=tuple(rows),
+        means=tuple(mean(column) for column in zip(*rows, strict=True)),
+        rated=tuple(mean(float(not math.isnan(row[k])) for row, mark in zip(rows, marks, strict=True) if mark[k])
+                    for k in steps),
+        preferred=tuple(mean(preference(row[k], row[0]) for row in rows) if k else 0.0 for k in steps),
     )  # fmt: skip
 
 
@@ -155,20 +187,18 @@ def _transport(
 
 def _orders_kept(before: tuple[float, ...], after: tuple[float, ...]) -> list[float]:
     """Return 1 for each pair whose order is as it was, a tie staying a tie included, else 0."""
-    results = []
+    values = []
     for i in range(len(before)):
         for j in range(i + 1, len(before)):
             old, new = before[i] - before[j], after[i] - after[j]
             if math.isfinite(old) and math.isfinite(new):
-                results.append(float((old > 0) - (old < 0) == (new > 0) - (new < 0)))
-    return results
+                values.append(float((old > 0) - (old < 0) == (new > 0) - (new < 0)))
+    return values
 
 
-def _ascent(ascents: list[Ascent], spread: float) -> AscentMeasure:
-    rise = mean(ascent.rise for ascent in ascents)
+def _ascent(ascents: list[Ascent], rise_to_spread: float, gradient_share: float) -> AscentMeasure:
     return AscentMeasure(
-        rise=rise, rise_to_spread=ratio(rise, spread),
-        random_change=mean(ascent.random - ascent.start for ascent in ascents),
-        gradient_share=sum(ascent.has_gradient for ascent in ascents) / len(ascents),
+        rise=mean(ascent.rise for ascent in ascents), rise_to_spread=rise_to_spread,
+        random_change=mean(ascent.random - ascent.start for ascent in ascents), gradient_share=gradient_share,
         error=next((ascent.error for ascent in ascents if ascent.error), None),
     )  # fmt: skip

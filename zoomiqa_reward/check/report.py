@@ -22,7 +22,7 @@ class CheckReport:
     measures: Measures
     verdicts: tuple[Verdict, ...]
     errors: tuple[str, ...]
-    """One entry per image that could not be measured."""
+    """One entry per image that could not be measured, contentless and emptied ones apart."""
     notes: tuple[str, ...]
     shown: Pool
     """The first photograph's ladders, for the figure."""
@@ -31,11 +31,11 @@ class CheckReport:
         """Return the report without images; NaN and infinity are None (`spread` 0 tells the infinite ratios)."""
         verdicts = {
             verdict.use: {
-                "verdict": verdict.verdict,
+                "verdict": verdict.verdict, "num_images": verdict.num_images, "min_images": verdict.min_images,
                 "criteria": [asdict(criterion) | {"met": criterion.met} for criterion in verdict.criteria],
             }
             for verdict in self.verdicts
-        }
+        }  # fmt: skip
         return plain(
             {
                 "reward": self.reward, "fingerprint": self.fingerprint, "deterministic": self.deterministic,

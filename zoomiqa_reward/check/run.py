@@ -2,14 +2,19 @@
 
 from collections.abc import Iterable
 
+from torch import Tensor
+
+from zoomiqa_reward.check.answers import Answers
 from zoomiqa_reward.check.ascent import climb
-from zoomiqa_reward.check.ladders import DAMAGES, DETAIL, Pool, make_pool
-from zoomiqa_reward.check.measures import Answers, Measures, measure_answers
+from zoomiqa_reward.check.degenerate import empty_rows
+from zoomiqa_reward.check.ladders import DETAIL, Pool, make_pool
+from zoomiqa_reward.check.measures import Measures, measure_answers
 from zoomiqa_reward.check.photographs import Photograph
 from zoomiqa_reward.check.report import CheckReport
 from zoomiqa_reward.check.scoring import CheckScorer
 from zoomiqa_reward.check.transport import sent_scores
 from zoomiqa_reward.check.verdict import Thresholds, judge
+from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.runs.settings import fingerprint_if_known
 
@@ -24,9 +29,10 @@ def run_check(
     repeats: int = REPEATS,
     thresholds: Thresholds | None = None,
 ) -> CheckReport:
-    """Return the report on `reward`. About 50 images a photograph are scored, and five gradients taken.
+    """Return the report on `reward`. About 80 images per photograph are scored, and five gradients taken.
 
-    An image that cannot be measured is NaN in its ladder and counted; it never stops the check.
+    An image that cannot be measured is NaN in its ladder and counted; it never stops the check. Below
+    `thresholds.min_images` photographs everything is measured, but no use is said to be fit or not.
     Raises ValueError without photographs, for `repeats` below 2, and for a reward whose values mean something only
     within one call (a sum normalised in groups).
     """
@@ -44,8 +50,8 @@ def run_check(
     if shown is None:
         raise ValueError("no photographs: give at least one")
     measures = measure_answers(
-        answers, measured_share=scorer.measured_share, images_per_s=scorer.images_per_s,
-        megapixels_per_s=scorer.megapixels_per_s,
+        answers, images_per_s=scorer.images_per_s, megapixels_per_s=scorer.megapixels_per_s,
+        compares=bool({"lq", "hr"} & reward.needs),
     )  # fmt: skip
     return CheckReport(
         reward=reward.name, fingerprint=fingerprint_if_known(reward), deterministic=reward.deterministic,
@@ -55,25 +61,28 @@ def run_check(
 
 
 def _ask(reward: Reward, pool: Pool, scorer: CheckScorer, repeats: int) -> Answers:
+    asked, failed = scorer.num_asked, len(scorer.errors)
     middle = pool.ladders[DETAIL][len(pool.ladders[DETAIL]) // 2]
     again = [scorer([pool.hr, middle], pool) for _ in range(repeats)]
-    ladders = _ladder_scores(pool, scorer)
+    ladders = _row_scores(pool.ladders, pool, scorer)
+    worsened = _row_scores(pool.worsened, pool, scorer)
+    emptied = empty_rows(pool.hr, pool.enlarged)
+    sent, ascent = sent_scores(pool, scorer), climb(reward, pool, scorer)
     return Answers(
-        ladders=ladders, repeats=tuple(zip(*again, strict=True)), sent=sent_scores(pool, scorer),
-        ascent=climb(reward, pool, scorer),
+        ladders=ladders, worsened=worsened, empty=_row_scores(emptied, pool, scorer, may_fail=True),
+        contentless={kind: tuple(contentless(image) is not None for image in row) for kind, row in emptied.items()},
+        repeats=tuple(zip(*again, strict=True)), sent=sent, ascent=ascent,
+        num_asked=scorer.num_asked - asked, num_failed=len(scorer.errors) - failed,
     )  # fmt: skip
 
 
-def _ladder_scores(pool: Pool, scorer: CheckScorer) -> dict[str, tuple[float, ...]]:
-    """Return the values by kind; the untouched image, which all ladders begin with, is asked about once."""
-    damaged = [image for damage in DAMAGES for image in pool.ladders[damage.kind][1:]]
-    untouched, *values = scorer([pool.hr, *damaged], pool)
-    scores, start = {}, 0
-    for damage in DAMAGES:
-        stop = start + len(damage.levels)
-        scores[damage.kind] = (untouched, *values[start:stop])
-        start = stop
-    return scores
+def _row_scores(
+    rows: dict[str, tuple[Tensor, ...]], pool: Pool, scorer: CheckScorer, *, may_fail: bool = False
+) -> dict[str, tuple[float, ...]]:
+    """Return the values by kind; an image that several rows begin with is asked about once."""
+    images = {id(image): image for row in rows.values() for image in row}
+    values = dict(zip(images, scorer(list(images.values()), pool, may_fail=may_fail), strict=True))
+    return {kind: tuple(values[id(image)] for image in row) for kind, row in rows.items()}
 
 
 def _notes(reward: Reward, measures: Measures) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zoomiqa_reward.check.ladders import Pool
+from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.rewards.base import Reward, require_pointwise
 
 
@@ -19,17 +20,21 @@ class CheckScorer:
         require_pointwise(reward, "the check compares values between calls")
         self.reward = reward
         self.num_asked = 0
+        """Images that have to have a value."""
         self.errors: list[str] = []
-        """One entry per image that could not be measured."""
+        """One entry per image that has to have a value and has none."""
         self._num_timed = 0
         self._pixels_timed = 0
         self._seconds = 0.0
         self._is_warm = False
 
-    def __call__(self, images: Sequence[Tensor], pool: Pool, *, hr: Tensor | None = None) -> list[float]:
-        """Return one value an image, NaN where it could not be measured.
+    def __call__(
+        self, images: Sequence[Tensor], pool: Pool, *, hr: Tensor | None = None, may_fail: bool = False
+    ) -> list[float]:
+        """Return one value per image, NaN where it could not be measured.
 
-        The reward gets the pool's `lq`, its photograph (or `hr`) as `hr`, and an empty prompt, for every image.
+        The reward gets the pool's `lq`, its photograph (or `hr`) as `hr`, and an empty prompt, for every image. An
+        image without content that has no value is no failure; with `may_fail` none is.
         """
         count = len(images)
         reference = pool.hr if hr is None else hr
@@ -45,18 +50,16 @@ class CheckScorer:
             self._pixels_timed += sum(image.shape[1] * image.shape[2] for image in images)
             self._seconds += took
         self._is_warm = True
-        self.num_asked += count
         measured = [v if ok else math.nan for v, ok in zip(values, valid, strict=True)]
-        self.errors += [
-            f"{pool.name}: {error or f'{self.reward.name} gave no value and no reason'}"
-            for value, error in zip(measured, scores.errors, strict=True) if math.isnan(value)
-        ]  # fmt: skip
+        if may_fail:
+            return measured
+        for image, value, error in zip(images, measured, scores.errors, strict=True):
+            if not math.isnan(value):
+                self.num_asked += 1
+            elif contentless(image) is None:
+                self.num_asked += 1
+                self.errors.append(f"{pool.name}: {error or f'{self.reward.name} gave no value and no reason'}")
         return measured
-
-    @property
-    def measured_share(self) -> float:
-        """Images measured over images asked; NaN before the first."""
-        return 1 - len(self.errors) / self.num_asked if self.num_asked else math.nan
 
     @property
     def images_per_s(self) -> float:

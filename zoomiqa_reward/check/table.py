@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zoomiqa_reward.check.measures import Measures
+from zoomiqa_reward.check.order import mean
 from zoomiqa_reward.check.report import CheckReport
 from zoomiqa_reward.check.verdict import FIT, UNFIT
 
@@ -25,6 +26,8 @@ def print_report(report: CheckReport, console: Console) -> None:
     for verdict in report.verdicts:
         line = Text(f"{verdict.use:<10}", style="bold")
         line.append(verdict.verdict, style=_STYLES.get(verdict.verdict, "bold yellow"))
+        if verdict.num_images < verdict.min_images:
+            line.append(f" ({verdict.num_images}, at least {verdict.min_images} are needed)")
         line.append("".join(f"\n  {criterion}" for criterion in verdict.reasons))
         console.print(line)
     for note in report.notes:
@@ -37,29 +40,40 @@ def print_report(report: CheckReport, console: Console) -> None:
 
 def rows(measures: Measures) -> list[tuple[str, str, str]]:
     """Return (measure, number, more about it) line by line."""
-    table = [
+    lines = [
         ("pairs in order, all ladders", percent(measures.pairs_in_order), "ranking within one photograph; chance 50 %"),
         ("  of these far apart", percent(measures.far_pairs_in_order), ""),
     ]
     for ladder in measures.ladders:
         means = " > ".join(number(value) for value in ladder.means)
-        table.append((f"  {ladder.kind}", percent(ladder.pairs_in_order),
+        lines.append((f"  {ladder.kind}", percent(ladder.pairs_in_order),
                       f"steps in order {percent(ladder.steps_in_order)}; {means}"))  # fmt: skip
+    for ladder in measures.worsened:
+        means = " > ".join(number(value) for value in ladder.means)
+        lines.append((f"  {ladder.kind}", percent(ladder.pairs_in_order), f"on a bad image; {means}"))
+    about = "of the emptied images, before the enlarged one; 0 % wanted"
+    lines.append(("empty before honest", percent(measures.degenerate_preferred), about))
+    about = "of the contentless images; " + ("a reward that compares may" if measures.compares else "0 % wanted")
+    lines.append(("empty has a value", percent(measures.contentless_rated), about))
+    for row in measures.empty:
+        lines.append((f"  {row.kind}", percent(mean(row.preferred[1:])),
+                      ", ".join(f"{label} {number(value)}" for label, value in zip(row.labels, row.means,
+                                                                                  strict=True))))  # fmt: skip
     spread = f"asked again {number(measures.repeat_deviation)}, within one source {number(measures.spread)}"
-    table.append(("noise to signal", number(measures.noise_to_signal), spread))
+    lines.append(("noise to signal", number(measures.noise_to_signal), spread))
     for way in measures.transports:
         about = f"of the spread; shift {number(way.shift)}, order kept {percent(way.order_kept)}"
-        table.append((f"change by {way.name}", number(way.change_to_spread), about))
+        lines.append((f"change by {way.name}", number(way.change_to_spread), about))
     ascent = measures.ascent
     if ascent.error and math.isnan(ascent.rise):
-        table.append(("rise by 2/255, 5 steps", "-", ascent.error))
+        lines.append(("rise by 2/255, 5 steps", "-", ascent.error))
     else:
         about = f"of the spread; rise {number(ascent.rise)}, by random signs {number(ascent.random_change)}"
-        table.append(("rise by 2/255, 5 steps", number(ascent.rise_to_spread), about))
+        lines.append(("rise by 2/255, 5 steps", number(ascent.rise_to_spread), about))
     speed = f"images per second, {number(measures.megapixels_per_s)} megapixels"
     return [
-        *table,
-        ("measured", percent(measures.measured_share), "of the images"),
+        *lines,
+        ("measured", percent(measures.measured_share), "of the images that have content"),
         ("throughput", number(measures.images_per_s), speed),
     ]
 

@@ -44,7 +44,11 @@ def check(
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
 ) -> int:
-    """Decide whether a reward is fit for best-of-N, DPO and gradients. JSON on stdout, a table on stderr."""
+    """Check a reward on photographs: order, empty images, noise, transport, gradients, speed.
+
+    JSON on stdout, a table on stderr. Exit code 0: every use has a verdict, fit or not fit; 2: some use has none (too
+    few images, undecided, not measured), or some image could not be used or measured.
+    """
     from rich.console import Console
 
     from zoomiqa_reward.check import bundled_photographs, ladder_figure, load_photographs, run_check
@@ -72,4 +76,5 @@ def check(
     if figure is not None:
         ladder_figure(report, figure, overwrite=overwrite)
         print(f"ladders: {figure}", file=sys.stderr)
-    return 2 if refused or report.errors else 0
+    is_whole = not refused and not report.errors and all(verdict.is_reached for verdict in report.verdicts)
+    return 0 if is_whole else 2

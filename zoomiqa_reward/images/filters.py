@@ -106,8 +106,8 @@ def drop_small_coefficients(image: Tensor, steps: Tensor) -> Tensor:
 
 
 def dct_basis() -> Tensor:
-    """Return the orthonormal DCT-II [frequency, place] of eight places."""
-    frequency, place = torch.arange(SIDE)[:, None], torch.arange(SIDE)
-    basis = torch.cos(math.pi * (2 * place + 1) * frequency / (2 * SIDE)) * math.sqrt(2 / SIDE)
+    """Return the orthonormal DCT-II [frequency, position] of eight places."""
+    frequency, position = torch.arange(SIDE)[:, None], torch.arange(SIDE)
+    basis = torch.cos(math.pi * (2 * position + 1) * frequency / (2 * SIDE)) * math.sqrt(2 / SIDE)
     basis[0] /= math.sqrt(2)
     return basis

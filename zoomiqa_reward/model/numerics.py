@@ -53,8 +53,11 @@ class Setting:
 
     def holds(self) -> bool:
         """Return whether it is canonical already. A mix of old and new names, which torch refuses to read, holds."""
-        now = self.now()
-        return now is None or now == self.canonical or (self.canonical in FULL and now in FULL)
+        return self.is_canonical(self.now())
+
+    def is_canonical(self, value: Any) -> bool:
+        """Return whether a value of it, None where torch cannot tell it, counts as canonical."""
+        return value is None or value == self.canonical or (self.canonical in FULL and value in FULL)
 
     def now(self) -> Any:
         """Return the value; None where torch cannot tell it."""
@@ -201,13 +204,32 @@ def _switch_thread(stack: ExitStack) -> None:
         stack.enter_context(_Float32())
 
 
+def precision_settings(*, cuda: bool) -> dict[str, Any]:
+    """Return the process's settings that decide the bits of float32 and are not canonical, by their names in torch.
+
+    For what runs with `callers_precision`: they belong to its identity. They are the process's own also while some
+    thread measures. cuda: whether those of CUDA matter.
+    """
+    values = {setting.name: _BEFORE.get(setting.name, setting.now()) for setting in SETTINGS}
+    return {
+        setting.name: values[setting.name] for setting in SETTINGS
+        if not setting.is_canonical(values[setting.name]) and (cuda or "cud" not in setting.name)
+    }  # fmt: skip
+
+
+_BEFORE: dict[str, Any] = {}
+"""What the process had set, while a thread measures."""
+
+
 def _make_canonical() -> Undo:
     before = [(setting, setting.now()) for setting in SETTINGS]
+    _BEFORE.update({setting.name: value for setting, value in before})
     for setting in SETTINGS:
         if not setting.holds():
             setting.write(setting.canonical)
 
     def undo() -> None:
+        _BEFORE.clear()
         # What somebody else has set meanwhile stands. Old and new names write one another, so what is right is left.
         changed = [(setting, value) for setting, value in before if setting.holds() and value is not None]
         for setting, value in changed:

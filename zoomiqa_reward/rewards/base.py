@@ -9,6 +9,7 @@ too: the functions below apply the same defaults to them.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from inspect import signature
 from typing import Any, TypeVar
 
@@ -181,14 +182,19 @@ def ask(
         options["groups"] = groups
     if not grad:
         with torch.no_grad():
-            return reward(images, lq=lq, hr=hr, prompts=prompts, **options)
+            return _honest(reward(images, lq=lq, hr=hr, prompts=prompts, **options))
     if not reward.differentiable:
         raise ValueError(f"grad=True: reward {reward.name!r} is not differentiable; leave it out or pass grad=False")
     if "grad" in accepted:
         options["grad"] = True
-    scores = reward(images, lq=lq, hr=hr, prompts=prompts, **options)
+    scores = _honest(reward(images, lq=lq, hr=hr, prompts=prompts, **options))
     require_graph(reward.name, scores.value, scores.valid)
     return scores
+
+
+def _honest(scores: Scores) -> Scores:
+    """Return scores in which NaN is not valid. `Scores` sees to it when made, but tensors may be changed afterwards."""
+    return replace(scores) if bool((scores.valid & scores.value.detach().isnan()).any()) else scores
 
 
 def missing_members(candidate: Any) -> list[str]:

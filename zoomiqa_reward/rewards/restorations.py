@@ -35,15 +35,16 @@ def lost_content(images: Sequence[Any], lq: Sequence[Any]) -> list[str | None]:
 
 def ask_restorations(
     reward: Reward, images: Sequence[Any], lq: Sequence[Any], hr: Sequence[Any] | None = None,
-    prompts: Sequence[str] | None = None, *, groups: Sequence[Hashable] | None = None,
+    prompts: Sequence[str] | None = None, *, groups: Sequence[Hashable] | None = None, grad: bool = False,
 ) -> Scores:  # fmt: skip
     """Return the scores of restorations. One without content is not scored; it is not valid, with the reason.
 
-    Its group is compared without it. Every list has one entry per image.
+    Groups are then compared without it. Every list has one entry per image. grad: as in `rewards.base.ask`; the values
+    of the images that were asked about then keep their graph.
     """
     empty = lost_content(images, lq)
     if not any(empty):
-        return ask(reward, list(images), lq=list(lq), hr=hr, prompts=prompts, groups=groups)
+        return ask(reward, list(images), lq=list(lq), hr=hr, prompts=prompts, groups=groups, grad=grad)
     shown = [index for index, why in enumerate(empty) if why is None]
 
     def part(items: Sequence[Any] | None) -> list[Any] | None:
@@ -52,7 +53,7 @@ def ask_restorations(
     if not shown:
         nan = torch.full((len(empty),), math.nan)
         return Scores(value=nan, valid=torch.zeros(len(empty), dtype=torch.bool), std=nan.clone(), errors=tuple(empty))
-    scores = ask(reward, part(images), lq=part(lq), hr=part(hr), prompts=part(prompts), groups=part(groups))
+    scores = ask(reward, part(images), lq=part(lq), hr=part(hr), prompts=part(prompts), groups=part(groups), grad=grad)
     return _spread_out(scores, shown, empty)
 
 
@@ -62,8 +63,7 @@ def _spread_out(scores: Scores, shown: list[int], empty: list[str | None]) -> Sc
 
     def wide(values: Tensor) -> Tensor:
         whole = torch.full((count,), math.nan, dtype=values.dtype, device=values.device)
-        whole[torch.tensor(shown, device=values.device)] = values.detach()
-        return whole
+        return whole.index_copy(0, torch.tensor(shown, device=values.device), values)
 
     def listed(values: Sequence[Any], nothing: Any) -> list[Any]:
         spread = [nothing] * count

@@ -3,12 +3,13 @@
 Sources: ReFL (Xu et al. 2023: one step with gradient at a random late time, hinge), DRaFT-K (Clark et al. 2024: the
 last K steps), RFSR (denoising and low-frequency losses beside the reward, or the images fall apart:
 set `TuneConfig.truth_weight`).
-Deviation: RFSR compares wavelet bands of early predictions with the ground truth; here the early prediction, reduced to
-the LR image's size, is compared with the LR image, which needs no ground truth.
+Deviations: RFSR compares wavelet bands of early predictions with the ground truth; here the early prediction, reduced
+to the LR image's size, is compared with the LR image, which needs no ground truth. A candidate without content is the
+worst of the candidates that are drawn beside it, and gets a slope back to the scene: see `away_from_nothing`.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -21,7 +22,8 @@ from restoration.tuning.denoisers.base import Condition
 from restoration.tuning.lora import POLICY
 from restoration.tuning.sampler.rollout import eight_bit, encode, refuse_varied, reward_inputs
 from restoration.tuning.sampler.transitions import draw, sample, transition
-from zoomiqa_reward.rewards.base import ask
+from zoomiqa_reward.model.ratings import Scores
+from zoomiqa_reward.rewards.restorations import PREFIX, as_worst, ask_restorations
 
 
 def hinge(value: Tensor, tau: float) -> Tensor:
@@ -31,6 +33,32 @@ def hinge(value: Tensor, tau: float) -> Tensor:
     tensor([3., 0.])
     """
     return (tau - value).clamp_min(0)
+
+
+def away_from_nothing(scores: Scores, images: Tensor, lq: Tensor, tau: float, width: float) -> Tensor:
+    """Return [rows] the values with those of candidates without content put in: low, and with a slope to the scene.
+
+    No reward has a slope there, and none would be worth following. The value is the worst of the rows (`as_worst`), or
+    below `tau` where all rows are empty. It falls by the step that it lies below the others as the candidate's squared
+    distance to the LR image, at that image's size, doubles; so the gradient brings the scene back.
+
+    scores: of the candidates, NaN where empty. images: [rows, 3, height, width] with a graph. lq: [3, height, width].
+    width: of the reward's range, or infinite. NaN stays where a value is missing for another reason.
+    """
+    empty = torch.tensor([(why or "").startswith(PREFIX) for why in scores.errors], device=scores.value.device)
+    if not bool(empty.any()):
+        return scores.value
+    measured = scores.value[scores.valid].detach()
+    worst = as_worst(replace(scores, value=scores.value.detach()), ["one"] * len(scores), width)
+    least = 0.05 * width if math.isfinite(width) else max(0.05 * abs(tau), 1e-3)
+    low = float(worst.value[empty].min()) if len(measured) else tau - least
+    step = float(measured.min()) - low if len(measured) else least
+    low = min(low, tau - step)  # the hinge has a slope only below tau
+    shown = torch.nn.functional.interpolate(images[empty.to(images.device)], size=lq.shape[-2:], mode="bicubic",
+                                            antialias=True)  # fmt: skip
+    distance = (shown - lq.to(shown.device)).square().flatten(1).mean(dim=1)
+    pulled = low - step * (distance / distance.detach().clamp_min(1e-12) - 1)
+    return scores.value.index_copy(0, empty.nonzero().flatten(), pulled.to(scores.value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,19 +120,24 @@ class RewardGradient:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         condition = encode(tuning, example, generators)
         images = self._images(tuning, condition, generators, generator)
-        scores = ask(tuning.reward, list(images), grad=True, **reward_inputs(tuning, [example] * rows))
-        report = {"failed": float((~scores.valid).sum())}
-        if not bool(scores.valid.any()):
+        if not bool(images.isfinite().all()):  # their gradient would spoil all weights
+            return LossTerm(None, 0, {"failed": float(rows), "empty": 0.0})
+        scores = ask_restorations(tuning.reward, list(images), **reward_inputs(tuning, [example] * rows), grad=True)
+        bottom, top = tuning.reward.score_range
+        tau = top if self.tau is None else self.tau
+        values = away_from_nothing(scores, images, example.lq, tau, top - bottom)
+        valid = ~values.isnan()
+        report = {"failed": float((~valid).sum()), "empty": float((valid & ~scores.valid).sum())}
+        if not bool(valid.any()):
             return LossTerm(None, 0, report)
-        value = scores.value[scores.valid]
-        tau = tuning.reward.score_range[1] if self.tau is None else self.tau
+        value = values[valid]
         loss = self.reward_weight * hinge(value, tau).mean().to(tuning.device)
         report["score"] = float(value.detach().mean())
         if self.low_frequency > 0:
             low = self._low_frequency(tuning, condition, generators)
             loss = loss + self.low_frequency * low
             report["low_frequency"] = float(low.detach())
-        return LossTerm(loss, int(scores.valid.sum()), report)
+        return LossTerm(loss, int(valid.sum()), report)
 
     def _images(
         self, tuning: Tuning, condition: Condition, generators: list[torch.Generator], generator: torch.Generator

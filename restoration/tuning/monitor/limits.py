@@ -22,7 +22,9 @@ LEAST_MEASURED = 2
 MOST_LOST = 0.5
 """Share of the images that the base model could measure; more lost is an alarm of its own."""
 LEAST_ROOM = {"lr_consistency": 1.0}
-"""Between the base and a limit, whatever the deviation: a base that stands at LR-consistency's cap has none."""
+"""Smallest distance of a limit from the base, whatever the deviation: a base at the cap of LR-consistency has none."""
+LEAST_FRAGILITY = 0.01
+"""The same for `fragility`, as a share of the reward's range: a smaller loss by a JPEG is no alarm."""
 
 
 @dataclass(frozen=True, kw_only=True)

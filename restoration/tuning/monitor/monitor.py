@@ -35,6 +35,7 @@ from restoration.tuning.context import Tuning
 from restoration.tuning.data import Example, crop
 from restoration.tuning.lora import reference
 from restoration.tuning.monitor.limits import (
+    LEAST_FRAGILITY,
     LEAST_MEASURED,
     MOST_LOST,
     Limit,
@@ -57,8 +58,6 @@ logger = logging.getLogger(__name__)
 MIN_IMAGES = 4
 JPEG_QUALITY = 95
 """To the eye the same, but no longer to the pixel."""
-LEAST_FRAGILITY = 0.01
-"""Share of the reward's range below which no loss by a JPEG is called fragile."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

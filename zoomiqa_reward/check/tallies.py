@@ -1,0 +1,115 @@
+"""The measures that decide, from sums per photograph, and their intervals over photographs.
+
+Each of them is a ratio of two sums over photographs, or made of such ratios. So a resample needs no value again, only
+other photographs' sums, and the number and its interval come from the same lines.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zoomiqa_reward.check.answers import Answers
+from zoomiqa_reward.check.ladders import DETAIL
+from zoomiqa_reward.check.order import deviation, pair_scores, ratio
+from zoomiqa_reward.runs.bootstrap import Interval, bootstrap
+
+FAR_APART = 3
+"""Places in a ladder of five from which a pair counts as far apart: what DPO pairs, best against worst."""
+
+Table = dict[str, NDArray[np.float64]]
+"""By name: [photographs, 2], the sum of what was measured and how many that were."""
+
+
+def table_of(answers: Sequence[Answers]) -> Table:
+    """Return the sums of each photograph."""
+    rows = [dict(_tallies(answer)) for answer in answers]
+    return {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
+
+
+def decisive(table: Table, weakest: str | None, weakest_worsened: str | None) -> dict[str, float]:
+    """Return every measure that decides, by its name in `Measures`; NaN where nothing was measured.
+
+    weakest, weakest_worsened: the ladders that `weakest_in_order` and `weakest_worsened_in_order` are about.
+    """
+    means = {name: _mean(sums) for name, sums in table.items()}
+    spread, repeat = _root(means["variance"]), _root(means["repeat_variance"])
+    return {
+        "measured_share": means["measured"],
+        "pairs_in_order": means["pairs"],
+        "far_pairs_in_order": means["far pairs"],
+        "detail_in_order": means[f"ladder {DETAIL}"],
+        "weakest_in_order": means.get(f"ladder {weakest}", math.nan),
+        "weakest_worsened_in_order": means.get(f"worsened {weakest_worsened}", math.nan),
+        "contentless_rated": means["rated"],
+        "degenerate_preferred": means["preferred"],
+        "spread": spread,
+        "repeat_deviation": repeat,
+        "noise_to_signal": ratio(repeat, spread),
+        "rise_to_spread": ratio(means["rise"], spread),
+        "gradient_share": means["gradient"],
+    }
+
+
+def intervals(table: Table, weakest: str | None, weakest_worsened: str | None) -> dict[str, Interval]:
+    """Return the 95 % interval of each of them over photographs, all from the same draws; none with one photograph."""
+    count = len(table["measured"])
+    return bootstrap(
+        lambda index: decisive({name: sums[index] for name, sums in table.items()}, weakest, weakest_worsened),
+        np.arange(count),
+    )
+
+
+def preference(value: float, honest: float) -> float:
+    """Return 1 where an emptied image would be chosen before the honest candidate, 0 where not, 0.5 for a tie.
+
+    What has no value is chosen last; where neither has one there is nothing to choose.
+
+    >>> preference(math.nan, 1.0), preference(2.0, math.nan), preference(1.0, 1.0), preference(math.nan, math.nan)
+    (0.0, 1.0, 0.5, 0.0)
+    """
+    if math.isnan(value):
+        return 0.0
+    return 0.5 if value == honest else float(not value < honest)
+
+
+def _tallies(answer: Answers) -> Iterable[tuple[str, tuple[float, int]]]:
+    for kind, row in answer.ladders.items():
+        yield f"ladder {kind}", _sums(pair_scores(row))
+    for kind, row in answer.worsened.items():
+        yield f"worsened {kind}", _sums(pair_scores(row))
+    yield "pairs", _sums(score for row in answer.ladders.values() for score in pair_scores(row))
+    yield (
+        "far pairs",
+        _sums(score for row in answer.ladders.values() for score in pair_scores(row, least_apart=FAR_APART)),
+    )
+    yield "variance", _sums([deviation(answer.ladders[DETAIL], unbiased=False) ** 2])
+    yield "repeat_variance", _sums(deviation(row, unbiased=True) ** 2 for row in answer.repeats)
+    yield "rise", _sums([answer.ascent.rise])
+    yield "gradient", (float(answer.ascent.has_gradient), 1)
+    yield "measured", (answer.num_asked - answer.num_failed, answer.num_asked)
+    yield (
+        "rated",
+        _sums(
+            float(not math.isnan(value))
+            for kind, row in answer.empty.items()
+            for value, is_empty in zip(row, answer.contentless[kind], strict=True)
+            if is_empty
+        ),
+    )
+    yield "preferred", _sums(preference(value, row[0]) for row in answer.empty.values() for value in row[1:])
+
+
+def _sums(values: Iterable[float]) -> tuple[float, int]:
+    measured = [value for value in values if math.isfinite(value)]
+    return math.fsum(measured), len(measured)
+
+
+def _mean(sums: NDArray[np.float64]) -> float:
+    total, count = sums.sum(axis=0)
+    return float(total / count) if count else math.nan
+
+
+def _root(square: float) -> float:
+    return math.sqrt(square) if square >= 0 else math.nan
