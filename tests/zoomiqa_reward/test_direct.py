@@ -149,7 +149,7 @@ def test_strict_is_bit_equal_in_another_process():
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from tiny import make_image; from zoomiqa_reward.model.zoomiqa import ZoomIQA\n"
         "iqa = ZoomIQA.from_pretrained(sys.argv[2], device='cpu')\n"
-        "images = [image(9, 40, 50), image(4, 200, 230)]\n"
+        "images = [make_image(9, 40, 50), make_image(4, 200, 230)]\n"
         "print(*(value.hex() for value in iqa.rate(images, strict=True).mean.tolist()))"
     )
     here = Path(__file__).parents[1] / "support"
