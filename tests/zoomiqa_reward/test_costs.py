@@ -205,6 +205,18 @@ def test_round_two_and_samples_read_the_image_once(monkeypatch):
     assert seen[-1] == (1, (6, 8))
 
 
+def test_a_gradient_may_follow_a_rating_in_inference_mode():
+    """What is kept from call to call must be fit for a graph, wherever it was made."""
+    iqa, image = tiny_iqa(), make_image(5, 98, 154)  # a size that no other test reads
+    with torch.inference_mode():
+        plain = iqa.rate(image, strict=True).mean.clone()
+    shown = image.clone().requires_grad_(True)
+    ratings = iqa.rate(shown, strict=True, grad=True)
+    ratings.mean.sum().backward()
+    assert shown.grad.abs().sum() > 0
+    assert torch.equal(ratings.mean.detach(), plain)
+
+
 def test_the_count_sees_what_stops_a_device():
     x = torch.arange(4.0)
     with Reads() as reads:

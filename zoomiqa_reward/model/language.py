@@ -191,5 +191,6 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, scale: float, **mask: 
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # it outlives the call, and a later one may want a graph
 def _lower_right(asked: int, seen: int, device: torch.device) -> Tensor:
     return torch.ones(asked, seen, dtype=torch.bool, device=device).tril(seen - asked)

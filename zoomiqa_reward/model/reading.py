@@ -40,7 +40,7 @@ class SharedReading:
 def reads_itself(checkpoint: Checkpoint) -> bool:
     """Return whether this module reads for the checkpoint; otherwise transformers' own passes do.
 
-    It does where one device holds the model and attention is PyTorch's own without a sliding window.
+    It does where one device holds all weights and attention is PyTorch's own without a sliding window.
     """
     config = checkpoint.model.config.get_text_config()
     devices = set((getattr(checkpoint.model, "hf_device_map", None) or {}).values())
@@ -50,6 +50,7 @@ def reads_itself(checkpoint: Checkpoint) -> bool:
         and config.model_type in ("qwen2_5_vl_text", "qwen2_vl_text", "qwen3_vl_text")
         and set(kinds) == {"full_attention"}
         and len(devices) <= 1
+        and not any(tensor.is_meta for tensor in checkpoint.model.parameters())
     )
 
 

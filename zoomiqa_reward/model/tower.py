@@ -147,6 +147,7 @@ def _plan(tower: nn.Module, grid: tuple[int, int], device: torch.device) -> _Pla
     return plan
 
 
+@torch.inference_mode(False)  # a plan outlives the call, and a later one may want a graph
 @torch.no_grad()
 def _make_plan(tower: nn.Module, grid: tuple[int, int], device: torch.device) -> _Plan:
     merge = tower.spatial_merge_size

@@ -80,6 +80,7 @@ class TrieTensors:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # they outlive the call, and a later one may want a graph
 def _tensors(trie: RatingTrie, device: torch.device) -> TrieTensors:
     deepest, past = max(trie.depths), len(trie.tokens)
     steps = [path + (past,) * (deepest - len(path)) for path in trie.paths]
