@@ -112,7 +112,11 @@ def _content(row: TokenRow) -> Any:
 
 
 class AnswerCache:
-    """Keys and values of all rows, [rows, heads, columns, head width] a layer; every prompt ends in the same column."""
+    """Keys and values of all rows; every prompt ends in the same column.
+
+    A layer's keys and then its values stand in one tensor [rows, 2 x heads, columns, head width], so that a step writes
+    both at once.
+    """
 
     def __init__(
         self, model: nn.Module, states: list[ReadStates], chosen: Tensor, *, lengths: list[int], positions: list[int]
@@ -120,8 +124,10 @@ class AnswerCache:
         self.model, self.text = model, text_model(model)
         self.column = max(lengths)
         layers = range(len(self.text.layers))
-        self.keys = [_beside([group.keys[k] for group in states], self.column, chosen) for k in layers]
-        self.values = [_beside([group.values[k] for group in states], self.column, chosen) for k in layers]
+        self.held = [
+            _beside([torch.cat([group.keys[k], group.values[k]], dim=1) for group in states], self.column, chosen)
+            for k in layers
+        ]
         device = chosen.device
         self.positions = torch.tensor(positions, device=device)
         self.seen: Tensor | None = None  # bool [rows, 1, 1, columns]: no padding; None where nothing is padded
@@ -135,37 +141,33 @@ class AnswerCache:
     def prepare(self, steps: int) -> None:
         """Get ready for so many steps."""
         places = self.positions[:, None] + torch.arange(steps, device=self.positions.device)
-        cos, sin = angles(self.model, self.keys[0], places.expand(3, -1, -1))
+        cos, sin = angles(self.model, self.held[0], places.expand(3, -1, -1))
         self._turns = list(zip(cos.unbind(2), sin.unbind(2), strict=True))[::-1]
         self.positions = self.positions + steps
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read one more token of each row, int64 [rows]; return [rows, width] behind the last norm."""
-        if self.column == self.keys[0].shape[2]:
+        if self.column == self.held[0].shape[2]:
             self._grow()
         hidden = self.text.embed_tokens(tokens)
         cos, sin = self._turns.pop()
         end = self.column + 1
         seen = None if self.seen is None else self.seen.narrow(3, 0, end)
-        for layer, keys, values in zip(self._layers, self.keys, self.values, strict=True):
-            hidden = layer(hidden, keys.narrow(2, 0, end), values.narrow(2, 0, end), cos, sin, seen)
+        for layer, held in zip(self._layers, self.held, strict=True):
+            hidden = layer(hidden, held.narrow(2, 0, end), cos, sin, seen)
         self.column = end
         return rms(self.text.norm, hidden)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows alone."""
         chosen = torch.tensor(rows, device=self.positions.device)
-        for kind in (self.keys, self.values):
-            for number, held in enumerate(kind):
-                kind[number] = held.index_select(0, chosen)
+        self.held = [held.index_select(0, chosen) for held in self.held]
         self.positions = self.positions.index_select(0, chosen)
         if self.seen is not None:
             self.seen = self.seen.index_select(0, chosen)
 
     def _grow(self) -> None:
-        for kind in (self.keys, self.values):
-            for number, held in enumerate(kind):
-                kind[number] = nn.functional.pad(held, (0, 0, 0, GROWTH))
+        self.held = [nn.functional.pad(held, (0, 0, 0, GROWTH)) for held in self.held]
         if self.seen is not None:
             self.seen = nn.functional.pad(self.seen, (0, GROWTH), value=True)
 
@@ -184,18 +186,18 @@ def _step_layer(layer: nn.Module) -> Callable[..., Tensor]:
     to_gate, to_up, add_down = linear(mlp.gate_proj), linear(mlp.up_proj), add_linear(mlp.down_proj)
     width, scale, has_norms = attention.head_dim, attention.scaling, hasattr(attention, "q_norm")
 
-    def run(hidden: Tensor, keys: Tensor, values: Tensor, cos: Tensor, sin: Tensor, seen: Tensor | None) -> Tensor:
-        rows, heads = keys.shape[0], keys.shape[1]
-        result = project(rms(layer.input_layernorm, hidden)).view(rows, -1, width)
-        both, value = result.split([result.shape[1] - heads, heads], dim=1)
-        queries = both.shape[1] - heads
+    def run(hidden: Tensor, held: Tensor, cos: Tensor, sin: Tensor, seen: Tensor | None) -> Tensor:
+        rows, heads = held.shape[0], held.shape[1] // 2
+        projected = project(rms(layer.input_layernorm, hidden)).view(rows, -1, width)
+        queries = projected.shape[1] - 2 * heads
+        turning = projected.narrow(1, 0, queries + heads)
         if has_norms:
-            query, key = both.split([queries, heads], dim=1)
-            both = torch.cat([rms(attention.q_norm, query), rms(attention.k_norm, key)], dim=1)
-        first, second = both.chunk(2, dim=2)
-        query, key = torch.cat([second, first], dim=2).mul_(sin).addcmul_(both, cos).split([queries, heads], dim=1)
-        keys.select(2, -1).copy_(key)
-        values.select(2, -1).copy_(value)
+            query, key = turning.split([queries, heads], dim=1)
+            turning.copy_(torch.cat([rms(attention.q_norm, query), rms(attention.k_norm, key)], dim=1))
+        torch.addcmul(turning.roll(width // 2, dims=2).mul_(sin), turning, cos, out=turning)
+        query, new = projected.split([queries, 2 * heads], dim=1)
+        held.select(2, -1).copy_(new)
+        keys, values = held.split(heads, dim=1)
         # the heads that share a key stand where tokens stand: one query each, no copies of keys
         mixed = scaled_dot_product_attention(query.view(rows, heads, -1, width), keys, values, seen, scale=scale)
         hidden = add_mixed(hidden, mixed.reshape(rows, -1))

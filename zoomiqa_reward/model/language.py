@@ -70,8 +70,7 @@ def angles(model: nn.Module, like: Tensor, positions: Tensor) -> tuple[Tensor, T
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate pairs of values (i, i + half) of the last axis."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.addcmul(torch.cat([second, first], dim=-1) * sin, x, cos)
+    return torch.addcmul(x.roll(x.shape[-1] // 2, dims=-1) * sin, x, cos)
 
 
 def read(

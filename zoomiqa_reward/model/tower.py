@@ -125,8 +125,7 @@ def _turned(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     pair, value = qkv.split([2, 1], dim=-3)
     wide = pair if pair.dtype == torch.float32 else pair.float()
-    first, second = wide.chunk(2, dim=-1)
-    swapped = torch.cat([second, first], dim=-1)
+    swapped = wide.roll(wide.shape[-1] // 2, dims=-1)
     if torch.is_grad_enabled():
         return torch.cat([torch.addcmul(swapped * sin, wide, cos).to(qkv.dtype), value], dim=-3)
     turned = swapped.mul_(sin).addcmul_(wide, cos)
