@@ -7,7 +7,7 @@ DIR holds one folder of clean photographs a set. Each photograph (its middle, at
 a seed of its own, restored `--n` times by the members of `varied_pool` (candidate 0 is the default restorer, 1 is
 bicubic; `--pool seeds`: the default restorer alone, another noise each time), and every candidate is scored once by
 `direct`, by `reason` and by NIQE, and judged by FSIM, VIF and PSNR-Y. The choices are made from that table afterwards.
-Resumable: one JSON line a photograph in `--out`, which several processes (`--share 0/2`, `--share 1/2`) can fill. A
+Resumable: one JSON line per photograph in `--out`, which several processes (`--share 0/2`, `--share 1/2`) can fill. A
 larger `--n` goes on from the candidates that are there.
 """
 

@@ -16,8 +16,7 @@ from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.check import Photograph, load_photographs
 from zoomiqa_reward.check.degenerate import empty_rows
 from zoomiqa_reward.check.ladders import make_pool
-from zoomiqa_reward.check.order import mean, pair_scores
-from zoomiqa_reward.check.tallies import preference
+from zoomiqa_reward.check.tallies import mean, pair_scores, preference
 from zoomiqa_reward.rewards.base import Reward
 
 Row = dict[str, list[float]]

@@ -164,7 +164,7 @@ def table(args: argparse.Namespace) -> None:
 
 
 def plot(logs: dict[str, list[list[dict[str, Any]]]], file: Path) -> None:
-    """Draw entropy, spread of ratings, distinct rationales and reward over the steps; a line a seed."""
+    """Draw entropy, spread of ratings, distinct rationales and reward over the steps; a line per seed."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

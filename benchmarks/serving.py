@@ -51,7 +51,7 @@ def one_by_one(ask: Any, images: list[Tensor]) -> tuple[Tensor, float]:
 
 
 def concurrent(url: str, token: str, images: list[Tensor], *, batched: bool) -> tuple[Tensor, float]:
-    """Return the values of one request an image, `CLIENTS` at a time, and the seconds taken."""
+    """Return the values of one request per image, `CLIENTS` at a time, and the seconds taken."""
     with RemoteReward(url, token=token, batched=batched) as remote, ThreadPoolExecutor(CLIENTS) as pool:
         began = time.monotonic()
         value = torch.cat([scores.value for scores in pool.map(remote, images)])

@@ -30,7 +30,7 @@ ANSWER = (
 
 
 def main(image: str | Path, model: str = "nano", steps: int = 2) -> list[str]:
-    """Train `model` for a few steps of each stage; print and return a line a step."""
+    """Train `model` for a few steps of each stage; print and return a line per step."""
     photograph = load_image(image)[:, :SIDE_PX, :SIDE_PX]
     images, talks, lines = [], [], []
     with tempfile.TemporaryDirectory() as folder:

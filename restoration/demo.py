@@ -91,7 +91,7 @@ def prepare(image: Tensor, *, as_is: bool) -> tuple[Tensor | None, Tensor]:
 
 
 def run(iqa: ZoomIQA, restorers: list[Restorer], image_lq: Tensor, out: Path) -> BestOfN:
-    """Draw, rate, and have the best explained; a run that was cut short goes on where it was."""
+    """Draw, rate, and explain the best; an interrupted run continues."""
     explain = Cascade(reward=ZoomIQAReward(iqa, mode="reason"), top=NUM_EXPLAINED)
     return best_of_n(restorers, image_lq, ZoomIQAReward(iqa), n=NUM_CANDIDATES, out=out, cascade=explain)
 

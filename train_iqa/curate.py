@@ -4,7 +4,7 @@
     python -m train_iqa.sft --recipe qwen2_5_vl_7b --data runs/curate/conversations.jsonl --out runs/sft
 
 Any OpenAI-compatible endpoint can be the teacher, and another one the judge; without a judge, rules decide. The same
-command goes on where it was killed. Exit code 0: done; 1: failed; 2: an endpoint failed some images, run it again.
+command continues after a kill. Exit code 0: done; 1: failed; 2: an endpoint failed some images, run it again.
 """
 
 import argparse
@@ -17,10 +17,11 @@ from typing import Any, NoReturn
 from train_iqa.curation.config import AUTO, CurateConfig
 from train_iqa.curation.endpoint import Endpoint, FatalEndpointError
 from train_iqa.curation.loop import curate
-from train_iqa.data import FAMILIES, DatasetProblems, DatasetSource, Scale
+from train_iqa.data import FAMILIES, DatasetProblems
 from train_iqa.data.checking import ACCEPTABLE, CHECKS
+from train_iqa.data.registry import parse_pair, parse_sources
 from train_iqa.data.splits import PARTS
-from train_iqa.training.config_file import read_config
+from train_iqa.training.config import read_config
 
 
 class _Parser(argparse.ArgumentParser):
@@ -77,7 +78,7 @@ def config_of(args: argparse.Namespace) -> CurateConfig:
     if args.accept:
         changes["accept"] = tuple(args.accept)
     if args.data:
-        changes["sources"] = _sources(args)
+        changes["sources"] = parse_sources(args.data, args.name, args.image_root, args.scale)
     for role in ("teacher", "judge"):
         endpoint = _endpoint(args, role, None if base is None else getattr(base, role))
         if endpoint is not None:
@@ -102,7 +103,7 @@ def _endpoint(args: argparse.Namespace, role: str, base: Endpoint | None) -> End
     if role == "teacher" and args.logprobs is not None:
         changes["top_logprobs"] = args.logprobs
     if prices := getattr(args, f"{role}_prices"):
-        changes["price_in"], changes["price_out"] = _pair(prices, f"--{role}-prices", "2.5:10")
+        changes["price_in"], changes["price_out"] = parse_pair(prices, f"--{role}-prices", "2.5:10")
     if base is not None:
         return replace(base, **changes)
     if not changes:
@@ -112,33 +113,6 @@ def _endpoint(args: argparse.Namespace, role: str, base: Endpoint | None) -> End
     if role == "judge":  # a judge decides, it does not invent
         changes.setdefault("temperature", 0.0)
     return Endpoint(**changes)
-
-
-def _sources(args: argparse.Namespace) -> tuple[DatasetSource, ...]:
-    if args.name and len(args.name) != len(args.data):
-        raise ValueError(f"{len(args.name)} names for {len(args.data)} data sets; give one each, or none")
-    scale = None
-    if args.scale is not None:
-        worst, best = _pair(args.scale, "--scale", "0:100")
-        scale = Scale(worst=worst, best=best)
-    sources = []
-    for text, name in zip(args.data, args.name or [""] * len(args.data), strict=True):
-        family, equals, path = text.partition("=")
-        if not equals or family not in FAMILIES:
-            raise ValueError(f"--data {text!r}: must be FAMILY=PATH with a family of {', '.join(FAMILIES)}")
-        lists = {"image_root": args.image_root, "scale": scale} if FAMILIES[family].is_list else {}
-        sources.append(DatasetSource(family=family, root=Path(path), name=name, **lists))
-    return tuple(sources)
-
-
-def _pair(text: str, option: str, example: str) -> tuple[float, float]:
-    first, colon, second = text.partition(":")
-    try:
-        if not colon:
-            raise ValueError("no colon")
-        return float(first), float(second)
-    except ValueError as error:
-        raise ValueError(f"{option} {text!r}: must be two numbers, for instance {example}") from error
 
 
 def main(argv: list[str] | None = None) -> int:

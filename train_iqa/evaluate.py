@@ -3,7 +3,7 @@
     python -m train_iqa.evaluate --model nano --data koniq=DIR --data csv=photos.csv --mode direct --out runs/eval
     accelerate launch --num_processes 8 -m train_iqa.evaluate --model DIR --data koniq=DIR --out runs/eval
 
-The same command goes on where it was killed: one line an image stands in OUT, and what has a line is not measured
+The same command continues after a kill: one line per image is in OUT, and an image with a line is not measured
 again. With several processes each takes its share of the images. At the end `report.json` and the plots are in OUT.
 """
 
@@ -25,8 +25,8 @@ from train_iqa.evaluation.options import EvaluateConfig, build_parser, config_of
 from zoomiqa_reward.images.loading import ImageError
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
 from zoomiqa_reward.runs.digest import digest
+from zoomiqa_reward.runs.folder import bind
 from zoomiqa_reward.runs.json_lines import plain, write_json
-from zoomiqa_reward.runs.outputs import claim_folder
 
 PATIENCE = datetime.timedelta(days=2)
 """How long processes wait for each other: their shares of the images may take very different times."""
@@ -44,7 +44,7 @@ def evaluate(config: EvaluateConfig, iqa: ZoomIQA, arguments: list[str] | None =
     datasets = load_datasets(config.sources, checks=checks, accept=config.accept)
     chosen = {dataset.name: select(dataset, config.part, seed=config.seed) for dataset in datasets}
     if state.is_main_process:
-        _keep_settings(config.out, _settings(config, iqa, datasets, chosen))
+        bind(config.out, plain(_settings(config, iqa, datasets, chosen)), file="settings.json")
     state.wait_for_everyone()
     _measure(config, iqa, chosen, state)
     state.wait_for_everyone()
@@ -130,17 +130,6 @@ def _settings(
             for dataset in datasets
         },
     }
-
-
-def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
-    claim_folder(out)
-    file = out / "settings.json"
-    if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        changed = [name for name in settings if before.get(name) != plain(settings[name])]
-        if changed:
-            raise ValueError(f"{out}: holds a run with another {', '.join(changed)}; give another --out, or remove it")
-    _write(file, settings)
 
 
 def _about(dataset: IqaDataset, used: int) -> dict[str, Any]:

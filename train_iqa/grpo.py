@@ -43,7 +43,7 @@ from train_iqa.rl.rollout import roll_out
 from train_iqa.rl.vllm_rollout import VllmConfig, VllmSampler
 from train_iqa.rows.completions import TrainingRow, answer_logprobs, collate_completions, micro_batches
 from train_iqa.rows.turn_rows import plan_rows
-from train_iqa.training.command import run_trainer
+from train_iqa.training.config import run_trainer
 from train_iqa.training.learner import (
     gather_rows,
     load_base,

@@ -20,7 +20,7 @@ from train_iqa.nano.optimizers import cosine_lr
 from train_iqa.rows.completions import TrainingRow, answer_logprobs, collate_completions, micro_batches
 from train_iqa.rows.conversations import Conversation, read_conversations
 from train_iqa.rows.turn_rows import DIRECT, build_row, estimate_length, plan_rows, row_kinds
-from train_iqa.training.command import run_trainer
+from train_iqa.training.config import run_trainer
 from train_iqa.training.learner import load_base, make_accelerator, make_learner, optimizer_step, seed_of, total_of
 from train_iqa.training.policy import save_policy
 from train_iqa.training.run_state import MetricLog, RunState, open_run

@@ -1,4 +1,4 @@
-"""`zoomiqa refine`: restore one image, then again where the quality model wants to look closer.
+"""`zoomiqa refine`: restore one image, then restore again the regions that the model names.
 
 What needs torch is imported when the command runs, so that `--help` and wrong options answer at once.
 """

@@ -58,7 +58,7 @@ class BicubicRestorer:
         seed: int
 
     def restore(self, image: Any, seeds: Sequence[int]) -> Iterator[Candidate]:
-        """Yield the enlarged image once a seed."""
+        """Yield the enlarged image once per seed."""
         enlarged = bicubic(load_image(image), self.scale)
         yield from (self.Candidate(enlarged, seed) for seed in seeds)
 

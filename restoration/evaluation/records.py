@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from zoomiqa_reward.runs.folder import bind
 from zoomiqa_reward.runs.json_lines import append_line, as_float, cut_half_line, plain, write_json
-from zoomiqa_reward.runs.outputs import claim_folder
-from zoomiqa_reward.runs.settings import refuse_another_run
 
 RECORDS = "records.jsonl"
 SETTINGS = "run.json"
@@ -83,13 +82,9 @@ class RecordFolder:
         self.folder = None if folder is None else Path(folder)
         if self.folder is None:
             return
-        claim_folder(self.folder)
-        if (self.folder / SETTINGS).exists():
-            refuse_another_run(self.folder, read_settings(self.folder), settings, free=MAY_DIFFER)
-            cut_half_line(self.folder / RECORDS)
-            self.records = {record.key: record for record in read_records(self.folder)}
-        elif (self.folder / RECORDS).exists():
-            raise ValueError(f"{self.folder} holds {RECORDS} but no {SETTINGS}: give another folder")
+        bind(self.folder, settings, file=SETTINGS, results=(RECORDS,), free=MAY_DIFFER)
+        cut_half_line(self.folder / RECORDS)
+        self.records = {record.key: record for record in read_records(self.folder)}
         write_json(self.folder / SETTINGS, settings)
 
     def done(self, key: Key) -> bool:

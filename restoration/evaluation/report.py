@@ -201,7 +201,7 @@ def _problems(records: Sequence[ImageRecord], pools: _Pools, left_out: dict[str,
     failed = [
         {"image": r.image, "seed": r.seed, "error": r.error}
         for r in records
-        if r.error is not None and not (r.lq_sha256 == NOT_LOADED and r.row != "bicubic")  # once an image
+        if r.error is not None and not (r.lq_sha256 == NOT_LOADED and r.row != "bicubic")  # once per image
     ]
     unmeasured: dict[str, Counter[str]] = {}
     for record in records:

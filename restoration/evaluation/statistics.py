@@ -43,7 +43,7 @@ class PairedTest(NamedTuple):
 
 
 def mean_interval(values: ArrayLike, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0) -> Interval:
-    """Return the mean over images, one value an image, with its interval.
+    """Return the mean over images, one value per image, with its interval.
 
     >>> mean_interval([2.0, 2.0, 2.0])
     Interval(value=2.0, low=2.0, high=2.0, num_images=3)
@@ -123,7 +123,7 @@ def group_std(scores: ArrayLike, *, seed: int = 0) -> Interval:
 
 
 def paired_test(first: ArrayLike, second: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> PairedTest:
-    """Return how `first` differs from `second`, one oriented value an image, in the same order of images.
+    """Return how `first` differs from `second`, one oriented value per image, in the same order of images.
 
     Raises ValueError for other lengths or NaN. With fewer than two images both p are NaN.
     """

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from restoration.metrics.registry import METRICS, lr_consistency
-from zoomiqa_reward.images.batches import split_images
-from zoomiqa_reward.images.loading import ImageError, load_image
+from zoomiqa_reward.images.loading import ImageError, load_image, split_images
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise

@@ -114,7 +114,7 @@ class NanoSRPipeline(DiffusionPipeline):
         return torch.cat([like, (lq * 2 - 1).to(like.dtype)], dim=1)
 
     def velocity(self, lq: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
-        """Return v as float32 for noisy residuals (B, 48, h, w) beside padded images; `time`: one, or one a row."""
+        """Return v as float32 for noisy residuals (B, 48, h, w) beside padded images; `time`: one, or one per row."""
         return self.as_velocity(self.unet(self.condition(lq, noisy).to(self.unet.dtype), time).sample, noisy, time)
 
     def as_velocity(self, output: Tensor, noisy: Tensor, time: Tensor) -> Tensor:

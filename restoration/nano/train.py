@@ -55,7 +55,7 @@ class NanoSRConfig:
     small_px: int = 96
     """HR side of what is cut from a crop for a step, before `LARGE_FROM`."""
     batch_px: int | None = None
-    """LR pixels a step; None: by the device."""
+    """LR pixels per step; None: by the device."""
     rate: float = 2e-3
     """Muon's peak."""
     ema_decay: float = 0.999

@@ -1,4 +1,4 @@
-"""Restoration guided by the model's reasoning: the region that it wants to look at closer is restored again.
+"""Restoration guided by the model's reasoning: the region that it names is restored again.
 
 `refine` runs it, `zoomiqa refine` does it from a shell, `docs/refine.md` says what to expect. `regions.py`: what
 the model asks for, which pixels that is and how the new ones go in; `rounds.py`: the loop; `records.py`: its rounds;

@@ -91,7 +91,9 @@ def find_reward_and_assessor(iqa_or_reward: Any, assessor: Any) -> tuple[Reward,
         raise TypeError(f"iqa_or_reward={type(iqa_or_reward).__name__}: must be a ZoomIQA or a Reward")
     judge = judge if assessor is None else assessor
     if not hasattr(judge, "assess"):
-        raise ValueError(f"reward {reward.name!r} cannot say what to improve: pass assessor=ZoomIQA.from_pretrained()")
+        raise ValueError(
+            f"reward {reward.name!r} writes no words to guide refine: pass assessor=ZoomIQA.from_pretrained()"
+        )
     if "hr" in reward.needs:
         raise ValueError(f"reward {reward.name!r} needs hr: a ground truth must not guide what is restored")
     return reward, judge

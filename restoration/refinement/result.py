@@ -19,8 +19,9 @@ from torch import Tensor
 
 from restoration.refinement.records import Round, round_of, row_of
 from restoration.refinement.strip import strip_of
-from restoration.selection.result import BestOfN, check_settings
+from restoration.selection.result import BestOfN
 from zoomiqa_reward.images.loading import save_png
+from zoomiqa_reward.runs.folder import bind
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json
 
 
@@ -81,9 +82,7 @@ class Journal:
         if folder is None:
             return
         (folder / "rounds").mkdir(parents=True, exist_ok=True)
-        if (folder / LINES).exists() and not (folder / "run.json").exists():
-            raise ValueError(f"{folder} holds rounds without run.json: what made them is unknown; use another one")
-        check_settings(folder, settings)
+        bind(folder, settings, key="settings", results=(LINES,), facts=lambda: {"finished": False})
         for half in (folder / "rounds").glob("*.tmp"):
             half.unlink()  # of a kill inside save_png
         self.history = [round_of(row, folder) for row in read_lines(folder / LINES)]

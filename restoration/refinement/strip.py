@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 from restoration.refinement.records import Round
+from zoomiqa_reward.images.drawing import BACK, BAD, CARD, GOOD, INK, MARK, MUTED, Colour, fit
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.model.turns import PixelBox
 
@@ -24,9 +25,6 @@ DETAIL_PX = 158
 TEXT_PX = 134
 MARGIN_PX = 14
 LINE_CHARS, LINES = 44, 4
-
-_BACK, _CARD, _INK, _MUTED = (22, 24, 29), (34, 37, 44), (240, 241, 243), (164, 170, 180)
-_BOX, _KEPT, _REFUSED = (255, 176, 32), (82, 199, 122), (232, 92, 92)
 
 
 def strip_of(result: "Refined") -> Image.Image:
@@ -43,14 +41,14 @@ def strip_of(result: "Refined") -> Image.Image:
         if round_.accepted:
             before = image
     height = cards[0].height + 2 * MARGIN_PX + 28
-    strip = Image.new("RGB", (len(cards) * (CELL_PX + MARGIN_PX) + MARGIN_PX, height), _BACK)
+    strip = Image.new("RGB", (len(cards) * (CELL_PX + MARGIN_PX) + MARGIN_PX, height), BACK)
     for index, card in enumerate(cards):
         strip.paste(card, (MARGIN_PX + index * (CELL_PX + MARGIN_PX), MARGIN_PX))
     last = result.history[-1]
     end = f"stopped: {result.stopped}" + (f" ({last.reason})" if last.stop else "")
     chars = LINE_CHARS * len(cards)
     text = textwrap.shorten(end, chars, placeholder=" …")
-    ImageDraw.Draw(strip).text((MARGIN_PX, height - 30), text, font=ImageFont.load_default(14), fill=_MUTED)
+    ImageDraw.Draw(strip).text((MARGIN_PX, height - 30), text, font=ImageFont.load_default(14), fill=MUTED)
     return strip
 
 
@@ -60,7 +58,7 @@ def _low_card(low: Image.Image, size: tuple[int, int], region: PixelBox, *, has_
     large = low.resize(size, Image.Resampling.NEAREST)
     _paste_whole(card, large, _times(region, scale) if has_region else None)
     _paste_detail(card, large, _times(region, scale), 0, CELL_PX)
-    _write(card, "low-quality image", _INK, f"{low.width} x {low.height} px", "what is restored")
+    _write(card, "low-quality image", INK, f"{low.width} x {low.height} px", "what is restored")
     return card
 
 
@@ -77,30 +75,27 @@ def _card(
         _paste_detail(card, before, box, 0, DETAIL_PX)
         _paste_detail(card, image, box, CELL_PX - DETAIL_PX, DETAIL_PX)
     title = "start" if round_.number == 0 else f"round {round_.number}: {'kept' if round_.accepted else 'refused'}"
-    colour = _INK if round_.number == 0 else _KEPT if round_.accepted else _REFUSED
+    colour = INK if round_.number == 0 else GOOD if round_.accepted else BAD
     numbers = f"reward {_shown(round_.reward, 3)}, LR-consistency {_shown(round_.lr_consistency, 2)} dB"
     _write(card, title, colour, numbers, round_.reason)
     return card
 
 
 def _empty_card() -> Image.Image:
-    return Image.new("RGB", (CELL_PX, CELL_PX + 4 + DETAIL_PX + TEXT_PX), _CARD)
+    return Image.new("RGB", (CELL_PX, CELL_PX + 4 + DETAIL_PX + TEXT_PX), CARD)
 
 
 def _paste_whole(card: Image.Image, image: Image.Image, box: PixelBox | None) -> None:
-    factor = CELL_PX / max(image.size)
-    factor = math.floor(factor) if factor >= 1 else factor
-    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
-    how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS
-    left, top = (CELL_PX - size[0]) // 2, (CELL_PX - size[1]) // 2
-    card.paste(image.resize(size, how), (left, top))
+    shown, factor = fit(image, CELL_PX)
+    left, top = (CELL_PX - shown.width) // 2, (CELL_PX - shown.height) // 2
+    card.paste(shown, (left, top))
     if box is not None:
         x0, y0, x1, y1 = (value * factor + (left, top)[k % 2] for k, value in enumerate(box))
         # Widest first; a line of its own colour on either side shows on any image. A speck still has an outline.
         outline = (x0, y0, max(x1 - 1, x0 + 1), max(y1 - 1, y0 + 1))
         draw = ImageDraw.Draw(card)
         draw.rectangle(outline, outline=(0, 0, 0), width=4)
-        draw.rectangle(outline, outline=_BOX, width=2)
+        draw.rectangle(outline, outline=MARK, width=2)
 
 
 def _paste_detail(card: Image.Image, image: Image.Image, box: PixelBox, at: int, width: int) -> None:
@@ -113,12 +108,12 @@ def _paste_detail(card: Image.Image, image: Image.Image, box: PixelBox, at: int,
     card.paste(detail, (at + (width - detail.width) // 2, CELL_PX + 4 + (DETAIL_PX - detail.height) // 2))
 
 
-def _write(card: Image.Image, title: str, colour: tuple[int, int, int], numbers: str, reason: str) -> None:
+def _write(card: Image.Image, title: str, colour: Colour, numbers: str, reason: str) -> None:
     draw, top = ImageDraw.Draw(card), CELL_PX + 4 + DETAIL_PX + 6
     draw.text((10, top), title, font=ImageFont.load_default(18), fill=colour)
-    draw.text((10, top + 28), numbers, font=ImageFont.load_default(14), fill=_INK)
+    draw.text((10, top + 28), numbers, font=ImageFont.load_default(14), fill=INK)
     lines = textwrap.wrap(reason, LINE_CHARS, max_lines=LINES, placeholder=" …")
-    draw.multiline_text((10, top + 50), "\n".join(lines), font=ImageFont.load_default(13), fill=_MUTED, spacing=4)
+    draw.multiline_text((10, top + 50), "\n".join(lines), font=ImageFont.load_default(13), fill=MUTED, spacing=4)
 
 
 def _central(size: tuple[int, int]) -> PixelBox:

@@ -94,7 +94,7 @@ def prompt_text(prompt: PROMPT, image: Tensor) -> str:
 
 
 def unit_images(output: Any, name: str) -> list[Tensor]:
-    """Return what a system gave back as float32 CHW images in [0, 1] on the CPU, one a candidate.
+    """Return what a system gave back as float32 CHW images in [0, 1] on the CPU, one per candidate.
 
     Takes diffusers' output object, its tuple, a BCHW or CHW tensor, PIL images, uint8 arrays, or a list of such.
     Values within `OVERSHOOT` of [0, 1] are clamped. Raises RestorationError naming `name` for anything else, NaN
@@ -123,7 +123,7 @@ def _unit(image: Any, name: str) -> Tensor:
     try:
         return load_image(image)
     except ValueError as error:
-        raise RestorationError(f"{name} returned what is no image: {error}") from error
+        raise RestorationError(f"{name} did not return an image: {error}") from error
 
 
 def from_range(output: Any, value_range: str) -> Any:

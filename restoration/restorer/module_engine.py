@@ -1,4 +1,4 @@
-"""Engines of what runs once a candidate: a network (a GAN, a one-step model), and any Python callable."""
+"""Engines of what runs once per candidate: a network (a GAN, a one-step model), and any Python callable."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence

@@ -240,7 +240,7 @@ class Restorer:
             return self._draws(run, seed)
         except DrewAnyway:
             raise ValueError(
-                f"{self.name} takes no seed, yet drew from a global random generator: pass "
+                f"{self.name} takes no seed but drew from a global random generator: pass "
                 "deterministic=False (they are then set for each candidate), or True if the draw means nothing"
             ) from None
 

@@ -10,12 +10,14 @@ and z = (a - b) / c, its expected improvement is
 where T_v and t_v are the distribution function and density. Drawing stops when this is below `min_gain`. For a known
 distribution and a cost of `min_gain` a draw that rule is optimal: later draws cannot pay where the next one does not.
 Sources: optimal search with recall, Weitzman 1979 and DeGroot 1970, chapter 13; the predictive distribution: any text
-on Bayesian statistics, with the prior 1/variance; T_v as a finite sum: Abramowitz and Stegun 26.7.3 and 26.7.4.
+on Bayesian statistics, with the prior 1/variance.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from scipy import stats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,30 +66,5 @@ def expected_improvement(scores: Sequence[float], best: float) -> float:
         return max(mean - best, 0.0)
     freedom = count - 1
     z = (mean - best) / scale
-    tail = scale * (freedom + z * z) / (freedom - 1) * t_density(z, freedom)
-    return max((mean - best) * t_distribution(z, freedom) + tail, 0.0)
-
-
-def t_density(z: float, freedom: int) -> float:
-    """Return the density of Student's t distribution."""
-    log_norm = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - 0.5 * math.log(freedom * math.pi)
-    return math.exp(log_norm - (freedom + 1) / 2 * math.log1p(z * z / freedom))
-
-
-def t_distribution(z: float, freedom: int) -> float:
-    """Return the probability that Student's t is at most z; freedom a whole number, at least 1.
-
-    >>> t_distribution(0.0, 5), round(t_distribution(2.015048, 5), 4)
-    (0.5, 0.95)
-    """
-    angle = math.atan(z / math.sqrt(freedom))
-    sine, squared = math.sin(angle), math.cos(angle) ** 2
-    odd = freedom % 2
-    term = total = math.cos(angle) if odd else 1.0
-    steps = (freedom - 3) // 2 if odd else (freedom - 2) // 2
-    for k in range(1, steps + 1):
-        term *= squared * (2 * k / (2 * k + 1) if odd else (2 * k - 1) / (2 * k))
-        total += term
-    if not odd:
-        return 0.5 + 0.5 * sine * total
-    return 0.5 + (angle + (sine * total if freedom > 1 else 0.0)) / math.pi
+    tail = scale * (freedom + z * z) / (freedom - 1) * stats.t.pdf(z, freedom)
+    return max(float((mean - best) * stats.t.cdf(z, freedom) + tail), 0.0)

@@ -11,7 +11,6 @@ An image is renamed into place before its line is appended, and a line counts on
 kill leaves is at most one image without a line, which is made again, bit for bit, in its place.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,9 +23,8 @@ from PIL import Image
 from restoration.selection.candidates import Candidate, Explanation
 from zoomiqa_reward.images.contact_sheet import SheetEntry, contact_sheet
 from zoomiqa_reward.images.loading import save_png
+from zoomiqa_reward.runs.folder import bind, locked
 from zoomiqa_reward.runs.json_lines import append_line, as_float, plain, read_lines, write_json
-from zoomiqa_reward.runs.outputs import claim_folder
-from zoomiqa_reward.runs.settings import refuse_another_run
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,7 +78,7 @@ class DrawFolder:
         """Read what is there. Raises ValueError for a folder of another run, or a damaged one."""
         self.folder = folder
         (folder / "candidates").mkdir(parents=True, exist_ok=True)
-        check_settings(folder, settings)
+        bind(folder, settings, key="settings", results=("candidates.jsonl",), facts=lambda: {"finished": False})
         for half in (folder / "candidates").glob("*.tmp"):
             half.unlink()  # of a kill inside save_png
         self.done = {row["index"]: self._candidate(row) for row in read_lines(folder / "candidates.jsonl")}
@@ -116,24 +114,8 @@ class DrawFolder:
 @contextmanager
 def open_run(folder: Path, settings: dict[str, Any]) -> Iterator[DrawFolder]:
     """Open the folder for one process. Raises ValueError where another one works in it, or it holds another run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        _lock(lock, folder)
+    with locked(folder):
         yield DrawFolder(folder, settings)
-
-
-def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Write run.json in a new folder; in another one, raise ValueError unless its settings are these."""
-    file = claim_folder(folder) / "run.json"
-    if not file.exists():
-        if (folder / "candidates.jsonl").exists():
-            raise ValueError(f"{folder} holds candidates without run.json: what made them is unknown; use another one")
-        write_json(file, {"settings": settings, "finished": False})
-        return
-    held = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(held, dict) or not isinstance(held.get("settings"), dict):
-        raise ValueError(f"{file}: is no record of a run of this program; name another folder")
-    refuse_another_run(folder, held["settings"], settings)
 
 
 def save_result(result: "BestOfN", folder: Path) -> Path:
@@ -180,14 +162,3 @@ def _entry(item: Candidate) -> SheetEntry:
         std=math.nan if has_cascade else item.std, rank=item.rank, valid=item.valid, error=item.error,
         rationale=". ".join(text for text in words if text), bbox=why.bbox, crop_box=why.crop_box,
     )  # fmt: skip
-
-
-def _lock(file: Any, folder: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # not on Windows: there nothing keeps a second process out
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise ValueError(f"{folder}: another process works in it; wait for it, or use another folder") from error

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from restoration.restorer.loading import is_pipeline, load_pipeline
-from restoration.selection.result import check_settings
 from restoration.tuning.config import Recipe
 from restoration.tuning.context import Tuning
 from restoration.tuning.data import Example
@@ -42,6 +41,7 @@ from restoration.tuning.updates import Updates
 from zoomiqa_reward.model.numerics import callers_precision
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.normalise import group_keys
+from zoomiqa_reward.runs.folder import bind
 from zoomiqa_reward.runs.json_lines import append_line, plain, read_lines, trim_lines, write_json
 from zoomiqa_reward.runs.settings import identity_of
 from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans
@@ -105,7 +105,12 @@ def tune(
     denoiser = denoiser_of(source, **recipe.denoiser_options)
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        check_settings(folder, _settings(recipe, denoiser.module, reward, examples, validation))
+        bind(
+            folder,
+            _settings(recipe, denoiser.module, reward, examples, validation),
+            key="settings",
+            facts=lambda: {"finished": False},
+        )
     state.wait_for_everyone()
     add_lora(denoiser, recipe.config.lora_rank, recipe.config.lora_alpha, recipe.algorithm.adapters,
              recipe.config.seed, recipe.config.lora_targets)  # fmt: skip

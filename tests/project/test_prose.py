@@ -1,5 +1,6 @@
 """The language of the documents: one word for one thing, "per", and three questions that every guide answers first."""
 
+import ast
 import re
 
 import pytest
@@ -34,6 +35,20 @@ def test_pages_use_one_word_for_one_thing(page):
 def test_the_search_finds_forbidden_words():
     assert len(offences("a Picture takes 3 images a second, one line\nan image")) == 3
     assert offences("`picture` is a name; images per second") == []
+
+
+def docstrings(file):
+    """Yield the docstrings of a module, of its classes, functions and attributes."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.value.value
+
+
+@pytest.mark.parametrize("package", ["zoomiqa_reward", "restoration", "train_iqa"])
+def test_docstrings_use_one_word_for_one_thing(package):
+    found = [(str(file.relative_to(ROOT)), offence) for file in sorted((ROOT / package).rglob("*.py"))
+             for text in docstrings(file) for offence in offences(text)]  # fmt: skip
+    assert found == []
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda page: page.name)

@@ -30,7 +30,7 @@ from restoration.selection.early_stop import EarlyStop
 from restoration.tuning.algorithms.groups import group_advantages
 from zoomiqa_reward import CachedReward, CompositeReward, MetricReward, RobustReward, Term, rank
 from zoomiqa_reward.check.ladders import Pool
-from zoomiqa_reward.check.scoring import CheckScorer
+from zoomiqa_reward.check.probes import CheckScorer
 from zoomiqa_reward.images.loading import save_png
 from zoomiqa_reward.integrations.ddpo import ddpo_reward
 from zoomiqa_reward.integrations.torchmetrics import ZoomIQAMetric

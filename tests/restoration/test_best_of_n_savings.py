@@ -10,7 +10,7 @@ from scipy import integrate, stats
 
 from restoration.restorer.restorer import Restorer
 from restoration.selection.best_of_n import Cascade, best_of_n
-from restoration.selection.early_stop import EarlyStop, expected_improvement, t_distribution
+from restoration.selection.early_stop import EarlyStop, expected_improvement
 from zoomiqa_reward.rewards.metric import MetricReward
 
 
@@ -68,12 +68,6 @@ def test_a_cascade_that_cannot_tell_leaves_the_first_order():
     result = run(cascade=Cascade(reward=blind, top=2))
     assert [one.index for one in result.order] == [one.index for one in run().order]
     assert "blind returned nan" in result.best.cascade_error
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 20])
-def test_t_distribution_is_scipys(freedom):
-    for z in (-4.0, -0.5, 0.0, 1.3, 9.0):
-        assert t_distribution(z, freedom) == pytest.approx(stats.t.cdf(z, freedom), abs=1e-12)
 
 
 @pytest.mark.parametrize("scores", [[2.0, 3.0, 4.0], [1.0, 1.2, 0.7, 3.9, 2.0], [0.1, 0.2, 0.3, 0.4, 0.45, 0.5, 0.1]])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from train_iqa.nano.frequency_bands import FLOOR, NUM_BANDS, band_energies, band_targets
+from train_iqa.nano.labels import FLOOR, NUM_BANDS, band_energies, band_targets
 from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans
 
 

@@ -242,16 +242,16 @@ def test_a_folder_belongs_to_one_run_and_one_process(scripted, tmp_path):
     with ScriptedServer(scripted[1]) as server:
         config = configured(scripted, tmp_path, server.url, limit=2)
         curate(config)
-        with pytest.raises(ValueError, match="another attempts; give another --out"):
+        with pytest.raises(ValueError, match=r"holds another run \(attempts was"):
             curate(replace(config, attempts=2))
         curate(replace(config, concurrency=1, teacher=replace(config.teacher, price_in=1.0, max_retries=0)))
         holder = subprocess.Popen(
             [sys.executable, "-c", "import fcntl, sys; h = open(sys.argv[1]); fcntl.flock(h, fcntl.LOCK_EX); print(1, "
-             "flush=True); sys.stdin.read()", tmp_path / "lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+             "flush=True); sys.stdin.read()", tmp_path / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         with holder:
             holder.stdout.readline()
-            with pytest.raises(ValueError, match="another process is curating here"):
+            with pytest.raises(ValueError, match="another process works in it"):
                 curate(config)
             holder.stdin.close()
 
@@ -330,7 +330,7 @@ def test_log_probabilities_are_asked_for_and_used(scripted, tmp_path, monkeypatc
         made["choices"][0]["logprobs"] = {"content": tokens}
         return made
 
-    from train_iqa.curation import scripted as module
+    from benchmarks.planted import endpoint as module
 
     monkeypatch.setattr(module, "completion", with_logprobs)
     with ScriptedServer(scripted[1]) as server:

@@ -157,9 +157,9 @@ def test_a_killed_run_goes_on_without_losing_or_doubling(
 def test_another_run_in_the_same_folder_is_refused(photos: Path, tmp_path: Path) -> None:
     evaluate(config(photos, tmp_path), tiny_iqa(), [])
     evaluate(config(photos, tmp_path, draws=5), tiny_iqa(), [])  # only the report differs
-    with pytest.raises(ValueError, match="another asking; give another --out"):
+    with pytest.raises(ValueError, match=r"holds another run \(asking.question was None"):
         evaluate(config(photos, tmp_path, asking=Asking(question="Sharp?")), tiny_iqa(), [])
-    with pytest.raises(ValueError, match="another seed"):
+    with pytest.raises(ValueError, match="seed was 0, now 3"):
         evaluate(config(photos, tmp_path, seed=3), tiny_iqa(), [])
 
 

@@ -6,8 +6,7 @@ import torch
 
 from train_iqa.nano.build import build_model, build_tokenizer
 from train_iqa.nano.degradations import DamageRecord, Step
-from train_iqa.nano.language import RatingTree, Readouts, pair_loss, rows_loss
-from train_iqa.nano.number_targets import bell, digit_targets
+from train_iqa.nano.language import RatingTree, Readouts, bell, digit_targets, pair_loss, rows_loss
 from train_iqa.nano.optimizers import SplitOptimizer, TimeBudget, WeightAverage, orthogonalised
 from train_iqa.nano.rationale import nano_protocol
 from train_iqa.nano.rows import RowBuilder, mirrored, mrope_positions

@@ -14,7 +14,7 @@ from train_iqa.data import DatasetSource, IqaDataset, LabelledImage, Scale
 from train_iqa.rl.config import GrpoConfig
 from train_iqa.rows.conversations import Conversation, write_conversations
 from train_iqa.sft import ConversationSource, SftConfig
-from train_iqa.training.config_file import read_config
+from train_iqa.training.config import read_config
 from train_iqa.training.recipes import RECIPES, own_protocol
 from train_iqa.training.run_state import read_log
 from zoomiqa_reward.images import save_png

@@ -11,14 +11,12 @@ from known_rewards import faithful, photo, verdicts, wrapped
 
 from zoomiqa_reward import MetricReward
 from zoomiqa_reward.check import Thresholds, run_check
-from zoomiqa_reward.check.answers import Answers
-from zoomiqa_reward.check.ascent import Ascent
 from zoomiqa_reward.check.baselines import laplacian
 from zoomiqa_reward.check.degenerate import EMPTYINGS
 from zoomiqa_reward.check.ladders import DAMAGES, DETAIL, WORSENINGS, make_pool
 from zoomiqa_reward.check.measures import measure_answers
-from zoomiqa_reward.check.order import deviation, mean, pair_scores, ratio
-from zoomiqa_reward.check.scoring import CheckScorer
+from zoomiqa_reward.check.probes import Answers, Ascent, CheckScorer
+from zoomiqa_reward.check.tallies import deviation, mean, pair_scores, ratio
 from zoomiqa_reward.check.verdict import Criterion, judge
 from zoomiqa_reward.rewards.composite import CompositeReward, Term
 from zoomiqa_reward.runs.bootstrap import bootstrap

@@ -8,12 +8,10 @@ from known_rewards import Cut, faithful, photo, verdicts, wrapped
 from skimage import data
 
 from zoomiqa_reward.check import Thresholds, run_check
-from zoomiqa_reward.check.ascent import EPSILON, climb
 from zoomiqa_reward.check.baselines import laplacian, laplacian_variance
 from zoomiqa_reward.check.degenerate import HONEST, empty_rows
-from zoomiqa_reward.check.ladders import DETAIL, make_pool, through_png
-from zoomiqa_reward.check.photographs import Photograph
-from zoomiqa_reward.check.scoring import CheckScorer
+from zoomiqa_reward.check.ladders import DETAIL, Photograph, make_pool, through_png
+from zoomiqa_reward.check.probes import EPSILON, CheckScorer, climb
 from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.images.loading import load_image
 

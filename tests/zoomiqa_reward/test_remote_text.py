@@ -16,7 +16,7 @@ from zoomiqa_reward.images import ImageError
 from zoomiqa_reward.model.generate import Completion, Sampling
 from zoomiqa_reward.model.reason import assess_images
 from zoomiqa_reward.model.text_server import RemoteZoomIQA, ServerRefused
-from zoomiqa_reward.model.text_server.parallel_map import parallel_map
+from zoomiqa_reward.model.text_server.client import parallel_map
 from zoomiqa_reward.protocol.crops import zoom
 from zoomiqa_reward.protocol.spec import ProtocolError
 

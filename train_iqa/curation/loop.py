@@ -1,18 +1,14 @@
 """The run: which images are left, several of them at a time, and the rows and report at the end.
 
-A folder holds `calls.jsonl` (every answer of an endpoint), `outcomes.jsonl` (a line an image that is done), and, made
+A folder holds `calls.jsonl` (every answer of an endpoint), `outcomes.jsonl` (a line per image that is done), and, made
 from these, `conversations.jsonl` with `images/` for `python -m train_iqa.sft`, and `report.json`. A kill at any moment
 loses at most the answers that are under way.
 """
 
 import asyncio
-import fcntl
-import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +25,7 @@ from train_iqa.data import IqaDataset, LabelledImage, load_datasets, select
 from zoomiqa_reward.images.loading import ImageError
 from zoomiqa_reward.protocol import Protocol
 from zoomiqa_reward.runs.digest import digest
+from zoomiqa_reward.runs.folder import bind, locked
 from zoomiqa_reward.runs.json_lines import append_line, plain, read_lines, write_json
 from zoomiqa_reward.runs.outputs import claim_folder
 
@@ -48,7 +45,7 @@ def curate(config: CurateConfig) -> dict[str, Any]:
     thresholds = shipped() if config.thresholds is None else HintThresholds.load(config.thresholds)
     protocol = None if config.protocol is None else Protocol.load(config.protocol)
     claim_folder(config.out)
-    with _lock(config.out):
+    with locked(config.out):
         _keep_settings(config, datasets, thresholds, protocol)
         return _go_on(config, images, thresholds, protocol)
 
@@ -160,35 +157,10 @@ def _keep_settings(
     settings["thresholds"] = digest(repr(sorted(thresholds.of.items())))
     settings["protocol"] = None if protocol is None else protocol.fingerprint
     settings["data"] = {dataset.name: _digest(dataset) for dataset in datasets}
-    settings, file = plain(settings), config.out / "settings.json"
-    if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        changed = sorted(name for name in settings if before.get(name) != settings[name])
-        if changed:
-            raise ValueError(
-                f"{config.out}: holds a run with another {', '.join(changed)}; give another --out, or remove it"
-            )
-        return
-    write_json(file, settings)
+    bind(config.out, plain(settings), file="settings.json")
 
 
 def _digest(dataset: IqaDataset) -> str:
     """Return what tells other labels; contents are in the requests' hashes, and `checks` may change on the way."""
     lines = sorted(f"{image.id}\t{image.mos!r}\t{image.split}" for image in dataset.images)
     return digest("\n".join(lines))
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; the system lets go of it when the process ends, however it ends."""
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(
-                f"{folder}: another process is curating here; wait for it, or give another --out"
-            ) from error
-        yield
-    finally:
-        os.close(handle)

@@ -50,7 +50,7 @@ def read_json_list(file: Path, image_root: Path | None = None, scale: Scale | No
 
 def _add(entry: dict[str, Any], where: str, key: str, listing: Listing) -> None:
     image = entry.get("image", entry.get("img_path"))
-    if isinstance(image, list) and len(image) == 1:  # as in metadata for several images a row
+    if isinstance(image, list) and len(image) == 1:  # as in metadata for several images per row
         image = image[0]
     if not isinstance(image, str) or not image:
         listing.fault("label", where, f"image is {image!r}, not a path")

@@ -1,6 +1,6 @@
 """The data set families by name. A new one is a function in `readers.py` and one line here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,3 +78,35 @@ class DatasetSource:
         listing = Listing(root=self.root, scale=family.scale)
         family.read(self.root, listing)
         return listing
+
+
+def parse_sources(
+    data: Sequence[str], names: Sequence[str] = (), image_root: Path | None = None, scale: str | None = None
+) -> tuple[DatasetSource, ...]:
+    """Return the data sets that a command line names: `FAMILY=PATH` each, a name each or none, and WORST:BEST.
+
+    image_root and scale belong to lists alone. Raises ValueError that names the option.
+    """
+    if names and len(names) != len(data):
+        raise ValueError(f"{len(names)} names for {len(data)} data sets; give one each, or none")
+    ends = None if scale is None else parse_pair(scale, "--scale", "0:100")
+    lists = {"image_root": image_root, "scale": None if ends is None else Scale(worst=ends[0], best=ends[1])}
+    sources = []
+    for text, name in zip(data, names or [""] * len(data), strict=True):
+        family, equals, path = text.partition("=")
+        if not equals or family not in FAMILIES:
+            raise ValueError(f"--data {text!r}: must be FAMILY=PATH with a family of {', '.join(FAMILIES)}")
+        options: dict[str, Any] = lists if FAMILIES[family].is_list else {}
+        sources.append(DatasetSource(family=family, root=Path(path), name=name, **options))
+    return tuple(sources)
+
+
+def parse_pair(text: str, option: str, example: str) -> tuple[float, float]:
+    """Return the two numbers of a text like `0:100`. Raises ValueError that names the option."""
+    first, colon, second = text.partition(":")
+    try:
+        if not colon:
+            raise ValueError("no colon")
+        return float(first), float(second)
+    except ValueError as error:
+        raise ValueError(f"{option} {text!r}: must be two numbers, for instance {example}") from error

@@ -2,7 +2,7 @@
 
 One image measured: its rating, what it was read from, and for some the probes of repetition and robustness.
 
-What was measured, one JSON line an image, so that a kill at any moment loses at most the image in work.
+What was measured, one JSON line per image, so that a kill at any moment loses at most the image in work.
 
 Each process appends to a file of its own; a line is one `write` to a file opened for appending, then flushed to disk. A
 line that a kill cut short has no newline at its end: readers skip it and its owner removes it before going on.
@@ -55,7 +55,7 @@ def choose_probe_ids(images: Sequence[LabelledImage], count: int, seed: int = 0)
 def measure_images(
     iqa: Any, images: Sequence[LabelledImage], probes: set[tuple[str, str]], asking: Asking
 ) -> Iterator[dict[str, Any]]:
-    """Yield one line an image, in order, each as soon as it is there.
+    """Yield one line per image, in order, each as soon as it is there.
 
     `probes` are the (data set, id) that get the probes. What cannot be measured has `valid` false, a reason, and a NaN
     rating; it never stops the others.

@@ -15,8 +15,9 @@ from typing import Any, NoReturn
 
 import torch
 
-from train_iqa.data import FAMILIES, DatasetSource, Scale
+from train_iqa.data import FAMILIES, DatasetSource
 from train_iqa.data.checking import ACCEPTABLE, CHECKS
+from train_iqa.data.registry import parse_sources
 from train_iqa.data.splits import PARTS
 from train_iqa.evaluation.measuring import Asking
 from zoomiqa_reward.model.decoding import MODES
@@ -91,27 +92,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def config_of(args: argparse.Namespace) -> EvaluateConfig:
     """Return the configuration of parsed arguments. Raises ValueError."""
-    if args.name and len(args.name) != len(args.data):
-        raise ValueError(f"{len(args.name)} names for {len(args.data)} data sets; give one each, or none")
-    scale = None
-    if args.scale is not None:
-        worst, colon, best = args.scale.partition(":")
-        if not colon:
-            raise ValueError(f"--scale {args.scale!r}: must be WORST:BEST, for instance 0:100")
-        scale = Scale(worst=float(worst), best=float(best))
-    sources = []
-    for text, name in zip(args.data, args.name or [""] * len(args.data), strict=True):
-        family, equals, path = text.partition("=")
-        if not equals or family not in FAMILIES:
-            raise ValueError(f"--data {text!r}: must be FAMILY=PATH with a family of {', '.join(FAMILIES)}")
-        lists = {"image_root": args.image_root, "scale": scale} if FAMILIES[family].is_list else {}
-        sources.append(DatasetSource(family=family, root=Path(path), name=name, **lists))
     asking = Asking(
         mode=args.mode, strict=not args.batched, question=args.question, calls=args.calls,
         is_sampling=not args.no_sampling, seed=args.seed,
     )  # fmt: skip
     return EvaluateConfig(
-        sources=tuple(sources), out=args.out, part=args.part, asking=asking, num_probes=args.probes, draws=args.draws,
+        sources=parse_sources(args.data, args.name, args.image_root, args.scale), out=args.out, part=args.part,
+        asking=asking, num_probes=args.probes, draws=args.draws,
         seed=args.seed, checks=args.checks, accept=tuple(args.accept), compare=args.compare,
     )  # fmt: skip
 

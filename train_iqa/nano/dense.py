@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, smooth_l1_loss
 
-from train_iqa.nano.frequency_bands import NUM_BANDS
-from train_iqa.nano.labels import TOKEN_PX
+from train_iqa.nano.labels import NUM_BANDS, TOKEN_PX
 from train_iqa.nano.store import GRID, KINDS, Store
 from train_iqa.nano.tower import read_tokens
 

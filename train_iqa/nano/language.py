@@ -1,4 +1,14 @@
-"""What the language side learns from: the words and numbers of rows, and `direct`'s whole distribution of ratings."""
+"""What the language side learns from: words, numbers and the distribution of ratings.
+
+Soft targets for numbers that a language model writes digit by digit.
+
+One hot digit says that 3.49 and 3.50 have nothing in common. Here a number's text is drawn from a bell around the
+true value, and each digit's target is the exact distribution of the next digit given those before it: the trie of
+all two-decimal numbers, walked along one path. Averaged over draws this is the cross-entropy of the whole bell over
+the leaves.
+
+What the language side learns from: the words and numbers of rows, and `direct`'s whole distribution of ratings.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,15 +16,44 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss, mse_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss, mse_loss, one_hot
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from train_iqa.nano.build import TOKEN_PX
-from train_iqa.nano.number_targets import bell, digit_targets
 from train_iqa.nano.rows import BOX_SIGMA, NO_IMAGE, RATING_SIGMA, NanoRow, RowBuilder, mrope_positions
 from train_iqa.nano.tower import flat_tokens, pad_images, read_tokens
 from zoomiqa_reward.model.trie import build_trie
 from zoomiqa_reward.model.turns import round1
+
+
+def bell(values: Tensor, centres: Tensor, sigma: Tensor | float) -> Tensor:
+    """Return (B, values): probabilities of `values` proportional to a Gaussian about each of the B centres.
+
+    >>> bell(torch.tensor([1.0, 2.0]), torch.tensor([1.5]), 0.3).tolist()
+    [[0.5, 0.5]]
+    """
+    return torch.softmax(-0.5 * ((values[None] - centres[:, None]) / sigma) ** 2, dim=1)
+
+
+def digit_targets(centres: Tensor, hundredths: Tensor, is_box: Tensor, sigma: Tensor) -> Tensor:
+    """Return (3, B, 10): for each digit of d.dd its distribution given the digits drawn before.
+
+    centres (B,), sigma (B,): the bell; hundredths int64 (B,): the drawn number; is_box bool (B,): a share 0.00 .. 1.00
+    instead of a rating 1.00 .. 5.00.
+    """
+    leaves = torch.arange(501, device=centres.device)
+    allowed = torch.where(is_box[:, None], leaves[None] <= 100, leaves[None] >= 100)
+    logits = -0.5 * ((leaves[None] / 100 - centres[:, None]) / sigma[:, None]) ** 2
+    weights = torch.softmax(logits.masked_fill(~allowed, -torch.inf), dim=1)
+    targets = []
+    for unit, above in ((100, None), (10, 100), (1, 10)):
+        alive = weights
+        if above is not None:
+            alive = weights * (leaves[None] // above == (hundredths // above)[:, None])
+        sums = alive @ one_hot(leaves // unit % 10, 10).to(weights.dtype)
+        targets.append(sums / sums.sum(1, keepdim=True).clamp_min(1e-12))
+    return torch.stack(targets)
+
 
 AUX_LAYER, EDGE_LAYER = 3, 4
 AUX_WEIGHT, EDGE_WEIGHT = 0.5, 3.0

@@ -1,6 +1,6 @@
 """Training rows of the two reasoning rounds: token ids, rotary positions, and which tokens are targets.
 
-A number is not a text target: its digits are learned from a bell about the true value (`number_targets.py`), so a row
+A number is not a text target: its digits are learned from a bell about the true value (`language.py`), so a row
 only says where numbers stand and what they are.
 """
 

@@ -25,8 +25,7 @@ from torch import Tensor
 
 from train_iqa.nano.degradations import DEGRADATIONS, DamageRecord
 from train_iqa.nano.drawing import SMALL_PX, DegradedImage, draw_image
-from train_iqa.nano.frequency_bands import NUM_BANDS
-from train_iqa.nano.labels import LABEL_METRICS, TOKEN_PX, LabelScale
+from train_iqa.nano.labels import LABEL_METRICS, NUM_BANDS, TOKEN_PX, LabelScale
 from train_iqa.nano.synthetic import WORST_SCORE, as_batch, label_drawn
 
 BATCH = 16

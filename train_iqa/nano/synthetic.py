@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from train_iqa.nano.degradations import DamageRecord, Step
 from train_iqa.nano.drawing import draw_image
-from train_iqa.nano.frequency_bands import band_targets
-from train_iqa.nano.labels import local_haarpsi, reference_scores
+from train_iqa.nano.labels import band_targets, local_haarpsi, reference_scores
 from zoomiqa_reward.runs.json_lines import written_at_once
 
 WORST_SCORE = -10.0

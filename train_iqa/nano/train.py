@@ -23,14 +23,13 @@ import transformers
 from PIL import Image
 
 from train_iqa.nano.build import SIZES, build_image_processor, build_model, init_energy_meters, init_patch_embedding
-from train_iqa.nano.corpus import make_tokenizer
 from train_iqa.nano.dense import DenseConfig, DenseHeads, dense_step
 from train_iqa.nano.drawing import SMALL_PX, window_of
 from train_iqa.nano.labels import LabelScale
 from train_iqa.nano.language import RatingTree, Readouts
 from train_iqa.nano.optimizers import SplitOptimizer, WeightAverage
 from train_iqa.nano.people import Opinion, People, PeopleConfig, people_step, read_opinions
-from train_iqa.nano.rationale import nano_protocol
+from train_iqa.nano.rationale import make_tokenizer, nano_protocol
 from train_iqa.nano.rows import RowBuilder
 from train_iqa.nano.stages import TrainingStage, run_stage
 from train_iqa.nano.store import BATCH, Store, Workers, read_pairs

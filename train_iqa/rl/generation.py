@@ -159,6 +159,6 @@ def draw_images(
 ) -> NDArray[np.int64]:
     """Return the places of `count` different images. Raises ValueError where there are fewer."""
     if count > len(mos):
-        raise ValueError(f"{count} different images a step of a data set of {len(mos)}: lower images_per_step")
+        raise ValueError(f"{count} different images per step of a data set of {len(mos)}: lower images_per_step")
     chances = image_chances(mos, config.levels, config.alpha(progress))
     return rng.choice(len(mos), size=count, replace=False, p=chances)

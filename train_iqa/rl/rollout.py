@@ -64,7 +64,7 @@ def roll_out(
 ) -> list[list[AnswerTrajectory]]:
     """Return for each float32 CHW image `num_samples` trajectories, all images' first rounds written in one batch.
 
-    The checkpoint's model must be in eval mode. With a seed an image's trajectories depend on seed, weights and
+    The checkpoint's model must be in eval mode. With a seed, an image's trajectories depend on seed, weights and
     image alone (up to rounding: who is written together may change the last bits of the logits).
     draw: another sampler than transformers.
     Raises ValueError for decoding whose log-probabilities could not be recomputed: greedy, top-p or top-k.

@@ -4,7 +4,7 @@ Round by round it is asked for the same rows as transformers, and everything aro
 rewards) stays `roll_out`'s. What makes its answers those of the trainer's policy:
 
 - **Pixels.** It gets no image to resize or round, but the patches that the trainer's rows hold, put together to an
-  image again; its own processor is told to cut them only. The prompt is the row's, with one token an image, and what
+  image again; its own processor is told to cut them only. The prompt is the row's, with one token per image, and what
   the engine made of it must be the row's tokens exactly.
 - **Weights.** Handed over before every step, in memory, adapters merged on the way; the caches that hold something
   computed with the old ones are emptied. An output layer tied to the embeddings is kept apart in the engine, because
@@ -170,7 +170,7 @@ class VllmSampler:
         apart = float((logprobs[0].cpu() - drawn.logprobs).abs().mean())
         if not apart <= self.config.max_mismatch:
             raise RuntimeError(
-                f"vLLM's log-probabilities differ from the trainer's by {apart:.3f} nats a token (vllm.max_mismatch="
+                f"vLLM's log-probabilities differ from the trainer's by {apart:.3f} nats per token (vllm.max_mismatch="
                 f"{self.config.max_mismatch}): it does not compute the same model. Nothing was trained on this step; "
                 f"take the sampler transformers, or another version of vLLM"
             )
@@ -230,7 +230,7 @@ def row_images(checkpoint: Checkpoint, row: TokenRow) -> list[Tensor]:
 
 
 def short_prompt(checkpoint: Checkpoint, row: TokenRow) -> list[int]:
-    """Return the row's tokens with one image token an image, as vLLM expects a prompt before it puts images in."""
+    """Return the row's tokens with one image token per image, as vLLM expects a prompt before it puts images in."""
     features = iter((row.image_grid_thw.prod(dim=-1) // int(checkpoint.image_processor.merge_size) ** 2).tolist())
     ids, index, short = row.input_ids.tolist(), 0, []
     while index < len(ids):

@@ -140,7 +140,7 @@ def pad_parts(groups: list[list[int]], accelerator: Accelerator) -> tuple[list[l
     """Return the micro-batches, filled up to the most that any process has, and how many are real.
 
     A filler repeats the first micro-batch and must count for nothing; without it the processes of a sharded model
-    would wait for each other for ever.
+    would wait for each other forever.
     """
     most = max(gather_object([len(groups)]))
     return groups + [groups[0]] * (most - len(groups)), len(groups)

@@ -25,10 +25,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from train_iqa.training.policy import TrainedWeights
+from zoomiqa_reward.runs.folder import bind
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, trim_lines, write_json
-from zoomiqa_reward.runs.outputs import claim_folder
 from zoomiqa_reward.runs.provenance import provenance
-from zoomiqa_reward.runs.settings import refuse_another_run
 from zoomiqa_reward.runs.training_folder import RunFolder
 
 FREE_FIELDS = ("out", "save_every", "page_every", "tensorboard")
@@ -79,16 +78,14 @@ def open_run(config: Any, folder: Path, accelerator: Accelerator) -> None:
 
     Raises ValueError where the folder belongs to a run of another configuration: its curve could not be continued.
     """
-    file = folder / "run.json"
-    wanted = json.loads(json.dumps(asdict(config), default=str))
-    if file.exists():
-        stored = json.loads(file.read_text())["config"]
-        refuse_another_run(folder, stored, wanted, free=FREE_FIELDS)
-    elif accelerator.is_main_process:
-        claim_folder(folder)
+
+    def facts() -> dict[str, Any]:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-        facts = {"processes": accelerator.num_processes, "device": device}
-        write_json(file, {"config": wanted} | facts | provenance("accelerate", "peft"))
+        return {"processes": accelerator.num_processes, "device": device} | provenance("accelerate", "peft")
+
+    if accelerator.is_main_process or (folder / "run.json").exists():
+        settings = json.loads(json.dumps(asdict(config), default=str))
+        bind(folder, settings, key="config", free=FREE_FIELDS, facts=facts)
     accelerator.wait_for_everyone()
 
 

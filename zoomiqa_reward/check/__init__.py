@@ -5,7 +5,7 @@ sent by other ways, and pushed uphill; it returns a `CheckReport` with the measu
 """
 
 from zoomiqa_reward.check.figure import ladder_figure
-from zoomiqa_reward.check.photographs import Photograph, bundled_photographs, load_photographs
+from zoomiqa_reward.check.ladders import Photograph, bundled_photographs, load_photographs
 from zoomiqa_reward.check.report import CheckReport
 from zoomiqa_reward.check.run import run_check
 from zoomiqa_reward.check.verdict import Thresholds, Verdict

@@ -17,10 +17,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from zoomiqa_reward.check.degenerate import empty_rows
-from zoomiqa_reward.check.order import mean
-from zoomiqa_reward.check.report import CheckReport
-from zoomiqa_reward.check.table import number, percent
+from zoomiqa_reward.check.report import CheckReport, number, percent
+from zoomiqa_reward.check.tallies import mean
 from zoomiqa_reward.check.verdict import FIT, UNFIT
+from zoomiqa_reward.images.drawing import BACK, BAD, CARD, GOOD, INK, LINE, MARK, MUTED, Colour, polyline
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.runs.outputs import write_figure
 
@@ -30,9 +30,6 @@ CAPTION_PX = 40
 HEAD_PX = 56
 LABEL_PX = 128
 GAP_PX = 10
-
-_BACK, _CARD, _INK, _MUTED = (22, 24, 29), (34, 37, 44), (240, 241, 243), (164, 170, 180)
-_LINE, _GOOD, _BAD, _UNSURE = (84, 90, 102), (82, 199, 122), (232, 92, 92), (255, 176, 32)
 
 
 def ladder_figure(
@@ -46,7 +43,7 @@ def ladder_figure(
     columns = max(len(row.labels) for row in rows) + 1  # the graph
     width = LABEL_PX + columns * (CELL_PX + GAP_PX) + GAP_PX
     row_px = CELL_PX + CAPTION_PX + GAP_PX
-    figure = Image.new("RGB", (width, HEAD_PX + len(rows) * row_px + GAP_PX), _BACK)
+    figure = Image.new("RGB", (width, HEAD_PX + len(rows) * row_px + GAP_PX), BACK)
     draw = ImageDraw.Draw(figure)
     _head(draw, report)
     every = [value for row in rows for values in row.rows for value in values if math.isfinite(value)]
@@ -109,36 +106,36 @@ def _rows(report: CheckReport) -> list[_Row]:
 
 def _head(draw: ImageDraw.ImageDraw, report: CheckReport) -> None:
     big, small = ImageFont.load_default(18), ImageFont.load_default(13)
-    draw.text((GAP_PX, 8), report.reward, font=big, fill=_INK)
+    draw.text((GAP_PX, 8), report.reward, font=big, fill=INK)
     x = GAP_PX + draw.textlength(report.reward, font=big) + 24
     for verdict in report.verdicts:
-        colour = {FIT: _GOOD, UNFIT: _BAD}.get(verdict.verdict, _UNSURE)
+        colour = {FIT: GOOD, UNFIT: BAD}.get(verdict.verdict, MARK)
         text = f"{verdict.use}: {verdict.verdict}"
         draw.text((x, 8), text, font=big, fill=colour)
         x += draw.textlength(text, font=big) + 24
     count = report.measures.num_photographs
     about = f"images: the middle of {Path(report.shown.name).name}; numbers: mean over {count} photographs"
-    draw.text((GAP_PX, 33), about, font=small, fill=_MUTED)
+    draw.text((GAP_PX, 33), about, font=small, fill=MUTED)
 
 
 def _label(draw: ImageDraw.ImageDraw, row: _Row, top: int) -> None:
     small = ImageFont.load_default(13)
-    draw.text((GAP_PX, top + 2), row.kind, font=ImageFont.load_default(16), fill=_INK)
+    draw.text((GAP_PX, top + 2), row.kind, font=ImageFont.load_default(16), fill=INK)
     for index, line in enumerate(row.about):
-        draw.text((GAP_PX, top + 28 + 18 * index), line, font=small, fill=_MUTED)
+        draw.text((GAP_PX, top + 28 + 18 * index), line, font=small, fill=MUTED)
 
 
 def _step(figure: Image.Image, image: Image.Image, at: tuple[int, int]) -> None:
     width, height = (min(side, CELL_PX) for side in image.size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
-    figure.paste(_CARD, (*at, at[0] + CELL_PX, at[1] + CELL_PX))
+    figure.paste(CARD, (*at, at[0] + CELL_PX, at[1] + CELL_PX))
     middle = image.crop((left, top, left + width, top + height))
     figure.paste(middle, (at[0] + (CELL_PX - width) // 2, at[1] + (CELL_PX - height) // 2))
 
 
 def _caption(draw: ImageDraw.ImageDraw, row: _Row, step: int, at: tuple[int, int]) -> None:
-    draw.text((at[0], at[1] + 2), row.labels[step], font=ImageFont.load_default(12), fill=_MUTED)
-    colour = _BAD if row.is_wrong[step] else _INK
+    draw.text((at[0], at[1] + 2), row.labels[step], font=ImageFont.load_default(12), fill=MUTED)
+    colour = BAD if row.is_wrong[step] else INK
     value = row.means[step]
     text = number(value) if math.isfinite(value) else "no value"
     draw.text((at[0], at[1] + 17), text, font=ImageFont.load_default(16), fill=colour)
@@ -146,18 +143,18 @@ def _caption(draw: ImageDraw.ImageDraw, row: _Row, step: int, at: tuple[int, int
 
 def _graph(draw: ImageDraw.ImageDraw, row: _Row, scale: tuple[float, float], at: tuple[int, int]) -> None:
     """Draw every photograph's values, and their mean, over the steps; the scale is the same in every row."""
-    draw.rectangle((*at, at[0] + CELL_PX - 1, at[1] + CELL_PX - 1), fill=_CARD)
+    draw.rectangle((*at, at[0] + CELL_PX - 1, at[1] + CELL_PX - 1), fill=CARD)
     for values in row.rows:
-        _polyline(draw, values, scale, at, _LINE, 1)
-    _polyline(draw, row.means, scale, at, _UNSURE if any(row.is_wrong) else _GOOD, 3)
+        _values(draw, values, scale, at, LINE, 1)
+    _values(draw, row.means, scale, at, MARK if any(row.is_wrong) else GOOD, 3)
 
 
-def _polyline(
+def _values(
     draw: ImageDraw.ImageDraw,
     values: Sequence[float],
     scale: tuple[float, float],
     at: tuple[int, int],
-    colour: tuple[int, int, int],
+    colour: Colour,
     width: int,
 ) -> None:
     low, high = scale
@@ -168,6 +165,4 @@ def _polyline(
         if math.isfinite(value) else None
         for step, value in enumerate(values)
     ]  # fmt: skip
-    for first, second in itertools.pairwise(points):
-        if first is not None and second is not None:
-            draw.line((*first, *second), fill=colour, width=width)
+    polyline(draw, points, colour, width)

@@ -9,12 +9,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zoomiqa_reward.check.answers import Answers
-from zoomiqa_reward.check.ascent import Ascent
 from zoomiqa_reward.check.degenerate import EMPTYINGS, Emptying
 from zoomiqa_reward.check.ladders import DAMAGES, DETAIL, WORSENINGS, Damage
-from zoomiqa_reward.check.order import mean, pair_scores, ratio, root_mean_square
-from zoomiqa_reward.check.tallies import decisive, intervals, preference, table_of
+from zoomiqa_reward.check.probes import Answers, Ascent
+from zoomiqa_reward.check.tallies import (
+    decisive,
+    intervals,
+    mean,
+    pair_scores,
+    preference,
+    ratio,
+    root_mean_square,
+    table_of,
+)
 from zoomiqa_reward.runs.bootstrap import Interval
 
 

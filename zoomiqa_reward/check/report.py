@@ -1,11 +1,22 @@
-"""What a check returns: who was checked, the measures, the verdicts; and its JSON."""
+"""What a check returns: as JSON, and as a table for people.
 
+What a check returns: who was checked, the measures, the verdicts; and its JSON.
+
+The report for people: one table of the measures, then the verdicts with what decided them.
+"""
+
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from zoomiqa_reward.check.ladders import Pool
 from zoomiqa_reward.check.measures import Measures
-from zoomiqa_reward.check.verdict import Verdict
+from zoomiqa_reward.check.tallies import mean
+from zoomiqa_reward.check.verdict import FIT, UNFIT, Verdict
 from zoomiqa_reward.runs.json_lines import plain
 
 
@@ -43,3 +54,88 @@ class CheckReport:
                 "measures": asdict(self.measures), "errors": self.errors, "notes": self.notes,
             }
         )  # fmt: skip
+
+
+_STYLES = {FIT: "bold green", UNFIT: "bold red"}
+
+
+def print_report(report: CheckReport, console: Console) -> None:
+    """Print table, verdicts, notes and the first few failures."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column(f"{report.reward}, {report.measures.num_photographs} photographs")
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for row in rows(report.measures):
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+    for verdict in report.verdicts:
+        line = Text(f"{verdict.use:<10}", style="bold")
+        line.append(verdict.verdict, style=_STYLES.get(verdict.verdict, "bold yellow"))
+        if verdict.num_images < verdict.min_images:
+            line.append(f" ({verdict.num_images}, at least {verdict.min_images} are needed)")
+        line.append("".join(f"\n  {criterion}" for criterion in verdict.reasons))
+        console.print(line)
+    for note in report.notes:
+        console.print(Text(f"note: {note}", style="yellow"))
+    for error in report.errors[:3]:
+        console.print(Text(f"not measured: {error}", style="red"))
+    if len(report.errors) > 3:
+        console.print(Text(f"not measured: {len(report.errors) - 3} more", style="red"))
+
+
+def rows(measures: Measures) -> list[tuple[str, str, str]]:
+    """Return (measure, number, more about it) line by line."""
+    lines = [
+        ("pairs in order, all ladders", percent(measures.pairs_in_order), "ranking within one photograph; chance 50 %"),
+        ("  of these far apart", percent(measures.far_pairs_in_order), ""),
+    ]
+    for ladder in measures.ladders:
+        means = " > ".join(number(value) for value in ladder.means)
+        lines.append((f"  {ladder.kind}", percent(ladder.pairs_in_order),
+                      f"steps in order {percent(ladder.steps_in_order)}; {means}"))  # fmt: skip
+    for ladder in measures.worsened:
+        means = " > ".join(number(value) for value in ladder.means)
+        lines.append((f"  {ladder.kind}", percent(ladder.pairs_in_order), f"on a bad image; {means}"))
+    about = "of the emptied images, before the enlarged one; 0 % wanted"
+    lines.append(("empty before honest", percent(measures.degenerate_preferred), about))
+    about = "of the contentless images; " + ("a reward that compares may" if measures.compares else "0 % wanted")
+    lines.append(("empty has a value", percent(measures.contentless_rated), about))
+    for row in measures.empty:
+        lines.append((f"  {row.kind}", percent(mean(row.preferred[1:])),
+                      ", ".join(f"{label} {number(value)}" for label, value in zip(row.labels, row.means,
+                                                                                  strict=True))))  # fmt: skip
+    spread = f"asked again {number(measures.repeat_deviation)}, within one source {number(measures.spread)}"
+    lines.append(("noise to signal", number(measures.noise_to_signal), spread))
+    for way in measures.transports:
+        about = f"of the spread; shift {number(way.shift)}, order kept {percent(way.order_kept)}"
+        lines.append((f"change by {way.name}", number(way.change_to_spread), about))
+    ascent = measures.ascent
+    if ascent.error and math.isnan(ascent.rise):
+        lines.append(("rise by 2/255, 5 steps", "-", ascent.error))
+    else:
+        about = f"of the spread; rise {number(ascent.rise)}, by random signs {number(ascent.random_change)}"
+        lines.append(("rise by 2/255, 5 steps", number(ascent.rise_to_spread), about))
+    speed = f"images per second, {number(measures.megapixels_per_s)} megapixels"
+    return [
+        *lines,
+        ("measured", percent(measures.measured_share), "of the images that have content"),
+        ("throughput", number(measures.images_per_s), speed),
+    ]
+
+
+def number(value: float) -> str:
+    """Return three figures; a dash where there is none.
+
+    >>> number(0.12345), number(math.nan), number(math.inf)
+    ('0.123', '-', 'inf')
+    """
+    return "-" if math.isnan(value) else f"{value:.3g}"
+
+
+def percent(value: float) -> str:
+    """Return a share in percent; a dash where there is none.
+
+    >>> percent(0.956), percent(math.nan)
+    ('96 %', '-')
+    """
+    return "-" if math.isnan(value) else f"{100 * value:.0f} %"

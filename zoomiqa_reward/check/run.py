@@ -4,15 +4,11 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from zoomiqa_reward.check.answers import Answers
-from zoomiqa_reward.check.ascent import climb
 from zoomiqa_reward.check.degenerate import empty_rows
-from zoomiqa_reward.check.ladders import DETAIL, Pool, make_pool
+from zoomiqa_reward.check.ladders import DETAIL, Photograph, Pool, make_pool
 from zoomiqa_reward.check.measures import Measures, measure_answers
-from zoomiqa_reward.check.photographs import Photograph
+from zoomiqa_reward.check.probes import Answers, CheckScorer, climb, sent_scores
 from zoomiqa_reward.check.report import CheckReport
-from zoomiqa_reward.check.scoring import CheckScorer
-from zoomiqa_reward.check.transport import sent_scores
 from zoomiqa_reward.check.verdict import Thresholds, judge
 from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.rewards.base import Reward

@@ -52,7 +52,7 @@ def check(
     from rich.console import Console
 
     from zoomiqa_reward.check import bundled_photographs, ladder_figure, load_photographs, run_check
-    from zoomiqa_reward.check.table import print_report
+    from zoomiqa_reward.check.report import print_report
 
     if num_samples > 1 and mode != "reason":
         raise ValueError(f"--num-samples {num_samples} belongs to a Zoom-IQA model in --mode reason: only it samples")

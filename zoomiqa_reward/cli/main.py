@@ -1,6 +1,6 @@
 """The program `zoomiqa`: finds its subcommands by entry point, so that the core never imports the other packages.
 
-Machine output (JSON, one line an image) goes to stdout, talk and progress to stderr. Exit code 0 done, 1 failed,
+Machine output (JSON, one line per image) goes to stdout, messages and progress to stderr. Exit code 0 done, 1 failed,
 2 ran but some image could not be measured, 130 interrupted.
 """
 

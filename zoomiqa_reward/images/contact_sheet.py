@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+from zoomiqa_reward.images.drawing import BACK, BAD, CARD, GOOD, INK, MARK, MUTED, fit
 from zoomiqa_reward.images.listing import printable
 from zoomiqa_reward.model.ratings import Assessment
 from zoomiqa_reward.model.turns import Box, PixelBox
@@ -25,9 +26,6 @@ TEXT_PX = 118
 """Height of the caption under an image."""
 MARGIN_PX = 16
 RATIONALE_LINES = 3
-
-_BACK, _CARD, _INK, _MUTED = (22, 24, 29), (34, 37, 44), (240, 241, 243), (164, 170, 180)
-_BOX, _BEST, _BAD = (255, 176, 32), (82, 199, 122), (232, 92, 92)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +68,13 @@ def contact_sheet(
     'RGB'
     """
     if len(images) != len(entries) or not entries:
-        raise ValueError(f"contact_sheet: {len(images)} images and {len(entries)} entries; give one entry an image")
+        raise ValueError(f"contact_sheet: {len(images)} images and {len(entries)} entries; give one entry per image")
     order = sorted(range(len(entries)), key=lambda k: _place(entries[k]))
     columns = columns or min(4, math.ceil(math.sqrt(len(entries))))
     columns = min(columns, len(entries))
     rows = math.ceil(len(entries) / columns)
     width, height = CELL_PX + MARGIN_PX, CELL_PX + TEXT_PX + MARGIN_PX
-    sheet = Image.new("RGB", (columns * width + MARGIN_PX, rows * height + MARGIN_PX), _BACK)
+    sheet = Image.new("RGB", (columns * width + MARGIN_PX, rows * height + MARGIN_PX), BACK)
     for index, k in enumerate(order):
         left, top = MARGIN_PX + index % columns * width, MARGIN_PX + index // columns * height
         image = images[k]
@@ -134,29 +132,19 @@ def _place(entry: SheetEntry) -> tuple[bool, float, float]:
 
 
 def _card(image: Image.Image | None, entry: SheetEntry) -> Image.Image:
-    card = Image.new("RGB", (CELL_PX, CELL_PX + TEXT_PX), _CARD)
+    card = Image.new("RGB", (CELL_PX, CELL_PX + TEXT_PX), CARD)
     draw = ImageDraw.Draw(card)
     if image is None:
-        draw.line((0, 0, CELL_PX, CELL_PX), fill=_MUTED)
-        draw.line((0, CELL_PX, CELL_PX, 0), fill=_MUTED)
+        draw.line((0, 0, CELL_PX, CELL_PX), fill=MUTED)
+        draw.line((0, CELL_PX, CELL_PX, 0), fill=MUTED)
     else:
         rgb = image.convert("RGB")
-        shown, scale = _fit(rgb, CELL_PX)
+        shown, scale = fit(rgb, CELL_PX)
         left, top = (CELL_PX - shown.width) // 2, (CELL_PX - shown.height) // 2
         card.paste(shown, (left, top))
         _draw_regions(card, rgb, entry, (left, top), scale)
     _caption(draw, entry)
     return card
-
-
-def _fit(image: Image.Image, side: int) -> tuple[Image.Image, float]:
-    """Return the image fitted into a square, and the factor: whole when enlarging, Lanczos when shrinking."""
-    factor = side / max(image.size)
-    if factor >= 1:
-        factor = math.floor(factor)
-    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
-    how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS
-    return (image if factor == 1 else image.resize(size, how)), factor
 
 
 def _draw_regions(
@@ -167,7 +155,7 @@ def _draw_regions(
     def outline(box: Sequence[float], width: int) -> tuple[float, float, float, float]:
         x0, y0, x1, y1 = (origin[i % 2] + value * scale for i, value in enumerate(box))
         draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=(0, 0, 0), width=width + 2)
-        draw.rectangle((x0, y0, x1, y1), outline=_BOX, width=width)
+        draw.rectangle((x0, y0, x1, y1), outline=MARK, width=width)
         return x0, y0, x1, y1
 
     if entry.bbox is not None and entry.bbox[2] > entry.bbox[0] and entry.bbox[3] > entry.bbox[1]:
@@ -177,7 +165,7 @@ def _draw_regions(
         return
     shown = outline(entry.crop_box, 2)
     inset = _detail(image, entry.crop_box, min(math.ceil(2 * scale), INSET_PX // 8))
-    framed = Image.new("RGB", (inset.width + 4, inset.height + 4), _BOX)
+    framed = Image.new("RGB", (inset.width + 4, inset.height + 4), MARK)
     framed.paste(inset, (2, 2))
     # The corner that hides the least of the region itself.
     corners = [(x, y) for y in (CELL_PX - framed.height, 0) for x in (CELL_PX - framed.width, 0)]
@@ -200,7 +188,7 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
 def _caption(draw: ImageDraw.ImageDraw, entry: SheetEntry) -> None:
     top = CELL_PX + 10
     best = entry.valid and entry.rank == 1
-    colour = _BEST if best else _INK if entry.valid else _BAD
+    colour = GOOD if best else INK if entry.valid else BAD
     rank_text = f"#{entry.rank}" if entry.valid and entry.rank is not None else "" if entry.valid else "not rated"
     rating = f"{entry.rating:.2f}" if entry.valid else ""
     if entry.valid and math.isfinite(entry.std):
@@ -213,7 +201,7 @@ def _caption(draw: ImageDraw.ImageDraw, entry: SheetEntry) -> None:
     reason = entry.rationale if entry.valid else entry.error or "no rating could be read"
     reason = " ".join(printable(word) for word in reason.split())
     for n, line in enumerate(_wrap(draw, reason, small, CELL_PX - 24, RATIONALE_LINES)):
-        draw.text((12, top + 32 + 21 * n), line, font=small, fill=_MUTED if entry.valid else _BAD)
+        draw.text((12, top + 32 + 21 * n), line, font=small, fill=MUTED if entry.valid else BAD)
 
 
 def _cut(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: float) -> str:

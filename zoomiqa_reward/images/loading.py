@@ -1,13 +1,21 @@
-"""Load any image as float32 CHW RGB in [0, 1], and write such images as PNG. All pixels enter and leave here.
+"""Any image in, float32 CHW RGB in [0, 1] out: one image, the images of a batch, and a hash of their pixels.
+
+Load any image as float32 CHW RGB in [0, 1], and write such images as PNG. All pixels enter and leave here.
 
 EXIF orientation, transparency and bit depth are applied; of several frames the first is read. Colour profiles are not
 applied. An image that cannot be read exactly raises an ImageError that names the image, the rule and the way out,
 because nobody would notice a rating of wrong pixels.
+
+Batches of images of any kind: taken apart without loading, and loaded one at a time.
+
+What tells two images apart: a hash of their pixels, whatever file, type or place in memory they came from.
 """
 
+import hashlib
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +290,29 @@ def _too_large(name: str, pixels: int | None = None) -> str:
 
 def _by(shape: Any) -> str:
     return "x".join(str(int(side)) for side in shape) or "scalar"
+
+
+def split_images(images: Any) -> list[Any]:
+    """Return the sources of a batch, unloaded: a list's items, a BCHW tensor's or NHWC array's images, or the one."""
+    if isinstance(images, list | tuple):
+        return list(images)
+    if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
+        return list(images)
+    return [images]
+
+
+def load_each(images: Any) -> Iterator[Tensor]:
+    """Yield each image when it is its turn: a thousand paths are not held in memory at once."""
+    sources = split_images(images)
+    for index, source in enumerate(sources):
+        try:
+            yield load_image(source)
+        except ImageError as error:
+            raise error if len(sources) == 1 else ImageError(f"image {index}: {error}") from error
+
+
+def hash_pixels(image: Tensor) -> str:
+    """Return the sha256 of a CHW image's float32 pixels and shape; where it lies in memory does not matter."""
+    pixels = image.detach().to("cpu", torch.float32).contiguous()
+    head = f"float32 {tuple(pixels.shape)} ".encode()
+    return hashlib.sha256(head + pixels.numpy().tobytes()).hexdigest()

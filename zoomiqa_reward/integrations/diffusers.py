@@ -60,7 +60,7 @@ def score_steps(
 ) -> Iterator[list[StepScore]]:
     """Yield a list that grows by one `StepScore` at steps 0, every, 2 every, ... of the calls made inside.
 
-    lq, hr, prompts: handed to the reward, one an image of the batch. decode: x0 -> float BCHW in [0, 1]; by default
+    lq, hr, prompts: handed to the reward, one per image of the batch. decode: x0 -> float BCHW in [0, 1]; by default
     the pipeline's `vae` or `vqvae`, or x0 itself, mapped from [-1, 1], where it has neither. What a reward draws from
     torch comes from a generator of its own. On leaving, also by an exception, the scheduler is as it was; do not swap
     it inside. Only steps of this thread are scored, where several threads use the pipeline.

@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoomiqa_reward.images.batches import load_each, split_images
-from zoomiqa_reward.images.loading import ImageError, load_image
+from zoomiqa_reward.images.loading import ImageError, load_each, load_image, split_images
 from zoomiqa_reward.model.numerics import canonical
 
 AHEAD = 2

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import LogitsProcessor
 
-from zoomiqa_reward.images.pixel_hash import hash_pixels
+from zoomiqa_reward.images.loading import hash_pixels
 
 
 class OwnDraws(TorchFunctionMode):

@@ -26,7 +26,7 @@ class Sampling:
     top_k: int = 50
     max_new_tokens: int = 1024
     seed: int | tuple[int, ...] | None = None
-    """Of the noise of each row: a tuple has one a row, of an int and the row's place one is made. None: one draw from
+    """Of the noise of each row: a tuple has one per row, of an int and the row's place one is made. None: one draw from
     torch's own generator decides. Without meaning for greedy."""
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class Sampling:
         """Return a seed for each of `count` rows. Raises ValueError for a tuple of another length."""
         if isinstance(self.seed, tuple):
             if len(self.seed) != count:
-                raise ValueError(f"seed holds {len(self.seed)} for {count} rows: one a row is needed")
+                raise ValueError(f"seed holds {len(self.seed)} for {count} rows: one per row is needed")
             return list(self.seed)
         base = int(torch.randint(2**62, (), device="cpu")) if self.seed is None else self.seed
         states = [np.random.SeedSequence([base, index]).generate_state(1, np.uint64)[0] for index in range(count)]

@@ -58,7 +58,7 @@ def render(checkpoint: Checkpoint, messages: Sequence[dict[str, Any]]) -> str:
 
 
 def encode(checkpoint: Checkpoint, prompted: Prompted) -> Tensor:
-    """Return int64 [tokens] of the prompt, with one image token an image.
+    """Return int64 [tokens] of the prompt, with one image token per image.
 
     Raises PromptError if the number differs, as when a question or a quoted answer holds the image token itself.
     """

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zoomiqa_reward.images.batches import split_images
+from zoomiqa_reward.images.loading import split_images
 from zoomiqa_reward.model.ratings import Ratings
 from zoomiqa_reward.rewards.base import ask
 

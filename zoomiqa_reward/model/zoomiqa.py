@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zoomiqa_reward.images.batches import split_images
+from zoomiqa_reward.images.loading import split_images
 from zoomiqa_reward.model.ahead import load_ahead
 from zoomiqa_reward.model.checkpoint import Checkpoint, load_checkpoint
 from zoomiqa_reward.model.decoding import MODES, mean_and_std, samples_temperature, sampling_of

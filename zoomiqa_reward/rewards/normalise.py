@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomiqa_reward.images.loading import load_image
-from zoomiqa_reward.images.pixel_hash import hash_pixels
+from zoomiqa_reward.images.loading import hash_pixels, load_image
 from zoomiqa_reward.runs.digest import digest
 
 __all__ = ["METHODS", "group_index", "group_keys", "hash_pixels", "normalised", "variance_shares"]

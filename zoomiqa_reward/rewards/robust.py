@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from zoomiqa_reward.images.batches import split_images
 from zoomiqa_reward.images.filters import jpeg_with_slope
-from zoomiqa_reward.images.loading import ImageError, load_image
+from zoomiqa_reward.images.loading import ImageError, load_image, split_images
 from zoomiqa_reward.model.gradients import require_gradient
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoomiqa_reward.images.batches import split_images
-from zoomiqa_reward.images.loading import ImageError, load_image
+from zoomiqa_reward.images.loading import ImageError, load_image, split_images
 from zoomiqa_reward.model.decoding import MODES
 from zoomiqa_reward.model.gradients import require_gradient
 from zoomiqa_reward.model.numerics import canonical

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from zoomiqa_reward.images.batches import split_images
-from zoomiqa_reward.images.loading import ImageError
+from zoomiqa_reward.images.loading import ImageError, split_images
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.serving.connection import Connections

@@ -10,7 +10,7 @@ and `hr.0`. Each is one of
 Prompts are texts in the header's `__metadata__`: `prompt.0`, ... Nothing is unpickled, and JPEG is refused: both
 sides see the same pixels, bit for bit, or an error. A single PNG may also be the whole body (`image/png`).
 
-A reply is JSON: `fingerprint`, `batched`, and `images`, one object an image in order with `value`, `std`, `valid` and
+A reply is JSON: `fingerprint`, `batched`, and `images`, one object per image in order with `value`, `std`, `valid` and
 `error`. Numbers are float32 values written so that reading them as doubles and rounding to float32 gives the same
 bits; NaN is null.
 """

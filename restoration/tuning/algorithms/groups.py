@@ -55,7 +55,7 @@ def group_advantages(
 ) -> Advantages:  # fmt: skip
     """Return (score - group mean) / group standard deviation (population), clipped to +-`clip`.
 
-    keys: one a score, equal within a group. score_range: the reward's; that of ratings, 1 to 5, switches the rule on
+    keys: one per score, equal within a group. score_range: the reward's; that of ratings, 1 to 5, switches the rule on
     groups near the top on. Raises TooManyFailures above `max_failure_rate`, ValueError for other lengths.
 
     >>> scores = Scores(value=torch.tensor([1.0, 3.0]), valid=torch.tensor([True, True]), std=torch.zeros(2))
@@ -63,7 +63,7 @@ def group_advantages(
     tensor([-1.,  1.])
     """
     if len(keys) != len(scores):
-        raise ValueError(f"{len(keys)} keys for {len(scores)} scores: one a score is needed")
+        raise ValueError(f"{len(keys)} keys for {len(scores)} scores: one per score is needed")
     values, valid = scores.value.detach().double().cpu(), scores.valid.cpu()
     check_failures(scores, max_failure_rate)
     advantages, tied, saturated = torch.full_like(values, math.nan), 0, 0

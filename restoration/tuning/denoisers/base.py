@@ -65,7 +65,7 @@ class Denoiser(Protocol):
     """Name endings of the layers that a LoRA goes on by default; empty: all linear layers and convolutions."""
 
     def encode(self, lq: Tensor, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Condition:
-        """Return the condition of BCHW images in [0, 1]; a generator a row for what is random in it."""
+        """Return the condition of BCHW images in [0, 1]; a generator per row for what is random in it."""
         ...
 
     def path(self, num_steps: int) -> NoisePath:
@@ -81,7 +81,7 @@ class Denoiser(Protocol):
         ...
 
     def predict(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """Return the network's output as float32; `time` is one number, or one a row."""
+        """Return the network's output as float32; `time` is one number, or one per row."""
         ...
 
     def decode(self, x0: Tensor, condition: Condition) -> Tensor:

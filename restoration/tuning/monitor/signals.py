@@ -9,13 +9,13 @@ What the monitor draws: the reward against a held-out metric, and a strip of the
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from zoomiqa_reward.images.drawing import polyline
 from zoomiqa_reward.images.filters import gaussian_blur, luma
 from zoomiqa_reward.images.loading import load_image, save_png, to_pil
 
@@ -110,9 +110,7 @@ def plot_reward(rows: Sequence[dict[str, float]], held_out: str, file: Path) -> 
     for index, (name, colour) in enumerate((("reward", _FIRST), (held_out, _SECOND))):
         values = [row.get(name, math.nan) for row in rows]
         points = _points(rounds, values, box)
-        for item, other in pairwise(points):
-            if item and other:
-                pen.line([item, other], fill=colour, width=2)
+        polyline(pen, points, colour, 2)
         for point in points:
             if point:
                 pen.ellipse([point[0] - 3, point[1] - 3, point[0] + 3, point[1] + 3], fill=colour)

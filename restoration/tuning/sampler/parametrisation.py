@@ -32,7 +32,7 @@ def kind_of(scheduler: Any) -> str:
 
 
 def noisy(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """Return x_t. `alpha`, `sigma`: one number, or one a row."""
+    """Return x_t. `alpha`, `sigma`: one number, or one per row."""
     return rows(alpha, x0) * x0 + rows(sigma, x0) * noise
 
 
@@ -77,7 +77,7 @@ def to_noise(kind: str, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tenso
 
 
 def rows(level: Tensor, like: Tensor) -> Tensor:
-    """Return a level (one number, or one a row) so that it multiplies a tensor whose first axis is the batch.
+    """Return a level (one number, or one per row) so that it multiplies a tensor whose first axis is the batch.
 
     >>> import torch
     >>> rows(torch.tensor([1.0, 2.0]), torch.zeros(2, 3, 4)).shape

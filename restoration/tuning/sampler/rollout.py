@@ -61,7 +61,7 @@ class DrawnCandidates:
 
     pieces: list[Piece]
     images: list[Tensor]
-    """CHW in [0, 1] on the CPU, one a candidate."""
+    """CHW in [0, 1] on the CPU, one per candidate."""
     owners: list[Example]
     """The LR image of each candidate."""
     keys: list[str]

@@ -1,13 +1,19 @@
-"""One OpenAI-compatible text server: requests with images, retries, time limits, and errors that say what failed.
+"""One OpenAI-compatible text server: requests, several at once.
+
+One OpenAI-compatible text server: requests with images, retries, time limits, and errors that say what failed.
 
 The `openai` client does the HTTP: it retries connection errors, time-outs and the statuses 408, 409, 429 and 5xx with
 a growing, jittered pause, or the pause that the server asks for. Source: openai-python's README, "Retries".
+
+Several requests at once, their results in the order of what was asked.
 """
 
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from zoomiqa_reward.model.text_server.replies import ReplyError, ServerReply, read_reply
@@ -196,3 +202,29 @@ def _is_about(error: RequestFailed, fields: Sequence[str]) -> bool:
     """Whether a status 400 or 422 names one of these fields: the server does not know or not allow it."""
     status = getattr(error.__cause__, "status_code", None)
     return status in (400, 422) and any(field in str(error) for field in fields)
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def parallel_map(ask: Callable[[T], R], items: Iterable[T], workers: int) -> list[R]:
+    """Return ask(item) for each, in order, `workers` at once; items are drawn as they are needed.
+
+    The first exception, in the order of the items, is raised; what has not begun by then is not begun.
+    """
+    waiting: deque[Future[R]] = deque()
+    results: list[R] = []
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(ask, item))
+                if len(waiting) >= 2 * workers:
+                    results.append(waiting.popleft().result())
+            while waiting:
+                results.append(waiting.popleft().result())
+        except BaseException:
+            for future in waiting:
+                future.cancel()
+            raise
+    return results

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomiqa_reward.images.batches import load_each
 from zoomiqa_reward.images.content import RULE, contentless
+from zoomiqa_reward.images.loading import load_each
 from zoomiqa_reward.model.decoding import MODES, mean_and_std, samples_temperature, sampling_of
 from zoomiqa_reward.model.direct import MIN_MASS
 from zoomiqa_reward.model.fingerprint import fingerprint
@@ -25,10 +25,9 @@ from zoomiqa_reward.model.generate import Completion, Sampling
 from zoomiqa_reward.model.inputs import PromptError
 from zoomiqa_reward.model.ratings import Assessment, Ratings
 from zoomiqa_reward.model.reason import assess_batch, check_rounds
-from zoomiqa_reward.model.text_server.client import RequestFailed, TextServer
+from zoomiqa_reward.model.text_server.client import RequestFailed, TextServer, parallel_map
 from zoomiqa_reward.model.text_server.direct import read_direct
 from zoomiqa_reward.model.text_server.local_server import folder_of
-from zoomiqa_reward.model.text_server.parallel_map import parallel_map
 from zoomiqa_reward.model.text_server.replies import chat_messages, resize_to_budget
 from zoomiqa_reward.model.text_server.spread import spread_in_answer
 from zoomiqa_reward.model.turns import Prompted
@@ -143,7 +142,7 @@ class RemoteZoomIQA:
         batch_size: int = 8,
         max_new_tokens: int | None = None,
     ) -> list[Assessment]:
-        """Return one assessment an image, in order, as `ZoomIQA.assess` does.
+        """Return one assessment per image, in order, as `ZoomIQA.assess` does.
 
         `std` and `spread` come from the log-probabilities of the rating's tokens, where the server tells them. strict
         and batch_size change nothing: each request holds one image, and the server batches as it likes.

@@ -1,11 +1,19 @@
-"""A configuration from a YAML or JSON file: the fields of a frozen dataclass, nested ones as mappings.
+"""A configuration from a file, and the command line of a training.
+
+A configuration from a YAML or JSON file: the fields of a frozen dataclass, nested ones as mappings.
 
 Nothing is guessed: an unknown field is an error that lists the known ones.
+
+The command line that SFT and RL share: a configuration file or a recipe, and a few options on top.
 """
 
+import argparse
 import dataclasses
+import sys
 import types
 import typing
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,3 +69,42 @@ def _member(members: tuple[Any, ...], value: Any, where: str) -> Any:
     plain = [member for member in members if member not in nested and member is not type(None)]
     chosen = nested if isinstance(value, dict) and nested else plain or nested
     return _build(chosen[0], value, where)
+
+
+def run_trainer(
+    argv: list[str] | None, *, name: str, description: str | None, kind: type, train: Callable[[Any], Path],
+    read_data: Callable[[str], Any], data_help: str,
+) -> int:  # fmt: skip
+    """Read the options, train, print the folder of the result, and return the exit code.
+
+    name: `sft` or `grpo`, the program and the recipe's part. kind: the configuration's class. read_data: makes one of
+    its `data` of one `--data`. ValueError and FloatingPointError become a message on stderr and exit code 1.
+    """
+    from train_iqa.training.recipes import RECIPES
+
+    parser = argparse.ArgumentParser(prog=f"python -m train_iqa.{name}", description=description)
+    parser.add_argument("config", nargs="?", type=Path, help=f"YAML or JSON file with the fields of {kind.__name__}")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), help="instead of a file")
+    parser.add_argument("--data", action="append", help=f"{data_help} (may be repeated)")
+    parser.add_argument("--model", help="what training starts from: nano, a folder or a hub id")
+    parser.add_argument("--adapter", help="LoRA of an earlier stage, merged first")
+    parser.add_argument("--out", type=Path, help="run folder (continued if it exists)")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--device", choices=["cpu"])
+    args = parser.parse_args(argv)
+    if (args.config is None) == (args.recipe is None):
+        parser.error("give either a configuration file or --recipe")
+    try:
+        config = getattr(RECIPES[args.recipe](), name) if args.recipe else read_config(kind, args.config)
+        given = {"name": args.model, "adapter": args.adapter, "device": args.device}
+        config = replace(config, model=replace(config.model, **{k: v for k, v in given.items() if v is not None}))
+        given = {"out": args.out, "seed": args.seed, "steps": args.steps}
+        if args.data:
+            given["data"] = tuple(read_data(text) for text in args.data)
+        config = replace(config, **{k: v for k, v in given.items() if v is not None})
+        sys.stdout.write(f"{train(config)}\n")
+    except (ValueError, FloatingPointError) as error:
+        sys.stderr.write(f"train_iqa.{name}: {error}\n")
+        return 1
+    return 0

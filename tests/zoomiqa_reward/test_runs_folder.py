@@ -1,0 +1,82 @@
+"""A folder of a run belongs to one run, by its settings, and to one process at a time."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from zoomiqa_reward.runs.folder import bind, locked
+from zoomiqa_reward.runs.json_lines import append_line, read_lines, trim_lines, written_at_once
+from zoomiqa_reward.runs.outputs import OutputError
+from zoomiqa_reward.runs.settings import AnotherRun
+
+
+def test_settings_are_written_once_and_compared_afterwards(tmp_path):
+    starts = []
+
+    def facts():
+        starts.append(1)
+        return {"finished": False}
+
+    for _ in range(2):
+        bind(tmp_path / "run", {"seed": 0, "n": 8}, key="settings", free=("n",), facts=facts)
+    assert len(starts) == 1  # facts are those of the start
+    bind(tmp_path / "run", {"seed": 0, "n": 9}, key="settings", free=("n",), facts=facts)
+    stored = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert stored == {"settings": {"seed": 0, "n": 8}, "finished": False}
+    with pytest.raises(AnotherRun, match="seed was 0, now 1"):
+        bind(tmp_path / "run", {"seed": 1, "n": 8}, key="settings")
+
+
+def test_results_without_settings_and_files_of_others_are_refused(tmp_path):
+    bind(tmp_path / "run", {})
+    (tmp_path / "run" / "run.json").unlink()
+    append_line(tmp_path / "run" / "rows.jsonl", {"a": 1})
+    with pytest.raises(AnotherRun, match=r"holds rows\.jsonl without run\.json"):
+        bind(tmp_path / "run", {}, results=("rows.jsonl",))
+    (tmp_path / "run" / "run.json").write_text("[]")
+    with pytest.raises(AnotherRun, match="is no record of a run"):
+        bind(tmp_path / "run", {})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(OutputError, match=r"letter\.txt"):
+        bind(tmp_path / "mine", {})
+
+
+def test_a_second_process_is_kept_out_until_the_first_ends(tmp_path):
+    code = "import sys; from zoomiqa_reward.runs.folder import locked; from pathlib import Path\n"
+    code += "with locked(Path(sys.argv[1])): pass"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with locked(tmp_path):
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert second.returncode == 1
+        assert "another process works in it" in second.stderr
+    assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_rows_after_a_step_and_a_half_row_are_trimmed(tmp_path):
+    file = tmp_path / "log.jsonl"
+    trim_lines(file, "step", 3)
+    assert not file.exists()
+    for step in (1, 2, 3, 4):
+        append_line(file, {"step": step})
+    with open(file, "a") as log:
+        log.write('{"step": 2')
+    trim_lines(file, "step", 3)
+    assert read_lines(file) == [{"step": 1}, {"step": 2}, {"step": 3}]
+
+
+def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
+    file = tmp_path / "state.pt"
+    file.write_text("old")
+
+    def interrupted():
+        with written_at_once(file) as half:
+            half.write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
