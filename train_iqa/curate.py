@@ -12,7 +12,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from train_iqa.curation.config import AUTO, CurateConfig
 from train_iqa.curation.endpoint import Endpoint, FatalEndpointError
@@ -21,18 +21,14 @@ from train_iqa.data import FAMILIES, DatasetProblems
 from train_iqa.data.checking import ACCEPTABLE, CHECKS
 from train_iqa.data.registry import parse_pair, parse_sources
 from train_iqa.data.splits import PARTS
-from train_iqa.training.config import read_config
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:  # exit code 2 means that some image failed
-        self.print_usage(sys.stderr)
-        self.exit(1, f"{self.prog}: {message}\n")
+from train_iqa.training.config import CommandParser, read_config
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's options."""
-    parser = _Parser(prog="python -m train_iqa.curate", description="Write and filter rationales for rated images.")
+    parser = CommandParser(
+        prog="python -m train_iqa.curate", description="Write and filter rationales for rated images."
+    )
     add = parser.add_argument
     add("config", nargs="?", type=Path, help="YAML or JSON file with the fields of CurateConfig; options replace them")
     add("--data", action="append", default=[], metavar="FAMILY=PATH", help=f"families: {', '.join(FAMILIES)}")

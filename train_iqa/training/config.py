@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 
@@ -108,3 +108,12 @@ def run_trainer(
         sys.stderr.write(f"train_iqa.{name}: {error}\n")
         return 1
     return 0
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser of a command whose exit code 2 means that some image failed: wrong options end it with 1."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong and exit with 1."""
+        self.print_usage(sys.stderr)
+        self.exit(1, f"{self.prog}: {message}\n")
