@@ -19,9 +19,9 @@ from train_iqa.data.checking import ACCEPTABLE, CHECKS
 from train_iqa.data.registry import parse_sources
 from train_iqa.data.splits import PARTS
 from train_iqa.evaluation.measuring import Asking
-from train_iqa.training.config import CommandParser
 from zoomiqa_reward.model.decoding import MODES
 from zoomiqa_reward.model.fingerprint import fingerprint_parts
+from zoomiqa_reward.runs.program import Parser
 from zoomiqa_reward.runs.provenance import provenance
 
 
@@ -57,7 +57,7 @@ class EvaluateConfig:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's options."""
-    parser = CommandParser(prog="python -m train_iqa.evaluate", description="Evaluate a quality model against people.")
+    parser = Parser(prog="python -m train_iqa.evaluate", description="Evaluate a quality model against people.")
     add = parser.add_argument
     add("--model", default="nano", help="embedded name, folder or hub id")
     add("--adapter", help="LoRA adapter: folder or hub id")

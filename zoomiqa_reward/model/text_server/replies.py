@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
+from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.model.checkpoint import VISION_TOKENS
 from zoomiqa_reward.model.inputs import PromptError
@@ -72,7 +73,7 @@ def resize_to_budget(image: Tensor, protocol: Protocol, factor_px: int | None) -
     return image if size == (height, width) else resized(image, *size).clamp(0, 1)
 
 
-class ReplyError(ValueError):
+class ReplyError(ZoomIQAError, ValueError):
     """A reply that is no chat completion; the message says what is wrong with it."""
 
 
