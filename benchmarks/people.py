@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
             "taught": len(taught),
             "folds": int(args.fold.split("/")[1]) if args.fold else None,
         },
+        overwrite=True,
     )
 
 
@@ -115,7 +116,7 @@ def table(args: argparse.Namespace) -> None:
     if not cache.exists():
         chosen = [one for one, known in zip(opinions, rated, strict=True) if known]
         natural = [-niqe(load_image(one.image)) for one in tqdm(chosen, desc="NIQE")]
-        write_json(cache, {"rated": rated.tolist(), "niqe": natural, "start": rate(args.start, chosen)})
+        write_json(cache, {"rated": rated.tolist(), "niqe": natural, "start": rate(args.start, chosen)}, overwrite=True)
     cached = json.loads(cache.read_text())
     if cached.pop("rated") != rated.tolist():
         raise SystemExit(f"{cache} is of other images: remove it, since more folds were run")

@@ -72,7 +72,7 @@ def make_data(args: argparse.Namespace) -> None:
             samples = [samples[k] for k in np.sort(kept)]
         talks = synthetic_conversations(samples, scale)
         file = args.out / part / "talks.jsonl"
-        write_conversations(file, talks)
+        write_conversations(file, talks, overwrite=True)
         with open(args.out / part / "labels.csv", "w", newline="", encoding="utf-8") as table:
             rows = csv.writer(table)
             rows.writerow(["image", "mos"])
@@ -115,7 +115,7 @@ def run_sft(args: argparse.Namespace) -> None:
         recipe, model=ModelConfig(name=str(args.nano / "checkpoint")), out=args.out / "sft", steps=args.steps,
         learning_rate=args.learning_rate, seed=args.seed, data=(talks,), tensorboard=False,
     ))  # fmt: skip
-    write_json(args.out / "sft" / "evaluation.json", evaluate(policy, args.out, args.limit))
+    write_json(args.out / "sft" / "evaluation.json", evaluate(policy, args.out, args.limit), overwrite=True)
 
 
 def run_arm(args: argparse.Namespace) -> None:
@@ -129,7 +129,7 @@ def run_arm(args: argparse.Namespace) -> None:
         max_new_tokens=200, learning_rate=args.learning_rate,
         micro_rows=24, save_every=5, page_every=args.steps, tensorboard=False,
     ))  # fmt: skip
-    write_json(folder / "evaluation.json", evaluate(policy, args.out, args.limit))
+    write_json(folder / "evaluation.json", evaluate(policy, args.out, args.limit), overwrite=True)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

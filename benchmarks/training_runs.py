@@ -45,7 +45,7 @@ def write_data(images: Path, folder: Path, count: int = IMAGES, size: tuple[int,
     scale = LabelScale.load(Path(str(resources.files("zoomiqa_reward"))) / "checkpoints" / "nano" / "label_scale.json")
     talks = synthetic_conversations(samples, scale)
     folder.mkdir(parents=True)
-    write_conversations(folder / "talks.jsonl", talks)
+    write_conversations(folder / "talks.jsonl", talks, overwrite=True)
     with open(folder / "labels.csv", "w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["image", "mos", "split"])

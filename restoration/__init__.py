@@ -12,14 +12,18 @@ if TYPE_CHECKING:
     from restoration.degradation.pipeline import degrade
     from restoration.evaluation.evaluate import evaluate
     from restoration.metrics.conditioned import ConditionedReward
+    from restoration.metrics.fidelity import MetricUnavailable
     from restoration.metrics.registry import METRICS, as_reward, measure
     from restoration.refinement import Refined, refine
+    from restoration.restorer.image_io import RestorationError
+    from restoration.restorer.loading import PipelineError
     from restoration.restorer.restorer import Restored, Restorer
     from restoration.selection.best_of_n import Cascade, best_of_n
     from restoration.selection.candidates import Candidate
     from restoration.selection.early_stop import EarlyStop
     from restoration.selection.pool import varied_pool
     from restoration.selection.result import BestOfN
+    from restoration.tuning.algorithms.groups import TooManyFailures
     from restoration.tuning.data import load_examples
     from restoration.tuning.trainer import tune
 
@@ -30,9 +34,13 @@ _HOMES = {
     "ConditionedReward": "metrics.conditioned",
     "EarlyStop": "selection.early_stop",
     "METRICS": "metrics.registry",
+    "MetricUnavailable": "metrics.fidelity",
+    "PipelineError": "restorer.loading",
     "Refined": "refinement",
+    "RestorationError": "restorer.image_io",
     "Restored": "restorer.restorer",
     "Restorer": "restorer.restorer",
+    "TooManyFailures": "tuning.algorithms.groups",
     "as_reward": "metrics.registry",
     "best_of_n": "selection.best_of_n",
     "classical_candidates": "degradation.classical",
@@ -53,9 +61,13 @@ __all__ = [
     "Cascade",
     "ConditionedReward",
     "EarlyStop",
+    "MetricUnavailable",
+    "PipelineError",
     "Refined",
+    "RestorationError",
     "Restored",
     "Restorer",
+    "TooManyFailures",
     "as_reward",
     "best_of_n",
     "classical_candidates",

@@ -25,6 +25,7 @@ from restoration.selection.result import BestOfN
 from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.images.loading import load_image, save_png, to_pil
 from zoomiqa_reward.runs.json_lines import plain, write_json
+from zoomiqa_reward.runs.program import Parser, run_program
 
 PHOTOGRAPH = "astronaut.png"
 """Public domain (NASA), 512 x 512, part of scikit-image's wheel: nothing is downloaded."""
@@ -37,7 +38,7 @@ NUM_EXPLAINED = 3
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo and return 0, or 1 with one line on stderr when an input or the output cannot be used."""
-    parser = argparse.ArgumentParser(prog="python -m restoration.demo", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m restoration.demo", description=__doc__.split("\n")[0])
     parser.add_argument("--image", type=Path, help="your own photograph")
     parser.add_argument("--as-is", action="store_true", help="take the image itself as the low-quality input")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="a folder is made in it (default: demo)")
@@ -47,21 +48,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.as_is and args.image is None:
         parser.error("--as-is needs --image")
-    try:
-        file = args.image or bundled_photograph()
-        image_hr, image_lq = prepare(load_image(file), as_is=args.as_is)
-        iqa = ZoomIQA.from_pretrained(args.model, device=args.device)
-        restorers = varied_pool(args.restorer, scale=SCALE, device=args.device, size=NUM_CANDIDATES)
-        out = args.out / file.stem
-        result = run(iqa, restorers, image_lq, out)
-        report = compare(iqa, result, image_lq, image_hr)
-        write_json(out / "comparison.json", report)
-        save_png(image_lq, out / "input_lq.png")
-        if image_hr is not None:
-            save_png(image_hr, out / "original.png")
-    except (ValueError, OSError, ImportError) as error:  # ImageError is a ValueError
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
+    return run_program("demo", lambda: _work(args))
+
+
+def _work(args: argparse.Namespace) -> int:
+    file = args.image or bundled_photograph()
+    image_hr, image_lq = prepare(load_image(file), as_is=args.as_is)
+    iqa = ZoomIQA.from_pretrained(args.model, device=args.device)
+    restorers = varied_pool(args.restorer, scale=SCALE, device=args.device, size=NUM_CANDIDATES)
+    out = args.out / file.stem
+    result = run(iqa, restorers, image_lq, out)
+    report = compare(iqa, result, image_lq, image_hr)
+    write_json(out / "comparison.json", report)
+    save_png(image_lq, out / "input_lq.png")
+    if image_hr is not None:
+        save_png(image_hr, out / "original.png")
     show(result, report, out)
     return 0
 

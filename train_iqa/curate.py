@@ -12,27 +12,23 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from train_iqa.curation.config import AUTO, CurateConfig
-from train_iqa.curation.endpoint import Endpoint, FatalEndpointError
+from train_iqa.curation.endpoint import Endpoint
 from train_iqa.curation.loop import curate
-from train_iqa.data import FAMILIES, DatasetProblems
+from train_iqa.data import FAMILIES
 from train_iqa.data.checking import ACCEPTABLE, CHECKS
 from train_iqa.data.registry import parse_pair, parse_sources
 from train_iqa.data.splits import PARTS
 from train_iqa.training.config import read_config
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:  # exit code 2 means that some image failed
-        self.print_usage(sys.stderr)
-        self.exit(1, f"{self.prog}: {message}\n")
+from zoomiqa_reward.runs.program import Parser, run_program
+from zoomiqa_reward.runs.progress import say
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's options."""
-    parser = _Parser(prog="python -m train_iqa.curate", description="Write and filter rationales for rated images.")
+    parser = Parser(prog="python -m train_iqa.curate", description="Write and filter rationales for rated images.")
     add = parser.add_argument
     add("config", nargs="?", type=Path, help="YAML or JSON file with the fields of CurateConfig; options replace them")
     add("--data", action="append", default=[], metavar="FAMILY=PATH", help=f"families: {', '.join(FAMILIES)}")
@@ -118,15 +114,15 @@ def _endpoint(args: argparse.Namespace, role: str, base: Endpoint | None) -> End
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns 0, 1 (failed), or 2 (an endpoint failed some images)."""
     args = build_parser().parse_args(argv)
-    try:
-        config = config_of(args)
-        report = curate(config)
-    except (DatasetProblems, FatalEndpointError, ValueError, OSError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+    return run_program("train_iqa.curate", lambda: _work(args))
+
+
+def _work(args: argparse.Namespace) -> int:
+    config = config_of(args)
+    report = curate(config)
     shown = ("judge", "images", "kept", "rejected", "failed", "rows", "cost")
     print(json.dumps({name: report[name] for name in shown}))
-    print(f"report: {config.out / 'report.json'}", file=sys.stderr)
+    say(f"report: {config.out / 'report.json'}")
     return 2 if report["failed"] else 0
 
 

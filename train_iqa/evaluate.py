@@ -7,6 +7,7 @@ The same command continues after a kill: one line per image is in OUT, and an im
 again. With several processes each takes its share of the images. At the end `report.json` and the plots are in OUT.
 """
 
+import argparse
 import datetime
 import json
 import os
@@ -17,16 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from train_iqa.data import FAMILIES, DatasetProblems, IqaDataset, LabelledImage, load_datasets, select
+from train_iqa.data import FAMILIES, IqaDataset, LabelledImage, load_datasets, select
 from train_iqa.evaluation.measuring import LineWriter, choose_probe_ids, measure_images, read_lines
 from train_iqa.evaluation.options import EvaluateConfig, build_parser, config_of, evaluation_provenance
-from zoomiqa_reward.images.loading import ImageError
+from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
 from zoomiqa_reward.runs.digest import digest
 from zoomiqa_reward.runs.folder import bind
 from zoomiqa_reward.runs.json_lines import plain, write_json
+from zoomiqa_reward.runs.program import run_program
+from zoomiqa_reward.runs.progress import progress, say
 
 PATIENCE = datetime.timedelta(days=2)
 """How long processes wait for each other: their shares of the images may take very different times."""
@@ -69,7 +71,7 @@ def _measure(config: EvaluateConfig, iqa: ZoomIQA, chosen: Mapping[str, tuple[La
         _say(f"{config.out}: {len(done)} images are there already, {len(todo)} to do")
     writer = LineWriter(config.out, state.process_index)
     lines = measure_images(iqa, mine, probes, config.asking)
-    for line in tqdm(lines, f"process {state.process_index}", len(mine), disable=None):
+    for line in progress(lines, len(mine), f"process {state.process_index}, images"):
         writer.write(line)
 
 
@@ -161,16 +163,15 @@ def _write(file: Path, content: Any) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns 0, 1 (failed), or 2 (some image could not be measured)."""
     args = build_parser().parse_args(argv)
-    try:
-        config = config_of(args)
-        iqa = ZoomIQA.from_pretrained(
-            args.model, device=_own_device(args.device), dtype=args.dtype, adapter=args.adapter,
-            protocol=args.protocol,
-        )  # fmt: skip
-        report = evaluate(config, iqa, argv)
-    except (DatasetProblems, ImageError, ValueError, OSError) as error:
-        _say(f"{type(error).__name__}: {error}")
-        return 1
+    return run_program("train_iqa.evaluate", lambda: _work(args, argv))
+
+
+def _work(args: argparse.Namespace, argv: list[str] | None) -> int:
+    config = config_of(args)
+    iqa = ZoomIQA.from_pretrained(
+        args.model, device=_own_device(args.device), dtype=args.dtype, adapter=args.adapter, protocol=args.protocol
+    )
+    report = evaluate(config, iqa, argv)
     if report is None:
         return 0
     for name, result in report["results"].items():
@@ -181,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    say(text)
 
 
 def process_state(*, is_cpu: bool) -> Any:
@@ -203,6 +204,7 @@ def process_state(*, is_cpu: bool) -> Any:
 
 def _own_device(asked: str | None) -> str | None:
     """Return the device of this process where there are several, else what was asked for."""
+    find_device(asked)
     state = process_state(is_cpu=asked == "cpu" or (asked is None and not torch.accelerator.is_available()))
     return str(state.device) if state.num_processes > 1 else asked
 

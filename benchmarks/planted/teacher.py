@@ -16,6 +16,7 @@ from train_iqa.curation.prompts import image_url
 from train_iqa.curation.written import Written, read_written
 from zoomiqa_reward.images.loading import load_image, save_png
 from zoomiqa_reward.protocol.spec import ROUND2_SECTIONS
+from zoomiqa_reward.runs.outputs import part_folder, write_text
 
 from .cases import PlantedCase
 from .endpoint import request_images, request_text, url_digest
@@ -58,7 +59,7 @@ def scripted_dataset(folder: Path, cases: Sequence[PlantedCase]) -> tuple[Path, 
     `cases` as `make_cases` returns them: a grounded one and a planted one of each image. The opinion score is the
     grounded answer's rating.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    part_folder(folder)
     answers: dict[str, tuple[str, ...]] = {}
     second: dict[str, str] = {}
     lines = ["image,mos"]
@@ -69,7 +70,7 @@ def scripted_dataset(folder: Path, cases: Sequence[PlantedCase]) -> tuple[Path, 
         second[digest] = _second(grounded.written).render()
         lines.append(f"{path.name},{grounded.written.rating:.2f}")
     table = folder / "labels.csv"
-    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(table, "\n".join(lines) + "\n")
     return table, ScriptedTeacher(answers, second)
 
 

@@ -75,12 +75,16 @@ def best_of_n(
     from restoration.selection.early_stop import EarlyStop
     from restoration.selection.pool import VARY_SHARPNESS, merge_pools, varied_pool
     from zoomiqa_reward import ZoomIQAReward
+    from zoomiqa_reward.images.loading import load_image
     from zoomiqa_reward.rewards.base import find_part
+    from zoomiqa_reward.runs.outputs import require_folder
 
     if min_gain > 0 and not plain:
         raise typer.BadParameter(
             "--min-gain needs --plain: a varied pool's members are drawn once or twice, too few to foresee the next"
         )
+    require_folder(out)  # before the work, as the image
+    load_image(image)
     given = {"device": device, "adapter": adapter, "protocol": protocol}
     judge = load_reward(reward, model=model, mode=mode, is_model_needed=cascade > 0, **given)
     explainer = None

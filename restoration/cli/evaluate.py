@@ -6,7 +6,7 @@ What needs torch is imported when the command runs, so that `--help` and wrong o
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -14,6 +14,7 @@ from rich.table import Table
 from restoration.cli import options
 from zoomiqa_reward.cli import inputs, output
 from zoomiqa_reward.cli.reward_option import RewardOrNone, load_reward, refuse_model_options
+from zoomiqa_reward.runs.outputs import require_folder
 from zoomiqa_reward.runs.progress import progress
 
 ROWS = ("hr", "bicubic", "worst", "mean", "best", "selected")
@@ -33,7 +34,7 @@ Metrics = Annotated[str, typer.Option(help="Metric names, separated by commas.")
 BorderPx = Annotated[
     int | None, typer.Option(min=0, help="Border that PSNR and SSIM cut; default: the scale (preset realsr: 0).")
 ]
-Channel = Annotated[str | None, typer.Option(help="Channel of PSNR and SSIM: 'y' (luma, default) or 'rgb'.")]
+Channel = Annotated[Literal["y", "rgb"] | None, typer.Option(help="Channel of PSNR and SSIM; default: y, the luma.")]
 Headline = Annotated[str | None, typer.Option(help="The metric that judges; default: the first allowed one.")]
 Against = Annotated[Path | None, typer.Option(help="Folder of another evaluation, for a paired test.")]
 
@@ -72,6 +73,7 @@ def evaluate(
     from restoration.evaluation.report import compare
     from restoration.metrics.registry import METRICS, as_reward
 
+    require_folder(out)  # before the work
     images = _dataset(dataset, root, hr, as_is, degradation, scale, seed)
     images = images if limit is None else images.take(limit)
     other = None if against is None else Evaluation.load(against)  # a wrong folder is told before the work
@@ -139,8 +141,7 @@ def show(results: dict[str, Any]) -> None:
 
 def _choice_table(results: dict[str, Any]) -> Table:
     reward = results["settings"]["reward"]["name"]
-    table = Table(box=None, header_style="bold", pad_edge=False, title=f"choice by {reward}",
-                  title_justify="left")  # fmt: skip
+    table = Table(box=None, header_style="bold", pad_edge=False, title=f"choice by {reward}", title_justify="left")
     for title in ("under", "captured gain", "regret", "within-LR SRCC", ""):
         table.add_column(title, justify="left" if title in ("under", "") else "right")
     for name, choice in results["choice"].items():

@@ -55,8 +55,12 @@ def refine(
     from restoration.refinement import refine as run
     from restoration.restorer.restorer import Restorer
     from zoomiqa_reward import ZoomIQAReward
+    from zoomiqa_reward.images.loading import load_image
     from zoomiqa_reward.rewards.base import find_part
+    from zoomiqa_reward.runs.outputs import require_folder
 
+    require_folder(out)  # before the work, as the image
+    load_image(image)
     given = {"device": device, "adapter": adapter, "protocol": protocol}
     judge = load_reward(reward, model=model, mode=mode, is_model_needed=True, **given)
     # Beside a reward without a model, the one of --model says where to look.

@@ -60,12 +60,14 @@ def tune(
     from restoration.tuning import load_examples
     from restoration.tuning import tune as run
     from restoration.tuning.recipes import find_recipe
+    from zoomiqa_reward.runs.outputs import require_folder
 
     changes: dict[str, Any] = {"rounds": rounds, "learning_rate": learning_rate, "pairs_file": pairs}
     if pairs is not None and not recipe.endswith("_dpo"):
         raise ValueError(f"--pairs goes with the dpo recipes, not with {recipe}")
     chosen = find_recipe(recipe, seed=seed, **{key: value for key, value in changes.items() if value is not None})
     chosen = chosen if restorer is None else replace(chosen, source=restorer)
+    require_folder(out)  # before the work
     training, checked = _datasets(images, lq, validation, degradation, scale, seed, limit)
     given = {"device": device, "adapter": adapter, "protocol": protocol}
     if reward is None:

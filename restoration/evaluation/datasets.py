@@ -117,7 +117,10 @@ class Dataset:
             assert self.degradation is not None
             height, width = (side // self.scale * self.scale for side in hr.shape[1:])
             hr = hr[:, :height, :width].contiguous()
-            lq = degrade(hr, self.degradation, seed=self.seed + index, scale=self.scale)[0]
+            try:
+                lq = degrade(hr, self.degradation, seed=self.seed + index, scale=self.scale)[0]
+            except ValueError as error:  # too small
+                raise ValueError(f"{item.hr}: {error}; leave it out, or take another degradation") from error
         else:
             lq = load_image(item.lq)
             hr = None if hr is None else _fitted(item, lq, hr, self.scale)

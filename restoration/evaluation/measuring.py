@@ -17,6 +17,7 @@ from restoration.restorer.image_io import RestorationError
 from zoomiqa_reward.images.filters import resize_bicubic
 from zoomiqa_reward.images.loading import load_image, save_png, to_pil
 from zoomiqa_reward.rewards.base import Reward, ask
+from zoomiqa_reward.runs.outputs import part_folder
 
 try:
     import resource
@@ -111,8 +112,7 @@ class ImageMeasurer:
         reference = None if row == "hr" else pair.hr
         measured = measure(self.names, image, hr=reference, lq=pair.lq, options=self.options)
         if self.images is not None and row == "candidate":
-            (self.images / name).mkdir(parents=True, exist_ok=True)
-            save_png(image, self.images / name / f"{seed}.png")
+            save_png(image, part_folder(self.images / name) / f"{seed}.png")
         value, error = self._rewarded(image, pair.lq, reference)
         return ImageRecord(
             **common,

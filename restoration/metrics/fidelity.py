@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from restoration.metrics.basicsr_library import basicsr_module
+from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.images.filters import gaussian_blur, resize_bicubic
 from zoomiqa_reward.model.numerics import canonical
 
@@ -28,7 +29,7 @@ LR_CONSISTENCY_CAP_DB = 50.0
 _LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # BT.601 of RGB in 0..1, without its offset
 
 
-class MetricUnavailable(ImportError):
+class MetricUnavailable(ZoomIQAError, ImportError):
     """A metric's library or weights are not there; the message says what to install or to give."""
 
 

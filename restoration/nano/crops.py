@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from restoration.degradation.pipeline import degrade
-from zoomiqa_reward.runs.json_lines import written_at_once
+from zoomiqa_reward.images.listing import is_shown
+from zoomiqa_reward.runs.outputs import part_folder, replacing
 
 SCALE = 4
 PRESET_SHARES = {"bicubic": 0.16, "mild": 0.28, "moderate": 0.34, "realesrgan": 0.22}
@@ -38,7 +39,7 @@ def split(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Return (photographs to learn from, those held out). Raises ValueError for a folder with fewer than 10."""
     training, held_out = [], []
     for folder in folders:
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and is_shown(path))
         if len(paths) < 10:
             raise ValueError(f"{folder}: {len(paths)} photographs; at least 10 are needed, one of them is held out")
         for index, path in enumerate(paths):
@@ -130,7 +131,7 @@ def write_shard(folder: Path, number: int, paths: tuple[Path, ...], count: int, 
         hr.append(clean_crop(_PHOTOGRAPHS[paths], px, rng))
         preset = str(rng.choice(list(PRESET_SHARES), p=list(PRESET_SHARES.values())))
         lq.append(low_quality(hr[-1], preset, int(rng.integers(0, 2**31))))
-    with written_at_once(folder / f"{number:05d}.npz") as half, open(half, "wb") as file:
+    with replacing(folder / f"{number:05d}.npz") as half, open(half, "wb") as file:
         np.savez(file, hr=np.stack(hr), lq=np.stack(lq))
 
 
@@ -156,7 +157,7 @@ class Pairs:
         device: torch.device,
     ) -> None:  # fmt: skip
         """Start the workers on the shards that are missing."""
-        folder.mkdir(parents=True, exist_ok=True)
+        part_folder(folder)
         self.folder, self.device, self.shard_size, self.shards, self.px = folder, device, shard_size, shards, px
         self.count = 0
         sides = px, px // SCALE

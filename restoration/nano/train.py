@@ -16,14 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
 from restoration.metrics.registry import fsim, lr_consistency, psnr_y
 from restoration.nano.crops import Pairs, held_out_pairs, split
 from restoration.nano.learning import Optimizers, averaging, rate_share, start_straight, x0_loss
 from restoration.nano.pipeline import SCALE, NanoSRPipeline, build_scheduler, build_unet, enlarge
 from restoration.restorer.agreement import AGREEMENT_PX
-from zoomiqa_reward.runs.json_lines import write_text
+from zoomiqa_reward.model.devices import find_device
+from zoomiqa_reward.runs.outputs import claim_folder, part_folder, write_text
+from zoomiqa_reward.runs.program import Parser, run_program
+from zoomiqa_reward.runs.progress import counting
 from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans
 
 LARGE_FROM = 0.55
@@ -165,6 +167,7 @@ def validate(pipe: NanoSRPipeline, hr: Tensor, lq: Tensor, seed: int) -> dict[st
 def train(config: NanoSRConfig) -> Path:
     """Train until the budget is spent and return the folder of the finished pipeline; a run that exists goes on."""
     training, held_out = split(config.photos)
+    claim_folder(config.out)
     pairs = Pairs(
         config.out / "pairs", training, shards=config.shards, shard_size=config.shard_size, px=config.crop_px,
         seed=config.seed, workers=config.workers, device=torch.device(config.device),
@@ -177,13 +180,16 @@ def train(config: NanoSRConfig) -> Path:
         step = run.load(learner.parts)
         learner.pipe.unet.train()
         saved = time.monotonic()
-        with tqdm(total=100, desc="denoiser", unit="%", mininterval=5) as bar:
+        with counting("denoiser, per cent", 100) as count:
+            shown = 0
             while learner.done(step) < 1:
                 if not pairs.complete and step % 8 == 0:
                     pairs.take()
                 learner.step(step, pairs)
                 step += 1
-                bar.update(min(100, int(100 * learner.done(step))) - bar.n)
+                reached = min(100, int(100 * learner.done(step)))
+                count(reached - shown)
+                shown = reached
                 if time.monotonic() - saved > config.save_seconds or learner.done(step) >= 1:
                     report = validate(learner.smooth, *checked, seed=config.seed)
                     run.log({"step": step, "pairs": pairs.count, **learner.running.means, **report})
@@ -191,8 +197,9 @@ def train(config: NanoSRConfig) -> Path:
                     saved = time.monotonic()
     finally:
         pairs.close()
-    learner.smooth.to("cpu", torch.float16).save_pretrained(config.out / "pipeline", safe_serialization=True)
-    return config.out / "pipeline"
+    pipeline = part_folder(config.out / "pipeline")
+    learner.smooth.to("cpu", torch.float16).save_pretrained(pipeline, safe_serialization=True)
+    return pipeline
 
 
 def wait_for(pairs: Pairs, *, everything: bool) -> None:
@@ -213,7 +220,7 @@ def residual_std(file: Path, pairs: Pairs) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m restoration.train_nano", description=__doc__)
+    parser = Parser(prog="python -m restoration.train_nano", description=__doc__)
     parser.add_argument("--photos", type=Path, nargs="+", required=True, help="folders of clean photographs")
     parser.add_argument("--out", type=Path, default=Path("runs/nano_sr"), help="run folder (resumed if it exists)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -223,6 +230,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=NanoSRConfig.workers, help="processes that write pairs")
     parser.add_argument("--shards", type=int, default=NanoSRConfig.shards, help="of 64 pairs, at most")
     args = parser.parse_args(argv)
+    return run_program("restoration.train_nano", lambda: _work(args))
+
+
+def _work(args: argparse.Namespace) -> int:
+    find_device(args.device)
     config = NanoSRConfig(photos=tuple(args.photos), out=args.out)
     names = ("device", "seconds", "steps", "seed", "workers", "shards")
     folder = train(replace(config, **{name: getattr(args, name) for name in names}))

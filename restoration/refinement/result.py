@@ -23,6 +23,7 @@ from restoration.selection.result import BestOfN
 from zoomiqa_reward.images.loading import save_png
 from zoomiqa_reward.runs.folder import bind
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json
+from zoomiqa_reward.runs.outputs import part_folder
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,8 +82,8 @@ class Journal:
         self.history: list[Round] = []
         if folder is None:
             return
-        (folder / "rounds").mkdir(parents=True, exist_ok=True)
         bind(folder, settings, key="settings", results=(LINES,), facts=lambda: {"finished": False})
+        part_folder(folder / "rounds")
         for half in (folder / "rounds").glob("*.tmp"):
             half.unlink()  # of a kill inside save_png
         self.history = [round_of(row, folder) for row in read_lines(folder / LINES)]

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from restoration.degradation.classical import enlarge
+from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.images.loading import load_image
 
 PROMPT = str | Callable[[Tensor], str]
@@ -31,7 +32,7 @@ SHARPNESS_SIGMA_PX = 0.8
 """Blur, in pixels of the low-quality image, that `sharpened` adds or takes away."""
 
 
-class RestorationError(RuntimeError):
+class RestorationError(ZoomIQAError, RuntimeError):
     """One candidate could not be made; the message says by what and why. Others may still be."""
 
 

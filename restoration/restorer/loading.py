@@ -1,6 +1,7 @@
 """From what a caller names (the embedded pipeline, a folder, a hub id, an object) to the engine that runs it."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,15 @@ from torch import nn
 from restoration.restorer.image_io import VALUE_RANGES, check_choice
 from restoration.restorer.module_engine import CallableEngine, ModuleEngine
 from restoration.restorer.pipeline_engine import IMAGE_FORMS, PipelineEngine, system_of
+from zoomiqa_reward.errors import ZoomIQAError
 
 ALIGNMENT = 64
 """Bytes: torch's own allocations start at multiples of this."""
 NANO = Path(__file__).parents[1] / "checkpoints" / "nano"
+
+
+class PipelineError(ZoomIQAError, OSError):
+    """A restorer's pipeline that cannot be found or read; the message names it and the way out."""
 
 
 def load_pipeline(source: str | Path, *, dtype: torch.dtype | None = None) -> Any:
@@ -22,26 +28,41 @@ def load_pipeline(source: str | Path, *, dtype: torch.dtype | None = None) -> An
 
     "nano" is the embedded one; a folder holds `model_index.json`; anything else is a hub id. A pipeline class of our
     own is recognised by the name in its `model_index.json`; no code that lies beside weights is ever run.
-    Raises FileNotFoundError (no such folder, or no embedded weights), ImportError without diffusers, and what
-    diffusers raises for a hub id that it cannot get.
+    Raises PipelineError (no such folder, no embedded weights, damaged files, a hub that is out of reach), and
+    ImportError without diffusers.
     """
     folder = NANO if str(source) == "nano" else Path(source)
     dtype = dtype or torch.float32
     try:
         from diffusers import DiffusionPipeline
+        from huggingface_hub import hf_hub_download
     except ImportError as error:
         raise ImportError("restorers need diffusers: pip install 'zoomiqa-reward[restoration]'") from error
     index = folder / "model_index.json"
     if index.is_file():
-        return _aligned(_class_of(index).from_pretrained(folder, dtype=dtype))
+        return _aligned(_read(lambda: _class_of(index).from_pretrained(folder, dtype=dtype), folder))
     if folder == NANO:
-        raise FileNotFoundError(
+        raise PipelineError(
             "the embedded restorer 'nano' is not in this installation (restoration/checkpoints/nano); reinstall "
             "zoomiqa-reward, or name another pipeline: a hub id, or a folder with model_index.json"
         )
     if folder.exists() or len(Path(source).parts) != 2 or Path(source).is_absolute():
-        raise FileNotFoundError(f"{source}: no 'nano', no folder with model_index.json, and no hub id (owner/name)")
-    return _aligned(DiffusionPipeline.from_pretrained(str(source), dtype=dtype))
+        raise PipelineError(f"{source}: no 'nano', no folder with model_index.json, and no hub id (owner/name)")
+    # First the index alone: out of reach, diffusers would print a traceback of its own.
+    _read(lambda: hf_hub_download(str(source), "model_index.json"), source)
+    return _aligned(_read(lambda: DiffusionPipeline.from_pretrained(str(source), dtype=dtype), source))
+
+
+def _read(load: Callable[[], Any], source: str | Path) -> Any:
+    try:
+        return load()
+    except Exception as error:  # whatever diffusers, transformers, safetensors and the hub's client raise
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        way_out = "copy or save the whole pipeline again" if Path(source).exists() else (
+            "check the name and the network, or download it where there is one and give the folder"
+        )  # fmt: skip
+        raise PipelineError(f"{source}: this pipeline cannot be loaded: {kind}{first}; {way_out}") from error
 
 
 def _aligned(pipeline: Any) -> Any:

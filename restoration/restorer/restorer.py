@@ -26,6 +26,7 @@ from restoration.restorer.pipeline_engine import Engine, PipelineEngine
 from restoration.restorer.rng import Apart, DrewAnyway
 from restoration.restorer.tiling import Tiling, restore_tiled
 from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.model.draws import own_draws
 from zoomiqa_reward.model.fingerprint import fingerprint
 from zoomiqa_reward.model.numerics import callers_precision, precision_settings
@@ -111,8 +112,10 @@ class Restorer:
         check_choice("pre_upscale", pre_upscale, ("auto", *KERNELS))
         if isinstance(source, str | Path):
             name = name or Path(source).name
+            device = find_device(device)
             source = load_pipeline(source, dtype=dtype)
-            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        elif device is not None:
+            device = find_device(device)
         if is_pipeline(source):
             refuse(
                 "a diffusers pipeline", deterministic=deterministic, fingerprint=fingerprint, value_range=value_range

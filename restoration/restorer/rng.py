@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.model.draws import own_draws
 
 _GENERATORS = threading.RLock()
@@ -113,7 +114,7 @@ def _put_back(states: tuple[Any, ...]) -> None:
         torch.cuda.set_rng_state_all(tensors[1:])
 
 
-class DrewAnyway(Exception):
+class DrewAnyway(ZoomIQAError):
     """What must not draw has drawn from a generator of the process."""
 
 

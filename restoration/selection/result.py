@@ -25,6 +25,7 @@ from zoomiqa_reward.images.contact_sheet import SheetEntry, contact_sheet
 from zoomiqa_reward.images.loading import save_png
 from zoomiqa_reward.runs.folder import bind, locked
 from zoomiqa_reward.runs.json_lines import append_line, as_float, plain, read_lines, write_json
+from zoomiqa_reward.runs.outputs import part_folder
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,8 +78,8 @@ class DrawFolder:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         """Read what is there. Raises ValueError for a folder of another run, or a damaged one."""
         self.folder = folder
-        (folder / "candidates").mkdir(parents=True, exist_ok=True)
         bind(folder, settings, key="settings", results=("candidates.jsonl",), facts=lambda: {"finished": False})
+        part_folder(folder / "candidates")
         for half in (folder / "candidates").glob("*.tmp"):
             half.unlink()  # of a kill inside save_png
         self.done = {row["index"]: self._candidate(row) for row in read_lines(folder / "candidates.jsonl")}

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from restoration.tuning.denoisers.base import Denoiser
 from zoomiqa_reward.model.draws import own_draws
 from zoomiqa_reward.model.shared_state import exclusive
+from zoomiqa_reward.runs.outputs import part_folder, replacing
 
 FILE = "pytorch_lora_weights.safetensors"
 POLICY, OLD = "default", "old"
@@ -141,7 +142,7 @@ def save_lora(denoiser: Denoiser, folder: Path, adapter: str = POLICY) -> Path:
     """Write the adapter for `load_lora_weights` and `load_lora`; return the file."""
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
+    part_folder(folder)
     prefix, [config] = denoiser.module_name, [denoiser.module.peft_config[adapter]]
     tensors = {
         f"{prefix}.{name.replace(f'.{adapter}.weight', '.weight')}": parameter.detach().cpu().contiguous()
@@ -150,7 +151,8 @@ def save_lora(denoiser: Denoiser, folder: Path, adapter: str = POLICY) -> Path:
     # One header entry, sorted, of what decides the numbers: then the file is the same for the same weights.
     facts = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
     header = {"lora_adapter_metadata": json.dumps({f"{prefix}.{k}": v for k, v in facts.items()})}
-    save_file(tensors, folder / FILE, metadata=header)
+    with replacing(folder / FILE) as half:
+        save_file(tensors, half, metadata=header)
     return folder / FILE
 
 

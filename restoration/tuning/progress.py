@@ -2,15 +2,10 @@
 
 import math
 import os
-import sys
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
-
-from zoomiqa_reward.runs.progress import ProgressLines
 
 
 class Progress:
@@ -45,13 +40,6 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         vars(self).update(state)
-
-
-def progress_bar(things: Iterable[Any] | None, words: str, process: int, **options: Any) -> Any:
-    """Return tqdm's bar over `things` on a terminal, lines now and then in a log; by the first process only."""
-    if process == 0 and not sys.stderr.isatty():
-        return ProgressLines(things, words, options.get("total"), options.get("initial", 0))
-    return tqdm(things, words, disable=process != 0, **options)
 
 
 def finite(values: dict[str, float]) -> dict[str, float]:

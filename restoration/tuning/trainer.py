@@ -35,14 +35,16 @@ from restoration.tuning.progress import (
     agree,
     finite,
     processes,
-    progress_bar,
 )
 from restoration.tuning.updates import Updates
+from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.model.numerics import callers_precision
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.normalise import group_keys
 from zoomiqa_reward.runs.folder import bind
 from zoomiqa_reward.runs.json_lines import append_line, plain, read_lines, trim_lines, write_json
+from zoomiqa_reward.runs.outputs import part_folder
+from zoomiqa_reward.runs.progress import counting
 from zoomiqa_reward.runs.settings import identity_of
 from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans
 from zoomiqa_reward.runs.weights_digest import weights_digest
@@ -87,8 +89,10 @@ def tune(
     `MonitorConfig(stop=False)` the result is the last round.
     Raises ValueError for settings that do not fit and for a folder of another run; TooManyFailures; ImageError.
     """
+    if device is not None:
+        find_device(device)
     state = processes(device)
-    here = state.device if device is None or state.num_processes > 1 else torch.device(device)
+    here = state.device if device is None or state.num_processes > 1 else find_device(device)
     source = load_pipeline(recipe.source) if pipeline is None else pipeline
     if not is_pipeline(source):
         raise ValueError(f"pipeline={type(source).__name__}: must be a diffusers pipeline")
@@ -104,7 +108,6 @@ def tune(
     folder = Path(out)
     denoiser = denoiser_of(source, **recipe.denoiser_options)
     if state.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
         bind(
             folder,
             _settings(recipe, denoiser.module, reward, examples, validation),
@@ -163,10 +166,10 @@ class _Run:
         if done < self.recipe.config.rounds and not self.progress.stopped:
             self.recipe.algorithm.prepare(self.tuning)
         total = self.recipe.config.rounds
-        with progress_bar(None, self.recipe.name, self.tuning.process, total=total, initial=done, unit="round") as bar:
+        with counting(f"{self.recipe.name}, rounds", total, initial=done, shown=self.tuning.process == 0) as count:
             while done < total and not self.progress.stopped:
                 done = self._round(done)
-                bar.update()
+                count(1)
         return self._finish(done)
 
     def _round(self, number: int) -> int:
@@ -243,7 +246,7 @@ def _save_pipeline(tuning: Tuning, folder: Path) -> None:
     denoiser = tuning.denoiser
     try:
         denoiser.pipeline.register_modules(**{denoiser.module_name: merge_adapter(denoiser.module)})
-        denoiser.pipeline.save_pretrained(folder, safe_serialization=True)
+        denoiser.pipeline.save_pretrained(part_folder(folder), safe_serialization=True)
     finally:
         denoiser.pipeline.register_modules(**{denoiser.module_name: denoiser.module})
 

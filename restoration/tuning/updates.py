@@ -12,8 +12,9 @@ import torch
 
 from restoration.tuning.context import Collected, LossTerm, Part, Tuning
 from restoration.tuning.lora import EMA, weights_of
-from restoration.tuning.progress import all_sum, progress_bar
+from restoration.tuning.progress import all_sum
 from restoration.tuning.sampler.denoising import truth_error
+from zoomiqa_reward.runs.progress import progress
 
 MAX_TRUTHS = 8
 """Maximum number of noise levels at which one ground-truth image is denoised in a micro-batch (a `Part`, which holds
@@ -43,7 +44,7 @@ class Updates:
         for epoch in range(config.epochs):
             order = np.random.default_rng(self.tuning.seed(8, number, epoch)).permutation(len(collected.parts))
             steps += [(epoch, chunk) for chunk in np.array_split(order, config.updates_per_round)]
-        for epoch, chunk in progress_bar(steps, "updates", self.tuning.process, leave=False):
+        for epoch, chunk in progress(steps, len(steps), "updates", shown=self.tuning.process == 0):
             seeds = [self.tuning.seed(9, number, epoch, int(k)) for k in chunk]
             losses = self._update([collected.parts[int(k)] for k in chunk], seeds, number)
             rows += losses.pop("rows")  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ def data(tmp_path_factory):
     """A file of conversations and a data set of the same images."""
     root = tmp_path_factory.mktemp("data")
     talks = [Conversation(image=make_image(k, 56, 64), rounds=(FINAL,), rating=1 + k / 2) for k in range(8)]
-    write_conversations(root / "data.jsonl", talks)
+    write_conversations(root / "data.jsonl", talks, overwrite=True)
     images = tuple(
         LabelledImage(
             dataset="d", id=f"{k}.png", path=save_png(make_image(k, 56, 64), root / f"{k}.png"), mos=1 + k / 2,

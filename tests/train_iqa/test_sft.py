@@ -49,7 +49,7 @@ def talk(seed=0, rounds=(ZOOM, FINAL), rating=3.25):
 def data_file(folder, count=5):
     folder.mkdir(exist_ok=True)
     talks = [talk(seed, (ZOOM, FINAL) if seed % 2 else (FINAL,), rating=2 + seed / 4) for seed in range(count)]
-    write_conversations(folder / "data.jsonl", talks)
+    write_conversations(folder / "data.jsonl", talks, overwrite=True)
     return folder / "data.jsonl"
 
 

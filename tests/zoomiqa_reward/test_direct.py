@@ -259,7 +259,7 @@ def test_a_refused_image_is_named_by_its_place(iqa):
 def test_wrong_arguments_are_refused(iqa):
     with pytest.raises(ValueError, match="mode='fast'"):
         iqa.rate(make_image(), mode="fast")
-    with pytest.raises(ValueError, match="belong to mode='reason'"):
+    with pytest.raises(ValueError, match="need mode='reason'"):
         iqa.rate(make_image(), num_samples=3)
     with pytest.raises(ValueError, match="needs mode='direct'"):
         iqa.rate(make_image(), mode="reason", grad=True)

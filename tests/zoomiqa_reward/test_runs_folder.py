@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from zoomiqa_reward.runs.folder import bind, locked
-from zoomiqa_reward.runs.json_lines import append_line, read_lines, trim_lines, written_at_once
-from zoomiqa_reward.runs.outputs import OutputError
+from zoomiqa_reward.runs.json_lines import append_line, read_lines, trim_lines
+from zoomiqa_reward.runs.outputs import OutputError, claim_folder, replacing
 from zoomiqa_reward.runs.settings import AnotherRun
 
 
@@ -56,7 +56,7 @@ def test_a_second_process_is_kept_out_until_the_first_ends(tmp_path):
 
 
 def test_rows_after_a_step_and_a_half_row_are_trimmed(tmp_path):
-    file = tmp_path / "log.jsonl"
+    file = claim_folder(tmp_path) / "log.jsonl"
     trim_lines(file, "step", 3)
     assert not file.exists()
     for step in (1, 2, 3, 4):
@@ -68,15 +68,15 @@ def test_rows_after_a_step_and_a_half_row_are_trimmed(tmp_path):
 
 
 def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
-    file = tmp_path / "state.pt"
+    file = claim_folder(tmp_path) / "state.pt"
     file.write_text("old")
 
     def interrupted():
-        with written_at_once(file) as half:
+        with replacing(file) as half:
             half.write_text("new")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert file.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [file]
+    assert not list(tmp_path.glob("*.tmp"))

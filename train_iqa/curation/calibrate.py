@@ -6,7 +6,6 @@ the sides are further apart than that, both become the middle between them.
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,13 +14,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from train_iqa.curation.hints import Hints, measure_hints
 from train_iqa.curation.states import DAMAGES, LOOKS, MIXED, OPPOSITE, degrade_to
 from train_iqa.curation.thresholds import SHIPPED, STATES, HintThresholds, Threshold
 from train_iqa.nano.degradations import sample_box
 from train_iqa.nano.synthetic import list_photographs
+from zoomiqa_reward.runs.json_lines import write_json
+from zoomiqa_reward.runs.outputs import claim_file
+from zoomiqa_reward.runs.program import Parser, run_program
+from zoomiqa_reward.runs.progress import progress, say
 
 LEAST_SEVERITY = 0.4
 """Milder damage is not asserted of an image, so it must not decide what counts as shown."""
@@ -68,7 +70,7 @@ def measure(images: Sequence[Path], seed: int) -> dict[str, list[Hints]]:
     Half of the images are damaged in a region only and measured there, for that is how boxes are judged.
     """
     measured: dict[str, list[Hints]] = {group: [] for group in (UNTOUCHED, *LOOKS)}
-    for index, path in enumerate(tqdm(images, desc="photographs", disable=None)):
+    for index, path in enumerate(progress(images, len(images), "photographs")):
         with Image.open(path) as photograph:
             clean = np.asarray(photograph.convert("RGB"), dtype=np.float32) / 255
         rng = np.random.default_rng([seed, index])
@@ -82,13 +84,21 @@ def measure(images: Sequence[Path], seed: int) -> dict[str, list[Hints]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(prog="python -m train_iqa.curation.calibrate", description=__doc__)
     parser.add_argument("--images", type=Path, required=True, help="folder of clean photographs")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", help="what the provenance calls the photographs; default: the folder's name")
-    parser.add_argument("--out", type=Path, default=SHIPPED)
+    parser.add_argument("--out", type=Path, default=SHIPPED, help="file to write; default: the thresholds that ship")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it is there already")
     args = parser.parse_args(argv)
+    return run_program("train_iqa.curation.calibrate", lambda: _work(args), kept="nothing was written")
+
+
+def _work(args: argparse.Namespace) -> int:
+    if args.count < 1:
+        raise ValueError(f"--count {args.count}: must be at least 1")
+    claim_file(args.out, overwrite=args.overwrite)  # before the work
     paths = list_photographs(args.images)
     chosen = paths[:: max(1, len(paths) // args.count)][: args.count]
     values = measure(chosen, args.seed)
@@ -99,8 +109,8 @@ def main(argv: list[str] | None = None) -> int:
         "made_by": "python -m train_iqa.curation.calibrate",
     }  # fmt: skip
     content = HintThresholds(of=choose(values), provenance=provenance).as_json()
-    args.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"{args.out}: {len(content['of'])} states", file=sys.stderr)
+    write_json(args.out, content, overwrite=args.overwrite)
+    say(f"{args.out}: {len(content['of'])} states")
     return 0
 
 

@@ -26,10 +26,11 @@ from train_iqa.curation.prompts import (
     ask_round2,
     begun,
     without_images,
-)  # fmt: skip
+)
 from train_iqa.curation.reliance import Continuation, compare
 from train_iqa.curation.written import FormError, Written, read_written
 from train_iqa.data import LabelledImage
+from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.protocol import CropPolicy, Protocol, zoom
 from zoomiqa_reward.protocol.spec import ROUND1_SECTIONS, ROUND2_SECTIONS
@@ -39,7 +40,7 @@ _SHOWN = 400
 """Characters of a refused answer that its line keeps; the whole stands in the journal of calls."""
 
 
-class _RefusedError(Exception):
+class _RefusedError(ZoomIQAError):
     def __init__(self, by: str, reason: str, detail: str = "") -> None:
         super().__init__(reason)
         self.by, self.reason, self.detail = by, reason, detail

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from train_iqa.curation.prompts import Messages
+from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.runs.digest import digest
 from zoomiqa_reward.runs.json_lines import append_line, as_float, read_lines
 
@@ -21,7 +22,7 @@ NO_KEY = "no key is set"
 """Sent where the endpoint has an address of its own and no key: local servers take any."""
 
 
-class EndpointError(RuntimeError):
+class EndpointError(ZoomIQAError, RuntimeError):
     """An endpoint that did not answer this call; the image is tried again by the next run."""
 
 

@@ -30,6 +30,7 @@ from train_iqa.curation.hints import ImageHints
 from train_iqa.curation.prompts import Prompts, ask_judge
 from train_iqa.curation.thresholds import HintThresholds, shipped
 from train_iqa.curation.written import DECISION, Written
+from zoomiqa_reward.errors import ZoomIQAError
 
 VERDICTS = ("match", "contradiction", "unclear")
 WISHES = "Directions for Improvement"
@@ -44,7 +45,7 @@ class JudgeVerdict:
     why: str = ""
 
 
-class JudgeError(ValueError):
+class JudgeError(ZoomIQAError, ValueError):
     """A judge whose answer cannot be used; never read as a verdict."""
 
 

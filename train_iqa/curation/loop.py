@@ -6,14 +6,11 @@ loses at most the answers that are under way.
 """
 
 import asyncio
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from train_iqa.curation.config import AUTO, CurateConfig
 from train_iqa.curation.curator import Curator
@@ -27,7 +24,7 @@ from zoomiqa_reward.protocol import Protocol
 from zoomiqa_reward.runs.digest import digest
 from zoomiqa_reward.runs.folder import bind, locked
 from zoomiqa_reward.runs.json_lines import append_line, plain, read_lines, write_json
-from zoomiqa_reward.runs.outputs import claim_folder
+from zoomiqa_reward.runs.progress import counting, say
 
 _FREE = frozenset({"base_url", "key_variable", "max_retries", "timeout_s", "price_in", "price_out"})
 """Of an endpoint: may change when a run goes on; the others decide what it answers."""
@@ -44,7 +41,6 @@ def curate(config: CurateConfig) -> dict[str, Any]:
     images = [image for dataset in datasets for image in _select_images(dataset, config)]
     thresholds = shipped() if config.thresholds is None else HintThresholds.load(config.thresholds)
     protocol = None if config.protocol is None else Protocol.load(config.protocol)
-    claim_folder(config.out)
     with locked(config.out):
         _keep_settings(config, datasets, thresholds, protocol)
         return _go_on(config, images, thresholds, protocol)
@@ -57,7 +53,7 @@ def _go_on(
     outcomes = {(row["dataset"], row["id"]): row for row in read_lines(file)}
     todo = [image for image in images if (image.dataset, image.id) not in outcomes]
     if len(todo) < len(images):
-        print(f"{config.out}: {len(images) - len(todo)} images are done, {len(todo)} to do", file=sys.stderr)
+        say(f"{config.out}: {len(images) - len(todo)} images are done, {len(todo)} to do")
     run = _Run(config, file, outcomes)
     began = time.monotonic()
     try:
@@ -90,18 +86,18 @@ class _Run:
             judge = ModelJudge(askers[1], config.prompts, thresholds=thresholds, seed=config.seed)
         curator = Curator(config=config, teacher=askers[0], judge=judge, protocol=protocol)
         try:
-            with tqdm(total=len(todo), desc="images", disable=None) as bar:
+            with counting("images", len(todo)) as count:
                 queue = iter(todo)
                 async with asyncio.TaskGroup() as group:
                     for _ in range(min(config.concurrency, len(todo))):
-                        group.create_task(self._work(queue, curator, bar))
+                        group.create_task(self._work(queue, curator, count))
         except BaseExceptionGroup as group_error:  # the first says what happened; the others are its consequences
             raise group_error.exceptions[0] from None
         finally:
             for asker in askers:
                 await asker.close()
 
-    async def _work(self, queue: Iterator[LabelledImage], curator: Curator, bar: Any) -> None:
+    async def _work(self, queue: Iterator[LabelledImage], curator: Curator, count: Callable[[int], None]) -> None:
         for image in queue:
             try:
                 outcome = await curator.curate(image)
@@ -113,11 +109,11 @@ class _Run:
                 append_line(self.file, plain(outcome))
                 self.outcomes[image.dataset, image.id] = outcome
                 self._in_a_row = 0
-            bar.update()
+            count(1)
 
     def _fail(self, image: LabelledImage, error: Exception) -> None:
         self.failures.append({"dataset": image.dataset, "id": image.id, "error": str(error)})
-        tqdm.write(f"{image.dataset}/{image.id}: {error}", file=sys.stderr)
+        say(f"{image.dataset}/{image.id}: {error}")
         self._in_a_row += 1
         if self._in_a_row >= self.config.max_failures:
             raise FatalEndpointError(

@@ -10,7 +10,6 @@ Counted from the two journals, so a run in several pieces reports the same as on
 """
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -22,7 +21,7 @@ from train_iqa.curation.endpoint import Endpoint
 from train_iqa.curation.thresholds import HintThresholds
 from train_iqa.data import LabelledImage
 from zoomiqa_reward.runs.digest import digest
-from zoomiqa_reward.runs.json_lines import write_text, written_at_once
+from zoomiqa_reward.runs.outputs import copy_file, part_folder, write_text
 
 ROWS = "conversations.jsonl"
 
@@ -34,7 +33,7 @@ def write_rows(
 
     No row: the file is left out, since SFT refuses an empty one.
     """
-    (folder / "images").mkdir(exist_ok=True)
+    part_folder(folder / "images")
     lines = []
     for outcome in outcomes:
         if outcome["status"] != "kept":
@@ -61,8 +60,7 @@ def image_name(image: LabelledImage) -> str:
 
 def _copy(source: Path, target: Path) -> None:
     if not target.exists():
-        with written_at_once(target) as half:
-            shutil.copyfile(source, half)
+        copy_file(source, target)
 
 
 EXAMPLES = 3
@@ -152,4 +150,4 @@ def _count_dropped(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "examples": [
             {"image": f"{outcome['dataset']}/{outcome['id']}", **sentence} for outcome, sentence in every[:EXAMPLES]
         ],
-    }  # fmt: skip
+    }

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.protocol import AnswerError, read_rating, read_route, read_sections, read_tool, usable_box
 
 Box = tuple[float, float, float, float]
@@ -17,7 +18,7 @@ _END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[A-Z0-9])|\n+")
 _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|cf|vs|approx|etc|ca|no|fig)\.$", re.IGNORECASE)
 
 
-class FormError(ValueError):
+class FormError(ZoomIQAError, ValueError):
     """An answer that has not the form of the protocol; the message is "reason: what was found"."""
 
 

@@ -10,12 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from tqdm import tqdm
-
 from train_iqa.data.record import SPLITS, DatasetProblems, IqaDataset, LabelledImage, LabelRow, Listing, Problem
 from train_iqa.data.registry import DatasetSource
 from zoomiqa_reward.images.loading import ImageError, load_image
 from zoomiqa_reward.runs.digest import file_digest
+from zoomiqa_reward.runs.progress import progress
 
 CHECKS = ("full", "paths")
 ACCEPTABLE = ("missing", "corrupt", "duplicate")
@@ -82,7 +81,7 @@ def _load(source: DatasetSource, checks: str, workers: int) -> tuple[IqaDataset,
     hashes: list[str | None] = [None] * len(kept)
     if checks == "full":
         with ThreadPoolExecutor(workers) as pool:
-            seen = tqdm(pool.map(_inspect, [path for _, path in kept]), source.name, len(kept), disable=None)
+            seen = progress(pool.map(_inspect, [path for _, path in kept]), len(kept), f"checking {source.name}")
             hashes = [_hash_or_fault(answer, path, listing) for answer, (_, path) in zip(seen, kept, strict=True)]
         kept = [pair for pair, sha256 in zip(kept, hashes, strict=True) if sha256 is not None]
         hashes = [sha256 for sha256 in hashes if sha256 is not None]

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.runs.digest import digest
 
 Box = tuple[float, float, float, float]
@@ -142,7 +143,7 @@ class IqaDataset:
         return digest("\n".join(lines))
 
 
-class DatasetProblems(ValueError):
+class DatasetProblems(ZoomIQAError, ValueError):
     """All that is wrong with the data sets asked for, in one list."""
 
     def __init__(self, problems: list[Problem]) -> None:

@@ -12,6 +12,7 @@ from openpyxl import load_workbook
 from openpyxl.utils.exceptions import InvalidFileException
 
 from train_iqa.data.record import Listing
+from zoomiqa_reward.errors import ZoomIQAError
 
 
 def read_text(file: Path, listing: Listing) -> str | None:
@@ -44,7 +45,7 @@ def read_csv(file: Path, columns: Sequence[str], listing: Listing) -> Iterator[t
             yield where, {key: value for key, value in fields.items() if isinstance(value, str)}
 
 
-class SheetError(ValueError):
+class SheetError(ZoomIQAError, ValueError):
     """A workbook that cannot be read, or without the sheet asked for."""
 
 

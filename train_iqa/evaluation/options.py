@@ -8,10 +8,9 @@ What a number needs to be made again: command, code, libraries, model, data.
 import argparse
 import datetime
 import shlex
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -22,6 +21,7 @@ from train_iqa.data.splits import PARTS
 from train_iqa.evaluation.measuring import Asking
 from zoomiqa_reward.model.decoding import MODES
 from zoomiqa_reward.model.fingerprint import fingerprint_parts
+from zoomiqa_reward.runs.program import Parser
 from zoomiqa_reward.runs.provenance import provenance
 
 
@@ -55,15 +55,9 @@ class EvaluateConfig:
             )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:  # exit code 2 means that some image could not be measured
-        self.print_usage(sys.stderr)
-        self.exit(1, f"{self.prog}: {message}\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's options."""
-    parser = _Parser(prog="python -m train_iqa.evaluate", description="Evaluate a quality model against people.")
+    parser = Parser(prog="python -m train_iqa.evaluate", description="Evaluate a quality model against people.")
     add = parser.add_argument
     add("--model", default="nano", help="embedded name, folder or hub id")
     add("--adapter", help="LoRA adapter: folder or hub id")

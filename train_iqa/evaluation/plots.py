@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from train_iqa.evaluation.correlations import isotonic_fit
-from zoomiqa_reward.runs.json_lines import written_at_once
+from zoomiqa_reward.runs.outputs import SOFTWARE, replacing
 
 _DPI = 120
 _LIMITS = (0.9, 5.1)
@@ -44,5 +44,5 @@ def calibration_plot(calibration: dict[str, Any], title: str, path: Path) -> Non
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with written_at_once(path) as half:
-        figure.savefig(half, format="png", dpi=_DPI, metadata={"Software": None})
+    with replacing(path) as half:
+        figure.savefig(half, format="png", dpi=_DPI, metadata={"Software": SOFTWARE})

@@ -77,13 +77,20 @@ def read_opinions(folder: Path) -> list[Opinion]:
         raise ValueError(f"{file}: {'no rows' if not rows else f'no column {missing[0]}'}")
     opinions = []
     for number, row in enumerate(rows, start=2):
-        path, mos = folder / row["image"], float(row["mos"])
+        path, mos = folder / row["image"], _number(row["mos"], f"{file}, line {number}")
         if not path.exists():
             raise ValueError(f"{file}, line {number}: no image {path}")
         if not 1 <= mos <= 5:
             raise ValueError(f"{file}, line {number}: mos {mos} is outside 1..5")
         opinions.append(Opinion(image=path, set=row["set"], scene=row["scene"], mos=mos))
     return opinions
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        return float(text)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: mos {text!r} is no number in 1..5") from error
 
 
 def folds(opinions: Sequence[Opinion], count: int) -> list[int]:

@@ -27,6 +27,8 @@ from train_iqa.nano.degradations import DEGRADATIONS, DamageRecord
 from train_iqa.nano.drawing import SMALL_PX, DegradedImage, draw_image
 from train_iqa.nano.labels import LABEL_METRICS, NUM_BANDS, TOKEN_PX, LabelScale
 from train_iqa.nano.synthetic import WORST_SCORE, as_batch, label_drawn
+from zoomiqa_reward.errors import ZoomIQAError
+from zoomiqa_reward.images.listing import is_shown
 
 BATCH = 16
 LARGE_SHARE = 0.28
@@ -39,7 +41,7 @@ class DrawnBatch(NamedTuple):
     images: list[DegradedImage]
 
 
-class WorkerError(RuntimeError):
+class WorkerError(ZoomIQAError, RuntimeError):
     """A drawing process failed or died; the message holds its traceback."""
 
 
@@ -255,7 +257,7 @@ def read_pairs(folder: Path) -> list[DegradedImage]:
     Raises ValueError for a restoration without a reference or of another size.
     """
     pairs = []
-    for path in sorted((folder / "images").iterdir()):
+    for path in sorted(path for path in (folder / "images").iterdir() if is_shown(path)):
         reference = folder / "references" / path.name
         if not reference.exists():
             raise ValueError(f"{path}: no reference {reference}")

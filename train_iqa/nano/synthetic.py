@@ -15,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from train_iqa.nano.degradations import DamageRecord, Step
 from train_iqa.nano.drawing import draw_image
 from train_iqa.nano.labels import band_targets, local_haarpsi, reference_scores
-from zoomiqa_reward.runs.json_lines import written_at_once
+from zoomiqa_reward.images.listing import is_shown
+from zoomiqa_reward.runs.outputs import part_folder, replacing
+from zoomiqa_reward.runs.progress import progress
 
 WORST_SCORE = -10.0
 HELD_OUT_EVERY, HELD_OUT_REST = 10, 7
@@ -45,7 +46,7 @@ class Sample:
 
 def list_photographs(folder: Path) -> list[Path]:
     """Return the images below `folder`, sorted. Raises ValueError if there are fewer than 10."""
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and is_shown(p))
     if len(paths) < 10:
         raise ValueError(f"{folder}: {len(paths)} images; at least 10 clean photographs are needed")
     return paths
@@ -102,7 +103,7 @@ def _write_shard(
         arrays[f"image{k}"], arrays[f"scores{k}"], arrays[f"local{k}"] = sample.image, sample.scores, sample.local
         arrays[f"bands{k}"] = sample.bands
         arrays[f"record{k}"] = np.frombuffer(json.dumps(asdict(sample.record)).encode(), dtype=np.uint8)
-    with written_at_once(folder / f"{index:05d}.npz") as half, open(half, "wb") as file:
+    with replacing(folder / f"{index:05d}.npz") as half, open(half, "wb") as file:
         np.savez(file, **arrays)
 
 
@@ -118,13 +119,13 @@ def write_samples(
     shard_size: int = 64,
 ) -> None:
     """Write `count` samples (rounded up to whole shards) into `folder`; existing shards are kept."""
-    folder.mkdir(parents=True, exist_ok=True)
+    part_folder(folder)
     missing = [k for k in range(-(-count // shard_size)) if not (folder / f"{k:05d}.npz").exists()]
     if not missing:
         return
     with ProcessPoolExecutor(workers) as pool:
         jobs = [pool.submit(_write_shard, folder, k, paths, shard_size, seed, large, local_share) for k in missing]
-        for job in tqdm(jobs, desc=f"samples {folder.name}", unit="shard"):
+        for job in progress(jobs, len(jobs), f"samples {folder.name}, shards"):
             job.result()
 
 

@@ -8,7 +8,6 @@ alone.
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -37,7 +36,11 @@ from train_iqa.nano.synthetic import hold_out, list_photographs
 from train_iqa.nano.teach import NanoLearner, TeachConfig, teach_step
 from train_iqa.nano.view_weights import choose_view_weights
 from zoomiqa_reward import ZoomIQA
+from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.runs.json_lines import write_json
+from zoomiqa_reward.runs.outputs import claim_folder, copy_file, part_folder
+from zoomiqa_reward.runs.program import Parser, run_program
+from zoomiqa_reward.runs.progress import say
 from zoomiqa_reward.runs.provenance import provenance
 
 CLEAN_WINDOWS = 240
@@ -101,7 +104,7 @@ def write_run_record(config: NanoConfig) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+    say(f"[{time.strftime('%H:%M:%S')}] {text}")
 
 
 def photographs_of(folders: tuple[Path, ...]) -> tuple[list[Path], list[Path]]:
@@ -128,7 +131,7 @@ def build_learner(config: NanoConfig, training: list[Path]) -> tuple[NanoLearner
         model, tokenizer, processor = checkpoint.model, checkpoint.tokenizer, checkpoint.image_processor
         model.requires_grad_(True)
         if not (config.out / SCALE_FILE).exists():
-            shutil.copy(Path(checkpoint.source) / SCALE_FILE, config.out / SCALE_FILE)
+            copy_file(Path(checkpoint.source) / SCALE_FILE, config.out / SCALE_FILE)
     else:
         tokenizer = make_tokenizer(protocol, config.seed)
         processor = build_image_processor(protocol.min_pixels, protocol.max_pixels)
@@ -224,9 +227,14 @@ def make_nano(config: NanoConfig, opinions: Sequence[Opinion] | None = None) -> 
     """
     if config.start is not None and config.people is None:
         raise ValueError("start goes on with the people stage, which needs `people`")
-    config.out.mkdir(parents=True, exist_ok=True)
-    write_run_record(config)
+    # All that is read is read once before anything is made: a wrong path must not cost hours.
     training, held_out = photographs_of(config.photos)
+    if config.people is not None:
+        opinions = opinions or read_opinions(config.people)
+    if config.pairs is not None:
+        read_pairs(config.pairs)
+    claim_folder(config.out)
+    write_run_record(config)
     _say(f"{len(training)} photographs to train on, {len(held_out)} held out")
     with Workers(training, count=config.workers, seed=config.seed) as workers:
         learner, processor = build_learner(config, training)
@@ -248,14 +256,15 @@ def finish(config: NanoConfig, learner: NanoLearner, processor: Any, held_out: l
     if config.choose_views:
         scale = LabelScale.load(scale_file)
         views = choose_view_weights(checkpoint, held_out, scale, config.out, seed=config.seed, limit=10)
-        replace(protocol, views=views).save(checkpoint)
+        protocol = replace(protocol, views=views)
+        protocol.save(checkpoint)
     _say(f"done: {checkpoint}")
     return checkpoint
 
 
 def export(model: torch.nn.Module, tokenizer: Any, image_processor: Any, scale_file: Path, folder: Path) -> None:
     """Write the checkpoint in transformers' layout: safetensors in float16, tokenizer, image processor, label scale."""
-    folder.mkdir(parents=True, exist_ok=True)
+    part_folder(folder)
     processor = transformers.Qwen2_5_VLProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,
@@ -265,12 +274,12 @@ def export(model: torch.nn.Module, tokenizer: Any, image_processor: Any, scale_f
     processor.save_pretrained(folder)
     model.half().save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
     model.float()
-    shutil.copy(scale_file, folder / SCALE_FILE)
+    copy_file(scale_file, folder / SCALE_FILE)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m train_iqa.nano", description=__doc__)
+    parser = Parser(prog="python -m train_iqa.nano", description=__doc__)
     parser.add_argument("--photos", type=Path, nargs="+", required=True, help="folders of clean photographs")
     parser.add_argument("--out", type=Path, default=Path("runs/nano"), help="run folder (resumed if it exists)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
@@ -287,6 +296,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2, help="threads of torch on a CPU")
     parser.add_argument("--rows-scale", type=float, help="share of each step's rows (default: 1 on cuda, 0.1 on a CPU)")
     args = parser.parse_args(argv)
+    return run_program("train_iqa.nano", lambda: _work(args))
+
+
+def _work(args: argparse.Namespace) -> int:
+    if not args.seconds > 0 or min(args.threads, args.workers) < 1 or (args.rows_scale or 1.0) <= 0:
+        raise ValueError(
+            f"--seconds {args.seconds:g}, --rows-scale {args.rows_scale}: must be above 0; --threads {args.threads}, "
+            f"--workers {args.workers}: must be at least 1"
+        )
+    find_device(args.device)
     torch.set_num_threads(args.threads)
     config = NanoConfig(
         photos=tuple(args.photos), out=args.out, device=args.device, seconds=args.seconds, people=args.people,

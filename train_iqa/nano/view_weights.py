@@ -8,7 +8,6 @@ even one.
 """
 
 import itertools
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor
-from tqdm import tqdm
 
 from train_iqa.nano.degradations import Array, degrade, resize, sample_steps
 from train_iqa.nano.labels import LabelScale, pseudo_mos
 from zoomiqa_reward import ZoomIQA
 from zoomiqa_reward.images.filters import resize_bicubic
 from zoomiqa_reward.protocol import Protocol, ViewPolicy
+from zoomiqa_reward.runs.json_lines import plain, write_json
+from zoomiqa_reward.runs.progress import progress
 
 ENLARGEMENTS = (1.0, 2.4)
 PER_PHOTOGRAPH = 4
@@ -56,7 +56,7 @@ def validation_images(
     """Return degraded images (CHW) of photographs enlarged by `enlargement`, and their labels."""
     rng = np.random.default_rng([seed, round(enlargement * 10)])
     images, labels = [], []
-    for path in tqdm(paths, desc=f"validation images x{enlargement:g}"):
+    for path in progress(paths, len(paths), f"validation images x{enlargement:g}"):
         with Image.open(path) as photograph:
             pixels = np.asarray(photograph.convert("RGB"), dtype=np.float32) / 255
         width, height = pixels.shape[1], pixels.shape[0]
@@ -81,7 +81,7 @@ def candidate_images(
 ) -> tuple[list[Tensor], NDArray[np.float64], NDArray[np.int64]]:
     """Return interpolated images (CHW) of enlarged photographs, their labels, and which photograph each is of."""
     images, labels, owners = [], [], []
-    for owner, path in enumerate(tqdm(paths, desc="candidates")):
+    for owner, path in enumerate(progress(paths, len(paths), "candidates")):
         with Image.open(path) as photograph:
             pixels = np.asarray(photograph.convert("RGB"), dtype=np.float32) / 255
         width, height = round(pixels.shape[1] * enlargement), round(pixels.shape[0] * enlargement)
@@ -129,7 +129,8 @@ def choose_view_weights(
                 whole_weight=0.0 if share else 1.0,
             )
             iqa = ZoomIQA.from_pretrained(str(checkpoint), protocol=replace(protocol, views=views))
-            columns.append([float(iqa.rate([p], strict=True).mean[0]) for p in tqdm(images, desc=f"scale {share}")])
+            seen = progress(images, len(images), f"scale {share}")
+            columns.append([float(iqa.rate([image], strict=True).mean[0]) for image in seen])
         # An image that some scale could not rate says nothing about their mixture.
         ratings = np.array(columns)
         good = np.isfinite(ratings).all(axis=0)
@@ -152,5 +153,5 @@ def choose_view_weights(
         "best": {"weights": best[2], "srcc": best[3]},
         "next": [{"weights": row[2], "srcc": row[3]} for row in tried[1:6]],
     }
-    (folder / "views.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_json(folder / "views.json", plain(report))
     return replace(protocol.views, weights=tuple(best[2][:-1]), whole_weight=best[2][-1])

@@ -17,7 +17,7 @@ from torch import Tensor
 from train_iqa.rl.rollout import AnswerTrajectory
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.protocol import Protocol, zoom
-from zoomiqa_reward.runs.json_lines import write_text
+from zoomiqa_reward.runs.outputs import part_folder, write_text
 
 THUMBNAIL_PX = 320
 _STYLE = (
@@ -48,7 +48,7 @@ def write_page(path: Path, title: str, groups: Sequence[PageGroup], protocol: Pr
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title>"
         f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>{body}</html>\n"
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    part_folder(path.parent)
     write_text(path, text)
 
 

@@ -17,14 +17,16 @@ import numpy as np
 from train_iqa.nano.labels import LabelScale
 from train_iqa.nano.rationale import answer1, answer2
 from train_iqa.nano.synthetic import Sample
+from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.images.loading import load_image, save_png
 from zoomiqa_reward.protocol import AnswerError, read_rating, read_route
+from zoomiqa_reward.runs.outputs import part_folder, replacing
 
 _KEYS = {"image", "rating", "rounds", "question"}
 _MAX_SHOWN = 20
 
 
-class ConversationError(ValueError):
+class ConversationError(ZoomIQAError, ValueError):
     """Conversations that cannot be trained on; the message lists every problem with its line."""
 
 
@@ -102,18 +104,17 @@ def _parse(line: str, root: Path) -> Conversation:
     return Conversation(image=root / name, rounds=tuple(rounds), rating=float(rating), question=question)
 
 
-def write_conversations(path: Path, conversations: Iterable[Conversation]) -> int:
+def write_conversations(path: Path, conversations: Iterable[Conversation], *, overwrite: bool = False) -> int:
     """Write the file and, in `images/` beside it, every image as PNG; return how many.
 
-    Pixels are kept to 8 bits. An existing file is replaced.
+    Pixels are kept to 8 bits. A file that is there is only replaced with `overwrite`. Raises OutputError.
     """
-    folder = path.parent / "images"
-    folder.mkdir(parents=True, exist_ok=True)
+    part_folder(path.parent / "images")
     count = 0
-    with open(path, "w", encoding="utf-8") as file:
+    with replacing(path, overwrite=overwrite) as half, open(half, "w", encoding="utf-8") as file:
         for count, conversation in enumerate(conversations, start=1):
             name = f"images/{count - 1:06d}.png"
-            save_png(load_image(conversation.image), path.parent / name)
+            save_png(load_image(conversation.image), path.parent / name, overwrite=overwrite)
             row = {"image": name, "rating": round(conversation.rating, 4), "rounds": list(conversation.rounds)}
             if conversation.question is not None:
                 row["question"] = conversation.question

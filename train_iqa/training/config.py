@@ -7,7 +7,6 @@ Nothing is guessed: an unknown field is an error that lists the known ones.
 The command line that SFT and RL share: a configuration file or a recipe, and a few options on top.
 """
 
-import argparse
 import dataclasses
 import sys
 import types
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+
+from zoomiqa_reward.runs.program import Parser, run_program
 
 T = TypeVar("T")
 
@@ -78,11 +79,11 @@ def run_trainer(
     """Read the options, train, print the folder of the result, and return the exit code.
 
     name: `sft` or `grpo`, the program and the recipe's part. kind: the configuration's class. read_data: makes one of
-    its `data` of one `--data`. ValueError and FloatingPointError become a message on stderr and exit code 1.
+    its `data` of one `--data`. An error becomes one message on stderr and exit code 1.
     """
     from train_iqa.training.recipes import RECIPES
 
-    parser = argparse.ArgumentParser(prog=f"python -m train_iqa.{name}", description=description)
+    parser = Parser(prog=f"python -m train_iqa.{name}", description=description)
     parser.add_argument("config", nargs="?", type=Path, help=f"YAML or JSON file with the fields of {kind.__name__}")
     parser.add_argument("--recipe", choices=sorted(RECIPES), help="instead of a file")
     parser.add_argument("--data", action="append", help=f"{data_help} (may be repeated)")
@@ -95,7 +96,8 @@ def run_trainer(
     args = parser.parse_args(argv)
     if (args.config is None) == (args.recipe is None):
         parser.error("give either a configuration file or --recipe")
-    try:
+
+    def work() -> int:
         config = getattr(RECIPES[args.recipe](), name) if args.recipe else read_config(kind, args.config)
         given = {"name": args.model, "adapter": args.adapter, "device": args.device}
         config = replace(config, model=replace(config.model, **{k: v for k, v in given.items() if v is not None}))
@@ -104,7 +106,6 @@ def run_trainer(
             given["data"] = tuple(read_data(text) for text in args.data)
         config = replace(config, **{k: v for k, v in given.items() if v is not None})
         sys.stdout.write(f"{train(config)}\n")
-    except (ValueError, FloatingPointError) as error:
-        sys.stderr.write(f"train_iqa.{name}: {error}\n")
-        return 1
-    return 0
+        return 0
+
+    return run_program(f"train_iqa.{name}", work)

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from zoomiqa_reward.model.checkpoint import Checkpoint
+from zoomiqa_reward.runs.outputs import part_folder
 
 LANGUAGE_LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 TOWER_LAYERS = r".*visual\.(blocks|merger).*\.(qkv|proj|gate_proj|up_proj|down_proj|linear_fc1|linear_fc2)"
@@ -171,7 +172,7 @@ def save_policy(
     """
     state = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
+        part_folder(folder)
         inner = accelerator.unwrap_model(model)
         if config.is_lora:
             inner.save_pretrained(folder, state_dict=state, save_embedding_layers=False)

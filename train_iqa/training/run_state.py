@@ -15,7 +15,6 @@ import json
 import math
 import platform
 import shutil
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,8 @@ from torch import nn
 from train_iqa.training.policy import TrainedWeights
 from zoomiqa_reward.runs.folder import bind
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, trim_lines, write_json
+from zoomiqa_reward.runs.outputs import part_folder
+from zoomiqa_reward.runs.progress import say
 from zoomiqa_reward.runs.provenance import provenance
 from zoomiqa_reward.runs.training_folder import RunFolder
 
@@ -100,7 +101,7 @@ class MetricLog:
         self.events: Any = None
         if not is_main:
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        part_folder(folder)
         trim_lines(self.file, "step", resumed_at)
         if tensorboard:
             self.events = _events(folder / "tensorboard", resumed_at)
@@ -118,7 +119,7 @@ class MetricLog:
             return
         row = {"step": step, **{name: _rounded(value) for name, value in values.items()}}
         append_line(self.file, row)
-        print(json.dumps(row), file=sys.stderr, flush=True)
+        say(json.dumps(row))
         if self.events is not None:
             for name, value in values.items():
                 self.events.add_scalar(name, value, step)
@@ -137,6 +138,6 @@ def _events(folder: Path, resumed_at: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        print(f"no TensorBoard events: {error}; basicsr-fixed of [restoration] brings tb-nightly", file=sys.stderr)
+        say(f"no TensorBoard events: {error}; basicsr-fixed of [restoration] brings tb-nightly")
         return None
-    return SummaryWriter(str(folder), purge_step=resumed_at + 1 if resumed_at else None)
+    return SummaryWriter(str(part_folder(folder)), purge_step=resumed_at + 1 if resumed_at else None)

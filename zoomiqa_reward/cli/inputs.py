@@ -1,6 +1,9 @@
 """Options, file arguments and model loading of the measuring commands."""
 
+import contextlib
 import glob
+import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from zoomiqa_reward.images.listing import IMAGE_SUFFIXES, list_images
+from zoomiqa_reward.images.listing import IMAGE_SUFFIXES, list_images, natural_order
 
 __all__ = ["IMAGE_SUFFIXES", "expand", "load_model"]
 
@@ -32,7 +35,7 @@ Overwrite = Annotated[
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-    """Return the image files that the arguments name. The files of each argument are sorted.
+    """Return the image files that the arguments name, each argument's own in order: `f2.png` before `f10.png`.
 
     A folder gives its images (`list_images`: nothing hidden, not those of its subfolders), a pattern its matches. What
     names nothing is returned as it stands, so that the failure to read it is reported like any other.
@@ -42,13 +45,15 @@ def expand(arguments: Sequence[str]) -> list[str]:
     """
     results: list[str] = []
     for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            files = [str(file) for file in list_images(path)]
-        else:
-            # A file may itself be called "a[1].png": a pattern is only what is no file.
-            files = [] if path.exists() else sorted(glob.glob(argument, recursive=True))
-        results += files or [argument]
+        files: list[str] = []
+        # os.path, for pathlib raises on names that the system refuses, which would lose the others.
+        if os.path.isdir(argument):
+            with contextlib.suppress(OSError):  # reading it as an image says why
+                files = [str(file) for file in list_images(Path(argument))]
+        elif not os.path.lexists(argument):  # a file may itself be called "a[1].png"
+            with contextlib.suppress(ValueError, re.error):  # a null character; no pattern
+                files = glob.glob(argument, recursive=True)
+        results += sorted(files, key=natural_order) or [argument]
     return results
 
 

@@ -13,12 +13,17 @@ from typing import Any
 
 import typer
 
+from zoomiqa_reward.runs.program import GOES_ON, INTERRUPTED, TRACEBACK, message_of
+
 GROUP = "zoomiqa.commands"
 DISTRIBUTION = "zoomiqa-reward"
-INTERRUPTED = 130
-RESUMABLE = ("best-of-n", "evaluate", "refine", "tune")
-"""Commands that write as they go."""
-KEEPS_ITS_WORK = "what is finished lies in the folder given as --out, and the same command goes on from there"
+_PRINTED = "what was measured until then is printed; give the other files alone to go on"
+KEPT = {
+    "score": _PRINTED, "assess": _PRINTED, "rank": _PRINTED, "best-of-n": GOES_ON, "evaluate": GOES_ON,
+    "refine": GOES_ON, "tune": GOES_ON, "check": "nothing is kept; --count 3 takes a small part of the time",
+    "serve": "the server has stopped; the same command starts it again",
+}  # fmt: skip
+"""What an interrupt leaves of a command, and how to go on."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:  # noqa: C901  (one clause an ending)
@@ -48,11 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: C901  (one clause a
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # a CLI's last line: one message, the traceback on request
-        if os.environ.get("ZOOMIQA_TRACEBACK"):
+        if os.environ.get(TRACEBACK):
             raise
-        # Ours and the system's (ImageError, CheckpointError, no such file) say by themselves what to do.
-        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-        _say(f"zoomiqa: {kind}{error}\n(ZOOMIQA_TRACEBACK=1 shows where)")
+        _say(f"zoomiqa: {message_of(error)}")
         return 1
 
 
@@ -119,8 +122,7 @@ def _command_of(args: list[str]) -> str:
 
 
 def _say_interrupted(args: list[str]) -> None:
-    kept = KEEPS_ITS_WORK if args[0] in RESUMABLE else "what was measured until then is printed"
-    _say(f"zoomiqa: interrupted; {kept}")
+    _say(f"zoomiqa: interrupted; {KEPT.get(args[0], 'nothing was written')}")
 
 
 def _say(message: str) -> None:

@@ -27,7 +27,8 @@ def import_(source: Source, out: Out = Path("zoomiqa_protocol.json"), overwrite:
 
     protocol = import_official(source)
     file = out / PROTOCOL_FILE if out.is_dir() else out
-    target = protocol.save(claim_file(file, inputs=[source, source / "protocol.py"], overwrite=overwrite))
+    claim_file(file, inputs=[source, source / "protocol.py"], overwrite=overwrite)
+    target = protocol.save(file, overwrite=overwrite)
     print(target)
     print(f"protocol {protocol.name}: pass it with --protocol {target}, or put it beside the weights", file=sys.stderr)
     return 0

@@ -82,6 +82,7 @@ def serve(
         ),
         ray_address=ray_address, ray_folder=ray_folder, dashboard=dashboard,
     )  # fmt: skip
+    config.spec.require()  # before Ray starts processes, which would fail one after the other
     stopped = threading.Event()
     print(f"starting {replicas} replica(s) of {served_model or reward} ...", file=sys.stderr)
     stdout = sys.stdout

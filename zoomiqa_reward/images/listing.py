@@ -1,6 +1,8 @@
 """Which files of a folder are images to be measured: the one place that lists folders."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 IMAGE_SUFFIXES = frozenset(
     (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif",
@@ -10,7 +12,7 @@ IMAGE_SUFFIXES = frozenset(
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return the image files of a folder in sorted order, not those of its subfolders.
+    """Return the image files of a folder in the order of their names, not those of its subfolders.
 
     Hidden files (`._a.png`, which macOS leaves beside `a.png`), folders, pipes and the like are passed over. A link
     that leads nowhere is listed, so that the failure to read it is reported. Raises OSError.
@@ -18,10 +20,25 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _is_image(path))
 
 
+def natural_order(path: str | Path) -> list[Any]:
+    """Return a key that sorts numbers in names by their value; for lists that people read.
+
+    Data sets keep the plain order, for the seeds of their degradations follow it.
+
+    >>> sorted(["f10.png", "f2.png", "F1.png", "f.png"], key=natural_order)
+    ['F1.png', 'f2.png', 'f10.png', 'f.png']
+    """
+    parts = re.split(r"([0-9]+)", str(path))
+    return [[int(part) if index % 2 else part.casefold() for index, part in enumerate(parts)], str(path)]
+
+
+def is_shown(path: Path) -> bool:
+    """Return whether a listing holds this entry: nothing hidden, no folder, no pipe; a link that leads nowhere."""
+    return not path.name.startswith(".") and (path.is_file() or (path.is_symlink() and not path.exists()))
+
+
 def _is_image(path: Path) -> bool:
-    if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
-        return False
-    return path.is_file() or (path.is_symlink() and not path.exists())
+    return path.suffix.lower() in IMAGE_SUFFIXES and is_shown(path)
 
 
 def printable(name: str) -> str:

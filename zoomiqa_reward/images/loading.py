@@ -24,8 +24,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from zoomiqa_reward.runs.json_lines import written_at_once
-from zoomiqa_reward.runs.outputs import claim_file, save_image
+from zoomiqa_reward.errors import ZoomIQAError
+from zoomiqa_reward.runs.outputs import claim_file, replacing, save_image
 
 MAX_PIXELS = 89_478_485
 """Largest image that is decoded: the limit of Pillow's warning about decompression bombs. As float32 it takes 1 GB."""
@@ -33,18 +33,18 @@ MAX_PIXELS = 89_478_485
 RANGE_TOLERANCE = 1e-3
 """Values this far outside [0, 1] are clamped, because resampling and half precision overshoot by about as much."""
 
-# Pillow's decoders raise these, by format, on damaged data; AssertionError on a closed file, and UserWarning where
-# filters make warnings errors.
+# Pillow's decoders raise these, by format, on damaged data (RuntimeError: AVIF's); AssertionError on a closed file, and
+# UserWarning where filters make warnings errors.
 _DECODE_ERRORS = (
-    OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, OverflowError, struct.error, zlib.error,
-    AssertionError, UserWarning,
+    OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, struct.error, zlib.error,
+    AssertionError, AttributeError, RuntimeError, MemoryError, UserWarning,
 )  # fmt: skip
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # the warning, where filters make it an error
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 
 
-class ImageError(ValueError):
+class ImageError(ZoomIQAError, ValueError):
     """An image cannot be used. The message names the image, the broken rule and the way out."""
 
 
@@ -157,7 +157,7 @@ def save_png(image: Tensor | Image.Image, path: str | os.PathLike[str], *, overw
     else:
         pil_image = to_pil(image)
     target = claim_file(path, overwrite=overwrite)
-    with written_at_once(target) as half:
+    with replacing(target, overwrite=True) as half:
         save_image(pil_image, half, "PNG")
     return target
 
@@ -175,7 +175,7 @@ def _load(source: Any, name: str) -> Tensor:
 
 
 def _from_file(path: Path, name: str) -> Tensor:
-    if path.exists() and not path.is_file() and not path.is_dir():  # opening a pipe waits for ever
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # opening a pipe waits for ever
         raise ImageError(f"{name}: is not a regular file; save the image as a file")
     try:
         with Image.open(path) as image:

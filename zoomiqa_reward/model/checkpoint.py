@@ -14,14 +14,18 @@ from typing import Any
 
 import torch
 
+from zoomiqa_reward.errors import ZoomIQAError
+from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.model.pixels import factor_of
 from zoomiqa_reward.protocol.spec import PROTOCOL_FILE, Protocol
 
 OFFICIAL = "Ethanliang99/Zoom-IQA-7B"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(ZoomIQAError, ValueError):
     """A checkpoint that cannot be found, read or asked; the message says what to do about it."""
 
 
@@ -88,7 +92,7 @@ def load_checkpoint(
     weights or adapter that do not fit; ProtocolError: a protocol file that breaks a rule.
     """
     source = _locate(name_or_path)
-    device = torch.device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = find_device(device)
     dtype = _dtype(dtype, device)
     spec = _find_protocol(source, revision, adapter, protocol)  # first: it is cheap and the likeliest to be missing
     model = _load_model(
@@ -112,6 +116,17 @@ def load_checkpoint(
         adapter=None if adapter is None else str(adapter),
         quantization=None if quantization_config is None else _describe(quantization_config),
     )
+
+
+def require_checkpoint(
+    name_or_path: str | os.PathLike[str], *, adapter: str | os.PathLike[str] | None = None,
+    protocol: str | os.PathLike[str] | Protocol | None = None, revision: str | None = None,
+) -> None:  # fmt: skip
+    """Raise what `load_checkpoint` would raise for a name, weights or a protocol that are not there; loads nothing."""
+    source = _locate(name_or_path)
+    _find_protocol(source, revision, adapter, protocol)
+    if isinstance(source, Path):
+        _require_sound_weights(source)
 
 
 def _describe(quantization_config: Any) -> str:
@@ -212,8 +227,25 @@ def _protocol_beside(source: Path | str, revision: str | None) -> Protocol | Non
 def _unreachable(source: Path | str, error: Exception) -> str:
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     if isinstance(source, Path):
-        return f"{source}: cannot be loaded: {first}"
-    return f"{source}: not on the hub, out of reach, gated or without .safetensors weights: {first}"
+        return f"{source}: cannot be loaded: {first}; copy or save the whole checkpoint again"
+    return (
+        f"{source}: not on the hub, out of reach, gated or without .safetensors weights: {first}; check the name "
+        "and the network, or download it where there is one and give the folder"
+    )
+
+
+def _require_sound_weights(folder: Path) -> None:
+    """Raise CheckpointError naming a file of weights that cannot be read: cut short, or no safetensors at all."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as weights:
+                weights.keys()
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{file}: damaged or cut short ({error}); copy or download this file again"
+            ) from error
 
 
 def _load_model(source: Path | str, revision: str | None, **kwargs: Any) -> Any:
@@ -224,6 +256,8 @@ def _load_model(source: Path | str, revision: str | None, **kwargs: Any) -> Any:
         config = AutoConfig.from_pretrained(source, **origin)
     except (OSError, ValueError) as error:  # ValueError: a model type that transformers does not know
         raise CheckpointError(_unreachable(source, error)) from error
+    if isinstance(source, Path):
+        _require_sound_weights(source)
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise CheckpointError(f"{source}: {config.model_type!r} is no vision-language model; a Qwen-VL one is needed")
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
@@ -245,8 +279,12 @@ def _with_adapter(model: Any, adapter: str | os.PathLike[str], *, merge: bool) -
     from peft import PeftModel
 
     source = _folder_or_id(adapter)
-    if isinstance(source, Path) and not (source / "adapter_model.safetensors").is_file():
-        raise CheckpointError(f"{source}: holds no adapter_model.safetensors; save the adapter as .safetensors")
+    if isinstance(source, Path):
+        if not (source / "adapter_model.safetensors").is_file():
+            raise CheckpointError(f"{source}: holds no adapter_model.safetensors; save the adapter as .safetensors")
+        _require_sound_weights(source)
+    elif source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise CheckpointError(f"adapter {source!r}: no such folder, and no hub id (owner/name); check the path")
     try:
         with warnings.catch_warnings():
             # peft only warns about missing keys; half an adapter is another model
@@ -254,8 +292,12 @@ def _with_adapter(model: Any, adapter: str | os.PathLike[str], *, merge: bool) -
             # peft's own use of an older name of transformers; nothing that a caller can change
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             wrapped = PeftModel.from_pretrained(model, source, is_trainable=False, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, UserWarning) as error:
-        raise CheckpointError(f"adapter {adapter}: does not fit or cannot be loaded: {error}") from error
+    except Exception as error:  # whatever peft, transformers and the hub's client raise
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"adapter {adapter}: does not fit this model or cannot be loaded: {reason}; give the model that it was "
+            "trained on, or another adapter"
+        ) from error
     # get_base_model keeps the LoRA layers inside the plain class, whose forward and generate are used either way
     return wrapped.merge_and_unload() if merge else wrapped.get_base_model()
 
@@ -264,11 +306,17 @@ def _load_readers(source: Path | str, revision: str | None, model: Any) -> tuple
     from transformers import AutoImageProcessor, AutoTokenizer
 
     origin = {"revision": revision, "trust_remote_code": False}
+    if isinstance(source, Path) and not any((source / name).is_file() for name in TOKENIZER_FILES):
+        # transformers would make up a tokenizer without words
+        raise CheckpointError(_no_reader(source, "tokenizer", TOKENIZER_FILES, FileNotFoundError("tokenizer.json")))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **origin)
+    except Exception as error:  # the tokenizers library raises Exception itself on a damaged file
+        raise CheckpointError(_no_reader(source, "tokenizer", TOKENIZER_FILES, error)) from error
+    try:
         image_processor = AutoImageProcessor.from_pretrained(source, backend="torchvision", **origin)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(_unreachable(source, error)) from error
+    except Exception as error:  # KeyError, TypeError and more, by what is missing
+        raise CheckpointError(_no_reader(source, "image processor", PROCESSOR_FILES, error)) from error
     if tokenizer.chat_template is None:
         tokenizer.chat_template = _legacy_template(source, revision)
     if tokenizer.pad_token_id is None:
@@ -280,6 +328,14 @@ def _load_readers(source: Path | str, revision: str | None, model: Any) -> tuple
     if tokenizer.convert_tokens_to_ids("<|image_pad|>") != model.config.image_token_id:
         raise CheckpointError(f"{source}: tokenizer and config disagree on the image token <|image_pad|>")
     return tokenizer, image_processor
+
+
+def _no_reader(source: Path | str, what: str, files: tuple[str, ...], error: Exception) -> str:
+    if isinstance(source, str):
+        return _unreachable(source, error)
+    held = [name for name in files if (source / name).is_file()]
+    reason = " ".join(str(error).split())[:200] if held else f"no {' or '.join(files)}"
+    return f"{source}: its {what} cannot be loaded ({reason}); copy that file from the model's own folder"
 
 
 def _legacy_template(source: Path | str, revision: str | None) -> str:

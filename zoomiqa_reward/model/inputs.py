@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.pixels import to_patches
 from zoomiqa_reward.model.turns import Prompted
 
 
-class PromptError(ValueError):
+class PromptError(ZoomIQAError, ValueError):
     """A prompt that the chat template or the tokenizer changed: the model would be asked something else."""
 
 

@@ -1,9 +1,9 @@
 """Measuring a list of files one after another: what could not be measured never stops the others."""
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,12 +75,22 @@ def measure(
 
 
 def _load(file: str) -> Any:
-    if Path(file).is_dir():
-        return ImageError(f"{file}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); subfolders are not searched")
+    if not file:
+        return ImageError("'': is an empty file name; leave it out")
+    if os.path.isdir(file):
+        return ImageError(f"{file}: {_why_nothing(file)}")
     try:
         return load_image(file)
     except ImageError as error:
         return error
+
+
+def _why_nothing(folder: str) -> str:
+    try:
+        os.listdir(folder)
+    except OSError as error:
+        return f"is a folder that cannot be listed ({error.strerror}); allow reading it"
+    return f"is a folder without images ({', '.join(sorted(IMAGE_SUFFIXES))}); subfolders are not searched"
 
 
 def _ask(iqa: Any, images: list[Any], mode: str, strict: bool, question: str | None) -> list[Any]:

@@ -243,6 +243,4 @@ def _final(rounds: Sequence[_Read]) -> Assessment:
         odd = [f"round 1 cannot be routed, its rating is final: {last.route_error}", *cut]
     spread = last.spread
     std = math.nan if spread is None or spread.mass < MIN_MASS else spread.std
-    return Assessment(
-        rating=rating, std=std, turns=turns, valid=True, warning="; ".join(odd) or None, spread=spread
-    )  # fmt: skip
+    return Assessment(rating=rating, std=std, turns=turns, valid=True, warning="; ".join(odd) or None, spread=spread)

@@ -20,6 +20,8 @@ from typing import Any
 
 from dirtyjson.loader import CONSTANT_RE, DirtyJSONLoader
 
+from zoomiqa_reward.errors import ZoomIQAError
+
 # Two searches in place of one lazy pattern, whose time would grow with the square of an answer's length.
 _OPENING = re.compile(r"<answer>\s*(?=\{)")
 _CLOSING = re.compile(r"\}\s*</answer>")
@@ -33,7 +35,7 @@ _ROUTE_FIELDS = ("bbox_2d", "rating", "tool")
 _UNREADABLE = (ValueError, ArithmeticError, TypeError, LookupError, RecursionError)
 
 
-class AnswerError(ValueError):
+class AnswerError(ZoomIQAError, ValueError):
     """A model's answer from which the asked-for thing cannot be read; the message starts with the reason."""
 
 

@@ -11,14 +11,15 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.runs.digest import digest
-from zoomiqa_reward.runs.json_lines import write_text
+from zoomiqa_reward.runs.outputs import claim_file, write_text
 
 PROTOCOL_FILE = "zoomiqa_protocol.json"
 FORMAT_VERSION = 1
 
 
-class ProtocolError(ValueError):
+class ProtocolError(ZoomIQAError, ValueError):
     """A protocol file that is missing, unreadable or breaks a rule; the message names the field and the way out."""
 
 
@@ -164,13 +165,15 @@ class Protocol:
         """Return the file's text."""
         return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the file (or `zoomiqa_protocol.json` into the folder `path`) in one step and return where it is."""
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write the file (or `zoomiqa_protocol.json` into the folder `path`) in one step and return where it is.
+
+        Replaces a protocol file; another file only with `overwrite`. Raises OutputError, OSError.
+        """
         target = Path(path)
         if target.is_dir():
             target = target / PROTOCOL_FILE
-        write_text(target, self.to_json())
-        return target
+        return write_text(claim_file(target, overwrite=overwrite), self.to_json(), overwrite=True)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Protocol":

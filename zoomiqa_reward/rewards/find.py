@@ -6,6 +6,7 @@ This package never imports restoration by itself: a metric's name is looked up w
 import inspect
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from zoomiqa_reward.rewards.base import Reward, missing_members
 
@@ -41,16 +42,9 @@ def find_reward(name: str) -> Reward:
     A factory is called without arguments; a path may also lead to a reward itself.
     Raises ValueError that names what is missing: module, attribute, extra, or what the object lacks to be a reward.
     """
-    module_name, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         return _metric(name)
-    try:
-        module = import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"reward {name!r}: cannot import {module_name!r} ({error})") from error
-    if not hasattr(module, attribute):
-        raise ValueError(f"reward {name!r}: {module_name} has no {attribute!r}")
-    candidate = getattr(module, attribute)
+    candidate = _attribute(name)
     if inspect.isroutine(candidate) or inspect.isclass(candidate):
         candidate = candidate()
     if missing := missing_members(candidate):
@@ -60,6 +54,25 @@ def find_reward(name: str) -> Reward:
             "wrap a function with zoomiqa_reward.MetricReward"
         )
     return candidate
+
+
+def require_name(name: str) -> None:
+    """Raise the ValueError of `find_reward` for a name that leads nowhere; no factory is called."""
+    if ":" in name:
+        _attribute(name)
+    else:
+        _metric(name)
+
+
+def _attribute(name: str) -> Any:
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = import_module(module_name)
+    except (ImportError, ValueError) as error:  # ValueError: an empty name
+        raise ValueError(f"reward {name!r}: cannot import {module_name!r} ({error}); check the name") from error
+    if not hasattr(module, attribute):
+        raise ValueError(f"reward {name!r}: {module_name} has no {attribute!r}; give package.module:factory")
+    return getattr(module, attribute)
 
 
 def _metric(name: str) -> Reward:

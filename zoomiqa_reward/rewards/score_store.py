@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from zoomiqa_reward.errors import ZoomIQAError
+
 FORMAT = 1
 """`user_version` of the file."""
 MIN_BYTES = 64 << 10
@@ -23,7 +25,7 @@ EVICTED_SHARE = 0.1
 """Of the entries, dropped at a time when the file is full; one at a time would write for every new value."""
 
 
-class CacheError(RuntimeError):
+class CacheError(ZoomIQAError, RuntimeError):
     """A file that cannot serve as a score cache; the message says what to do about it."""
 
 

@@ -49,9 +49,10 @@ def bind(
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder for this process; the system lets go of it when the process ends, however it ends.
 
-    Raises ValueError where another process holds it. Windows has no such lock: nothing keeps a second process out.
+    Raises ValueError where another process holds it, OutputError for files of another program. Windows has no such
+    lock: nothing keeps a second process out.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    claim_folder(folder)  # first: `.lock` would be one more file of ours in a folder of the user's
     with open(folder / ".lock", "w") as file:
         try:
             import fcntl

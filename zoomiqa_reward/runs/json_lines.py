@@ -6,10 +6,10 @@ JSON has no NaN: `plain` writes numbers that are not finite as null, and `as_flo
 import json
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from zoomiqa_reward.runs.outputs import replacing, write_text
 
 
 def append_line(file: Path, row: dict[str, Any]) -> None:
@@ -61,33 +61,13 @@ def trim_lines(file: Path, key: str, last: float) -> None:
             break
         if line.endswith(b"\n") and row[key] <= last:
             kept.append(line)
-    with written_at_once(file) as half:
+    with replacing(file) as half:
         half.write_bytes(b"".join(kept))
 
 
-def write_json(file: Path, content: Any, indent: int = 2) -> None:
-    """Write a JSON file in one step."""
-    write_text(file, _dumps(content, indent=indent) + "\n")
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a UTF-8 file in one step."""
-    with written_at_once(file) as half:
-        half.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def written_at_once(file: Path) -> Iterator[Path]:
-    """Yield the path of a file to write beside `file`, which it replaces at the end; an exception leaves `file` alone.
-
-    Its name ends in `.tmp`: what a kill leaves behind can be found by that.
-    """
-    half = file.with_name(f".{file.name}.tmp")
-    try:
-        yield half
-        os.replace(half, file)
-    finally:
-        half.unlink(missing_ok=True)
+def write_json(file: Path, content: Any, indent: int = 2, *, overwrite: bool = False) -> None:
+    """Write a JSON file in one step. Raises OutputError outside a run's folder, as `outputs.replacing` does."""
+    write_text(file, _dumps(content, indent=indent) + "\n", overwrite=overwrite)
 
 
 def plain(value: Any) -> Any:

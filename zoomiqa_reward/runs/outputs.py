@@ -3,17 +3,22 @@
 What the program makes carries a mark: an image names it in its `Software` field, and a folder of a run holds a file
 `.zoomiqa`. Without that mark, what stands in the way is the user's, and stays. `overwrite=True` is the user's own word
 that a file may go; an input is never replaced.
+
+A file that the user names goes through `claim_file` before the work; a folder that the user names through
+`claim_folder`. What a run writes in its own folder goes through `part_folder` and `replacing` (or `write_text`).
 """
 
 import contextlib
 import json
 import os
-from collections.abc import Iterable
+import shutil
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from zoomiqa_reward.runs.json_lines import written_at_once
+from zoomiqa_reward.errors import ZoomIQAError
 
 SOFTWARE = "zoomiqa-reward"
 MARK = ".zoomiqa"
@@ -26,7 +31,7 @@ _FROM_BEFORE = ("run.json", "settings.json", "state.pt")
 _UNFINISHED = (".lock",)
 
 
-class OutputError(ValueError):
+class OutputError(ZoomIQAError, ValueError):
     """An output that would replace what it must not; the message names the file and the way out."""
 
 
@@ -62,20 +67,77 @@ def claim_file(
 def claim_folder(folder: str | os.PathLike[str]) -> Path:
     """Return a run's folder, made if it is missing, and marked as one of this program.
 
+    Raises OutputError as `require_folder` does.
+    """
+    target = require_folder(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    if not (target / MARK).exists():
+        (target / MARK).write_text(_MARK_TEXT, encoding="utf-8")
+    return target
+
+
+def require_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return the path of a folder that `claim_folder` would take; makes nothing, for the checks before long work.
+
     Raises OutputError for a file, and for a folder that holds files but no run of this program.
     """
     target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise OutputError(f"{target}: is a file; name a folder for the output")
-    target.mkdir(parents=True, exist_ok=True)
-    if (target / MARK).exists():
+    above = next((path for path in (target, *target.parents) if os.path.lexists(path)), target)
+    if os.path.lexists(above) and not above.is_dir():
+        raise OutputError(f"{above}: is a file; name a folder for the output")
+    if above != target or (target / MARK).exists() or any((target / name).is_file() for name in _FROM_BEFORE):
         return target
-    if not any((target / name).is_file() for name in _FROM_BEFORE) and (stranger := _first_file(target)) is not None:
+    if (stranger := _first_file(target)) is not None:
         raise OutputError(
             f"{target}: holds {stranger}, which this program did not make; name a new or an empty folder for the output"
         )
-    (target / MARK).write_text(_MARK_TEXT, encoding="utf-8")
     return target
+
+
+def part_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return a folder within a run, made if it is missing; one that lies in no run is claimed as one.
+
+    Raises OutputError as `claim_folder` does.
+    """
+    target = Path(folder)
+    if not _is_in_run(target):
+        return claim_folder(target)
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"{target}: is a file where the run needs a folder; move it away")
+    target.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Give the path to write to; what is written is renamed to `path` at the end, so no reader sees half a file.
+
+    Within a run's folder the file may be there already; elsewhere `claim_file` decides. Raises OutputError, OSError.
+    """
+    target = Path(path)
+    if not _is_in_run(target.parent):
+        claim_file(target, overwrite=overwrite)
+    name = os.fsdecode(os.fsencode(target.name)[:180])  # a name has at most 255 bytes
+    half = target.with_name(f".{name}.{os.getpid()}-{threading.get_ident():x}.tmp")
+    try:
+        yield half
+        os.replace(half, target)
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str, *, overwrite: bool = False) -> Path:
+    """Write a UTF-8 file in one step and return where it is. Raises as `replacing` does."""
+    with replacing(path, overwrite=overwrite) as half:
+        half.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def copy_file(source: Path, path: Path, *, overwrite: bool = False) -> Path:
+    """Copy a file byte for byte, in one step, and return where it is. Raises as `replacing` does."""
+    with replacing(path, overwrite=overwrite) as half:
+        shutil.copyfile(source, half)
+    return path
 
 
 def made_here(path: Path) -> bool:
@@ -106,9 +168,14 @@ def save_image(image: Image.Image, file: object, format_name: str) -> None:
 def write_figure(image: Image.Image, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Write a sheet or a figure by its suffix, in one step, and return where it is. Raises OutputError, OSError."""
     target = claim_file(path, overwrite=overwrite, suffixes=True)
-    with written_at_once(target) as half:
+    with replacing(target, overwrite=True) as half:
         save_image(image, half, _writable()[target.suffix.lower()])
     return target
+
+
+def _is_in_run(folder: Path) -> bool:
+    here = folder.absolute()
+    return any((folder / MARK).is_file() for folder in (here, *here.parents))
 
 
 def _writable() -> dict[str, str]:

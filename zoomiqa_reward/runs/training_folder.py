@@ -1,15 +1,15 @@
 """State and log of a training run: written in one step, so a kill at any moment loses at most the steps since."""
 
 import json
-import sys
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from zoomiqa_reward.runs.json_lines import append_line, written_at_once
-from zoomiqa_reward.runs.outputs import claim_folder
+from zoomiqa_reward.runs.json_lines import append_line
+from zoomiqa_reward.runs.outputs import claim_folder, replacing
+from zoomiqa_reward.runs.progress import say
 
 
 class RunFolder:
@@ -30,14 +30,14 @@ class RunFolder:
 
     def save(self, step: int, parts: dict[str, Any]) -> None:
         """Write the state of all parts."""
-        with written_at_once(self.folder / "state.pt") as half:
+        with replacing(self.folder / "state.pt") as half:
             torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, half)
 
     def log(self, row: dict[str, float]) -> None:
-        """Append a row, rounded to six significant digits, and show it above the progress bar."""
-        rounded = {name: float(f"{value:.6g}") for name, value in row.items()}
+        """Append a row, rounded to six significant digits, NaN as null, and show it on stderr."""
+        rounded = {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in row.items()}
         append_line(self.folder / "log.jsonl", rounded)
-        tqdm.write(json.dumps(rounded), file=sys.stderr)
+        say(json.dumps(rounded))
 
 
 class RunningMeans:

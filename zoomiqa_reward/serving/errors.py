@@ -7,6 +7,8 @@ a reason of the moment may be; what is wrong with the request stays wrong.
 from dataclasses import dataclass
 from typing import Any
 
+from zoomiqa_reward.errors import ZoomIQAError
+
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorKind:
@@ -42,7 +44,7 @@ KINDS = {
 }
 
 
-class ServingError(RuntimeError):
+class ServingError(ZoomIQAError, RuntimeError):
     """A request that failed, by its kind in `KINDS`."""
 
     def __init__(self, kind: str, message: str, *, retry_after_s: float | None = None) -> None:

@@ -49,9 +49,7 @@ class RewardSpec:
         if self.reward == ZOOMIQA:
             from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 
-            iqa = ZoomIQA.from_pretrained(
-                self.model, device=self.device, adapter=self.adapter, protocol=self.protocol
-            )  # fmt: skip
+            iqa = ZoomIQA.from_pretrained(self.model, device=self.device, adapter=self.adapter, protocol=self.protocol)
             asked: dict[str, Any] = {"question": self.question, "num_samples": self.num_samples}
             return (
                 ZoomIQAReward(iqa, self.mode, strict=True, **asked),
@@ -63,6 +61,24 @@ class RewardSpec:
             sys.path.insert(0, self.search_path)
         reward = find_reward(self.reward)
         return reward, reward
+
+    def require(self) -> None:
+        """Raise what `build` would raise at once: a name, device, model or protocol that is not there.
+
+        Cheap, so that a wrong name is told before processes start.
+        """
+        if self.reward == ZOOMIQA:
+            from zoomiqa_reward.model.checkpoint import require_checkpoint
+            from zoomiqa_reward.model.devices import find_device
+
+            find_device(self.device)
+            require_checkpoint(self.model, adapter=self.adapter, protocol=self.protocol)
+            return
+        from zoomiqa_reward.rewards.find import require_name
+
+        if self.search_path is not None and self.search_path not in sys.path:
+            sys.path.insert(0, self.search_path)
+        require_name(self.reward)
 
     def as_json(self) -> dict[str, Any]:
         """Return what `/info` tells of it: no paths of the server's disk beyond the names given."""

@@ -24,11 +24,11 @@ from restoration.tuning.config import TuneConfig
 from restoration.tuning.context import Collected, LossTerm, Part, Tuning
 from restoration.tuning.data import Example, pick_crops
 from restoration.tuning.lora import POLICY, reference
-from restoration.tuning.progress import progress_bar
 from restoration.tuning.sampler.denoising import denoising_errors, expected_target, random_noise
 from restoration.tuning.sampler.rollout import Varied, convert_prediction, draw_candidates, draw_piece, encode, score
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.rewards.normalise import group_keys
+from zoomiqa_reward.runs.progress import progress
 
 MAX_LATENTS = 512
 """Drawn latents that are kept for the next time their pair is chosen."""
@@ -131,7 +131,7 @@ class DPO:
     def _mine_pairs(self, tuning: Tuning, crops: Sequence[Example]) -> list[PreferencePair]:
         pairs: list[PreferencePair] = []
         with reference(tuning.denoiser.module):
-            for index, example in enumerate(progress_bar(crops, "pairs", tuning.process, unit="image")):
+            for index, example in enumerate(progress(crops, len(crops), "pairs", shown=tuning.process == 0)):
                 drawn = draw_candidates(tuning, [example], [tuning.seed(4, index)],
                                         vary_sharpness=tuning.config.vary_sharpness)  # fmt: skip
                 scores = score(tuning, drawn)

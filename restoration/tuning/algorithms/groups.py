@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.normalise import FLAT, group_index
 
@@ -23,7 +24,7 @@ RATINGS = (1.0, 5.0)
 count as near the top."""
 
 
-class TooManyFailures(RuntimeError):
+class TooManyFailures(ZoomIQAError, RuntimeError):
     """So many scores could not be measured that what is left would be a biased sample."""
 
 

@@ -16,7 +16,7 @@ import torch
 
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.rewards.normalise import FLAT, group_keys
-from zoomiqa_reward.runs.json_lines import written_at_once
+from zoomiqa_reward.runs.outputs import replacing
 
 FORMAT = 1
 
@@ -96,10 +96,11 @@ def weigh_pairs(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
     return weights
 
 
-def write_pairs(file: Path, pairs: Sequence[PreferencePair], **facts: Any) -> Path:
+def write_pairs(file: Path, pairs: Sequence[PreferencePair], *, overwrite: bool = False, **facts: Any) -> Path:
     """Write the pairs as parquet, in one step; `facts` (JSON values) go to the file's header.
 
-    Raises ImportError without pyarrow.
+    Raises OutputError where the file lies in no run's folder and is there already (unless `overwrite`), ImportError
+    without pyarrow.
     """
     arrow, parquet = _pyarrow()
     kinds = {"str": arrow.string(), "int": arrow.int64(), "float": arrow.float64()}
@@ -111,8 +112,7 @@ def write_pairs(file: Path, pairs: Sequence[PreferencePair], **facts: Any) -> Pa
         metadata={"zoomiqa_pairs": json.dumps({"format": FORMAT, **facts})},
     )
     table = arrow.Table.from_pylist([asdict(entry) for entry in pairs], schema=schema)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with written_at_once(file) as half:
+    with replacing(file, overwrite=overwrite) as half:
         parquet.write_table(table, half)
     return file
 

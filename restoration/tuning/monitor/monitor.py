@@ -46,12 +46,12 @@ from restoration.tuning.monitor.limits import (
     write_limits,
 )
 from restoration.tuning.monitor.signals import diversity, fine_energy, gram_distance, grid_peak
-from restoration.tuning.progress import progress_bar
 from restoration.tuning.sampler.denoising import random_noise
 from restoration.tuning.sampler.parametrisation import noisy
 from restoration.tuning.sampler.rollout import draw_candidates, encode, raw_range, raw_values, score_images
 from zoomiqa_reward.images.filters import through_jpeg
 from zoomiqa_reward.rewards.base import optimised_names
+from zoomiqa_reward.runs.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -136,8 +136,9 @@ class Monitor:
 
     def draw(self, seed: int = 0) -> list[Tensor]:
         """Return [seeds, 3, height, width] of each validation image by the model as it stands, always by one seed."""
+        seen = progress(self.examples, len(self.examples), "monitor", shown=self.tuning.process == 0)
         images = []
-        for index, example in enumerate(progress_bar(self.examples, "monitor", self.tuning.process, leave=False)):
+        for index, example in enumerate(seen):
             image_seed = candidate_seed(candidate_seed(self.tuning.config.seed, seed), index)
             drawn = draw_candidates(self.tuning, [example], [image_seed], count=self.config.num_seeds)
             images.append(torch.stack(drawn.images))

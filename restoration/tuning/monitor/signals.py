@@ -18,6 +18,7 @@ from torch import Tensor
 from zoomiqa_reward.images.drawing import polyline
 from zoomiqa_reward.images.filters import gaussian_blur, luma
 from zoomiqa_reward.images.loading import load_image, save_png, to_pil
+from zoomiqa_reward.runs.outputs import part_folder
 
 FINE_SIGMA_PX = 1.0
 """What a Gaussian of this width takes away is called fine."""
@@ -131,7 +132,7 @@ def plot_reward(rows: Sequence[dict[str, float]], held_out: str, file: Path) -> 
 
 def save_look(images: Sequence[Tensor], folder: Path, number: int) -> Path:
     """Write the first candidate of the first validation images, side by side, as the look of round `number`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    part_folder(folder)
     cells = []
     for row in images[:STRIP_IMAGES]:
         height, width = (min(STRIP_PX, side) for side in row.shape[-2:])

@@ -13,13 +13,13 @@ from restoration.tuning.config import TuneConfig
 from restoration.tuning.context import Tuning
 from restoration.tuning.data import Example
 from restoration.tuning.denoisers.base import Condition
-from restoration.tuning.progress import progress_bar
 from restoration.tuning.sampler.transitions import Trajectory, sample
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.composite import CompositeReward
 from zoomiqa_reward.rewards.normalise import group_keys
 from zoomiqa_reward.rewards.restorations import as_worst, ask_restorations
+from zoomiqa_reward.runs.progress import progress
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,7 +86,7 @@ def draw_candidates(
     pieces, images = [], []
     places: Iterable[int] = range(0, len(numbers), count)
     if len(examples) > 1:  # of a single one the caller tells
-        places = progress_bar(places, "candidates", tuning.process, unit="image", leave=False)
+        places = progress(places, len(examples), "candidates", shown=tuning.process == 0)
     for index in places:
         for start in range(index, index + count, tuning.config.rows_at_once):
             stop = min(index + count, start + tuning.config.rows_at_once)

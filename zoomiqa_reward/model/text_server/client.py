@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.model.text_server.replies import ReplyError, ServerReply, read_reply
 
 THINK_JOIN = ("<think>\n", "\n</think>\n")
@@ -23,7 +24,7 @@ CONTINUE_FIELDS = ("continue_final_message", "add_generation_prompt")
 """vLLM's fields for a reply that continues the last, assistant's, message. Source: vLLM's OpenAI server reference."""
 
 
-class ServerError(RuntimeError):
+class ServerError(ZoomIQAError, RuntimeError):
     """A text server did not do what was asked; the message names it."""
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
+from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.model.checkpoint import VISION_TOKENS
 from zoomiqa_reward.model.inputs import PromptError
@@ -68,13 +69,11 @@ def resize_to_budget(image: Tensor, protocol: Protocol, factor_px: int | None) -
     if factor_px is None:
         return image
     _, height, width = image.shape
-    size = whole_size(
-        height, width, factor=factor_px, min_pixels=protocol.min_pixels, max_pixels=protocol.max_pixels
-    )  # fmt: skip
+    size = whole_size(height, width, factor=factor_px, min_pixels=protocol.min_pixels, max_pixels=protocol.max_pixels)
     return image if size == (height, width) else resized(image, *size).clamp(0, 1)
 
 
-class ReplyError(ValueError):
+class ReplyError(ZoomIQAError, ValueError):
     """A reply that is no chat completion; the message says what is wrong with it."""
 
 

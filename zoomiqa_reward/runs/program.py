@@ -1,0 +1,81 @@
+"""How every program of the project ends: a line that says what went wrong and what to do, and an exit code.
+
+0 done, 1 failed or wrong options, 2 done but something could not be measured, 130 interrupted. `ZOOMIQA_TRACEBACK=1`
+shows where an error came from.
+"""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from zoomiqa_reward.errors import ZoomIQAError
+from zoomiqa_reward.runs.progress import say
+
+INTERRUPTED = 130
+TRACEBACK = "ZOOMIQA_TRACEBACK"
+GOES_ON = "what is finished lies in the folder given as --out, and the same command goes on from there"
+_LONGEST = 400
+"""Characters that are shown of an error of another library."""
+_SYSTEM = {
+    errno.ENOENT: "no such file or folder; check the path",
+    errno.EACCES: "may not be read or written; change its permissions, or name another place",
+    errno.EPERM: "may not be read or written; change its permissions, or name another place",
+    errno.EROFS: "lies on a disk that is read-only; name another place",
+    errno.ENOSPC: "the disk is full; make room and give the same command again",
+    errno.EISDIR: "is a folder where a file is wanted; name a file in it",
+    errno.ENOTDIR: "is no folder; check the path",
+    errno.EEXIST: "is there already; name another place",
+    errno.ENAMETOOLONG: "has too long a name for this disk; choose a shorter one",
+    errno.ELOOP: "is a link that leads back to itself; name the file itself",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Options of a `python -m` program; wrong ones end with exit code 1, for 2 means that some image failed."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line, and how to see the options."""
+        self.exit(1, f"{self.prog}: {message}; {self.prog} --help lists the options\n")
+
+
+def run_program(name: str, work: Callable[[], int], *, kept: str = GOES_ON) -> int:
+    """Do the work and return its exit code; an error or Ctrl-C becomes a line on stderr.
+
+    kept: what an interrupt leaves, and how to go on.
+    """
+    try:
+        return work()
+    except KeyboardInterrupt:
+        say(f"{name}: interrupted; {kept}")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of stdout has gone: say nothing more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # a program's last line: one message, the traceback on request
+        if os.environ.get(TRACEBACK):
+            raise
+        say(f"{name}: {message_of(error)}")
+        return 1
+
+
+def message_of(error: BaseException) -> str:
+    """Return what people read of an error: ours as it is, the system's with a way out, others' in one line.
+
+    >>> message_of(FileNotFoundError(2, "No such file or directory", "a.csv"))
+    'a.csv: no such file or folder; check the path'
+    >>> message_of(KeyError("mos"))
+    "KeyError: 'mos' (ZOOMIQA_TRACEBACK=1 shows where)"
+    """
+    if isinstance(error, ZoomIQAError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+        return f"{name}: {_SYSTEM.get(error.errno, error.strerror)}"
+    text = " ".join(str(error).split())
+    shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+    if isinstance(error, ValueError | OSError | ImportError):
+        return shown or type(error).__name__
+    return f"{type(error).__name__}: {shown} ({TRACEBACK}=1 shows where)"
