@@ -179,7 +179,7 @@ def _beside(parts: list[Tensor], columns: int, chosen: Tensor) -> Tensor:
 
 
 def _step_layer(layer: nn.Module) -> Callable[..., Tensor]:
-    """Return a layer for one token a row: [rows, width] and the columns so far, of which it fills the last."""
+    """Return a layer for one token per row: [rows, width] and the columns so far, of which it fills the last."""
     attention, mlp = layer.self_attn, layer.mlp
     project = side_by_side([attention.q_proj, attention.k_proj, attention.v_proj])
     add_mixed = add_linear(attention.o_proj)
