@@ -24,6 +24,7 @@ from torch import nn
 from restoration.restorer.image_io import RestorationError, colour_fix, pad_to_multiple, pre_upscale, unit_images
 from restoration.restorer.restorer import Restorer
 from restoration.restorer.rng import candidate_generator, candidate_seed, isolated
+from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.images import to_pil
 
 pytestmark = [
@@ -159,7 +160,7 @@ def test_arguments_that_a_source_has_no_use_for_are_refused():
         Restorer.from_pretrained(ldm(), colour_fix="x")
     with pytest.raises(TypeError, match="source=int"):
         Restorer.from_pretrained(3)
-    with pytest.raises(FileNotFoundError, match="no folder with model_index"):
+    with pytest.raises(ZoomIQAError, match="no folder with model_index"):
         Restorer.from_pretrained("no/such/folder")
     with pytest.raises(ValueError, match="0 or more"):
         Restorer.from_pretrained(convolutions()).restore(make_image(), [-1])
@@ -282,7 +283,7 @@ def test_failures_name_the_restorer():
     image = make_image(0, 12, 14)
     for fn, message in (
         (broken, "broken: out of memory"), (uneven, "uneven: .* must be 1, 2, 3"),
-        (lambda image: image * math.nan, "no image.*NaN"), (lambda image: image * 255, "say what it writes"),
+        (lambda image: image * math.nan, "did not return an image.*NaN"), (lambda image: image * 255, "say what it writes"),
     ):  # fmt: skip
         with pytest.raises(RestorationError, match=message):
             next(Restorer.from_pretrained(fn).restore(image, [0]))

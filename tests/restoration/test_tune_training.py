@@ -112,11 +112,10 @@ def test_a_terminal_shows_how_far_a_run_is(tmp_path, monkeypatch):
     shown = sys.stderr.getvalue()
     assert re.search(r"toy, rounds .* 2/2", shown)
     assert "2/2" in shown
-    assert "pairs: 100%" in shown
-    assert "updates:" in shown
+    assert re.search(r"pairs .* 3/3", shown)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     run(DPO(), tmp_path / "b", rounds=2)
-    assert "toy:" not in sys.stderr.getvalue()
+    assert "\x1b[" not in sys.stderr.getvalue()
 
 
 @pytest.mark.parametrize("name", ["nft", "dpo", "sft"])
