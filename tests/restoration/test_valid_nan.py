@@ -112,7 +112,7 @@ def test_evaluate_counts_it_as_unmeasured(late, tmp_path):
     seeds = [candidate_seed(0, k) for k in range(3)]
     levels = [brightness(one.image) for k in range(2) for one in Shaded().restore(dataset.load(k).lq, seeds)]
     reward = Claims(brightness, late, sorted(levels)[-2])  # above it, at least one candidate
-    results = evaluate(Shaded(), dataset, ["psnr_y"], m=3, seed=0, reward=reward).report()
+    results = evaluate(Shaded(), dataset, ["psnr_y"], n=3, seed=0, reward=reward).report()
     assert reward.told > 0
     [(reason, count)] = results["problems"]["unmeasured"]["reward"].items()
     assert "claims" in reason

@@ -22,7 +22,7 @@ from zoomiqa_reward.cli import main as cli
 from zoomiqa_reward.images import load_image
 
 OPTIONS = (
-    "--adapter --count --crop-px --device --figure --help --mode --model --num-samples --overwrite --protocol "
+    "--adapter --config --count --crop-px --device --figure --help --mode --model --num-samples --overwrite --protocol "
     "--question --repeats --reward"
 )
 

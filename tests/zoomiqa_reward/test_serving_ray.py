@@ -40,7 +40,7 @@ def server():
     with RewardServer(config) as running:
         processes = children(os.getpid())
         yield running
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (left := [pid for pid in processes if is_alive(pid)]) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left == [], "Ray left processes behind"

@@ -156,7 +156,7 @@ def text_step(
 ) -> dict[str, float]:
     """Accumulate the gradients of first and second rounds, and return their losses."""
     losses: dict[str, float] = {}
-    chosen = drawn_from(store.images, first, rng) + drawn_from(store.whole(local=True), local, rng)
+    chosen = drawn_from(store.whole_images, first, rng) + drawn_from(store.whole(local=True), local, rng)
     if chosen:
         rows, images, truth = first_rounds(learner.builder, chosen, rng)
         tokens = row_tokens(learner.tower, images)
@@ -188,7 +188,7 @@ def teach_step(
     losses = {f"dense_{name}": value for name, value in parts.items()}
     losses |= {f"direct_{name}": value for name, value in rated.items()}
     by_size: dict[tuple[int, ...], list[StoredImage]] = {}
-    for image in drawn_from(store.images, config.direct_large, rng):
+    for image in drawn_from(store.whole_images, config.direct_large, rng):
         by_size.setdefault(tuple(image.image.shape), []).append(image)
     for group in by_size.values():
         images = torch.stack([as_float(parameter.image) for parameter in group])
