@@ -39,7 +39,7 @@ ResultJson = Annotated[bool, typer.Option("--json", help="Print the result as on
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagePair:
+class ComparedPair:
     """Two images of one name; a value is NaN where `error` says why."""
 
     name: str
@@ -120,7 +120,7 @@ def _claim(sheet: Path | None, out: Path | None, read: Sequence[Path], overwrite
         claim_table(out, inputs=read, overwrite=overwrite)
 
 
-def _measure_all(judge: "Reward", pairs: Sequence[ImagePair]) -> list[ImagePair]:
+def _measure_all(judge: "Reward", pairs: Sequence[ComparedPair]) -> list[ComparedPair]:
     measured = []
     for pair in progress(measure_pairs(judge, pairs), len(pairs), "comparing", streaming=False):
         if pair.error is not None:
@@ -129,7 +129,7 @@ def _measure_all(judge: "Reward", pairs: Sequence[ImagePair]) -> list[ImagePair]
     return measured
 
 
-def pair_files(a: Path, b: Path, *, recursive: bool) -> tuple[list[ImagePair], list[Path]]:
+def pair_files(a: Path, b: Path, *, recursive: bool) -> tuple[list[ComparedPair], list[Path]]:
     """Return the pairs in natural order, and the files without a partner.
 
     Raises ValueError where nothing pairs, or two files of a folder have one name; OSError.
@@ -142,10 +142,10 @@ def pair_files(a: Path, b: Path, *, recursive: bool) -> tuple[list[ImagePair], l
             "names count without their suffix"
         )
     unpaired = [file for side in sides for name, file in side.items() if name not in names]
-    return [ImagePair(name=name, files=(sides[0][name], sides[1][name])) for name in names], unpaired
+    return [ComparedPair(name=name, files=(sides[0][name], sides[1][name])) for name in names], unpaired
 
 
-def measure_pairs(reward: "Reward", pairs: Sequence[ImagePair]) -> Iterator[ImagePair]:
+def measure_pairs(reward: "Reward", pairs: Sequence[ComparedPair]) -> Iterator[ComparedPair]:
     """Yield the pairs with their values, or with the error of the first image that has none."""
     import torch
 
@@ -164,7 +164,7 @@ def measure_pairs(reward: "Reward", pairs: Sequence[ImagePair]) -> Iterator[Imag
             except (ValueError, torch.OutOfMemoryError) as problem:
                 error = error or inputs.named(str(file), " ".join(str(problem).split()))
                 values.append(math.nan)
-        yield ImagePair(name=pair.name, files=pair.files, values=(values[0], values[1]), error=error)
+        yield ComparedPair(name=pair.name, files=pair.files, values=(values[0], values[1]), error=error)
 
 
 def _by_name(folder: Path, recursive: bool) -> dict[str, Path]:
@@ -177,12 +177,14 @@ def _by_name(folder: Path, recursive: bool) -> dict[str, Path]:
     return files
 
 
-def _row(pair: ImagePair) -> dict[str, Any]:
+def _row(pair: ComparedPair) -> dict[str, Any]:
     return {"name": pair.name, "a": pair.values[0], "b": pair.values[1], "difference": pair.difference,
             "a_file": str(pair.files[0]), "b_file": str(pair.files[1]), "error": pair.error}  # fmt: skip
 
 
-def _result_row(result: Any, measured: Sequence[ImagePair], valid: Sequence[ImagePair], top: int) -> dict[str, Any]:
+def _result_row(
+    result: Any, measured: Sequence[ComparedPair], valid: Sequence[ComparedPair], top: int
+) -> dict[str, Any]:
     from zoomiqa_reward.runs.json_lines import plain
 
     return plain({
@@ -193,7 +195,7 @@ def _result_row(result: Any, measured: Sequence[ImagePair], valid: Sequence[Imag
 
 
 def _write_sheet(
-    pairs: Sequence[ImagePair], folders: tuple[Path, Path], judge: "Reward", sheet: Path, overwrite: bool
+    pairs: Sequence[ComparedPair], folders: tuple[Path, Path], judge: "Reward", sheet: Path, overwrite: bool
 ) -> None:
     from zoomiqa_reward.images.pair_sheet import SheetPair, pair_sheet
     from zoomiqa_reward.runs.outputs import write_figure
@@ -202,7 +204,7 @@ def _write_sheet(
     write_figure(pair_sheet(rows, (str(folders[0]), str(folders[1])), judge.name), sheet, overwrite=overwrite)
 
 
-def _show(result: Any, valid: Sequence[ImagePair], top: int, name: str) -> None:
+def _show(result: Any, valid: Sequence[ComparedPair], top: int, name: str) -> None:
     """Print the result for people."""
     console = output.console()
     low, high = (output.number(bound, 3) for bound in result.difference_interval)

@@ -44,11 +44,11 @@ def pair_sheet(pairs: Sequence[SheetPair], titles: tuple[str, str], measure: str
         gap = pair.values[0] - pair.values[1]
         _text(draw, (MARGIN_PX, top + 12), f"{pair.name}   A - B = {gap:+.3f}, by {measure}", 16, MUTED, 2 * CELL_PX)
         for side in (0, 1):
-            place = (_left(side), top + HEAD_PX)
-            sheet.paste(_card(pair.files[side]), place)
+            corner = (_left(side), top + HEAD_PX)
+            sheet.paste(_card(pair.files[side]), corner)
             is_better = pair.values[side] > pair.values[1 - side]
             text = f"{pair.values[side]:.3f}" if math.isfinite(pair.values[side]) else "not measured"
-            _text(draw, (place[0], place[1] + CELL_PX + 6), text, 20, GOOD if is_better else INK, CELL_PX)
+            _text(draw, (corner[0], corner[1] + CELL_PX + 6), text, 20, GOOD if is_better else INK, CELL_PX)
     return sheet
 
 
