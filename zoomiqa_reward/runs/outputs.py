@@ -15,6 +15,7 @@ import shutil
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from PIL import Image, PngImagePlugin
 
@@ -152,7 +153,7 @@ def made_here(path: Path) -> bool:
     return False
 
 
-def save_image(image: Image.Image, file: object, format_name: str) -> None:
+def save_image(image: Image.Image, file: str | os.PathLike[str] | IO[bytes], format_name: str) -> None:
     """Write an image with the program's mark, where its format has a place for it."""
     if format_name == "PNG":
         mark = PngImagePlugin.PngInfo()
