@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUFF := $(shell sed -n 's/.*"\(ruff==[0-9.]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: help demo test lint types mutants clean
+.PHONY: help demo test lint types mutants bench clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
@@ -25,6 +25,9 @@ types: $(VENV)/.test-ready  ## mypy: a minute the first time, then seconds
 
 mutants: $(VENV)/.test-ready  ## plant mistakes that tests must notice [NAMES="a b"]; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants/run.py $(NAMES)
+
+bench: $(VENV)/.test-ready  ## what measuring costs, against the plain way [PARTS="counts words"]; minutes
+	$(BIN)/python benchmarks/bench.py $(if $(PARTS),--parts $(PARTS))
 
 clean:  ## remove .venv, demo/ and build/
 	rm -rf $(VENV) demo build *.egg-info

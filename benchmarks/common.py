@@ -34,8 +34,8 @@ def bootstrap(statistic: Callable[[NDArray[np.int64]], float], count: int, *, dr
     return list(found["value"])
 
 
-def write_result(name: str, result: dict[str, Any]) -> None:
-    """Write `results/<name>.json` with command and versions, and print it."""
+def write_result(name: str, result: dict[str, Any], *, show: bool = True) -> None:
+    """Write `results/<name>.json` with command and versions, and print it unless `show` is False."""
     result = {
         "command": shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *_without_paths(sys.argv[1:])]),
         "torch": torch.__version__,
@@ -45,7 +45,8 @@ def write_result(name: str, result: dict[str, Any]) -> None:
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    if show:
+        print(json.dumps(result, indent=1))
 
 
 def _without_paths(arguments: Sequence[str]) -> list[str]:

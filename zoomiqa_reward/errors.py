@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from zoomiqa_reward.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from zoomiqa_reward.cli.config_file import ConfigFileError
     from zoomiqa_reward.images.loading import ImageError
     from zoomiqa_reward.model.checkpoint import CheckpointError
     from zoomiqa_reward.model.inputs import PromptError
@@ -35,6 +36,7 @@ _HOMES = {
     "AnswerError": "protocol.answers",
     "CacheError": "rewards.score_store",
     "CheckpointError": "model.checkpoint",
+    "ConfigFileError": "cli.config_file",
     "FingerprintError": "serving.errors",
     "GroupwiseError": "rewards.base",
     "ImageError": "images.loading",
@@ -53,6 +55,7 @@ __all__ = [
     "AnswerError",
     "CacheError",
     "CheckpointError",
+    "ConfigFileError",
     "FingerprintError",
     "GroupwiseError",
     "ImageError",

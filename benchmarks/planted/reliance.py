@@ -85,7 +85,7 @@ def continuations(
     shown = guessed if case.is_planted else (case.written.bbox, case.written.rating)
     seen, blind = (
         [Continuation(written=sample_continuation(*source, rng)) for _ in range(count)] for source in (shown, guessed)
-    )  # fmt: skip
+    )
     return seen, blind
 
 

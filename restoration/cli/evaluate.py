@@ -141,8 +141,7 @@ def show(results: dict[str, Any]) -> None:
 
 def _choice_table(results: dict[str, Any]) -> Table:
     reward = results["settings"]["reward"]["name"]
-    table = Table(box=None, header_style="bold", pad_edge=False, title=f"choice by {reward}",
-                  title_justify="left")  # fmt: skip
+    table = Table(box=None, header_style="bold", pad_edge=False, title=f"choice by {reward}", title_justify="left")
     for title in ("under", "captured gain", "regret", "within-LR SRCC", ""):
         table.add_column(title, justify="left" if title in ("under", "") else "right")
     for name, choice in results["choice"].items():

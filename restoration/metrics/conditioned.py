@@ -155,8 +155,7 @@ class ConditionedReward(Reward):
         value = {"whole": f * q_lq + gain, "gain": gain, "base": f * q_lq, "quality": q_sr}[self.form]
         errors = _errors(used, len(sources))
         valid = torch.isfinite(value.detach())
-        info = {"fidelity": f.detach().tolist(), "quality_lq": q_lq.tolist(),
-                "quality_sr": q_sr.detach().tolist()}  # fmt: skip
+        info = {"fidelity": f.detach().tolist(), "quality_lq": q_lq.tolist(), "quality_sr": q_sr.detach().tolist()}
         return Scores(value=value, valid=valid, std=torch.full_like(value.detach(), math.nan), errors=tuple(errors),
                       info=info)  # fmt: skip
 

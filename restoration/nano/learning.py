@@ -82,9 +82,7 @@ def x0_loss(
     last = pipe.scheduler.config.num_train_timesteps - 1
     # Times spread evenly over the batch: the loss of a batch varies less.
     spread = (torch.randperm(rest, device=device, generator=generator) + strength[:rest].flatten()) / max(rest, 1)
-    times = torch.cat([
-        (LEAST_TIME + spread * (last - LEAST_TIME)).long(), torch.full((first,), last, device=device)
-    ])  # fmt: skip
+    times = torch.cat([(LEAST_TIME + spread * (last - LEAST_TIME)).long(), torch.full((first,), last, device=device)])
     if mean is not None and tempered:
         tempered_rows = slice(rest - tempered, rest)
         scaled = torch.rand((tempered, 1, 1, 1), device=device, generator=generator)

@@ -16,7 +16,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +25,7 @@ from restoration.restorer.image_io import RestorationError, pad_to_multiple, pre
 from restoration.restorer.rng import candidate_generator
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.model.shared_state import Undo, exclusive, shared_change
+from zoomiqa_reward.runs.provenance import versions
 from zoomiqa_reward.runs.weights_digest import WeightsDigests
 
 IMAGE_FORMS = ("unit", "signed", "pil")
@@ -203,7 +203,7 @@ class PipelineEngine:
             k: v for k, v in dict(self.pipeline.config).items() if k not in components and not k.startswith("_")
         }
         options = {"settings": settings, "scale": self.scale, "kernel": self.kernel, "call": self.call,
-               "diffusers": _version("diffusers")}  # fmt: skip
+               "diffusers": versions("diffusers")["diffusers"]}  # fmt: skip
         return components | options
 
 
@@ -237,10 +237,3 @@ def hide_progress_bar(pipeline: Any) -> Iterator[None]:
 
     with shared_change(pipeline, "quiet", make):
         yield
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

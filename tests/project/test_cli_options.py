@@ -5,6 +5,7 @@ import os
 import typer
 from conftest import ROOT
 
+from zoomiqa_reward.cli.config_file import add_config
 from zoomiqa_reward.cli.main import commands
 
 PAGE = ROOT / "docs" / "cli.md"
@@ -31,6 +32,7 @@ def all_options():
             app = typer.Typer(add_completion=False)
             app.command(name)(command)
         found = typer.main.get_command(app)
+        add_config(found)
         inner = getattr(found, "commands", None)
         tables += (
             [options_of(one, f"{name} {key}") for key, one in inner.items()] if inner else [options_of(found, name)]

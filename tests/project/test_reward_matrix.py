@@ -185,7 +185,7 @@ def consume_server(reward, folder):
 
 
 def consume_check(reward, folder):
-    pool = Pool(name="pool", hr=IMAGES[0], lq=SMALL, ladders={})
+    pool = Pool(name="pool", hr=IMAGES[0], lq=SMALL, ladders={}, worsened={})
     values = CheckScorer(reward)(IMAGES, pool)
     if find_model(reward) is None:
         assert values[1] > values[2] > values[0]

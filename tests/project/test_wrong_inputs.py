@@ -34,7 +34,11 @@ DATA = {
 FILES = {"bad.yaml": "bad.yaml", "nosuch.yaml": "nosuch.yaml", "field.yaml": "learningrate", "empty": "empty"}
 
 COMMANDS = {
-    "score": {"": "images", **{f"photo.png {one}": word for one, word in (MODEL | ASKING).items()}},
+    "score": {"": "images", "photo.png --out t.txt": "t.txt", "photo.png --out no/t.csv": "no folder no",
+              "photo.png --out good.csv": "--overwrite", "photo.png --out photo.png": "photo.png",
+              "photo.png --config nosuch.yaml": "nosuch.yaml", "photo.png --config bad.yaml": "bad.yaml",
+              "photo.png --config field.yaml": "learningrate",
+              **{f"photo.png {one}": word for one, word in (MODEL | ASKING).items()}},
     "assess": {"": "images", **{f"photo.png {one}": word for one, word in (MODEL | ASKING).items()}},
     "rank": {
         "photo.png --sheet photo.png": "inputs", "photo.png --sheet other.png": "--overwrite",

@@ -15,9 +15,7 @@ from restoration.restorer.tiling import Tiling, restore_tiled, starts, windows
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    length=st.integers(1, 200), tile=st.integers(4, 60), share=st.floats(0, 0.5), scale=st.integers(1, 3)
-)  # fmt: skip
+@given(length=st.integers(1, 200), tile=st.integers(4, 60), share=st.floats(0, 0.5), scale=st.integers(1, 3))
 def test_tiles_cover_and_windows_add_up_to_one(length, tile, share, scale):
     tiling = Tiling(tile_px=tile, overlap_px=int(tile * share))
     begin = starts(length, tiling)

@@ -45,9 +45,7 @@ def test_the_coverage_mask_is_the_likely_and_good_tokens_of_largest_covariance(s
     logprobs = -(torch.rand(5000, generator=generator) ** 3) * 8
     advantages = torch.randn(5000, generator=generator)
     covariance = ((logprobs - logprobs.mean()) * (advantages - advantages.mean())).tolist()
-    candidates = [
-        k for k in range(5000) if logprobs[k] > logprobs.mean() and advantages[k] > advantages.mean()
-    ]  # fmt: skip
+    candidates = [k for k in range(5000) if logprobs[k] > logprobs.mean() and advantages[k] > advantages.mean()]
     count = min(len(candidates), max(1, math.floor(share * 5000)))
     wanted = sorted(candidates, key=lambda k: -covariance[k])[:count]
     assert coverage_mask(logprobs, advantages, share=share).nonzero()[:, 0].tolist() == sorted(wanted)

@@ -24,10 +24,11 @@ from zoomiqa_reward.model.turns import Turn
 FIELDS = ["image", "rating", "std", "score_0_100", "valid", "error", "mode", "rounds", "model", "notes"]
 WORDS = ["sections", "bbox", "crop_box", "texts"]
 OPTIONS = {
-    "score": "--adapter --batched --device --help --json --mode --model --protocol --question --strict",
-    "assess": "--adapter --batched --device --help --json --model --protocol --question --strict",
-    "rank": "--adapter --batched --device --help --json --mode --model --overwrite --protocol --question --sheet "
-    "--strict",
+    "score": "--adapter --batched --config --device --help --json --mode --model --out --overwrite --protocol "
+    "--question --recursive --strict",
+    "assess": "--adapter --batched --config --device --help --json --model --protocol --question --strict",
+    "rank": "--adapter --batched --config --device --help --json --mode --model --overwrite --protocol --question "
+    "--sheet --strict",
 }
 
 

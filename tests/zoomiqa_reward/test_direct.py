@@ -16,6 +16,7 @@ from zoomiqa_reward.images import ImageError
 from zoomiqa_reward.model.checkpoint import load_checkpoint
 from zoomiqa_reward.model.direct import leaf_logprobs, leaf_logprobs_expanded, mix, rate_direct, summarise, trie_of
 from zoomiqa_reward.model.inputs import TokenRow, collate, make_row
+from zoomiqa_reward.model.plain import plain_leaf_logprobs
 from zoomiqa_reward.model.trie import RATING_TEXTS
 from zoomiqa_reward.model.turns import round1
 from zoomiqa_reward.model.views import plan_views
@@ -51,7 +52,9 @@ def rows_of(checkpoint, images):
 def test_tree_equals_plain_causal_rows(random_checkpoint):
     trie = trie_of(random_checkpoint)
     rows = rows_of(random_checkpoint, images()[1:3])
-    together = leaf_logprobs(random_checkpoint, trie, rows)  # of different lengths: left-padded
+    together = leaf_logprobs(random_checkpoint, trie, rows)  # of different lengths
+    padded = plain_leaf_logprobs(random_checkpoint, trie, rows)  # on the left, under one dense mask
+    torch.testing.assert_close(padded, together, atol=1e-4, rtol=0)
     for index, row in enumerate(rows):
         expected = leaf_logprobs_expanded(random_checkpoint, trie, row)
         torch.testing.assert_close(together[index : index + 1], expected, atol=1e-4, rtol=0)
@@ -82,8 +85,8 @@ def test_image_and_positions_show_in_the_result(random_checkpoint, monkeypatch):
     base = leaf_logprobs(random_checkpoint, trie, [row])
     assert (leaf_logprobs(random_checkpoint, trie, [other]) - base).abs().max() > 1e-2
     monkeypatch.setattr(
-        "zoomiqa_reward.model.direct._positions",
-        lambda checkpoint, trie, batch, start: torch.arange(batch["input_ids"].shape[1]).expand(3, 1, -1),
+        "zoomiqa_reward.model.reading._positions",
+        lambda checkpoint, row, ids: torch.arange(ids.shape[1]).expand(3, 1, -1),
     )
     assert (leaf_logprobs(random_checkpoint, trie, [row]) - base).abs().max() > 1e-2
 
@@ -146,7 +149,7 @@ def test_strict_is_bit_equal_in_another_process():
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from tiny import make_image; from zoomiqa_reward.model.zoomiqa import ZoomIQA\n"
         "iqa = ZoomIQA.from_pretrained(sys.argv[2], device='cpu')\n"
-        "images = [image(9, 40, 50), image(4, 200, 230)]\n"
+        "images = [make_image(9, 40, 50), make_image(4, 200, 230)]\n"
         "print(*(value.hex() for value in iqa.rate(images, strict=True).mean.tolist()))"
     )
     here = Path(__file__).parents[1] / "support"
@@ -256,7 +259,7 @@ def test_a_refused_image_is_named_by_its_place(iqa):
 def test_wrong_arguments_are_refused(iqa):
     with pytest.raises(ValueError, match="mode='fast'"):
         iqa.rate(make_image(), mode="fast")
-    with pytest.raises(ValueError, match="belong to mode='reason'"):
+    with pytest.raises(ValueError, match="need mode='reason'"):
         iqa.rate(make_image(), num_samples=3)
     with pytest.raises(ValueError, match="needs mode='direct'"):
         iqa.rate(make_image(), mode="reason", grad=True)

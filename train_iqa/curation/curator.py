@@ -26,7 +26,7 @@ from train_iqa.curation.prompts import (
     ask_round2,
     begun,
     without_images,
-)  # fmt: skip
+)
 from train_iqa.curation.reliance import Continuation, compare
 from train_iqa.curation.written import FormError, Written, read_written
 from train_iqa.data import LabelledImage

@@ -150,4 +150,4 @@ def _count_dropped(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "examples": [
             {"image": f"{outcome['dataset']}/{outcome['id']}", **sentence} for outcome, sentence in every[:EXAMPLES]
         ],
-    }  # fmt: skip
+    }

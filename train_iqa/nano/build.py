@@ -103,10 +103,8 @@ class ModelSize:
 
 SIZES = {
     "nano": ModelSize(),
-    "small": ModelSize(
-        vision_layers=3, vision_full=(2,), text_width=128, text_mlp=352, text_layers=4, text_heads=2
-    ),
-}  # fmt: skip
+    "small": ModelSize(vision_layers=3, vision_full=(2,), text_width=128, text_mlp=352, text_layers=4, text_heads=2),
+}
 """`nano` is the embedded model, 8.3 M; `small`, 3 M, is for experiments that train many of them."""
 
 

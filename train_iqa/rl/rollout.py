@@ -160,5 +160,5 @@ def on_cpu(rows: Sequence[TokenRow]) -> list[TokenRow]:
         pixels = row.pixel_values.cpu()
         if moved and moved[-1].pixel_values.shape == pixels.shape and torch.equal(moved[-1].pixel_values, pixels):
             pixels = moved[-1].pixel_values
-        moved.append(replace(row, pixel_values=pixels, image_grid_thw=row.image_grid_thw.cpu()))
+        moved.append(replace(row, pixel_values=pixels, image_grid_thw=row.image_grid_thw.cpu(), parts=()))
     return moved

@@ -33,12 +33,18 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an output file that this program did not make; never an input.")
 ]
 
+TableFile = Annotated[
+    Path | None,
+    typer.Option("--out", help="Table: .jsonl, .csv or .parquet; the same command goes on and measures what is new."),
+]
+Recursive = Annotated[bool, typer.Option("--recursive", help="Take the images of subfolders too.")]
 
-def expand(arguments: Sequence[str]) -> list[str]:
+
+def expand(arguments: Sequence[str], *, recursive: bool = False) -> list[str]:
     """Return the image files that the arguments name, each argument's own in order: `f2.png` before `f10.png`.
 
-    A folder gives its images (`list_images`: nothing hidden, not those of its subfolders), a pattern its matches. What
-    names nothing is returned as it stands, so that the failure to read it is reported like any other.
+    A folder gives its images (`list_images`: nothing hidden, those of subfolders only if `recursive`), a pattern its
+    matches. What names nothing is returned as it stands, so that the failure to read it is reported like any other.
 
     >>> expand(["no/such/file.png"])
     ['no/such/file.png']
@@ -49,7 +55,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
         # os.path, for pathlib raises on names that the system refuses, which would lose the others.
         if os.path.isdir(argument):
             with contextlib.suppress(OSError):  # reading it as an image says why
-                files = [str(file) for file in list_images(Path(argument))]
+                files = [str(file) for file in list_images(Path(argument), recursive=recursive)]
         elif not os.path.lexists(argument):  # a file may itself be called "a[1].png"
             with contextlib.suppress(ValueError, re.error):  # a null character; no pattern
                 files = glob.glob(argument, recursive=True)

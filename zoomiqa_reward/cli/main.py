@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from zoomiqa_reward.cli.config_file import add_config
 from zoomiqa_reward.runs.program import GOES_ON, INTERRUPTED, TRACEBACK, message_of
 
 GROUP = "zoomiqa.commands"
@@ -72,7 +73,7 @@ def _run(args: list[str]) -> int:
     if args[0] in available:
         available = {args[0]: available[args[0]]}
     app = typer.Typer(
-        name="zoomiqa", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+        name="zoomiqa", no_args_is_help=True, pretty_exceptions_enable=False,
         help="Zoom-IQA: rate, explain and rank images; restore them and choose the best. "
         "JSON on stdout, messages on stderr. Exit code: 0 done, 1 failed, 2 some image could not be measured.",
     )  # fmt: skip
@@ -80,7 +81,9 @@ def _run(args: list[str]) -> int:
     for name, point in available.items():
         _add(app, name, point, wanted=name == args[0])
     try:
-        code = app(args=args, prog_name="zoomiqa", standalone_mode=False)
+        group = typer.main.get_command(app)
+        add_config(group)
+        code = group(args=args, prog_name="zoomiqa", standalone_mode=False)
     except ModuleNotFoundError as error:
         if args[0] not in available or not available[args[0]].extras:
             raise

@@ -5,6 +5,7 @@ What needs torch is imported when a command runs, so that `--help` and wrong opt
 
 import math
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoomiqa_reward.cli import inputs, output
@@ -21,18 +22,27 @@ def score(
     model: inputs.Model = "nano",
     mode: inputs.ModeOption = "direct",
     as_json: inputs.Json = False,
+    out: inputs.TableFile = None,
+    recursive: inputs.Recursive = False,
+    overwrite: inputs.Overwrite = False,
     device: inputs.Device = None,
     strict: inputs.Strict = True,
     question: inputs.Question = None,
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
 ) -> int:
-    """Rate each image from 1 (bad) to 5 (excellent), with a standard deviation."""
+    """Rate each image from 1 (bad) to 5 (excellent), with a standard deviation; a folder into a table."""
     from zoomiqa_reward.model.measuring import measure
+    from zoomiqa_reward.runs.tables import claim_table
 
-    files = inputs.expand(images)
+    files = inputs.expand(images, recursive=recursive)
+    if out is not None:
+        claim_table(out, inputs=files, overwrite=overwrite)
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
-    records: list[RatedImage] = []
+    if out is not None:
+        records = _score_into(out, overwrite, iqa, files, as_json=as_json, mode=mode, strict=strict, question=question)
+        return output.exit_code(records)
+    records = []
     try:
         results = measure(iqa, files, mode=mode, strict=strict, question=question)
         for measured in progress(results, len(files), "rating", streaming=as_json):
@@ -43,6 +53,28 @@ def score(
         if not as_json:
             output.table(records)
     return output.exit_code(records)
+
+
+def _score_into(
+    out: Path, overwrite: bool, iqa: Any, files: list[str], *, as_json: bool, **asked: Any
+) -> "list[RatedImage]":
+    """Measure what the table lacks, print lines or the summary, and return all records."""
+    from zoomiqa_reward.cli import score_table
+    from zoomiqa_reward.model.measuring import BATCH
+
+    table = score_table.ScoreTable(out, score_table.fingerprint_of(iqa, **asked), overwrite)
+    table.open(files)
+    results = score_table.measure_into(table, iqa, files, chunk=1 if asked["strict"] else BATCH, **asked)
+
+    def show(record: "RatedImage") -> None:
+        if as_json:
+            output.json_line(record.as_json())
+
+    records = score_table.watch(progress(results, len(files), "rating", streaming=as_json), show)
+    if not as_json:
+        score_table.show_summary(score_table.summarize(records))
+    print(f"{out}: {len(records)} images, {table.kept} of them measured before", file=sys.stderr)
+    return records
 
 
 def assess(

@@ -46,9 +46,7 @@ def load_reward(
         from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
         iqa = inputs.load_model(chosen, device=device, adapter=adapter, protocol=protocol)
-        return ZoomIQAReward(
-            iqa, mode, question=question, num_samples=num_samples, seed=None if num_samples > 1 else 0
-        )  # fmt: skip
+        return ZoomIQAReward(iqa, mode, question=question, num_samples=num_samples, seed=None if num_samples > 1 else 0)
     of_model = {} if is_model_needed else {"model": model, "adapter": adapter, "protocol": protocol}
     refuse_model_options(name, mode=mode, question=question, num_samples=num_samples, **of_model)
     here = os.getcwd()

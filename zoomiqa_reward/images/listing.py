@@ -1,6 +1,7 @@
 """Which files of a folder are images to be measured: the one place that lists folders."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ IMAGE_SUFFIXES = frozenset(
 """Files that a folder stands for; a file named by itself may be called anything."""
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Return the image files of a folder in the order of their names, not those of its subfolders.
+def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
+    """Return the image files of a folder in the order of their names; those of its subfolders only if `recursive`.
 
-    Hidden files (`._a.png`, which macOS leaves beside `a.png`), folders, pipes and the like are passed over. A link
-    that leads nowhere is listed, so that the failure to read it is reported. Raises OSError.
+    Hidden files and subfolders (`._a.png`, which macOS leaves beside `a.png`), links to folders, pipes and the like are
+    passed over. A link that leads nowhere is listed, so that the failure to read it is reported. Raises OSError.
     """
+    if recursive:
+        return sorted(path for inner in _folders(folder) for path in inner.iterdir() if _is_image(path))
     return sorted(path for path in folder.iterdir() if _is_image(path))
 
 
@@ -35,6 +38,14 @@ def natural_order(path: str | Path) -> list[Any]:
 def is_shown(path: Path) -> bool:
     """Return whether a listing holds this entry: nothing hidden, no folder, no pipe; a link that leads nowhere."""
     return not path.name.startswith(".") and (path.is_file() or (path.is_symlink() and not path.exists()))
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    """Yield the folder and all folders in it that are not hidden. Raises OSError."""
+    yield folder
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
+            yield from _folders(path)
 
 
 def _is_image(path: Path) -> bool:

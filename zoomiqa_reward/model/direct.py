@@ -1,7 +1,8 @@
 """`direct`: the distribution over all ratings 1.00 .. 5.00 in one forward pass, without text.
 
-The prompt, the protocol's `direct_prefix` and the inner nodes of the rating trie go in as one sequence; a tree mask
-lets each node see the prompt, the prefix and its own ancestors. Deterministic, and differentiable to the pixels.
+The prompt, the protocol's `direct_prefix` and the inner nodes of the rating trie go in as one sequence. Each node sees
+the prompt, the prefix and its own ancestors. The text before the image is read once a call, whatever number of views
+and images follow it. Deterministic, and differentiable to the pixels.
 """
 
 import math
@@ -12,12 +13,15 @@ import torch
 from torch import Tensor
 
 from zoomiqa_reward.images.content import contentless
+from zoomiqa_reward.model.budget import pass_pixels
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.inputs import TokenRow, collate, encode, make_row
 from zoomiqa_reward.model.pixels import factor_of
+from zoomiqa_reward.model.plain import plain_leaf_logprobs
+from zoomiqa_reward.model.reading import Shape, SharedReading, read_rows, reads_itself, shape_of
 from zoomiqa_reward.model.trie import RatingTrie, build_trie
 from zoomiqa_reward.model.turns import Prompted, round1
-from zoomiqa_reward.model.views import CHUNK_PIXELS, Task, ViewCutter, chunks, plan_views
+from zoomiqa_reward.model.views import Task, ViewCutter, chunks, plan_views
 
 MIN_MASS = 0.5
 """Below this share of the probability on ratings, the model was about to say something else: no measurement."""
@@ -50,45 +54,30 @@ def trie_of(checkpoint: Checkpoint) -> RatingTrie:
     )
 
 
-def leaf_logprobs(checkpoint: Checkpoint, trie: RatingTrie, rows: Sequence[TokenRow]) -> Tensor:
-    """Return float32 [batch, leaves]: log-probability of each rating as the answer to each row, in one forward.
+def leaf_logprobs(
+    checkpoint: Checkpoint, trie: RatingTrie, rows: Sequence[TokenRow], shared: SharedReading | None = None
+) -> Tensor:
+    """Return float32 [batch, leaves]: log-probability of each rating as the answer to each row.
 
-    Raises ValueError for an attention implementation that takes no mask of our own.
+    Rows of one shape share a forward pass: no row is padded. shared: of the call that they belong to. Raises ValueError
+    for an attention implementation that takes no mask of our own.
     """
-    attention = checkpoint.model.config.get_text_config()._attn_implementation
-    if attention not in ("sdpa", "eager"):
-        raise ValueError(
-            f"direct rating needs a tree mask, which {attention!r} attention cannot take: "
-            f"load with attn_implementation='sdpa' or 'eager' (mode='reason' works as it is)"
-        )
-    num_inner = trie.num_inner
-    batch = collate(checkpoint, rows, append=(*trie.prefix_ids, *trie.tokens[:num_inner]))
-    length = batch["input_ids"].shape[1]
-    start = length - num_inner  # left padding: prefix and nodes end every row
-    batch["position_ids"] = _positions(checkpoint, trie, batch, start)
-    padding = batch.pop("attention_mask").bool()
-    allowed = torch.ones(length, length, dtype=torch.bool, device=padding.device).tril()
-    allowed[start:, start:] = trie.inner_mask().to(padding.device)
-    allowed = allowed[None] & padding[:, None, :]
-    allowed |= torch.eye(length, dtype=torch.bool, device=padding.device)  # a padded row sees itself, or it is NaN
-    lowest = torch.finfo(checkpoint.dtype).min
-    mask = torch.zeros(allowed.shape, dtype=checkpoint.dtype, device=padding.device).masked_fill(~allowed, lowest)
-    logits = checkpoint.model(
-        **batch, attention_mask=mask[:, None], logits_to_keep=num_inner + 1, use_cache=False
-    ).logits  # [batch, 1 + inner, vocabulary]
-    return trie.leaf_logprobs(logits)
-
-
-def _positions(checkpoint: Checkpoint, trie: RatingTrie, batch: dict[str, Tensor], start: int) -> Tensor:
-    """Return int64 [3, batch, tokens]: the model's own up to the prefix's end, then one step for each depth."""
-    positions, _ = checkpoint.model.model.get_rope_index(
-        batch["input_ids"][:, :start],
-        mm_token_type_ids=batch["mm_token_type_ids"][:, :start],
-        image_grid_thw=batch["image_grid_thw"],
-        attention_mask=batch["attention_mask"][:, :start],
-    )
-    depths = trie.inner_depths().to(positions.device)
-    return torch.cat([positions, positions[:, :, -1:] + depths], dim=-1)
+    if not reads_itself(checkpoint):
+        return plain_leaf_logprobs(checkpoint, trie, rows)
+    shared = SharedReading() if shared is None else shared
+    groups: dict[Shape, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(shape_of(checkpoint, row), []).append(index)
+    tree = trie.on(checkpoint.device)
+    head = checkpoint.model.get_output_embeddings()
+    results: dict[int, Tensor] = {}
+    for places in groups.values():
+        hidden = read_rows(
+            checkpoint, [rows[at] for at in places], shared, tree=tree.mask, depths=trie.inner_depths(),
+            append=(*trie.prefix_ids, *trie.tokens[: trie.num_inner]), last=trie.num_inner + 1,
+        ).hidden  # fmt: skip
+        results |= zip(places, trie.leaf_logprobs(head(hidden)), strict=True)
+    return torch.stack([results[index] for index in range(len(rows))])
 
 
 def leaf_logprobs_expanded(checkpoint: Checkpoint, trie: RatingTrie, row: TokenRow) -> Tensor:
@@ -133,7 +122,7 @@ def rate_direct(
     question: str | None = None,
     strict: bool = False,
     batch_size: int = 8,
-    chunk_pixels: int = CHUNK_PIXELS,
+    chunk_pixels: int | None = None,
 ) -> Distribution:
     """Return the distribution of each float32 CHW image: the mixture of its views'.
 
@@ -143,10 +132,12 @@ def rate_direct(
     """
     mixtures: list[Tensor] = []
     errors: list[str | None] = []
+    shared = SharedReading()
+    chunk_pixels = pass_pixels(checkpoint) if chunk_pixels is None else chunk_pixels
     for window in _windows(images, 1 if strict else batch_size):
         empty = [contentless(image) for image in window]
         shown = [image for image, why in zip(window, empty, strict=True) if why is None]
-        read = iter(_read_window(checkpoint, trie, shown, question, chunk_pixels) if shown else ())
+        read = iter(_read_window(checkpoint, trie, shown, question, chunk_pixels, shared) if shown else ())
         nothing = torch.full((len(trie.ratings),), math.nan, device=checkpoint.device)
         mixtures += [next(read) if why is None else nothing for why in empty]
         errors += empty
@@ -167,8 +158,9 @@ def _windows(images: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
 
 
 def _read_window(
-    checkpoint: Checkpoint, trie: RatingTrie, images: list[Tensor], question: str | None, chunk_pixels: int
-) -> list[Tensor]:
+    checkpoint: Checkpoint, trie: RatingTrie, images: list[Tensor], question: str | None, chunk_pixels: int,
+    shared: SharedReading,
+) -> list[Tensor]:  # fmt: skip
     protocol = checkpoint.protocol
     tasks: list[Task] = []
     for index, image in enumerate(images):
@@ -186,7 +178,9 @@ def _read_window(
         for index, view in chunk:
             asked = Prompted(messages=(), images=(cutters[index].cut(view),))  # `ids` are its messages
             rows.append(make_row(checkpoint, asked, resize=view.scale is None, ids=ids))
-        for (index, view), logprobs in zip(chunk, leaf_logprobs(checkpoint, trie, rows), strict=True):
+        results = leaf_logprobs(checkpoint, trie, rows, shared)
+        shared.forget_images()
+        for (index, view), logprobs in zip(chunk, results, strict=True):
             read[index].append((view.weight, logprobs))
     return [
         mix(torch.stack([logprobs for _, logprobs in views]), torch.tensor([weight for weight, _ in views]))

@@ -126,7 +126,11 @@ class RowNoise(LogitsProcessor):  # type: ignore[misc] # transformers is not fol
     def __init__(self, seeds: Sequence[int]) -> None:
         self.generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows alone."""
+        self.generators = [self.generators[row] for row in rows]
+
+    def __call__(self, input_ids: Tensor | None, scores: Tensor) -> Tensor:
         """Return float64 [rows, vocabulary]."""
         width = scores.shape[-1]
         drawn = torch.stack(

@@ -1,4 +1,4 @@
-"""Text from rows: transformers' `generate`, batched with left padding, deterministic unless asked to sample."""
+"""Text from rows, written together: deterministic unless asked to sample, and then each row draws for itself."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from zoomiqa_reward.model.checkpoint import VISION_TOKENS, Checkpoint
+from zoomiqa_reward.model.decode import TokenChoice, write_answers
 from zoomiqa_reward.model.inputs import TokenRow, collate
 from zoomiqa_reward.model.ratings import RatingSpread
+from zoomiqa_reward.model.reading import SharedReading, reads_itself
 from zoomiqa_reward.model.shared_state import exclusive
 
 
@@ -63,22 +66,58 @@ Generate = Callable[[Checkpoint, Sequence[TokenRow], Sampling], list[Completion]
 
 
 @torch.no_grad()
-def generate(checkpoint: Checkpoint, rows: Sequence[TokenRow], sampling: Sampling) -> list[Completion]:
-    """Return one answer for each row, in order, all written in one batch.
+def generate(
+    checkpoint: Checkpoint, rows: Sequence[TokenRow], sampling: Sampling, *, shared: SharedReading | None = None
+) -> list[Completion]:
+    """Return one answer for each row, in order, all written together.
 
     Only `sampling` decides how: what the checkpoint's own generation config says of temperature or repetition
     penalty is overridden. Image and vision tokens are never written. Each row draws from a generator of its own.
+    shared: what was read already for the call that the rows belong to.
     """
-    batch, ends = collate(checkpoint, rows), end_tokens(checkpoint)
+    ends = end_tokens(checkpoint)
+    if reads_itself(checkpoint):
+        choice = SampledChoice(checkpoint, sampling, len(rows))
+        new = write_answers(
+            checkpoint, rows, choice, max_new_tokens=sampling.max_new_tokens, ends=ends, shared=shared
+        )  # fmt: skip
+    else:
+        new = plain_new_ids(checkpoint, rows, sampling)
+    answers = []
+    for tokens in new:
+        end = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
+        text = checkpoint.tokenizer.decode(tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        answers.append(Completion(text=text, is_truncated=end == len(tokens)))
+    return answers
+
+
+def plain_new_ids(checkpoint: Checkpoint, rows: Sequence[TokenRow], sampling: Sampling) -> list[list[int]]:
+    """Return the new tokens of each row as transformers' `generate` writes them, left-padded, until all have ended."""
+    batch = collate(checkpoint, rows)
     ids = write_ids(
         checkpoint, batch, sampling, sampling_processors(sampling, len(rows)) if sampling.temperature > 0 else []
     )
-    answers = []
-    for new in ids[:, batch["input_ids"].shape[1] :].tolist():
-        end = next((index for index, token in enumerate(new) if token in ends), len(new))
-        text = checkpoint.tokenizer.decode(new[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        answers.append(Completion(text=text, is_truncated=end == len(new)))
-    return answers
+    return ids[:, batch["input_ids"].shape[1] :].tolist()
+
+
+class SampledChoice(TokenChoice):
+    """The likeliest token, or a draw as `sampling` says; never an image or vision token."""
+
+    def __init__(self, checkpoint: Checkpoint, sampling: Sampling, num_rows: int) -> None:
+        self.never = torch.tensor(suppressed_tokens(checkpoint), device=checkpoint.device)
+        self.processors = sampling_processors(sampling, num_rows) if sampling.temperature > 0 else []
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return [rows, vocabulary]."""
+        scores = logits.index_fill_(1, self.never, -torch.inf)
+        for processor in self.processors:
+            scores = processor(None, scores)
+        return scores
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows' noise."""
+        if self.processors:
+            self.processors[-1].keep(rows)
 
 
 def end_tokens(checkpoint: Checkpoint) -> list[int]:

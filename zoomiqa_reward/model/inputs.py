@@ -5,7 +5,8 @@ back silently to text positions; so every row carries both, and the counts are c
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,6 +32,13 @@ class TokenRow:
     """float32 [patches, patch_dim] of all its images."""
     image_grid_thw: Tensor
     """int64 [images, 3]"""
+    parts: tuple[Tensor, ...] = field(default=(), repr=False, compare=False)
+    """The patches image by image, where they are shared with other rows: then one tensor stands for one image."""
+
+    @cached_property
+    def patches(self) -> tuple[Tensor, ...]:
+        """Of each image, [patches, patch_dim]."""
+        return self.parts or self.pixel_values.split(self.image_grid_thw.prod(dim=-1).tolist())
 
 
 def render(checkpoint: Checkpoint, messages: Sequence[dict[str, Any]]) -> str:
@@ -63,25 +71,43 @@ def encode(checkpoint: Checkpoint, prompted: Prompted) -> Tensor:
     return ids
 
 
-def make_row(checkpoint: Checkpoint, prompted: Prompted, *, resize: bool = True, ids: Tensor | None = None) -> TokenRow:
+def make_row(
+    checkpoint: Checkpoint,
+    prompted: Prompted,
+    *,
+    resize: bool = True,
+    ids: Tensor | None = None,
+    prepared: dict[int, tuple[Tensor, Tensor, Tensor]] | None = None,
+) -> TokenRow:
     """Return the row of a turn; its images go through the processor, on the model's device.
 
-    resize=False reads images unresized (tiles). ids: the prompt as `encode` returned it, if already there.
+    resize=False reads images unresized (tiles). ids: the prompt as `encode` returned it, if already there. prepared:
+    images that rows of the same call have shown, by identity; what is not there is added, so that an image which is
+    shown again is prepared once.
     """
     ids = encode(checkpoint, prompted) if ids is None else ids
-    protocol = checkpoint.protocol
-    pixel_values, grid = to_patches(
-        checkpoint.image_processor,
-        [image.to(checkpoint.device) for image in prompted.images],
-        min_pixels=protocol.min_pixels,
-        max_pixels=protocol.max_pixels,
-        resize=resize,
-    )
+    prepared = {} if prepared is None else prepared
+    for image in prompted.images:
+        if id(image) not in prepared:
+            prepared[id(image)] = (image, *_prepare(checkpoint, image, resize))
+    shown = [prepared[id(image)] for image in prompted.images]
+    parts, grid = tuple(patches for _, patches, _ in shown), torch.cat([size for _, _, size in shown])
     counts = torch.ones_like(ids)
     counts[ids == checkpoint.image_token_id] = _features(checkpoint, grid).to(ids.device)
-    row = TokenRow(input_ids=ids.repeat_interleave(counts), pixel_values=pixel_values, image_grid_thw=grid)
+    row = TokenRow(
+        input_ids=ids.repeat_interleave(counts), pixel_values=parts[0] if len(parts) == 1 else torch.cat(parts),
+        image_grid_thw=grid, parts=parts,
+    )  # fmt: skip
     check_row(checkpoint, row)
     return row
+
+
+def _prepare(checkpoint: Checkpoint, image: Tensor, resize: bool) -> tuple[Tensor, Tensor]:
+    protocol = checkpoint.protocol
+    return to_patches(
+        checkpoint.image_processor, [image.to(checkpoint.device)], min_pixels=protocol.min_pixels,
+        max_pixels=protocol.max_pixels, resize=resize,
+    )  # fmt: skip
 
 
 def check_row(checkpoint: Checkpoint, row: TokenRow) -> None:

@@ -91,7 +91,8 @@ def _why_nothing(folder: str) -> str:
         os.listdir(folder)
     except OSError as error:
         return f"is a folder that cannot be listed ({error.strerror}); allow reading it"
-    return f"is a folder without images ({', '.join(sorted(IMAGE_SUFFIXES))}); subfolders are not searched"
+    suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+    return f"is a folder without images ({suffixes}); subfolders are searched by `score --recursive`"
 
 
 def _ask(iqa: Any, images: list[Any], mode: str, strict: bool, question: str | None) -> list[Any]:

@@ -22,8 +22,9 @@ from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.direct import MIN_MASS
 from zoomiqa_reward.model.draws import sample_seeds
 from zoomiqa_reward.model.generate import Completion, Generate, Sampling, generate
-from zoomiqa_reward.model.inputs import make_row
+from zoomiqa_reward.model.inputs import TokenRow, make_row
 from zoomiqa_reward.model.ratings import Assessment, RatingSpread
+from zoomiqa_reward.model.reading import SharedReading
 from zoomiqa_reward.model.turns import PixelBox, Prompted, Turn, round1, round2
 from zoomiqa_reward.protocol.answers import AnswerError, read_rating, read_route, read_sections, read_tool
 from zoomiqa_reward.protocol.crops import usable_box, zoom
@@ -81,8 +82,7 @@ def assess_images(
     window: list[Tensor] = []
     per_window = 1 if strict else max(1, batch_size // num_samples)
 
-    def respond(asked: Sequence[Prompted], sampling: Sampling) -> list[Completion]:
-        return write(checkpoint, [make_row(checkpoint, prompted) for prompted in asked], sampling)
+    respond = _Writing(checkpoint, write)
 
     def flush() -> None:
         rows = [image for image in window for _ in range(num_samples)]
@@ -99,6 +99,7 @@ def assess_images(
             )  # fmt: skip
         assessments.extend(answers[i : i + num_samples] for i in range(0, len(answers), num_samples))
         window.clear()
+        respond.forget()
 
     for image in images:
         window.append(image)
@@ -107,6 +108,32 @@ def assess_images(
     if window:
         flush()
     return assessments
+
+
+class _Writing:
+    """Answers requests about images; what they share is prepared and read once, until it is forgotten."""
+
+    def __init__(self, checkpoint: Checkpoint, write: Generate) -> None:
+        self.checkpoint, self.shared = checkpoint, SharedReading()
+        self.prepared: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self.write = partial(generate, shared=self.shared) if write is generate else write
+
+    def __call__(self, asked: Sequence[Prompted], sampling: Sampling) -> list[Completion]:
+        rows: list[TokenRow] = []
+        for index, prompted in enumerate(asked):
+            is_same = index > 0 and _asks_the_same(asked[index - 1], prompted)  # as the samples of an image do
+            rows.append(rows[-1] if is_same else make_row(self.checkpoint, prompted, prepared=self.prepared))
+        return self.write(self.checkpoint, rows, sampling)
+
+    def forget(self) -> None:
+        """Drop the images; the text before them stays."""
+        self.prepared.clear()
+        self.shared.forget_images()
+
+
+def _asks_the_same(first: Prompted, second: Prompted) -> bool:
+    same_images = all(a is b for a, b in zip(first.images, second.images, strict=False))
+    return len(first.images) == len(second.images) and same_images and first.messages == second.messages
 
 
 def check_rounds(rounds: int) -> None:
@@ -218,6 +245,4 @@ def _final(rounds: Sequence[_Read]) -> Assessment:
         odd = [f"round 1 cannot be routed, its rating is final: {last.route_error}", *cut]
     spread = last.spread
     std = math.nan if spread is None or spread.mass < MIN_MASS else spread.std
-    return Assessment(
-        rating=rating, std=std, turns=turns, valid=True, warning="; ".join(odd) or None, spread=spread
-    )  # fmt: skip
+    return Assessment(rating=rating, std=std, turns=turns, valid=True, warning="; ".join(odd) or None, spread=spread)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -51,17 +52,42 @@ class RatingTrie:
         """Return int64 [inner]: positions after the prefix's last token."""
         return torch.tensor(self.depths[: self.num_inner], dtype=torch.long)
 
+    def on(self, device: torch.device) -> "TrieTensors":
+        """Return the trie's tensors on a device, made once."""
+        return _tensors(self, device)
+
     def leaf_logprobs(self, logits: Tensor) -> Tensor:
         """Return [batch, leaves] log-probabilities from logits [batch, 1 + inner, vocabulary] (prefix end first)."""
-        logits = logits.float()
-        rows = torch.tensor(self.parents, device=logits.device) + 1
-        tokens = torch.tensor(self.tokens, device=logits.device)
+        logits, tensors = logits.float(), self.on(logits.device)
         normaliser = torch.logsumexp(logits, dim=-1)  # [batch, 1 + inner]
-        edges = logits[:, rows, tokens] - normaliser[:, rows]  # [batch, nodes]
+        edges = logits[:, tensors.rows, tensors.tokens] - normaliser[:, tensors.rows]  # [batch, nodes]
         edges = torch.cat([edges, edges.new_zeros(edges.shape[0], 1)], dim=1)  # last: an edge that costs nothing
-        deepest = max(self.depths)
-        steps = [path + (len(self.tokens),) * (deepest - len(path)) for path in self.paths]
-        return edges[:, torch.tensor(steps, device=logits.device)].sum(dim=-1)
+        return edges[:, tensors.steps].sum(dim=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrieTensors:
+    """A trie on a device."""
+
+    mask: Tensor
+    """bool [inner, inner]: `inner_mask`."""
+    rows: Tensor
+    """int64 [nodes]: place of each node's parent among the logits, prefix end first."""
+    tokens: Tensor
+    """int64 [nodes]"""
+    steps: Tensor
+    """int64 [leaves, deepest]: the edges of each leaf; one past the last where a path is shorter."""
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)  # they outlive the call, and a later one may want a graph
+def _tensors(trie: RatingTrie, device: torch.device) -> TrieTensors:
+    deepest, past = max(trie.depths), len(trie.tokens)
+    steps = [path + (past,) * (deepest - len(path)) for path in trie.paths]
+    return TrieTensors(
+        mask=trie.inner_mask().to(device), rows=torch.tensor(trie.parents, device=device) + 1,
+        tokens=torch.tensor(trie.tokens, device=device), steps=torch.tensor(steps, device=device),
+    )  # fmt: skip
 
 
 def build_trie(encode: Callable[[str], Sequence[int]], prefix: str) -> RatingTrie:

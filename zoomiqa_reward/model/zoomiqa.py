@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zoomiqa_reward.images.loading import load_each, split_images
+from zoomiqa_reward.images.loading import split_images
+from zoomiqa_reward.model.ahead import load_ahead
 from zoomiqa_reward.model.checkpoint import Checkpoint, load_checkpoint
 from zoomiqa_reward.model.decoding import MODES, mean_and_std, samples_temperature, sampling_of
 from zoomiqa_reward.model.direct import rate_direct, trie_of
@@ -134,7 +135,7 @@ class ZoomIQA:
         """
         sampling = sampling_of(self.protocol, temperature, seed, max_new_tokens)
         assessments = assess_images(
-            self.checkpoint, load_each(images), question=question, rounds=rounds, sampling=sampling,
+            self.checkpoint, load_ahead(images), question=question, rounds=rounds, sampling=sampling,
             strict=strict, batch_size=batch_size,
         )  # fmt: skip
         return [samples[0] for samples in assessments]
@@ -184,7 +185,7 @@ class ZoomIQA:
         model = self.checkpoint.model
         with graph_to_pixels(model, gradient_checkpointing=gradient_checkpointing) if grad else torch.no_grad():
             ratings = rate_direct(
-                self.checkpoint, self.trie, load_each(images), question=question, strict=strict, batch_size=batch_size
+                self.checkpoint, self.trie, load_ahead(images), question=question, strict=strict, batch_size=batch_size
             )
         home = ratings.mean.device if grad else torch.device("cpu")
         return Ratings(
@@ -209,7 +210,7 @@ class ZoomIQA:
     ) -> Ratings:
         temperature = samples_temperature(self.protocol, num_samples, temperature)
         groups = assess_images(
-            self.checkpoint, load_each(images), question=question, rounds=rounds, num_samples=num_samples,
+            self.checkpoint, load_ahead(images), question=question, rounds=rounds, num_samples=num_samples,
             sampling=sampling_of(self.protocol, temperature, seed, max_new_tokens), strict=strict,
             batch_size=batch_size,
         )  # fmt: skip

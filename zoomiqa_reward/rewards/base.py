@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from zoomiqa_reward.errors import ZoomIQAError
+from zoomiqa_reward.images.loading import split_images
 from zoomiqa_reward.model.gradients import require_graph
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
@@ -239,3 +240,18 @@ def _search(values: Iterable[Any], wanted: Callable[[Any], bool], depth: int) ->
             yield from _search(value.values(), wanted, depth - 1)
         elif depth and hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
             yield from _search((getattr(value, key, None) for key in value.__dataclass_fields__), wanted, depth - 1)
+
+
+def needed_inputs(reward: Reward, count: int, **given: Any) -> dict[str, list[Any]]:
+    """Return what the reward `needs` of lq, hr and prompts, one item per image.
+
+    Raises ValueError for an input that is missing, and for one that is not as long as the images.
+    """
+    needed = {}
+    for key in sorted(reward.needs):
+        if given[key] is None:
+            raise ValueError(f"reward {reward.name!r} needs {key}=")
+        needed[key] = split_images(given[key])  # a list of texts is split as well
+        if len(needed[key]) != count:
+            raise ValueError(f"reward {reward.name!r}: {key} holds {len(needed[key])} for {count} images")
+    return needed

@@ -11,7 +11,7 @@ from zoomiqa_reward.images.loading import ImageError, load_image, split_images
 from zoomiqa_reward.model.gradients import require_gradient, require_graph
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
-from zoomiqa_reward.rewards.base import NEEDS, Reward
+from zoomiqa_reward.rewards.base import NEEDS, Reward, needed_inputs
 from zoomiqa_reward.rewards.identity import state_digest
 
 
@@ -86,7 +86,7 @@ class MetricReward(Reward):
                     f"grad=True: reward {self.name!r} is not differentiable; wrap it with differentiable=True"
                 )
             require_gradient(sources)
-        given = self._needed(len(sources), lq=lq, hr=hr, prompts=prompts)
+        given = needed_inputs(self, len(sources), lq=lq, hr=hr, prompts=prompts)
         values, errors = [], []
         for index, source in enumerate(sources):
             value, error = self._measure(source, {key: items[index] for key, items in given.items()})
@@ -104,16 +104,6 @@ class MetricReward(Reward):
         return Scores(
             value=value, valid=valid, std=nan.clone(), errors=tuple(errors), info={"raw": raw.detach().tolist()}
         )
-
-    def _needed(self, count: int, **given: Any) -> dict[str, list[Any]]:
-        needed = {}
-        for key in sorted(self.needs):
-            if given[key] is None:
-                raise ValueError(f"reward {self.name!r} needs {key}=")
-            needed[key] = split_images(given[key])  # a list of texts is split as well
-            if len(needed[key]) != count:
-                raise ValueError(f"reward {self.name!r}: {key} holds {len(needed[key])} for {count} images")
-        return needed
 
     def _measure(self, source: Any, given: dict[str, Any]) -> tuple[Tensor, str | None]:
         try:

@@ -1,14 +1,15 @@
 """The one place that every output passes: it refuses to replace an input, or a file that this program did not make.
 
-What the program makes carries a mark: an image names it in its `Software` field, and a folder of a run holds a file
-`.zoomiqa`. Without that mark, what stands in the way is the user's, and stays. `overwrite=True` is the user's own word
-that a file may go; an input is never replaced.
+What the program makes carries a mark: an image names it in its `Software` field, a table in its column `made_by`, and a
+folder of a run holds a file `.zoomiqa`. Without that mark, what stands in the way is the user's, and stays.
+`overwrite=True` is the user's own word that a file may go; an input is never replaced.
 
 A file that the user names goes through `claim_file` before the work; a folder that the user names through
 `claim_folder`. What a run writes in its own folder goes through `part_folder` and `replacing` (or `write_text`).
 """
 
 import contextlib
+import csv
 import json
 import os
 import shutil
@@ -22,6 +23,8 @@ from PIL import Image, PngImagePlugin
 from zoomiqa_reward.errors import ZoomIQAError
 
 SOFTWARE = "zoomiqa-reward"
+MADE_BY = "made_by"
+"""Column of a table."""
 MARK = ".zoomiqa"
 """File in a run's folder."""
 _MARK_TEXT = "Made by zoomiqa-reward, which may replace its own files here.\n"
@@ -142,7 +145,11 @@ def copy_file(source: Path, path: Path, *, overwrite: bool = False) -> Path:
 
 
 def made_here(path: Path) -> bool:
-    """Whether this program made the file: an image by its `Software` field, a protocol file by its fields."""
+    """Whether this program made the file: an image by its `Software` field, a table by `made_by`, a protocol file."""
+    if path.suffix.lower() in (".jsonl", ".csv", ".parquet"):
+        with contextlib.suppress(Exception):  # whatever a reader raises: it is not ours
+            return _first_row(path)[MADE_BY] == SOFTWARE
+        return False
     if path.suffix.lower() == ".json":
         with contextlib.suppress(OSError, ValueError):
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -151,6 +158,16 @@ def made_here(path: Path) -> bool:
     with contextlib.suppress(Exception), Image.open(path) as image:  # whatever a decoder raises: it is not ours
         return SOFTWARE in (image.info.get("Software"), image.getexif().get(_SOFTWARE_TAG))
     return False
+
+
+def _first_row(path: Path) -> dict[str, object]:
+    """Return the first row of a table; raises what its reader does."""
+    if path.suffix.lower() == ".parquet":
+        from pyarrow import parquet
+
+        return next(parquet.ParquetFile(path).iter_batches(1)).to_pylist()[0]
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return next(csv.DictReader(file)) if path.suffix.lower() == ".csv" else json.loads(next(file))
 
 
 def save_image(image: Image.Image, file: str | os.PathLike[str] | IO[bytes], format_name: str) -> None:

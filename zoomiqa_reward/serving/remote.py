@@ -12,7 +12,7 @@ import torch
 
 from zoomiqa_reward.images.loading import ImageError, split_images
 from zoomiqa_reward.model.ratings import Scores
-from zoomiqa_reward.rewards.base import Reward
+from zoomiqa_reward.rewards.base import Reward, needed_inputs
 from zoomiqa_reward.serving.connection import Connections
 from zoomiqa_reward.serving.errors import FingerprintError, ServingError
 from zoomiqa_reward.serving.wire import (
@@ -114,7 +114,7 @@ class RemoteReward(Reward):
         ValueError if a needed input is missing or too short. Any other failure belongs to one image: NaN with a reason.
         """
         sources = split_images(images)
-        given = self._needed(len(sources), lq=lq, hr=hr, prompts=prompts)
+        given = needed_inputs(self, len(sources), lq=lq, hr=hr, prompts=prompts)
         starts = range(0, len(sources), self._chunk)
 
         def answer(start: int) -> list[ScoreRow]:
@@ -140,16 +140,6 @@ class RemoteReward(Reward):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _needed(self, count: int, **given: Any) -> dict[str, list[Any]]:
-        needed = {}
-        for key in sorted(self.needs):
-            if given[key] is None:
-                raise ValueError(f"reward {self.name!r} needs {key}=")
-            needed[key] = split_images(given[key])
-            if len(needed[key]) != count:
-                raise ValueError(f"reward {self.name!r}: {key} holds {len(needed[key])} for {count} images")
-        return needed
 
     def _answer(self, sources: Sequence[tuple[Any, dict[str, Any]]]) -> list[ScoreRow]:
         """Return one row per source; sources that cannot be read here are not sent."""

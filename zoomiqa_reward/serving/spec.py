@@ -49,9 +49,7 @@ class RewardSpec:
         if self.reward == ZOOMIQA:
             from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 
-            iqa = ZoomIQA.from_pretrained(
-                self.model, device=self.device, adapter=self.adapter, protocol=self.protocol
-            )  # fmt: skip
+            iqa = ZoomIQA.from_pretrained(self.model, device=self.device, adapter=self.adapter, protocol=self.protocol)
             asked: dict[str, Any] = {"question": self.question, "num_samples": self.num_samples}
             return (
                 ZoomIQAReward(iqa, self.mode, strict=True, **asked),

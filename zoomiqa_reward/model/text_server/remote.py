@@ -235,7 +235,7 @@ class RemoteZoomIQA:
     def _assess_one(self, image: Tensor, question: str | None, rounds: int, sampling: Sampling) -> Assessment:
         assessments = assess_batch(
             self.protocol, [image], self._respond, question=question, rounds=rounds, sampling=sampling
-        )  # fmt: skip
+        )
         return assessments[0]
 
     def _respond(self, asked: Sequence[Prompted], sampling: Sampling) -> list[Completion]:

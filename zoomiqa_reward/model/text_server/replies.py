@@ -69,9 +69,7 @@ def resize_to_budget(image: Tensor, protocol: Protocol, factor_px: int | None) -
     if factor_px is None:
         return image
     _, height, width = image.shape
-    size = whole_size(
-        height, width, factor=factor_px, min_pixels=protocol.min_pixels, max_pixels=protocol.max_pixels
-    )  # fmt: skip
+    size = whole_size(height, width, factor=factor_px, min_pixels=protocol.min_pixels, max_pixels=protocol.max_pixels)
     return image if size == (height, width) else resized(image, *size).clamp(0, 1)
 
 

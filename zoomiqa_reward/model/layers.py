@@ -1,0 +1,67 @@
+"""Parts of a transformer layer, in few operators: the library's modules and weights, its results to the last bits.
+
+A layer that transformers would recompute in `backward` is recomputed here as well (`gradients`). Where a part is not
+the plain module that is known here, as under quantisation or LoRA, the module itself is called.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def recomputable(layer: nn.Module, run: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+    """Return `run(hidden)`, recomputed in `backward` where the layer says so."""
+    if layer.training and getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled():
+        return layer._gradient_checkpointing_func(run, hidden)
+    return run(hidden)
+
+
+def rms(norm: nn.Module, x: Tensor) -> Tensor:
+    """Return the root mean square norm of the last axis, in one operator.
+
+    In half precision it rounds once, where the library rounds before the product with the weight and again after it.
+    """
+    epsilon = getattr(norm, "variance_epsilon", None)
+    if epsilon is None or _is_hooked(norm):
+        return norm(x)
+    return nn.functional.rms_norm(x, (x.shape[-1],), norm.weight, epsilon)
+
+
+def gated(mlp: nn.Module, x: Tensor) -> Tensor:
+    """Return the gated feed-forward part."""
+    return mlp(x)
+
+
+def linear(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return what the module computes, without the module's own calls where it is a plain linear layer."""
+    if type(module) is not nn.Linear or _is_hooked(module):
+        return module
+    weight, bias = module.weight, module.bias
+    return lambda x: nn.functional.linear(x, weight, bias)
+
+
+def add_linear(module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return `x + module(y)` of [rows, width], in one operator where the module is a plain linear layer, no bias."""
+    if type(module) is not nn.Linear or module.bias is not None or _is_hooked(module):
+        return lambda x, y: x + module(y)
+    weight = module.weight.t()
+    return lambda x, y: torch.addmm(x, y, weight)
+
+
+def side_by_side(modules: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
+    """Return the modules' results of one input beside each other, in one operator where all are plain linear layers.
+
+    That copies their weights, for as long as what is returned is kept.
+    """
+    alike = len({module.bias is None for module in modules if hasattr(module, "bias")}) == 1
+    if not alike or any(type(module) is not nn.Linear or _is_hooked(module) for module in modules):
+        return lambda x: torch.cat([module(x) for module in modules], dim=-1)
+    weight = torch.cat([module.weight for module in modules])
+    bias = None if modules[0].bias is None else torch.cat([module.bias for module in modules])
+    return lambda x: nn.functional.linear(x, weight, bias)
+
+
+def _is_hooked(module: Any) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))

@@ -1,0 +1,100 @@
+"""Tables of results in a file of the user's: JSON lines, CSV or Parquet, by the suffix.
+
+A table is written whole and in one step, so a kill leaves the one before. Every row names the program in its column
+`made_by`; without it the file is the user's, and `outputs.claim_file` leaves it alone.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from zoomiqa_reward.runs.json_lines import plain
+from zoomiqa_reward.runs.outputs import MADE_BY, SOFTWARE, OutputError, claim_file, replacing
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+_EXTRA = "pip install 'zoomiqa-reward[restoration]'"
+
+
+def claim_table(path: str | os.PathLike[str], *, inputs: Sequence[object] = (), overwrite: bool = False) -> Path:
+    """Return the path of a table that may be written; call it before the work.
+
+    Raises OutputError as `claim_file` does, for another suffix, and for Parquet where pyarrow is not installed.
+    """
+    target = Path(path)
+    if target.suffix.lower() not in SUFFIXES:
+        raise OutputError(
+            f"{target}: {target.suffix or 'no suffix'} is no table; end the name in {', '.join(SUFFIXES[:-1])} or "
+            f"{SUFFIXES[-1]}"
+        )
+    if _is_parquet(target):
+        _parquet()
+    return claim_file(target, inputs=inputs, overwrite=overwrite)
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]], *, overwrite: bool = False) -> None:
+    """Write the rows, which all have the same keys, in one step; numbers that are not finite become empty.
+
+    Values are texts, numbers, bools, None, and lists of texts, which CSV joins by `; `. Raises OutputError, OSError.
+    """
+    content = [plain(row) | {MADE_BY: SOFTWARE} for row in rows]
+    with replacing(path, overwrite=overwrite) as half:
+        if _is_parquet(path):
+            arrow, parquet = _parquet()
+            text = [{key: _utf8(value) for key, value in row.items()} for row in content]
+            parquet.write_table(arrow.Table.from_pylist(text), half)
+            return
+        text = _csv(content) if path.suffix.lower() == ".csv" else "".join(f"{json.dumps(row)}\n" for row in content)
+        half.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a table that `write_table` wrote, nothing for a missing file.
+
+    A CSV file has texts for all values, with None for an empty one. Raises OutputError for a damaged file.
+    """
+    if not path.exists():
+        return []
+    try:
+        if _is_parquet(path):
+            return _parquet()[1].read_table(path).to_pylist()
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        if path.suffix.lower() == ".csv":
+            rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+            return [{key: value or None for key, value in row.items()} for row in rows]
+        return [json.loads(line) for line in text.splitlines()]
+    except (ValueError, csv.Error) as error:  # pyarrow's own errors are ValueErrors
+        raise OutputError(f"{path}: damaged ({error}); name another file, or delete this one") from error
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [MADE_BY])
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: "; ".join(value) if isinstance(value, list) else value for key, value in row.items()})
+    return text.getvalue()
+
+
+def _utf8(value: Any) -> Any:
+    """Return a text that Arrow can hold: bytes of a file name that are no UTF-8 are escaped."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return value
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
+def _parquet() -> tuple[Any, Any]:
+    """Return pyarrow and pyarrow.parquet. Raises OutputError that names the extra."""
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise OutputError(f".parquet needs pyarrow, which is not installed: {_EXTRA}; or write .csv") from error
+    return pyarrow, parquet
