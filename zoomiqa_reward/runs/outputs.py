@@ -16,6 +16,7 @@ import shutil
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from PIL import Image, PngImagePlugin
 
@@ -169,7 +170,7 @@ def _first_row(path: Path) -> dict[str, object]:
         return next(csv.DictReader(file)) if path.suffix.lower() == ".csv" else json.loads(next(file))
 
 
-def save_image(image: Image.Image, file: object, format_name: str) -> None:
+def save_image(image: Image.Image, file: str | os.PathLike[str] | IO[bytes], format_name: str) -> None:
     """Write an image with the program's mark, where its format has a place for it."""
     if format_name == "PNG":
         mark = PngImagePlugin.PngInfo()
