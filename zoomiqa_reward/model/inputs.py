@@ -38,7 +38,7 @@ class TokenRow:
     @cached_property
     def patches(self) -> tuple[Tensor, ...]:
         """Of each image, [patches, patch_dim]."""
-        return self.parts or self.pixel_values.split(self.image_grid_thw.prod(dim=-1).tolist())
+        return self.parts or torch.split(self.pixel_values, self.image_grid_thw.prod(dim=-1).tolist())
 
 
 def render(checkpoint: Checkpoint, messages: Sequence[dict[str, Any]]) -> str:
