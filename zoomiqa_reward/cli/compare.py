@@ -193,7 +193,8 @@ def _result_row(
         "largest": [_row(pair) for pair in valid[:top]],
         "not_measured": [_row(pair) for pair in measured if pair.error is not None],
     }  # fmt: skip
-    return plain(row)
+    content: dict[str, Any] = plain(row)
+    return content
 
 
 def _write_sheet(

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from zoomiqa_reward.runs.outputs import replacing, write_text
 
@@ -70,12 +70,6 @@ def write_json(file: Path, content: Any, indent: int = 2, *, overwrite: bool = F
     write_text(file, _dumps(content, indent=indent) + "\n", overwrite=overwrite)
 
 
-@overload
-def plain(value: dict[Any, Any]) -> dict[str, Any]: ...
-@overload
-def plain(value: list[Any] | tuple[Any, ...]) -> list[Any]: ...
-@overload
-def plain(value: Any) -> Any: ...
 def plain(value: Any) -> Any:
     """Return a value for JSON: numbers that are not finite become None, tuples lists, in any depth.
 
