@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 RUFF := $(shell sed -n 's/.*"\(ruff==[0-9.]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: help demo test test-integration lint mutants bench clean
+.PHONY: help demo test test-integration lint types mutants bench clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
@@ -20,8 +20,12 @@ test: $(VENV)/.test-ready  ## the fast tests: no network, no GPU; 2 minutes on t
 test-integration: $(VENV)/.test-ready  ## the other tests: servers, trainings, guides, examples; 15 minutes
 	$(PYTEST) --dist loadgroup -m 'integration and not gpu and not slow'
 
-lint: $(VENV)/.lint-ready  ## ruff: rules and format
+lint: $(VENV)/.lint-ready  ## ruff: rules and format; then the types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory types
+
+types: $(VENV)/.test-ready  ## mypy: a minute the first time, then seconds
+	$(BIN)/mypy
 
 mutants: $(VENV)/.test-ready  ## plant mistakes that tests must notice [NAMES="a b"]; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants/run.py $(NAMES)
