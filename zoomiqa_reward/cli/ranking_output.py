@@ -70,7 +70,8 @@ def write_sheet(placed: Sequence[Placed], path: str | os.PathLike[str], *, overw
     entries = [_entry(placement) for placement in placed]
     records = [placement.measured.record for placement in placed]
     how = " by the full answer in words" if records and records[0].mode == "reason" else ""
-    title = f"{len(placed)} images, best first. Rating by {records[0].model}{how}: 1 bad to 5 excellent, ± standard deviation."
+    scale = "1 bad to 5 excellent, ± standard deviation"
+    title = f"{len(placed)} images, best first. Rating by {records[0].model}{how}: {scale}."
     contact_sheet(
         [_image(record.image) for record in records], entries, path, words=SheetWords(title=title), overwrite=overwrite
     )

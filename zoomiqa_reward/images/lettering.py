@@ -1,9 +1,9 @@
 """Text of any script in figures: with Pillow's own font, else an installed one, else as the escape of the letter.
 
 Pillow's own font has the letters of English. For any other letter this looks through the fonts of the system and takes
-the first one that has it, so a file name in Chinese or Arabic is drawn where a font for it is installed. A letter that no
-font has is written as its escape (`\\u4e2d`), never as an empty box. Colour emoji fonts have no size to draw at, so emoji
-are drawn by a plain font such as DejaVu Sans or Noto Emoji, or escaped.
+the first one that has it, so a file name in Chinese or Arabic is drawn where a font for it is installed. A letter that
+no font has is written as its escape (`\\u4e2d`), never as an empty box. Colour emoji fonts have no size to draw at, so
+emoji are drawn by a plain font such as DejaVu Sans or Noto Emoji, or escaped.
 """
 
 import functools
