@@ -126,7 +126,7 @@ def show(result: BestOfN, report: dict[str, Any], out: Path) -> None:
     print(
         f"""
 Look at
-  {out / "sheet.png"}     the input, then the candidates, best first: ratings, reason, the region that round 2 zoomed into
+  {out / "sheet.png"}     the input and the candidates, best first: ratings, reason, region of round 2
   {out / "best.png"}      the chosen one; {out / "input.png"} is what was restored
   {out / "run.json"}      seeds, scores, versions; {out / "candidates"} holds all images"""
     )
