@@ -80,10 +80,10 @@ def write_sheet(placed: Sequence[Placed], path: str | os.PathLike[str], *, overw
 def _entry(placement: Placed) -> SheetEntry:
     """Return what stands under an image; the rating of the full answer is a second number where it is another one."""
     record, assessment = placement.measured.record, placement.measured.assessment
-    has_second = record.mode == "direct" and assessment is not None and assessment.valid
+    second = assessment.rating if record.mode == "direct" and assessment is not None else math.nan
     return entry_of(
         Path(record.image).name, rating=record.rating, std=record.std, rank=placement.rank, error=record.error,
-        second=assessment.rating if has_second else math.nan, assessment=assessment,
+        second=second, assessment=assessment,
     )  # fmt: skip
 
 

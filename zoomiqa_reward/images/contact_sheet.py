@@ -75,15 +75,15 @@ def contact_sheet(
     """
     if len(images) != len(entries) or not entries:
         raise ValueError(f"contact_sheet: {len(images)} images and {len(entries)} entries; give one entry per image")
-    said = words or SheetWords()
+    words = words or SheetWords()
     order = best_first(entries)
     ranked = [entries[k] for k in order]
     cards = [*before, *((images[k], entry) for k, entry in zip(order, ranked, strict=True))]
-    heads = [""] * len(before) + places(ranked, said.tie, is_second_first=said.is_second_first)
+    heads = [""] * len(before) + places(ranked, words.tie, is_second_first=words.is_second_first)
     shown = _look_at_all(cards)
     scales = _scales(shown)
     columns = min(columns or min(MOST_COLUMNS, math.ceil(math.sqrt(len(cards)))), len(cards))
-    sheet = _lay_out(cards, heads, shown, scales, columns, said)
+    sheet = _lay_out(cards, heads, shown, scales, columns, words)
     if path is not None:
         write_figure(sheet, path, overwrite=overwrite)
     return sheet
@@ -113,34 +113,34 @@ def _centre(box: Sequence[float] | None, size: tuple[int, int]) -> tuple[float, 
 
 def _scales(shown: Sequence[Shown | None]) -> list[float]:
     """Return by how much each image is enlarged: all alike, unless their sizes are too far apart."""
-    sizes = [one.size for one in shown if one is not None]
+    sizes = [view.size for view in shown if view is not None]
     if not sizes:
         return [1.0] * len(shown)
     longest = [max(size) for size in sizes]
     if max(longest) <= SIZES_APART * min(longest):
         return [sheet_card.scale_of(sizes)] * len(shown)
-    return [1.0 if one is None else sheet_card.scale_of([one.size]) for one in shown]
+    return [1.0 if view is None else sheet_card.scale_of([view.size]) for view in shown]
 
 
 def _lay_out(
     cards: Sequence[tuple[Opener, SheetEntry]], heads: Sequence[str], shown: Sequence[Shown | None],
-    scales: Sequence[float], columns: int, said: SheetWords,
+    scales: Sequence[float], columns: int, words: SheetWords,
 ) -> Image.Image:  # fmt: skip
     is_one_scale = len(set(scales)) == 1
     remarks = [
-        "" if is_one_scale or one is None else _scale_name(scale) for one, scale in zip(shown, scales, strict=True)
+        "" if is_one_scale or view is None else _scale_name(scale) for view, scale in zip(shown, scales, strict=True)
     ]
     captions = [
-        sheet_card.caption(entry, head, _numbers(entry, said), remark)
+        sheet_card.caption(entry, head, _numbers(entry, words), remark)
         for (_, entry), head, remark in zip(cards, heads, remarks, strict=True)
     ]
-    heights = [round(one.size[1] * scale) for one, scale in zip(shown, scales, strict=True) if one is not None]
+    heights = [round(view.size[1] * scale) for view, scale in zip(shown, scales, strict=True) if view is not None]
     image_px = max([min(max(heights, default=CELL_PX // 2), CELL_PX), 1])
     detail_px = DETAIL_PX + 2 if any(sheet_card.has_detail(scale) for scale in scales) and heights else 0
     rows = [list(range(start, min(start + columns, len(cards)))) for start in range(0, len(cards), columns)]
     row_px = [image_px + detail_px + max(captions[k].height for k in row) for row in rows]
     width = columns * (CELL_PX + MARGIN_PX) + MARGIN_PX
-    header = wrap(_header(said, scales[0] if is_one_scale and heights else None), HEADER_SIZE, width - 2 * MARGIN_PX)
+    header = wrap(_header(words, scales[0] if is_one_scale and heights else None), HEADER_SIZE, width - 2 * MARGIN_PX)
     legend = _legend([entry for _, entry in cards], shown, scales)
     top = MARGIN_PX + len(header) * round(1.4 * HEADER_SIZE) + len(legend) * 22 + (8 if header or legend else 0)
     sheet = Image.new("RGB", (width, top + sum(row_px) + len(rows) * MARGIN_PX), BACK)
@@ -157,13 +157,13 @@ def _lay_out(
     return sheet
 
 
-def _numbers(entry: SheetEntry, said: SheetWords) -> list[str]:
+def _numbers(entry: SheetEntry, words: SheetWords) -> list[str]:
     if not entry.valid or not math.isfinite(entry.rating):
         return []
-    spread = f" ± {entry.std:.{said.digits}f}" if math.isfinite(entry.std) else ""
-    numbers = [f"{said.measure} {entry.rating:.{said.digits}f}{spread}"]
+    spread = f" ± {entry.std:.{words.digits}f}" if math.isfinite(entry.std) else ""
+    numbers = [f"{words.measure} {entry.rating:.{words.digits}f}{spread}"]
     if math.isfinite(entry.second):
-        numbers.append(f"{said.second} {entry.second:.{said.digits}f}")
+        numbers.append(f"{words.second} {entry.second:.{words.digits}f}")
     return numbers
 
 
@@ -171,9 +171,9 @@ def _scale_name(scale: float) -> str:
     return f"drawn at {round(100 * scale)} %" if scale < 1 else f"drawn x{scale:g}"
 
 
-def _header(said: SheetWords, scale: float | None) -> str:
+def _header(words: SheetWords, scale: float | None) -> str:
     common = "" if scale is None else f"All are {_scale_name(scale)}."
-    return " ".join(text for text in (said.title, common) if text)
+    return " ".join(text for text in (words.title, common) if text)
 
 
 def _legend(
@@ -185,7 +185,7 @@ def _legend(
         legend.append(("the region that the model named", MARK, 1))
     if any(entry.crop_box is not None for entry in entries):
         legend.append(("the region that it looked at again", MARK, 2))
-    detailed = [scale for scale, one in zip(scales, shown, strict=True) if one is not None]
+    detailed = [scale for scale, view in zip(scales, shown, strict=True) if view is not None]
     if any(sheet_card.has_detail(scale) for scale in detailed):
         factors = sorted({sheet_card.detail_factor(scale) for scale in detailed if sheet_card.has_detail(scale)})
         legend.append((f"the detail below the image, x{' or x'.join(map(str, factors))}", LOOKED, 1))

@@ -88,9 +88,9 @@ def _runs(text: str) -> tuple[Run, ...]:
     for file in (None, *dict.fromkeys(_file_for(letter) for letter in letters)):
         if file != "" and all(_has(file, letter) for letter in letters):
             return ((shown, file),)
-    known = [letter if _file_for(letter) != "" else letter.encode("unicode_escape").decode() for letter in shown]
+    written = [letter if _file_for(letter) != "" else letter.encode("unicode_escape").decode() for letter in shown]
     runs: list[Run] = []
-    for letter in "".join(known):
+    for letter in "".join(written):
         file = runs[-1][1] if letter.isspace() and runs else _file_for(letter)
         runs.append((letter, file))
     return tuple(("".join(letter for letter, _ in run), file) for file, run in groupby(runs, key=lambda run: run[1]))
@@ -127,8 +127,8 @@ def _probe(file: str | None) -> tuple[ImageFont.FreeTypeFont, bytes]:
 def _font(file: str | None, size: int, layout: ImageFont.Layout | None = None) -> ImageFont.FreeTypeFont:
     if file is not None:
         return ImageFont.truetype(file, size, layout_engine=layout)
-    own = ImageFont.load_default(size)
-    return own if layout is None else own.font_variant(layout_engine=layout)  # type: ignore[union-attr,return-value]
+    bundled = ImageFont.load_default(size)
+    return bundled if layout is None else bundled.font_variant(layout_engine=layout)  # type: ignore[union-attr,return-value]
 
 
 def _direction(font: ImageFont.FreeTypeFont) -> str | None:
@@ -147,13 +147,13 @@ def installed_fonts() -> tuple[str, ...]:
         if name.lower().endswith((".ttf", ".otf", ".ttc")) and not name.lower().startswith(_LAST_RESORT)
     }
 
-    def place(file: str) -> tuple[int, bool, str]:
+    def rank_of(file: str) -> tuple[int, bool, str]:
         name = os.path.basename(file).lower()
         first = next((k for k, start in enumerate(_PREFERRED) if name.startswith(start)), len(_PREFERRED))
         is_styled = any(style in name for style in ("bold", "italic", "oblique", "mono", "light", "black", "serif"))
         return first, is_styled, name
 
-    return tuple(sorted(files, key=place))
+    return tuple(sorted(files, key=rank_of))
 
 
 def _font_folders() -> Iterator[str]:
@@ -163,6 +163,6 @@ def _font_folders() -> Iterator[str]:
     elif sys.platform == "darwin":
         yield from ("/System/Library/Fonts", "/Library/Fonts", str(Path.home() / "Library" / "Fonts"))
     else:
-        own = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+        home = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
         shared = os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share"
-        yield from (os.path.join(folder, "fonts") for folder in (own, *shared.split(":")))
+        yield from (os.path.join(folder, "fonts") for folder in (home, *shared.split(":")))

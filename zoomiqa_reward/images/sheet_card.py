@@ -132,9 +132,9 @@ class Caption:
     height: int
 
 
-def caption(entry: SheetEntry, place: str, numbers: Sequence[str], remark: str) -> Caption:
+def caption(entry: SheetEntry, head: str, numbers: Sequence[str], remark: str) -> Caption:
     """Return the caption: place and numbers, the whole name, the note, and the reason or the error."""
-    is_best = place == "#1" or place.startswith("#1-")
+    is_best = head == "#1" or head.startswith("#1-")
     colour = GOOD if is_best else INK if entry.valid else BAD
     lines: list[tuple[str, int, Colour, int, int]] = []
     width, top = CELL_PX - 2 * PAD_PX, PAD_PX - 2
@@ -146,16 +146,16 @@ def caption(entry: SheetEntry, place: str, numbers: Sequence[str], remark: str) 
             top += round(1.35 * size)
         top += GAP_PX if texts else 0
 
-    room = width - text_width(place, HEAD_SIZE) - PAD_PX
+    room = width - text_width(head, HEAD_SIZE) - PAD_PX
     if all(text_width(text, HEAD_SIZE) <= room for text in numbers):  # on the right, beside the place
         for k, text in enumerate(numbers):
             left = round(CELL_PX - PAD_PX - text_width(text, HEAD_SIZE))
             lines.append((text, HEAD_SIZE, colour, left, top + k * round(1.35 * HEAD_SIZE)))
         below = len(numbers) * round(1.35 * HEAD_SIZE) + top
-        add([place] if place else [], HEAD_SIZE, colour)
+        add([head] if head else [], HEAD_SIZE, colour)
         top = max(top, below)
     else:
-        add([place, *(line for text in numbers for line in wrap(text, HEAD_SIZE, width))], HEAD_SIZE, colour)
+        add([head, *(line for text in numbers for line in wrap(text, HEAD_SIZE, width))], HEAD_SIZE, colour)
     add(wrap(entry.name, NAME_SIZE, width, NAME_LINES), NAME_SIZE, INK)
     add(wrap(". ".join(text for text in (remark, entry.note) if text), TEXT_SIZE, width, NOTE_LINES), TEXT_SIZE, MUTED)
     reason = entry.rationale if entry.valid else entry.error or "no rating could be read"

@@ -82,11 +82,11 @@ def rationale_line(assessment: Assessment) -> str:
 def best_first(entries: Sequence[SheetEntry]) -> list[int]:
     """Return the indices of the entries, best first: by rank, then by rating; those without a rating come last."""
 
-    def place(entry: SheetEntry) -> tuple[bool, float, float]:
+    def order(entry: SheetEntry) -> tuple[bool, float, float]:
         rank = math.inf if entry.rank is None else entry.rank
         return not entry.valid, rank, -entry.rating if entry.valid else 0.0
 
-    return sorted(range(len(entries)), key=lambda k: place(entries[k]))
+    return sorted(range(len(entries)), key=lambda k: order(entries[k]))
 
 
 def places(entries: Sequence[SheetEntry], tie: float, *, is_second_first: bool = False) -> list[str]:
