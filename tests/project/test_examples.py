@@ -31,6 +31,10 @@ def test_nano_ranks_the_untouched_photograph_first(nano, photograph, capsys):
     assert load(ROOT / "examples" / "score_and_rank.py").main(photograph)[0] == "as it is"
 
 
+def test_nano_prefers_the_sharp_folder(nano, photograph, capsys):
+    assert load(ROOT / "examples" / "compare_folders.py").main(photograph)[-1] > 0.2
+
+
 def test_examples_start_nothing_when_imported(capsys):
     for path in EXAMPLES:
         load(path)

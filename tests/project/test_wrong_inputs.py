@@ -56,6 +56,12 @@ COMMANDS = {
         "photo.png --figure photo.png": "inputs", "photo.png --num-samples 3": "--num-samples",
         "photo.png --device foo": "'foo'",
     },
+    "compare": {
+        "nosuch few": "nosuch", "few empty": "empty", "few strangers": "names count", "few": "B",
+        "few few --sheet photo.png": "--overwrite", "few few --sheet s.txt": ".txt", "few few --out s.txt": "s.txt",
+        "few few --sheet few/a.png": "inputs", "few few --reward nosuch": "nosuch", "few few --reward vif": "hr",
+        "few few --top 0": "--top",
+    },
     "best-of-n": {
         "nosuch.png": "nosuch.png", "text.txt": "text.txt", "empty": "empty", "photo.png --n 0": "--n",
         "photo.png --min-gain 0.1": "--plain", "photo.png --device foo": "'foo'",

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from zoomiqa_reward.images.listing import IMAGE_SUFFIXES, list_images, natural_order
+from zoomiqa_reward.images.listing import IMAGE_SUFFIXES, list_images, natural_order, printable
 
-__all__ = ["IMAGE_SUFFIXES", "expand", "load_model"]
+__all__ = ["IMAGE_SUFFIXES", "expand", "load_model", "named"]
 
 Images = Annotated[list[str], typer.Argument(help="Files, folders or glob patterns.", show_default=False)]
 Model = Annotated[str, typer.Option(help="'nano' (embedded), a hub id, or a folder.")]
@@ -61,6 +61,15 @@ def expand(arguments: Sequence[str], *, recursive: bool = False) -> list[str]:
                 files = glob.glob(argument, recursive=True)
         results += sorted(files, key=natural_order) or [argument]
     return results
+
+
+def named(image: str, error: str | None) -> str:
+    """Return why an image has no rating, with its name once.
+
+    >>> named("a.png", "too small"), named("a.png", "a.png: no such file")
+    ('a.png: too small', 'a.png: no such file')
+    """
+    return printable(error if error and error.startswith(f"{image}:") else f"{image}: {error}")
 
 
 def load_model(name: str, *, device: str | None, adapter: str | None, protocol: str | None) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from zoomiqa_reward.cli import output
+from zoomiqa_reward.cli import inputs, output
 from zoomiqa_reward.images.listing import printable
 from zoomiqa_reward.model.measuring import RatedImage, measure
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
@@ -129,7 +129,7 @@ def show_summary(summary: dict[str, Any]) -> None:
     for index, row in enumerate(summary["worst"]):
         shown.add_row("" if index else "worst", Text(f"{row['rating']:.2f}  {printable(row['image'])}"))
     for index, row in enumerate(summary["not_measured"]):
-        shown.add_row("" if index else "not measured", Text(named(row["image"], row["error"]), style="red"))
+        shown.add_row("" if index else "not measured", Text(inputs.named(row["image"], row["error"]), style="red"))
     output.console().print(shown)
 
 
@@ -138,19 +138,10 @@ def watch(records: Iterator[RatedImage], then: Callable[[RatedImage], None]) -> 
     seen = []
     for record in records:
         if not record.valid:
-            say(f"not measured: {named(record.image, record.error)}")
+            say(f"not measured: {inputs.named(record.image, record.error)}")
         then(record)
         seen.append(record)
     return seen
-
-
-def named(image: str, error: str | None) -> str:
-    """Return why an image has no rating, with its name once.
-
-    >>> named("a.png", "too small"), named("a.png", "a.png: no such file")
-    ('a.png: too small', 'a.png: no such file')
-    """
-    return printable(error if error and error.startswith(f"{image}:") else f"{image}: {error}")
 
 
 def _digest(file: str) -> str | None:

@@ -151,11 +151,11 @@ def _ask_reward(reward: Reward, views: list[Tensor], *, grad: bool) -> Ratings:
     std = value.clone()
     if shown:
         scores = ask(reward, [views[index] for index in shown], grad=grad)
-        places = torch.tensor(shown, device=scores.value.device)
-        value = value.to(scores.value).index_copy(0, places, scores.value)
-        std = std.to(scores.std).index_copy(0, places, scores.std)
-        for place, index in enumerate(shown):
-            errors[index] = None if bool(scores.valid[place]) else scores.reason(place, reward.name)
+        rows = torch.tensor(shown, device=scores.value.device)
+        value = value.to(scores.value).index_copy(0, rows, scores.value)
+        std = std.to(scores.std).index_copy(0, rows, scores.std)
+        for row, index in enumerate(shown):
+            errors[index] = None if bool(scores.valid[row]) else scores.reason(row, reward.name)
     return Ratings(value=value, valid=~value.detach().isnan(), std=std, std_kind="none", errors=tuple(errors))
 
 

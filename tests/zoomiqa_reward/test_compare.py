@@ -1,0 +1,125 @@
+"""`zoomiqa compare A B`: pairs by name, the statistics by hand, damaged and unpaired files, and the sheet."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_cli import run
+
+from zoomiqa_reward.cli.compare import pair_files
+from zoomiqa_reward.images.pair_sheet import CELL_PX, HEAD_PX, MARGIN_PX, SheetPair, pair_sheet
+from zoomiqa_reward.runs.outputs import made_here
+from zoomiqa_reward.runs.paired import paired_difference
+from zoomiqa_reward.runs.tables import read_table
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Gray images, judged by their mean: A is lighter in two of three pairs by 51 and 102 of 255, and ties in one."""
+    monkeypatch.chdir(tmp_path)
+    for side in "AB":
+        Path(side, "sub").mkdir(parents=True)
+    for name, a, b in (("f2", 153, 102), ("f10", 204, 102), ("f1", 100, 100), ("sub/x", 10, 250)):
+        Image.new("RGB", (32, 40), (a,) * 3).save(f"A/{name}.png")
+        Image.new("RGB", (32, 40), (b,) * 3).save(f"B/{name}.bmp")
+    return tmp_path
+
+
+@pytest.fixture
+def by_mean(tmp_path, monkeypatch):
+    (tmp_path / "mean_of_image.py").write_text(
+        "from zoomiqa_reward import MetricReward\n"
+        "def make():\n    return MetricReward(lambda image: float(image.mean()), 'mean', True, (0, 1))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return "mean_of_image:make"
+
+
+def test_the_result_is_what_one_counts_by_hand(capsys, folders, by_mean):
+    code, out, _ = run(capsys, "compare", "A", "B", "--reward", by_mean, "--json", "--out", "t.jsonl")
+    result = json.loads(out)
+    assert code == 0
+    assert (result["count"], result["wins"], result["ties"], result["losses"]) == (3, 2, 1, 0)
+    assert result["difference"] == pytest.approx((51 + 102) / 255 / 3)
+    assert result["win_rate"] == pytest.approx(2.5 / 3)
+    assert result["means"][0] - result["means"][1] == pytest.approx(result["difference"])
+    assert result["p_value"] == 0.5  # of 8 sign patterns the two of one sign, each twice for the tie
+    assert [row["name"] for row in result["largest"]] == ["f10", "f2", "f1"]
+    assert [row["name"] for row in read_table(Path("t.jsonl"))] == ["f1", "f2", "f10"]
+
+
+def test_subfolders_are_compared_on_request(capsys, folders, by_mean):
+    _, out, _ = run(capsys, "compare", "A", "B", "--reward", by_mean, "--json", "--recursive", "--top", "1")
+    result = json.loads(out)
+    assert (result["count"], result["losses"]) == (4, 1)
+    assert [row["name"] for row in result["largest"]] == ["sub/x"]
+
+
+def test_what_is_damaged_or_alone_is_named_and_the_rest_goes_on(capsys, folders, by_mean):
+    Path("A/f2.png").write_bytes(Path("A/f2.png").read_bytes()[:40])
+    Image.new("RGB", (9, 9)).save("B/alone.png")
+    code, out, err = run(capsys, "compare", "A", "B", "--reward", by_mean)
+    assert code == 2
+    assert "unpaired: B/alone.png" in err
+    assert "not measured: A/f2.png:" in err
+    assert "2, by mean" in out
+    Image.new("RGB", (9, 9)).save("B/f2.png")
+    code, _, err = run(capsys, "compare", "A", "B", "--reward", by_mean)
+    assert code == 1
+    assert "two images of one name" in err
+
+
+def test_the_tie_counts_and_a_model_has_the_one_of_rank(capsys, folders, by_mean):
+    _, out, _ = run(capsys, "compare", "A", "B", "--reward", by_mean, "--json", "--tie", "0.2")
+    assert json.loads(out)["ties"] == 2  # a difference of 0.2 is a tie of 0.2
+
+
+def test_a_model_compares_a_sharp_folder_with_a_soft_one(capsys, tmp_path, monkeypatch, photograph, nano):
+    monkeypatch.chdir(tmp_path)
+    image = Image.open(photograph)
+    for side, shrink in (("sharp", 1), ("soft", 5)):
+        Path(side).mkdir()
+        for k in range(2):
+            crop = image.crop((96 * k, 64, 96 * k + 128, 192))
+            crop.resize((128 // shrink,) * 2).resize((128, 128)).save(f"{side}/{k}.png")
+    code, out, err = run(capsys, "compare", "sharp", "soft", "--json", "--sheet", "sheet.png")
+    result = json.loads(out)
+    assert code == 0
+    assert (result["win_rate"], result["tie"]) == (1.0, 0.01)
+    assert result["difference"] > 0.3
+    assert made_here(Path("sheet.png"))
+    assert "sheet: sheet.png" in err
+
+
+def test_the_sheet_shows_a_left_and_b_right(folders):
+    pairs, _ = pair_files(Path("A"), Path("B"), recursive=False)
+    sheet = pair_sheet([SheetPair(name=p.name, files=p.files, values=(1.0, 2.0)) for p in pairs], ("A", "B"), "mean")
+    row = np.asarray(sheet)[HEAD_PX + MARGIN_PX + HEAD_PX + CELL_PX // 2]
+    assert row[MARGIN_PX + CELL_PX // 2].tolist() == [100] * 3  # f1
+    second = np.asarray(sheet)[HEAD_PX + MARGIN_PX + HEAD_PX + CELL_PX // 2 + (sheet.height - HEAD_PX - MARGIN_PX) // 3]
+    assert second[MARGIN_PX + CELL_PX // 2].tolist() == [153] * 3
+    assert second[2 * MARGIN_PX + CELL_PX + CELL_PX // 2].tolist() == [102] * 3
+    with pytest.raises(ValueError, match="no pairs"):
+        pair_sheet([], ("A", "B"), "mean")
+
+
+def test_the_statistics_keep_their_laws():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0.3, 1, 60), rng.normal(0, 1, 60)
+    one, other = paired_difference(a, b, tie=0.1), paired_difference(b, a, tie=0.1)
+    assert one.difference == pytest.approx(-other.difference)
+    assert one.win_rate == pytest.approx(1 - other.win_rate)
+    assert one.p_value == other.p_value
+    assert one.difference_interval[0] < one.difference < one.difference_interval[1]
+    assert paired_difference(a, a).p_value == 1
+    assert paired_difference(a, a).win_rate == 0.5
+    assert paired_difference(a + 1, a).p_value == pytest.approx(1e-4)
+    assert math.isnan(paired_difference([1.0], [2.0]).p_value)
+    shares = [paired_difference(*rng.normal(size=(2, 10))).p_value < 0.1 for _ in range(300)]
+    assert np.mean(shares) == pytest.approx(0.1, abs=0.05)  # alike, so one in ten is below 0.1
+    for wrong in (([1.0], [1.0, 2.0]), ([math.nan], [1.0])):
+        with pytest.raises(ValueError, match="finite"):
+            paired_difference(*wrong)
