@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import torch
 
-from zoomiqa_reward.images.loading import ImageSources, split_images
+from zoomiqa_reward.images.loading import ImageSource, ImageSources, split_images
 from zoomiqa_reward.model.ahead import load_ahead
 from zoomiqa_reward.model.checkpoint import Checkpoint, DeviceMap, QuantizationConfig, load_checkpoint
 from zoomiqa_reward.model.decoding import MODES, mean_and_std, samples_temperature, sampling_of
@@ -22,6 +22,7 @@ from zoomiqa_reward.model.trie import RatingTrie
 from zoomiqa_reward.protocol.spec import Protocol, ViewPolicy
 
 if TYPE_CHECKING:
+    from zoomiqa_reward.model.quality_map import QualityMap
     from zoomiqa_reward.model.text_server import RemoteZoomIQA
     from zoomiqa_reward.model.text_server.remote import RemoteOptions
 
@@ -195,6 +196,17 @@ class ZoomIQA:
             valid=ratings.valid.to(home),
             std_kind="token",
             errors=ratings.errors,
+        )
+
+    def quality_map(
+        self, image: ImageSource, *, view_px: int | None = None, strict: bool = False, grad: bool = False,
+        batch_size: int = 8, question: str | None = None,
+    ) -> "QualityMap":  # fmt: skip
+        """Return where an image is good and bad: the ratings of overlapping views. See `model.quality_map`."""
+        from zoomiqa_reward.model.quality_map import quality_map
+
+        return quality_map(
+            self, image, view_px=view_px, strict=strict, grad=grad, batch_size=batch_size, question=question
         )
 
     def _rate_reason(
