@@ -3,9 +3,9 @@
     run.json            what all runs share, fixed at the start
     runs/NAME/          the run of one image, as `selection.result` writes it; NAME is its path within the folder
     best/NAME           the chosen images alone, for `zoomiqa compare`
-    summary.csv, .jsonl one row per image
+    summary.csv, .jsonl one row per image, and the error of one that failed
 
-A row is kept, and nothing of its image is made again, while the bytes of the image and what was asked for are the same.
+The row of an image is kept, and nothing of its image is made again, while the bytes of the image and what was asked for are the same.
 What a kill leaves half done is continued by the run of that image. An image that failed is tried again.
 """
 
