@@ -5,7 +5,7 @@
     best/NAME           the chosen images alone, for `zoomiqa compare`
     summary.csv, .jsonl one row per image, and the error of one that failed
 
-The row of an image is kept, and nothing of its image is made again, while the bytes of the image and what was asked for are the same.
+The row of an image is kept, and nothing is made again, while its bytes and what was asked for are the same.
 What a kill leaves half done is continued by the run of that image. An image that failed is tried again.
 """
 
