@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import make_image, make_tiny_checkpoint, tiny_checkpoint, tiny_protocol
 
-from zoomiqa_reward import MetricReward, Scores, ZoomIQA
+from zoomiqa_reward import MetricReward, Scores, ZoomIQA, rank
 from zoomiqa_reward.model.direct import answers_after, leaf_logprobs
 from zoomiqa_reward.model.inputs import make_row
+from zoomiqa_reward.model.pair_order import PairJudge, order_by_pairs
 from zoomiqa_reward.model.pairs import (
     TEMPERATURE,
     fit_temperature,
@@ -167,3 +169,77 @@ def test_odds_grow_with_the_difference_and_fall_with_the_spread():
     one = torch.tensor([1.0])
     narrow = log_odds_of(one * 3, one * 0.3, one, one * 0.4, 1.0)
     assert float(narrow) == pytest.approx(2 / 0.5)
+
+
+def ratings_of(*means, std=0.5):
+    value = torch.tensor(means)
+    return Scores(value=value, std=torch.full_like(value, std), valid=~value.isnan())
+
+
+def test_an_order_asks_only_about_unsure_neighbours():
+    by_rating = pair_probabilities(ratings_of(4.0, 3.99, 3.0, 2.0, 1.99))
+    shown = []
+
+    def question(first, second):
+        shown.append((first, second))
+        return 0.97 if first > second else 0.03  # of each unsure pair the later image is better
+
+    judge = PairJudge(by_rating=by_rating, question=question)
+    result = order_by_pairs(judge, range(5), confidence=0.9)
+    assert result.order == (1, 0, 2, 4, 3)
+    assert result.questions == len(shown) == 2  # of 10 pairs
+    assert result.ties == ()
+    assert all(value >= 0.9 for value in result.sureness)
+
+
+def test_without_a_question_unsure_neighbours_are_ties():
+    judge = PairJudge(by_rating=pair_probabilities(ratings_of(4.0, 3.99, 3.0, 2.0, 1.99)))
+    result = order_by_pairs(judge, range(5), confidence=0.9)
+    assert result.order == (0, 1, 2, 3, 4)
+    assert result.ties == ((0, 1), (3, 4))
+    assert result.questions == 0
+
+
+def test_a_question_without_answer_leaves_the_rating():
+    judge = PairJudge(by_rating=pair_probabilities(ratings_of(4.0, 3.99)), question=lambda *_: math.nan)
+    result = order_by_pairs(judge, range(2), confidence=0.9)
+    assert result.order == (0, 1)
+    assert result.sureness[0] == judge.by_rating[0, 1]
+
+
+def test_rank_with_confidence_keeps_the_order_and_names_what_is_unsure(iqa):
+    images = [make_image(0, 84, 84) * share for share in (0.3, 1.0, 0.301)] + [torch.zeros(3, 64, 64)]
+    plain, sure = rank(iqa, images), rank(iqa, images, confidence=0.9)
+    assert sure.order == plain.order
+    assert sure.order[0] == 1
+    assert sure.invalid == (3,)
+    matrix = pair_probabilities(iqa.rate(images, strict=True))
+    assert sure.sureness == tuple(float(matrix[a, b]) for a, b in zip(sure.order[:2], sure.order[1:3], strict=True))
+    expected = [[sure.order[0]]]
+    for index, probability in zip(sure.order[1:3], sure.sureness, strict=True):
+        expected[-1].append(index) if probability < 0.9 else expected.append([index])
+    assert sure.ties == tuple(tuple(group) for group in expected if len(group) > 1)
+    for wrong in ({"confidence": 0.5}, {"confidence": 0.9, "kappa": 1.0}, {"confidence": 0.9, "mode": "reason"}):
+        with pytest.raises(ValueError, match=r"above 0\.5 and below 1"):
+            rank(iqa, images, **wrong)
+
+
+def test_rank_asks_a_model_that_can_compare(iqa):
+    """The taught model says digits after its prefix, whatever it is asked: two of them serve as answers here."""
+    prefix = iqa.protocol.direct_prefix
+    digits = answers_after(iqa.checkpoint, prefix, {digit: float(digit) for digit in "12345"})
+    images = [make_image(k, 64, 64) * share for k, share in enumerate((0.5, 0.6, 1.0))]
+    row = make_row(iqa.checkpoint, pair_turn(PAIR, images[0], images[1]))
+    answers = leaf_logprobs(iqa.checkpoint, digits, [row])[0].topk(2).indices.tolist()
+    pair = replace(PAIR, prefix=prefix, answers=tuple("12345"[k] for k in answers))
+    comparing = ZoomIQA(replace(iqa.checkpoint, protocol=replace(iqa.protocol, pair=pair)))
+    confidence = 0.999999
+    ranking = rank(comparing, images, confidence=confidence)
+    matrix = pair_probabilities(iqa.rate(images, strict=True))
+    assert 0 < ranking.questions <= 3
+    for better, worse, sureness in zip(ranking.order, ranking.order[1:], ranking.sureness, strict=False):
+        rated = float(matrix[better, worse])
+        answer = comparing.compare(images[better], images[worse], how="question").probability
+        is_asked = max(rated, 1 - rated) < confidence and not bool(answer.isnan()[0])
+        assert sureness == (float(answer[0]) if is_asked else rated)
+    assert rank(iqa, images, confidence=confidence).questions == 0

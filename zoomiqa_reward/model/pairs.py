@@ -14,13 +14,13 @@ Source: Thurstone 1927 for the comparison of two distributions; Bradley and Terr
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from zoomiqa_reward.images.content import contentless
-from zoomiqa_reward.images.loading import load_images
+from zoomiqa_reward.images.loading import ImageSources, load_images
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.measuring import NO_RATING
 from zoomiqa_reward.model.numerics import canonical
@@ -101,7 +101,7 @@ def fit_temperature(log_odds: Sequence[float], is_first_better: Sequence[bool]) 
 
 @canonical
 def compare(
-    iqa: "ZoomIQA", a: Any, b: Any, *, how: str = "ratings", temperature: float | None = None,
+    iqa: "ZoomIQA", a: ImageSources, b: ImageSources, *, how: str = "ratings", temperature: float | None = None,
     question: str | None = None,
 ) -> Comparison:  # fmt: skip
     """Compare a[i] with b[i]; see `ZoomIQA.compare`."""

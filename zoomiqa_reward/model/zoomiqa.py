@@ -211,8 +211,9 @@ class ZoomIQA:
         )
 
     def compare(
-        self, a: Any, b: Any, *, how: str = "ratings", temperature: float | None = None, question: str | None = None
-    ) -> "Comparison":
+        self, a: ImageSources, b: ImageSources, *, how: str = "ratings", temperature: float | None = None,
+        question: str | None = None,
+    ) -> "Comparison":  # fmt: skip
         """Return the probability that each image of `a` is better than the one of `b` at its place.
 
         a, b: one image each, or as many. p(a, b) + p(b, a) is 1 bit for bit and p(a, a) is 0.5. ratings: from both
