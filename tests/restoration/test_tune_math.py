@@ -297,12 +297,8 @@ def test_pairs_below_the_least_probability_are_left_out():
     sure = mine_pairs(
         scores.value.tolist(), [0, 1, 2, 3], lr_hash="a", share=0.5, probabilities=matrix, min_probability=limit
     )
-    assert {(pair.seed_winner, pair.seed_loser) for pair in sure} == {
-        (w, l)
-        for w in (2, 3)
-        for l in (0, 1)
-        if matrix[w, l] >= limit  # noqa: E741
-    }
+    sides = [(best, worst) for best in (2, 3) for worst in (0, 1) if matrix[best, worst] >= limit]
+    assert {(pair.seed_winner, pair.seed_loser) for pair in sure} == set(sides)
     assert 0 < len(sure) < len(every)
     with pytest.raises(ValueError, match="needs probabilities="):
         mine_pairs([0.0, 1.0], [0, 1], lr_hash="a", min_probability=0.8)
