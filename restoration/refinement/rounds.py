@@ -65,8 +65,8 @@ def refine(
     the present image, and after a refusal the next worse; it ends when no view is left that is worse than the best one.
     The words then still go into the prompts of a restorer that takes text.
 
-    Raises ValueError for numbers out of range, other regions, an image of less than 5 px on a side, a reward that needs hr
-    or has no assessor, a folder of another run, a start without any valid candidate; ImageError;
+    Raises ValueError for numbers out of range, other regions, an image of less than 5 px on a side, a reward that needs
+    hr or has no assessor, a folder of another run, a start without any valid candidate; ImageError;
     also the exceptions of the reward and the assessor.
     """
     if rounds < 1 or seeds_per_round < 1 or seed < 0:
@@ -277,7 +277,7 @@ class Refining:
         return read_zoom_request(assessment, self.assessor.protocol, *image.size, scale)
 
     def _worst_of_map(self, current: Image.Image, kept: Round, last: Round) -> ZoomRequest:
-        """Return the worst view of the present image's map that was not refused, with the words of the present image."""
+        """Return the worst view of the present image's map that was not refused, with the words about that image."""
         scale = current.width // self.image.shape[2]
         words = ZoomRequest(box=None)
         if self.restorer.engine.prompts:
