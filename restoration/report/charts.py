@@ -104,11 +104,11 @@ def _axes(
 
 def _curve(frame: _Frame, x: Sequence[float], values: Sequence[float], colour: str) -> list[str]:
     parts, run = [], []
-    for place, value in [*zip(x, values, strict=True), (math.nan, math.nan)]:
+    for at, value in [*zip(x, values, strict=True), (math.nan, math.nan)]:
         if math.isfinite(value):
-            run.append(f"{frame.x(place):.1f},{frame.y(value):.1f}")
-            parts.append(f'<circle cx="{frame.x(place):.1f}" cy="{frame.y(value):.1f}" r="3" fill="{colour}">'
-                         f"<title>{place:g}: {value:.4g}</title></circle>")  # fmt: skip
+            run.append(f"{frame.x(at):.1f},{frame.y(value):.1f}")
+            parts.append(f'<circle cx="{frame.x(at):.1f}" cy="{frame.y(value):.1f}" r="3" fill="{colour}">'
+                         f"<title>{at:g}: {value:.4g}</title></circle>")  # fmt: skip
             continue
         if len(run) > 1:
             parts.append(f'<polyline points="{" ".join(run)}" fill="none" stroke="{colour}" stroke-width="2"/>')

@@ -69,7 +69,7 @@ COMMANDS = {
     },
     "report": {
         "nosuch": "run.json", "empty": "run.json", "photo.png": "run.json", "few --out s.txt": ".html",
-        "few --images 0": "--images",
+        "few --images 0": "--images", "few --out nodir/r.html": "nodir", "few": "run.json",
     },
     "refine": {
         "nosuch.png": "nosuch.png", "text.txt": "text.txt", "empty": "empty", "photo.png --rounds 0": "--rounds",

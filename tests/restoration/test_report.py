@@ -177,6 +177,7 @@ document.title = [...document.querySelectorAll('.view img')].map(image => image.
 </script></body>"""
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
 def test_zooming_moves_all_images_of_a_group(tmp_path):
     cards = [Card(image=Image.new("RGB", (64, 64), (k, 0, 0)), title=str(k)) for k in (10, 200)]
