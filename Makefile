@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUFF := $(shell sed -n 's/.*"\(ruff==[0-9.]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: help demo test lint mutants bench clean
+.PHONY: help demo test lint types mutants bench clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
@@ -16,8 +16,12 @@ demo: $(VENV)/.demo-ready  ## restore, rate and rank a photograph [IMAGE=photo.j
 test: $(VENV)/.test-ready  ## the default tests: no network, no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-lint: $(VENV)/.lint-ready  ## ruff: rules and format
+lint: $(VENV)/.lint-ready  ## ruff: rules and format; then the types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory types
+
+types: $(VENV)/.test-ready  ## mypy: a minute the first time, then seconds
+	$(BIN)/mypy
 
 mutants: $(VENV)/.test-ready  ## plant mistakes that tests must notice [NAMES="a b"]; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants/run.py $(NAMES)
