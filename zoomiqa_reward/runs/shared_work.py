@@ -38,11 +38,16 @@ def block_size(count: int) -> int:
     return max(LEAST_BLOCK, -(-count // MOST_BLOCKS))
 
 
+def parts_of(file: Path) -> Path:
+    """Return the folder beside a file that is made of parts."""
+    return file.with_name(f"{file.name}.parts")
+
+
 class SharedWork:
     """The blocks of `count` items in a folder."""
 
     def __init__(self, folder: Path, settings: dict[str, Any], count: int) -> None:
-        """Claim the folder. settings: what all processes must agree on. Raises AnotherRun, OutputError, SharingError."""
+        """Claim the folder. settings: what all processes agree on. Raises AnotherRun, OutputError, SharingError."""
         _locks()
         self.folder, self.count, self.size = folder, count, block_size(count)
         self._settings = settings | {"count": count, "block": self.size}
@@ -86,14 +91,17 @@ class SharedWork:
 
     def finish(self, use: Callable[[], None]) -> bool:
         """Call `use` in one process, once all is done, and remove the folder; return whether it was this process."""
+        if not self.folder.exists():
+            return False
         with self._alone("finish"):
-            if not self.folder.exists() or not all(map(self.is_done, range(self.num_blocks))):
-                return False
-            use()
-            shutil.rmtree(self.folder)
-            for step in ("settings", "finish"):
-                self._lock_file(step).unlink(missing_ok=True)
-            return True
+            is_mine = self.folder.exists() and all(map(self.is_done, range(self.num_blocks)))
+            if is_mine:
+                use()
+                shutil.rmtree(self.folder)
+            if not self.folder.exists():  # nobody needs these any more
+                for step in ("settings", "finish"):
+                    self._lock_file(step).unlink(missing_ok=True)
+            return is_mine
 
     def _part(self, block: int) -> Path:
         return self.folder / f"{block:05}.jsonl"
