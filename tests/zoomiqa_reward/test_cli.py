@@ -313,6 +313,7 @@ def test_protocol_import_writes_a_file_that_loads(capsys, tmp_path):
     assert protocol.round2.render("x") == "Again: {question} {{}}"
 
 
+@pytest.mark.integration
 def test_stdout_holds_json_alone_and_a_closed_pipe_is_quiet(photograph):
     """In a process of its own: what transformers prints while loading must not end up between the lines."""
     command = [sys.executable, "-m", "zoomiqa_reward.cli.main", "score", *[str(photograph)] * 2, "--json"]

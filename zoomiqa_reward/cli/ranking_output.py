@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from zoomiqa_reward.images.contact_sheet import SheetEntry, SheetWords, contact_sheet, entry_of
-from zoomiqa_reward.images.loading import ImageError, load_image, to_pil
+from zoomiqa_reward.images.loading import ImageError, ImageSources, load_image, to_pil
 from zoomiqa_reward.model import ranking
 from zoomiqa_reward.model.measuring import Measured
 from zoomiqa_reward.model.ratings import Ratings
@@ -32,7 +32,7 @@ class _Known:
 
     ratings: Ratings
 
-    def rate(self, images: Any, **_: Any) -> Ratings:
+    def rate(self, images: ImageSources, /, mode: str, strict: bool) -> Ratings:
         return self.ratings
 
 
@@ -45,7 +45,7 @@ def order_by_rating(measured: Sequence[Measured]) -> tuple[list[Placed], float]:
         valid=torch.tensor([record.valid for record in records]),
         std_kind="token" if records and records[0].mode == "direct" else "samples",
     )
-    result = ranking.rank(_Known(ratings), None)
+    result = ranking.rank(_Known(ratings), ())
     shared = {index: group[0] for group in result.ties for index in group}
     places = {index: number for number, index in enumerate(result.order, start=1)}
     placed = [
