@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from skimage import data
 
 from zoomiqa_reward.runs.settings import AnotherRun
 from zoomiqa_reward.runs.shared_work import LEAST_BLOCK, SharedWork, block_size
@@ -100,37 +102,57 @@ def test_blocks_are_few_enough_for_a_folder():
     assert [block_size(count) for count in (0, 1, 640_000, 640_001)] == [64, 64, 64, 65]
 
 
-@pytest.mark.integration
-def test_the_table_of_three_processes_is_that_of_one(tmp_path):
-    from PIL import Image
-    from skimage import data
-
-    (tmp_path / "in").mkdir()
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder with `in/` and `one.csv`, the table of one process; one of the files is damaged."""
+    folder = tmp_path_factory.mktemp("together")
+    (folder / "in").mkdir()
     for k in range(3 * LEAST_BLOCK):
         x, y = random.Random(k).choices(range(400), k=2)
-        Image.fromarray(data.astronaut()[y : y + 32, x : x + 32]).save(tmp_path / "in" / f"{k:04}.png")
-    (tmp_path / "in" / "torn.png").write_bytes(b"\x89PNG")
-    command = [sys.executable, "-m", "zoomiqa_reward.cli.main", "score", "in", "--device", "cpu"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+        Image.fromarray(data.astronaut()[y : y + 32, x : x + 32]).save(folder / "in" / f"{k:04}.png")
+    (folder / "in" / "torn.png").write_bytes(b"\x89PNG")
+    assert score(folder, "--out", "one.csv").wait() == 2
+    return folder
 
-    def run(*options):
-        return subprocess.Popen(
-            [*command, *options], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
 
-    shared = [run("--out", "many.csv", "--shared") for _ in range(3)]
-    parts = tmp_path / "many.csv.parts"
+def score(folder, *options, **variables):
+    command = [sys.executable, "-m", "zoomiqa_reward.cli.main", "score", "in", "--device", "cpu", *options]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"} | variables
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.integration
+def test_the_table_of_three_processes_is_that_of_one(images):
+    shared = [score(images, "--out", "many.csv", "--shared") for _ in range(3)]
+    parts = images / "many.csv.parts"
     while not list(parts.glob("*.lock")):
         time.sleep(0.1)
     holder = next(worker for worker in shared if _holds(worker.pid, parts))
     holder.kill()
     holder.wait()
-    assert run("--out", "one.csv").wait() == 2  # one file is damaged
     assert sorted(worker.wait() for worker in shared if worker is not holder)[-1] == 2
-    assert (tmp_path / "many.csv").read_text() == (tmp_path / "one.csv").read_text()
-    assert sorted(os.listdir(tmp_path)) == ["in", "many.csv", "one.csv"]
+    assert (images / "many.csv").read_text() == (images / "one.csv").read_text()
+    assert sorted(os.listdir(images)) == ["in", "many.csv", "one.csv"]
+    (images / "many.csv").unlink()
 
 
 def _holds(pid, parts):
     opened = (os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink())
     return any(str(parts) in target for target in opened)
+
+
+@pytest.mark.integration
+def test_launched_processes_share_the_work_and_need_a_table(images):
+    variables = {"WORLD_SIZE": "2"}  # what accelerate launch sets
+    assert score(images, RANK="0", **variables).wait() == 1
+    launched = [score(images, "--out", "launched.csv", RANK=str(rank), **variables) for rank in range(2)]
+    assert sorted(worker.wait() for worker in launched)[-1] == 2
+    assert (images / "launched.csv").read_text() == (images / "one.csv").read_text()
+    (images / "launched.csv").unlink()
+
+
+@pytest.mark.integration
+def test_a_ray_cluster_makes_the_table_of_one_process(images):
+    assert score(images, "--out", "ray.csv", "--ray", "2").wait() == 2
+    assert (images / "ray.csv").read_text() == (images / "one.csv").read_text()
+    (images / "ray.csv").unlink()

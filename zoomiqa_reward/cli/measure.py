@@ -42,9 +42,9 @@ def score(
     shared = shared or launched > 1
     if out is not None:
         claim_table(out, inputs=files, overwrite=overwrite)
-    elif shared or ray:
+    if out is None and (shared or ray):
         raise ValueError("several processes share their work through the table; name it with --out")
-    if ray:
+    if out is not None and ray:
         if not files:
             raise ValueError("there is no image")
         from zoomiqa_reward.cli.score_shared import score_on_cluster
@@ -55,7 +55,7 @@ def score(
         return _shown(records, as_json=as_json)
     device = inputs.own_device(device, rank) if launched > 1 else device
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
-    if shared:
+    if out is not None and shared:
         from zoomiqa_reward.cli.score_shared import score_shared
 
         records, finished = score_shared(

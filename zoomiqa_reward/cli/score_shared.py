@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoomiqa_reward.cli.score_table import ScoreTable, fingerprint_of, measure_rows, record_of, watch
+from zoomiqa_reward.cli.score_table import ScoreTable, fingerprint_of, measure_rows, record_of, typed_row, watch
 from zoomiqa_reward.model.measuring import BATCH, RatedImage
 from zoomiqa_reward.runs.digest import digest_of
 from zoomiqa_reward.runs.progress import progress
@@ -47,7 +47,7 @@ def score_on_cluster(
     job = Job(files=tuple(files), folder=os.getcwd(), out=out, overwrite=overwrite, device=device, loaded=loaded,
               asked=asked)  # fmt: skip
     score_on_ray(job, workers=workers)
-    rows = {row["image"]: row for row in read_table(out)}
+    rows = {row["image"]: row for row in map(typed_row, read_table(out))}
     print(f"{out}: {len(files)} images by {workers} workers", file=sys.stderr)
     return [record_of(rows[file]) for file in files]
 

@@ -47,7 +47,7 @@ class ScoreTable:
         """Read what is there. Raises OutputError for a damaged table."""
         given = set(files)
         self._before, self._others = {}, []
-        for row in (_typed(row) for row in read_table(self.path)):
+        for row in (typed_row(row) for row in read_table(self.path)):
             if row["valid"]:
                 self._before[row["sha256"], row["fingerprint"]] = row
             if row["image"] not in given:
@@ -169,7 +169,7 @@ def _digest(file: str) -> str | None:
         return None
 
 
-def _typed(row: dict[str, Any]) -> dict[str, Any]:
+def typed_row(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row with the types that CSV lost, and without the mark."""
     typed = {key: value for key, value in row.items() if key != MADE_BY}
     for key in ("rating", "std", "score_0_100"):

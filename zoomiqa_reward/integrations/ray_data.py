@@ -116,8 +116,9 @@ def _told(job: Job) -> Iterator[None]:
         seen = 0
         while not over.wait(LOOK_S):
             done = min(len(job.files), size * sum(1 for _ in parts.glob("*.jsonl")))
-            count(max(0, done - seen))
-            seen = max(seen, done)
+            if done > seen:  # the parts are gone once the table is written
+                count(done - seen)
+                seen = done
 
     with counting("rating", len(job.files)) as count:
         looking = threading.Thread(target=look, args=(count,), daemon=True)
