@@ -4,6 +4,7 @@ What needs torch is imported when a command runs, so that `--help` and wrong opt
 """
 
 import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,11 +48,14 @@ def score(
     if out is not None and ray:
         if not files:
             raise ValueError("there is no image")
-        from zoomiqa_reward.cli.score_shared import score_on_cluster
+        from zoomiqa_reward.cli.score_shared import Job, score_on_cluster
 
-        loaded = {"model": model, "adapter": adapter, "protocol": protocol}
-        asked = {"mode": mode, "strict": strict, "question": question}
-        records = score_on_cluster(out, overwrite, files, workers=ray, device=device, loaded=loaded, asked=asked)
+        job = Job(
+            files=tuple(files), folder=os.getcwd(), out=out, overwrite=overwrite, device=device,
+            loaded={"model": model, "adapter": adapter, "protocol": protocol},
+            asked={"mode": mode, "strict": strict, "question": question},
+        )  # fmt: skip
+        records = score_on_cluster(job, workers=ray)
         return _shown(records, as_json=as_json)
     device = inputs.own_device(device, rank) if launched > 1 else device
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)

@@ -7,9 +7,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoomiqa_reward.cli.inputs import load_model
 from zoomiqa_reward.cli.score_table import ScoreTable, fingerprint_of, measure_rows, record_of, typed_row, watch
 from zoomiqa_reward.model.measuring import BATCH, RatedImage
 from zoomiqa_reward.runs.digest import digest_of
@@ -31,25 +33,47 @@ def score_shared(
     table.open(files)
     work = shared_work(table, files)
     results = measure_shared(table, iqa, files, work, start=rank, **asked)
-    own = watch(progress(results, None, "rating, this process's part"), then)
+    records = watch(progress(results, None, "rating, this process's part"), then)
     finished = finish_shared(table, files, work)
-    print(f"{out}: {len(files)} images, {len(own)} of them by this process", file=sys.stderr)
-    return (table.records() if finished else own), finished
+    print(f"{out}: {len(files)} images, {len(records)} of them by this process", file=sys.stderr)
+    return (table.records() if finished else records), finished
 
 
-def score_on_cluster(
-    out: Path, overwrite: bool, files: Sequence[str], *, workers: int, device: str | None, loaded: dict[str, Any],
-    asked: dict[str, Any],
-) -> list[RatedImage]:  # fmt: skip
-    """Rate the files by the workers of a Ray cluster and return all records. loaded: model, adapter, protocol."""
-    from zoomiqa_reward.integrations.ray_data import Job, score_on_ray
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What each worker of a cluster does: loads the model, then rates with the others."""
 
-    job = Job(files=tuple(files), folder=os.getcwd(), out=out, overwrite=overwrite, device=device, loaded=loaded,
-              asked=asked)  # fmt: skip
-    score_on_ray(job, workers=workers)
-    rows = {row["image"]: row for row in map(typed_row, read_table(out))}
-    print(f"{out}: {len(files)} images by {workers} workers", file=sys.stderr)
-    return [record_of(rows[file]) for file in files]
+    files: tuple[str, ...]
+    folder: str
+    """The working folder that relative paths start from."""
+    out: Path
+    overwrite: bool
+    device: str | None
+    loaded: dict[str, Any]
+    """`model`, `adapter`, `protocol`."""
+    asked: dict[str, Any]
+    """`mode`, `strict`, `question`."""
+
+    def __call__(self) -> Callable[[int], int]:
+        """Return what rates, given the worker's number; it returns how many records it has. Raises CheckpointError."""
+        os.chdir(self.folder)
+        iqa = load_model(self.loaded["model"], device=self.device, adapter=self.loaded["adapter"],
+                         protocol=self.loaded["protocol"])  # fmt: skip
+
+        def rate(worker: int) -> int:
+            return len(score_shared(self.out, self.overwrite, iqa, self.files, rank=worker, **self.asked)[0])
+
+        return rate
+
+
+def score_on_cluster(job: Job, *, workers: int) -> list[RatedImage]:
+    """Rate the files of a job by the workers of a Ray cluster and return all records."""
+    from zoomiqa_reward.integrations.ray_data import score_on_ray
+
+    score_on_ray(job, workers=workers, out=job.out, num_files=len(job.files))
+    rows = {row["image"]: row for row in map(typed_row, read_table(job.out))}
+    print(f"{job.out}: {len(job.files)} images by {workers} workers", file=sys.stderr)
+    return [record_of(rows[file]) for file in job.files]
 
 
 def shared_work(table: ScoreTable, files: Sequence[str]) -> SharedWork:

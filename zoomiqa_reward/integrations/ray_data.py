@@ -11,7 +11,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,48 +22,26 @@ from zoomiqa_reward.runs.shared_work import block_size, parts_of
 LOOK_S = 2.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What each worker does."""
-
-    files: tuple[str, ...]
-    folder: str
-    """The working folder that relative paths start from."""
-    out: Path
-    overwrite: bool = False
-    device: str | None = None
-    loaded: dict[str, Any]
-    """`model`, `adapter` and `protocol`, as for `ZoomIQA.from_pretrained`."""
-    asked: dict[str, Any]
-    """`mode`, `strict` and `question`, as for `measure`."""
+Prepare = Callable[[], Callable[[int], int]]
+"""Called once in each worker, whose process is its own; returns what rates, given the worker's number."""
 
 
 class Worker:
-    """An actor of Ray Data: loads the model once and works until all blocks are done."""
+    """An actor of Ray Data."""
 
-    def __init__(self, job: Job) -> None:
-        """Load the model. Raises CheckpointError."""
-        from zoomiqa_reward.model.zoomiqa import ZoomIQA
-
-        os.chdir(job.folder)  # the actor is a process of its own
-        self.job = job
-        others = {name: value for name, value in job.loaded.items() if name != "model"}
-        self.iqa = ZoomIQA.from_pretrained(job.loaded["model"], device=job.device, **others)
+    def __init__(self, prepare: Prepare) -> None:
+        """Prepare: load the model."""
+        self.rate = prepare()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return a column `own`: how many files each worker of the batch had a record of."""
-        from zoomiqa_reward.cli.score_shared import score_shared
-
-        job = self.job
-        own = [
-            len(score_shared(job.out, job.overwrite, self.iqa, job.files, rank=int(number), **job.asked)[0])
-            for number in batch["worker"]
-        ]
-        return {"own": np.array(own)}
+        """Return a column `count`: what `rate` returned for each worker of the batch."""
+        return {"count": np.array([self.rate(int(number)) for number in batch["worker"]])}
 
 
-def score_on_ray(job: Job, *, workers: int, gpus_per_worker: float | None = None) -> None:
-    """Rate the files of a job and write its table.
+def score_on_ray(
+    prepare: Prepare, *, workers: int, out: Path, num_files: int, gpus_per_worker: float | None = None
+) -> None:
+    """Run the workers until all files are rated and the table is written. prepare: must be picklable.
 
     The cluster is that of the variable RAY_ADDRESS, else one that this call starts on this machine and ends.
     gpus_per_worker: by default 1 where the cluster has as many GPUs as workers, else 0. Raises ValueError for fewer
@@ -79,13 +56,13 @@ def score_on_ray(job: Job, *, workers: int, gpus_per_worker: float | None = None
     import ray.data as ray_data
 
     with tempfile.TemporaryDirectory(prefix="zoomiqa-", ignore_cleanup_errors=True) as folder:
-        own = {"address": "local", "num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False,
+        local = {"address": "local", "num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False,
                "_temp_dir": folder}  # fmt: skip
         if started := not ray.is_initialized():
             ray.init(
                 log_to_driver=False,
                 logging_level=logging.WARNING,
-                **({"address": address} if address else own),
+                **({"address": address} if address else local),
             )
         try:
             if gpus_per_worker is None:
@@ -96,10 +73,10 @@ def score_on_ray(job: Job, *, workers: int, gpus_per_worker: float | None = None
                 [{"worker": number} for number in range(workers)], override_num_blocks=workers
             )
             rows = numbers.map_batches(
-                Worker, fn_constructor_args=(job,), batch_size=1, num_gpus=gpus_per_worker,
+                Worker, fn_constructor_args=(prepare,), batch_size=1, num_gpus=gpus_per_worker,
                 compute=ray_data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
             )  # fmt: skip
-            with _told(job):
+            with _told(out, num_files):
                 rows.take_all()
         finally:
             if started:
@@ -107,20 +84,20 @@ def score_on_ray(job: Job, *, workers: int, gpus_per_worker: float | None = None
 
 
 @contextmanager
-def _told(job: Job) -> Iterator[None]:
+def _told(out: Path, num_files: int) -> Iterator[None]:
     """Show how many files are done, by the parts that are there, while the workers work."""
-    parts, size = parts_of(job.out), block_size(len(job.files))
+    parts, size = parts_of(out), block_size(num_files)
     over = threading.Event()
 
     def look(count: Callable[[int], None]) -> None:
         seen = 0
         while not over.wait(LOOK_S):
-            done = min(len(job.files), size * sum(1 for _ in parts.glob("*.jsonl")))
+            done = min(num_files, size * sum(1 for _ in parts.glob("*.jsonl")))
             if done > seen:  # the parts are gone once the table is written
                 count(done - seen)
                 seen = done
 
-    with counting("rating", len(job.files)) as count:
+    with counting("rating", num_files) as count:
         looking = threading.Thread(target=look, args=(count,), daemon=True)
         looking.start()
         try:
