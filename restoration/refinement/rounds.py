@@ -285,9 +285,7 @@ class Refining:
             words = self._ask(current, scale) if is_new else last.zoom_request
         if self._mapped[0] != kept.number:  # the map is the image's: a refused round changes nothing
             self._mapped = (kept.number, quality_map(self.assessor, load_image(current), strict=True))
-        refused = {
-            one.zoom_request.box for one in self.journal.history[kept.number + 1 :] if one.zoom_request is not None
-        }
+        refused = {round_.zoom_request.box for round_ in self.journal.history[kept.number + 1 :] if round_.zoom_request}
         return worst_view(self._mapped[1], refused, scale, words)
 
     def _consistency(self, image: Image.Image) -> float:
