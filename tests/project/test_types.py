@@ -3,6 +3,8 @@
 import ast
 import inspect
 import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -99,3 +101,9 @@ def test_every_type_ignore_names_its_code():
         if re.search(r"#\s*type:\s*ignore(?!\[[a-z-]+)", line)
     ]
     assert not bare
+
+
+@pytest.mark.integration  # a minute without a cache, then seconds
+def test_mypy_finds_nothing():
+    checked = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
