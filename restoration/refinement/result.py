@@ -10,6 +10,8 @@ A kill at any moment loses at most the round in progress:
 An image is renamed into place before its line is appended, and a line counts once its newline is there.
 """
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ class Refined:
     stopped: str
     """`satisfied`: the model asks for no closer look. `budget`: all rounds are used. `unreadable`: the answer
     cannot be read. `deterministic`: the restorer would repeat the refused region."""
-    report: dict[str, Any]
+    report: Mapping[str, object]
     """The content of run.json."""
 
     @property
@@ -62,7 +64,7 @@ class Refined:
         """Reward of the result less that of the start, which is the result of best-of-N alone."""
         return self.kept.reward - self.history[0].reward
 
-    def save(self, folder: Any) -> Path:
+    def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write refined.png, strip.png, run.json, rounds.jsonl, rounds/ and start/; return the folder.
 
         A run with `out` has written them already. Raises OSError, and ValueError for a folder that holds another run.

@@ -6,12 +6,13 @@ and not with the last, so that many small losses cannot add up.
 """
 
 import copy
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from torch import Tensor
@@ -22,16 +23,20 @@ from restoration.refinement.records import Attempt, Round, row_of
 from restoration.refinement.regions import Region, ZoomRequest, read_zoom_request, texts_for
 from restoration.refinement.result import Journal, Refined, write_artefacts
 from restoration.restorer.image_io import RestorationError
+from restoration.restorer.loading import RestorerSource
 from restoration.restorer.restorer import Restorer
 from restoration.restorer.rng import candidate_seed
 from restoration.selection.best_of_n import best_of_n, settings_of
 from restoration.selection.candidate_loop import CandidateSource, pixels_digest
 from restoration.selection.result import BestOfN, open_run
-from zoomiqa_reward.images.loading import conversions, load_image, to_pil
+from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, to_pil
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, is_groupwise
 from zoomiqa_reward.rewards.restorations import ask_restorations, lost_content
 from zoomiqa_reward.runs.progress import progress as progress_of
+
+if TYPE_CHECKING:
+    from restoration.refinement.acceptance import Assessor
 
 LR_CONSISTENCY_SLACK_DB = 0.1
 """Loss of LR-consistency that a redrawn region of the same quality may have by chance."""
@@ -40,9 +45,9 @@ ROUND_SEEDS = 1 << 20
 
 
 def refine(
-    restorer: Any, image_lq: Any, iqa_or_reward: Any, *, rounds: int = 3, seeds_per_round: int = 4, seed: int = 0,
-    out: Any = None, min_gain: float | None = None, lr_consistency_slack_db: float = LR_CONSISTENCY_SLACK_DB,
-    assessor: Any = None, progress: bool = True,
+    restorer: RestorerSource | Restorer, image_lq: ImageSource, iqa_or_reward: "Assessor | Reward", *, rounds: int = 3, seeds_per_round: int = 4, seed: int = 0,
+    out: str | os.PathLike[str] | None = None, min_gain: float | None = None, lr_consistency_slack_db: float = LR_CONSISTENCY_SLACK_DB,
+    assessor: "Assessor | None" = None, progress: bool = True,
 ) -> Refined:  # fmt: skip
     """Restore `image_lq`, then restore again the regions that the quality model names.
 
@@ -102,7 +107,7 @@ class Refining:
     """One run: its inputs, and its rounds in the journal. Use `refine`."""
 
     def __init__(
-        self, restorer: Restorer, image: Tensor, reward: Reward, assessor: Any, journal: Journal,
+        self, restorer: Restorer, image: Tensor, reward: Reward, assessor: "Assessor", journal: Journal,
         settings: dict[str, Any],
     ) -> None:  # fmt: skip
         """image: CHW in [0, 1] on the CPU. settings: what stands in run.json; the limits are read from there."""

@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from restoration.restorer.image_io import VALUE_RANGES, check_choice
 from restoration.restorer.module_engine import CallableEngine, ModuleEngine
@@ -17,6 +17,28 @@ from zoomiqa_reward.errors import ZoomIQAError
 ALIGNMENT = 64
 """Bytes: torch's own allocations start at multiples of this."""
 NANO = Path(__file__).parents[1] / "checkpoints" / "nano"
+
+
+class Pipeline(Protocol):
+    """A diffusers pipeline."""
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """Its parts by name."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Move or cast its networks."""
+
+
+class Descriptor(Protocol):
+    """A network as spandrel loads it."""
+
+    scale: int
+    model: nn.Module
+
+
+RestorerSource = str | Path | Pipeline | nn.Module | Descriptor | Callable[..., Tensor]
+"""What `Restorer.from_pretrained` takes."""
 
 
 class PipelineError(ZoomIQAError, OSError):

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from restoration.evaluation.measuring import bicubic
-from restoration.restorer.loading import is_pipeline, load_pipeline
+from restoration.restorer.loading import RestorerSource, is_pipeline, load_pipeline
 from restoration.restorer.restorer import Restorer
 
 BICUBIC = "bicubic"
@@ -35,7 +35,7 @@ def doing_nothing(scale: int) -> Restorer:
 
 
 def varied_pool(
-    source: Any = "nano", *, vary_sharpness: float = VARY_SHARPNESS, size: int = POOL_SIZE, **options: Any
+    source: RestorerSource = "nano", *, vary_sharpness: float = VARY_SHARPNESS, size: int = POOL_SIZE, **options: object
 ) -> list[Restorer]:
     """Return `size` restorers for `best_of_n`: `source` as it is, bicubic, then varied ones.
 

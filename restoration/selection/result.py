@@ -12,7 +12,8 @@ An image is renamed into place before its line is appended, and a line counts on
 kill leaves is at most one image without a line, which is made again, bit for bit, in its place.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -39,7 +40,7 @@ class BestOfN:
     stopped_early: bool
     notes: tuple[str, ...]
     """Notes that a reader of the numbers needs, such as why all candidates are identical."""
-    report: dict[str, Any]
+    report: Mapping[str, object]
     """The content of run.json."""
     image_lq: Image.Image | None = None
     """The input in 8 bits; None in a result that was put together by other code."""
@@ -61,7 +62,7 @@ class BestOfN:
             raise ValueError(f"none of {len(self.candidates)} candidates could be measured; the first: {first.error}")
         return first
 
-    def save(self, folder: Any) -> Path:
+    def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write run.json, candidates.jsonl, the images that are held, best.png and sheet.png; return the folder.
 
         A run with `out` has written them already. Raises OSError, and ValueError for a folder that holds another run.
