@@ -85,7 +85,7 @@ def best_of_n(
         )
     require_folder(out)  # before the work, as the image
     load_image(image)
-    given = {"device": device, "adapter": adapter, "protocol": protocol}
+    given: dict[str, Any] = {"device": device, "adapter": adapter, "protocol": protocol}
     judge = load_reward(reward, model=model, mode=mode, is_model_needed=cascade > 0, **given)
     explainer = None
     if cascade:  # the model that rates also explains; beside another reward, it is the one of --model
@@ -93,7 +93,7 @@ def best_of_n(
         iqa = inputs.load_model(model, **given) if of_model is None else of_model.iqa
         explainer = Cascade(reward=ZoomIQAReward(iqa, mode="reason"), top=cascade)
     print(f"loading {', '.join(restorer)} ...", file=sys.stderr)
-    restorer_options = {
+    restorer_options: dict[str, Any] = {
         "scale": scale,
         "steps": steps,
         "device": device,

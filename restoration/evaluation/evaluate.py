@@ -7,7 +7,7 @@ records stands in `restoration.evaluation.report`.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -126,8 +126,8 @@ def _run(
             folder.add(judge(pair.hr, pair, item.name, "hr"))
         yield from (folder.records[key] for key in rows.values())
         due = [seed for _, _, seed in missing if seed is not None]
-        for seed, image, cost in restore_seeds(restorer, pair.lq, dataset.scale, due):
-            record = judge(image, pair, item.name, "candidate", seed, cost)
+        for seed, restored, cost in restore_seeds(restorer, pair.lq, dataset.scale, due):
+            record = judge(restored, pair, item.name, "candidate", seed, cost)
             folder.add(record)
             yield record
 
@@ -177,7 +177,7 @@ def with_conventions(
     if dataset.is_clean:
         usual["lr_consistency"] = {"blur_px": 0.0}
     given = options or {}
-    return {name: usual.get(name, {}) | given.get(name, {}) for name in {**usual, **given}}
+    return {name: {**usual.get(name, {}), **given.get(name, {})} for name in {**usual, **given}}
 
 
 def _notes(dataset: Dataset) -> list[str]:
@@ -185,13 +185,13 @@ def _notes(dataset: Dataset) -> list[str]:
     return [f"{path.name}: {note}" for path in files for note in conversions(path)]
 
 
-def _hashed(name: str, options: dict[str, Any]) -> dict[str, Any]:
+def _hashed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if name != "lpips" or "weights" not in options:
-        return options
+        return dict(options)
     try:
-        return options | {"weights": backbone_hash(options["weights"])}
+        return {**options, "weights": backbone_hash(options["weights"])}
     except MetricUnavailable:
-        return options | {"weights": None}
+        return {**options, "weights": None}
 
 
 def _check(

@@ -117,7 +117,13 @@ class ImageMeasurer:
     def __call__(
         self, image: Tensor | str, pair: ImagePair, name: str, row: str, seed: int | None = None, cost: Any = None
     ) -> ImageRecord:
-        common = {"image": name, "row": row, "seed": seed, "lq_sha256": pair.lq_sha256, "hr_sha256": pair.hr_sha256}
+        common: dict[str, Any] = {
+            "image": name,
+            "row": row,
+            "seed": seed,
+            "lq_sha256": pair.lq_sha256,
+            "hr_sha256": pair.hr_sha256,
+        }
         if isinstance(image, str):
             return ImageRecord(**common, error=image, metrics=dict.fromkeys(self.names, float("nan")),
                           reasons=dict.fromkeys(self.names, "there is no image"))  # fmt: skip

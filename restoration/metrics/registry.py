@@ -8,7 +8,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
@@ -146,10 +147,10 @@ def measure(
 
 
 def _measure(
-    metric: Metric, image: Tensor, given: dict[str, Tensor | None], options: Mapping[str, object]
+    metric: Metric, image: Tensor, given: dict[str, Tensor | None], given_options: Mapping[str, Any]
 ) -> Measurement:
     other = given[metric.needs] if metric.needs else None
-    options = dict(options)
+    options = dict(given_options)
     if metric.options == {"border_px"} and (border := options.pop("border_px", 0)):  # its function has none of its own
         image, other = _inner(image, border), None if other is None else _inner(other, border)
     if metric.needs and other is None:
@@ -197,7 +198,8 @@ def as_reward(name: str, **options: object) -> MetricReward:
     needs = [] if metric.needs is None else [metric.needs]
     parts = [metric.name, metric.version(), str(metric.border_px), *(f"{k}={options[k]}" for k in sorted(options))]
     if name == "lpips":
-        parts = [*parts[:3], backbone_hash(options.get("weights"))]  # what the file holds counts, not where it lies
+        weights = cast("str | Path | None", options.get("weights"))
+        parts = [*parts[:3], backbone_hash(weights)]  # what the file holds counts, not where it lies
 
     def fn(image: Tensor, **given: Tensor) -> float:
         return metric.fn(image, *(given[key] for key in needs), **options)

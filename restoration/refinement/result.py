@@ -21,7 +21,7 @@ from torch import Tensor
 
 from restoration.refinement.records import Round, round_of, row_of
 from restoration.refinement.strip import strip_of
-from restoration.selection.result import BestOfN
+from restoration.selection.result import BestOfN, settings_in
 from zoomiqa_reward.images.loading import save_png
 from zoomiqa_reward.runs.folder import bind
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json
@@ -107,11 +107,11 @@ class Journal:
 def save_result(result: "Refined", folder: Path) -> Path:
     """Write a result that has no folder yet; see `Refined.save`."""
     result.start.save(folder / "start")
-    journal = Journal(folder, result.report["settings"])
+    journal = Journal(folder, settings_in(result.report))
     for item in result.history[len(journal.history) :]:
         journal.add(item, item.image if item.has_image() else None)
     rows = [row_of(item, folder) for item in journal.history[: len(result.history)]]  # they have files now
-    write_artefacts(replace(result, report=result.report | {"rounds": rows}), folder)
+    write_artefacts(replace(result, report={**result.report, "rounds": rows}), folder)
     return folder
 
 
@@ -119,4 +119,4 @@ def write_artefacts(result: "Refined", folder: Path) -> None:
     """Write refined.png, strip.png and the finished run.json."""
     save_png(result.image, folder / "refined.png")
     save_png(strip_of(result), folder / "strip.png")
-    write_json(folder / "run.json", result.report | {"finished": True})
+    write_json(folder / "run.json", {**result.report, "finished": True})

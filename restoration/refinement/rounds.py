@@ -28,7 +28,7 @@ from restoration.restorer.restorer import Restorer
 from restoration.restorer.rng import candidate_seed
 from restoration.selection.best_of_n import best_of_n, settings_of
 from restoration.selection.candidate_loop import CandidateSource, pixels_digest
-from restoration.selection.result import BestOfN, open_run
+from restoration.selection.result import BestOfN, open_run, settings_in
 from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, to_pil
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, is_groupwise
@@ -45,9 +45,10 @@ ROUND_SEEDS = 1 << 20
 
 
 def refine(
-    restorer: RestorerSource | Restorer, image_lq: ImageSource, iqa_or_reward: "Assessor | Reward", *, rounds: int = 3, seeds_per_round: int = 4, seed: int = 0,
-    out: str | os.PathLike[str] | None = None, min_gain: float | None = None, lr_consistency_slack_db: float = LR_CONSISTENCY_SLACK_DB,
-    assessor: "Assessor | None" = None, progress: bool = True,
+    restorer: RestorerSource | Restorer, image_lq: ImageSource, iqa_or_reward: "Assessor | Reward", *,
+    rounds: int = 3, seeds_per_round: int = 4, seed: int = 0,
+    out: str | os.PathLike[str] | None = None, min_gain: float | None = None,
+    lr_consistency_slack_db: float = LR_CONSISTENCY_SLACK_DB, assessor: "Assessor | None" = None, progress: bool = True,
 ) -> Refined:  # fmt: skip
     """Restore `image_lq`, then restore again the regions that the quality model names.
 
@@ -132,7 +133,7 @@ class Refining:
                                progress=progress)  # fmt: skip
         with ExitStack() as stack:
             if folder is not None:
-                stack.enter_context(open_run(folder, self.start.report["settings"]))  # its lock is the whole run's
+                stack.enter_context(open_run(folder, settings_in(self.start.report)))  # its lock is the whole run's
             if done is None:
                 self._record_start(self.start, zoom_request, texts)
             yield
@@ -148,7 +149,7 @@ class Refining:
             number=0, zoom_request=zoom_request, reward=best.score, lr_consistency=self._consistency(best.image),
             accepted=True,
             reason=f"best of {len(start.candidates)} restorations of the whole image{unread}", pixels=best.pixels,
-            **texts,
+            prompt=texts.get("prompt"), negative_prompt=texts.get("negative_prompt"),
         )  # fmt: skip
         self.journal.add(first, best.image)
 
@@ -194,7 +195,8 @@ class Refining:
             round_, region=region.box, attempts=tuple(attempts), reward=chosen.reward,
             lr_consistency=chosen.lr_consistency, accepted=accepted, reason=judge.reason(attempts),
             pixels=None if best is None else pixels_digest(best),
-            stop="deterministic" if self.restorer.deterministic and not accepted else None, **texts,
+            stop="deterministic" if self.restorer.deterministic and not accepted else None,
+            prompt=texts.get("prompt"), negative_prompt=texts.get("negative_prompt"),
         )  # fmt: skip
         return round_, best
 
@@ -207,7 +209,9 @@ class Refining:
         """
         source = region.cut(self.image)
         try:
-            [restored] = self.restorer.restore(source, [seed], **texts)
+            [restored] = self.restorer.restore(
+                source, [seed], prompt=texts.get("prompt"), negative_prompt=texts.get("negative_prompt")
+            )
         except RestorationError as error:
             return Attempt(seed=seed, error=str(error)), None
         [nothing] = lost_content([restored.image], [source])

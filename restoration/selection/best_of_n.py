@@ -49,8 +49,10 @@ class Cascade:
 
 def best_of_n(
     restorer: RestorerSource | Restorer | Sequence[RestorerSource | Restorer], image_lq: ImageSource, reward: Reward,
-    n: int = 8, seed: int = 0, *, out: str | os.PathLike[str] | None = None, keep: int = 4, batch_size: int = 1, strict: bool = True, prompts: str | Sequence[str] | None = None,
-    early_stop: EarlyStop | None = None, cascade: Cascade | None = None, hr: ImageSource | None = None, progress: bool = True,
+    n: int = 8, seed: int = 0, *, out: str | os.PathLike[str] | None = None, keep: int = 4,
+    batch_size: int = 1, strict: bool = True, prompts: str | Sequence[str] | None = None,
+    early_stop: EarlyStop | None = None, cascade: Cascade | None = None, hr: ImageSource | None = None,
+    progress: bool = True,
 ) -> BestOfN:  # fmt: skip
     """Return N candidate restorations of `image_lq` in the order of a reward.
 
@@ -113,7 +115,7 @@ def pool(
     restorer: RestorerSource | Restorer | Sequence[RestorerSource | Restorer], prompts: str | Sequence[str] | None
 ) -> list[CandidateSource]:
     """Return the restorers with each of the prompts. Raises ValueError for an empty pool."""
-    given = list(restorer) if isinstance(restorer, list | tuple) else [restorer]
+    given: list[Any] = list(restorer) if isinstance(restorer, list | tuple) else [restorer]
     texts = [None] if prompts is None else [prompts] if isinstance(prompts, str) else list(prompts)
     if not given or not texts:
         raise ValueError(f"{len(given)} restorers and {len(texts)} prompts: at least one of each is needed")

@@ -120,9 +120,16 @@ def open_run(folder: Path, settings: dict[str, Any]) -> Iterator[DrawFolder]:
         yield DrawFolder(folder, settings)
 
 
+def settings_in(report: Mapping[str, object]) -> dict[str, Any]:
+    """Return what a run depends on, from its report."""
+    settings = report["settings"]
+    assert isinstance(settings, dict)
+    return settings
+
+
 def save_result(result: "BestOfN", folder: Path) -> Path:
     """Write a result that has no folder yet; see `BestOfN.save`."""
-    with open_run(folder, result.report["settings"]) as run:
+    with open_run(folder, settings_in(result.report)) as run:
         for candidate in result.candidates:
             if candidate.index not in run.done:
                 twin = None if candidate.same_as is None else run.done[candidate.same_as].file
@@ -138,7 +145,7 @@ def write_artefacts(result: "BestOfN", folder: Path) -> None:
     if result.image_lq is not None:
         save_png(result.image_lq, folder / "input.png")
     save_png(sheet_of(result.order, result.report, result.image_lq), folder / "sheet.png")
-    write_json(folder / "run.json", result.report | {"finished": True})
+    write_json(folder / "run.json", {**result.report, "finished": True})
 
 
 def record_of(candidate: Candidate, folder: Path | None) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def all_sum(tensor: Tensor) -> Tensor:
     from accelerate.utils import reduce
 
     with torch.no_grad():
-        return reduce(tensor, reduction="sum")  # type: ignore[no-any-return]
+        return reduce(tensor, reduction="sum")
 
 
 def agree(value: Any) -> Any:

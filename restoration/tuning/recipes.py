@@ -174,7 +174,7 @@ def find_recipe(name: str, **changes: Any) -> Recipe:
 
 
 def _nano(settings: dict[str, Any]) -> TuneConfig:
-    common = {
+    common: dict[str, Any] = {
         "lora_rank": 8, "lora_alpha": 16, "learning_rate": 1e-4, "steps": STEPS, "crop_px": 32,
         "temperature": TEMPERATURE,
     }  # fmt: skip
@@ -184,7 +184,7 @@ def _nano(settings: dict[str, Any]) -> TuneConfig:
 def _sdx4(
     name: str, algorithm: Any, settings: dict[str, Any], reward: Callable[[Any], Reward] = rating_and_consistency
 ) -> Recipe:
-    common = {
+    common: dict[str, Any] = {
         "rounds": 100, "steps": 20, "crop_px": 128, "rows_at_once": 2, "mixed_precision": "bf16", "offload": True,
         "gradient_checkpointing": True,
     }  # fmt: skip

@@ -122,7 +122,8 @@ def tune(
     add_lora(denoiser, recipe.config.lora_rank, recipe.config.lora_alpha, recipe.algorithm.adapters,
              recipe.config.seed, recipe.config.lora_targets)  # fmt: skip
     if recipe.config.gradient_checkpointing:
-        denoiser.module.enable_gradient_checkpointing()
+        network: Any = denoiser.module  # its method is diffusers' own
+        network.enable_gradient_checkpointing()
     half = recipe.config.mixed_precision == "bf16"
     tuning = Tuning(
         denoiser=denoiser, reward=reward, examples=mine, config=recipe.config, folder=folder, device=here,
