@@ -168,7 +168,7 @@ class Pairs:
         self._taken: set[int] = set()
         missing = [k for k in range(shards) if not (folder / f"{k:05d}.npz").exists()]
         self._pool: ProcessPoolExecutor | None = None
-        self._jobs: list[Future] = []
+        self._jobs: list[Future[None]] = []
         if missing:
             methods = multiprocessing.get_all_start_methods()
             context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
