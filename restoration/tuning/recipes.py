@@ -5,7 +5,7 @@ Keyword arguments replace fields of `TuneConfig`. The numbers are those of the a
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from restoration.nano.pipeline import STEPS, TEMPERATURE
 from restoration.tuning.algorithms.dpo import DPO
@@ -18,6 +18,10 @@ from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.composite import CompositeReward, Term
 from zoomiqa_reward.rewards.robust import RobustReward
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
+
+if TYPE_CHECKING:
+    from zoomiqa_reward.model.text_server import RemoteZoomIQA
+    from zoomiqa_reward.model.zoomiqa import ZoomIQA
 
 SD_X4 = "stabilityai/stable-diffusion-x4-upscaler"
 CONSISTENCY_WEIGHT = 0.5
@@ -35,12 +39,12 @@ weight by about the learning rate, so a change that all weights share grows with
 square root. A longer average removes more of the noise."""
 
 
-def rating(iqa: Any) -> Reward:
+def rating(iqa: "ZoomIQA | RemoteZoomIQA") -> Reward:
     """Return the rating alone: differentiable, but hackable without additional losses."""
     return ZoomIQAReward(iqa)
 
 
-def rating_and_consistency(iqa: Any) -> Reward:
+def rating_and_consistency(iqa: "ZoomIQA | RemoteZoomIQA") -> Reward:
     """Return the rating and LR-consistency, each normalised in its group."""
     from restoration.metrics.registry import as_reward
 
@@ -49,7 +53,7 @@ def rating_and_consistency(iqa: Any) -> Reward:
     ])  # fmt: skip
 
 
-def robust_rating_and_consistency(iqa: Any) -> Reward:
+def robust_rating_and_consistency(iqa: "ZoomIQA | RemoteZoomIQA") -> Reward:
     """Return the robust rating plus `RATING_PER_DB` per dB of LR-consistency.
 
     The terms are not normalised: otherwise an invisible difference of 0.1 dB would count as much as the difference
