@@ -82,7 +82,8 @@ def leaf_logprobs(
     for index, row in enumerate(rows):
         groups.setdefault(shape_of(checkpoint, row), []).append(index)
     # Answers of one token each are read where the prefix ends: there is no tree to add.
-    tree, depths = (trie.on(checkpoint.device).mask, trie.inner_depths()) if trie.num_inner else (None, None)
+    tree = trie.on(checkpoint.device).mask if trie.num_inner else None
+    depths = trie.inner_depths() if trie.num_inner else None
     head = checkpoint.model.get_output_embeddings()
     results: dict[int, Tensor] = {}
     for places in groups.values():
