@@ -27,6 +27,8 @@ from zoomiqa_reward.check import bundled_photographs
 from zoomiqa_reward.model.text_server.local_server import serve
 from zoomiqa_reward.runs.json_lines import read_lines
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def served(nano):
