@@ -40,9 +40,13 @@ def rank(
     then ignored. kappa > 0 prefers images with a small standard deviation and needs a source that has one.
     Raises ValueError for a negative or NaN number and for a kappa without standard deviation; ImageError (ZoomIQA).
     """
-    if not tie_margin >= 0 or not kappa >= 0:
-        raise ValueError(f"tie_margin={tie_margin}, kappa={kappa}: both must be at least 0")
-    ratings = _measure(iqa_or_reward, images, mode)
+    _require(tie_margin, kappa)  # before the images are rated
+    return ranking_of(_measure(iqa_or_reward, images, mode), tie_margin, kappa)
+
+
+def ranking_of(ratings: Ratings, tie_margin: float = 0.01, kappa: float = 0.0) -> Ranking:
+    """Return the ranking of images that are already rated; see `rank`. Raises ValueError as `rank` does."""
+    _require(tie_margin, kappa)
     means, stds, valid = (values.tolist() for values in (ratings.mean, ratings.std, ratings.valid))
     if kappa > 0 and any(ok and math.isnan(std) for std, ok in zip(stds, valid, strict=True)):
         raise ValueError(
@@ -55,6 +59,11 @@ def rank(
     margin = max(tie_margin, 2 * ratings.tolerance)  # either of two ratings may be off by that much
     ties = _ties(measured, keys, margin)
     return Ranking(order=(*measured, *failed), ratings=ratings, gap=gap, ties=ties, tie_margin=margin)
+
+
+def _require(tie_margin: float, kappa: float) -> None:
+    if not tie_margin >= 0 or not kappa >= 0:
+        raise ValueError(f"tie_margin={tie_margin}, kappa={kappa}: both must be at least 0")
 
 
 def _measure(iqa_or_reward: Any, images: Any, mode: str) -> Ratings:
