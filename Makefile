@@ -2,22 +2,30 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 RUFF := $(shell sed -n 's/.*"\(ruff==[0-9.]*\)".*/\1/p' pyproject.toml)
 
-.PHONY: help demo test lint mutants bench clean
+.PHONY: help demo test test-integration lint types mutants bench clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
-		printf '  make %-10s %s\n' "$$name" "$$what"; done
+		printf '  make %-16s %s\n' "$$name" "$$what"; done
 
 demo: $(VENV)/.demo-ready  ## restore, rate and rank a photograph [IMAGE=photo.jpg]; writes demo/
 	$(BIN)/python -m restoration.demo $(if $(IMAGE),--image "$(IMAGE)") --out demo
 
-test: $(VENV)/.test-ready  ## the default tests: no network, no GPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+test: $(VENV)/.test-ready  ## the fast tests: no network, no GPU; 2 minutes on two cores
+	$(PYTEST) --durations 10 --durations-min 2 --dist worksteal -m 'not integration and not gpu and not slow'
 
-lint: $(VENV)/.lint-ready  ## ruff: rules and format
+test-integration: $(VENV)/.test-ready  ## the other tests: servers, trainings, guides, examples; 15 minutes
+	$(PYTEST) --dist loadgroup -m 'integration and not gpu and not slow'
+
+lint: $(VENV)/.lint-ready  ## ruff: rules and format; then the types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory types
+
+types: $(VENV)/.test-ready  ## mypy: a minute the first time, then seconds
+	$(BIN)/mypy
 
 mutants: $(VENV)/.test-ready  ## plant mistakes that tests must notice [NAMES="a b"]; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants/run.py $(NAMES)

@@ -7,6 +7,7 @@ from zoomiqa_reward.lazy import lazy_exports
 if TYPE_CHECKING:
     from zoomiqa_reward.errors import ZoomIQAError
     from zoomiqa_reward.images.loading import ImageError, load_image
+    from zoomiqa_reward.model.quality_map import QualityMap, quality_map
     from zoomiqa_reward.model.ranking import Ranking, rank
     from zoomiqa_reward.model.ratings import Assessment, Ratings, Scores
     from zoomiqa_reward.model.turns import Turn
@@ -27,6 +28,7 @@ _HOMES = {
     "CompositeReward": "rewards.composite",
     "ImageError": "images.loading",
     "MetricReward": "rewards.metric",
+    "QualityMap": "model.quality_map",
     "Ranking": "model.ranking",
     "Ratings": "model.ratings",
     "RemoteReward": "serving.remote",
@@ -39,6 +41,7 @@ _HOMES = {
     "ZoomIQAError": "errors",
     "ZoomIQAReward": "rewards.zoomiqa",
     "load_image": "images.loading",
+    "quality_map": "model.quality_map",
     "rank": "model.ranking",
     "require_pointwise": "rewards.base",
     "walk": "rewards.base",
@@ -50,6 +53,7 @@ __all__ = [
     "CompositeReward",
     "ImageError",
     "MetricReward",
+    "QualityMap",
     "Ranking",
     "Ratings",
     "RemoteReward",
@@ -62,6 +66,7 @@ __all__ = [
     "ZoomIQAError",
     "ZoomIQAReward",
     "load_image",
+    "quality_map",
     "rank",
     "require_pointwise",
     "walk",

@@ -17,6 +17,7 @@ from restoration.restorer.image_io import RestorationError
 from zoomiqa_reward.images.filters import resize_bicubic
 from zoomiqa_reward.images.loading import load_image, save_png, to_pil
 from zoomiqa_reward.rewards.base import Reward, ask
+from zoomiqa_reward.rewards.restorations import ask_restorations
 from zoomiqa_reward.runs.outputs import part_folder
 
 try:
@@ -113,7 +114,7 @@ class ImageMeasurer:
         measured = measure(self.names, image, hr=reference, lq=pair.lq, options=self.options)
         if self.images is not None and row == "candidate":
             save_png(image, part_folder(self.images / name) / f"{seed}.png")
-        value, error = self._rewarded(image, pair.lq, reference)
+        value, error = self._rewarded(image, pair.lq, reference, row)
         return ImageRecord(
             **common,
             **(cost or {}),
@@ -126,12 +127,14 @@ class ImageMeasurer:
             sha256=pixel_hash(image),
         )
 
-    def _rewarded(self, image: Tensor, lq: Tensor, hr: Tensor | None) -> tuple[float, str | None]:
+    def _rewarded(self, image: Tensor, lq: Tensor, hr: Tensor | None, row: str) -> tuple[float, str | None]:
+        """Return the reward and why there is none. A candidate that lost its content has none, whatever the reward."""
         if self.reward is None:
             return float("nan"), None
         if "hr" in self.reward.needs and hr is None:
             return float("nan"), NO_REFERENCE
-        scores = ask(self.reward, [image], lq=[lq], hr=None if hr is None else [hr])
+        reward_of = ask_restorations if row == "candidate" else ask
+        scores = reward_of(self.reward, [image], lq=[lq], hr=None if hr is None else [hr])
         valid = bool(scores.valid[0])
         return float(scores.value[0]), None if valid else scores.reason(0, self.reward.name)
 

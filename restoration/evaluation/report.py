@@ -16,6 +16,7 @@ from restoration.evaluation.statistics import Array, Interval
 from restoration.metrics.conditioned import ConditionedReward
 from restoration.metrics.registry import METRICS
 from zoomiqa_reward.rewards.base import Reward, labels_of, walk
+from zoomiqa_reward.rewards.restorations import PREFIX
 from zoomiqa_reward.runs.json_lines import plain
 
 POOL_MARGIN_DB = 1.0
@@ -90,7 +91,7 @@ def report(settings: dict[str, Any], records: Sequence[ImageRecord]) -> dict[str
         if missing := [image for image in pools.names if image not in images]:
             left_out[name] = missing
         if rewarded:
-            _, scores, likes = pools.table(get, _getter("reward", 1.0))
+            _, scores, likes = pools.table(get, _liking)
             rows["selected"][name] = _number(statistics.mean_interval(statistics.selected(scores, likes)), sign)
             if name != "reward":
                 choice[name] = _choice(scores, likes) | {"may_judge": name not in settings["not_headline"]}
@@ -130,7 +131,7 @@ def compare(
         images, scores = pools.table(get)
         results["mean"].append(dict(zip(images, scores.mean(axis=1) if images else [], strict=True)))
         if settings["reward"] is not None:
-            images, scores, likes = pools.table(get, _getter("reward", 1.0))
+            images, scores, likes = pools.table(get, _liking)
             results["selected"].append(dict(zip(images, statistics.selected(scores, likes), strict=True)))
     for row, values in results.items():
         if len(values) == 2:
@@ -160,11 +161,16 @@ class _Pools:
         return [self._records[key] for key in keys if key in self._records]
 
     def table(self, *getters: Callable[[ImageRecord], float]) -> tuple[Any, ...]:
-        """Return the images whose candidates are all there under every getter, and an (images, n) array for each."""
+        """Return the images whose candidates are all there under every getter, and an (images, n) array for each.
+
+        A candidate of -inf is there: it becomes 1 below the least of its image. An image without any other is left out.
+        """
         kept, rows = [], []
         for name in self.names:
             table = self.candidates(name)
             values = np.array([[get(record) for record in table] for get in getters], dtype=np.float64)
+            for row in values:
+                row[row == -math.inf] = min(row[row > -math.inf], default=math.nan) - 1
             if len(table) == len(self._seeds) and np.isfinite(values).all():
                 kept.append(name)
                 rows.append(values)
@@ -176,6 +182,11 @@ def _getter(name: str, sign: float) -> Callable[[ImageRecord], float]:
     if name == "reward":
         return lambda record: sign * record.reward
     return lambda record: sign * record.metrics.get(name, math.nan)
+
+
+def _liking(record: ImageRecord) -> float:
+    """Return what the choice goes by: the reward; -inf for a candidate that lost its content, which is never chosen."""
+    return -math.inf if (record.reward_error or "").startswith(PREFIX) else record.reward
 
 
 def _choice(scores: Array, likes: Array) -> dict[str, Any]:

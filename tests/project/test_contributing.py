@@ -12,6 +12,8 @@ from conftest import ROOT
 
 from zoomiqa_reward.cli import main as cli
 
+pytestmark = pytest.mark.integration
+
 FILE = re.compile(r"^```python\n# file: (\w+)\.py\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -9,6 +9,8 @@ from tiny_pipelines import small_nano
 
 from restoration.demo import NUM_CANDIDATES, NUM_EXPLAINED, main
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):

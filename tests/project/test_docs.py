@@ -32,6 +32,7 @@ def commands(page):
     return [line for language, code, _ in blocks(page) if language == "sh" for line in code.splitlines()]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b[0] == "python" for b in blocks(p))], ids=name)
 def test_python_blocks_run(page, desk, nano):
     namespace = {"__name__": "documentation"}
@@ -40,6 +41,7 @@ def test_python_blocks_run(page, desk, nano):
             exec(compile("\n" * (line - 1) + code, page.name, "exec"), namespace)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name)
 def test_commands_run(page, desk, nano, capsys):
     for command in commands(page):

@@ -21,16 +21,19 @@ def test_there_are_examples():
     assert ROOT / "examples" / "score_and_rank.py" in EXAMPLES
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs_smoke(path, photograph, capsys):
     order = load(path).main(photograph, model=str(tiny_checkpoint()))
     assert len(order) == len(capsys.readouterr().out.splitlines()) > 1
 
 
+@pytest.mark.integration
 def test_nano_ranks_the_untouched_photograph_first(nano, photograph, capsys):
     assert load(ROOT / "examples" / "score_and_rank.py").main(photograph)[0] == "as it is"
 
 
+@pytest.mark.integration
 def test_nano_prefers_the_sharp_folder(nano, photograph, capsys):
     assert load(ROOT / "examples" / "compare_folders.py").main(photograph)[-1] > 0.2
 

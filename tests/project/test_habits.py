@@ -47,3 +47,12 @@ def test_make_help_lists_every_command():
     listed = set(re.findall(r"^  make ([\w-]+)", done.stdout, re.MULTILINE))
     [phony] = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert listed == set(phony.split())
+
+
+def test_the_two_lanes_are_all_default_tests_and_ci_runs_both():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    [default] = re.findall("-m '(.*?)'", project["tool"]["pytest"]["ini_options"]["addopts"])
+    lanes = re.findall("-m '(.*?)'", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert lanes == [f"not integration and {default}", f"integration and {default}"]
+    steps = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert {"make test", "make test-integration", "make lint"} <= set(steps)

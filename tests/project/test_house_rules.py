@@ -112,6 +112,7 @@ def test_no_library_imports_a_command():
         assert not commands, f"{name} imports {sorted(commands)}"
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("start", "strangers"), [
     ("train_iqa.sft", ("train_iqa.rl", "train_iqa.grpo", "vllm")),
     ("train_iqa.evaluate", ("train_iqa.rl", "train_iqa.grpo", "train_iqa.sft")),

@@ -19,6 +19,7 @@ def modules_after(code):
     return {name.partition(".")[0] for name in out.split()}
 
 
+@pytest.mark.integration
 def test_importing_the_core_is_light():
     assert not modules_after("import zoomiqa_reward") & {"torch", "transformers", "peft"}
     loaded = modules_after("import zoomiqa_reward\nfor name in zoomiqa_reward.__all__: getattr(zoomiqa_reward, name)")

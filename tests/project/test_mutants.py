@@ -36,6 +36,7 @@ def test_a_mutant_that_no_longer_fits_is_an_error(mutants, tmp_path):
         mutants.mutated(one, tmp_path)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("test", "fate"), [
     ("assert value() == 1", "killed"), ("assert value() > 0", "SURVIVED"), ("import nothing_like_this", "killed"),
 ])  # fmt: skip

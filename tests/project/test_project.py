@@ -46,6 +46,7 @@ def test_dependencies_stay_light_and_never_name_tensorboard():
     assert "basicsr-fixed==1.4.2" in extras["restoration"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("package", ["restoration", "train_iqa"])  # the core: test_imports.py
 def test_importing_a_package_is_light(package):
     code = f"import sys\nfrom {package} import *\nsys.exit(' '.join({{*{HEAVY}}} & set(sys.modules)) or 0)"
@@ -72,6 +73,7 @@ def test_the_embedded_checkpoint_is_there():
     assert (NANO / "zoomiqa_protocol.json").exists()
 
 
+@pytest.mark.integration
 def test_the_wheel_holds_all_packages_and_the_checkpoint(tmp_path):
     tree = tmp_path / "tree"
     for file in project_files():

@@ -41,6 +41,8 @@ from zoomiqa_reward.serving.scorer import Scorer
 from zoomiqa_reward.serving.spec import RewardSpec
 from zoomiqa_reward.serving.wire import ScoreItem, encode_image
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "docs" / "reward_matrix.md"
 LEVELS = (0.2, 0.8, 0.5)

@@ -148,6 +148,7 @@ def test_two_processes_cannot_share_a_folder(tmp_path):
         pass
 
 
+@pytest.mark.integration
 def test_command_writes_the_folder_and_json_lines(tmp_path, capsys):
     from restoration.cli.best_of_n import best_of_n as command
 

@@ -58,6 +58,7 @@ def test_a_kind_is_read_or_refused_by_name(kind, tmp_path):
         assert 0 <= float(image.min()) <= float(image.max()) <= 1
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("command", ["score", "rank"])
 def test_score_and_rank_name_every_file(folder, capsys, tmp_path, command):
     home, names = folder

@@ -99,6 +99,28 @@ def test_the_report_is_made_of_its_parts(dataset):
     json.dumps(results, allow_nan=False)
 
 
+def test_a_candidate_without_content_is_never_selected_and_stays_in_the_pool(tmp_path):
+    class Blanking(Noisy):
+        def restore(self, image, seeds):
+            for candidate in super().restore(image, seeds):
+                yield Candidate(candidate.image * 0, candidate.seed) if candidate.seed == seeds[1] else candidate
+
+    (tmp_path / "hr").mkdir()
+    for k in range(2):
+        save_png(make_image(k, 160, 160), tmp_path / "hr" / f"{k}.png")
+    images = degraded_folder(tmp_path / "hr", "bicubic")
+    assert smooth(torch.zeros(3, 8, 8)) > smooth(make_image(0, 160, 160))  # the reward alone would choose it
+    evaluation = evaluate(Blanking(), images, METRICS, n=3, reward=reward())
+    blank = [record for record in evaluation.records if record.seed == candidate_seed(0, 1)]
+    assert all(math.isnan(record.reward) and "no content" in record.reward_error for record in blank)
+    results = evaluation.report()
+    assert max(record.metrics["psnr_y"] for record in blank) < 15
+    assert results["rows"]["worst"]["psnr_y"]["value"] == pytest.approx(sum(r.metrics["psnr_y"] for r in blank) / 2)
+    assert results["rows"]["selected"]["psnr_y"]["value"] > 20
+    assert results["rows"]["selected"]["psnr_y"]["images"] == 2
+    assert next(iter(results["problems"]["unmeasured"]["reward"])).startswith("the image has no content")
+
+
 def test_the_ground_truth_has_a_row_but_no_reference(dataset):
     results = evaluate(Noisy(), dataset, METRICS, n=2, reward=as_reward("ssim_y")).report()
     hr = results["rows"]["hr"]

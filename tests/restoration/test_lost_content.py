@@ -7,6 +7,7 @@ import torch
 from scripted_refinement import LQ, grainy
 from scripted_refinement import run as run_refine
 from skimage import data
+from tiny import make_image
 
 from restoration.metrics.registry import as_reward
 from restoration.restorer.restorer import Restorer
@@ -16,6 +17,7 @@ from restoration.tuning.algorithms.groups import group_advantages
 from zoomiqa_reward import MetricReward, ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.check.ladders import blur
 from zoomiqa_reward.images.content import contentless
+from zoomiqa_reward.images.filters import resize_bicubic
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward
@@ -63,6 +65,18 @@ REWARDS = {
     "direct": lambda: ZoomIQAReward(ZoomIQA.from_pretrained("nano", device="cpu")),
     "reason": lambda: ZoomIQAReward(ZoomIQA.from_pretrained("nano", device="cpu"), "reason"),
 }
+
+
+def test_a_small_smooth_source_still_tells_a_blank_from_its_own_enlargement():
+    source = torch.nn.functional.avg_pool2d(make_image(2, 160, 160), 4)
+    enlarged = resize_bicubic(source, 160, 160)
+    assert contentless(source) is None
+    assert contentless(enlarged) is not None
+    spoils = [spoil for name, spoil in DEGENERATE.items() if name != "blurred away"]  # the source is hardly sharper
+    images = [enlarged, *(spoil(enlarged) for spoil in spoils), enlarged * math.nan]
+    lost = lost_content(images, [source] * len(images))
+    assert lost[0] is None
+    assert all(lost[1:])
 
 
 @pytest.mark.parametrize("name", REWARDS)

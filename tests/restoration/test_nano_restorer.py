@@ -38,6 +38,7 @@ def drawn(pairs):
     return [[one.image for one in restorer.restore(lq, seeds=[0, 1])] for lq, _ in pairs]
 
 
+@pytest.mark.integration
 def test_samples_differ_and_are_better_than_bicubic_under_every_judge(pairs, drawn):
     for (lq, hr), (first, second) in zip(pairs, drawn, strict=True):
         assert first.shape == hr.shape

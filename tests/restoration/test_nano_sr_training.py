@@ -124,6 +124,7 @@ def test_both_optimizers_move_the_network_itself_and_come_back_from_their_state(
     assert again.muon.state_dict()["state"].keys() == optimizers.muon.state_dict()["state"].keys()
 
 
+@pytest.mark.integration
 def test_training_goes_on_where_it_was_stopped(photos, tmp_path):
     whole = NanoSRPipeline.from_pretrained(train(tiny(photos, tmp_path / "whole")))
     halves = tiny(photos, tmp_path / "halves")
@@ -146,6 +147,7 @@ def test_training_goes_on_where_it_was_stopped(photos, tmp_path):
     assert resumed.config.predicts == "x0"
 
 
+@pytest.mark.integration
 def test_seconds_are_a_budget_over_all_runs_and_a_spent_one_trains_no_more(photos, tmp_path):
     config = tiny(photos, tmp_path, steps=None, seconds=0.5)
     first = train(config)
@@ -154,6 +156,7 @@ def test_seconds_are_a_budget_over_all_runs_and_a_spent_one_trains_no_more(photo
     assert (tmp_path / "train/log.jsonl").read_text() == log
 
 
+@pytest.mark.integration
 def test_the_loss_falls(pairs, photos, tmp_path):
     """On one batch with one noise, before and after."""
     learner = RestorerLearner(tiny(photos, tmp_path, steps=80, rate=2e-2), std=0.1)

@@ -30,6 +30,7 @@ def test_deepspeed_is_told_a_batch_size_since_no_dataloader_tells_it(monkeypatch
     assert settings == {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed comes with the extra [deepspeed]")
 @pytest.mark.parametrize(("name", "rank"), [("deepspeed_zero2", 4), ("deepspeed_zero3", 0)], ids=["zero2", "zero3"])
 def test_a_shipped_configuration_starts_and_learns_what_a_plain_run_learns(name, rank, tmp_path):

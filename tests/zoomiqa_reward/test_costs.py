@@ -15,6 +15,8 @@ from zoomiqa_reward.model.plain import plain_leaf_logprobs
 from zoomiqa_reward.model.tower import read_images
 from zoomiqa_reward.model.turns import round1, round2
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def thin():

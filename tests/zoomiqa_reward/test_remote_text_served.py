@@ -19,6 +19,8 @@ from zoomiqa_reward.model.text_server import local_server as serving
 from zoomiqa_reward.model.text_server.local_server import serve
 from zoomiqa_reward.model.turns import round2
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def served():

@@ -214,3 +214,20 @@ def test_completion_knows_commands_options_and_choices():
     assert complete("zoomiqa score --mo") == ["--model", "--mode"]
     assert complete("zoomiqa score --mode r") == ["reason"]
     assert "--config" in complete("zoomiqa protocol import --")
+
+
+def test_a_subfolder_that_may_not_be_opened_is_named_and_the_rest_goes_on(tmp_path, monkeypatch):
+    for name in ("a", "closed"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (9, 9)).save(tmp_path / name / "x.png")
+    listed = Path.iterdir
+
+    def iterdir(folder):  # tests may run as a user whom no mode keeps out
+        if folder.name == "closed":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert list_images(tmp_path, recursive=True) == [tmp_path / "a" / "x.png", tmp_path / "closed"]
+    with pytest.raises(PermissionError):
+        list_images(tmp_path / "closed")

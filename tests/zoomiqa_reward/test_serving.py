@@ -33,6 +33,8 @@ from zoomiqa_reward.serving import FingerprintError, Limits, RemoteReward, Rewar
 from zoomiqa_reward.serving.scorer import Answer, Scorer
 from zoomiqa_reward.serving.wire import EncodedImage, ScoreItem, encode_image, encode_request
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def backend():

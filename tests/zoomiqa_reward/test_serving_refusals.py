@@ -8,6 +8,8 @@ import time
 import pytest
 from in_process_server import LIMITS, TOKEN, gateway, kind_of, nano_in_process, one_body, raw, reply, request
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def url():

@@ -47,13 +47,14 @@ class CheckReport:
             }
             for verdict in self.verdicts
         }  # fmt: skip
-        return plain(
+        document: dict[str, Any] = plain(
             {
                 "reward": self.reward, "fingerprint": self.fingerprint, "deterministic": self.deterministic,
                 "differentiable": self.differentiable, "photographs": self.photographs, "verdicts": verdicts,
                 "measures": asdict(self.measures), "errors": self.errors, "notes": self.notes,
             }
         )  # fmt: skip
+        return document
 
 
 _STYLES = {FIT: "bold green", UNFIT: "bold red"}

@@ -74,11 +74,12 @@ class Criterion:
 
         Where the threshold is never (0) or always (1) one counterexample decides, so the value does.
         """
-        if math.isnan(self.value):
+        limit = self.at_most if self.at_least is None else self.at_least
+        if limit is None or math.isnan(self.value):
             return None
         is_never = self.at_most == 0 or self.at_least == 1
         ends = [self.value] if is_never else [end for end in (self.value, self.low, self.high) if not math.isnan(end)]
-        answers = {end <= self.at_most if self.at_least is None else end >= self.at_least for end in ends}
+        answers = {end <= limit if self.at_least is None else end >= limit for end in ends}
         return answers.pop() if len(answers) == 1 else None
 
     def __str__(self) -> str:

@@ -21,6 +21,7 @@ from zoomiqa_reward.runs.progress import progress, say
 
 if TYPE_CHECKING:
     from zoomiqa_reward.rewards.base import Reward
+    from zoomiqa_reward.runs.paired import PairedDifference
 
 RATING_TIE = 0.01
 """Ratings as near as this are ties in `rank` too."""
@@ -104,9 +105,9 @@ def compare(
         output.json_line(_result_row(result, measured, valid, top) | sides | {"unpaired": [str(f) for f in unpaired]})
     else:
         _show(result, valid, top, judge.name)
-    for what, file in (("table", out), ("sheet", sheet)):
-        if file is not None:
-            print(f"{what}: {file}", file=sys.stderr)
+    for what, written in (("table", out), ("sheet", sheet)):
+        if written is not None:
+            print(f"{what}: {written}", file=sys.stderr)
     return 0 if len(valid) == len(measured) and not unpaired else 2
 
 
@@ -183,15 +184,17 @@ def _row(pair: ComparedPair) -> dict[str, Any]:
 
 
 def _result_row(
-    result: Any, measured: Sequence[ComparedPair], valid: Sequence[ComparedPair], top: int
+    result: "PairedDifference", measured: Sequence[ComparedPair], valid: Sequence[ComparedPair], top: int
 ) -> dict[str, Any]:
     from zoomiqa_reward.runs.json_lines import plain
 
-    return plain({
+    row: dict[str, Any] = {
         **asdict(result), "means": [sum(pair.values[side] for pair in valid) / len(valid) for side in (0, 1)],
         "largest": [_row(pair) for pair in valid[:top]],
         "not_measured": [_row(pair) for pair in measured if pair.error is not None],
-    })  # fmt: skip
+    }  # fmt: skip
+    content: dict[str, Any] = plain(row)
+    return content
 
 
 def _write_sheet(
@@ -204,7 +207,7 @@ def _write_sheet(
     write_figure(pair_sheet(rows, (str(folders[0]), str(folders[1])), judge.name), sheet, overwrite=overwrite)
 
 
-def _show(result: Any, valid: Sequence[ComparedPair], top: int, name: str) -> None:
+def _show(result: "PairedDifference", valid: Sequence[ComparedPair], top: int, name: str) -> None:
     """Print the result for people."""
     console = output.console()
     low, high = (output.number(bound, 3) for bound in result.difference_interval)

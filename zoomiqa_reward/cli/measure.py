@@ -12,7 +12,9 @@ from zoomiqa_reward.cli import inputs, output
 from zoomiqa_reward.runs.progress import progress
 
 if TYPE_CHECKING:
-    from zoomiqa_reward.model.measuring import RatedImage
+    from zoomiqa_reward.model.measuring import Measured, RatedImage
+    from zoomiqa_reward.model.ratings import Assessment
+    from zoomiqa_reward.model.turns import Turn
 
 
 def score(
@@ -124,10 +126,10 @@ def rank(
         claim_file(sheet, inputs=[*images, *files], overwrite=overwrite, suffixes=True)
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
     results = measure(iqa, files, mode=mode, strict=strict, question=question)
-    measured: list[Any] = []
+    measured: list[Measured] = []
     try:
-        for placement in progress(results, len(files), "rating", streaming=False):
-            measured.append(placement)
+        for result in progress(results, len(files), "rating", streaming=False):
+            measured.append(result)
     finally:  # interrupted: what is measured is still ranked and shown
         placed, gap = order_by_rating(measured) if measured else ([], math.nan)
         records = [placement.measured.record for placement in placed]
@@ -146,13 +148,13 @@ def rank(
     return output.exit_code(records)
 
 
-def words(assessment: Any) -> dict[str, Any]:
+def words(assessment: "Assessment | None") -> dict[str, Any]:
     """Return what `assess` adds to the JSON of `score`.
 
     `sections` and `texts` hold one item a round; `bbox` is the region that round 1 named, as fractions; `crop_box`
     the pixels that round 2 looked at.
     """
-    turns = assessment.turns if assessment is not None else ()
+    turns: tuple[Turn, ...] = assessment.turns if assessment is not None else ()
     return {
         "sections": [dict(turn.sections) for turn in turns],
         "bbox": turns[0].bbox if turns else None,

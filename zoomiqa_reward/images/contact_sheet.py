@@ -204,7 +204,10 @@ def _caption(draw: ImageDraw.ImageDraw, entry: SheetEntry) -> None:
         draw.text((12, top + 32 + 21 * n), line, font=small, fill=MUTED if entry.valid else BAD)
 
 
-def _cut(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def _cut(draw: ImageDraw.ImageDraw, text: str, font: _Font, width: float) -> str:
     """Return `text`, shortened with an ellipsis until it fits `width`."""
     if draw.textlength(text, font=font) <= width:
         return text
@@ -213,7 +216,7 @@ def _cut(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, wid
     return text.rstrip(" ,.;:") + "…"
 
 
-def _wrap(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: float, lines: int) -> list[str]:
+def _wrap(draw: ImageDraw.ImageDraw, text: str, font: _Font, width: float, lines: int) -> list[str]:
     """Return at most `lines` lines of `text`; the last one ends in an ellipsis where something was cut."""
     words, wrapped = text.split(), [""]
     for n, word in enumerate(words):

@@ -71,7 +71,7 @@ def measures(image: Tensor) -> tuple[float, float]:
 def _span(rows: Tensor) -> Tensor:
     """Return [rows] distance between the two outer percentiles."""
     ends = torch.tensor([1 - PERCENTILE, PERCENTILE], dtype=rows.dtype, device=rows.device)
-    low, high = torch.quantile(rows, ends, dim=1)
+    low, high = torch.quantile(rows, ends, dim=1).unbind()
     return high - low
 
 

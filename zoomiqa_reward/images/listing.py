@@ -1,7 +1,6 @@
 """Which files of a folder are images to be measured: the one place that lists folders."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,19 @@ def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
     """Return the image files of a folder in the order of their names; those of its subfolders only if `recursive`.
 
     Hidden files and subfolders (`._a.png`, which macOS leaves beside `a.png`), links to folders, pipes and the like are
-    passed over. A link that leads nowhere is listed, so that the failure to read it is reported. Raises OSError.
+    passed over. A link that leads nowhere is listed, so that the failure to read it is reported; so is a subfolder that
+    may not be opened. Raises OSError for the folder itself.
     """
-    if recursive:
-        return sorted(path for inner in _folders(folder) for path in inner.iterdir() if _is_image(path))
-    return sorted(path for path in folder.iterdir() if _is_image(path))
+    results: list[Path] = []
+    for path in folder.iterdir():
+        if _is_image(path):
+            results.append(path)
+        elif recursive and _is_subfolder(path):
+            try:
+                results += list_images(path, recursive=True)
+            except OSError:
+                results.append(path)
+    return sorted(results)
 
 
 def natural_order(path: str | Path) -> list[Any]:
@@ -40,12 +47,8 @@ def is_shown(path: Path) -> bool:
     return not path.name.startswith(".") and (path.is_file() or (path.is_symlink() and not path.exists()))
 
 
-def _folders(folder: Path) -> Iterator[Path]:
-    """Yield the folder and all folders in it that are not hidden. Raises OSError."""
-    yield folder
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
-            yield from _folders(path)
+def _is_subfolder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and not path.name.startswith(".")
 
 
 def _is_image(path: Path) -> bool:

@@ -74,7 +74,7 @@ class ZoomIQALoss(nn.Module):
         return (self.loss_weight * total).to(pred.device)
 
 
-@METRIC_REGISTRY.register()
+@METRIC_REGISTRY.register()  # type: ignore[untyped-decorator] # basicsr has no types
 def calculate_zoomiqa(
     img: NDArray[Any],
     img2: NDArray[Any] | None = None,

@@ -118,7 +118,7 @@ def _dictionaries(metadata: Any, count: int) -> Sequence[Mapping[str, Any]]:
         raise ValueError(f"metadata is {type(metadata).__name__}: must be a sequence of one dictionary an image")
     if len(metadata) != count:
         raise ValueError(f"metadata holds {len(metadata)} for {count} images")
-    return metadata
+    return list(metadata)
 
 
 def _entry(metadata: Mapping[str, Any], key: str, index: int, name: str) -> Any:

@@ -141,7 +141,7 @@ def predicted_x0(scheduler: Any, output: Any, model_output: Tensor, timestep: An
     output: what `step` returned. Raises TypeError for a scheduler that neither gives it nor is known here.
     """
     for field in ("pred_original_sample", "denoised"):
-        x0 = getattr(output, field, None)
+        x0: Tensor | None = getattr(output, field, None)
         if x0 is not None:
             return x0
     kind, prediction = type(scheduler).__name__, scheduler.config.get("prediction_type")
@@ -190,4 +190,5 @@ def decoded(pipe: Any, x0: Tensor) -> Tensor:
 
 def _sigma(scheduler: Any) -> Tensor:
     """The sigma of the step just taken: by now the scheduler counts one further."""
-    return scheduler.sigmas[scheduler.step_index - 1]
+    sigma: Tensor = scheduler.sigmas[scheduler.step_index - 1]
+    return sigma

@@ -48,14 +48,19 @@ class Checkpoint:
     quantization: str | None
 
     @property
+    def _embeddings(self) -> torch.Tensor:
+        weight: torch.Tensor = self.model.get_input_embeddings().weight
+        return weight
+
+    @property
     def device(self) -> torch.device:
         """Where the inputs go: the device of the token embeddings."""
-        return self.model.get_input_embeddings().weight.device
+        return self._embeddings.device
 
     @property
     def dtype(self) -> torch.dtype:
         """What the model computes in."""
-        return self.model.get_input_embeddings().weight.dtype
+        return self._embeddings.dtype
 
     @property
     def image_token_id(self) -> int:
@@ -348,4 +353,5 @@ def _legacy_template(source: Path | str, revision: str | None) -> str:
     )  # fmt: skip
     if file is None:
         raise CheckpointError(f"{source}: brings no chat template, so its prompts cannot be rendered")
-    return json.loads(Path(file).read_text(encoding="utf-8"))["chat_template"]
+    template: str = json.loads(Path(file).read_text(encoding="utf-8"))["chat_template"]
+    return template

@@ -18,6 +18,7 @@ from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.inputs import TokenRow
 from zoomiqa_reward.model.language import ReadStates, angles, text_model
 from zoomiqa_reward.model.layers import add_linear, linear, rms, side_by_side
+from zoomiqa_reward.model.parts import QwenVL, TextLayer, has_norms
 from zoomiqa_reward.model.reading import Shape, SharedReading, image_features, read_rows, shape_of
 
 BLOCK = 8
@@ -90,7 +91,9 @@ def _read_prompts(
     groups: dict[Shape, list[int]] = {}
     for at in first.values():
         groups.setdefault(shape_of(checkpoint, rows[at]), []).append(at)
-    lengths, hidden, states, following = {}, [], [], {}
+    lengths: dict[int, int] = {}
+    following: dict[int, int] = {}
+    hidden, states = [], []
     for shape, places in groups.items():
         result = read_rows(checkpoint, [rows[at] for at in places], shared, keep=True)
         assert result.states is not None
@@ -119,7 +122,7 @@ class AnswerCache:
     """
 
     def __init__(
-        self, model: nn.Module, states: list[ReadStates], chosen: Tensor, *, lengths: list[int], positions: list[int]
+        self, model: QwenVL, states: list[ReadStates], chosen: Tensor, *, lengths: list[int], positions: list[int]
     ) -> None:
         self.model, self.text = model, text_model(model)
         self.column = max(lengths)
@@ -178,26 +181,27 @@ def _beside(parts: list[Tensor], columns: int, chosen: Tensor) -> Tensor:
     return (padded[0] if len(padded) == 1 else torch.cat(padded)).index_select(0, chosen)
 
 
-def _step_layer(layer: nn.Module) -> Callable[..., Tensor]:
+def _step_layer(layer: TextLayer) -> Callable[..., Tensor]:
     """Return a layer for one token per row: [rows, width] and the columns so far, of which it fills the last."""
     attention, mlp = layer.self_attn, layer.mlp
     project = side_by_side([attention.q_proj, attention.k_proj, attention.v_proj])
     add_mixed = add_linear(attention.o_proj)
     to_gate, to_up, add_down = linear(mlp.gate_proj), linear(mlp.up_proj), add_linear(mlp.down_proj)
-    width, scale, has_norms = attention.head_dim, attention.scaling, hasattr(attention, "q_norm")
+    width, scale = attention.head_dim, attention.scaling
+    norms = (attention.q_norm, attention.k_norm) if has_norms(attention) else None
 
     def run(hidden: Tensor, held: Tensor, cos: Tensor, sin: Tensor, seen: Tensor | None) -> Tensor:
         rows, heads = held.shape[0], held.shape[1] // 2
         projected = project(rms(layer.input_layernorm, hidden)).view(rows, -1, width)
         queries = projected.shape[1] - 2 * heads
         turning = projected.narrow(1, 0, queries + heads)
-        if has_norms:
-            query, key = turning.split([queries, heads], dim=1)
-            turning.copy_(torch.cat([rms(attention.q_norm, query), rms(attention.k_norm, key)], dim=1))
+        if norms is not None:
+            query, key = turning.split_with_sizes([queries, heads], dim=1)
+            turning.copy_(torch.cat([rms(norms[0], query), rms(norms[1], key)], dim=1))
         torch.addcmul(turning.roll(width // 2, dims=2).mul_(sin), turning, cos, out=turning)
-        query, new = projected.split([queries, 2 * heads], dim=1)
+        query, new = projected.split_with_sizes([queries, 2 * heads], dim=1)
         held.select(2, -1).copy_(new)
-        keys, values = held.split(heads, dim=1)
+        keys, values = held.split_with_sizes([heads, heads], dim=1)
         # the heads that share a key stand where tokens stand: one query each, no copies of keys
         mixed = scaled_dot_product_attention(query.view(rows, heads, -1, width), keys, values, seen, scale=scale)
         hidden = add_mixed(hidden, mixed.reshape(rows, -1))

@@ -49,8 +49,8 @@ class OwnDraws(TorchFunctionMode):
             if func in _MAKERS:
                 device = torch.device(kwargs.get("device") or torch.get_default_device())
             else:
-                device = next((arg.device for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor)), None)
-                device = torch.device("cpu") if device is None else device
+                tensors = (arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor))
+                device = next((tensor.device for tensor in tensors), torch.device("cpu"))
             return func(*args, **kwargs | {"generator": self._generator(device)})
         return func(*args, **kwargs)
 
@@ -117,7 +117,7 @@ def sample_seeds(image: Tensor, num_samples: int, seed: int | None) -> list[int]
     return [row_seed(seed, pixels, sample) for sample in range(num_samples)]
 
 
-class RowNoise(LogitsProcessor):
+class RowNoise(LogitsProcessor):  # type: ignore[misc] # transformers is not followed by the checker
     """Adds Gumbel noise to logits; the last of the processors, before the greedy choice.
 
     Drawn on the CPU, so that it is the same on every device.

@@ -166,6 +166,7 @@ def write_ids(
         suppress_tokens=suppressed_tokens(checkpoint),
     )  # fmt: skip
     with exclusive(checkpoint.model):
-        return checkpoint.model.generate(
+        ids: torch.Tensor = checkpoint.model.generate(
             **batch, generation_config=config, logits_processor=LogitsProcessorList(processors)
         )
+    return ids

@@ -38,7 +38,7 @@ class TokenRow:
     @cached_property
     def patches(self) -> tuple[Tensor, ...]:
         """Of each image, [patches, patch_dim]."""
-        return self.parts or self.pixel_values.split(self.image_grid_thw.prod(dim=-1).tolist())
+        return self.parts or torch.split(self.pixel_values, self.image_grid_thw.prod(dim=-1).tolist())
 
 
 def render(checkpoint: Checkpoint, messages: Sequence[dict[str, Any]]) -> str:
@@ -47,7 +47,7 @@ def render(checkpoint: Checkpoint, messages: Sequence[dict[str, Any]]) -> str:
     Raises PromptError if it does not hold the whole of every quoted answer: some newer templates drop the reasoning
     of earlier turns, and round 2 would then be asked about an answer it cannot see.
     """
-    text = checkpoint.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    text: str = checkpoint.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     for message in messages:
         quoted = "".join(item.get("text", "") for item in message["content"]) if message["role"] == "assistant" else ""
         if quoted.strip() not in text:

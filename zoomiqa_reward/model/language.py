@@ -12,11 +12,12 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from zoomiqa_reward.model.layers import gated, recomputable, rms
+from zoomiqa_reward.model.parts import QwenVL, TextAttention, TextLayer, TextModel, has_norms
 from zoomiqa_reward.model.tower import ImageFeatures
 
 
@@ -53,12 +54,12 @@ class ReadTokens:
     """Position of the token that comes next."""
 
 
-def text_model(model: nn.Module) -> nn.Module:
+def text_model(model: QwenVL) -> TextModel:
     """Return the part that reads embeddings, for a whole Qwen-VL model."""
     return model.model.language_model
 
 
-def angles(model: nn.Module, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+def angles(model: QwenVL, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Return cosines and sines [rows, 1, tokens, head width] of int64 positions [3, rows, tokens].
 
     The sines are negative in their first half: they belong to halves that are swapped, not swapped and turned.
@@ -74,7 +75,7 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def read(
-    model: nn.Module,
+    model: QwenVL,
     ids: Tensor,
     positions: Tensor,
     *,
@@ -127,7 +128,7 @@ def _added(hidden: Tensor, start: int, more: Tensor) -> Tensor:
 
 
 def _layer(
-    layer: nn.Module, cos: Tensor, sin: Tensor, past: tuple[Tensor, Tensor] | None, tree: Tensor | None,
+    layer: TextLayer, cos: Tensor, sin: Tensor, past: tuple[Tensor, Tensor] | None, tree: Tensor | None,
     kept: list[tuple[Tensor, Tensor]] | None,
 ) -> Callable[[Tensor], Tensor]:  # fmt: skip
     def run(hidden: Tensor) -> Tensor:
@@ -145,13 +146,13 @@ def _layer(
     return run
 
 
-def projected(attention: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def projected(attention: TextAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries, keys and values [rows, heads, tokens, head width] of [rows, tokens, width]."""
     shape = (*x.shape[:2], -1, attention.head_dim)
     query, key, value = (
         projection(x).view(shape) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    if hasattr(attention, "q_norm"):
+    if has_norms(attention):
         query, key = rms(attention.q_norm, query), rms(attention.k_norm, key)
     return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 

@@ -5,20 +5,21 @@ the plain module that is known here, as under quantisation or LoRA, the module i
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zoomiqa_reward.model.parts import Layer, Norm
 
-def recomputable(layer: nn.Module, run: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+
+def recomputable(layer: Layer, run: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
     """Return `run(hidden)`, recomputed in `backward` where the layer says so."""
     if layer.training and getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled():
         return layer._gradient_checkpointing_func(run, hidden)
     return run(hidden)
 
 
-def rms(norm: nn.Module, x: Tensor) -> Tensor:
+def rms(norm: Norm, x: Tensor) -> Tensor:
     """Return the root mean square norm of the last axis, in one operator.
 
     In half precision it rounds once, where the library rounds before the product with the weight and again after it.
@@ -29,7 +30,7 @@ def rms(norm: nn.Module, x: Tensor) -> Tensor:
     return nn.functional.rms_norm(x, (x.shape[-1],), norm.weight, epsilon)
 
 
-def gated(mlp: nn.Module, x: Tensor) -> Tensor:
+def gated(mlp: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Return the gated feed-forward part."""
     return mlp(x)
 
@@ -56,12 +57,13 @@ def side_by_side(modules: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
     That copies their weights, for as long as what is returned is kept.
     """
     alike = len({module.bias is None for module in modules if hasattr(module, "bias")}) == 1
-    if not alike or any(type(module) is not nn.Linear or _is_hooked(module) for module in modules):
+    plain = [module for module in modules if type(module) is nn.Linear and not _is_hooked(module)]
+    if not alike or len(plain) < len(modules):
         return lambda x: torch.cat([module(x) for module in modules], dim=-1)
-    weight = torch.cat([module.weight for module in modules])
-    bias = None if modules[0].bias is None else torch.cat([module.bias for module in modules])
+    weight = torch.cat([module.weight for module in plain])
+    bias = None if plain[0].bias is None else torch.cat([module.bias for module in plain])
     return lambda x: nn.functional.linear(x, weight, bias)
 
 
-def _is_hooked(module: Any) -> bool:
+def _is_hooked(module: nn.Module | Norm) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))

@@ -45,7 +45,8 @@ class RatedImage:
     def as_json(self) -> dict[str, Any]:
         """Return the documented fields in their documented order, NaN as None."""
         values = asdict(self) | {"score_0_100": self.score_0_100}
-        return plain({key: values[key] for key in _FIELDS})
+        fields: dict[str, Any] = plain({key: values[key] for key in _FIELDS})
+        return fields
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,9 +27,10 @@ def whole_size(height: int, width: int, *, factor: int, min_pixels: int, max_pix
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
     try:
-        return smart_resize(height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
+        high, wide = smart_resize(height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
     except ValueError as error:
         raise ImageError(f"image of {width} x {height} px cannot be resized for the model: {error}") from error
+    return int(high), int(wide)
 
 
 def to_patches(

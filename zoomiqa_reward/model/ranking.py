@@ -68,7 +68,8 @@ def _require(tie_margin: float, kappa: float) -> None:
 
 def _measure(iqa_or_reward: Any, images: Any, mode: str) -> Ratings:
     if hasattr(iqa_or_reward, "rate"):
-        return iqa_or_reward.rate(images, mode=mode, strict=True)
+        ratings: Ratings = iqa_or_reward.rate(images, mode=mode, strict=True)
+        return ratings
     sources = split_images(images)
     scores = ask(iqa_or_reward, sources, groups=[0] * len(sources))  # what is ranked is one group
     return Ratings(value=scores.value, std=scores.std, valid=scores.valid, errors=scores.errors, std_kind="none")

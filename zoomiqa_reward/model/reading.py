@@ -7,7 +7,6 @@ every image begins with, and the features of images that are shown again, as in 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from zoomiqa_reward.model.tower import ImageFeatures, read_images
 MIN_SHARED = 16
 """Tokens of common text that are worth a pass of their own."""
 
-Shape = tuple[Any, ...]
+Shape = tuple[int, tuple[int, ...], tuple[tuple[int, ...], ...], tuple[int, ...]]
 
 
 @dataclass(eq=False)
@@ -133,6 +132,7 @@ def _starts(checkpoint: Checkpoint, row: TokenRow) -> list[int]:
 
 def _positions(checkpoint: Checkpoint, row: TokenRow, ids: Tensor) -> Tensor:
     """Return int64 [3, 1, tokens] on the CPU: the library's 3-D positions, one row's, which all of its shape share."""
+    result: Tensor
     result, _ = checkpoint.model.model.get_rope_index(
         ids, mm_token_type_ids=(ids == checkpoint.image_token_id).long(), image_grid_thw=row.image_grid_thw.cpu(),
         attention_mask=torch.ones_like(ids),

@@ -73,7 +73,8 @@ def assess_images(
     last bits of the logits. `write` is what turns rows into answers.
     """
     check_rounds(rounds)
-    if isinstance(sampling.seed, tuple):
+    base_seed = sampling.seed
+    if isinstance(base_seed, tuple):
         raise ValueError("seed: one number; each answer's own is made of it, the image and the sample")
     if num_samples < 1 or batch_size < 1:
         raise ValueError(f"num_samples={num_samples}, batch_size={batch_size}: both must be at least 1")
@@ -87,7 +88,7 @@ def assess_images(
         rows = [image for image in window for _ in range(num_samples)]
         seeds: list[int] = []
         if sampling.temperature > 0:
-            seeds = [seed for image in window for seed in sample_seeds(image, num_samples, sampling.seed)]
+            seeds = [seed for image in window for seed in sample_seeds(image, num_samples, base_seed)]
         step = STRICT_ROWS if strict else batch_size
         answers: list[Assessment] = []
         for start in range(0, len(rows), step):
@@ -162,8 +163,9 @@ def assess_batch(
         shown = [index for index, why in enumerate(empty) if why is None]
         if seeds is not None:
             sampling = replace(sampling, seed=tuple(seeds[index] for index in shown))
-        options = {"question": question, "rounds": rounds, "sampling": sampling}
-        read = iter(assess_batch(protocol, [images[index] for index in shown], respond, **options) if shown else ())
+        kept = [images[index] for index in shown]
+        answers_of = partial(assess_batch, protocol, question=question, rounds=rounds, sampling=sampling)
+        read = iter(answers_of(kept, respond) if shown else ())
         return [next(read) if why is None else _without_content(why) for why in empty]
     asked = [round1(protocol, image, question) for image in images]
     answers = respond(asked, sampling)

@@ -13,12 +13,12 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zoomiqa_reward.model.layers import gated, recomputable, rms
+from zoomiqa_reward.model.parts import QwenVL, TowerAttention, TowerBlock, WindowTower, has_windows
 
 KEPT_SIZES = 32
 """Sizes of images whose plans are kept; a plan of 1008 x 756 px in the 7B holds 2.5 MB."""
@@ -64,14 +64,14 @@ class _Plan:
     """The same, negative in its first half: what the swapped halves are multiplied with."""
 
 
-def read_images(model: nn.Module, patches: Tensor, grid: tuple[int, int]) -> ImageFeatures:
+def read_images(model: QwenVL, patches: Tensor, grid: tuple[int, int]) -> ImageFeatures:
     """Return the features of images of one size.
 
     model: the whole Qwen-VL model. patches: [images, patches, patch_dim] as the image processor returns them; grid:
     rows and columns of patches. Keeps autograd; recomputes its blocks in `backward` where they say so.
     """
     tower = model.model.visual
-    if not hasattr(tower, "window_size"):
+    if not has_windows(tower):
         return _by_library(model, patches, grid)
     plan = _plan(tower, grid, patches.device)
     merged = tower.spatial_merge_size**2
@@ -87,7 +87,7 @@ def read_images(model: nn.Module, patches: Tensor, grid: tuple[int, int]) -> Ima
     return ImageFeatures(tokens=tokens.index_select(1, plan.back))
 
 
-def _by_library(model: nn.Module, patches: Tensor, grid: tuple[int, int]) -> ImageFeatures:
+def _by_library(model: QwenVL, patches: Tensor, grid: tuple[int, int]) -> ImageFeatures:
     images = patches.shape[0]
     grids = torch.tensor([[1, *grid]] * images, device=patches.device)
     output = model.model.get_image_features(patches.flatten(0, 1), grids, return_dict=True)
@@ -97,7 +97,7 @@ def _by_library(model: nn.Module, patches: Tensor, grid: tuple[int, int]) -> Ima
     )
 
 
-def _block(block: nn.Module, plan: _Plan, groups: tuple[tuple[int, int], ...]) -> Callable[[Tensor], Tensor]:
+def _block(block: TowerBlock, plan: _Plan, groups: tuple[tuple[int, int], ...]) -> Callable[[Tensor], Tensor]:
     def run(hidden: Tensor) -> Tensor:
         hidden = hidden + _attend(block.attn, rms(block.norm1, hidden), plan, groups)
         return hidden + gated(block.mlp, rms(block.norm2, hidden))
@@ -105,10 +105,10 @@ def _block(block: nn.Module, plan: _Plan, groups: tuple[tuple[int, int], ...]) -
     return run
 
 
-def _attend(attention: nn.Module, x: Tensor, plan: _Plan, groups: tuple[tuple[int, int], ...]) -> Tensor:
+def _attend(attention: TowerAttention, x: Tensor, plan: _Plan, groups: tuple[tuple[int, int], ...]) -> Tensor:
     images, count, width = x.shape
     qkv = _turned(attention.qkv(x).view(images, count, 3, attention.num_heads, -1), plan.cos, plan.sin)
-    parts = [qkv] if len(groups) == 1 else qkv.split([length * number for length, number in groups], dim=1)
+    parts = [qkv] if len(groups) == 1 else qkv.split_with_sizes([length * number for length, number in groups], dim=1)
     mixed = []
     for piece, (length, number) in zip(parts, groups, strict=True):
         windows = piece.reshape(images * number, length, 3, attention.num_heads, -1)
@@ -123,7 +123,7 @@ def _turned(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Without a graph it writes over `qkv`.
     """
-    pair, value = qkv.split([2, 1], dim=-3)
+    pair, value = qkv.split_with_sizes([2, 1], dim=-3)
     wide = pair if pair.dtype == torch.float32 else pair.float()
     swapped = wide.roll(wide.shape[-1] // 2, dims=-1)
     if torch.is_grad_enabled():
@@ -133,10 +133,12 @@ def _turned(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return qkv
 
 
-_PLANS: "weakref.WeakKeyDictionary[nn.Module, OrderedDict[Any, _Plan]]" = weakref.WeakKeyDictionary()
+_PLANS: "weakref.WeakKeyDictionary[WindowTower, OrderedDict[tuple[tuple[int, int], torch.device], _Plan]]" = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def _plan(tower: nn.Module, grid: tuple[int, int], device: torch.device) -> _Plan:
+def _plan(tower: WindowTower, grid: tuple[int, int], device: torch.device) -> _Plan:
     plans = _PLANS.setdefault(tower, OrderedDict())
     plan = plans.get((grid, device))
     if plan is None:
@@ -148,12 +150,12 @@ def _plan(tower: nn.Module, grid: tuple[int, int], device: torch.device) -> _Pla
 
 @torch.inference_mode(False)  # a plan outlives the call, and a later one may want a graph
 @torch.no_grad()
-def _make_plan(tower: nn.Module, grid: tuple[int, int], device: torch.device) -> _Plan:
+def _make_plan(tower: WindowTower, grid: tuple[int, int], device: torch.device) -> _Plan:
     merge = tower.spatial_merge_size
     rows, columns = grid[0] // merge, grid[1] // merge
     side = tower.window_size // merge // tower.patch_size
     places = torch.arange(rows * columns).view(rows, columns)
-    windows = [window.flatten() for band in places.split(side) for window in band.split(side, dim=1)]
+    windows = [window.flatten() for band in torch.split(places, side) for window in torch.split(band, side, dim=1)]
     lengths = sorted({window.numel() for window in windows}, reverse=True)
     by_length = [[window for window in windows if window.numel() == length] for length in lengths]
     order = torch.cat([window for group in by_length for window in group])

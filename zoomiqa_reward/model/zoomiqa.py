@@ -22,6 +22,7 @@ from zoomiqa_reward.model.trie import RatingTrie
 from zoomiqa_reward.protocol.spec import Protocol, ViewPolicy
 
 if TYPE_CHECKING:
+    from zoomiqa_reward.model.quality_map import QualityMap
     from zoomiqa_reward.model.text_server import RemoteZoomIQA
 
 
@@ -194,6 +195,17 @@ class ZoomIQA:
             valid=ratings.valid.to(home),
             std_kind="token",
             errors=ratings.errors,
+        )
+
+    def quality_map(
+        self, image: Any, *, view_px: int | None = None, strict: bool = False, grad: bool = False, batch_size: int = 8,
+        question: str | None = None,
+    ) -> "QualityMap":  # fmt: skip
+        """Return where an image is good and bad: the ratings of overlapping views. See `model.quality_map`."""
+        from zoomiqa_reward.model.quality_map import quality_map
+
+        return quality_map(
+            self, image, view_px=view_px, strict=strict, grad=grad, batch_size=batch_size, question=question
         )
 
     def _rate_reason(

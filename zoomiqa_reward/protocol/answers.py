@@ -166,7 +166,7 @@ def _read_sloppy(inside: str) -> Any:
     return answer
 
 
-class _NotComputing(DirtyJSONLoader):
+class _NotComputing(DirtyJSONLoader):  # type: ignore[misc] # dirtyjson has no types
     """The sloppy reader without its arithmetic, which it hands to `eval`, and without octal and hexadecimal numbers."""
 
     def scan(self) -> Any:

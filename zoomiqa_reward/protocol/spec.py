@@ -181,7 +181,9 @@ class Protocol:
         version = data.get("format_version")
         if version != FORMAT_VERSION:
             raise ProtocolError(f"format_version is {version!r}; this release reads {FORMAT_VERSION}")
-        return _build(cls, {key: value for key, value in data.items() if key != "format_version"}, "protocol")
+        fields = {key: value for key, value in data.items() if key != "format_version"}
+        protocol: Protocol = _build(cls, fields, "protocol")
+        return protocol
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Protocol":

@@ -85,7 +85,7 @@ class CachedReward(Reward):
     @property
     def fingerprint(self) -> str:
         """The fingerprint of the reward: the cache changes no value."""
-        return self.reward.fingerprint
+        return str(self.reward.fingerprint)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -160,9 +160,9 @@ class CachedReward(Reward):
             except ImageError as error:
                 keys.append(str(error))
                 continue
-            key = make_key(asked, image, others)
-            keys.append(key)
-            loaded.setdefault(key, (image, others))
+            pixels_key = make_key(asked, image, others)
+            keys.append(pixels_key)
+            loaded.setdefault(pixels_key, (image, others))
         stored = self.store.read(loaded)
         new, errors = self._measure({key: pair for key, pair in loaded.items() if key not in stored})
         if new or stored:

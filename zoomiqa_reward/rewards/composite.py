@@ -190,10 +190,11 @@ class CompositeReward(Reward):
 
     def _range(self) -> tuple[float, float]:
         """A z-value is bounded by its group's size only, so its range is infinite."""
-        ends = {"z": lambda r: (-math.inf, math.inf), "raw": lambda r: r}
+        infinite = (-math.inf, math.inf)
         low = high = 0.0
         for term in self.terms:
             if term.weight > 0:
-                bottom, top = ends.get(term.normalise, lambda r: (0.0, 1.0))(term.reward.score_range)
+                bounds = {"z": infinite, "raw": term.reward.score_range}
+                bottom, top = bounds.get(term.normalise, (0.0, 1.0))
                 low, high = low + term.weight * bottom, high + term.weight * top
         return low, high

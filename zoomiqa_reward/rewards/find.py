@@ -53,7 +53,8 @@ def find_reward(name: str) -> Reward:
             f"reward {name!r} gives {type(candidate).__name__}, which is no reward: it lacks {lacks}; "
             "wrap a function with zoomiqa_reward.MetricReward"
         )
-    return candidate
+    reward: Reward = candidate
+    return reward
 
 
 def require_name(name: str) -> None:
@@ -84,9 +85,10 @@ def _metric(name: str) -> Reward:
             "a reward of your own is package.module:factory"
         ) from error
     try:
-        return metrics.as_reward(name)
+        reward: Reward = metrics.as_reward(name)
     except ValueError as error:
         raise ValueError(
             f"reward {name!r}: neither a Zoom-IQA model ('zoomiqa', 'nano', a folder, owner/name), nor "
             f"package.module:factory, nor a metric ({error})"
         ) from error
+    return reward

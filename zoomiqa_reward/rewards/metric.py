@@ -107,7 +107,7 @@ class MetricReward(Reward):
 
     def _measure(self, source: Any, given: dict[str, Any]) -> tuple[Tensor, str | None]:
         try:
-            others = {key: load_image(given[key]) for key in ("lq", "hr") if key in given}
+            others: dict[str, Any] = {key: load_image(given[key]) for key in ("lq", "hr") if key in given}
             if "prompts" in given:
                 others["prompt"] = given["prompts"]
             value = self.fn(load_image(source), **others)

@@ -70,7 +70,7 @@ def normalised(values: Tensor, groups: Tensor, method: str = "z") -> Tensor:
         return values
     exact = detached.double()
     offset, scale, quantile = torch.zeros_like(exact), torch.zeros_like(exact), torch.full_like(exact, math.nan)
-    for number in groups.unique().tolist():
+    for number in sorted(set(groups.tolist())):
         members = (groups.to(measured.device) == number) & measured
         if not bool(members.any()):
             continue
@@ -107,7 +107,7 @@ def variance_shares(parts: Tensor, groups: Tensor) -> list[float]:
     kept = torch.isfinite(parts).all(dim=0)
     parts, groups = parts[:, kept], groups[kept]
     centred = torch.zeros_like(parts)
-    for number in groups.unique().tolist():
+    for number in sorted(set(groups.tolist())):
         members = groups == number
         centred[:, members] = parts[:, members] - parts[:, members].mean(dim=1, keepdim=True)
     total = centred.sum(dim=0)

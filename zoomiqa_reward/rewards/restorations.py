@@ -13,24 +13,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomiqa_reward.images.content import contentless
+from zoomiqa_reward.images.content import contentless, measures
+from zoomiqa_reward.images.filters import resize_bicubic
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, ask
 
 PREFIX = "the image has no content"
+KEPT_SHARE = 0.5
+"""Of the contrast and the sharpness of a source that is too smooth for the rule once it is enlarged."""
 
 
 def lost_content(images: Sequence[Any], lq: Sequence[Any]) -> list[str | None]:
-    """Return for each restoration why it shows nothing; None if it has content or if its source has none either."""
-    sources: dict[int, bool] = {}
-    reasons = []
-    for image, source in zip(images, lq, strict=True):
-        if id(source) not in sources:
-            sources[id(source)] = contentless(load_image(source)) is None
-        shown = image if isinstance(image, Tensor) else load_image(image)
-        reasons.append(contentless(shown) if sources[id(source)] else None)
-    return reasons
+    """Return for each restoration why it shows nothing; None if it has content or if its source has none either.
+
+    A small smooth source shows something, yet enlarged by bicubic too little for the rule. Its restoration is then held
+    against that enlargement, and has lost its content below half of its contrast or half of its sharpness.
+    """
+    return [_lost(image, source) for image, source in zip(images, lq, strict=True)]
+
+
+def _lost(image: Any, source: Any) -> str | None:
+    shown = image if isinstance(image, Tensor) else load_image(image)
+    reason = contentless(shown)
+    if reason is None:
+        return None
+    given = load_image(source)
+    if contentless(given) is not None:
+        return None
+    enlarged = resize_bicubic(given, *shown.shape[-2:])
+    if contentless(enlarged) is None or not bool(shown.isfinite().all()):
+        return reason
+    pairs = zip(measures(shown), measures(enlarged), strict=True)
+    return reason if any(own < KEPT_SHARE * its for own, its in pairs) else None
 
 
 def ask_restorations(

@@ -76,7 +76,7 @@ class RobustReward(Reward):
         self.deterministic = reward.deterministic
 
     @property
-    def differentiable(self) -> bool:
+    def differentiable(self) -> bool:  # type: ignore[override] # no value to assign: it follows from the wrapped reward
         """As for the wrapped reward."""
         return self.reward.differentiable
 

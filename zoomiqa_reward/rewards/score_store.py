@@ -48,7 +48,7 @@ class ScoreStore:
         return {"path": self.path, "max_bytes": self.max_bytes, "busy_timeout_s": self.busy_timeout_s}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"], max_bytes=state["max_bytes"], busy_timeout_s=state["busy_timeout_s"])
+        ScoreStore.__init__(self, state["path"], max_bytes=state["max_bytes"], busy_timeout_s=state["busy_timeout_s"])
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -157,4 +157,4 @@ def _size(connection: sqlite3.Connection) -> int:
     pages, free, page_bytes = (
         connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
     )
-    return (pages - free) * page_bytes
+    return int((pages - free) * page_bytes)

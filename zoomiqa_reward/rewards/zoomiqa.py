@@ -55,7 +55,7 @@ class ZoomIQAReward(Reward):
         self.deterministic = mode == "direct" or num_samples == 1 or seed is not None
 
     @property
-    def differentiable(self) -> bool:
+    def differentiable(self) -> bool:  # type: ignore[override] # no value to assign: it follows from the model
         """Whether grad=True works: only in mode `direct` of a model in this process, because text has no gradient."""
         return self.mode == "direct" and self.iqa.differentiable
 

@@ -76,7 +76,7 @@ def bootstrap_share(
     for _ in range(draws):
         weights = np.bincount(rng.integers(0, count, count), minlength=count).astype(np.float64)
         sums = [weights @ table @ weights if table.ndim == 2 else weights @ table for table in (right, counted)]
-        values.append(sums[0] / sums[1] if sums[1] else float("nan"))
+        values.append(float(sums[0] / sums[1]) if sums[1] else float("nan"))
     return percentile_interval(values)
 
 

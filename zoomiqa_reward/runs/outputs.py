@@ -16,6 +16,7 @@ import shutil
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from PIL import Image, PngImagePlugin
 
@@ -164,12 +165,14 @@ def _first_row(path: Path) -> dict[str, object]:
     if path.suffix.lower() == ".parquet":
         from pyarrow import parquet
 
-        return next(parquet.ParquetFile(path).iter_batches(1)).to_pylist()[0]
+        row: dict[str, object] = next(parquet.ParquetFile(path).iter_batches(1)).to_pylist()[0]
+        return row
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return next(csv.DictReader(file)) if path.suffix.lower() == ".csv" else json.loads(next(file))
+        row = next(csv.DictReader(file)) if path.suffix.lower() == ".csv" else json.loads(next(file))
+        return row
 
 
-def save_image(image: Image.Image, file: object, format_name: str) -> None:
+def save_image(image: Image.Image, file: str | os.PathLike[str] | IO[bytes], format_name: str) -> None:
     """Write an image with the program's mark, where its format has a place for it."""
     if format_name == "PNG":
         mark = PngImagePlugin.PngInfo()

@@ -68,7 +68,7 @@ def counting(
     `shown`: whether this process is the one that speaks. Within another bar only the outer one is drawn.
     """
     if not shown or not sys.stderr.isatty() or _bars:
-        lines = ProgressLines(None, what, total, initial)
+        lines: ProgressLines[None] = ProgressLines(None, what, total, initial)
         yield lines.update if shown and not sys.stderr.isatty() else lambda count: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

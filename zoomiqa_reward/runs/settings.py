@@ -23,15 +23,17 @@ def identity_of(part: Any) -> dict[str, Any]:
     Its member `identity` where it has one, else its name; with its fingerprint. Raises UnknownState.
     """
     identity = getattr(part, "identity", None) or {"name": part.name}
-    return json.loads(json.dumps({**identity, "fingerprint": part.fingerprint}, default=str))
+    plain: dict[str, Any] = json.loads(json.dumps({**identity, "fingerprint": part.fingerprint}, default=str))
+    return plain
 
 
 def fingerprint_if_known(part: Any) -> str | None:
     """Return the fingerprint of a reward, or None where its state cannot be read: for reports that nothing resumes."""
     try:
-        return part.fingerprint
+        fingerprint: str = part.fingerprint
     except UnknownState:
         return None
+    return fingerprint
 
 
 def refuse_another_run(folder: Path, before: dict[str, Any], now: dict[str, Any], free: Collection[str] = ()) -> None:

@@ -44,8 +44,8 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]], *, overwrite: bool =
     with replacing(path, overwrite=overwrite) as half:
         if _is_parquet(path):
             arrow, parquet = _parquet()
-            text = [{key: _utf8(value) for key, value in row.items()} for row in content]
-            parquet.write_table(arrow.Table.from_pylist(text), half)
+            texts = [{key: _utf8(value) for key, value in row.items()} for row in content]
+            parquet.write_table(arrow.Table.from_pylist(texts), half)
             return
         text = _csv(content) if path.suffix.lower() == ".csv" else "".join(f"{json.dumps(row)}\n" for row in content)
         half.write_text(text, encoding="utf-8", errors="surrogateescape")
@@ -60,7 +60,8 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         if _is_parquet(path):
-            return _parquet()[1].read_table(path).to_pylist()
+            content: list[dict[str, Any]] = _parquet()[1].read_table(path).to_pylist()
+            return content
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
         if path.suffix.lower() == ".csv":
             rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)

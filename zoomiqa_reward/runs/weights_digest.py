@@ -48,7 +48,7 @@ def _parts(module: nn.Module) -> Iterator[str | memoryview]:
         if not tensor.is_meta:  # offloaded layer by layer: only its shape is there to be read
             flat = tensor.detach().cpu().contiguous().flatten()
             if flat.numel():
-                yield memoryview(flat.view(torch.uint8).numpy())
+                yield flat.view(torch.uint8).numpy().data
     for switch in _adapters(module):
         yield f"{switch}\n"
 

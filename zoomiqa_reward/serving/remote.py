@@ -127,7 +127,7 @@ class RemoteReward(Reward):
             value=torch.tensor([row.value for row in rows], dtype=torch.float32),
             std=torch.tensor([row.std for row in rows], dtype=torch.float32),
             valid=torch.tensor([row.valid for row in rows], dtype=torch.bool),
-            errors=tuple(row.error and f"{row.error['type']}: {row.error['message']}" for row in rows),
+            errors=tuple(f"{row.error['type']}: {row.error['message']}" if row.error else None for row in rows),
             info={"kinds": [row.error and row.error["type"] for row in rows]},
         )
 
@@ -236,4 +236,4 @@ def _may_be_retried(row: ScoreRow) -> bool:
 def _wait_s(attempt: int, asked_s: float | None) -> float:
     """Return the waiting time: it doubles, with a random part so that clients do not return all at once."""
     longest = min(_LONGEST_WAIT_S, max(_FIRST_WAIT_S * 2**attempt, asked_s or 0.0))
-    return longest * _JITTER.uniform(0.5, 1.0)
+    return float(longest * _JITTER.uniform(0.5, 1.0))

@@ -50,7 +50,7 @@ def application(spec: RewardSpec, *, replicas: int, threads: int, num_gpus: floa
             """Score one image in its own forward passes."""
             return (await self.score([item], batched=False))[0]
 
-        @serve.batch(
+        @serve.batch(  # type: ignore[untyped-decorator] # Ray is not followed by the checker
             max_batch_size=MAX_BATCH,
             batch_wait_timeout_s=limits.batch_wait_s,
             batch_size_fn=lambda items: batch_units(items, batch_pixels),
@@ -90,7 +90,8 @@ class RayBackend:
 
         response = (self._handle.batched if batched else self._handle.strict).remote(item)
         try:
-            return await response
+            answer: Answer = await response
+            return answer
         except asyncio.CancelledError:
             response.cancel()  # frees its place in the replica's queue
             raise

@@ -160,7 +160,7 @@ def _parse(body: bytes) -> tuple[dict[str, EncodedImage], dict[str, str]]:
     if len(body) < 8 or length > min(MAX_HEADER_BYTES, len(body) - 8):
         raise ServingError("malformed", "not a safetensors file: its first 8 bytes give no length of a header in it")
     try:
-        tensors = deserialize(body)
+        tensors = deserialize(body)  # type: ignore[no-untyped-call] # safetensors gives it no types
         texts = json.loads(body[8 : 8 + length]).get("__metadata__") or {}
     except (SafetensorError, ValueError) as error:
         raise ServingError("malformed", f"not a safetensors file: {error}") from error
@@ -216,7 +216,8 @@ class ScoreRow:
 
     def as_json(self) -> dict[str, Any]:
         """Return the object of a reply, NaN as None."""
-        return plain({"value": self.value, "std": self.std, "valid": self.valid, "error": self.error})
+        fields: dict[str, Any] = plain({"value": self.value, "std": self.std, "valid": self.valid, "error": self.error})
+        return fields
 
     @classmethod
     def from_json(cls, fields: Any) -> "ScoreRow":

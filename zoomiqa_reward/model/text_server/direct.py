@@ -5,6 +5,8 @@ the tree is opened branch by branch, the one that matters most first, until what
 no more than a tolerance. The views are those of the local `direct`, one request (or more) each.
 """
 
+from typing import Any
+
 from torch import Tensor
 
 from zoomiqa_reward.model.pixels import resized
@@ -48,7 +50,7 @@ def read_direct(
     return summarise_branches(mixture)
 
 
-def read_tree(server: TextServer, messages: list[dict], prefix: str, *, tolerance: float) -> list[Branch]:
+def read_tree(server: TextServer, messages: list[dict[str, Any]], prefix: str, *, tolerance: float) -> list[Branch]:
     """Return the branches of the ratings after `prefix`, opened until the mean is known to `tolerance`.
 
     The bound is on the mean before normalisation: the sum over open branches of probability times half their width.

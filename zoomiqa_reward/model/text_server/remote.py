@@ -204,8 +204,9 @@ class RemoteZoomIQA:
     def _rate_reason(
         self, images: Any, question: str | None, rounds: int, num_samples: int, sampling: Sampling
     ) -> Ratings:
+        seed = _one_seed(sampling)
         draws = [
-            sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + 2 * k)
+            sampling if seed is None else replace(sampling, seed=seed + 2 * k)
             for k in range(num_samples)  # 2: round 2 takes the next seed
         ]
         tasks = ((image, draw) for image in load_each(images) for draw in draws)
@@ -245,7 +246,7 @@ class RemoteZoomIQA:
         try:
             reply = self.server.ask(
                 chat_messages(replace(prompted, images=images)), max_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, seed=sampling.seed,
+                temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, seed=_one_seed(sampling),
             )  # fmt: skip
         except (RequestFailed, PromptError) as error:
             return Completion(text="", is_truncated=False, failure=str(error))
@@ -296,3 +297,8 @@ def _warn_of_copies(groups: Sequence[Sequence[Assessment]]) -> None:
             """the temperature; for `transformers serve` pass extra={"generation_config": '{"do_sample": true}'}""",
             stacklevel=4,
         )
+
+
+def _one_seed(sampling: Sampling) -> int | None:
+    assert not isinstance(sampling.seed, tuple)  # a tuple is for rows that a model of this process answers together
+    return sampling.seed
