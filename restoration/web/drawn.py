@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from restoration.web.studio import DrawnSoFar, RatedUpload
 from zoomiqa_reward.images.drawing import MARK
+from zoomiqa_reward.model.quality_map import QualityMap
 from zoomiqa_reward.model.ranking import Ranking
 from zoomiqa_reward.model.ratings import Assessment
 
@@ -70,6 +71,10 @@ def words(assessment: Assessment | None) -> str:
         parts.append(f"<h4>Round {number}: {what} <span>{rating}</span></h4><dl>{rows}</dl>")
     if len(assessment.turns) == 1:
         parts.append('<p class="zq-small">The model asked for no closer look, so there is no second round.</p>')
+    parts.append(
+        '<p class="zq-small">These ratings are numbers that the model wrote in its answer. The large one above is the '
+        "mean of the distribution.</p>"
+    )
     warning = f'<p class="zq-small">{escape(assessment.warning)}</p>' if assessment.warning else ""
     return f'<div class="zq-words">{"".join(parts)}{warning}</div>'
 
@@ -102,6 +107,18 @@ def table(names: Sequence[str], ranking: Ranking) -> list[list[str]]:
     return rows
 
 
+def map_notes(quality: QualityMap) -> str:
+    """Return what the map rests on: its views, its resolution and its range."""
+    if not quality.valid:
+        return f'<p class="zq-none">No view could be rated: {escape(quality.ratings.errors[0] or "")}.</p>'
+    low, high = quality.range
+    return (
+        f'<p class="zq-small">{len(quality.boxes)} views, each rated as an image of its own, from {low:.2f} to '
+        f"{high:.2f}. Resolution: {quality.resolution_px} px; what is smaller cannot be told apart. Red is "
+        "worst, blue is best; the outline marks the lowest view.</p>"
+    )
+
+
 def progress(done: int, n: int, text: str) -> str:
     """Return a bar with a line of text."""
     return (
@@ -124,7 +141,7 @@ def gallery(state: DrawnSoFar) -> list[tuple[Image.Image, str]]:
     return [
         (
             candidate.image,
-            f"{candidate.rank}.  {candidate.score:.2f} ± {candidate.std:.2f}  {candidate.restorer}, seed {candidate.seed}"
+            f"{candidate.rank}:  {candidate.score:.2f}, {candidate.restorer}"
             if candidate.valid else f"not rated: {candidate.error}",
         )
         for candidate in state.order if candidate.has_image()

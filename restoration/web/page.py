@@ -12,6 +12,7 @@ import gradio as gr
 from restoration.web import drawn
 from restoration.web.studio import Studio
 from zoomiqa_reward.errors import ZoomIQAError
+from zoomiqa_reward.images.map_figure import map_figure
 
 FONTS = ("system-ui", "sans-serif")
 """Of the reader's machine: Gradio's own themes load theirs from the network."""
@@ -49,6 +50,8 @@ def build_page(studio: Studio, title: str, samples: Sequence[str], small_samples
             _compare_tab(studio, samples)
         with gr.Tab("Best of N"):
             _best_of_n_tab(studio, small_samples)
+        with gr.Tab("Quality map"):
+            _map_tab(studio, samples)
     return page.queue(max_size=32, default_concurrency_limit=1)
 
 
@@ -108,6 +111,23 @@ def _compare_tab(studio: Studio, samples: Sequence[str]) -> None:
     gr.on([first.input, second.input], kindly(show), [first, second], [slider, note], api_name="side_by_side")
 
 
+def _map_tab(studio: Studio, samples: Sequence[str]) -> None:
+    def quality_map(file: str | None) -> tuple[Any, str]:
+        image, quality = studio.map(file)
+        return map_figure(image, quality, name=Path(file or "").name), drawn.map_notes(quality)
+
+    with gr.Row():
+        with gr.Column():
+            image = _file_input("Image to map")
+            button = gr.Button("Map", variant="primary")
+            gr.Examples(list(samples), image, label="Or pick one", example_labels=_labels(samples))
+            notes = gr.HTML()
+        with gr.Column(scale=2):
+            figure = _image_output("Quality map", show_label=False)
+    gr.on([button.click, image.upload], kindly(quality_map), image, [figure, notes], concurrency_id="judge",
+          api_name="quality_map")  # fmt: skip
+
+
 def _best_of_n_tab(studio: Studio, samples: Sequence[str]) -> None:
     limits = studio.limits
 
@@ -130,7 +150,7 @@ def _best_of_n_tab(studio: Studio, samples: Sequence[str]) -> None:
         with gr.Column():
             status = gr.HTML()
             slider = gr.ImageSlider(label="Enlarged input (bicubic) and best", format="png", interactive=False)
-    candidates = gr.Gallery(label="Candidates, best first", format="png", columns=4, height="auto", interactive=False)
+    candidates = gr.Gallery(label="Candidates, best first", format="png", columns=3, height="auto", interactive=False)
     running = button.click(kindly(best_of_n), [image, n, seed, how], [status, candidates, slider],
                            concurrency_id="restorer", api_name="best_of_n")  # fmt: skip
     stop.click(None, cancels=running)

@@ -6,24 +6,24 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from restoration.selection.best_of_n import pool, result_notes
-from restoration.selection.candidate_loop import CandidateLoop
-from restoration.selection.candidates import Candidate, ranked
-from restoration.selection.pool import doing_nothing
 from restoration.web.uploads import fit_input, open_upload
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.model.direct import rate_direct
 from zoomiqa_reward.model.numerics import canonical
+from zoomiqa_reward.model.quality_map import QualityMap, quality_map
 from zoomiqa_reward.model.ranking import Ranking, ranking_of
 from zoomiqa_reward.model.ratings import Assessment, Ratings
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
+
+if TYPE_CHECKING:
+    from restoration.selection.candidates import Candidate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class RatedUpload:
 class DrawnSoFar:
     """Best-of-N after one more candidate."""
 
-    order: tuple[Candidate, ...]
+    order: tuple["Candidate", ...]
     """Best first; those that are not valid come last."""
     n: int
     image_lq: Tensor
@@ -133,11 +133,22 @@ class Studio:
         left, right = (image.resize(size, Image.Resampling.NEAREST) for image in images)
         return left, right, " ".join(notes)
 
+    def map(self, file: str | None) -> tuple[Image.Image, QualityMap]:
+        """Return an image and its quality map. Raises ImageError."""
+        image = self.open(file)
+        return to_pil(image), quality_map(self.judge.result(), image)
+
     def best_of_n(self, file: str | None, n: int, seed: int, *, shrink: bool) -> Iterator[DrawnSoFar]:
         """Yield the candidates so far, ranked, after each one that is drawn and rated.
 
         shrink: how an image above `max_input_px` is made smaller, see `fit_input`. Raises ImageError, ValueError.
         """
+        # Imported when needed: the first rating does not wait for them.
+        from restoration.selection.best_of_n import pool, result_notes
+        from restoration.selection.candidate_loop import CandidateLoop
+        from restoration.selection.candidates import ranked
+        from restoration.selection.pool import doing_nothing
+
         if not 1 <= n <= self.limits.max_candidates or seed < 0:
             raise ValueError(f"n={n}, seed={seed}: 1 to {self.limits.max_candidates} candidates, a seed of at least 0")
         image, done = fit_input(self.open(file), self.limits.max_input_px, shrink=shrink)
