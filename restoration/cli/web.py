@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
@@ -14,17 +15,16 @@ import typer
 from zoomiqa_reward.cli import inputs, output
 
 Host = Annotated[str, typer.Option(help="Address to listen on; every address but loopback needs ZOOMIQA_TOKEN.")]
-Port = Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)]
+Port = Annotated[int | None, typer.Option(help="Port; default: the first free one from 7860.", min=1, max=65535)]
 RestorerName = Annotated[str, typer.Option("--restorer", help="'nano' (embedded, x4), a hub id or a folder.")]
 MaxMegapixels = Annotated[float, typer.Option(help="Largest image that is rated, in million pixels.", min=0.01)]
 MaxUploadMib = Annotated[int, typer.Option(help="Largest uploaded file in MiB.", min=1)]
 MaxInputPx = Annotated[int, typer.Option(help="Longest side of an image that is restored.", min=16)]
-MaxCandidates = Annotated[int, typer.Option("--max-n", help="Most candidates of best-of-N.", min=1)]
 
 
 def web(
     host: Host = "127.0.0.1",
-    port: Port = 7860,
+    port: Port = None,
     model: inputs.Model = "nano",
     restorer: RestorerName = "nano",
     device: inputs.Device = None,
@@ -33,12 +33,11 @@ def web(
     max_megapixels: MaxMegapixels = 9.0,
     max_upload_mib: MaxUploadMib = 64,
     max_input_px: MaxInputPx = 160,
-    max_n: MaxCandidates = 16,
 ) -> int:
     """Serve a page that rates, compares and restores images, until interrupted. Nothing leaves this machine."""
-    import gradio  # noqa: F401  (without it the extra is named before anything is loaded)
+    import_module("gradio")  # without it the extra is named before anything is loaded
 
-    from restoration.web.server import PageConfig, serve_page
+    from restoration.web.server import serve_page
     from restoration.web.studio import Studio, StudioLimits
 
     def load_restorers() -> Any:
@@ -46,16 +45,17 @@ def web(
 
         return varied_pool(restorer, device=device)
 
-    config = PageConfig(host=host, port=port, token=os.environ.get("ZOOMIQA_TOKEN"), max_upload_mib=max_upload_mib)
-    limits = StudioLimits(max_pixels=round(max_megapixels * 1e6), max_input_px=max_input_px, max_candidates=max_n)
+    limits = StudioLimits(max_pixels=round(max_megapixels * 1e6), max_input_px=max_input_px)
     studio = Studio(
         lambda: inputs.load_model(model, device=device, adapter=adapter, protocol=protocol), load_restorers, limits
     )
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    with serve_page(studio, f"Model: {model}", config) as url:
-        studio.judge.result()  # a model that cannot be loaded ends the command here
-        output.json_line({"url": url, "model": studio.judge.result().name})
+    token = os.environ.get("ZOOMIQA_TOKEN")
+    serving = serve_page(studio, f"Model: {model}", host=host, port=port, token=token, max_upload_mib=max_upload_mib)
+    with serving as url:
+        name = studio.judge.result().name  # a model that cannot be loaded ends the command here
+        output.json_line({"url": url, "model": name})
         print(f"the page is at {url}; Ctrl-C stops it", file=sys.stderr)
         try:
             stopped.wait()

@@ -83,14 +83,15 @@ def _compare_tab(studio: Studio, samples: Sequence[str]) -> None:
             if ranking is None:
                 yield (drawn.progress(done, len(names), f"{done} of {len(names)} rated, next: {names[done]}"), *waiting)
                 continue
-            choices = [(names[index], files[index]) for index in ranking.order]
-            first, second = choices[0][1], choices[-1][1]
-            left, right, note = studio.side_by_side(first, second)
-            yield (drawn.progress(done, done, f"{done} of {done} rated. {note}"), drawn.table(names, ranking), (left, right),
-                   gr.update(choices=choices, value=first), gr.update(choices=choices, value=second))  # fmt: skip
+            first, second = ranking.order[0], ranking.order[-1]
+            left, right, note = studio.side_by_side(files, first, second)
+            choices = [(names[index], index) for index in ranking.order]
+            head = drawn.progress(done, done, f"{done} of {done} rated. {note}")
+            pick = (gr.update(choices=choices, value=value) for value in (first, second))
+            yield head, drawn.table(names, ranking), (left, right), *pick
 
-    def show(first: str | None, second: str | None) -> tuple[Any, str]:
-        left, right, note = studio.side_by_side(first, second)
+    def show(files: list[str] | None, first: int | None, second: int | None) -> tuple[Any, str]:
+        left, right, note = studio.side_by_side(files, first, second)
         return (left, right), f'<p class="zq-small">{escape(note)}</p>'
 
     with gr.Row():
@@ -108,7 +109,7 @@ def _compare_tab(studio: Studio, samples: Sequence[str]) -> None:
     note = gr.HTML()
     button.click(kindly(compare), files, [status, ranks, slider, first, second], concurrency_id="judge",
                  api_name="compare")  # fmt: skip
-    gr.on([first.input, second.input], kindly(show), [first, second], [slider, note], api_name="side_by_side")
+    gr.on([first.input, second.input], kindly(show), [files, first, second], [slider, note], api_name="side_by_side")
 
 
 def _map_tab(studio: Studio, samples: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from restoration.web.uploads import fit_input, open_upload
-from zoomiqa_reward.images.loading import to_pil
+from zoomiqa_reward.images.loading import ImageError, to_pil
 from zoomiqa_reward.model.direct import rate_direct
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.quality_map import QualityMap, quality_map
@@ -122,13 +122,21 @@ class Studio:
         errors = tuple(one.errors[0] for one in rated)
         yield len(files), ranking_of(Ratings(value=means, std=stds, valid=valid, errors=errors, std_kind="token"))
 
-    def side_by_side(self, first: str, second: str) -> tuple[Image.Image, Image.Image, str]:
-        """Return two images at the size of the larger, and a sentence if one was enlarged for it. Raises ImageError."""
-        images = [to_pil(self.open(file)) for file in (first, second)]
+    def side_by_side(
+        self, files: Sequence[str] | None, first: int | None, second: int | None
+    ) -> tuple[Image.Image, Image.Image, str]:
+        """Return two of the files at the size of the larger, and a sentence if one was enlarged for it.
+
+        first, second: places in `files`, never paths, because the caller may be a stranger. Raises ImageError.
+        """
+        if not files or not {first, second} <= set(range(len(files))):
+            raise ImageError("the images have changed: rate and rank them again")
+        chosen = [files[place] for place in (first, second)]
+        images = [to_pil(self.open(file)) for file in chosen]
         size = max((image.size for image in images), key=lambda size: size[0] * size[1])
         notes = [
             f"{Path(file).name} is shown enlarged from {image.width} x {image.height} px (nearest pixel)."
-            for file, image in zip((first, second), images, strict=True) if image.size != size
+            for file, image in zip(chosen, images, strict=True) if image.size != size
         ]  # fmt: skip
         left, right = (image.resize(size, Image.Resampling.NEAREST) for image in images)
         return left, right, " ".join(notes)
