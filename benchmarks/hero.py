@@ -19,7 +19,7 @@ def panels(folder: Path) -> list[tuple[Image.Image, str, str]]:
     """Return (image, title, numbers) of each column."""
     found = json.loads((folder / "comparison.json").read_text())
     rating, fsim = found["rating"], found["fsim"]
-    low, original = Image.open(folder / "input_lq.png"), Image.open(folder / "original.png")
+    low, original = Image.open(folder / "input.png"), Image.open(folder / "original.png")
     count = len((folder / "candidates.jsonl").read_text().splitlines())
     return [
         (low.resize(original.size, Image.Resampling.NEAREST), "input", f"{low.width} x {low.height} px"),

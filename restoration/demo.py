@@ -60,7 +60,6 @@ def _work(args: argparse.Namespace) -> int:
     result = run(iqa, restorers, image_lq, out)
     report = compare(iqa, result, image_lq, image_hr)
     write_json(out / "comparison.json", report)
-    save_png(image_lq, out / "input_lq.png")
     if image_hr is not None:
         save_png(image_hr, out / "original.png")
     show(result, report, out)
@@ -127,8 +126,8 @@ def show(result: BestOfN, report: dict[str, Any], out: Path) -> None:
     print(
         f"""
 Look at
-  {out / "sheet.png"}     the candidates, best first: rating, reason, the region that round 2 zoomed into
-  {out / "best.png"}      the chosen one; {out / "input_lq.png"} is what was restored
+  {out / "sheet.png"}     the input and the candidates, best first: ratings, reason, region of round 2
+  {out / "best.png"}      the chosen one; {out / "input.png"} is what was restored
   {out / "run.json"}      seeds, scores, versions; {out / "candidates"} holds all images"""
     )
 

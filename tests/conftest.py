@@ -46,6 +46,19 @@ def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The layers of torchvision's AlexNet that LPIPS reads, with random weights: its own are not shipped."""
+    from torchvision.models import alexnet
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = alexnet(weights=None).features.state_dict()
+    path = tmp_path_factory.mktemp("lpips") / "alexnet.pth"
+    torch.save({f"features.{name}": value for name, value in layers.items()}, path)
+    return path
+
+
 @pytest.fixture
 def desk(tmp_path: Path, photograph: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder of the documentation: `photo.png`, `photo_small.png` and three images in `candidates/`."""

@@ -5,13 +5,13 @@ pixels, in a round before and after it. Details are enlarged by whole numbers, s
 """
 
 import math
-import textwrap
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from restoration.refinement.records import Round
 from zoomiqa_reward.images.drawing import BACK, BAD, CARD, GOOD, INK, MARK, MUTED, Colour, fit
+from zoomiqa_reward.images.lettering import draw_text, wrap
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.model.turns import PixelBox
 
@@ -24,7 +24,7 @@ DETAIL_PX = 158
 """Height of a detail, and the width of one of the two in a round."""
 TEXT_PX = 134
 MARGIN_PX = 14
-LINE_CHARS, LINES = 44, 4
+LINES = 4
 
 
 def strip_of(result: "Refined") -> Image.Image:
@@ -46,9 +46,8 @@ def strip_of(result: "Refined") -> Image.Image:
         strip.paste(card, (MARGIN_PX + index * (CELL_PX + MARGIN_PX), MARGIN_PX))
     last = result.history[-1]
     end = f"stopped: {result.stopped}" + (f" ({last.reason})" if last.stop else "")
-    chars = LINE_CHARS * len(cards)
-    text = textwrap.shorten(end, chars, placeholder=" …")
-    ImageDraw.Draw(strip).text((MARGIN_PX, height - 30), text, font=ImageFont.load_default(14), fill=MUTED)
+    for line in wrap(end, 14, strip.width - 2 * MARGIN_PX, 1):
+        draw_text(ImageDraw.Draw(strip), (MARGIN_PX, height - 30), line, 14, MUTED)
     return strip
 
 
@@ -110,10 +109,10 @@ def _paste_detail(card: Image.Image, image: Image.Image, box: PixelBox, at: int,
 
 def _write(card: Image.Image, title: str, colour: Colour, numbers: str, reason: str) -> None:
     draw, top = ImageDraw.Draw(card), CELL_PX + 4 + DETAIL_PX + 6
-    draw.text((10, top), title, font=ImageFont.load_default(18), fill=colour)
-    draw.text((10, top + 28), numbers, font=ImageFont.load_default(14), fill=INK)
-    lines = textwrap.wrap(reason, LINE_CHARS, max_lines=LINES, placeholder=" …")
-    draw.multiline_text((10, top + 50), "\n".join(lines), font=ImageFont.load_default(13), fill=MUTED, spacing=4)
+    draw_text(draw, (10, top), title, 18, colour)
+    draw_text(draw, (10, top + 28), numbers, 14, INK)
+    for k, line in enumerate(wrap(reason, 13, CELL_PX - 20, LINES)):
+        draw_text(draw, (10, top + 50 + 18 * k), line, 13, MUTED)
 
 
 def _central(size: tuple[int, int]) -> PixelBox:

@@ -21,9 +21,11 @@ from restoration.selection.early_stop import EarlyStop
 from restoration.selection.pool import BICUBIC
 from restoration.selection.result import BestOfN, open_run, write_artefacts
 from zoomiqa_reward.errors import UnknownState
-from zoomiqa_reward.images.loading import conversions, load_image
-from zoomiqa_reward.rewards.base import Reward
+from zoomiqa_reward.images.loading import conversions, load_image, to_pil
+from zoomiqa_reward.images.sheet_entry import RATING_TIE
+from zoomiqa_reward.rewards.base import Reward, find_part
 from zoomiqa_reward.rewards.restorations import PREFIX
+from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 from zoomiqa_reward.runs.digest import digest
 from zoomiqa_reward.runs.json_lines import plain
 from zoomiqa_reward.runs.provenance import provenance
@@ -91,12 +93,13 @@ def best_of_n(
         notes = tuple(result_notes(candidates, sources, n, early_stop if stopped else None))
         notes += tuple(f"the input: {note}" for note in conversions(image_lq))
         arguments = {
-            "n": n, "keep": keep, "early_stop": None if early_stop is None else asdict(early_stop),
+            "n": n, "keep": keep, "tie": RATING_TIE if find_part(reward, ZoomIQAReward) is not None else 0.0,
+            "early_stop": None if early_stop is None else asdict(early_stop),
             "cascade": None if cascade is None else {"reward": cascade.reward.name, "top": cascade.top},
         }  # fmt: skip
         report = report_of(candidates, settings, arguments, notes, time.monotonic() - began)
         result = BestOfN(candidates=candidates, identical=are_identical(candidates), stopped_early=stopped, notes=notes,
-                         report=report)  # fmt: skip
+                         report=report, image_lq=to_pil(image))  # fmt: skip
         if folder is not None:
             write_artefacts(result, folder.folder)
     if result.identical:

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from zoomiqa_reward.images.contact_sheet import rationale_line
+from zoomiqa_reward.images.sheet_entry import rationale_line
 from zoomiqa_reward.model.ratings import Assessment
 from zoomiqa_reward.model.turns import Box, PixelBox
 

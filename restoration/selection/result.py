@@ -5,14 +5,14 @@ A kill at any moment neither loses nor repeats finished work:
     run.json           settings, fixed at the start; the ranking is added at the end
     candidates.jsonl   one line per candidate, appended when its image is in candidates/ and its score is known
     cascade.jsonl      one line per candidate that the cascade's reward scored
+    input.png          the low-quality image
     candidates/*.png   the images; best.png, sheet.png at the end
 
 An image is renamed into place before its line is appended, and a line counts once its newline is there. So what a
 kill leaves is at most one image without a line, which is made again, bit for bit, in its place.
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from restoration.selection.candidates import Candidate, Explanation
-from zoomiqa_reward.images.contact_sheet import SheetEntry, contact_sheet
+from restoration.selection.sheet import sheet_of
 from zoomiqa_reward.images.loading import save_png
 from zoomiqa_reward.runs.folder import bind, locked
 from zoomiqa_reward.runs.json_lines import append_line, as_float, plain, read_lines, write_json
@@ -41,6 +41,8 @@ class BestOfN:
     """Notes that a reader of the numbers needs, such as why all candidates are identical."""
     report: dict[str, Any]
     """The content of run.json."""
+    image_lq: Image.Image | None = None
+    """The input in 8 bits; None in a result that was put together by other code."""
 
     @property
     def order(self) -> tuple[Candidate, ...]:
@@ -67,8 +69,6 @@ class BestOfN:
         return save_result(self, Path(folder))
 
 
-SHEET_CANDIDATES = 24
-"""Most images on the contact sheet, best first: its memory stays bounded however many were drawn."""
 _NOT_RECORDED = {"rank", "held", "cascade_score", "cascade_error"}
 
 
@@ -131,12 +131,12 @@ def save_result(result: "BestOfN", folder: Path) -> Path:
 
 
 def write_artefacts(result: "BestOfN", folder: Path) -> None:
-    """Write best.png, sheet.png and the finished run.json."""
+    """Write input.png, best.png, sheet.png and the finished run.json."""
     if result.order[0].valid:
         save_png(result.best.image, folder / "best.png")
-    shown = result.order[:SHEET_CANDIDATES]
-    images = [_opener(item) if item.has_image() else None for item in shown]
-    save_png(contact_sheet(images, [_entry(item) for item in shown]), folder / "sheet.png")
+    if result.image_lq is not None:
+        save_png(result.image_lq, folder / "input.png")
+    save_png(sheet_of(result.order, result.report, result.image_lq), folder / "sheet.png")
     write_json(folder / "run.json", result.report | {"finished": True})
 
 
@@ -148,18 +148,3 @@ def record_of(candidate: Candidate, folder: Path | None) -> dict[str, Any]:
     return plain(row) | {
         "file": file.relative_to(folder).as_posix() if file is not None and folder is not None else None
     }
-
-
-def _opener(candidate: Candidate) -> Callable[[], Image.Image]:
-    return lambda: candidate.image
-
-
-def _entry(item: Candidate) -> SheetEntry:
-    has_cascade = math.isfinite(item.cascade_score)
-    why = item.explanation or Explanation(rationale="")
-    words = [f"seed {item.seed}" + (f", first {item.score:.2f}" if has_cascade else ""), item.prompt, why.rationale]
-    return SheetEntry(
-        name=f"{item.index} {item.restorer}", rating=item.cascade_score if has_cascade else item.score,
-        std=math.nan if has_cascade else item.std, rank=item.rank, valid=item.valid, error=item.error,
-        rationale=". ".join(text for text in words if text), bbox=why.bbox, crop_box=why.crop_box,
-    )  # fmt: skip

@@ -27,8 +27,8 @@ from restoration.tuning.context import Tuning
 from restoration.tuning.data import Example
 from restoration.tuning.denoisers.base import denoiser_of
 from restoration.tuning.lora import POLICY, AdapterState, add_lora, merge_adapter, save_lora
+from restoration.tuning.monitor.figures import draw_strip, plot_reward, save_look
 from restoration.tuning.monitor.monitor import Monitor, Reading
-from restoration.tuning.monitor.signals import draw_strip, plot_reward, save_look
 from restoration.tuning.offload import Offloader
 from restoration.tuning.progress import (
     Progress,

@@ -143,7 +143,7 @@ def _best_of_n_tab(studio: Studio, samples: Sequence[str]) -> None:
             image = _file_input(f"Low-quality image, up to {limits.max_input_px} px per side")
             how = gr.Radio(["take its middle", "shrink it"], value="take its middle", label="If it is larger")
             n = gr.Slider(1, limits.max_candidates, value=min(8, limits.max_candidates), step=1, label="Candidates (N)")
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+            seed = gr.Number(0, label="Seed", precision=0)
             with gr.Row():
                 button = gr.Button("Restore", variant="primary")
                 stop = gr.Button("Stop")

@@ -31,10 +31,10 @@ def test_demo_writes_what_it_announces(tmp_path, photograph, options, capsys):
     report = json.loads((out / "comparison.json").read_text())
     assert set(report["rating"]) == {"bicubic", "chosen", "original"}
     assert report["fsim"]["best_of_candidates"] >= max(report["fsim"]["chosen"], report["fsim"]["mean_of_candidates"])
-    for name in ("sheet.png", "best.png", "input_lq.png", "original.png"):
+    for name in ("sheet.png", "best.png", "input.png", "original.png"):
         with Image.open(out / name) as image:
             assert image.mode == "RGB"
-    for name in ("sheet.png", "best.png", "run.json", "input_lq.png"):
+    for name in ("sheet.png", "best.png", "run.json", "input.png"):
         assert str(out / name) in said
     before = (out / "candidates.jsonl").read_bytes()
     assert main(["--image", str(photograph), "--out", str(tmp_path), *options]) == 0

@@ -38,6 +38,7 @@ def test_a_name_is_a_model_or_it_is_not(tmp_path):
         model_of("nano", "owner/large")
 
 
+@pytest.mark.integration
 def test_each_kind_of_name_gives_its_reward():
     folder = str(tiny_checkpoint())
     for given in ({"name": folder}, {"name": "zoomiqa", "model": folder}):
@@ -59,6 +60,7 @@ def test_what_does_not_fit_is_refused(name, options, reason):
         load_reward(name, **options)
 
 
+@pytest.mark.integration
 def test_best_of_n_chooses_by_any_reward(tmp_path, capsys):
     save_png(make_image(3, 24, 24), tmp_path / "lq.png")
     arguments = [str(tmp_path / "lq.png"), "--n", "2", "--plain", "--vary-sharpness", "0.5", "--json"]

@@ -16,17 +16,6 @@ SR = torch.nn.functional.interpolate(LQ[None], scale_factor=4, mode="nearest")[0
 GIVEN = {"hr": HR, "lq": LQ}
 
 
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    """AlexNet with random weights: LPIPS' own are not shipped, and any will do to see a changed bit."""
-    from torchvision.models import alexnet
-
-    torch.manual_seed(0)
-    file = tmp_path_factory.mktemp("backbone") / "alexnet.pth"
-    torch.save(alexnet(weights=None).state_dict(), file)
-    return file
-
-
 def rewards(backbone):
     found = {name: as_reward(name, **({"weights": backbone} if name == "lpips" else {})) for name in METRICS}
     return found | {"conditioned": ConditionedReward(ZoomIQAReward(tiny_iqa()))}

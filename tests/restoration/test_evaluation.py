@@ -71,6 +71,7 @@ def reward():
     return MetricReward(smooth, "smooth", True, (-1, 0))
 
 
+@pytest.mark.integration
 def test_the_report_is_made_of_its_parts(dataset):
     evaluation = evaluate(Noisy(), dataset, METRICS, n=4, seed=3, reward=reward())
     results = evaluation.report()
@@ -276,6 +277,7 @@ def test_bicubic_is_pillows():
     assert (bicubic(image, 4) - pillow).abs().max() < 1e-4
 
 
+@pytest.mark.integration
 def test_command(dataset, tmp_path):
     app = typer.Typer()
     app.command()(command)

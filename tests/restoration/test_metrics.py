@@ -39,19 +39,6 @@ def noisy(image, sigma, seed=0):
     return (image + sigma * noise).clamp(0, 1)
 
 
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    """A file like torchvision's AlexNet, with random weights."""
-    from torchvision.models import alexnet
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        layers = alexnet(weights=None).features.state_dict()
-    path = tmp_path_factory.mktemp("lpips") / "alexnet.pth"
-    torch.save({f"features.{name}": value for name, value in layers.items()}, path)
-    return path
-
-
 def test_psnr_of_flat_greys_by_hand():
     """Grey 100 against 110 of 255: luma differs by 219 * 10 / 255 = 8.588; 20 log10(255 / 8.588) = 29.452."""
     expected = 20 * math.log10(255 / (LUMA_SPAN * 10 / 255))

@@ -54,6 +54,7 @@ def test_samples_agree_with_their_input_nearly_as_bicubic_does(pairs, drawn):
         assert min(lr_consistency(x, lq) for x in both) > lr_consistency(bicubic(lq, 4), lq) - 1
 
 
+@pytest.mark.integration
 def test_any_size_is_restored_and_a_seed_is_an_image(tmp_path):
     restorer = Restorer.from_pretrained("nano")
     Image.fromarray(data.astronaut()[:37, :51]).save(tmp_path / "odd.png")

@@ -38,6 +38,7 @@ def shows(strip, detail):
     return any((strip[y : y + height, x : x + width] == detail).all() for y, x in np.argwhere(hits))
 
 
+@pytest.mark.integration
 def test_the_command_prints_a_line_a_round_and_tells_what_was_not_measured(tmp_path, monkeypatch, capsys):
     small_nano().save_pretrained(tmp_path / "pipeline")
     Image.fromarray((LQ * 255).byte().permute(1, 2, 0).numpy()).crop((0, 0, 48, 40)).save(tmp_path / "lq.png")

@@ -15,6 +15,7 @@ from zoomiqa_reward.rewards.metric import MetricReward
 from zoomiqa_reward.runs.json_lines import read_lines
 
 
+@pytest.mark.integration
 def test_the_folder_holds_everything_and_save_writes_the_same(tmp_path):
     answers = ASKS, answer([0.5, 0.5, 1, 1]), CONTENT
     result = run(out=tmp_path / "run", iqa=Scripted(*answers), rounds=3)
@@ -39,6 +40,7 @@ class Interrupted(KeyboardInterrupt):
     pass
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("at", [3, 4, 11])
 def test_killed_and_resumed_is_the_same_run(tmp_path, at):
     drawn = []
@@ -72,6 +74,7 @@ def test_killed_and_resumed_is_the_same_run(tmp_path, at):
     assert json.loads((tmp_path / "run.json").read_text())["finished"]
 
 
+@pytest.mark.integration
 def test_a_kill_between_image_and_line_loses_one_round(tmp_path, monkeypatch):
     expected = run(rounds=2)
     true, lines = journal.append_line, []
@@ -90,6 +93,7 @@ def test_a_kill_between_image_and_line_loses_one_round(tmp_path, monkeypatch):
     assert same(run(rounds=2, out=tmp_path), expected)
 
 
+@pytest.mark.integration
 def test_more_rounds_go_on_and_another_run_is_refused(tmp_path):
     first = run(rounds=1, out=tmp_path)
     for options in ({"seed": 1}, {"seeds_per_round": 3}, {"min_gain": 0.1}, {"lr_consistency_slack_db": 0.0},

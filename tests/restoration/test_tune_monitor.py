@@ -214,7 +214,7 @@ def test_an_alarm_stops_the_run_and_rolls_back(tmp_path):
         tuned.set_progress_bar_config(disable=True)
         again = tuned(lq, generator=torch.Generator().manual_seed(1), output_type="pt").images[0]
         assert torch.allclose(base, again, atol=1e-5)
-    assert load_image(tmp_path / "reward_vs_held_out.png").shape == (3, 420, 760)
+    assert load_image(tmp_path / "reward_vs_held_out.png").shape == (3, 504, 760)
     assert load_image(tmp_path / "strip.png").shape[1] == 128 * len(looks)
     again = go()  # nothing is trained on after an alarm
     assert again.alarms == result.alarms

@@ -51,8 +51,7 @@ def started(tmp_path_factory):
         server.send_signal(signal.SIGTERM)
         assert server.wait(60) == 0
     assert list(folder.glob("zoomiqa-web-*")) == [], "uploads are left on disk"
-    log = (folder / "stderr").read_text()
-    assert "Traceback" not in log, log
+    assert "could not answer" not in (folder / "stderr").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -262,8 +261,13 @@ def test_a_request_cannot_name_a_file_of_the_host(started):
 
     secret = folder / "secret.png"
     Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 20).save(secret)
-    requests = {"rate": lambda file: (file,), "quality_map": lambda file: (file,), "compare": lambda file: ([file] * 2,),
-                "best_of_n": lambda file: (file, 1, 0, "shrink it"), "side_by_side": lambda file: ([file], 0, 0)}  # fmt: skip
+    requests = {
+        "rate": lambda file: (file,),
+        "quality_map": lambda file: (file,),
+        "compare": lambda file: ([file] * 2,),
+        "best_of_n": lambda file: (file, 1, 0, "shrink it"),
+        "side_by_side": lambda file: ([file], 0, 0),
+    }
     for name, data in requests.items():
         assert call(url, name, *data(given(secret)))[0] == "error", name
         assert call(url, name, *data(given(f"{url}config")))[0] == "error", name

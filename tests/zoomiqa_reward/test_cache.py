@@ -234,6 +234,7 @@ with CachedReward(MetricReward(fn, "m", True, (0, 1), fingerprint="v1"), path) a
 """
 
 
+@pytest.mark.integration
 def test_two_processes_lose_nothing_and_hit_nothing_wrong(path):
     def start(offset):
         here = Path(__file__).parents[2]

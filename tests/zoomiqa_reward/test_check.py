@@ -58,6 +58,7 @@ def two():
     return [photo("a", 0), photo("b", 1)]
 
 
+@pytest.mark.integration
 def test_the_intervals_are_those_of_the_measures_on_resampled_photographs():
     rng = np.random.default_rng(3)
     answers = [

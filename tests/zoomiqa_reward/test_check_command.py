@@ -69,6 +69,7 @@ def test_the_core_needs_no_scipy_and_no_scikit_image():
 # The figure
 
 
+@pytest.mark.integration
 def test_the_figure_shows_the_images_and_marks_a_rise(tmp_path):
     report = run_check(laplacian(), [photo(height=160, width=200)])
     figure = ladder_figure(report, tmp_path / "check.png")
@@ -174,6 +175,7 @@ def test_a_reward_beside_the_user(capsys, files, registered, monkeypatch):
     assert (code, json.loads(out)["reward"]) == (2, "bright")
 
 
+@pytest.mark.integration
 def test_the_exit_code_is_0_where_every_use_has_a_verdict(capsys, files, registered, tmp_path):
     names = [f"{letter}{k}.png" for k in range(10) for letter in "ab"]
     for name in names:
@@ -187,6 +189,7 @@ def test_the_exit_code_is_0_where_every_use_has_a_verdict(capsys, files, registe
     assert code == 2
 
 
+@pytest.mark.integration
 def test_the_model_is_checked_by_default(capsys, files, registered):
     arguments = ("--model", str(tiny_checkpoint()), "--device", "cpu", "--crop-px", "64", "--repeats", "2")
     code, out, _ = run(capsys, "a.png", "b.png", "--count", "1", *arguments)

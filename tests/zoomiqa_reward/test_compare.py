@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from test_cli import run
 
 from zoomiqa_reward.cli.compare import pair_files
-from zoomiqa_reward.images.pair_sheet import CELL_PX, HEAD_PX, MARGIN_PX, SheetPair, pair_sheet
+from zoomiqa_reward.images.pair_sheet import CELL_PX, MARGIN_PX, SheetPair, _differing, pair_sheet
 from zoomiqa_reward.runs.outputs import made_here
 from zoomiqa_reward.runs.paired import paired_difference
 from zoomiqa_reward.runs.tables import read_table
@@ -97,13 +98,26 @@ def test_a_model_compares_a_sharp_folder_with_a_soft_one(capsys, tmp_path, monke
 def test_the_sheet_shows_a_left_and_b_right(folders):
     pairs, _ = pair_files(Path("A"), Path("B"), recursive=False)
     sheet = pair_sheet([SheetPair(name=p.name, files=p.files, values=(1.0, 2.0)) for p in pairs], ("A", "B"), "mean")
-    row = np.asarray(sheet)[HEAD_PX + MARGIN_PX + HEAD_PX + CELL_PX // 2]
-    assert row[MARGIN_PX + CELL_PX // 2].tolist() == [100] * 3  # f1
-    second = np.asarray(sheet)[HEAD_PX + MARGIN_PX + HEAD_PX + CELL_PX // 2 + (sheet.height - HEAD_PX - MARGIN_PX) // 3]
-    assert second[MARGIN_PX + CELL_PX // 2].tolist() == [153] * 3
-    assert second[2 * MARGIN_PX + CELL_PX + CELL_PX // 2].tolist() == [102] * 3
+    pixels = np.asarray(sheet)
+    left, right = pixels[:, MARGIN_PX + CELL_PX // 2, 0], pixels[:, 2 * MARGIN_PX + CELL_PX + CELL_PX // 2, 0]
+
+    def levels(column):
+        """The gray levels that fill an image, from top to bottom: 40 px, drawn x9."""
+        return [int(k) for k, run in groupby(column) if len(list(run)) > 300]
+
+    assert (levels(left), levels(right)) == ([100, 153, 204], [100, 102, 102])
     with pytest.raises(ValueError, match="no pairs"):
         pair_sheet([], ("A", "B"), "mean")
+
+
+def test_the_detail_of_a_pair_is_where_it_differs_most():
+    one = Image.new("RGB", (800, 600))
+    other = one.copy()
+    other.paste((255, 255, 255), (600, 450, 640, 480))
+    x, y = _differing(one, other)
+    assert 600 / 800 - 96 / 800 <= x <= 640 / 800 + 96 / 800
+    assert 450 / 600 - 32 / 600 <= y <= 480 / 600 + 32 / 600
+    assert _differing(one, one.resize((3, 1)))  # of any size
 
 
 def test_the_statistics_keep_their_laws():

@@ -32,6 +32,7 @@ def quiet(pipe):
     return pipe
 
 
+@pytest.mark.integration
 def test_score_steps_of_a_real_pipeline_changes_nothing(diffusers):
     pipe = quiet(diffusers.DDIMPipeline(tiny_unet(diffusers), diffusers.DDIMScheduler()))
 

@@ -10,12 +10,14 @@ from restoration.selection.candidates import Explanation
 from zoomiqa_reward.images.contact_sheet import (
     CELL_PX,
     MARGIN_PX,
-    TEXT_PX,
     SheetEntry,
+    SheetWords,
     contact_sheet,
     entry_of,
     rationale_line,
 )
+from zoomiqa_reward.images.sheet_card import DETAIL_PX, caption
+from zoomiqa_reward.images.sheet_entry import places
 from zoomiqa_reward.model.ratings import Assessment
 from zoomiqa_reward.model.turns import Turn
 
@@ -26,15 +28,20 @@ def flat(colour, size=(64, 64)):
     return Image.new("RGB", size, colour)
 
 
-def middle_of(sheet, place, columns=2):
-    """Colour at the middle of a place's image."""
-    left = MARGIN_PX + place % columns * (CELL_PX + MARGIN_PX)
-    top = MARGIN_PX + place // columns * (CELL_PX + TEXT_PX + MARGIN_PX)
-    return sheet.getpixel((left + CELL_PX // 2, top + CELL_PX // 2))
+def where(sheet, colour):
+    """Left, top, right and bottom of a colour, exclusive at the end."""
+    rows, columns = np.nonzero((np.asarray(sheet) == colour).all(-1))
+    return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
 
 
-def image_of(sheet):
-    return np.asarray(sheet.crop((MARGIN_PX, MARGIN_PX, MARGIN_PX + CELL_PX, MARGIN_PX + CELL_PX)))
+def reading_order(sheet, *colours):
+    """Colours in the order of their cards: row by row."""
+    boxes = {colour: where(sheet, colour) for colour in colours}
+    return sorted(colours, key=lambda colour: (boxes[colour][1], boxes[colour][0]))
+
+
+def sheet_of(image, **fields):
+    return contact_sheet([image], [SheetEntry(**({"name": "x", "rating": 3.0} | fields))])
 
 
 def test_best_first_and_failures_last():
@@ -44,74 +51,130 @@ def test_best_first_and_failures_last():
         SheetEntry(name="best", rating=3.0, rank=1),
     ]
     sheet = contact_sheet([flat(RED), flat(GREEN), flat(BLUE)], entries)
-    assert [middle_of(sheet, place) for place in range(3)] == [BLUE, GREEN, RED]
+    assert reading_order(sheet, RED, GREEN, BLUE) == [BLUE, GREEN, RED]
 
 
 def test_without_ranks_the_rating_decides():
     entries = [SheetEntry(name=name, rating=rating) for name, rating in (("a", 2.0), ("b", 4.0), ("c", 3.0))]
     sheet = contact_sheet([flat(RED), flat(GREEN), flat(BLUE)], entries)
-    assert [middle_of(sheet, place) for place in range(3)] == [GREEN, BLUE, RED]
+    assert reading_order(sheet, RED, GREEN, BLUE) == [GREEN, BLUE, RED]
+
+
+def test_what_comes_before_has_no_place():
+    input_card = (flat(RED), SheetEntry(name="input"))
+    sheet = contact_sheet([flat(GREEN)], [SheetEntry(name="a", rating=3.0)], before=[input_card])
+    assert reading_order(sheet, GREEN, RED) == [RED, GREEN]
+    words = [line for line, *_ in caption(SheetEntry(name="input"), "", [], "").lines]
+    assert [word for word in words if word] == ["input"]
 
 
 def test_a_small_image_is_enlarged_by_whole_pixels():
-    board = Image.fromarray(np.indices((50, 50)).sum(0).astype(np.uint8) % 2 * 255).convert("RGB")
-    seen = image_of(contact_sheet([board], [SheetEntry(name="board", rating=3.0)]))
+    board = np.indices((50, 50)).sum(0).astype(np.uint8) % 2 * 100 + 100
+    image = Image.fromarray(np.stack([board, board * 0, board], axis=-1))
+    sheet = np.asarray(sheet_of(image))
     factor = CELL_PX // 50
-    edge = (CELL_PX - 50 * factor) // 2
-    inner = seen[edge : edge + 50 * factor, edge : edge + 50 * factor]
-    assert np.array_equal(inner[::factor, ::factor], np.asarray(board))
-    assert np.array_equal(inner, np.asarray(board).repeat(factor, 0).repeat(factor, 1))
+    left, top = where(sheet, (100, 0, 100))[0], min(where(sheet, (100, 0, 100))[1], where(sheet, (200, 0, 200))[1])
+    seen = sheet[top : top + 50 * factor, left : left + 50 * factor]
+    assert np.array_equal(seen, np.asarray(image).repeat(factor, 0).repeat(factor, 1))
 
 
 @pytest.mark.parametrize("size", [(1000, 250), (250, 1000), (3, 900), (1, 1), (CELL_PX, CELL_PX)])
 def test_aspect_is_kept(size):
-    seen = image_of(contact_sheet([flat(RED, size)], [SheetEntry(name="x", rating=3.0)]))
-    rows, columns = np.nonzero((seen == RED).all(-1))
-    height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
-    assert max(height, width) == CELL_PX
-    assert min(height, width) == pytest.approx(max(1, CELL_PX * min(size) / max(size)), abs=1)
+    sheet = np.asarray(sheet_of(flat(RED, size)))
+    top = where(sheet, RED)[1]
+    column = where(sheet[top : top + 1], RED)
+    width = column[2] - column[0]
+    image_px = max(1, round(size[1] * CELL_PX / max(size)))
+    middle = sheet[top : top + image_px, (column[0] + column[2]) // 2]
+    assert width == pytest.approx(max(1, CELL_PX * size[0] / max(size)), abs=1)
+    assert (middle == RED).all(-1).sum() > 0.8 * image_px  # the outline of the detail crosses it
+
+
+def test_all_images_are_drawn_by_one_factor():
+    sheet = contact_sheet([flat(RED, (100, 100)), flat(GREEN, (50, 50))], [SheetEntry(name="a"), SheetEntry(name="b")])
+    large, small = where(sheet, RED), where(sheet, GREEN)
+    assert large[2] - large[0] == 3 * 100
+    assert small[2] - small[0] == 3 * 50
+
+
+def test_a_thumbnail_beside_a_large_image_is_still_seen():
+    images = [flat(RED, (1600, 1600)), flat(GREEN, (16, 16))]
+    small = where(contact_sheet(images, [SheetEntry(name="a"), SheetEntry(name="b")]), GREEN)
+    assert small[2] - small[0] == CELL_PX
 
 
 def test_the_region_is_outlined_where_it_lies():
     entry = SheetEntry(name="x", rating=3.0, crop_box=(0, 0, 64, 32), bbox=(0.25, 0.5, 0.75, 1.0))
-    seen = image_of(contact_sheet([flat(RED, (128, 128))], [entry]))
-    outlined = (seen == BOX).all(-1)
+    sheet = contact_sheet([flat(RED, (128, 128))], [entry])
+    left, top = where(sheet, RED)[:2]
+    outlined = (np.asarray(sheet) == BOX).all(-1)[top:, left:]
     scale = CELL_PX // 128
     assert outlined[32 * scale, 20:60].all()
     assert outlined[20:60, 64 * scale].all()
     assert outlined[70 * scale : 80 * scale, 32 * scale].all()
 
 
-def test_the_inset_enlarges_the_middle_of_the_region():
-    image = flat(RED, (400, 400))
-    image.paste(GREEN, (90, 90, 110, 110))
-    seen = image_of(contact_sheet([image], [SheetEntry(name="x", rating=3.0, crop_box=(0, 0, 200, 200))]))
-    green = (seen == GREEN).all(-1)[CELL_PX // 2 :, CELL_PX // 2 :]
-    assert green.sum() == 40 * 40
+def test_images_of_one_size_show_the_same_detail_enlarged_alike():
+    images = [flat(RED, (400, 400)), flat(BLUE, (400, 400))]
+    for image in images:
+        image.paste(GREEN, (90, 90, 110, 110))
+    entries = [SheetEntry(name="a", rating=3.0, rank=1, crop_box=(0, 0, 200, 200)), SheetEntry(name="b", rating=2.0)]
+    sheet = np.asarray(contact_sheet(images, entries))
+    image_top = where(sheet, RED)[1]
+    details = sheet[image_top + CELL_PX + 2 : image_top + CELL_PX + 2 + DETAIL_PX]
+    assert (details == GREEN).all(-1).sum() == 2 * 40 * 40
 
 
 def test_an_image_that_could_not_be_read_still_has_its_place():
     sheet = contact_sheet([None, flat(GREEN)], [SheetEntry(name="a", valid=False), SheetEntry(name="b", rating=1.0)])
-    assert middle_of(sheet, 0) == GREEN
+    assert where(sheet, GREEN)[0] < sheet.width / 2
     assert sheet.width == 2 * (CELL_PX + MARGIN_PX) + MARGIN_PX
 
 
 def test_text_of_any_length_stays_in_its_card():
     long = SheetEntry(name="name " * 50, rating=3.0, std=0.5, rank=1, rationale="Pneumono" * 40 + " and so on" * 60)
     short = SheetEntry(name="b", rating=2.0, rank=2)
-    both = contact_sheet([flat(RED), flat(GREEN)], [long, short])
-    gap = np.asarray(both.crop((MARGIN_PX + CELL_PX, 0, 2 * MARGIN_PX + CELL_PX, both.height)))
+    both = contact_sheet([flat(RED), flat(GREEN)], [long, short], words=SheetWords(title="so much " * 40))
+    top = where(both, RED)[1]
+    gap = np.asarray(both.crop((MARGIN_PX + CELL_PX, top, 2 * MARGIN_PX + CELL_PX, both.height)))
     assert (gap == gap[0, 0]).all()
 
 
+def test_a_file_name_is_written_in_full():
+    name = "a_very_long_file_name_" + "0123456789" * 22 + ".png"
+    lines = [line for line, *_ in caption(SheetEntry(name=name, rating=3.0), "#1", ["rating 3.00"], "").lines]
+    assert name in "".join(lines)
+
+
+def test_ties_are_named_and_only_the_best_is_green():
+    def place(*entries, **options):
+        return places([SheetEntry(name="", **entry) for entry in entries], 0.01, **options)
+
+    assert place({"rating": 3.0}, {"rating": 2.99}, {"rating": 2.5}) == ["#1-2, tied", "#1-2, tied", "#3"]
+    assert place({"rating": 3.0, "rank": 1}, {"rating": 2.0, "rank": 1}) == ["#1-2, tied"] * 2
+    assert place({"rating": 3.0}, {"valid": False}, {"valid": False}) == ["#1", "not rated", "not rated"]
+    finalists = ({"rating": 2.3, "second": 2.07}, {"rating": 2.5, "second": 2.06}, {"rating": 2.4}, {"rating": 2.39})
+    assert place(*finalists, is_second_first=True) == ["#1-2, tied", "#1-2, tied", "#3-4, tied", "#3-4, tied"]
+    decided = ({"rating": 2.5, "second": 2.07}, {"rating": 2.3, "second": 2.07})
+    assert place(*decided, is_second_first=True) == ["#1", "#2"]  # equal second ones: the rating put them in order
+
+
+def test_all_that_are_tied_with_the_best_are_green():
+    def colour_of(place):
+        return caption(SheetEntry(name="x", rating=3.0), place, [], "").lines[0][2]
+
+    assert colour_of("#1") == colour_of("#1-2, tied") != colour_of("#12") == colour_of("#12-13, tied")
+
+
 def test_the_text_differs_with_what_it_says():
-    def caption(**fields):
+    def drawn(**fields):
         sheet = contact_sheet([flat(RED)], [SheetEntry(name="x", **fields)])
-        return np.asarray(sheet.crop((0, MARGIN_PX + CELL_PX, sheet.width, sheet.height))).tobytes()
+        return np.asarray(sheet.crop((0, where(sheet, RED)[3], sheet.width, sheet.height))).tobytes()
 
     shown = [
-        caption(rating=3.0), caption(rating=3.5), caption(rating=3.0, std=0.2), caption(rating=3.0, rank=1),
-        caption(rating=3.0, rationale="soft"), caption(valid=False, error="torn"), caption(valid=False, error="other"),
+        drawn(rating=3.0), drawn(rating=3.5), drawn(rating=3.0, std=0.2), drawn(rating=3.0, second=2.0),
+        drawn(rating=3.0, rationale="soft"), drawn(rating=3.0, note="seed 1"),
+        drawn(valid=False, error="torn"), drawn(valid=False, error="other"),
     ]  # fmt: skip
     assert len(set(shown)) == len(shown)
 

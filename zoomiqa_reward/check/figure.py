@@ -21,6 +21,7 @@ from zoomiqa_reward.check.report import CheckReport, number, percent
 from zoomiqa_reward.check.tallies import mean
 from zoomiqa_reward.check.verdict import FIT, UNFIT
 from zoomiqa_reward.images.drawing import BACK, BAD, CARD, GOOD, INK, LINE, MARK, MUTED, Colour, polyline
+from zoomiqa_reward.images.lettering import draw_text, text_width
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.runs.outputs import write_figure
 
@@ -105,17 +106,16 @@ def _rows(report: CheckReport) -> list[_Row]:
 
 
 def _head(draw: ImageDraw.ImageDraw, report: CheckReport) -> None:
-    big, small = ImageFont.load_default(18), ImageFont.load_default(13)
-    draw.text((GAP_PX, 8), report.reward, font=big, fill=INK)
-    x = GAP_PX + draw.textlength(report.reward, font=big) + 24
+    draw_text(draw, (GAP_PX, 8), report.reward, 18, INK)
+    x = GAP_PX + text_width(report.reward, 18) + 24
     for verdict in report.verdicts:
         colour = {FIT: GOOD, UNFIT: BAD}.get(verdict.verdict, MARK)
         text = f"{verdict.use}: {verdict.verdict}"
-        draw.text((x, 8), text, font=big, fill=colour)
-        x += draw.textlength(text, font=big) + 24
+        draw_text(draw, (x, 8), text, 18, colour)
+        x += text_width(text, 18) + 24
     count = report.measures.num_photographs
     about = f"images: the middle of {Path(report.shown.name).name}; numbers: mean over {count} photographs"
-    draw.text((GAP_PX, 33), about, font=small, fill=MUTED)
+    draw_text(draw, (GAP_PX, 33), about, 13, MUTED)
 
 
 def _label(draw: ImageDraw.ImageDraw, row: _Row, top: int) -> None:

@@ -17,14 +17,12 @@ from rich.text import Text
 from zoomiqa_reward.cli import inputs, output
 from zoomiqa_reward.cli.reward_option import RewardName, load_reward
 from zoomiqa_reward.images.listing import list_images, natural_order, printable
+from zoomiqa_reward.images.sheet_entry import RATING_TIE
 from zoomiqa_reward.runs.progress import progress, say
 
 if TYPE_CHECKING:
     from zoomiqa_reward.rewards.base import Reward
     from zoomiqa_reward.runs.paired import PairedDifference
-
-RATING_TIE = 0.01
-"""Ratings as near as this are ties in `rank` too."""
 
 First = Annotated[Path, typer.Argument(metavar="A", help="Folder of images.", show_default=False)]
 Second = Annotated[

@@ -66,12 +66,13 @@ def map_row(image: str, quality: "QualityMap", model: str, notes: tuple[str, ...
     views = [dict(zip(("box", "rating", "std", "valid", "error"), row, strict=True)) for row in rows]
     low, high = quality.range
     lowest = quality.lowest()
-    return plain({
+    row: dict[str, Any] = plain({
         "image": image, "valid": quality.valid, "mean": quality.mean, "lowest": low, "highest": high,
         "lowest_box": None if lowest is None else quality.boxes[lowest], "resolution_px": quality.resolution_px,
         "step_px": quality.step_px, "size": tuple(reversed(quality.values.shape)), "views": views, "model": model,
         "notes": notes,
     })  # fmt: skip
+    return row
 
 
 def _summary(quality: "QualityMap") -> None:

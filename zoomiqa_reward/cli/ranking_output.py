@@ -1,5 +1,6 @@
 """Ranking and contact sheet of `zoomiqa rank`."""
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +10,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from zoomiqa_reward.images.contact_sheet import contact_sheet, entry_of
-from zoomiqa_reward.images.loading import ImageError, load_image, to_pil
+from zoomiqa_reward.images.contact_sheet import SheetEntry, SheetWords, contact_sheet, entry_of
+from zoomiqa_reward.images.loading import ImageError, ImageSources, load_image, to_pil
 from zoomiqa_reward.model import ranking
 from zoomiqa_reward.model.measuring import Measured
 from zoomiqa_reward.model.ratings import Ratings
@@ -31,7 +32,7 @@ class _Known:
 
     ratings: Ratings
 
-    def rate(self, images: Any, **_: Any) -> Ratings:
+    def rate(self, images: ImageSources, /, mode: str, strict: bool) -> Ratings:
         return self.ratings
 
 
@@ -44,7 +45,7 @@ def order_by_rating(measured: Sequence[Measured]) -> tuple[list[Placed], float]:
         valid=torch.tensor([record.valid for record in records]),
         std_kind="token" if records and records[0].mode == "direct" else "samples",
     )
-    result = ranking.rank(_Known(ratings), None)
+    result = ranking.rank(_Known(ratings), ())
     shared = {index: group[0] for group in result.ties for index in group}
     places = {index: number for number, index in enumerate(result.order, start=1)}
     placed = [
@@ -66,18 +67,24 @@ def explain_placed(iqa: Any, placed: Sequence[Placed], question: str | None = No
 
 def write_sheet(placed: Sequence[Placed], path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Write the contact sheet of the images, in this order. Raises OSError, OutputError."""
-    entries = [
-        entry_of(
-            Path(placement.measured.record.image).name,
-            rating=placement.measured.record.rating,
-            std=placement.measured.record.std,
-            rank=placement.rank,
-            error=placement.measured.record.error,
-            assessment=placement.measured.assessment,
-        )
-        for placement in placed
-    ]
-    contact_sheet([_image(placement.measured.record.image) for placement in placed], entries, path, overwrite=overwrite)
+    entries = [_entry(placement) for placement in placed]
+    records = [placement.measured.record for placement in placed]
+    how = " by the full answer in words" if records and records[0].mode == "reason" else ""
+    scale = "1 bad to 5 excellent, ± standard deviation"
+    title = f"{len(placed)} images, best first. Rating by {records[0].model}{how}: {scale}."
+    contact_sheet(
+        [_image(record.image) for record in records], entries, path, words=SheetWords(title=title), overwrite=overwrite
+    )
+
+
+def _entry(placement: Placed) -> SheetEntry:
+    """Return what stands under an image; the rating of the full answer is a second number where it is another one."""
+    record, assessment = placement.measured.record, placement.measured.assessment
+    second = assessment.rating if record.mode == "direct" and assessment is not None else math.nan
+    return entry_of(
+        Path(record.image).name, rating=record.rating, std=record.std, rank=placement.rank, error=record.error,
+        second=second, assessment=assessment,
+    )  # fmt: skip
 
 
 def _image(file: str) -> Image.Image | None:

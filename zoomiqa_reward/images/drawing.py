@@ -32,3 +32,26 @@ def polyline(
     for first, second in pairwise(points):
         if first is not None and second is not None:
             draw.line((*first, *second), fill=colour, width=width)
+
+
+def ticks(low: float, high: float, count: int = 4) -> list[tuple[float, str]]:
+    """Return places and labels of an axis whose first and last places enclose the values; steps of 1, 2, 2.5 or 5.
+
+    About `count` steps. A range of no length is widened. Raises ValueError for bounds that are not finite.
+
+    >>> ticks(0.7655, 0.7673)
+    [(0.7655, '0.7655'), (0.766, '0.7660'), (0.7665, '0.7665'), (0.767, '0.7670'), (0.7675, '0.7675')]
+    """
+    if not math.isfinite(low) or not math.isfinite(high) or low > high:
+        raise ValueError(f"ticks({low}, {high}): give two finite bounds, the lower first")
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        margin = 0.05 * abs(low) or 0.5
+        low, high = low - margin, high + margin
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    if abs(round(step, digits) - step) > 1e-3 * step:  # steps of 2.5
+        digits += 1
+    return [(round(k * step, digits + 2), f"{k * step:.{digits}f}") for k in range(first, last + 1)]

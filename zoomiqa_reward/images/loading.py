@@ -15,12 +15,13 @@ import hashlib
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -44,11 +45,17 @@ _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 
 
+ImageSource = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | NDArray[np.uint16] | Tensor
+"""One image, as `load_image` takes it."""
+ImageSources = ImageSource | Sequence[ImageSource]
+"""One image, a list or tuple of images, or a batch: a BCHW tensor or a numpy NHWC array."""
+
+
 class ImageError(ZoomIQAError, ValueError):
     """An image cannot be used. The message names the image, the broken rule and the way out."""
 
 
-def describe(source: Any, index: int | None = None) -> str:
+def describe(source: object, index: int | None = None) -> str:
     """Return the name of an image in messages: its index (from 0) with its path, or with its kind and size.
 
     >>> describe("a.png"), describe("a.png", 2), describe(torch.zeros(3, 64, 48), 3)
@@ -69,7 +76,7 @@ def describe(source: Any, index: int | None = None) -> str:
     return f"image ({kind})" if index is None else f"image {index} ({kind})"
 
 
-def load_image(source: Any) -> Tensor:
+def load_image(source: ImageSource) -> Tensor:
     """Return one image as a float32 CHW RGB tensor in [0, 1].
 
     Takes a path, a PIL image, a numpy array uint8 or uint16 (HW, or HWC with 1, 3 or 4 channels), or a float tensor
@@ -89,21 +96,22 @@ def load_image(source: Any) -> Tensor:
     return _load(source, describe(source))
 
 
-def load_images(images: Any) -> list[Tensor]:
+def load_images(images: ImageSources) -> list[Tensor]:
     """Load several images as `load_image` does, in order. Their sizes may differ.
 
     Takes one source, or a list or tuple of any mixture of sources. A BCHW tensor and a numpy NHWC array are split into
     their images. Raises ImageError that names the index of the image (from 0); an empty list raises too.
     """
     is_batch = isinstance(images, Tensor | np.ndarray) and images.ndim == 4
+    sources = split_images(images)
     if not is_batch and not isinstance(images, list | tuple):
-        return [load_image(images)]
-    if len(images) == 0:
+        return [load_image(source) for source in sources]
+    if not sources:
         raise ImageError(f"no images: got an empty {type(images).__name__}; pass at least one")
-    return [_load(source, describe(source, index)) for index, source in enumerate(images)]
+    return [_load(source, describe(source, index)) for index, source in enumerate(sources)]
 
 
-def conversions(source: Any) -> tuple[str, ...]:
+def conversions(source: object) -> tuple[str, ...]:
     """Return what `load_image` loses of a file or an open PIL image, as notes for the results; usually nothing.
 
     Transparency, 16-bit colour that Pillow reduces to 8 bits, a colour profile that is not applied, further frames.
@@ -129,7 +137,7 @@ def _lost(image: Image.Image) -> tuple[str, ...]:
     return tuple(note for note, is_so in losses.items() if is_so)
 
 
-def _is_srgb(profile: Any) -> bool:
+def _is_srgb(profile: object) -> bool:
     return isinstance(profile, bytes) and b"sRGB" in profile  # in its description; such values mean what they are
 
 
@@ -162,7 +170,7 @@ def save_png(image: Tensor | Image.Image, path: str | os.PathLike[str], *, overw
     return target
 
 
-def _load(source: Any, name: str) -> Tensor:
+def _load(source: ImageSource, name: str) -> Tensor:
     if isinstance(source, Tensor):
         return _from_tensor(source, name)
     if isinstance(source, np.ndarray):
@@ -288,20 +296,20 @@ def _too_large(name: str, pixels: int | None = None) -> str:
     return f"{name}: {size}{limit}; resize it first"
 
 
-def _by(shape: Any) -> str:
+def _by(shape: Sequence[int]) -> str:
     return "x".join(str(int(side)) for side in shape) or "scalar"
 
 
-def split_images(images: Any) -> list[Any]:
+def split_images(images: ImageSources) -> list[ImageSource]:
     """Return the sources of a batch, unloaded: a list's items, a BCHW tensor's or NHWC array's images, or the one."""
     if isinstance(images, list | tuple):
         return list(images)
     if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
         return list(images)
-    return [images]
+    return [cast(ImageSource, images)]  # neither a list nor a tuple: no sequence of other kinds is taken
 
 
-def load_each(images: Any) -> Iterator[Tensor]:
+def load_each(images: ImageSources) -> Iterator[Tensor]:
     """Yield each image when it is its turn: a thousand paths are not held in memory at once."""
     sources = split_images(images)
     for index, source in enumerate(sources):

@@ -1,19 +1,24 @@
-"""Sheet of image pairs: A and B of one name side by side, their values below, one pair per row."""
+"""Sheet of image pairs: A and B of one name side by side, one scale, their values, and the detail that differs most."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image, ImageDraw
 
-from zoomiqa_reward.images.drawing import BACK, CARD, GOOD, INK, MUTED, fit
-from zoomiqa_reward.images.listing import printable
+from zoomiqa_reward.images import sheet_card
+from zoomiqa_reward.images.drawing import BACK, GOOD, INK, MUTED
+from zoomiqa_reward.images.lettering import draw_text, wrap
 from zoomiqa_reward.images.loading import load_image, to_pil
+from zoomiqa_reward.images.sheet_card import CELL_PX, DETAIL_PX, Shown
+from zoomiqa_reward.images.sheet_entry import SheetEntry
 
-CELL_PX = 384
-"""Side of the square that an image is fitted into."""
-HEAD_PX, FOOT_PX, MARGIN_PX = 40, 34, 16
+MARGIN_PX = 16
+LINE_PX = 24
+SEARCH_PX = 64
+"""Longest side of the copies in which the place that differs most is looked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,25 +35,22 @@ def pair_sheet(pairs: Sequence[SheetPair], titles: tuple[str, str], measure: str
     """Return the sheet as an RGB image, rows in the order of `pairs`.
 
     titles: what stands above the two columns. measure: the name of the values. The better of two values is green.
-    Images are opened one at a time. Raises ValueError without pairs, ImageError.
+    Both images of a pair are drawn by one factor, a small one enlarged without blur; below them the detail in which
+    they differ most. Two images are open at a time. Raises ValueError without pairs, ImageError.
     """
     if not pairs:
         raise ValueError("pair_sheet: no pairs; give at least one")
-    width, row = 2 * CELL_PX + 3 * MARGIN_PX, HEAD_PX + CELL_PX + FOOT_PX + MARGIN_PX
-    sheet = Image.new("RGB", (width, HEAD_PX + MARGIN_PX + len(pairs) * row), BACK)
+    heads = [wrap(f"{side}: {title}", 20, CELL_PX) for side, title in zip("AB", titles, strict=True)]
+    top = MARGIN_PX + max(map(len, heads)) * 28 + 8
+    rows = [_row(pair, measure) for pair in pairs]
+    sheet = Image.new("RGB", (2 * CELL_PX + 3 * MARGIN_PX, top + sum(row.height for row in rows)), BACK)
     draw = ImageDraw.Draw(sheet)
-    for side, title in enumerate(titles):
-        _text(draw, (_left(side), MARGIN_PX), f"{'AB'[side]}: {title}", 20, INK, CELL_PX)
-    for index, pair in enumerate(pairs):
-        top = HEAD_PX + MARGIN_PX + index * row
-        gap = pair.values[0] - pair.values[1]
-        _text(draw, (MARGIN_PX, top + 12), f"{pair.name}   A - B = {gap:+.3f}, by {measure}", 16, MUTED, 2 * CELL_PX)
-        for side in (0, 1):
-            corner = (_left(side), top + HEAD_PX)
-            sheet.paste(_card(pair.files[side]), corner)
-            is_better = pair.values[side] > pair.values[1 - side]
-            text = f"{pair.values[side]:.3f}" if math.isfinite(pair.values[side]) else "not measured"
-            _text(draw, (corner[0], corner[1] + CELL_PX + 6), text, 20, GOOD if is_better else INK, CELL_PX)
+    for side, lines in enumerate(heads):
+        for k, line in enumerate(lines):
+            draw_text(draw, (_left(side), MARGIN_PX + 28 * k), line, 20, INK)
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
     return sheet
 
 
@@ -56,20 +58,49 @@ def _left(side: int) -> int:
     return MARGIN_PX + side * (CELL_PX + MARGIN_PX)
 
 
-def _card(file: Path) -> Image.Image:
-    card = Image.new("RGB", (CELL_PX, CELL_PX), CARD)
-    shown, _ = fit(to_pil(load_image(file)), CELL_PX)
-    card.paste(shown, ((CELL_PX - shown.width) // 2, (CELL_PX - shown.height) // 2))
+def _row(pair: SheetPair, measure: str) -> Image.Image:
+    images = [to_pil(load_image(file)).convert("RGB") for file in pair.files]
+    scale = sheet_card.scale_of([image.size for image in images])
+    centre = _differing(images[0], images[1])
+    shown = [sheet_card.look_at(image, centre) for image in images]
+    gap = pair.values[0] - pair.values[1]
+    name = wrap(f"{pair.name}: A - B = {gap:+.3f} by {measure}", 16, 2 * CELL_PX + MARGIN_PX)
+    image_px = max(max(1, round(image.height * scale)) for image in images)
+    detail_px = DETAIL_PX + 2 if sheet_card.has_detail(scale) else 0
+    head_px = len(name) * LINE_PX + 6
+    row = Image.new(
+        "RGB", (2 * CELL_PX + 3 * MARGIN_PX, head_px + image_px + detail_px + LINE_PX + 10 + MARGIN_PX), BACK
+    )
+    draw = ImageDraw.Draw(row)
+    for k, line in enumerate(name):
+        draw_text(draw, (MARGIN_PX, k * LINE_PX), line, 16, MUTED)
+    for side in (0, 1):
+        row.paste(_card(shown[side], scale, image_px, detail_px), (_left(side), head_px))
+        value = pair.values[side]
+        text = f"{value:.3f}" if math.isfinite(value) else "not measured"
+        colour = GOOD if value > pair.values[1 - side] else INK
+        draw_text(draw, (_left(side), head_px + image_px + detail_px + 6), text, 20, colour)
+    return row
+
+
+def _card(shown: Shown, scale: float, image_px: int, detail_px: int) -> Image.Image:
+    card = sheet_card.empty_card(image_px + detail_px)
+    sheet_card.draw_image(card, shown, SheetEntry(name=""), scale, image_px)
+    if detail_px:
+        sheet_card.draw_detail(card, shown, scale, image_px + 2)
     return card
 
 
-def _text(
-    draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, colour: tuple[int, int, int], width: int
-) -> None:
-    font = ImageFont.load_default(size)
-    line = printable(text)
-    if draw.textlength(line, font=font) > width:
-        while line and draw.textlength(f"{line}…", font=font) > width:
-            line = line[:-1]
-        line += "…"
-    draw.text(at, line, font=font, fill=colour)
+def _differing(a: Image.Image, b: Image.Image) -> tuple[float, float]:
+    """Return the middle of the part, as large as a detail, in which two images differ most; as fractions."""
+    factor = min(1.0, SEARCH_PX / max(a.size))
+    size = max(1, round(a.width * factor)), max(1, round(a.height * factor))
+    small = (image.convert("L").resize(size, Image.Resampling.BOX) for image in (a, b))
+    first, second = (np.asarray(image, dtype=np.float64) for image in small)
+    sums = np.abs(first - second).cumsum(0).cumsum(1)
+    sums = np.pad(sums, ((1, 0), (1, 0)))
+    width = min(max(1, round(CELL_PX / 2 * factor)), size[0])
+    height = min(max(1, round(DETAIL_PX / 2 * factor)), size[1])
+    parts = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
+    top, left = np.unravel_index(int(parts.argmax()), parts.shape)
+    return (float(left) + width / 2) / size[0], (float(top) + height / 2) / size[1]

@@ -4,18 +4,17 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 from torch import Tensor
 
-from zoomiqa_reward.images.loading import ImageError, load_each, load_image, split_images
+from zoomiqa_reward.images.loading import ImageError, ImageSources, load_each, load_image, split_images
 from zoomiqa_reward.model.numerics import canonical
 
 AHEAD = 2
 """Files decoded before it is their turn: more memory for images, not more speed, since the model is the slower part."""
 
 
-def load_ahead(images: Any) -> Iterator[Tensor]:
+def load_ahead(images: ImageSources) -> Iterator[Tensor]:
     """Yield each image as `load_each` does; files are decoded up to `AHEAD` before their turn, in a thread.
 
     A file that cannot be read raises ImageError at its turn, after the images before it.

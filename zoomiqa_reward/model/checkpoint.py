@@ -6,7 +6,9 @@ Nothing here knows which model it loads: what a checkpoint needs beyond transfor
 
 import json
 import os
+import typing
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -27,6 +29,20 @@ VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|imag
 
 class CheckpointError(ZoomIQAError, ValueError):
     """A checkpoint that cannot be found, read or asked; the message says what to do about it."""
+
+
+DeviceMap = str | int | torch.device | Mapping[str, str | int | torch.device]
+"""Where the weights go, as transformers' `device_map`."""
+
+
+class Quantization(typing.Protocol):
+    """A quantisation of transformers, such as `BitsAndBytesConfig`."""
+
+    def to_dict(self) -> dict[str, object]:
+        """Return its settings."""
+
+
+QuantizationConfig = Quantization | Mapping[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +98,8 @@ def load_checkpoint(
     adapter: str | os.PathLike[str] | None = None,
     protocol: str | os.PathLike[str] | Protocol | None = None,
     revision: str | None = None,
-    device_map: Any = None,
-    quantization_config: Any = None,
+    device_map: DeviceMap | None = None,
+    quantization_config: QuantizationConfig | None = None,
     attn_implementation: str | None = None,
 ) -> Checkpoint:
     """Return the checkpoint, frozen and in eval mode.
@@ -134,7 +150,7 @@ def require_checkpoint(
         _require_sound_weights(source)
 
 
-def _describe(quantization_config: Any) -> str:
+def _describe(quantization_config: QuantizationConfig) -> str:
     to_dict = getattr(quantization_config, "to_dict", None)
     return json.dumps(to_dict() if to_dict else quantization_config, sort_keys=True, default=str)
 

@@ -10,18 +10,22 @@ A view without content (`images.content`), such as clear sky, has no rating. A p
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from zoomiqa_reward.images.content import contentless
-from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.images.loading import ImageSource, load_image
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.pixels import factor_of
 from zoomiqa_reward.model.ratings import Ratings
 from zoomiqa_reward.model.turns import PixelBox
 from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
+
+if TYPE_CHECKING:
+    from zoomiqa_reward.model.text_server import RemoteZoomIQA
+    from zoomiqa_reward.model.zoomiqa import ZoomIQA
 
 VIEW_FACTORS = 6
 """Side of a view in units of the model's factor, 28 or 32 px. At 4 nano confuses a sharp half with a blurred one."""
@@ -72,8 +76,8 @@ class QualityMap:
 
 @canonical
 def quality_map(
-    iqa_or_reward: Any, image: Any, *, view_px: int | None = None, strict: bool = False, grad: bool = False,
-    batch_size: int = 8, question: str | None = None,
+    iqa_or_reward: "ZoomIQA | RemoteZoomIQA | Reward", image: ImageSource, *, view_px: int | None = None,
+    strict: bool = False, grad: bool = False, batch_size: int = 8, question: str | None = None,
 ) -> QualityMap:  # fmt: skip
     """Return the quality map of one image of any size.
 

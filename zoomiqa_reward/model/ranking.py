@@ -3,11 +3,18 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
-from zoomiqa_reward.images.loading import split_images
+from zoomiqa_reward.images.loading import ImageSources, split_images
 from zoomiqa_reward.model.ratings import Ratings
-from zoomiqa_reward.rewards.base import ask
+from zoomiqa_reward.rewards.base import Reward, ask
+
+
+class Rater(Protocol):
+    """A ZoomIQA, loaded or behind a server."""
+
+    def rate(self, images: ImageSources, /, mode: str, strict: bool) -> Ratings:
+        """Return the ratings [batch] of images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +39,11 @@ class Ranking:
 
 
 def rank(
-    iqa_or_reward: Any, images: Any, mode: str = "direct", tie_margin: float = 0.01, kappa: float = 0.0
+    iqa_or_reward: Rater | Reward,
+    images: ImageSources,
+    mode: str = "direct",
+    tie_margin: float = 0.01,
+    kappa: float = 0.0,
 ) -> Ranking:
     """Rank images by mean - kappa x std, highest first. Equal images keep their input order.
 
@@ -66,7 +77,7 @@ def _require(tie_margin: float, kappa: float) -> None:
         raise ValueError(f"tie_margin={tie_margin}, kappa={kappa}: both must be at least 0")
 
 
-def _measure(iqa_or_reward: Any, images: Any, mode: str) -> Ratings:
+def _measure(iqa_or_reward: Rater | Reward, images: ImageSources, mode: str) -> Ratings:
     if hasattr(iqa_or_reward, "rate"):
         ratings: Ratings = iqa_or_reward.rate(images, mode=mode, strict=True)
         return ratings

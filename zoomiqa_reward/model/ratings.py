@@ -1,8 +1,9 @@
 """Results of measuring: ratings, scores and assessments. A failed measurement is NaN with `valid=False`."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -42,6 +43,20 @@ class Assessment:
     """From the log-probabilities of the rating's tokens, if a text server returns them."""
 
 
+class TermScores(TypedDict):
+    """One term of a sum of rewards. The lists have one number per image."""
+
+    name: str
+    weight: float
+    normalise: NotRequired[str]
+    raw: list[float]
+    """As the term's reward gives them."""
+    normalised: NotRequired[list[float]]
+    """Within their groups."""
+    share: NotRequired[float]
+    """Of the sum's variance within groups."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scores:
     """Scores of a batch of images by a reward. Higher is always better.
@@ -60,9 +75,9 @@ class Scores:
     """One entry per image: None, or the reason why it could not be measured. Always [batch] long."""
     answers: tuple[tuple[Assessment, ...], ...] | None = None
     """If the reward answers in words: the assessments of each image, one per sample."""
-    terms: tuple[dict[str, Any], ...] | None = None
+    terms: tuple[TermScores, ...] | None = None
     """If the reward is a sum: one dictionary per term, with `name`, `weight` and the list `raw`."""
-    info: dict[str, Any] = field(default_factory=dict)
+    info: Mapping[str, object] = field(default_factory=dict)
     """Further reports of a reward. `info["errors"]` and `info["terms"]` repeat the fields of these names."""
 
     def __post_init__(self) -> None:
@@ -75,14 +90,15 @@ class Scores:
             object.__setattr__(self, "valid", valid)
         if bool((~valid & ~missing).any()):
             object.__setattr__(self, "value", torch.where(valid, self.value, torch.full_like(self.value, math.nan)))
-        errors = tuple(self.errors or self.info.get("errors") or (None,) * len(self))
+        reported = cast("Sequence[str | None] | None", self.info.get("errors"))
+        errors = tuple(self.errors or reported or (None,) * len(self))
         if len(errors) != len(self):
             raise ValueError(f"errors holds {len(errors)} entries for {len(self)} images")
         object.__setattr__(self, "errors", errors)
-        repeated: dict[str, Any] = {"errors": list(errors)}
+        repeated: dict[str, object] = {"errors": list(errors)}
         if self.terms is not None:
             repeated["terms"] = list(self.terms)
-        object.__setattr__(self, "info", self.info | repeated)
+        object.__setattr__(self, "info", {**self.info, **repeated})
 
     def __len__(self) -> int:
         return self.value.shape[0]

@@ -4,13 +4,13 @@ import math
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 
-from zoomiqa_reward.images.loading import split_images
+from zoomiqa_reward.images.loading import ImageSource, ImageSources, split_images
 from zoomiqa_reward.model.ahead import load_ahead
-from zoomiqa_reward.model.checkpoint import Checkpoint, load_checkpoint
+from zoomiqa_reward.model.checkpoint import Checkpoint, DeviceMap, QuantizationConfig, load_checkpoint
 from zoomiqa_reward.model.decoding import MODES, mean_and_std, samples_temperature, sampling_of
 from zoomiqa_reward.model.direct import rate_direct, trie_of
 from zoomiqa_reward.model.fingerprint import fingerprint, fingerprint_parts
@@ -24,6 +24,7 @@ from zoomiqa_reward.protocol.spec import Protocol, ViewPolicy
 if TYPE_CHECKING:
     from zoomiqa_reward.model.quality_map import QualityMap
     from zoomiqa_reward.model.text_server import RemoteZoomIQA
+    from zoomiqa_reward.model.text_server.remote import RemoteOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +43,8 @@ class ZoomIQA:
         adapter: str | os.PathLike[str] | None = None,
         protocol: str | os.PathLike[str] | Protocol | None = None,
         revision: str | None = None,
-        device_map: Any = None,
-        quantization_config: Any = None,
+        device_map: DeviceMap | None = None,
+        quantization_config: QuantizationConfig | None = None,
         attn_implementation: str | None = None,
     ) -> "ZoomIQA":
         """Load a model: `nano` (embedded), a folder or a hub id. Arguments: see `checkpoint.load_checkpoint`.
@@ -59,7 +60,7 @@ class ZoomIQA:
         )  # fmt: skip
 
     @staticmethod
-    def from_server(base_url: str, model: str, **options: Any) -> "RemoteZoomIQA":
+    def from_server(base_url: str, model: str, **options: "Unpack[RemoteOptions]") -> "RemoteZoomIQA":
         """Use a model behind an OpenAI-compatible text server. Arguments: see `text_server.RemoteZoomIQA.from_server`.
 
         Raises ProtocolError, ValueError; ImportError if the extra `serve` is missing.
@@ -101,12 +102,12 @@ class ZoomIQA:
         return fingerprint(self.fingerprint_parts)
 
     @property
-    def fingerprint_parts(self) -> dict[str, Any]:
+    def fingerprint_parts(self) -> dict[str, object]:
         """The values that the fingerprint covers."""
         return fingerprint_parts(self.checkpoint)
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """The name and the values behind the fingerprint, which show which option changed."""
         return {"name": self.name, **self.fingerprint_parts}
 
@@ -118,7 +119,7 @@ class ZoomIQA:
     @canonical
     def assess(
         self,
-        images: Any,
+        images: ImageSources,
         question: str | None = None,
         rounds: int = 2,
         temperature: float = 0.0,
@@ -144,7 +145,7 @@ class ZoomIQA:
     @canonical
     def rate(
         self,
-        images: Any,
+        images: ImageSources,
         mode: str = "direct",
         strict: bool = False,
         grad: bool = False,
@@ -198,8 +199,8 @@ class ZoomIQA:
         )
 
     def quality_map(
-        self, image: Any, *, view_px: int | None = None, strict: bool = False, grad: bool = False, batch_size: int = 8,
-        question: str | None = None,
+        self, image: ImageSource, *, view_px: int | None = None, strict: bool = False, grad: bool = False,
+        batch_size: int = 8, question: str | None = None,
     ) -> "QualityMap":  # fmt: skip
         """Return where an image is good and bad: the ratings of overlapping views. See `model.quality_map`."""
         from zoomiqa_reward.model.quality_map import quality_map
@@ -210,7 +211,7 @@ class ZoomIQA:
 
     def _rate_reason(
         self,
-        images: Any,
+        images: ImageSources,
         question: str | None,
         rounds: int,
         num_samples: int,

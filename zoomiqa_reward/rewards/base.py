@@ -11,13 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from inspect import signature
-from typing import Any, TypeVar
+from typing import Any, Generic, Self, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 
 from zoomiqa_reward.errors import ZoomIQAError
-from zoomiqa_reward.images.loading import split_images
+from zoomiqa_reward.images.loading import ImageSources, split_images
 from zoomiqa_reward.model.gradients import require_graph
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
@@ -34,14 +34,18 @@ class GroupwiseError(ZoomIQAError, ValueError):
     """A reward that compares images within a group was used although each value must have a meaning alone."""
 
 
-class _Default:
+class _Default(Generic[T]):
     """A member with a computed default: a subclass or an instance may simply assign its own value."""
 
-    def __init__(self, compute: Callable[[Any], Any]) -> None:
+    def __init__(self, compute: Callable[[Any], T]) -> None:
         self.compute = compute
         self.__doc__ = compute.__doc__
 
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> T: ...
+    def __get__(self, instance: object, owner: type | None = None) -> T | Self:
         return self if instance is None else self.compute(instance)
 
 
@@ -66,7 +70,7 @@ class Reward(ABC):
         return state_digest(self)
 
     @_Default
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """The options behind the fingerprint, so that a folder of another run can name the one that changed."""
         return {"name": self.name}
 
@@ -97,17 +101,23 @@ class Reward(ABC):
         return frozenset(_label_metrics(self))
 
     @abstractmethod
-    def __call__(self, images: Any, lq: Any = None, hr: Any = None, prompts: Sequence[str] | None = None) -> Scores:
+    def __call__(
+        self,
+        images: ImageSources,
+        lq: ImageSources | None = None,
+        hr: ImageSources | None = None,
+        prompts: Sequence[str] | None = None,
+    ) -> Scores:
         """Return one score per image, in order."""
 
 
-def parts_of(reward: Any) -> tuple[Any, ...]:
+def parts_of(reward: object) -> tuple["Reward", ...]:
     """Return the parts of a reward, also of an object that is no subclass of `Reward`."""
     parts = getattr(reward, "parts", None)
     return tuple(_find_members(reward, _is_reward)) if parts is None else tuple(parts)
 
 
-def walk(reward: Any) -> Iterator[Any]:
+def walk(reward: Reward) -> Iterator[Reward]:
     """Yield a reward and all of its parts, each object once, outermost first."""
     seen: set[int] = set()
     waiting = [reward]
@@ -120,13 +130,13 @@ def walk(reward: Any) -> Iterator[Any]:
         waiting += parts_of(current)
 
 
-def is_groupwise(reward: Any) -> bool:
+def is_groupwise(reward: object) -> bool:
     """Return whether a reward's values are relative to a group: by its member `groupwise`, else by its parts."""
     declared = getattr(reward, "groupwise", None)
     return any(is_groupwise(part) for part in parts_of(reward)) if declared is None else bool(declared)
 
 
-def require_pointwise(reward: Any, why: str) -> None:
+def require_pointwise(reward: Reward, why: str) -> None:
     """Raise GroupwiseError for a reward whose values have no meaning alone. why: how the caller uses a value."""
     if is_groupwise(reward):
         raise GroupwiseError(
@@ -135,7 +145,7 @@ def require_pointwise(reward: Any, why: str) -> None:
         )
 
 
-def optimised_names(reward: Any) -> frozenset[str]:
+def optimised_names(reward: Reward) -> frozenset[str]:
     """Return the names of all metrics that a reward optimises: its own, its parts', and those of their labels."""
     names: set[str] = set()
     for part in walk(reward):
@@ -143,14 +153,14 @@ def optimised_names(reward: Any) -> frozenset[str]:
     return frozenset(names)
 
 
-def labels_of(part: Any) -> frozenset[str]:
+def labels_of(part: object) -> frozenset[str]:
     """Return the names, in lower case, of the metrics that one reward was trained on, without those of its parts."""
     declared = getattr(part, "labels", None)
     labels = _label_metrics(part) if declared is None else declared
     return frozenset(str(name).lower() for name in labels)
 
 
-def modules_of(reward: Any) -> list[nn.Module]:
+def modules_of(reward: Reward) -> list[nn.Module]:
     """Return every network behind a reward, each once: its own and those of its parts."""
     modules: dict[int, nn.Module] = {}
     for part in walk(reward):
@@ -161,14 +171,15 @@ def modules_of(reward: Any) -> list[nn.Module]:
     return list(modules.values())
 
 
-def find_part(reward: Any, kind: type[T]) -> T | None:
+def find_part(reward: Reward, kind: type[T]) -> T | None:
     """Return the first of a reward and its parts that is a `kind`, or None."""
     return next((part for part in walk(reward) if isinstance(part, kind)), None)
 
 
 @canonical
 def ask(
-    reward: Reward, images: Any, lq: Any = None, hr: Any = None, prompts: Sequence[str] | None = None, *,
+    reward: Reward, images: ImageSources, lq: ImageSources | None = None, hr: ImageSources | None = None,
+    prompts: Sequence[str] | None = None, *,
     grad: bool = False, groups: Sequence[Hashable] | None = None,
 ) -> Scores:  # fmt: skip
     """Return `reward(images, ...)`; with `grad` its values are sure to have a graph, without it they have none.
@@ -198,13 +209,13 @@ def _honest(scores: Scores) -> Scores:
     return replace(scores) if bool((scores.valid & scores.value.detach().isnan()).any()) else scores
 
 
-def missing_members(candidate: Any) -> list[str]:
+def missing_members(candidate: object) -> list[str]:
     """Return which members an object lacks to be used as a reward; nothing for a reward."""
     lacks = [member for member in REQUIRED if not hasattr(candidate, member)]
     return lacks if callable(candidate) else [*lacks, "__call__"]
 
 
-def _networks(owner: Any) -> Iterator[nn.Module]:
+def _networks(owner: object) -> Iterator[nn.Module]:
     """Yield the networks among an object's attributes, those of quality models included."""
     for value in _find_members(owner, lambda value: isinstance(value, nn.Module) or hasattr(value, "checkpoint")):
         network = value if isinstance(value, nn.Module) else getattr(value.checkpoint, "model", None)
@@ -212,7 +223,7 @@ def _networks(owner: Any) -> Iterator[nn.Module]:
             yield network
 
 
-def _label_metrics(owner: Any) -> Iterator[str]:
+def _label_metrics(owner: object) -> Iterator[str]:
     for model in _find_members(owner, lambda value: hasattr(getattr(value, "protocol", None), "label_metrics")):
         yield from model.protocol.label_metrics
 
@@ -221,7 +232,7 @@ def _is_reward(value: Any) -> bool:
     return not isinstance(value, type | nn.Module | Tensor) and not missing_members(value)
 
 
-def _find_members(owner: Any, wanted: Callable[[Any], bool]) -> Iterator[Any]:
+def _find_members(owner: object, wanted: Callable[[Any], bool]) -> Iterator[Any]:
     """Yield what is wanted among an object's attributes, also inside lists, tuples, dictionaries and dataclasses."""
     try:
         attributes = vars(owner)

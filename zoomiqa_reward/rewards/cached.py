@@ -8,14 +8,14 @@ is another key. Values come back bit for bit. A failed measurement is not stored
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoomiqa_reward.images.loading import ImageError, load_image, split_images
+from zoomiqa_reward.images.loading import ImageError, ImageSource, ImageSources, load_image, split_images
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
@@ -88,7 +88,7 @@ class CachedReward(Reward):
         return str(self.reward.fingerprint)
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """The identity of the reward."""
         return identity_of(self.reward)
 
@@ -111,9 +111,9 @@ class CachedReward(Reward):
     @canonical
     def __call__(
         self,
-        images: Any,
-        lq: Any = None,
-        hr: Any = None,
+        images: ImageSources,
+        lq: ImageSources | None = None,
+        hr: ImageSources | None = None,
         prompts: Sequence[str] | None = None,
         *,
         grad: bool = False,
@@ -147,7 +147,7 @@ class CachedReward(Reward):
         info = {"cache": counts | {"hit_rate": rate}}
         return Scores(value=value, valid=~value.isnan(), std=std, errors=errors, info=info)
 
-    def _window(self, sources: list[Any], given: dict[str, list[Any]]) -> list[tuple[float, float, str | None]]:
+    def _window(self, sources: list[ImageSource], given: dict[str, list[Any]]) -> list[tuple[float, float, str | None]]:
         asked = (self.reward.fingerprint,)
         keys: list[bytes | str] = []
         """A key, or why there is none."""
@@ -200,7 +200,7 @@ class CachedReward(Reward):
         return new, errors
 
 
-def make_key(asked: tuple[Any, ...], image: Tensor, others: dict[str, Any]) -> bytes:
+def make_key(asked: tuple[object, ...], image: Tensor, others: Mapping[str, object]) -> bytes:
     """Return the 32-byte key of one measurement: who is asked, of which image, given what."""
     parts = [repr(asked), hash_pixels(image)]
     parts += [

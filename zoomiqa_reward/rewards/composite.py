@@ -3,14 +3,13 @@
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zoomiqa_reward.images.loading import split_images
+from zoomiqa_reward.images.loading import ImageSource, ImageSources, split_images
 from zoomiqa_reward.model.numerics import canonical
-from zoomiqa_reward.model.ratings import Scores
+from zoomiqa_reward.model.ratings import Scores, TermScores
 from zoomiqa_reward.rewards.base import Reward, ask, is_groupwise, modules_of
 from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.rewards.normalise import METHODS, group_index, group_keys, normalised, variance_shares
@@ -79,7 +78,7 @@ class CompositeReward(Reward):
         )
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """Weight, normalisation and identity of each term."""
         return {"name": self.name, "terms": [
             {"weight": float(term.weight), "normalise": term.normalise, "reward": identity_of(term.reward)}
@@ -89,9 +88,9 @@ class CompositeReward(Reward):
     @canonical
     def __call__(
         self,
-        images: Any,
-        lq: Any = None,
-        hr: Any = None,
+        images: ImageSources,
+        lq: ImageSources | None = None,
+        hr: ImageSources | None = None,
         prompts: Sequence[str] | None = None,
         *,
         groups: Sequence[Hashable] | Tensor | None = None,
@@ -147,7 +146,11 @@ class CompositeReward(Reward):
                       terms=terms, info={"groups": index.tolist()})  # fmt: skip
 
     def _groups(
-        self, sources: list[Any], lq: Any, prompts: Sequence[str] | None, groups: Sequence[Hashable] | Tensor | None
+        self,
+        sources: list[ImageSource],
+        lq: ImageSources | None,
+        prompts: Sequence[str] | None,
+        groups: Sequence[Hashable] | Tensor | None,
     ) -> Tensor:
         if groups is None and not self.groupwise:
             groups = [0] * len(sources)
@@ -169,7 +172,7 @@ class CompositeReward(Reward):
                 messages.append(f"{term.reward.name}: {term_scores.errors[index] or 'not measured'}")
         return "; ".join(messages) or None
 
-    def _terms(self, raw: list[Tensor], rescaled: list[Tensor], shares: list[float]) -> tuple[dict[str, Any], ...]:
+    def _terms(self, raw: list[Tensor], rescaled: list[Tensor], shares: list[float]) -> tuple[TermScores, ...]:
         return tuple(
             {
                 "name": term.reward.name,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomiqa_reward.images.loading import ImageError, load_image, split_images
+from zoomiqa_reward.images.loading import ImageError, ImageSource, ImageSources, load_image, split_images
 from zoomiqa_reward.model.gradients import require_gradient, require_graph
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
@@ -25,7 +25,7 @@ class MetricReward(Reward):
 
     def __init__(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[..., Tensor | float],
         name: str,
         higher_is_better: bool,
         score_range: tuple[float, float],
@@ -65,9 +65,9 @@ class MetricReward(Reward):
     @canonical
     def __call__(
         self,
-        images: Any,
-        lq: Any = None,
-        hr: Any = None,
+        images: ImageSources,
+        lq: ImageSources | None = None,
+        hr: ImageSources | None = None,
         prompts: Sequence[str] | None = None,
         *,
         grad: bool = False,
@@ -105,7 +105,7 @@ class MetricReward(Reward):
             value=value, valid=valid, std=nan.clone(), errors=tuple(errors), info={"raw": raw.detach().tolist()}
         )
 
-    def _measure(self, source: Any, given: dict[str, Any]) -> tuple[Tensor, str | None]:
+    def _measure(self, source: ImageSource, given: dict[str, Any]) -> tuple[Tensor, str | None]:
         try:
             others: dict[str, Any] = {key: load_image(given[key]) for key in ("lq", "hr") if key in given}
             if "prompts" in given:

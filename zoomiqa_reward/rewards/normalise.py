@@ -7,12 +7,11 @@ Every function leaves NaN where there was no measurement, and takes its statisti
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoomiqa_reward.images.loading import hash_pixels, load_image
+from zoomiqa_reward.images.loading import ImageSource, hash_pixels, load_image
 from zoomiqa_reward.runs.digest import digest
 
 __all__ = ["METHODS", "group_index", "group_keys", "hash_pixels", "normalised", "variance_shares"]
@@ -22,7 +21,7 @@ FLAT = 1e-6
 """A group whose spread is not above this (times its mean, if above 1) is tied: dividing would amplify noise."""
 
 
-def group_keys(lq: Sequence[Any], prompts: Sequence[str] | None = None) -> list[str]:
+def group_keys(lq: Sequence[ImageSource], prompts: Sequence[str] | None = None) -> list[str]:
     """Return for each low-quality image a text that is equal where its pixels and its prompt are.
 
     Raises ImageError for an image that cannot be read, ValueError where prompts are not as many.

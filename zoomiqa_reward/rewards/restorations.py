@@ -8,23 +8,25 @@ the image themselves (`images.content`) and do not score an image that shows not
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from zoomiqa_reward.images.content import contentless, measures
 from zoomiqa_reward.images.filters import resize_bicubic
-from zoomiqa_reward.images.loading import load_image
-from zoomiqa_reward.model.ratings import Scores
+from zoomiqa_reward.images.loading import ImageSource, load_image
+from zoomiqa_reward.model.ratings import Scores, TermScores
 from zoomiqa_reward.rewards.base import Reward, ask
+
+T = TypeVar("T")
 
 PREFIX = "the image has no content"
 KEPT_SHARE = 0.5
 """Of the contrast and the sharpness of a source that is too smooth for the rule once it is enlarged."""
 
 
-def lost_content(images: Sequence[Any], lq: Sequence[Any]) -> list[str | None]:
+def lost_content(images: Sequence[ImageSource], lq: Sequence[ImageSource]) -> list[str | None]:
     """Return for each restoration why it shows nothing; None if it has content or if its source has none either.
 
     A small smooth source shows something, yet enlarged by bicubic too little for the rule. Its restoration is then held
@@ -33,7 +35,7 @@ def lost_content(images: Sequence[Any], lq: Sequence[Any]) -> list[str | None]:
     return [_lost(image, source) for image, source in zip(images, lq, strict=True)]
 
 
-def _lost(image: Any, source: Any) -> str | None:
+def _lost(image: ImageSource, source: ImageSource) -> str | None:
     shown = image if isinstance(image, Tensor) else load_image(image)
     reason = contentless(shown)
     if reason is None:
@@ -49,7 +51,7 @@ def _lost(image: Any, source: Any) -> str | None:
 
 
 def ask_restorations(
-    reward: Reward, images: Sequence[Any], lq: Sequence[Any], hr: Sequence[Any] | None = None,
+    reward: Reward, images: Sequence[ImageSource], lq: Sequence[ImageSource], hr: Sequence[ImageSource] | None = None,
     prompts: Sequence[str] | None = None, *, groups: Sequence[Hashable] | None = None, grad: bool = False,
 ) -> Scores:  # fmt: skip
     """Return the scores of restorations. One without content is not scored; it is not valid, with the reason.
@@ -62,13 +64,19 @@ def ask_restorations(
         return ask(reward, list(images), lq=list(lq), hr=hr, prompts=prompts, groups=groups, grad=grad)
     shown = [index for index, why in enumerate(empty) if why is None]
 
-    def part(items: Sequence[Any] | None) -> list[Any] | None:
-        return None if items is None else [items[index] for index in shown]
+    def part(items: Sequence[T]) -> list[T]:
+        return [items[index] for index in shown]
+
+    def part_if_given(items: Sequence[T] | None) -> list[T] | None:
+        return None if items is None else part(items)
 
     if not shown:
         nan = torch.full((len(empty),), math.nan)
         return Scores(value=nan, valid=torch.zeros(len(empty), dtype=torch.bool), std=nan.clone(), errors=tuple(empty))
-    scores = ask(reward, part(images), lq=part(lq), hr=part(hr), prompts=part(prompts), groups=part(groups), grad=grad)
+    scores = ask(
+        reward, part(images), lq=part(lq), hr=part_if_given(hr), prompts=part_if_given(prompts),
+        groups=part_if_given(groups), grad=grad,
+    )  # fmt: skip
     return _spread_out(scores, shown, empty)
 
 
@@ -80,7 +88,7 @@ def _spread_out(scores: Scores, shown: list[int], empty: list[str | None]) -> Sc
         whole = torch.full((count,), math.nan, dtype=values.dtype, device=values.device)
         return whole.index_copy(0, torch.tensor(shown, device=values.device), values)
 
-    def listed(values: Sequence[Any], nothing: Any) -> list[Any]:
+    def listed(values: Sequence[T], nothing: T) -> list[T]:
         spread = [nothing] * count
         for index, value in zip(shown, values, strict=True):
             spread[index] = value
@@ -88,10 +96,16 @@ def _spread_out(scores: Scores, shown: list[int], empty: list[str | None]) -> Sc
 
     value = wide(scores.value)
     errors = [why or error for why, error in zip(empty, listed(scores.errors, None), strict=True)]
-    terms = None if scores.terms is None else tuple(
-        term | {key: listed(term[key], math.nan) for key in ("raw", "normalised") if key in term}
-        for term in scores.terms
-    )  # fmt: skip
+
+    def wide_term(term: TermScores) -> TermScores:
+        spread = term.copy()
+        if "raw" in term:
+            spread["raw"] = listed(term["raw"], math.nan)
+        if "normalised" in term:
+            spread["normalised"] = listed(term["normalised"], math.nan)
+        return spread
+
+    terms = None if scores.terms is None else tuple(wide_term(term) for term in scores.terms)
     answers = None if scores.answers is None else tuple(listed(scores.answers, ()))
     return Scores(value=value, valid=~value.isnan(), std=wide(scores.std), errors=tuple(errors), answers=answers,
                   terms=terms)  # fmt: skip

@@ -10,7 +10,6 @@ that the file keeps.
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from zoomiqa_reward.images.filters import jpeg_with_slope
-from zoomiqa_reward.images.loading import ImageError, load_image, split_images
+from zoomiqa_reward.images.loading import ImageError, ImageSource, ImageSources, load_image, split_images
 from zoomiqa_reward.model.gradients import require_gradient
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
@@ -87,16 +86,16 @@ class RobustReward(Reward):
         return state_digest("robust", how, self.reward.fingerprint)
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """The number of copies, and the identity of the wrapped reward."""
         return {"name": self.name, "copies": self.copies, "reward": identity_of(self.reward)}
 
     @canonical
     def __call__(
         self,
-        images: Any,
-        lq: Any = None,
-        hr: Any = None,
+        images: ImageSources,
+        lq: ImageSources | None = None,
+        hr: ImageSources | None = None,
         prompts: Sequence[str] | None = None,
         *,
         grad: bool = False,
@@ -120,7 +119,9 @@ class RobustReward(Reward):
         copies = [deviations for _, _, deviations, _ in results]
         return Scores(value=value, valid=~value.detach().isnan(), std=std, errors=errors, info={"copies": copies})
 
-    def _one(self, source: Any, prompt: str | None, grad: bool) -> tuple[Tensor, Tensor, list[float], str | None]:
+    def _one(
+        self, source: ImageSource, prompt: str | None, grad: bool
+    ) -> tuple[Tensor, Tensor, list[float], str | None]:
         """Return mean, standard deviation, the values of the copies, and the error."""
         nan = torch.tensor(float("nan"))
         try:

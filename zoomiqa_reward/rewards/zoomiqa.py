@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoomiqa_reward.images.loading import ImageError, load_image, split_images
+from zoomiqa_reward.images.loading import ImageError, ImageSources, load_image, split_images
 from zoomiqa_reward.model.decoding import MODES
 from zoomiqa_reward.model.gradients import require_gradient
 from zoomiqa_reward.model.numerics import canonical
@@ -81,7 +81,7 @@ class ZoomIQAReward(Reward):
         return state_digest(self.iqa.fingerprint, self.mode, self.strict, sorted(self._asked().items()))
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """Name, mode and options, and the identity of the model."""
         return {"name": self.name, "mode": self.mode, "strict": self.strict, **self._asked(),
                 "model": identity_of(self.iqa)}  # fmt: skip
@@ -92,9 +92,9 @@ class ZoomIQAReward(Reward):
     @canonical
     def __call__(
         self,
-        images: Any,
-        lq: Any = None,
-        hr: Any = None,
+        images: ImageSources,
+        lq: ImageSources | None = None,
+        hr: ImageSources | None = None,
         prompts: Sequence[str] | None = None,
         *,
         grad: bool = False,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from zoomiqa_reward.images.loading import ImageError, split_images
+from zoomiqa_reward.images.loading import ImageError, ImageSource, ImageSources, split_images
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, needed_inputs
 from zoomiqa_reward.serving.connection import Connections
@@ -107,7 +107,13 @@ class RemoteReward(Reward):
                 "bad_reply", f"{self.url}/info does not come from a reward server ({error!r})"
             ) from error
 
-    def __call__(self, images: Any, lq: Any = None, hr: Any = None, prompts: Sequence[str] | None = None) -> Scores:
+    def __call__(
+        self,
+        images: ImageSources,
+        lq: ImageSources | None = None,
+        hr: ImageSources | None = None,
+        prompts: Sequence[str] | None = None,
+    ) -> Scores:
         """Return the scores in order on the CPU. `info["kinds"]` holds the kind of each error.
 
         Raises FingerprintError if the model of the server has changed, ServingError if the token is refused, and
@@ -141,7 +147,7 @@ class RemoteReward(Reward):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _answer(self, sources: Sequence[tuple[Any, dict[str, Any]]]) -> list[ScoreRow]:
+    def _answer(self, sources: Sequence[tuple[ImageSource, dict[str, Any]]]) -> list[ScoreRow]:
         """Return one row per source; sources that cannot be read here are not sent."""
         rows: dict[int, ScoreRow] = {}
         items: dict[int, ScoreItem] = {}
@@ -161,7 +167,7 @@ class RemoteReward(Reward):
             rows.update(self._send({index: items[index] for index in places}))
         return [rows[index] for index in range(len(sources))]
 
-    def _item(self, source: Any, given: dict[str, Any]) -> ScoreItem:
+    def _item(self, source: ImageSource, given: dict[str, Any]) -> ScoreItem:
         images = {key: encode_image(given[key], self.transport) for key in ("lq", "hr") if key in given}
         prompt = str(given["prompts"]) if "prompts" in given else None
         return ScoreItem(image=encode_image(source, self.transport), prompt=prompt, **images)

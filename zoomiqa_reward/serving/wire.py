@@ -30,7 +30,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 from torch import Tensor
 
-from zoomiqa_reward.images.loading import ImageError, load_image, to_pil
+from zoomiqa_reward.images.loading import ImageError, ImageSource, load_image, to_pil
 from zoomiqa_reward.runs.json_lines import as_float, plain
 from zoomiqa_reward.serving.errors import ServingError
 from zoomiqa_reward.serving.spec import Limits
@@ -92,7 +92,7 @@ class ScoreItem:
         return {name: image for name in PARTS if (image := getattr(self, name)) is not None}
 
 
-def encode_image(source: Any, transport: str = "auto") -> EncodedImage:
+def encode_image(source: ImageSource, transport: str = "auto") -> EncodedImage:
     """Return an image (anything `load_image` takes) ready to travel.
 
     png: as a PNG file, refused where 8 bits do not hold the pixels exactly; float: as float32 values; auto: PNG where

@@ -13,7 +13,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 from urllib.parse import urlsplit
 
 from zoomiqa_reward.errors import ZoomIQAError
@@ -40,6 +40,16 @@ class NotOffered(ServerError):
     """This server cannot do that: it takes no start of an answer, or tells no log-probabilities."""
 
 
+class ServerOptions(TypedDict, total=False):
+    """How a server is asked, beside address, model and key; see `TextServer`."""
+
+    timeout_s: float
+    max_retries: int
+    top_logprobs: int
+    think_join: tuple[str, str]
+    extra: Mapping[str, object] | None
+
+
 class TextServer:
     """An OpenAI-compatible server and one of its models. Safe to use from several threads. Nothing is sent yet."""
 
@@ -53,7 +63,7 @@ class TextServer:
         max_retries: int = 4,
         top_logprobs: int = 20,
         think_join: tuple[str, str] = THINK_JOIN,
-        extra: Mapping[str, Any] | None = None,
+        extra: Mapping[str, object] | None = None,
     ) -> None:
         """Take down how to ask.
 

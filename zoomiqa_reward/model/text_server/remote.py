@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from zoomiqa_reward.images.content import RULE, contentless
-from zoomiqa_reward.images.loading import load_each
+from zoomiqa_reward.images.loading import ImageSources, load_each
 from zoomiqa_reward.model.decoding import MODES, mean_and_std, samples_temperature, sampling_of
 from zoomiqa_reward.model.direct import MIN_MASS
 from zoomiqa_reward.model.fingerprint import fingerprint
@@ -25,13 +25,24 @@ from zoomiqa_reward.model.generate import Completion, Sampling
 from zoomiqa_reward.model.inputs import PromptError
 from zoomiqa_reward.model.ratings import Assessment, Ratings
 from zoomiqa_reward.model.reason import assess_batch, check_rounds
-from zoomiqa_reward.model.text_server.client import RequestFailed, TextServer, parallel_map
+from zoomiqa_reward.model.text_server.client import RequestFailed, ServerOptions, TextServer, parallel_map
 from zoomiqa_reward.model.text_server.direct import read_direct
 from zoomiqa_reward.model.text_server.local_server import folder_of
 from zoomiqa_reward.model.text_server.replies import chat_messages, resize_to_budget
 from zoomiqa_reward.model.text_server.spread import spread_in_answer
 from zoomiqa_reward.model.turns import Prompted
 from zoomiqa_reward.protocol.spec import PROTOCOL_FILE, Protocol, ProtocolError
+
+
+class RemoteOptions(ServerOptions, total=False):
+    """The options of `RemoteZoomIQA.from_server`."""
+
+    api_key: str | None
+    protocol: str | PathLike[str] | Protocol | None
+    concurrency: int
+    factor_px: int | None
+    revision: str | None
+    tolerance: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,7 +72,7 @@ class RemoteZoomIQA:
         factor_px: int | None = None,
         revision: str | None = None,
         tolerance: float = 0.05,
-        **options: Any,
+        **options: Unpack[ServerOptions],
     ) -> "RemoteZoomIQA":
         """Return the model that the server calls `model`; nothing is sent yet.
 
@@ -95,7 +106,7 @@ class RemoteZoomIQA:
         return False
 
     @property
-    def fingerprint_parts(self) -> dict[str, Any]:
+    def fingerprint_parts(self) -> dict[str, object]:
         """What the fingerprint is made of; no key or password."""
         return {
             "server": self.server.address,
@@ -116,7 +127,7 @@ class RemoteZoomIQA:
         return fingerprint(self.fingerprint_parts)
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """The name and what the fingerprint is made of."""
         return {"name": self.name, **self.fingerprint_parts}
 
@@ -132,7 +143,7 @@ class RemoteZoomIQA:
 
     def assess(
         self,
-        images: Any,
+        images: ImageSources,
         question: str | None = None,
         rounds: int = 2,
         temperature: float = 0.0,
@@ -155,7 +166,7 @@ class RemoteZoomIQA:
 
     def rate(
         self,
-        images: Any,
+        images: ImageSources,
         mode: str = "direct",
         strict: bool = False,
         grad: bool = False,
@@ -202,7 +213,7 @@ class RemoteZoomIQA:
         )
 
     def _rate_reason(
-        self, images: Any, question: str | None, rounds: int, num_samples: int, sampling: Sampling
+        self, images: ImageSources, question: str | None, rounds: int, num_samples: int, sampling: Sampling
     ) -> Ratings:
         seed = _one_seed(sampling)
         draws = [
