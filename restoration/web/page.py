@@ -195,4 +195,4 @@ def kindly(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _message(text: str) -> gr.Error:
-    return gr.Error(escape(text), duration=None, title="Not possible", print_exception=False)
+    return gr.Error(escape(text), duration=None, print_exception=False)

@@ -54,8 +54,8 @@ def serve_page(
     if token is None and not is_loopback(host):
         raise ValueError(f"--host {host}: others can reach this address, so set a password in ZOOMIQA_TOKEN")
     with tempfile.TemporaryDirectory(prefix="zoomiqa-web-") as folder:  # readable by this user alone
-        # Gradio reads both when it is imported or makes a component.
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
+        # Gradio reads both when it is imported or makes a component. What lies in its folder it deletes in time.
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": f"{folder}/uploads"}
         from starlette.middleware import Middleware
         from starlette.middleware.trustedhost import TrustedHostMiddleware
 

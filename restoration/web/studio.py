@@ -129,9 +129,9 @@ class Studio:
 
         first, second: places in `files`, never paths, because the caller may be a stranger. Raises ImageError.
         """
-        if not files or not {first, second} <= set(range(len(files))):
+        chosen = [(files or [])[place] for place in (first, second) if place in range(len(files or []))]
+        if len(chosen) < 2:
             raise ImageError("the images have changed: rate and rank them again")
-        chosen = [files[place] for place in (first, second)]
         images = [to_pil(self.open(file)) for file in chosen]
         size = max((image.size for image in images), key=lambda size: size[0] * size[1])
         notes = [
