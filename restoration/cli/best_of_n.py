@@ -1,10 +1,11 @@
-"""`zoomiqa best-of-n`: restore one image N times, rate the results, keep the best.
+"""`zoomiqa best-of-n`: restore an image, or each image of a folder, N times, rate the results, keep the best.
 
 What needs torch is imported when the command runs, so that `--help` and wrong options answer at once.
 """
 
 import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +14,14 @@ import typer
 from restoration.cli import options
 from zoomiqa_reward.cli import inputs, output
 from zoomiqa_reward.cli.reward_option import RewardName, load_reward
+from zoomiqa_reward.images.listing import printable
+from zoomiqa_reward.runs.progress import progress, say
 
 if TYPE_CHECKING:
     from restoration.selection.candidates import Candidate
+    from restoration.selection.folder import FolderRow
 
+Source = Annotated[str, typer.Argument(metavar="IMAGE", help="The low-quality image, or a folder.", show_default=False)]
 Out = Annotated[
     Path, typer.Option(help="Folder for candidates, best.png, sheet.png, run.json; an existing run continues.")
 ]
@@ -43,10 +48,11 @@ MinGain = Annotated[
 
 
 def best_of_n(
-    image: options.ImageFile,
+    image: Source,
     out: Out = Path("best_of_n"),
     restorer: Restorers = ["nano"],  # noqa: B006  (typer reads it, nothing writes it)
     n: Count = 8,
+    recursive: inputs.Recursive = False,
     seed: options.Seed = 0,
     scale: options.Scale = None,
     steps: options.Steps = None,
@@ -68,12 +74,10 @@ def best_of_n(
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
 ) -> int:
-    """Draw N restorations of one image, rate each and keep the best. The same command continues a run."""
-    from restoration.restorer.restorer import Restorer
+    """Draw N restorations of an image, or of each one of a folder; keep the best. The same command continues."""
     from restoration.selection.best_of_n import Cascade
-    from restoration.selection.best_of_n import best_of_n as draw
     from restoration.selection.early_stop import EarlyStop
-    from restoration.selection.pool import VARY_SHARPNESS, merge_pools, varied_pool
+    from restoration.selection.folder import images_of
     from zoomiqa_reward import ZoomIQAReward
     from zoomiqa_reward.images.loading import load_image
     from zoomiqa_reward.rewards.base import find_part
@@ -83,8 +87,14 @@ def best_of_n(
         raise typer.BadParameter(
             "--min-gain needs --plain: a varied pool's members are drawn once or twice, too few to foresee the next"
         )
+    is_folder = Path(image).is_dir()
+    if recursive and not is_folder:
+        raise typer.BadParameter(f"--recursive needs a folder, and {image} is none")
     require_folder(out)  # before the work, as the image
-    load_image(image)
+    if is_folder:
+        images_of(Path(image), out, recursive=recursive)
+    else:
+        load_image(image)
     given = {"device": device, "adapter": adapter, "protocol": protocol}
     judge = load_reward(reward, model=model, mode=mode, is_model_needed=cascade > 0, **given)
     explainer = None
@@ -93,27 +103,33 @@ def best_of_n(
         iqa = inputs.load_model(model, **given) if of_model is None else of_model.iqa
         explainer = Cascade(reward=ZoomIQAReward(iqa, mode="reason"), top=cascade)
     print(f"loading {', '.join(restorer)} ...", file=sys.stderr)
-    restorer_options = {
-        "scale": scale,
-        "steps": steps,
-        "device": device,
-        "negative_prompt": negative_prompt,
-        "tile_px": tile_px,
-        "colour_fix": colour_fix,
-    }
-    if plain:
-        restorers = [
-            Restorer.from_pretrained(name, vary_sharpness=vary_sharpness or 0.0, **restorer_options)
-            for name in restorer
-        ]
-    else:
-        vary = VARY_SHARPNESS if vary_sharpness is None else vary_sharpness
-        restorers = merge_pools([varied_pool(name, vary_sharpness=vary, **restorer_options) for name in restorer])
-    result = draw(
-        restorers, image, judge, n=n, seed=seed, out=out, prompts=prompt or None,
-        strict=strict, batch_size=batch_size, early_stop=EarlyStop(min_gain=min_gain) if min_gain > 0 else None,
-        cascade=explainer,
+    restorers = _restorers(
+        restorer, plain, vary_sharpness, scale=scale, steps=steps, device=device, negative_prompt=negative_prompt,
+        tile_px=tile_px, colour_fix=colour_fix,
     )  # fmt: skip
+    asked: dict[str, Any] = {
+        "n": n, "seed": seed, "prompts": prompt or None, "strict": strict, "batch_size": batch_size,
+        "early_stop": EarlyStop(min_gain=min_gain) if min_gain > 0 else None, "cascade": explainer,
+    }  # fmt: skip
+    if is_folder:
+        return _folder(restorers, Path(image), judge, out, as_json, recursive=recursive, **asked)
+    return _image(restorers, image, judge, out, as_json, **asked)
+
+
+def _restorers(names: list[str], plain: bool, vary_sharpness: float | None, **given: Any) -> list[Any]:
+    from restoration.restorer.restorer import Restorer
+    from restoration.selection.pool import VARY_SHARPNESS, merge_pools, varied_pool
+
+    if plain:
+        return [Restorer.from_pretrained(name, vary_sharpness=vary_sharpness or 0.0, **given) for name in names]
+    vary = VARY_SHARPNESS if vary_sharpness is None else vary_sharpness
+    return merge_pools([varied_pool(name, vary_sharpness=vary, **given) for name in names])
+
+
+def _image(restorers: list[Any], image: str, judge: Any, out: Path, as_json: bool, **asked: Any) -> int:
+    from restoration.selection.best_of_n import best_of_n as draw
+
+    result = draw(restorers, image, judge, out=out, **asked)
     if as_json:
         for candidate in result.order:
             output.json_line(candidate_row(candidate))
@@ -125,6 +141,61 @@ def best_of_n(
         return 1
     print(f"best: {out / 'best.png'} (seed {result.best.seed}), all: {out / 'sheet.png'}", file=sys.stderr)
     return 0 if all(candidate.valid for candidate in result.candidates) else 2
+
+
+def _folder(restorers: list[Any], folder: Path, judge: Any, out: Path, as_json: bool, **asked: Any) -> int:
+    from restoration.selection.folder import SUMMARIES, best_of_folder, images_of
+
+    count = len(images_of(folder, out, recursive=asked["recursive"]))
+    rows = []
+    results = best_of_folder(restorers, folder, judge, out, **asked)
+    for row in progress(results, count, "images", streaming=as_json):
+        rows.append(row)
+        if row.error is not None:
+            say(f"not restored: {_named(row)}")
+        else:
+            say(f"{len(rows)} of {count}: {printable(row.image)}: candidate {row.candidate}, {row.restorer}, "
+                f"{output.number(row.score, 3)}")  # fmt: skip
+        if as_json:
+            output.json_line(folder_line(row))
+    if not as_json:
+        folder_table(rows)
+    done = [row for row in rows if row.error is None]
+    print(f"best: {out / 'best'}, {len(done)} of {count} images; table: {out / SUMMARIES[1]}", file=sys.stderr)
+    if not done:
+        return 1
+    return 0 if all(row.error is None and row.measured == row.candidates for row in rows) else 2
+
+
+def _named(row: "FolderRow") -> str:
+    """Return why nothing was chosen, with the image's name once."""
+    error = row.error or ""
+    return printable(error if row.image in error else f"{row.image}: {error}")
+
+
+def folder_line(row: "FolderRow") -> dict[str, Any]:
+    """Return the JSON line of one image of a folder; NaN becomes null."""
+    from zoomiqa_reward.runs.json_lines import plain
+
+    return plain(asdict(row))
+
+
+def folder_table(rows: "list[FolderRow]") -> None:
+    """Print one line per image for people."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("score", "±", "bicubic", "candidate 0", "chosen"):
+        shown.add_column(title, justify="right", no_wrap=True)
+    shown.add_column("image", overflow="fold")
+    for row in rows:
+        name = Text(printable(row.image))
+        if row.error is not None:
+            name = Text(f"not restored: {_named(row)}", style="red")
+        numbers = [output.number(value, 2) for value in (row.score, row.std, row.bicubic, row.first)]
+        shown.add_row(*numbers, "-" if row.candidate is None else str(row.candidate), name)
+    output.console().print(shown)
 
 
 def candidate_row(candidate: "Candidate") -> dict[str, Any]:

@@ -56,6 +56,7 @@ def global_draws():
     return random.random(), np.random.rand(), torch.rand(1).item()
 
 
+@pytest.mark.integration
 def test_a_seed_is_one_image_whatever_n_batch_or_order(restorer):
     image = make_image(0, 21, 26)
     four = [one.image for one in restorer.restore(image, SEEDS, batch_size=3)]
@@ -82,6 +83,7 @@ def test_global_generators_neither_matter_nor_change(restorer):
     assert torch.equal(first, again)
 
 
+@pytest.mark.integration
 def test_batches_keep_position_and_nearly_the_image(restorer):
     image = make_image(0, 16, 18)
     if restorer.name.startswith("LDM"):

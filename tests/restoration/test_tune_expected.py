@@ -79,6 +79,7 @@ def test_it_is_carried_from_one_x0_to_the_other(kind):
     torch.testing.assert_close(to_noise(kind, wanted, state, *levels[1:]), (state - alpha) / sigma)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["nft", "dpo", "sft"])
 def test_every_algorithm_that_takes_varied_candidates_can_learn_from_it(name, tmp_path):
     algorithm, changes = ALGORITHMS[name]
@@ -96,6 +97,7 @@ def test_it_needs_candidates_that_saw_something_else(tmp_path):
         recipe_of(NFT(), expected_targets=True)
 
 
+@pytest.mark.integration
 def test_pairs_of_files_are_refused(tmp_path):
     run(DPO(), tmp_path / "one", rounds=1, num_samples=8, vary_sharpness=0.5)
     pairs, header = read_pairs(tmp_path / "one" / "pairs.parquet")
@@ -108,6 +110,7 @@ def test_pairs_of_files_are_refused(tmp_path):
         tune(recipe, examples(), reward_of(), tmp_path / "two", validation=None, pipeline=nano(), device="cpu")
 
 
+@pytest.mark.integration
 def test_rejection_sft_draws_and_is_taught_by_the_base(tmp_path):
     """So what it has learned already does not change what it draws: scores are those of a run that learns nothing."""
     algorithm, changes = ALGORITHMS["sft"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
-from restoration.tuning.algorithms.dpo import dpo_loss
+from restoration.tuning.algorithms.dpo import DPO, dpo_loss
 from restoration.tuning.algorithms.groups import TooManyFailures, group_advantages
 from restoration.tuning.algorithms.grpo import grpo_loss, step_kl
 from restoration.tuning.algorithms.nft import implicit_policies, nft_loss, old_decay, scaled_error
@@ -17,6 +17,7 @@ from restoration.tuning.monitor.signals import diversity, fine_energy, gram_dist
 from restoration.tuning.sampler.denoising import random_noise
 from restoration.tuning.sampler.parametrisation import KINDS, noisy, target, to_noise, to_x0
 from restoration.tuning.sampler.transitions import Schedule, step_std, transition
+from zoomiqa_reward.model.pairs import pair_probabilities
 from zoomiqa_reward.model.ratings import Scores
 
 
@@ -285,3 +286,21 @@ def test_signals_see_what_they_are_for():
     assert diversity(noise) > diversity(noise[:1].repeat(2, 1, 1, 1)) == 0
     with pytest.raises(ValueError, match="at least 2"):
         diversity(noise[:1])
+
+
+def test_pairs_below_the_least_probability_are_left_out():
+    scores = Scores(value=torch.tensor([1.0, 1.2, 3.0, 3.1]), std=torch.full((4,), 2.0), valid=torch.ones(4).bool())
+    matrix = pair_probabilities(scores, temperature=0.5)
+    every = mine_pairs(scores.value.tolist(), [0, 1, 2, 3], lr_hash="a", share=0.5)
+    assert {(pair.seed_winner, pair.seed_loser) for pair in every} == {(3, 0), (3, 1), (2, 0), (2, 1)}
+    limit = float(matrix[3, 1])
+    sure = mine_pairs(
+        scores.value.tolist(), [0, 1, 2, 3], lr_hash="a", share=0.5, probabilities=matrix, min_probability=limit
+    )
+    sides = [(best, worst) for best in (2, 3) for worst in (0, 1) if matrix[best, worst] >= limit]
+    assert {(pair.seed_winner, pair.seed_loser) for pair in sure} == set(sides)
+    assert 0 < len(sure) < len(every)
+    with pytest.raises(ValueError, match="needs probabilities="):
+        mine_pairs([0.0, 1.0], [0, 1], lr_hash="a", min_probability=0.8)
+    with pytest.raises(ValueError, match="at least 0 and below 1"):
+        DPO(min_probability=1.0)

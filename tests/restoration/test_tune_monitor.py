@@ -25,7 +25,7 @@ from zoomiqa_reward.rewards.base import optimised_names
 from zoomiqa_reward.rewards.composite import CompositeReward, Term
 from zoomiqa_reward.rewards.metric import MetricReward
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 CONFIG = MonitorConfig(crop_px=12, num_seeds=3, metrics=("psnr_y",))
 
 

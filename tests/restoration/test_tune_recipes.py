@@ -67,6 +67,7 @@ def test_settings_out_of_range_are_named():
         SFT(top=4).prepare(type("T", (), {"config": TuneConfig(num_samples=4)}))
 
 
+@pytest.mark.integration
 def test_the_command_tunes_and_tells(tmp_path, monkeypatch, capsys):
     import typer
     from tiny import make_image, tiny_checkpoint

@@ -34,7 +34,10 @@ from restoration.tuning.sampler.denoising import random_noise, truth_error
 from zoomiqa_reward.rewards.metric import MetricReward
 from zoomiqa_reward.runs.training_folder import RunFolder
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of libraries, while pipelines are saved
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of libraries, while pipelines are saved
+]
 
 
 def brightness(image):

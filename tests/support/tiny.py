@@ -19,6 +19,8 @@ from torch import Tensor
 from zoomiqa_reward.protocol.spec import Decoding, Prompt, Protocol, ViewPolicy
 
 ARCHS = ("qwen2_5_vl", "qwen3_vl")
+RECURRENT = "qwen3_5"
+"""Hybrid of linear and full attention: read one row per inner node, so it is no member of ARCHS."""
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>",
     "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
@@ -76,7 +78,7 @@ def make_tokenizer(merged_numbers: tuple[str, ...] = ()):
 
 
 def make_config(arch: str, tokenizer):
-    from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
+    from transformers import Qwen2_5_VLConfig, Qwen3_5Config, Qwen3VLConfig
 
     ids = {
         name: tokenizer.convert_tokens_to_ids(token)
@@ -100,7 +102,15 @@ def make_config(arch: str, tokenizer):
     text["rope_parameters"] = {
         "rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True,
     }  # fmt: skip
-    vision |= {"patch_size": 16, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    vision |= {"patch_size": 16, "num_position_embeddings": 16}
+    if arch == RECURRENT:
+        text["rope_parameters"] |= {"partial_rotary_factor": 1.0}
+        text |= {
+            "layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+            "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        }  # fmt: skip
+        return Qwen3_5Config(text_config=text, vision_config=vision, **ids)
+    vision["deepstack_visual_indexes"] = [0]
     return Qwen3VLConfig(text_config=text, vision_config=vision, **ids)
 
 
@@ -111,14 +121,19 @@ def make_tiny_checkpoint(
     *,
     protocol: Protocol | None = None,
     lessons: int = 0,
+    rate: float = 5e-3,
+    words: tuple[str, ...] = (),
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write a tiny checkpoint into `folder` and return it; `lessons` > 0 teaches it to answer with ratings."""
+    """Write a tiny checkpoint into `folder` and return it; `lessons` > 0 teaches it to answer with ratings.
+
+    words: tokens of their own, beside those of the corpus.
+    """
     from transformers import AutoModelForImageTextToText, Qwen2VLImageProcessor
 
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(words)
     config = make_config(arch, tokenizer)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -133,14 +148,14 @@ def make_tiny_checkpoint(
     Qwen2VLImageProcessor(patch_size=config.vision_config.patch_size).save_pretrained(target)
     (protocol or tiny_protocol()).save(target)
     if lessons:
-        _teach(target, lessons, seed)
+        _teach(target, lessons, seed, rate)
     if dtype != torch.float32:
         model = AutoModelForImageTextToText.from_pretrained(target, dtype=dtype)
         model.save_pretrained(target)
     return target
 
 
-def _teach(folder: Path, lessons: int, seed: int) -> None:
+def _teach(folder: Path, lessons: int, seed: int, rate: float) -> None:
     """Teach the model to put its probability on ratings, higher ones for brighter images."""
     from zoomiqa_reward.model.checkpoint import load_checkpoint
     from zoomiqa_reward.model.direct import leaf_logprobs, summarise, trie_of
@@ -154,7 +169,7 @@ def _teach(folder: Path, lessons: int, seed: int) -> None:
     rows = [make_row(checkpoint, round1(checkpoint.protocol, image)) for image in images]
     targets = torch.tensor([1.5 + 0.5 * index for index in range(6)])
     model.requires_grad_(True)
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     for _ in range(lessons):
         logprobs = leaf_logprobs(checkpoint, trie, rows)
         mass = torch.logsumexp(logprobs, dim=-1)

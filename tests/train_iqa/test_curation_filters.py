@@ -41,6 +41,7 @@ def statistics(cases, rejected, wanted):
     return filter_statistics([case.plant is not None for case, _ in part], [out for _, out in part])
 
 
+@pytest.mark.integration
 def test_consistency_finds_what_the_record_denies(cases):
     assert sum(case.plant is not None for case in cases) == IMAGES
     judge, rejected, hints = RulesJudge(), [], None
@@ -57,6 +58,7 @@ def test_consistency_finds_what_the_record_denies(cases):
     assert 0 < sum(rejected) < len(rejected)
 
 
+@pytest.mark.integration
 def test_reliance_refuses_texts_that_never_saw_the_image_and_keeps_those_that_did(cases):
     """A single blind continuation passed 53 to 80 % of such texts: it was another sample, and lacked the score."""
     found, config = reliance_cases(cases), RelianceConfig()
@@ -70,6 +72,7 @@ def test_reliance_refuses_texts_that_never_saw_the_image_and_keeps_those_that_di
         assert np.mean(passed[False]) >= 0.9
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("rating_of", [round, lambda told: round(2 * told) / 2, float], ids=["level", "half", "exact"])
 @pytest.mark.parametrize("spread", [0.0, 0.15, 0.4])
 def test_reliance_refuses_a_teacher_that_goes_by_the_told_score_alone(rating_of, spread):
@@ -88,6 +91,7 @@ def test_reliance_refuses_a_teacher_that_goes_by_the_told_score_alone(rating_of,
     assert passed <= 0.05 * 400
 
 
+@pytest.mark.integration
 def test_cases_tell_the_truth_of_their_record(cases):
     kinds = {case.kind for case in cases}
     assert kinds == {"grounded", "invented", "denied", "opposite"}

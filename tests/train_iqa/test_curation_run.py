@@ -34,6 +34,8 @@ from zoomiqa_reward.check import bundled_photographs
 from zoomiqa_reward.protocol import read_route
 from zoomiqa_reward.runs.json_lines import read_lines
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def cases():
@@ -270,7 +272,6 @@ for _ in sys.stdin:
 """A process that has imported everything once, and runs the command in a fresh child for each line that it reads."""
 
 
-@pytest.mark.integration
 def test_kill_9_three_times_loses_and_doubles_nothing(scripted, tmp_path):
     with ScriptedServer(scripted[1]) as server:  # what comes out when nobody interferes
         curate(configured(scripted, tmp_path / "whole", server.url, concurrency=3))

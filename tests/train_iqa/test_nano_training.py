@@ -70,6 +70,7 @@ def checkpoint(toy):
     return make_nano(toy)
 
 
+@pytest.mark.integration
 def test_checkpoint_loads_by_the_common_path_and_rates(checkpoint):
     iqa = ZoomIQA.from_pretrained(str(checkpoint))
     ratings = iqa.rate([torch.rand(3, 60, 90)], strict=True)
@@ -79,6 +80,7 @@ def test_checkpoint_loads_by_the_common_path_and_rates(checkpoint):
     assert LabelScale.load(checkpoint / "label_scale.json")
 
 
+@pytest.mark.integration
 def test_every_stage_has_logged_its_losses(toy, checkpoint):
     for stage, loss in (("dense", "quality_8"), ("teach", "direct_divergence"), ("people", "people_divergence")):
         rows = [json.loads(line) for line in (toy.out / stage / "log.jsonl").read_text().splitlines()]
@@ -86,6 +88,7 @@ def test_every_stage_has_logged_its_losses(toy, checkpoint):
         assert np.isfinite(rows[-1][loss])
 
 
+@pytest.mark.integration
 def test_second_call_continues_and_changes_nothing(toy, checkpoint):
     weights = (checkpoint / "model.safetensors").read_bytes()
     logs = [(toy.out / stage / "log.jsonl").read_text() for stage in ("dense", "teach", "people")]
@@ -94,6 +97,7 @@ def test_second_call_continues_and_changes_nothing(toy, checkpoint):
     assert [(toy.out / stage / "log.jsonl").read_text() for stage in ("dense", "teach", "people")] == logs
 
 
+@pytest.mark.integration
 def test_a_longer_run_goes_on_from_what_is_there(toy, checkpoint):
     before = (toy.out / "people" / "log.jsonl").read_text()
     spent = json.loads(before.splitlines()[-1])
@@ -104,6 +108,7 @@ def test_a_longer_run_goes_on_from_what_is_there(toy, checkpoint):
     assert json.loads(after.splitlines()[-1])["step"] > spent["step"]
 
 
+@pytest.mark.integration
 def test_people_alone_go_on_from_a_checkpoint(toy, checkpoint, tmp_path):
     source = ZoomIQA.from_pretrained(str(checkpoint))
     config = replace(toy, out=tmp_path, start=str(checkpoint), seconds=0.5)

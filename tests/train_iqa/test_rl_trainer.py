@@ -69,6 +69,7 @@ def generation(dataset_images, tuning):
     return trainer, batch, trainer.hold(batch, 0)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
 def test_before_any_update_the_ratio_is_1_and_the_kl_0(dataset, tuning):
     trainer, made, held = generation(dataset.images, tuning)
@@ -87,6 +88,7 @@ def test_before_any_update_the_ratio_is_1_and_the_kl_0(dataset, tuning):
         assert torch.allclose(old[tokens], reference[tokens], atol=1e-5)
 
 
+@pytest.mark.integration
 def test_only_readable_trajectories_earn_and_every_row_knows_its_own(dataset):
     _, made, _ = generation(dataset.images, LORA)
     flat = [one for group in made.groups for one in group]
@@ -99,6 +101,7 @@ def test_only_readable_trajectories_earn_and_every_row_knows_its_own(dataset):
     assert made.advantages.abs().max() > 0.5  # something is to be learned
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
 def test_the_kl_has_no_gradient_outside_its_mask(dataset, tuning):
     """With all advantages 0 the loss is the KL alone: nothing held, no gradient; one token held, that token's.
@@ -130,6 +133,7 @@ def test_the_kl_has_no_gradient_outside_its_mask(dataset, tuning):
         assert a is None or torch.allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.integration
 def test_an_update_makes_good_trajectories_likelier_and_leaves_the_reference_where_it_was(dataset, tmp_path):
     trainer = trainer_of(config(tmp_path, kl=KlConfig(share=1.0, beta=1e-6), updates=6), dataset)
     made = trainer.generate(0)
@@ -147,6 +151,7 @@ def test_an_update_makes_good_trajectories_likelier_and_leaves_the_reference_whe
     assert moved > 1e-6 > 100 * still  # the policy has moved away from it
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("kl", "has_reference"),
     [
@@ -170,6 +175,7 @@ def test_ablations_run_a_step_and_log_what_shows_collapse(dataset, tmp_path, kl,
     assert values["entropy"] > 0
 
 
+@pytest.mark.integration
 def test_a_continued_run_is_the_uninterrupted_one_bit_for_bit(dataset, tmp_path, monkeypatch):
     folder = grpo.train(config(tmp_path / "whole", page_every=1), [dataset])
     real = Trainer.step

@@ -23,6 +23,8 @@ from train_iqa.training.run_state import read_log
 from zoomiqa_reward.images import save_png
 from zoomiqa_reward.model.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def dataset(tmp_path):

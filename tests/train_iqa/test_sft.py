@@ -102,6 +102,7 @@ def test_log_probabilities_are_those_of_a_plain_forward_pass(checkpoint):
         assert float(entropy[0, place]) == pytest.approx(float(distribution.entropy()), abs=1e-4)
 
 
+@pytest.mark.integration
 def test_the_loss_is_the_mean_over_the_answers_tokens_whatever_the_micro_batches(tmp_path):
     logs = []
     for size in (1, 2, 4):
@@ -112,6 +113,7 @@ def test_the_loss_is_the_mean_over_the_answers_tokens_whatever_the_micro_batches
             assert (a["loss"], a["grad_norm"]) == pytest.approx((b["loss"], b["grad_norm"]), rel=1e-4)
 
 
+@pytest.mark.integration
 def test_a_continued_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch):
     tuning = TuningConfig(lora_rank=4, lora_alpha=8, lora_dropout=0.1)
     sft.train(config(tmp_path, "whole", tuning=tuning))
@@ -138,6 +140,7 @@ def test_a_continued_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, monkeypa
         sft.train(config(tmp_path, "parts", tuning=tuning, learning_rate=1e-3))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("train_tower", [False, True])
 def test_full_tuning_learns_leaves_a_frozen_tower_alone_and_loads(tmp_path, train_tower):
     tuning = TuningConfig(lora_rank=0, train_tower=train_tower, gradient_checkpointing=True)
@@ -154,6 +157,7 @@ def test_full_tuning_learns_leaves_a_frozen_tower_alone_and_loads(tmp_path, trai
     assert after.protocol == before.protocol
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("train_tower", [False, True])
 def test_lora_is_saved_as_an_adapter_that_inference_loads(tmp_path, train_tower):
     tuning = TuningConfig(lora_rank=2, lora_alpha=4, train_tower=train_tower)

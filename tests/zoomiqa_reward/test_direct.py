@@ -144,6 +144,7 @@ def test_strict_is_bit_equal_in_any_company_and_order(iqa):
     assert torch.equal(iqa.rate(images()[0], strict=True).mean, together.mean[:1])
 
 
+@pytest.mark.integration
 def test_strict_is_bit_equal_in_another_process():
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"

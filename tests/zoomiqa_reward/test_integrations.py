@@ -17,6 +17,7 @@ from zoomiqa_reward.integrations.pyiqa import ZoomIQAScorer, register
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 
+@pytest.mark.integration
 def test_integrations_import_no_host():
     code = (
         "import sys, zoomiqa_reward.integrations as i\n"

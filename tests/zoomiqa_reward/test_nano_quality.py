@@ -8,6 +8,8 @@ from skimage import data
 from train_iqa.nano.degradations import DEGRADATIONS, Step, degrade, resize
 from zoomiqa_reward import ZoomIQA
 
+pytestmark = pytest.mark.integration
+
 WEAK = pytest.mark.xfail(
     reason="light damage of photographs that never were JPEGs is rated above none (docs/notes/judge.md)"
 )

@@ -118,6 +118,7 @@ def assessed(text: str) -> Any:
     return one
 
 
+@pytest.mark.integration
 @settings(max_examples=int(os.environ.get("ZOOMIQA_FUZZ", "2000")), deadline=None)
 @given(answers)
 def test_fuzzed_answers_are_read_or_refused_and_never_pushed_onto_the_scale(text: str) -> None:

@@ -199,6 +199,7 @@ def test_a_folder_is_searched_through(folder):
     assert len(list_images(Path("in"))) == 4
 
 
+@pytest.mark.integration
 def test_completion_knows_commands_options_and_choices():
     def complete(words):
         code = "import sys; from zoomiqa_reward.cli.main import main; sys.exit(main([]))"

@@ -163,6 +163,7 @@ def test_model_options_belong_to_the_model():
         RewardSpec(reward="niqe", mode="reason")
 
 
+@pytest.mark.integration
 def test_the_client_imports_neither_ray_nor_the_server():
     code = "import sys, zoomiqa_reward.serving.remote; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout

@@ -50,6 +50,7 @@ def photo():
     return load_image(data.astronaut()[:224, :224].copy())
 
 
+@pytest.mark.integration
 def test_two_threads_rate_and_sample_while_the_main_thread_draws(nano, photo):
     iqa = ZoomIQA.from_pretrained(nano)
     sampled = ZoomIQAReward(iqa, "reason", num_samples=3, seed=0)
@@ -74,6 +75,7 @@ def test_prompts_of_other_lengths_in_other_threads_do_not_move_an_answers_positi
     assert beside(*[lambda image=image: ask(image) for image in images]) == alone
 
 
+@pytest.mark.integration
 def test_sampled_answers_follow_from_seed_and_image_alone(nano, photo, tmp_path):
     """Not from the place in the call, the images beside it, `batch_size`, or what was drawn before."""
     iqa = ZoomIQA.from_pretrained(nano)
@@ -99,6 +101,7 @@ def test_sampled_answers_follow_from_seed_and_image_alone(nano, photo, tmp_path)
         assert second.stats.hits == 1
 
 
+@pytest.mark.integration
 def test_samples_differ_from_one_another_and_have_the_softmaxs_shares():
     from zoomiqa_reward.model.draws import RowNoise
 

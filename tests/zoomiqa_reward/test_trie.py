@@ -94,5 +94,5 @@ def test_uniform_logits_give_each_leaf_one_over_vocabulary_to_its_depth(kind):
 
 
 def test_a_tokenizer_that_drops_digits_is_refused():
-    with pytest.raises(ValueError, match="cannot tell all ratings"):
+    with pytest.raises(ValueError, match="cannot tell all answers"):
         build_trie(lambda text: [ord(c) for c in text if c != "0"][:-1], PREFIX)

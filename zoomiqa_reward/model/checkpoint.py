@@ -19,6 +19,7 @@ import torch
 from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.model.pixels import factor_of
+from zoomiqa_reward.protocol.level_words import LEVEL_WORDS, level_words
 from zoomiqa_reward.protocol.spec import PROTOCOL_FILE, Protocol
 
 OFFICIAL = "Ethanliang99/Zoom-IQA-7B"
@@ -106,8 +107,8 @@ def load_checkpoint(
 
     device: CUDA if there is one, else the CPU. dtype: float32 on the CPU, bfloat16 on CUDA; weights stored in half
     precision are cast up. adapter: a LoRA folder or hub id, merged into the weights unless these are quantised (the
-    forward is then the plain model's). protocol: a path or a Protocol; otherwise the file beside the weights, then
-    the one beside the adapter. Only safetensors are read and no code from a checkpoint is run.
+    forward is then the plain model's). protocol: a path, a Protocol or `level-words`; otherwise the file beside the
+    weights, then the one beside the adapter. Only safetensors are read and no code from a checkpoint is run.
 
     Raises CheckpointError: unknown name, hub out of reach, no protocol, no vision-language model, no safetensors,
     weights or adapter that do not fit; ProtocolError: a protocol file that breaks a rule.
@@ -198,6 +199,8 @@ def _find_protocol(
 ) -> Protocol:
     if isinstance(given, Protocol):
         return given
+    if given == LEVEL_WORDS:
+        return level_words()
     if given is not None:
         return Protocol.load(given)
     beside_weights = _protocol_beside(source, revision)
@@ -292,7 +295,7 @@ def _load_model(source: Path | str, revision: str | None, **kwargs: Any) -> Any:
     if gaps := sorted(report["missing_keys"]) + sorted(str(key) for key in report.get("mismatched_keys") or ()):
         raise CheckpointError(f"{source}: {len(gaps)} weights are missing or of a wrong shape, such as {gaps[0]}")
     if not hasattr(model.model, "get_rope_index") or not hasattr(config, "image_token_id"):
-        raise CheckpointError(f"{source}: {config.model_type!r} has no 3-D positions; use Qwen2-VL, 2.5-VL or 3-VL")
+        raise CheckpointError(f"{source}: {config.model_type!r} has no 3-D positions; use a Qwen-VL, 2 to 3.5")
     return model
 
 

@@ -1,4 +1,6 @@
-"""`direct`: the distribution over all ratings 1.00 .. 5.00 in one forward pass, without text.
+"""`direct`: the distribution over all ratings in one forward pass, without text.
+
+The ratings are the numbers 1.00 .. 5.00, or the level words of a protocol that has them.
 
 The prompt, the protocol's `direct_prefix` and the inner nodes of the rating trie go in as one sequence. Each node sees
 the prompt, the prefix and its own ancestors. The text before the image is read once a call, whatever number of views
@@ -6,7 +8,7 @@ and images follow it. Deterministic, and differentiable to the pixels.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,11 +17,16 @@ from torch import Tensor
 from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.model.budget import pass_pixels
 from zoomiqa_reward.model.checkpoint import Checkpoint
-from zoomiqa_reward.model.inputs import TokenRow, collate, encode, make_row
+from zoomiqa_reward.model.inputs import TokenRow, encode, make_row
 from zoomiqa_reward.model.pixels import factor_of
-from zoomiqa_reward.model.plain import plain_leaf_logprobs
+from zoomiqa_reward.model.plain import (
+    is_recurrent,
+    leaf_logprobs_one_by_one,
+    plain_leaf_logprobs,
+    recurrent_leaf_logprobs,
+)
 from zoomiqa_reward.model.reading import Shape, SharedReading, read_rows, reads_itself, shape_of
-from zoomiqa_reward.model.trie import RatingTrie, build_trie
+from zoomiqa_reward.model.trie import NUMBERS, RatingTrie, build_trie
 from zoomiqa_reward.model.turns import Prompted, round1
 from zoomiqa_reward.model.views import Task, ViewCutter, chunks, plan_views
 
@@ -44,14 +51,18 @@ class Distribution:
 
 
 def trie_of(checkpoint: Checkpoint) -> RatingTrie:
-    """Return the rating trie of this checkpoint's tokenizer and `direct_prefix`.
+    """Return the trie of the protocol's answers in this checkpoint's tokenizer, after its `direct_prefix`.
 
     The prefix is tokenised apart from the prompt, as generation and training see it.
     """
+    protocol = checkpoint.protocol
+    return answers_after(checkpoint, protocol.direct_prefix, protocol.level_ratings or NUMBERS)
+
+
+def answers_after(checkpoint: Checkpoint, prefix: str, answers: Mapping[str, float]) -> RatingTrie:
+    """Return the trie of any answers, text to value, in this checkpoint's tokenizer."""
     tokenizer = checkpoint.tokenizer
-    return build_trie(
-        lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], checkpoint.protocol.direct_prefix
-    )
+    return build_trie(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], prefix, answers)
 
 
 def leaf_logprobs(
@@ -62,18 +73,21 @@ def leaf_logprobs(
     Rows of one shape share a forward pass: no row is padded. shared: of the call that they belong to. Raises ValueError
     for an attention implementation that takes no mask of our own.
     """
+    if is_recurrent(checkpoint):
+        return recurrent_leaf_logprobs(checkpoint, trie, rows)
     if not reads_itself(checkpoint):
         return plain_leaf_logprobs(checkpoint, trie, rows)
     shared = SharedReading() if shared is None else shared
     groups: dict[Shape, list[int]] = {}
     for index, row in enumerate(rows):
         groups.setdefault(shape_of(checkpoint, row), []).append(index)
-    tree = trie.on(checkpoint.device)
+    # Answers of one token each are read where the prefix ends: there is no tree to add.
+    nodes = {"tree": trie.on(checkpoint.device).mask, "depths": trie.inner_depths()} if trie.num_inner else {}
     head = checkpoint.model.get_output_embeddings()
     results: dict[int, Tensor] = {}
     for places in groups.values():
         hidden = read_rows(
-            checkpoint, [rows[at] for at in places], shared, tree=tree.mask, depths=trie.inner_depths(),
+            checkpoint, [rows[at] for at in places], shared, **nodes,
             append=(*trie.prefix_ids, *trie.tokens[: trie.num_inner]), last=trie.num_inner + 1,
         ).hidden  # fmt: skip
         results |= zip(places, trie.leaf_logprobs(head(hidden)), strict=True)
@@ -85,14 +99,7 @@ def leaf_logprobs_expanded(checkpoint: Checkpoint, trie: RatingTrie, row: TokenR
 
     Slow and without mask or positions of our own: an independent check of the tree.
     """
-    ends: list[list[int]] = [[]]
-    for node in range(trie.num_inner):
-        ends.append([*ends[trie.parents[node] + 1], trie.tokens[node]])
-    logits = []
-    for end in ends:
-        batch = collate(checkpoint, [row], append=(*trie.prefix_ids, *end))
-        logits.append(checkpoint.model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1])
-    return trie.leaf_logprobs(torch.stack(logits, dim=1))
+    return leaf_logprobs_one_by_one(checkpoint, trie, [row])
 
 
 def mix(logprobs: Tensor, weights: Tensor) -> Tensor:

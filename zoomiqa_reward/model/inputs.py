@@ -47,7 +47,11 @@ def render(checkpoint: Checkpoint, messages: Sequence[dict[str, Any]]) -> str:
     Raises PromptError if it does not hold the whole of every quoted answer: some newer templates drop the reasoning
     of earlier turns, and round 2 would then be asked about an answer it cannot see.
     """
-    text: str = checkpoint.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    # A level word follows at once; templates that know no thinking ignore the option.
+    options = {"enable_thinking": False} if checkpoint.protocol.levels else {}
+    text: str = checkpoint.tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=True, **options
+    )
     for message in messages:
         quoted = "".join(item.get("text", "") for item in message["content"]) if message["role"] == "assistant" else ""
         if quoted.strip() not in text:

@@ -1,7 +1,9 @@
 """The library's own way: whole prompts, one dense mask, transformers' `generate`.
 
 It reads for models that lie on several devices or bring another attention (`reading.reads_itself`), and it is what the
-fast passes are tested and measured against.
+fast passes are tested and measured against. Models with recurrent layers (Qwen3.5's linear attention) take no mask over
+a tree, because a state passes from each token to the next; they read one row per inner node. Five level words that are
+single tokens have no inner node, so they cost one pass.
 """
 
 from collections.abc import Sequence
@@ -41,6 +43,35 @@ def plain_leaf_logprobs(checkpoint: Checkpoint, trie: RatingTrie, rows: Sequence
         **batch, attention_mask=mask[:, None], logits_to_keep=num_inner + 1, use_cache=False
     ).logits  # [batch, 1 + inner, vocabulary]
     return trie.leaf_logprobs(logits)
+
+
+def is_recurrent(checkpoint: Checkpoint) -> bool:
+    """Return whether some layers pass a state from token to token, so that no mask keeps branches apart."""
+    kinds = getattr(checkpoint.model.config.get_text_config(), "layer_types", None) or ()
+    return "linear_attention" in kinds
+
+
+def recurrent_leaf_logprobs(checkpoint: Checkpoint, trie: RatingTrie, rows: Sequence[TokenRow]) -> Tensor:
+    """Return float32 [batch, leaves] for a model with recurrent layers; rows of one length share passes, unpadded."""
+    groups: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(row.input_ids.shape[0], []).append(index)
+    results: dict[int, Tensor] = {}
+    for members in groups.values():
+        results |= zip(members, leaf_logprobs_one_by_one(checkpoint, trie, [rows[k] for k in members]), strict=True)
+    return torch.stack([results[index] for index in range(len(rows))])
+
+
+def leaf_logprobs_one_by_one(checkpoint: Checkpoint, trie: RatingTrie, rows: Sequence[TokenRow]) -> Tensor:
+    """Return float32 [batch, leaves] from plain causal passes: one for the prefix and one for each inner node."""
+    ends: list[list[int]] = [[]]
+    for node in range(trie.num_inner):
+        ends.append([*ends[trie.parents[node] + 1], trie.tokens[node]])
+    logits = []
+    for end in ends:
+        batch = collate(checkpoint, rows, append=(*trie.prefix_ids, *end))
+        logits.append(checkpoint.model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1])
+    return trie.leaf_logprobs(torch.stack(logits, dim=1))
 
 
 def _positions(checkpoint: Checkpoint, trie: RatingTrie, batch: dict[str, Tensor], start: int) -> Tensor:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from zoomiqa_reward.images.loading import ImageSources, split_images
+from zoomiqa_reward.model.pair_order import PairJudge, order_by_pairs
+from zoomiqa_reward.model.pairs import pair_probabilities
 from zoomiqa_reward.model.ratings import Ratings
 from zoomiqa_reward.rewards.base import Reward, ask
 
@@ -31,6 +33,10 @@ class Ranking:
     """Groups of indices, best first. Neighbours in a group differ by at most `tie_margin`."""
     tie_margin: float
     """The requested margin, or twice the ratings' own `tolerance` if that is larger."""
+    sureness: tuple[float, ...] = ()
+    """With `confidence`: the probability that each measured image is better than the next one in `order`."""
+    questions: int = 0
+    """Pairs that the model was shown, each in both orders; 0 where the ratings alone decide."""
 
     @property
     def invalid(self) -> tuple[int, ...]:
@@ -44,20 +50,46 @@ def rank(
     mode: str = "direct",
     tie_margin: float = 0.01,
     kappa: float = 0.0,
+    *,
+    confidence: float | None = None,
 ) -> Ranking:
     """Rank images by mean - kappa x std, highest first. Equal images keep their input order.
 
+    confidence, above 0.5 and below 1: images are tied unless one is better than the next with that probability
+    (`model.pairs`), which replaces `tie_margin`. A model that can compare two images in one question is then asked, but
+    only about pairs that the ratings leave unsure, and only as the order needs it; its answers may change the order.
+
     The source is a ZoomIQA, which rates with strict=True so that no image influences another, or any Reward; `mode` is
     then ignored. kappa > 0 prefers images with a small standard deviation and needs a source that has one.
-    Raises ValueError for a negative or NaN number and for a kappa without standard deviation; ImageError (ZoomIQA).
+    Raises ValueError for a negative or NaN number, another confidence, and for a kappa or a confidence without standard
+    deviation; ImageError (ZoomIQA).
     """
-    _require(tie_margin, kappa)  # before the images are rated
-    return ranking_of(_measure(iqa_or_reward, images, mode), tie_margin, kappa)
+    if not tie_margin >= 0 or not kappa >= 0:
+        raise ValueError(f"tie_margin={tie_margin}, kappa={kappa}: both must be at least 0")
+    if confidence is not None and (not 0.5 < confidence < 1 or kappa > 0 or mode != "direct"):
+        raise ValueError(
+            f"confidence={confidence}, kappa={kappa}, mode={mode!r}: confidence must be above 0.5 and below 1, with "
+            "kappa=0 and mode='direct'"
+        )
+    ratings = _measure(iqa_or_reward, images, mode)
+    plain = ranking_of(ratings, tie_margin, kappa)
+    if confidence is None:
+        return plain
+    measured, failed = [index for index in plain.order if index not in plain.invalid], plain.invalid
+    means = ratings.mean.tolist()
+    surely = order_by_pairs(_pair_judge(iqa_or_reward, images, ratings), measured, confidence)
+    gap = means[surely.order[0]] - means[surely.order[1]] if len(measured) > 1 else math.nan
+    return Ranking(
+        order=(*surely.order, *failed), ratings=ratings, gap=gap, ties=surely.ties, tie_margin=0.0,
+        sureness=surely.sureness, questions=surely.questions,
+    )  # fmt: skip
 
 
 def ranking_of(ratings: Ratings, tie_margin: float = 0.01, kappa: float = 0.0) -> Ranking:
-    """Return the ranking of images that are already rated; see `rank`. Raises ValueError as `rank` does."""
-    _require(tie_margin, kappa)
+    """Return the ranking of images that are already rated; see `rank`.
+
+    Raises ValueError for a kappa without standard deviation.
+    """
     means, stds, valid = (values.tolist() for values in (ratings.mean, ratings.std, ratings.valid))
     if kappa > 0 and any(ok and math.isnan(std) for std, ok in zip(stds, valid, strict=True)):
         raise ValueError(
@@ -72,9 +104,18 @@ def ranking_of(ratings: Ratings, tie_margin: float = 0.01, kappa: float = 0.0) -
     return Ranking(order=(*measured, *failed), ratings=ratings, gap=gap, ties=ties, tie_margin=margin)
 
 
-def _require(tie_margin: float, kappa: float) -> None:
-    if not tie_margin >= 0 or not kappa >= 0:
-        raise ValueError(f"tie_margin={tie_margin}, kappa={kappa}: both must be at least 0")
+def _pair_judge(iqa_or_reward: Rater | Reward, images: ImageSources, ratings: Ratings) -> PairJudge:
+    """Return who compares: the ratings, and the model's question where it has one."""
+    from zoomiqa_reward.model.zoomiqa import ZoomIQA
+
+    sources = split_images(images)
+
+    def asked(first: int, second: int) -> float:
+        assert isinstance(iqa_or_reward, ZoomIQA)
+        return float(iqa_or_reward.compare(sources[first], sources[second], how="question").probability[0])
+
+    can_ask = isinstance(iqa_or_reward, ZoomIQA) and iqa_or_reward.protocol.pair is not None
+    return PairJudge(by_rating=pair_probabilities(ratings), question=asked if can_ask else None)
 
 
 def _measure(iqa_or_reward: Rater | Reward, images: ImageSources, mode: str) -> Ratings:

@@ -34,6 +34,16 @@ STRICT_ROWS = 8
 """Answers about one image that are written together where `strict`, whatever `batch_size` is: who writes together may
 change the last bits, and with them a word."""
 
+
+def refuse_levels(protocol: Protocol) -> None:
+    """Raise ValueError for a protocol whose answers are single level words: they hold no reasons and no region."""
+    if protocol.levels:
+        raise ValueError(
+            f"protocol {protocol.name!r} answers with one of {', '.join(protocol.levels)}, without reasons: use "
+            "mode='direct', or a model and a protocol that describe images"
+        )
+
+
 Respond = Callable[[Sequence[Prompted], Sampling], list[Completion]]
 """What turns requests into answers, one each, in order: a model in this process, or a text server."""
 
@@ -73,6 +83,7 @@ def assess_images(
     last bits of the logits. `write` is what turns rows into answers.
     """
     check_rounds(rounds)
+    refuse_levels(checkpoint.protocol)
     base_seed = sampling.seed
     if isinstance(base_seed, tuple):
         raise ValueError("seed: one number; each answer's own is made of it, the image and the sample")

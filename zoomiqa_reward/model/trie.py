@@ -1,6 +1,9 @@
-"""The ratings 1.00 .. 5.00 as a trie of this tokenizer's tokens, so that one forward pass prices all 401 of them."""
+"""All answers that state a rating as a trie of this tokenizer's tokens, so that one forward pass prices all of them.
 
-from collections.abc import Callable, Sequence
+The answers are the numbers 1.00 .. 5.00, or the level words of a protocol that has them, each with its value.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -8,11 +11,13 @@ import torch
 from torch import Tensor
 
 RATING_TEXTS = tuple(f"{hundredths // 100}.{hundredths % 100:02d}" for hundredths in range(100, 501))
+NUMBERS = {text: float(text) for text in RATING_TEXTS}
+"""The 401 ratings by their texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RatingTrie:
-    """Nodes in one flat list: first the inner ones (parents before children), then one leaf for each rating.
+    """Nodes in one flat list: first the inner ones (parents before children), then one leaf for each answer.
 
     Only inner nodes are fed to the model: a leaf's probability stands in its parent's logits.
     """
@@ -27,7 +32,7 @@ class RatingTrie:
     """1 for a child of the prefix."""
     num_inner: int
     ratings: tuple[float, ...]
-    """Rating of each leaf, rising; leaf i is node `num_inner + i`."""
+    """Rating of each leaf, in the order of the answers; leaf i is node `num_inner + i`."""
 
     @property
     def paths(self) -> tuple[tuple[int, ...], ...]:
@@ -90,14 +95,17 @@ def _tensors(trie: RatingTrie, device: torch.device) -> TrieTensors:
     )  # fmt: skip
 
 
-def build_trie(encode: Callable[[str], Sequence[int]], prefix: str) -> RatingTrie:
-    """Return the trie of all ratings after `prefix`, for a tokenizer's `encode` (text to ids, no special tokens).
+def build_trie(
+    encode: Callable[[str], Sequence[int]], prefix: str, answers: Mapping[str, float] = NUMBERS
+) -> RatingTrie:
+    """Return the trie of all answers after `prefix`, for a tokenizer's `encode` (text to ids, no special tokens).
 
-    Each whole text `prefix + rating` is tokenised; what all 401 share is the prefix. So a token that merges the end
-    of the prefix with the first digit falls into the trie, and digits may be tokens of any length.
-    Raises ValueError if two ratings cannot be told apart (a tokenizer that drops digits).
+    answers: the value of each text. Each whole text `prefix + answer` is tokenised; what all share is the prefix. So a
+    token that merges the end of the prefix with the first character falls into the trie, and an answer may be tokens of
+    any length. Raises ValueError if two answers cannot be told apart (a tokenizer that drops digits), or if one is the
+    start of another.
     """
-    encoded = [tuple(encode(prefix + text)) for text in RATING_TEXTS]
+    encoded = [tuple(encode(prefix + text)) for text in answers]
     shortest = min(len(ids) for ids in encoded)
     common = 0
     while common < shortest and len({ids[common] for ids in encoded}) == 1:
@@ -105,7 +113,11 @@ def build_trie(encode: Callable[[str], Sequence[int]], prefix: str) -> RatingTri
     tails = [ids[common:] for ids in encoded]
     inner_paths = {tail[:end] for tail in tails for end in range(1, len(tail))}
     if len(set(tails)) < len(tails) or any(not tail or tail in inner_paths for tail in tails):
-        raise ValueError("this tokenizer cannot tell all ratings 1.00 .. 5.00 apart: check tokenizer and direct_prefix")
+        first, *_, last = answers
+        raise ValueError(
+            f"this tokenizer cannot tell all answers {first} .. {last} apart: check the tokenizer and the protocol's "
+            "direct_prefix and levels"
+        )
 
     inner = sorted(inner_paths, key=lambda path: (len(path), path))
     index = {path: node for node, path in enumerate(inner)}
@@ -116,5 +128,5 @@ def build_trie(encode: Callable[[str], Sequence[int]], prefix: str) -> RatingTri
         parents=tuple(index[path[:-1]] if len(path) > 1 else -1 for path in nodes),
         depths=tuple(len(path) for path in nodes),
         num_inner=len(inner),
-        ratings=tuple(float(text) for text in RATING_TEXTS),
+        ratings=tuple(answers.values()),
     )

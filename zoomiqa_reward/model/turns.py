@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoomiqa_reward.protocol.spec import Protocol
+from zoomiqa_reward.protocol.spec import PairPrompt, Protocol
 
 Box = tuple[float, float, float, float]
 PixelBox = tuple[int, int, int, int]
@@ -56,6 +56,12 @@ def round1(protocol: Protocol, image: Tensor, question: str | None = None) -> Pr
     prompt = _text(protocol.round1.render(question or protocol.questions[0]))
     content = [prompt, _IMAGE] if protocol.image_order == "text_first" else [_IMAGE, prompt]
     return Prompted(messages=({"role": "user", "content": content},), images=(image,))
+
+
+def pair_turn(pair: PairPrompt, first: Tensor, second: Tensor) -> Prompted:
+    """Return the request that compares two images: the prompt, then each image after its label."""
+    content = [_text(pair.text), _text(pair.labels[0]), _IMAGE, _text(pair.labels[1]), _IMAGE]
+    return Prompted(messages=({"role": "user", "content": content},), images=(first, second))
 
 
 def round2(protocol: Protocol, image: Tensor, crop: Tensor, answer1: str, question: str | None = None) -> Prompted:

@@ -22,6 +22,7 @@ from zoomiqa_reward.model.trie import RatingTrie
 from zoomiqa_reward.protocol.spec import Protocol, ViewPolicy
 
 if TYPE_CHECKING:
+    from zoomiqa_reward.model.pairs import Comparison
     from zoomiqa_reward.model.quality_map import QualityMap
     from zoomiqa_reward.model.text_server import RemoteZoomIQA
     from zoomiqa_reward.model.text_server.remote import RemoteOptions
@@ -208,6 +209,22 @@ class ZoomIQA:
         return quality_map(
             self, image, view_px=view_px, strict=strict, grad=grad, batch_size=batch_size, question=question
         )
+
+    def compare(
+        self, a: ImageSources, b: ImageSources, *, how: str = "ratings", temperature: float | None = None,
+        question: str | None = None,
+    ) -> "Comparison":  # fmt: skip
+        """Return the probability that each image of `a` is better than the one of `b` at its place.
+
+        a, b: one image each, or as many. p(a, b) + p(b, a) is 1 bit for bit and p(a, a) is 0.5. ratings: from both
+        rating distributions of `direct`, each image read once. question: the model sees both in one prompt, in both
+        orders; its protocol must have `pair`. temperature: sets how sure a difference makes; None: 0.15 for ratings,
+        fitted to people for `nano` (`model.pairs.fit_temperature` fits others), 1 for the question.
+        A pair with an image that cannot be measured is not valid. Raises ImageError, ValueError.
+        """
+        from zoomiqa_reward.model.pairs import compare
+
+        return compare(self, a, b, how=how, temperature=temperature, question=question)
 
     def _rate_reason(
         self,

@@ -48,6 +48,24 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PairPrompt:
+    """How a model compares two images in one question."""
+
+    text: str
+    """Sent as it stands, before the two images."""
+    labels: tuple[str, str]
+    """Texts before the first and before the second image."""
+    answers: tuple[str, str]
+    """The answer that prefers the first image, and the one that prefers the second."""
+    prefix: str = ""
+    """Start of the assistant's answer up to where one of the two stands."""
+
+    def __post_init__(self) -> None:
+        if len(self.labels) != 2 or len(self.answers) != 2 or self.answers[0] == self.answers[1]:
+            raise ProtocolError(f"pair: labels {self.labels} and answers {self.answers} must be two each, not equal")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CropPolicy:
     """How round 2's region is cut; defaults are the official evaluator's."""
 
@@ -127,7 +145,7 @@ class Protocol:
     questions: tuple[str, ...]
     """The first one is the default question."""
     direct_prefix: str
-    """Start of the assistant's answer up to where the rating's first digit stands."""
+    """Start of the assistant's answer up to where the rating's first digit, or the level word, stands."""
     sections1: tuple[str, ...] = ROUND1_SECTIONS
     sections2: tuple[str, ...] = ROUND2_SECTIONS
     image_labels: tuple[str, str] = ("Original image: ", "Cropped Image: ")
@@ -143,6 +161,11 @@ class Protocol:
     """Pixel budget of one image that the processor may resize: lower bound."""
     max_pixels: int = 1003520
     """Upper bound."""
+    levels: tuple[str, ...] = ()
+    """Level words from worst to best. Empty: the model answers with a number. Otherwise the rating is the mean of their
+    values, evenly spaced over 1..5, by their probabilities; there are no rounds of words."""
+    pair: PairPrompt | None = None
+    """How two images are compared in one question; None: the model was not trained for that."""
     label_metrics: tuple[str, ...] = ()
     """Full-reference metrics that made the pseudo-MOS this model was trained on; refused as a headline elsewhere."""
 
@@ -155,15 +178,28 @@ class Protocol:
             raise ProtocolError(f"protocol: history_style {self.history_style!r} must be question_answer or none")
         if not 0 < self.min_pixels <= self.max_pixels:
             raise ProtocolError(f"protocol: pixels {self.min_pixels}..{self.max_pixels} is no range")
+        if self.levels and (len(set(self.levels)) < max(2, len(self.levels)) or not all(map(str.strip, self.levels))):
+            raise ProtocolError(f"protocol: levels {self.levels} must be two or more different words, worst first")
+
+    @property
+    def level_ratings(self) -> dict[str, float]:
+        """The rating of each level word, 1 for the worst .. 5 for the best; empty where answers are numbers."""
+        steps = max(1, len(self.levels) - 1)
+        return {word: 1.0 + 4.0 * index / steps for index, word in enumerate(self.levels)}
 
     @property
     def fingerprint(self) -> str:
         """Short hash of all fields: two models asked differently are two rewards."""
-        return digest(json.dumps(asdict(self), sort_keys=True))
+        return digest(json.dumps(self._stated(), sort_keys=True))
 
     def to_json(self) -> str:
         """Return the file's text."""
-        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        return json.dumps({"format_version": FORMAT_VERSION, **self._stated()}, indent=2, ensure_ascii=False) + "\n"
+
+    def _stated(self) -> dict[str, Any]:
+        """Return all fields but those that came later and say nothing: files and fingerprints stay as they were."""
+        values = asdict(self)
+        return {key: value for key, value in values.items() if key not in _LATER or value}
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write the file (or `zoomiqa_protocol.json` into the folder `path`) in one step and return where it is.
@@ -205,8 +241,10 @@ class Protocol:
             raise ProtocolError(f"{target}: {error}") from error
 
 
+_LATER = ("levels", "pair")
 _NESTED = {
     "round1": Prompt, "round2": Prompt, "crop": CropPolicy, "views": ViewPolicy, "decoding": Decoding,
+    "pair": PairPrompt,
 }  # fmt: skip
 
 
@@ -219,7 +257,8 @@ def _build(cls: Any, data: Mapping[str, Any], where: str) -> Any:
     values: dict[str, Any] = {}
     for key, value in data.items():
         if key in _NESTED:
-            values[key] = _build(_NESTED[key], value, f"{where}.{key}")
+            is_absent = key == "pair" and value is None
+            values[key] = None if is_absent else _build(_NESTED[key], value, f"{where}.{key}")
         else:
             values[key] = tuple(value) if isinstance(value, list) else value
     try:

@@ -47,7 +47,7 @@ def _lost(image: ImageSource, source: ImageSource) -> str | None:
     if contentless(enlarged) is None or not bool(shown.isfinite().all()):
         return reason
     pairs = zip(measures(shown), measures(enlarged), strict=True)
-    return reason if any(own < KEPT_SHARE * its for own, its in pairs) else None
+    return reason if any(restored < KEPT_SHARE * plain for restored, plain in pairs) else None
 
 
 def ask_restorations(

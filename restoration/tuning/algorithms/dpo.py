@@ -27,6 +27,7 @@ from restoration.tuning.lora import POLICY, reference
 from restoration.tuning.sampler.denoising import denoising_errors, expected_target, random_noise
 from restoration.tuning.sampler.rollout import Varied, convert_prediction, draw_candidates, draw_piece, encode, score
 from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.model.pairs import pair_probabilities
 from zoomiqa_reward.rewards.normalise import group_keys
 from zoomiqa_reward.runs.progress import progress
 
@@ -58,6 +59,9 @@ class DPO:
     beta: float = 5000.0
     share: float = 0.25
     """Of an image's candidates: the best and the worst are paired. 1/16 for big models with many candidates."""
+    min_probability: float = 0.0
+    """Least probability that the winner is better than the loser, from the ratings' distributions
+    (`zoomiqa_reward.model.pairs`); pairs below are left out. 0: all pairs. Needs a reward with a standard deviation."""
     pairs_per_image: int = 4
     """Drawn of an image for a round."""
     winner_weight: float = 0.0
@@ -75,6 +79,8 @@ class DPO:
             raise ValueError(
                 f"{self}: beta above 0, share above 0 up to 0.5, pairs_per_image at least 1, winner_weight at least 0"
             )
+        if not 0 <= self.min_probability < 1:
+            raise ValueError(f"min_probability={self.min_probability}: must be at least 0 and below 1")
 
     def prepare(self, tuning: Tuning) -> None:
         """Mine the pairs, or read them. Raises ValueError where there are none, or where an image is missing."""
@@ -139,7 +145,8 @@ class DPO:
                 pairs += mine_pairs(
                     [float(v) if ok else float("nan") for v, ok in zip(scores.value, scores.valid, strict=True)],
                     drawn.seeds, lr_hash=drawn.keys[0], prompt=example.prompt, reward=tuning.reward.fingerprint,
-                    share=self.share,
+                    share=self.share, min_probability=self.min_probability,
+                    probabilities=pair_probabilities(scores) if self.min_probability > 0 else None,
                 )  # fmt: skip
         return pairs
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.rewards.normalise import FLAT, group_keys
@@ -48,13 +49,18 @@ class PreferencePair:
 
 def mine_pairs(
     scores: Sequence[float], seeds: Sequence[int], *, lr_hash: str, prompt: str = "", reward: str = "",
-    share: float = 0.25, files: Sequence[str] | None = None,
+    share: float = 0.25, files: Sequence[str] | None = None, probabilities: Tensor | None = None,
+    min_probability: float = 0.0,
 ) -> list[PreferencePair]:  # fmt: skip
     """Return each of the best `share` against each of the worst, at least one per side; `weigh_pairs` sets the weights.
 
     scores: higher is better, NaN where not measured (left out). A group without spread, or with fewer than two scores,
-    gives none. Raises ValueError for a share outside (0, 0.5].
+    gives none. probabilities: [scores, scores] that the row is better than the column (`pair_probabilities`); pairs
+    below `min_probability` are left out. Raises ValueError for a share outside (0, 0.5], and for a
+    `min_probability` without probabilities.
     """
+    if min_probability > 0 and probabilities is None:
+        raise ValueError(f"min_probability={min_probability} needs probabilities=; `pair_probabilities` makes them")
     if not 0 < share <= 0.5:
         raise ValueError(f"share={share}: above 0, at most 0.5, or winners would be losers too")
     order = sorted((k for k, score in enumerate(scores) if math.isfinite(score)), key=lambda k: (-scores[k], k))
@@ -72,7 +78,8 @@ def mine_pairs(
             score_loser=scores[l], value_winner=values[w], value_loser=values[l], group_std=spread, reward=reward,
             file_winner=None if files is None else files[w], file_loser=None if files is None else files[l],
         )
-        for w in order[:side] for l in order[-side:] if values[w] > values[l]  # noqa: E741
+        for w in order[:side] for l in order[-side:]  # noqa: E741
+        if values[w] > values[l] and (probabilities is None or float(probabilities[w, l]) >= min_probability)
     ]  # fmt: skip
 
 

@@ -192,6 +192,11 @@ class RemoteZoomIQA:
             raise ValueError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
         if grad:
             raise ValueError("grad=True: a text server gives no gradients; load the model itself")
+        if self.protocol.levels:
+            raise ValueError(
+                f"protocol {self.protocol.name!r}: level words are read from a model in this process only; "
+                "use ZoomIQA.from_pretrained"
+            )
         if mode == "reason":
             check_rounds(rounds)
             temperature = samples_temperature(self.protocol, num_samples, temperature)

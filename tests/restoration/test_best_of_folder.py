@@ -1,0 +1,145 @@
+"""Best of N over a folder: one run per image, damaged ones named, and a table that a second call continues."""
+
+import json
+from pathlib import Path
+
+import pytest
+from brightness_runs import brightness, shifted
+from PIL import Image
+from tiny import make_image
+from tiny_pipelines import small_nano
+
+from restoration.selection.best_of_n import best_of_n
+from restoration.selection.folder import BEST, RUNS, SUMMARIES, best_of_folder, images_of
+from zoomiqa_reward.cli.main import main
+from zoomiqa_reward.images.loading import to_pil
+from zoomiqa_reward.runs.settings import AnotherRun
+from zoomiqa_reward.runs.tables import read_table
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for k, name in enumerate(("f2.png", "f10.png", "sub/f1.png")):
+        to_pil(make_image(k, 12, 16)).save(folder / name)
+    (folder / "torn.png").write_bytes((folder / "f2.png").read_bytes()[:60])
+    return folder
+
+
+def run(capsys, *arguments):
+    code = main(list(arguments))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def rows_of(folder, out, restorer=shifted, **options):
+    return list(best_of_folder(restorer, folder, brightness(), out, **({"n": 3} | options)))
+
+
+def test_each_image_has_the_run_that_it_has_alone(tmp_path, photos):
+    rows = rows_of(photos, tmp_path / "out")
+    assert [row.image for row in rows] == ["f2.png", "f10.png", "torn.png"]
+    alone = best_of_n(shifted, photos / "f10.png", brightness(), n=3, out=tmp_path / "alone", progress=False)
+    assert (rows[1].candidate, rows[1].seed, rows[1].score) == (
+        alone.best.index, alone.best.seed, pytest.approx(alone.best.score),
+    )  # fmt: skip
+    for name in ("best.png", "input.png", "sheet.png", "candidates/0002.png"):
+        assert (tmp_path / "out" / RUNS / "f10.png" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    with Image.open(tmp_path / "out" / rows[1].chosen) as chosen:
+        assert chosen.tobytes() == alone.best.image.tobytes()
+
+
+def test_a_damaged_image_is_named_and_the_rest_goes_on(tmp_path, photos):
+    rows = rows_of(photos, tmp_path / "out", recursive=True)
+    assert [row.error is None for row in rows] == [True, True, True, False]
+    assert "torn.png" in rows[3].error
+    assert (rows[3].candidate, rows[3].chosen) == (None, "")
+    assert (tmp_path / "out" / BEST / "sub" / "f1.png").exists()
+    for name in SUMMARIES:
+        table = read_table(tmp_path / "out" / name)
+        assert [row["image"] for row in table] == [row.image for row in rows]
+        assert [bool(row["error"]) for row in table] == [False, False, False, True]
+
+
+def test_a_second_call_makes_only_what_is_missing(tmp_path, photos):
+    first = rows_of(photos, tmp_path / "out")
+    to_pil(make_image(7, 12, 16)).save(photos / "torn.png")
+    to_pil(make_image(8, 12, 16)).save(photos / "new.png")
+    made = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / RUNS).rglob("*.png")}
+    second = rows_of(photos, tmp_path / "out")
+    assert [row.image for row in second] == ["f2.png", "f10.png", "new.png", "torn.png"]
+    assert repr(second[:2]) == repr(first[:2])  # repr: NaN equals NaN
+    assert all(row.error is None for row in second)
+    assert all(file.stat().st_mtime_ns == time for file, time in made.items())
+    longer = rows_of(photos, tmp_path / "out", n=5)
+    assert [row.candidates for row in longer] == [5, 5, 5, 5]
+    kept = tmp_path / "out" / RUNS / "f2.png" / "candidates" / "0001.png"
+    assert kept.stat().st_mtime_ns == made[kept]  # candidate 1 of the shorter run
+
+
+def test_a_kill_between_two_images_loses_neither(tmp_path, photos):
+    running = best_of_folder(shifted, photos, brightness(), tmp_path / "out", n=3)
+    first = next(running)
+    running.close()
+    assert [row["image"] for row in read_table(tmp_path / "out" / SUMMARIES[0])] == ["f2.png"]
+    (tmp_path / "out" / RUNS / "f2.png" / "sheet.png").unlink()  # would be written again if the run were
+    rows = rows_of(photos, tmp_path / "out")
+    assert repr(rows[0]) == repr(first)
+    assert not (tmp_path / "out" / RUNS / "f2.png" / "sheet.png").exists()
+    (tmp_path / "out" / rows[0].chosen).unlink()
+    assert rows_of(photos, tmp_path / "out")[0].chosen == first.chosen
+    assert (tmp_path / "out" / first.chosen).exists()
+
+
+def test_an_image_that_changed_is_refused_alone_and_other_options_as_a_whole(tmp_path, photos):
+    rows_of(photos, tmp_path / "out")
+    to_pil(make_image(9, 12, 16)).save(photos / "f2.png")
+    rows = rows_of(photos, tmp_path / "out")
+    assert "another run" in rows[0].error
+    assert rows[1].error is None
+    with pytest.raises(AnotherRun, match="seed was 0, now 1"):
+        rows_of(photos, tmp_path / "out", seed=1)
+
+
+def test_two_images_that_differ_in_their_suffix_have_two_choices(tmp_path, photos):
+    with Image.open(photos / "f2.png") as image:
+        image.save(photos / "f2.bmp")
+    rows = {row.image: row.chosen for row in rows_of(photos, tmp_path / "out")}
+    assert (rows["f2.bmp"], rows["f2.png"], rows["f10.png"]) == ("best/f2.bmp.png", "best/f2.png.png", "best/f10.png")
+
+
+def test_its_own_output_is_no_input(tmp_path, photos):
+    out = photos / "out"
+    before = images_of(photos, out, recursive=True)
+    rows_of(photos, out, recursive=True)
+    assert images_of(photos, out, recursive=True) == before
+    with pytest.raises(ValueError, match="recursive"):
+        images_of(photos / "out" / RUNS, tmp_path)
+
+
+def test_the_command_takes_a_folder(tmp_path, photos, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "light.py").write_text(
+        "from zoomiqa_reward import MetricReward\n"
+        "def make():\n    return MetricReward(lambda image: float(image.mean()), 'light', True, (0, 1))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    small_nano().save_pretrained("pipeline")
+    arguments = ["best-of-n", "photos", "--restorer", "pipeline", "--reward", "light:make", "--n", "2", "--out", "out"]
+    code, out, err = run(capsys, *arguments, "--json")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 2
+    assert [line["image"] for line in lines] == ["f2.png", "f10.png", "torn.png"]
+    assert lines[0]["bicubic"] is not None
+    assert lines[2]["seed"] is None
+    assert "not restored: photos/torn.png:" in err
+    assert "1 of 3: f2.png: candidate" in err
+    Path("photos/torn.png").unlink()
+    code, out, err = run(capsys, *arguments)
+    assert code == 0
+    assert "f10.png" in out
+    assert "2 of 2 images" in err
+    code, _, err = run(capsys, "best-of-n", "photos/f2.png", "--recursive")
+    assert code == 1
+    assert "--recursive needs a folder" in err
