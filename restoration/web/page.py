@@ -59,7 +59,7 @@ def _rate_tab(studio: Studio, samples: Sequence[str]) -> None:
     def rate(file: str | None) -> Iterator[tuple[Any, ...]]:
         for rated in studio.rate(file):
             shown, region = drawn.regions(rated.image, rated.words)
-            text = "" if rated.error else drawn.words(rated.words)
+            text = drawn.words(rated.words) if rated.will_explain else ""
             yield drawn.headline(rated), text, shown, gr.update(value=region, visible=region is not None)
 
     with gr.Row():

@@ -53,6 +53,8 @@ class RatedUpload:
     """Probability of each rating; they sum to 1. Empty if not measured."""
     error: str | None
     seconds: float
+    will_explain: bool
+    """Whether words follow: the image was rated, and the model answers in more than a level word."""
     words: Assessment | None = None
 
 
@@ -90,17 +92,18 @@ class Studio:
     def rate(self, file: str | None) -> Iterator[RatedUpload]:
         """Yield the rating of an image with its distribution, then once more with the words of both rounds.
 
-        An image without content is yielded once, with the reason in `error`. Raises ImageError.
+        Yielded once: an image without content, with the reason in `error`, and the rating of a model that only names a
+        level. Raises ImageError.
         """
         image, iqa, began = self.open(file), self.judge.result(), time.monotonic()
         logprobs, mean, std, error = distribution(iqa, image)
         shares = () if math.isnan(mean) else tuple(torch.softmax(logprobs, dim=0).tolist())
         rated = RatedUpload(
             image=to_pil(image), mean=mean, std=std, ratings=tuple(iqa.trie.ratings), shares=shares, error=error,
-            seconds=time.monotonic() - began,
+            will_explain=error is None and not iqa.protocol.levels, seconds=time.monotonic() - began,
         )  # fmt: skip
         yield rated
-        if error is None:
+        if rated.will_explain:
             words = iqa.assess([image], strict=True)[0]
             yield replace(rated, words=words, seconds=time.monotonic() - began)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_iqa
+from tiny import make_tiny_checkpoint, tiny_iqa
 from tiny_pipelines import small_nano
 
 from restoration.selection.best_of_n import best_of_n
@@ -17,11 +17,12 @@ from restoration.web import drawn
 from restoration.web.server import OUTWARD, OnlyThisMachine, serve_page
 from restoration.web.studio import RatedUpload, Studio, StudioLimits
 from restoration.web.uploads import fit_input, open_upload
-from zoomiqa_reward import ImageError, ZoomIQAReward, rank
+from zoomiqa_reward import ImageError, ZoomIQA, ZoomIQAReward, rank
 from zoomiqa_reward.images.loading import load_image, to_pil
 from zoomiqa_reward.model.ranking import ranking_of
 from zoomiqa_reward.model.ratings import Assessment
 from zoomiqa_reward.model.turns import Turn
+from zoomiqa_reward.protocol import level_words
 
 LIMITS = StudioLimits(max_pixels=200_000, max_files=3, max_input_px=24, max_candidates=4)
 
@@ -114,6 +115,17 @@ def test_an_image_without_content_is_not_rated(studio, tmp_path):
     assert "Not rated: the image has no content" in drawn.headline(rated)
 
 
+@pytest.mark.integration
+def test_a_model_that_names_a_level_gives_no_words(files, tmp_path):
+    protocol = level_words()
+    folder = make_tiny_checkpoint(tmp_path, protocol=protocol, lessons=24, rate=3e-3, words=protocol.levels)
+    iqa = ZoomIQA.from_pretrained(folder, device="cpu")
+    [rated] = Studio(lambda: iqa, lambda: None, LIMITS).rate(files[0])
+    assert rated.error is None
+    assert rated.ratings == (1, 2, 3, 4, 5)
+    assert drawn.headline(rated).count("<rect") == drawn.BINS
+
+
 def test_comparing_is_ranking(studio, files):
     *before, (done, ranking) = studio.compare(files)
     assert before == [(0, None), (1, None), (2, None)]
@@ -197,7 +209,7 @@ def test_nothing_that_a_model_or_a_user_writes_becomes_html():
     good = Assessment(rating=3.0, std=math.nan, turns=(turn,), valid=True, warning="<i>")
     bad = replace(good, valid=False, error="<script>", rating=math.nan)
     empty = RatedUpload(image=Image.new("RGB", (8, 8)), mean=math.nan, std=math.nan, ratings=(), shares=(),
-                        error="<u>", seconds=0.0)  # fmt: skip
+                        error="<u>", will_explain=False, seconds=0.0)  # fmt: skip
     shown = drawn.words(good) + drawn.words(bad) + drawn.headline(empty) + drawn.progress(1, 2, "<p onclick>")
     for tag in ("<b>Summary", "<img", "<i>", "<script", "<u>", "<p onclick"):
         assert tag not in shown
