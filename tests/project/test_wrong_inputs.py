@@ -67,6 +67,10 @@ COMMANDS = {
         "photo.png --min-gain 0.1": "--plain", "photo.png --device foo": "'foo'",
         **{f"photo.png {one}": word for one, word in RESTORING.items()},
     },
+    "report": {
+        "nosuch": "run.json", "empty": "run.json", "photo.png": "run.json", "few --out s.txt": ".html",
+        "few --images 0": "--images", "few --out nodir/r.html": "nodir", "few": "run.json",
+    },
     "refine": {
         "nosuch.png": "nosuch.png", "text.txt": "text.txt", "empty": "empty", "photo.png --rounds 0": "--rounds",
         "photo.png --device foo": "'foo'", **{f"photo.png {one}": word for one, word in RESTORING.items()},

@@ -39,6 +39,36 @@ TableFile = Annotated[
 ]
 Recursive = Annotated[bool, typer.Option("--recursive", help="Take the images of subfolders too.")]
 
+Shared = Annotated[
+    bool,
+    typer.Option(
+        "--shared", help="Share the work with other processes that run this command (accelerate launch does)."
+    ),
+]
+
+RayWorkers = Annotated[
+    int,
+    typer.Option(
+        "--ray",
+        min=0,
+        help="Workers on the Ray cluster of RAY_ADDRESS, or of this machine; 0: no Ray.",
+    ),
+]
+
+
+def launched_processes() -> tuple[int, int]:
+    """Return this process's rank and how many `accelerate launch` or torchrun started; (0, 1) without them."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def own_device(asked: str | None, rank: int) -> str | None:
+    """Return the device of one of several processes: its own GPU, unless one was asked for."""
+    import torch
+
+    if asked is not None or not torch.cuda.is_available():
+        return asked
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', rank)) % torch.cuda.device_count()}"
+
 
 def expand(arguments: Sequence[str], *, recursive: bool = False) -> list[str]:
     """Return the image files that the arguments name, each argument's own in order: `f2.png` before `f10.png`.

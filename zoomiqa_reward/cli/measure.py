@@ -4,6 +4,7 @@ What needs torch is imported when a command runs, so that `--help` and wrong opt
 """
 
 import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ def score(
     as_json: inputs.Json = False,
     out: inputs.TableFile = None,
     recursive: inputs.Recursive = False,
+    shared: inputs.Shared = False,
+    ray: inputs.RayWorkers = 0,
     overwrite: inputs.Overwrite = False,
     device: inputs.Device = None,
     strict: inputs.Strict = True,
@@ -36,9 +39,33 @@ def score(
     from zoomiqa_reward.runs.tables import claim_table
 
     files = inputs.expand(images, recursive=recursive)
+    rank, launched = inputs.launched_processes()
+    shared = shared or launched > 1
     if out is not None:
         claim_table(out, inputs=files, overwrite=overwrite)
+    if out is None and (shared or ray):
+        raise ValueError("several processes share their work through the table; name it with --out")
+    if out is not None and ray:
+        if not files:
+            raise ValueError("there is no image")
+        from zoomiqa_reward.cli.score_shared import Job, score_on_cluster
+
+        job = Job(
+            files=tuple(files), folder=os.getcwd(), out=out, overwrite=overwrite, device=device,
+            loaded={"model": model, "adapter": adapter, "protocol": protocol},
+            asked={"mode": mode, "strict": strict, "question": question},
+        )  # fmt: skip
+        records = score_on_cluster(job, workers=ray)
+        return _shown(records, as_json=as_json)
+    device = inputs.own_device(device, rank) if launched > 1 else device
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
+    if out is not None and shared:
+        from zoomiqa_reward.cli.score_shared import score_shared
+
+        records, finished = score_shared(
+            out, overwrite, iqa, files, rank=rank, mode=mode, strict=strict, question=question
+        )
+        return _shown(records, as_json=as_json) if finished else output.exit_code(records)
     if out is not None:
         records = _score_into(out, overwrite, iqa, files, as_json=as_json, mode=mode, strict=strict, question=question)
         return output.exit_code(records)
@@ -75,6 +102,18 @@ def _score_into(
         score_table.show_summary(score_table.summarize(records))
     print(f"{out}: {len(records)} images, {table.kept} of them measured before", file=sys.stderr)
     return records
+
+
+def _shown(records: "list[RatedImage]", *, as_json: bool) -> int:
+    """Print the lines or the summary of a table that several processes made; return the exit code."""
+    from zoomiqa_reward.cli import score_table
+
+    if as_json:
+        for record in records:
+            output.json_line(record.as_json())
+    else:
+        score_table.show_summary(score_table.summarize(records))
+    return output.exit_code(records)
 
 
 def assess(

@@ -6,7 +6,7 @@ A row is kept where the file's bytes and all that the rating depends on are the 
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ class ScoreTable:
     def open(self, files: Sequence[str]) -> None:
         """Read what is there. Raises OutputError for a damaged table."""
         given = set(files)
-        for row in (_typed(row) for row in read_table(self.path)):
+        self._before, self._others = {}, []
+        for row in (typed_row(row) for row in read_table(self.path)):
             if row["valid"]:
                 self._before[row["sha256"], row["fingerprint"]] = row
             if row["image"] not in given:
@@ -58,10 +59,11 @@ class ScoreTable:
         if row is None:
             return None
         self.kept += 1
-        return RatedImage(
-            image=file, rating=row["rating"], std=as_float(row["std"]), valid=True, mode=row["mode"],
-            rounds=row["rounds"], model=row["model"], notes=tuple(row["notes"]),
-        )  # fmt: skip
+        return replace(record_of(row), image=file)
+
+    def records(self) -> list[RatedImage]:
+        """Return the records of the rows that were added."""
+        return [record_of(row) for row in self.rows]
 
     def add(self, record: RatedImage, sha256: str | None) -> None:
         """Hold one more row; `write` writes it."""
@@ -82,20 +84,28 @@ def measure_into(
     """
     saved = time.monotonic()
     try:
-        for start in range(0, len(files), chunk):
-            group = files[start : start + chunk]
-            digests = [_digest(file) for file in group]
-            earlier = [table.find(file, sha256) for file, sha256 in zip(group, digests, strict=True)]
-            fresh = measure(iqa, [file for file, old in zip(group, earlier, strict=True) if old is None], **options)
-            for old, sha256 in zip(earlier, digests, strict=True):
-                record = next(fresh).record if old is None else old
-                table.add(record, sha256)
-                yield record
-            if time.monotonic() - saved > SAVE_EVERY_S:
+        for count, record in enumerate(measure_rows(table, iqa, files, chunk=chunk, **options), start=1):
+            yield record
+            if count % chunk == 0 and time.monotonic() - saved > SAVE_EVERY_S:
                 table.write()
                 saved = time.monotonic()
     finally:
         table.write()
+
+
+def measure_rows(
+    table: ScoreTable, iqa: Any, files: Sequence[str], *, chunk: int, **options: Any
+) -> Iterator[RatedImage]:
+    """Yield one record per file, in order, and add its row to the table, which is not written."""
+    for start in range(0, len(files), chunk):
+        group = files[start : start + chunk]
+        digests = [_digest(file) for file in group]
+        earlier = [table.find(file, sha256) for file, sha256 in zip(group, digests, strict=True)]
+        fresh = measure(iqa, [file for file, old in zip(group, earlier, strict=True) if old is None], **options)
+        for old, sha256 in zip(earlier, digests, strict=True):
+            record = next(fresh).record if old is None else old
+            table.add(record, sha256)
+            yield record
 
 
 def fingerprint_of(iqa: Any, *, mode: str, strict: bool, question: str | None) -> str:
@@ -144,6 +154,14 @@ def watch(records: Iterator[RatedImage], then: Callable[[RatedImage], None]) -> 
     return seen
 
 
+def record_of(row: dict[str, Any]) -> RatedImage:
+    """Return the record of a row that `ScoreTable.add` made."""
+    return RatedImage(
+        image=row["image"], rating=as_float(row["rating"]), std=as_float(row["std"]), valid=row["valid"],
+        error=row["error"], mode=row["mode"], rounds=row["rounds"], model=row["model"], notes=tuple(row["notes"]),
+    )  # fmt: skip
+
+
 def _digest(file: str) -> str | None:
     try:
         return file_digest(file)
@@ -151,7 +169,7 @@ def _digest(file: str) -> str | None:
         return None
 
 
-def _typed(row: dict[str, Any]) -> dict[str, Any]:
+def typed_row(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row with the types that CSV lost, and without the mark."""
     typed = {key: value for key, value in row.items() if key != MADE_BY}
     for key in ("rating", "std", "score_0_100"):

@@ -155,6 +155,10 @@ def made_here(path: Path) -> bool:
             content = json.loads(path.read_text(encoding="utf-8"))
             return isinstance(content, dict) and {"format_version", "round1", "direct_prefix"} <= set(content)
         return False
+    if path.suffix.lower() in (".html", ".htm"):
+        with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as page:
+            return f'name="generator" content="{SOFTWARE}"' in page.read(1000)
+        return False
     with contextlib.suppress(Exception), Image.open(path) as image:  # whatever a decoder raises: it is not ours
         return SOFTWARE in (image.info.get("Software"), image.getexif().get(_SOFTWARE_TAG))
     return False

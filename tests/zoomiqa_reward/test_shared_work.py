@@ -1,0 +1,158 @@
+"""Work shared by processes: each block once, whoever is killed, and the table of one process."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from skimage import data
+
+from zoomiqa_reward.runs.settings import AnotherRun
+from zoomiqa_reward.runs.shared_work import LEAST_BLOCK, SharedWork, block_size
+
+COUNT = 20 * LEAST_BLOCK - 7
+WORKER = """
+import json, sys, time
+from pathlib import Path
+from zoomiqa_reward.runs.shared_work import SharedWork
+folder, count, pause = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+work = SharedWork(folder, {"of": "test"}, count)
+for block, items in work.blocks(int(sys.argv[4])):
+    time.sleep(pause)
+    work.save(block, "".join(json.dumps({"item": item}) + "\\n" for item in items))
+    print(block, flush=True)
+def use():
+    folder.with_name("all.json").write_text(json.dumps([row["item"] for row in work.rows()]))
+print("finished" if work.finish(use) else "left", flush=True)
+"""
+
+
+def start(folder, start_at=0, pause=0.05):
+    command = [sys.executable, "-c", WORKER, str(folder), str(COUNT), str(pause), str(start_at)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+
+
+@pytest.mark.integration
+def test_each_block_once_although_two_of_four_processes_are_killed(tmp_path):
+    folder = tmp_path / "parts"
+    workers = [start(folder, k) for k in range(4)]
+    for worker in workers[:2]:
+        worker.stdout.readline()  # it has done a block, and is in the middle of another
+        worker.send_signal(signal.SIGKILL)
+    ends = [worker.communicate(timeout=120)[0].split() for worker in workers]
+    assert json.loads((tmp_path / "all.json").read_text()) == list(range(COUNT))
+    assert [worker.returncode for worker in workers] == [-signal.SIGKILL, -signal.SIGKILL, 0, 0]
+    assert sorted(end[-1] for end in ends[2:]) == ["finished", "left"]
+    done = [block for end in ends[2:] for block in end[:-1]]
+    assert len(done) == len(set(done))  # none twice
+    assert os.listdir(tmp_path) == ["all.json"]
+
+
+@pytest.mark.integration
+def test_killed_processes_leave_their_blocks_to_a_later_call(tmp_path):
+    folder = tmp_path / "parts"
+    first = start(folder, pause=0.1)
+    made = first.stdout.readline()
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    work = SharedWork(folder, {"of": "test"}, COUNT)
+    assert work.is_done(int(made))
+    again = []
+    for block, items in work.blocks():
+        again.append(block)
+        work.save(block, "".join(json.dumps({"item": item}) + "\n" for item in items))
+    assert int(made) not in again
+    assert [row["item"] for row in work.rows()] == list(range(COUNT))
+    found = []
+    assert work.finish(lambda: found.extend(work.rows()))
+    assert len(found) == COUNT
+    assert not work.finish(lambda: pytest.fail("finished twice"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_other_work_is_refused(tmp_path):
+    SharedWork(tmp_path / "parts", {"fingerprint": "a"}, 9)
+    with pytest.raises(AnotherRun, match="count was 9, now 10"):
+        SharedWork(tmp_path / "parts", {"fingerprint": "a"}, 10)
+
+
+def test_nothing_is_finished_before_all_is_done(tmp_path):
+    work = SharedWork(tmp_path / "parts", {}, LEAST_BLOCK + 1)
+    work.save(0, "")
+    assert not work.finish(lambda: pytest.fail("too early"))
+    assert work.folder.exists()
+    assert [block for block, _ in _saving(work)] == [1]
+
+
+def _saving(work):
+    for block, items in work.blocks():
+        work.save(block, "")
+        yield block, items
+
+
+def test_blocks_are_few_enough_for_a_folder():
+    assert [block_size(count) for count in (0, 1, 640_000, 640_001)] == [64, 64, 64, 65]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder with `in/` and `one.csv`, the table of one process; one of the files is damaged."""
+    folder = tmp_path_factory.mktemp("together")
+    (folder / "in").mkdir()
+    for k in range(3 * LEAST_BLOCK):
+        x, y = random.Random(k).choices(range(400), k=2)
+        Image.fromarray(data.astronaut()[y : y + 32, x : x + 32]).save(folder / "in" / f"{k:04}.png")
+    (folder / "in" / "torn.png").write_bytes(b"\x89PNG")
+    assert score(folder, "--out", "one.csv").wait() == 2
+    return folder
+
+
+def score(folder, *options, **variables):
+    command = [sys.executable, "-m", "zoomiqa_reward.cli.main", "score", "in", "--device", "cpu", *options]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"} | variables
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.integration
+def test_the_table_of_three_processes_is_that_of_one(images):
+    shared = [score(images, "--out", "many.csv", "--shared") for _ in range(3)]
+    parts = images / "many.csv.parts"
+    while not list(parts.glob("*.lock")):
+        time.sleep(0.1)
+    holder = next(worker for worker in shared if _holds(worker.pid, parts))
+    holder.kill()
+    holder.wait()
+    assert sorted(worker.wait() for worker in shared if worker is not holder)[-1] == 2
+    assert (images / "many.csv").read_text() == (images / "one.csv").read_text()
+    assert sorted(os.listdir(images)) == ["in", "many.csv", "one.csv"]
+    (images / "many.csv").unlink()
+
+
+def _holds(pid, parts):
+    opened = (os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink())
+    return any(str(parts) in target for target in opened)
+
+
+@pytest.mark.integration
+def test_launched_processes_share_the_work_and_need_a_table(images):
+    variables = {"WORLD_SIZE": "2"}  # what accelerate launch sets
+    assert score(images, RANK="0", **variables).wait() == 1
+    launched = [score(images, "--out", "launched.csv", RANK=str(rank), **variables) for rank in range(2)]
+    assert sorted(worker.wait() for worker in launched)[-1] == 2
+    assert (images / "launched.csv").read_text() == (images / "one.csv").read_text()
+    (images / "launched.csv").unlink()
+
+
+@pytest.mark.integration
+def test_a_ray_cluster_makes_the_table_of_one_process(images):
+    assert score(images, "--out", "ray.csv", "--ray", "2").wait() == 2
+    assert (images / "ray.csv").read_text() == (images / "one.csv").read_text()
+    (images / "ray.csv").unlink()

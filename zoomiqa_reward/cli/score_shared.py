@@ -1,0 +1,105 @@
+"""`zoomiqa score --out TABLE` by several processes: `--shared`, `accelerate launch`, or the workers of `--ray`.
+
+Each process rates blocks of the files (`runs.shared_work`) into `TABLE.parts`; the last one makes the table of them.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoomiqa_reward.cli.inputs import load_model
+from zoomiqa_reward.cli.score_table import ScoreTable, fingerprint_of, measure_rows, record_of, typed_row, watch
+from zoomiqa_reward.model.measuring import BATCH, RatedImage
+from zoomiqa_reward.runs.digest import digest_of
+from zoomiqa_reward.runs.progress import progress
+from zoomiqa_reward.runs.shared_work import SharedWork, parts_of
+from zoomiqa_reward.runs.tables import read_table
+
+
+def score_shared(
+    out: Path, overwrite: bool, iqa: Any, files: Sequence[str], *, rank: int = 0,
+    then: Callable[[RatedImage], None] = lambda record: None, **asked: Any,
+) -> tuple[list[RatedImage], bool]:  # fmt: skip
+    """Rate this process's part of the files. Return (records, whether this process wrote the table).
+
+    The records are those of all files where it wrote the table, else its own. rank: the process's number, by which they
+    begin apart. then: gets each record of this process as it comes. asked: mode, strict, question.
+    """
+    table = ScoreTable(out, fingerprint_of(iqa, **asked), overwrite)
+    table.open(files)
+    work = shared_work(table, files)
+    results = measure_shared(table, iqa, files, work, start=rank, **asked)
+    records = watch(progress(results, None, "rating, this process's part"), then)
+    finished = finish_shared(table, files, work)
+    print(f"{out}: {len(files)} images, {len(records)} of them by this process", file=sys.stderr)
+    return (table.records() if finished else records), finished
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What each worker of a cluster does: loads the model, then rates with the others."""
+
+    files: tuple[str, ...]
+    folder: str
+    """The working folder that relative paths start from."""
+    out: Path
+    overwrite: bool
+    device: str | None
+    loaded: dict[str, Any]
+    """`model`, `adapter`, `protocol`."""
+    asked: dict[str, Any]
+    """`mode`, `strict`, `question`."""
+
+    def __call__(self) -> Callable[[int], int]:
+        """Return what rates, given the worker's number; it returns how many records it has. Raises CheckpointError."""
+        os.chdir(self.folder)
+        iqa = load_model(self.loaded["model"], device=self.device, adapter=self.loaded["adapter"],
+                         protocol=self.loaded["protocol"])  # fmt: skip
+
+        def rate(worker: int) -> int:
+            return len(score_shared(self.out, self.overwrite, iqa, self.files, rank=worker, **self.asked)[0])
+
+        return rate
+
+
+def score_on_cluster(job: Job, *, workers: int) -> list[RatedImage]:
+    """Rate the files of a job by the workers of a Ray cluster and return all records."""
+    from zoomiqa_reward.integrations.ray_data import score_on_ray
+
+    score_on_ray(job, workers=workers, out=job.out, num_files=len(job.files))
+    rows = {row["image"]: row for row in map(typed_row, read_table(job.out))}
+    print(f"{job.out}: {len(job.files)} images by {workers} workers", file=sys.stderr)
+    return [record_of(rows[file]) for file in job.files]
+
+
+def shared_work(table: ScoreTable, files: Sequence[str]) -> SharedWork:
+    """Return the folder `TABLE.parts` beside the table. Raises AnotherRun, OutputError, SharingError."""
+    settings = {"fingerprint": table.fingerprint, "files": digest_of(f"{file}\0" for file in files)}
+    return SharedWork(parts_of(table.path), settings, len(files))
+
+
+def measure_shared(
+    table: ScoreTable, iqa: Any, files: Sequence[str], work: SharedWork, *, start: int, **asked: Any
+) -> Iterator[RatedImage]:
+    """Yield the records of this process's blocks of the files; the rows lie in the parts of `work` afterwards."""
+    chunk = 1 if asked["strict"] else BATCH
+    for block, items in work.blocks(start):
+        table.rows.clear()
+        yield from measure_rows(table, iqa, [files[item] for item in items], chunk=chunk, **asked)
+        work.save(block, "".join(f"{json.dumps(row)}\n" for row in table.rows))
+    table.rows.clear()
+
+
+def finish_shared(table: ScoreTable, files: Sequence[str], work: SharedWork) -> bool:
+    """Write the table of all parts in one of the processes, and return whether it was this one."""
+
+    def write() -> None:
+        table.open(files)  # anew: another command may have written it in the meantime
+        table.rows = list(work.rows())
+        table.write()
+
+    return work.finish(write)
