@@ -132,7 +132,8 @@ class Studio:
 
         first, second: places in `files`, never paths, because the caller may be a stranger. Raises ImageError.
         """
-        chosen = [(files or [])[place] for place in (first, second) if place in range(len(files or []))]
+        places = range(len(files or []))
+        chosen = [(files or [])[place] for place in (first, second) if place is not None and place in places]
         if len(chosen) < 2:
             raise ImageError("the images have changed: rate and rank them again")
         images = [to_pil(self.open(file)) for file in chosen]
