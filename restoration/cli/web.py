@@ -35,10 +35,12 @@ def web(
     max_input_px: MaxInputPx = 160,
 ) -> int:
     """Serve a page that rates, compares and restores images, until interrupted. Nothing leaves this machine."""
-    import_module("gradio")  # without it the extra is named before anything is loaded
-
-    from restoration.web.server import serve_page
+    from restoration.web.server import require_password, serve_page
     from restoration.web.studio import Studio, StudioLimits
+
+    token = os.environ.get("ZOOMIQA_TOKEN") or None
+    require_password(host, token)
+    import_module("gradio")  # without it the extra is named before anything is loaded
 
     def load_restorers() -> Any:
         from restoration.selection.pool import varied_pool
@@ -51,7 +53,6 @@ def web(
     )
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    token = os.environ.get("ZOOMIQA_TOKEN")
     serving = serve_page(studio, f"Model: {model}", host=host, port=port, token=token, max_upload_mib=max_upload_mib)
     with serving as url:
         name = studio.judge.result().name  # a model that cannot be loaded ends the command here

@@ -48,12 +48,12 @@ def histogram(ratings: Sequence[float], shares: Sequence[float], mean: float) ->
         f'<text x="{left + 100 * at}" y="{top + height + 34}" text-anchor="middle" class="zq-word">{word}</text>'
         for at, word in enumerate(SCALE)
     )
-    place = left + 100 * (mean - 1)
+    at_mean = left + 100 * (mean - 1)
     return (
         f'<svg class="zq-svg" viewBox="-12 0 {width + 2 * left + 24} {top + height + 40}" role="img" '
         f'aria-label="distribution of the rating">{bars}'
         f'<line x1="{left}" x2="{left + width}" y1="{top + height}" y2="{top + height}"/>'
-        f'<line class="zq-mean" x1="{place:.1f}" x2="{place:.1f}" y1="{top - 8}" y2="{top + height}"/>{ticks}</svg>'
+        f'<line class="zq-mean" x1="{at_mean:.1f}" x2="{at_mean:.1f}" y1="{top - 8}" y2="{top + height}"/>{ticks}</svg>'
     )
 
 
@@ -96,14 +96,14 @@ def regions(image: Image.Image, assessment: Assessment | None) -> tuple[Image.Im
 def table(names: Sequence[str], ranking: Ranking) -> list[list[str]]:
     """Return a row per image, best first: rank, name, rating, its standard deviation, remark."""
     rows = []
-    for place, index in enumerate(ranking.order, start=1):
+    for number, index in enumerate(ranking.order, start=1):
         ties = [names[other] for group in ranking.ties if index in group for other in group if other != index]
         remark = f"tie with {', '.join(ties)}" if ties else ""
         if index in ranking.invalid:
             rows.append(["-", names[index], "", "", f"not rated: {ranking.ratings.errors[index]}"])
         else:
             mean, std = float(ranking.ratings.mean[index]), float(ranking.ratings.std[index])
-            rows.append([str(place), names[index], f"{mean:.2f}", f"{std:.2f}", remark])
+            rows.append([str(number), names[index], f"{mean:.2f}", f"{std:.2f}", remark])
     return rows
 
 

@@ -41,6 +41,12 @@ class OnlyThisMachine:
         await answer(scope, receive, send_with_headers)
 
 
+def require_password(host: str, token: str | None) -> None:
+    """Raise ValueError if others can reach the address and need no password."""
+    if token is None and not is_loopback(host):
+        raise ValueError(f"--host {host}: others can reach this address, so set a password in ZOOMIQA_TOKEN")
+
+
 @contextlib.contextmanager
 def serve_page(
     studio: Studio, title: str, *, host: str = "127.0.0.1", port: int | None = None, token: str | None = None,
@@ -51,8 +57,7 @@ def serve_page(
     title: the model, in words. port: None takes the first free one from 7860. token: password of the user `zoomiqa`;
     every address but loopback needs one. Raises ValueError without it, OSError for a port that is taken.
     """
-    if token is None and not is_loopback(host):
-        raise ValueError(f"--host {host}: others can reach this address, so set a password in ZOOMIQA_TOKEN")
+    require_password(host, token)
     with tempfile.TemporaryDirectory(prefix="zoomiqa-web-") as folder:  # readable by this user alone
         # Gradio reads both when it is imported or makes a component. What lies in its folder it deletes in time.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": f"{folder}/uploads"}

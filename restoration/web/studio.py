@@ -121,8 +121,10 @@ class Studio:
         for count, file in enumerate(files):
             yield count, None
             rated.append(iqa.rate([self.open(file)], strict=True))
-        means, stds, valid = (torch.cat([getattr(one, key) for one in rated]) for key in ("value", "std", "valid"))
-        errors = tuple(one.errors[0] for one in rated)
+        means, stds, valid = (
+            torch.cat([getattr(rating, key) for rating in rated]) for key in ("value", "std", "valid")
+        )
+        errors = tuple(rating.errors[0] for rating in rated)
         yield len(files), ranking_of(Ratings(value=means, std=stds, valid=valid, errors=errors, std_kind="token"))
 
     def side_by_side(
@@ -133,7 +135,7 @@ class Studio:
         first, second: places in `files`, never paths, because the caller may be a stranger. Raises ImageError.
         """
         places = range(len(files or []))
-        chosen = [(files or [])[place] for place in (first, second) if place is not None and place in places]
+        chosen = [(files or [])[index] for index in (first, second) if index is not None and index in places]
         if len(chosen) < 2:
             raise ImageError("the images have changed: rate and rank them again")
         images = [to_pil(self.open(file)) for file in chosen]

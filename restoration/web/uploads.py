@@ -54,5 +54,5 @@ def fit_input(image: Tensor, max_px: int, *, shrink: bool) -> tuple[Tensor, str]
         small = resize_bicubic(image, max(1, round(height * factor)), max(1, round(width * factor)))
         return small, f"Restored: the image of {width} x {height} px, shrunk to {small.shape[2]} x {small.shape[1]} px."
     top, left = max(0, height - max_px) // 2, max(0, width - max_px) // 2
-    part = image[:, top : top + max_px, left : left + max_px].clone()
-    return part, f"Restored: the middle {part.shape[2]} x {part.shape[1]} px of {width} x {height} px."
+    middle = image[:, top : top + max_px, left : left + max_px].clone()
+    return middle, f"Restored: the middle {middle.shape[2]} x {middle.shape[1]} px of {width} x {height} px."
