@@ -5,7 +5,7 @@ What needs torch is imported when the command runs, so that `--help` and wrong o
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,6 +25,10 @@ MinGain = Annotated[float | None, typer.Option(help="Smallest gain of rating tha
 Slack = Annotated[
     float, typer.Option("--slack-db", help="Allowed loss of LR-consistency below the highest one kept.", min=0)
 ]
+Regions = Annotated[
+    Literal["words", "map"],
+    typer.Option(help="words: the region that the model names; map: the worst view of its quality map."),
+]
 LinePerRound = Annotated[bool, typer.Option("--json", help="Print one JSON line per round on stdout.")]
 
 
@@ -43,6 +47,7 @@ def refine(
     colour_fix: options.ColourFix = "none",
     min_gain: MinGain = None,
     slack_db: Slack = 0.1,
+    regions: Regions = "words",
     reward: RewardName = "zoomiqa",
     model: inputs.Model = "nano",
     mode: inputs.ModeOption = "direct",
@@ -72,7 +77,7 @@ def refine(
     )  # fmt: skip
     result = run(
         system, image, judge, assessor=assessor, rounds=rounds, seeds_per_round=seeds_per_round, seed=seed,
-        out=out, min_gain=min_gain, lr_consistency_slack_db=slack_db,
+        out=out, min_gain=min_gain, lr_consistency_slack_db=slack_db, regions=regions,
     )  # fmt: skip
     if as_json:
         for round_ in result.history:

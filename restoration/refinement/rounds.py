@@ -18,6 +18,7 @@ from torch import Tensor
 
 from restoration.metrics.fidelity import LR_BORDER_PX, lr_consistency
 from restoration.refinement.acceptance import acceptance_rule, find_reward_and_assessor, limits_of
+from restoration.refinement.map_regions import NOTHING_WORSE, worst_view
 from restoration.refinement.records import Attempt, Round, row_of
 from restoration.refinement.regions import Region, ZoomRequest, read_zoom_request, texts_for
 from restoration.refinement.result import Journal, Refined, write_artefacts
@@ -28,11 +29,13 @@ from restoration.selection.best_of_n import best_of_n, settings_of
 from restoration.selection.candidate_loop import CandidateSource, pixels_digest
 from restoration.selection.result import BestOfN, open_run
 from zoomiqa_reward.images.loading import conversions, load_image, to_pil
+from zoomiqa_reward.model.quality_map import QualityMap, quality_map
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, is_groupwise
 from zoomiqa_reward.rewards.restorations import ask_restorations, lost_content
 from zoomiqa_reward.runs.progress import progress as progress_of
 
+REGION_SOURCES = ("words", "map")
 LR_CONSISTENCY_SLACK_DB = 0.1
 """Loss of LR-consistency that a redrawn region of the same quality may have by chance."""
 ROUND_SEEDS = 1 << 20
@@ -42,7 +45,7 @@ ROUND_SEEDS = 1 << 20
 def refine(
     restorer: Any, image_lq: Any, iqa_or_reward: Any, *, rounds: int = 3, seeds_per_round: int = 4, seed: int = 0,
     out: Any = None, min_gain: float | None = None, lr_consistency_slack_db: float = LR_CONSISTENCY_SLACK_DB,
-    assessor: Any = None, progress: bool = True,
+    assessor: Any = None, regions: str = "words", progress: bool = True,
 ) -> Refined:  # fmt: skip
     """Restore `image_lq`, then restore again the regions that the quality model names.
 
@@ -58,12 +61,18 @@ def refine(
     model is not called again, because the image has not changed. The run ends when the model asks for no closer look.
     The whole image is then not drawn again, because that would be more best-of-N.
 
-    Raises ValueError for numbers out of range, an image of less than 5 px on a side, a reward that needs hr
-    or has no assessor, a folder of another run, a start without any valid candidate; ImageError;
+    regions: `words` takes the region that the model names. `map` takes the worst view of the assessor's quality map of
+    the present image, and after a refusal the next worse; it ends when no view is left that is worse than the best one.
+    The words then still go into the prompts of a restorer that takes text.
+
+    Raises ValueError for numbers out of range, other regions, an image of less than 5 px on a side, a reward that needs
+    hr or has no assessor, a folder of another run, a start without any valid candidate; ImageError;
     also the exceptions of the reward and the assessor.
     """
     if rounds < 1 or seeds_per_round < 1 or seed < 0:
         raise ValueError(f"rounds={rounds}, seeds_per_round={seeds_per_round}, seed={seed}: at least 1, 1 and 0")
+    if regions not in REGION_SOURCES:
+        raise ValueError(f"regions={regions!r}: must be one of {', '.join(REGION_SOURCES)}")
     reward, assessor = find_reward_and_assessor(iqa_or_reward, assessor)
     limits = limits_of(reward, min_gain, lr_consistency_slack_db)
     restorer = restorer if isinstance(restorer, Restorer) else Restorer.from_pretrained(restorer)
@@ -82,6 +91,8 @@ def refine(
         is_kept=out is not None,
     )
     settings = own_settings | limits | {"assessor": assessor.fingerprint, "seeds_per_round": seeds_per_round}
+    if regions != "words":  # runs from before this choice hold no such setting
+        settings["regions"] = regions
     journal = Journal(None if out is None else Path(out), settings)
     began = time.monotonic()
     refining = Refining(restorer, image, reward, assessor, journal, settings)
@@ -109,6 +120,8 @@ class Refining:
         self.restorer, self.image, self.reward, self.assessor = restorer, image, reward, assessor
         self.journal, self.settings = journal, settings
         self.notes: list[str] = []
+        self.is_mapped = settings.get("regions") == "map"
+        self._mapped: tuple[int, QualityMap | None] = (-1, None)
         self.count = 1 if restorer.deterministic else settings["seeds_per_round"]
 
     @contextmanager
@@ -151,7 +164,9 @@ class Refining:
         """Make one round and record it."""
         last, kept = self.journal.history[-1], self._kept()
         current = kept.image
-        if last.accepted or last.zoom_request is None:
+        if self.is_mapped:
+            zoom_request = self._worst_of_map(current, kept, last)
+        elif last.accepted or last.zoom_request is None:
             zoom_request = self._ask(current, scale=current.width // self.image.shape[2])
         else:  # the image is the same, so the answer is too
             zoom_request = last.zoom_request
@@ -159,7 +174,8 @@ class Refining:
         if zoom_request.error is not None:
             self.journal.add(replace(round_, stop="unreadable", reason=zoom_request.error), None)
         elif zoom_request.box is None:
-            self.journal.add(replace(round_, stop="satisfied", reason="the model asks for no closer look"), None)
+            why = NOTHING_WORSE if self.is_mapped else "the model asks for no closer look"
+            self.journal.add(replace(round_, stop="satisfied", reason=why), None)
         else:
             self.journal.add(
                 *self._redrawn(round_, zoom_request, Region.around(zoom_request.box, self.image), kept, current)
@@ -189,7 +205,8 @@ class Refining:
             round_, region=region.box, attempts=tuple(attempts), reward=chosen.reward,
             lr_consistency=chosen.lr_consistency, accepted=accepted, reason=judge.reason(attempts),
             pixels=None if best is None else pixels_digest(best),
-            stop="deterministic" if self.restorer.deterministic and not accepted else None, **texts,
+            stop="deterministic" if self.restorer.deterministic and not accepted and not self.is_mapped else None,
+            **texts,
         )  # fmt: skip
         return round_, best
 
@@ -258,6 +275,20 @@ class Refining:
     def _ask(self, image: Image.Image, scale: int) -> ZoomRequest:
         [assessment] = self.assessor.assess([load_image(image)], strict=True)
         return read_zoom_request(assessment, self.assessor.protocol, *image.size, scale)
+
+    def _worst_of_map(self, current: Image.Image, kept: Round, last: Round) -> ZoomRequest:
+        """Return the worst view of the present image's map that was not refused, with the words about that image."""
+        scale = current.width // self.image.shape[2]
+        words = ZoomRequest(box=None)
+        if self.restorer.engine.prompts:
+            is_new = last.accepted or last.zoom_request is None
+            words = self._ask(current, scale) if is_new else last.zoom_request
+        if self._mapped[0] != kept.number:  # the map is the image's: a refused round changes nothing
+            self._mapped = (kept.number, quality_map(self.assessor, load_image(current), strict=True))
+        refused = {
+            one.zoom_request.box for one in self.journal.history[kept.number + 1 :] if one.zoom_request is not None
+        }
+        return worst_view(self._mapped[1], refused, scale, words)
 
     def _consistency(self, image: Image.Image) -> float:
         return lr_consistency(load_image(image), self.image)

@@ -45,6 +45,12 @@ COMMANDS = {
         "photo.png --sheet no/s.png": "no folder no", "photo.png --sheet s.txt": ".txt", "--sheet s.png": "images",
         "photo.png --mode x": "--mode", "photo.png --device foo": "'foo'",
     },
+    "map": {
+        "": "image", "nosuch.png": "nosuch.png", "text.txt": "text.txt", "photo.png --view-px 8": "--view-px",
+        "photo.png --out photo.png": "inputs", "photo.png --out other.png": "--overwrite",
+        "photo.png --out no/s.png": "no folder no", "photo.png --out s.txt": ".txt",
+        **{f"photo.png {one}": word for one, word in (MODEL | ASKING).items()},
+    },
     "protocol": {
         "import nosuch.py": "nosuch.py", "import empty": "empty", "import text.txt": "text.txt", "nosuch": "nosuch",
         "import prompts.py --out photo.png": "photo.png", "import prompts.py --out no/p.json": "no folder no",
@@ -73,6 +79,7 @@ COMMANDS = {
     },
     "refine": {
         "nosuch.png": "nosuch.png", "text.txt": "text.txt", "empty": "empty", "photo.png --rounds 0": "--rounds",
+        "photo.png --regions boxes": "--regions",
         "photo.png --device foo": "'foo'", **{f"photo.png {one}": word for one, word in RESTORING.items()},
     },
     "tune": {

@@ -87,9 +87,9 @@ def grainy(image, seed):
     return (large + strength * torch.randn(large.shape, generator=generator)).clamp(0, 1)
 
 
-def run(restorer=grainy, reward=None, iqa=None, **options):
+def run(restorer=grainy, reward=None, iqa=None, image=LQ, **options):
     options = {"min_gain": 0.0, "lr_consistency_slack_db": 1.0, "progress": False, "rounds": 2} | options
-    return refine(restorer, LQ, reward or nearness(), assessor=iqa or Scripted(ASKS), **options)
+    return refine(restorer, image, reward or nearness(), assessor=iqa or Scripted(ASKS), **options)
 
 
 def summary(result):

@@ -49,7 +49,7 @@ def score_on_ray(
     """
     if workers < 1:
         raise ValueError(f"workers={workers}: must be at least 1")
-    from zoomiqa_reward.serving.ray_environment import import_ray
+    from zoomiqa_reward.serving.ray_environment import import_ray, init_ray
 
     address = os.environ.get("RAY_ADDRESS")
     ray, _ = import_ray(own_cluster=address is None)
@@ -59,11 +59,7 @@ def score_on_ray(
         local = {"address": "local", "num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False,
                "_temp_dir": folder}  # fmt: skip
         if started := not ray.is_initialized():
-            ray.init(
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                **({"address": address} if address else local),
-            )
+            init_ray(ray, **({"address": address} if address else local))
         try:
             if gpus_per_worker is None:
                 gpus_per_worker = 1.0 if ray.cluster_resources().get("GPU", 0) >= workers else 0.0

@@ -82,12 +82,13 @@ def leaf_logprobs(
     for index, row in enumerate(rows):
         groups.setdefault(shape_of(checkpoint, row), []).append(index)
     # Answers of one token each are read where the prefix ends: there is no tree to add.
-    nodes = {"tree": trie.on(checkpoint.device).mask, "depths": trie.inner_depths()} if trie.num_inner else {}
+    tree = trie.on(checkpoint.device).mask if trie.num_inner else None
+    depths = trie.inner_depths() if trie.num_inner else None
     head = checkpoint.model.get_output_embeddings()
     results: dict[int, Tensor] = {}
     for places in groups.values():
         hidden = read_rows(
-            checkpoint, [rows[at] for at in places], shared, **nodes,
+            checkpoint, [rows[at] for at in places], shared, tree=tree, depths=depths,
             append=(*trie.prefix_ids, *trie.tokens[: trie.num_inner]), last=trie.num_inner + 1,
         ).hidden  # fmt: skip
         results |= zip(places, trie.leaf_logprobs(head(hidden)), strict=True)

@@ -100,8 +100,9 @@ def quality_map(
     boxes = plan_boxes(height, width, side)
     views = [pixels[:, top:bottom, left:right] for left, top, right, bottom in boxes]
     if hasattr(iqa_or_reward, "rate"):
+        more: dict[str, bool] = {"grad": True} if grad else {}
         ratings = iqa_or_reward.rate(
-            views, mode="direct", strict=strict, grad=grad, batch_size=batch_size, question=question
+            views, mode="direct", strict=strict, batch_size=batch_size, question=question, **more
         )
     else:
         ratings = _ask_reward(iqa_or_reward, views, grad=grad)

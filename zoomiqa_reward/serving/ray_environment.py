@@ -7,12 +7,16 @@ beside anything else that computes; ports are opened on all interfaces (the swit
 loopback on a laptop); and a cluster without a token of its own writes one to ~/.ray.
 """
 
+import logging
 import os
 import secrets
 import sys
 import warnings
 from typing import Any
 
+from zoomiqa_reward.runs.progress import say
+
+ATTEMPTS = 3
 _AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -30,6 +34,22 @@ def import_ray(*, own_cluster: bool) -> tuple[Any, Any]:
         import ray
         from ray import serve
     return ray, serve
+
+
+def init_ray(ray: Any, **options: Any) -> None:
+    """Call `ray.init(**options)`; again where a busy machine did not start Ray's node within its 30 seconds.
+
+    Ray has no setting for that time. Raises what `ray.init` does.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.WARNING, **options)
+            return
+        except Exception as error:  # Ray raises a bare Exception here
+            ray.shutdown()
+            if attempt == ATTEMPTS or "timed out during startup" not in str(error):
+                raise
+            say(f"Ray did not start within its 30 seconds (attempt {attempt} of {ATTEMPTS}); trying again")
 
 
 def _prepare(*, own_cluster: bool) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import ipaddress
-import logging
 import os
 import secrets
 import shutil
@@ -113,14 +112,14 @@ class RewardServer:
                 self._undo.pop()()
 
     def _start_ray(self) -> None:
-        from zoomiqa_reward.serving.ray_environment import import_ray
+        from zoomiqa_reward.serving.ray_environment import import_ray, init_ray
 
         config = self.config
         ray, self._serve = import_ray(own_cluster=config.ray_address is None)
         if ray.is_initialized():
             return
         if config.ray_address is not None:
-            ray.init(address=config.ray_address, log_to_driver=False, logging_level=logging.WARNING)
+            init_ray(ray, address=config.ray_address)
             self._undo.append(ray.shutdown)
             return
         folder = config.ray_folder
@@ -129,13 +128,12 @@ class RewardServer:
             self._undo.append(lambda: shutil.rmtree(folder, ignore_errors=True))
         self._undo.append(ray.shutdown)
         self._owns_ray = True
-        ray.init(
+        init_ray(
+            ray,
             address="local",
             num_cpus=max(os.cpu_count() or 1, config.replicas * config.threads),
             include_dashboard=config.dashboard,
-            log_to_driver=False,
             object_store_memory=max(_MIN_STORE_BYTES, 2 * config.limits.max_held_bytes),
-            logging_level=logging.WARNING,
             _temp_dir=folder,
         )
 
