@@ -18,7 +18,7 @@ test: $(VENV)/.test-ready  ## the fast tests: no network, no GPU; 2 minutes on t
 	$(PYTEST) --durations 10 --durations-min 2 --dist worksteal -m 'not integration and not gpu and not slow'
 
 test-integration: $(VENV)/.test-ready  ## the other tests: servers, trainings, guides, examples; 15 minutes
-	$(PYTEST) --dist loadgroup -m 'integration and not gpu and not slow'
+	$(PYTEST) --dist loadfile -m 'integration and not gpu and not slow'
 
 lint: $(VENV)/.lint-ready  ## ruff: rules and format; then the types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,6 +1,6 @@
 """The pair mode against people: agreement, calibration and asymmetry on scenes that its temperature was not fitted to.
 
-python benchmarks/pairs.py --people DIR [--out runs/pairs] [--sets srij tid2013]
+python benchmarks/pairs.py --people DIR [--out runs/pairs] [--sets srij tid2013] [--scenes 14]
 
 Every second scene of the sets with many images per scene fits the temperature, the others are measured; a set of one
 scene is measured only. Pairs are those of one scene whose means of people's scores differ. The ratings are kept in
@@ -107,9 +107,12 @@ def main() -> None:
     parser.add_argument("--people", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/pairs"))
     parser.add_argument("--sets", nargs="+", default=["srij", "tid2013"])
+    parser.add_argument("--scenes", type=int, help="Of each set, only the first so many, in order of their names.")
     args = parser.parse_args()
     torch.set_num_threads(1)
     opinions = [one for one in read_opinions(args.people) if one.set in args.sets]
+    taken = {name: sorted({one.scene for one in opinions if one.set == name})[: args.scenes] for name in args.sets}
+    opinions = [one for one in opinions if one.scene in taken[one.set]]
     rows = rated(ZoomIQA.from_pretrained("nano"), opinions, args.out)
     measured = [k for k, row in enumerate(rows) if row["mean"] is not None and np.isfinite(row["mean"])]
     opinions, rows = [opinions[k] for k in measured], [rows[k] for k in measured]

@@ -66,6 +66,34 @@ def mos_rows(m: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def pair_rows(p: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `pairs`: the restorations of SRIJ, in the scenes that the temperature did not see."""
+    held = p["held"]["srij"]
+    low, high = held["agreement_95"]
+    of = f"{held['pairs']} pairs of restorations, {held['scenes']} scenes"
+    return [
+        (
+            f"pair mode: agreement with people, {of} (images that nano has learnt from)",
+            f"{held['agreement_of_probability']:.3f} [{low:.2f}, {high:.2f}]; "
+            f"difference of ratings {held['agreement_of_difference']:.3f}",
+        ),
+        (
+            f"pair mode: agreement where it is 90 % sure ({held['share_at_least_0.9']:.0%} of the pairs); elsewhere",
+            f"{held['agreement_at_least_0.9']:.3f}; {held['agreement_below']:.3f}",
+        ),
+        (
+            "pair mode: calibration error; negative log-likelihood (0.693 by chance); asymmetry",
+            f"{held['calibration_error']:.3f}; {held['negative_log_likelihood']:.3f}; {held['largest_asymmetry']:g}",
+        ),
+    ]
+
+
+def pair_table(p: dict[str, Any]) -> str:
+    """Return the guide's table of `pairs`."""
+    lines = ["| what (95 % interval over scenes in brackets) | nano |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {what} | {figure} |" for what, figure in pair_rows(p))])
+
+
 def readable_rows(r: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, figure) of `readable`."""
     where = ", ".join(f"{name} {count}" for name, count in r["by_folder"].items())
@@ -185,6 +213,7 @@ PARTS = {
     "nano_synthetic": synthetic_rows,
     "sr_mos": mos_rows,
     "people": people_rows,
+    "pairs": pair_rows,
     "readable": readable_rows,
     "repeatability": repeatability_rows,
     "memory": memory_rows,
@@ -239,7 +268,7 @@ def blocks() -> list[tuple[Path, str, str]]:
         (ROOT / "README.md", "figures", markdown(rows(HEADLINES))),
         (ROOT / "docs" / "figures.md", "figures", markdown(rows(), "../")),
     ]
-    for page, (name, make) in BLOCKS.items():
+    for page, (name, make) in (BLOCKS | {"docs/pairs.md": ("pairs", pair_table)}).items():
         if (ROOT / "benchmarks" / "results" / f"{name}.json").exists():
             found.append((ROOT / page, name, make(load(name))))
     return found

@@ -95,7 +95,7 @@ def best_of_n(
         images_of(Path(image), out, recursive=recursive)
     else:
         load_image(image)
-    given = {"device": device, "adapter": adapter, "protocol": protocol}
+    given: dict[str, Any] = {"device": device, "adapter": adapter, "protocol": protocol}
     judge = load_reward(reward, model=model, mode=mode, is_model_needed=cascade > 0, **given)
     explainer = None
     if cascade:  # the model that rates also explains; beside another reward, it is the one of --model

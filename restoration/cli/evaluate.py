@@ -6,7 +6,7 @@ What needs torch is imported when the command runs, so that `--help` and wrong o
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -16,6 +16,9 @@ from zoomiqa_reward.cli import inputs, output
 from zoomiqa_reward.cli.reward_option import RewardOrNone, load_reward, refuse_model_options
 from zoomiqa_reward.runs.outputs import require_folder
 from zoomiqa_reward.runs.progress import progress
+
+if TYPE_CHECKING:
+    from zoomiqa_reward.rewards.base import Reward
 
 ROWS = ("hr", "bicubic", "worst", "mean", "best", "selected")
 DEFAULT_METRICS = "fsim,vif,psnr_y,ssim_y,niqe,lr_consistency"
@@ -86,7 +89,7 @@ def evaluate(
 
     names = [name.strip() for name in metrics.split(",")]
     rated_with = with_conventions(images, [reward] if reward in METRICS else [], metric_options)
-    chooser = None
+    chooser: Reward | None = None
     if reward == "none" or reward in METRICS:
         refuse_model_options(reward, model=model, mode=mode, adapter=adapter, protocol=protocol)
     if reward in METRICS:

@@ -14,7 +14,8 @@ from zoomiqa_reward.cli import inputs, output
 from zoomiqa_reward.cli.reward_option import RewardName, load_reward
 
 if TYPE_CHECKING:
-    from restoration.refinement import Refined, Round
+    from restoration.refinement import Attempt, Refined, Round
+    from restoration.selection.candidates import Candidate
 
 Out = Annotated[Path, typer.Option(help="Folder for refined.png, strip.png and rounds; an existing run continues.")]
 Rounds = Annotated[int, typer.Option(help="Largest number of regions to restore again.", min=1)]
@@ -66,7 +67,7 @@ def refine(
 
     require_folder(out)  # before the work, as the image
     load_image(image)
-    given = {"device": device, "adapter": adapter, "protocol": protocol}
+    given: dict[str, Any] = {"device": device, "adapter": adapter, "protocol": protocol}
     judge = load_reward(reward, model=model, mode=mode, is_model_needed=True, **given)
     # Beside a reward without a model, the one of --model says where to look.
     assessor = None if find_part(judge, ZoomIQAReward) is not None else inputs.load_model(model, **given)
@@ -84,7 +85,9 @@ def refine(
             output.json_line(round_row(round_, out))
     else:
         table(result)
-    for note in result.report["notes"]:
+    notes = result.report["notes"]
+    assert isinstance(notes, list)
+    for note in notes:
         print(f"note: {note}", file=sys.stderr)
     print(
         f"stopped: {result.stopped}; gain over best-of-{len(result.start.candidates)}: {result.gain:+.3f}; "
@@ -96,7 +99,10 @@ def refine(
 
 def was_measured(result: "Refined") -> bool:
     """Return whether every restoration has a rating and every answer could be read."""
-    attempts = [*result.start.candidates, *(attempt for round_ in result.history for attempt in round_.attempts)]
+    attempts: list[Candidate | Attempt] = [
+        *result.start.candidates,
+        *(attempt for round_ in result.history for attempt in round_.attempts),
+    ]
     zoom_requests = [round_.zoom_request for round_ in result.history if round_.zoom_request is not None]
     return all(attempt.valid for attempt in attempts) and all(
         zoom_request.error is None for zoom_request in zoom_requests

@@ -69,7 +69,7 @@ def tune(
     chosen = chosen if restorer is None else replace(chosen, source=restorer)
     require_folder(out)  # before the work
     training, checked = _datasets(images, lq, validation, degradation, scale, seed, limit)
-    given = {"device": device, "adapter": adapter, "protocol": protocol}
+    given: dict[str, Any] = {"device": device, "adapter": adapter, "protocol": protocol}
     if reward is None:
         optimised = chosen.reward(inputs.load_model(model, **given))
     else:

@@ -5,6 +5,7 @@ Pillow resamples float planes, so nothing is rounded to 8 bits on the way. sciki
 """
 
 import math
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -139,7 +140,7 @@ def _check(image: Tensor, scale: int) -> None:
         raise ValueError(f"scale={scale}: must be 1, 2, 3 or 4")
 
 
-def _skimage():
+def _skimage() -> tuple[ModuleType, ModuleType]:
     try:
         from skimage import filters, restoration
     except ImportError as error:

@@ -22,7 +22,7 @@ from torch import Tensor
 from restoration.degradation.presets import KERNELS, PRESETS, Degradation, DegradationStage, Range, find_preset
 from restoration.metrics.basicsr_library import basicsr_module
 from restoration.restorer.rng import isolated
-from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.images.loading import ImageSource, load_image
 
 __all__ = ["PRESETS", "Degradation", "DegradationStage", "degrade", "find_preset"]
 
@@ -34,8 +34,8 @@ LONGEST_KERNEL_PX = 21
 
 
 def degrade(
-    image: Any, preset: str | Degradation = "realesrgan", seed: int = 0, scale: int = 4
-) -> tuple[Tensor, dict[str, Any]]:
+    image: ImageSource, preset: str | Degradation = "realesrgan", seed: int = 0, scale: int = 4
+) -> tuple[Tensor, dict[str, object]]:
     """Return (low-quality copy, record): float32 CHW on the CPU, `scale` times smaller, of 8-bit values / 255.
 
     `image`: anything that `load_image` takes. Its sides must be multiples of `scale` and, except for pure bicubic, at
@@ -47,7 +47,7 @@ def degrade(
     hr = load_image(image).detach().cpu()
     _check(hr, recipe, scale, seed)
     size = hr.shape[1] // scale, hr.shape[2] // scale
-    record: dict[str, Any] = {"preset": preset if isinstance(preset, str) else None, "seed": seed, "scale": scale}
+    record: dict[str, object] = {"preset": preset if isinstance(preset, str) else None, "seed": seed, "scale": scale}
     if recipe.is_clean:
         lq = F.interpolate(hr[None], size=size, mode="bicubic", antialias=True)
         return _eight_bit(lq)[0], record | {"steps": []}

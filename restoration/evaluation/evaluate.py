@@ -7,7 +7,7 @@ records stands in `restoration.evaluation.report`.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from restoration.evaluation.records import NOT_LOADED, ImageRecord, RecordFolder
 from restoration.evaluation.report import not_headline, pick_headline, report
 from restoration.metrics.fidelity import MetricUnavailable
 from restoration.metrics.perceptual import backbone_hash
-from restoration.metrics.registry import BOTH, METRICS, conventions, find_metrics
+from restoration.metrics.registry import BOTH, METRICS, MetricOptions, conventions, find_metrics
 from restoration.restorer.rng import candidate_seed
 from zoomiqa_reward.images.loading import conversions
 from zoomiqa_reward.rewards.base import Reward, require_pointwise
@@ -56,7 +56,7 @@ class Evaluation:
 def evaluate(
     restorer: Restoring, dataset: Dataset, metrics: Sequence[str], *, n: int = 8, seed: int = 0,
     reward: Reward | None = None, out: str | Path | None = None, headline: str | None = None,
-    options: dict[str, dict[str, Any]] | None = None, keep_images: bool = False,
+    options: MetricOptions | None = None, keep_images: bool = False,
     watch: Callable[[Iterable[ImageRecord], int], Iterable[ImageRecord]] | None = None,
 ) -> Evaluation:  # fmt: skip
     """Restore every image `n` times, measure everything, and return the evaluation.
@@ -126,14 +126,20 @@ def _run(
             folder.add(judge(pair.hr, pair, item.name, "hr"))
         yield from (folder.records[key] for key in rows.values())
         due = [seed for _, _, seed in missing if seed is not None]
-        for seed, image, cost in restore_seeds(restorer, pair.lq, dataset.scale, due):
-            record = judge(image, pair, item.name, "candidate", seed, cost)
+        for seed, restored, cost in restore_seeds(restorer, pair.lq, dataset.scale, due):
+            record = judge(restored, pair, item.name, "candidate", seed, cost)
             folder.add(record)
             yield record
 
 
 def _settings(
-    restorer: Restoring, dataset: Dataset, names: list[str], n: int, seed: int, reward: Reward | None, options: Any
+    restorer: Restoring,
+    dataset: Dataset,
+    names: list[str],
+    n: int,
+    seed: int,
+    reward: Reward | None,
+    options: MetricOptions,
 ) -> dict[str, Any]:
     return {
         "format": 1,
@@ -158,7 +164,7 @@ def _settings(
 
 
 def with_conventions(
-    dataset: Dataset, names: Sequence[str], options: dict[str, dict[str, Any]] | None = None
+    dataset: Dataset, names: Sequence[str], options: MetricOptions | None = None
 ) -> dict[str, dict[str, Any]]:
     """Return the options with what they leave open: PSNR's and SSIM's border and channel, LR-consistency's blur.
 
@@ -171,7 +177,7 @@ def with_conventions(
     if dataset.is_clean:
         usual["lr_consistency"] = {"blur_px": 0.0}
     given = options or {}
-    return {name: usual.get(name, {}) | given.get(name, {}) for name in {**usual, **given}}
+    return {name: {**usual.get(name, {}), **given.get(name, {})} for name in {**usual, **given}}
 
 
 def _notes(dataset: Dataset) -> list[str]:
@@ -179,16 +185,18 @@ def _notes(dataset: Dataset) -> list[str]:
     return [f"{path.name}: {note}" for path in files for note in conversions(path)]
 
 
-def _hashed(name: str, options: dict[str, Any]) -> dict[str, Any]:
+def _hashed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if name != "lpips" or "weights" not in options:
-        return options
+        return dict(options)
     try:
-        return options | {"weights": backbone_hash(options["weights"])}
+        return {**options, "weights": backbone_hash(options["weights"])}
     except MetricUnavailable:
-        return options | {"weights": None}
+        return {**options, "weights": None}
 
 
-def _check(restorer: Restoring, dataset: Dataset, n: int, reward: Reward | None, keep_images: bool, out: Any) -> None:
+def _check(
+    restorer: Restoring, dataset: Dataset, n: int, reward: Reward | None, keep_images: bool, out: str | Path | None
+) -> None:
     if n < 1:
         raise ValueError(f"n={n}: must be at least 1")
     if restorer.scale not in (None, dataset.scale):

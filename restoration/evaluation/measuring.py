@@ -12,10 +12,10 @@ from torch import Tensor
 
 from restoration.evaluation.datasets import ImagePair, pixel_hash
 from restoration.evaluation.records import NO_REFERENCE, ImageRecord
-from restoration.metrics.registry import measure
+from restoration.metrics.registry import MetricOptions, measure
 from restoration.restorer.image_io import RestorationError
 from zoomiqa_reward.images.filters import resize_bicubic
-from zoomiqa_reward.images.loading import load_image, save_png, to_pil
+from zoomiqa_reward.images.loading import ImageSource, load_image, save_png, to_pil
 from zoomiqa_reward.rewards.base import Reward, ask
 from zoomiqa_reward.rewards.restorations import ask_restorations
 from zoomiqa_reward.runs.outputs import part_folder
@@ -26,6 +26,18 @@ except ModuleNotFoundError:  # Windows: a process's peak memory is then not know
     resource = None  # type: ignore[assignment]
 
 
+class Drawn(Protocol):
+    """A candidate."""
+
+    @property
+    def image(self) -> Tensor:
+        """CHW in [0, 1]."""
+
+    @property
+    def seed(self) -> int:
+        """What it was drawn with."""
+
+
 class Restoring(Protocol):
     """What is evaluated: `restoration.Restorer`, or anything like it."""
 
@@ -34,7 +46,7 @@ class Restoring(Protocol):
     scale: int | None
     """None: not known yet; the dataset's is then presumed, and checked on each image."""
 
-    def restore(self, image: Any, seeds: Sequence[int]) -> Iterable[Any]:
+    def restore(self, image: Tensor, seeds: Sequence[int]) -> Iterable[Drawn]:
         """Yield one candidate a seed, in order, with `.image` (CHW in [0, 1]) and `.seed`."""
         ...
 
@@ -59,7 +71,7 @@ class BicubicRestorer:
         image: Tensor
         seed: int
 
-    def restore(self, image: Any, seeds: Sequence[int]) -> Iterator[Candidate]:
+    def restore(self, image: ImageSource, seeds: Sequence[int]) -> Iterator[Candidate]:
         """Yield the enlarged image once per seed."""
         enlarged = bicubic(load_image(image), self.scale)
         yield from (self.Candidate(enlarged, seed) for seed in seeds)
@@ -98,14 +110,20 @@ class ImageMeasurer:
     """Measures an image by the metrics and the reward."""
 
     names: list[str]
-    options: dict[str, dict[str, Any]]
+    options: MetricOptions
     reward: Reward | None
     images: Path | None
 
     def __call__(
         self, image: Tensor | str, pair: ImagePair, name: str, row: str, seed: int | None = None, cost: Any = None
     ) -> ImageRecord:
-        common = {"image": name, "row": row, "seed": seed, "lq_sha256": pair.lq_sha256, "hr_sha256": pair.hr_sha256}
+        common: dict[str, Any] = {
+            "image": name,
+            "row": row,
+            "seed": seed,
+            "lq_sha256": pair.lq_sha256,
+            "hr_sha256": pair.hr_sha256,
+        }
         if isinstance(image, str):
             return ImageRecord(**common, error=image, metrics=dict.fromkeys(self.names, float("nan")),
                           reasons=dict.fromkeys(self.names, "there is no image"))  # fmt: skip

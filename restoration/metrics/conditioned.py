@@ -13,13 +13,12 @@ down to 21.38) and the whole held (22.36); `form` switches the parts off to see 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from restoration.metrics.registry import METRICS, lr_consistency
-from zoomiqa_reward.images.loading import ImageError, load_image, split_images
+from zoomiqa_reward.images.loading import ImageError, ImageSource, ImageSources, load_image, split_images
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
@@ -55,7 +54,7 @@ class ConditionedReward(Reward):
     def __init__(
         self,
         quality: Reward,
-        fidelity: Callable[[Tensor, Tensor], Any] | None = None,
+        fidelity: Callable[[Tensor, Tensor], Tensor | float] | None = None,
         *,
         gamma: float = GAMMA,
         form: str = "whole",
@@ -101,11 +100,11 @@ class ConditionedReward(Reward):
     @property
     def fingerprint(self) -> str:
         """Covers the quality, the fidelity, gamma and the form."""
-        fidelity: Any = self._given_fingerprint or self.fidelity or ("lr_consistency", self.blur_px)
+        fidelity: object = self._given_fingerprint or self.fidelity or ("lr_consistency", self.blur_px)
         return state_digest("conditioned", self.quality.fingerprint, fidelity, float(self.gamma), self.form)
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """Form, gamma and blur, and the identity of the quality."""
         return {"name": self.name, "form": self.form, "gamma": float(self.gamma), "blur_px": float(self.blur_px),
                 "quality": identity_of(self.quality)}  # fmt: skip
@@ -119,9 +118,9 @@ class ConditionedReward(Reward):
     @canonical
     def __call__(
         self,
-        images: Any,
-        lq: Any = None,
-        hr: Any = None,
+        images: ImageSources,
+        lq: ImageSources | None = None,
+        hr: ImageSources | None = None,
         prompts: Sequence[str] | None = None,
         *,
         grad: bool = False,
@@ -159,7 +158,7 @@ class ConditionedReward(Reward):
         return Scores(value=value, valid=valid, std=torch.full_like(value.detach(), math.nan), errors=tuple(errors),
                       info=info)  # fmt: skip
 
-    def _sources(self, lq: Any, count: int) -> list[Any]:
+    def _sources(self, lq: ImageSources | None, count: int) -> list[ImageSource]:
         if lq is None:
             raise ValueError(f"reward {self.name!r} needs lq=")
         lqs = split_images(lq)
@@ -167,7 +166,7 @@ class ConditionedReward(Reward):
             raise ValueError(f"reward {self.name!r}: lq holds {len(lqs)} for {count} images")
         return lqs
 
-    def _rate_sources(self, lqs: list[Any], prompts: Sequence[str] | None) -> Scores:
+    def _rate_sources(self, lqs: list[ImageSource], prompts: Sequence[str] | None) -> Scores:
         """Rate each different (source, prompt) once."""
         keys = group_keys(lqs, prompts)
         first = {key: position for position, key in reversed(list(enumerate(keys)))}
@@ -179,7 +178,7 @@ class ConditionedReward(Reward):
         return Scores(value=scores.value[rows], valid=scores.valid[rows], std=scores.std[rows],
                       errors=tuple(scores.errors[index] for index in rows.tolist()))  # fmt: skip
 
-    def _measure(self, sources: list[Any], lqs: list[Any]) -> Scores:
+    def _measure(self, sources: list[ImageSource], lqs: list[ImageSource]) -> Scores:
         values: list[Tensor] = []
         errors: list[str | None] = []
         for source, lq in zip(sources, lqs, strict=True):

@@ -5,10 +5,11 @@ the training labels of embedded models (`is_label_metric`). FSIM, VIF, PSNR-Y an
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from restoration.metrics.fidelity import (
     vif,
 )
 from restoration.metrics.perceptual import backbone_hash, lpips, niqe
-from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.images.loading import ImageSource, load_image
 from zoomiqa_reward.rewards.metric import MetricReward
 
 __all__ = [
@@ -101,6 +102,10 @@ METRICS: dict[str, Metric] = {
 }  # fmt: skip
 
 
+MetricOptions = Mapping[str, Mapping[str, object]]
+"""Keyword arguments by metric."""
+
+
 class Measurement(NamedTuple):
     """One metric of one image."""
 
@@ -122,11 +127,11 @@ def find_metrics(names: Sequence[str]) -> list[Metric]:
 
 def measure(
     names: Sequence[str],
-    image: Any,
-    hr: Any = None,
-    lq: Any = None,
+    image: ImageSource,
+    hr: ImageSource | None = None,
+    lq: ImageSource | None = None,
     *,
-    options: dict[str, dict[str, Any]] | None = None,
+    options: MetricOptions | None = None,
 ) -> dict[str, Measurement]:
     """Return a `Measurement` for each name, in order. A metric that cannot be measured has NaN and a reason.
 
@@ -141,9 +146,11 @@ def measure(
     return {metric.name: _measure(metric, pixels, given, (options or {}).get(metric.name, {})) for metric in metrics}
 
 
-def _measure(metric: Metric, image: Tensor, given: dict[str, Tensor | None], options: dict[str, Any]) -> Measurement:
+def _measure(
+    metric: Metric, image: Tensor, given: dict[str, Tensor | None], given_options: Mapping[str, Any]
+) -> Measurement:
     other = given[metric.needs] if metric.needs else None
-    options = dict(options)
+    options = dict(given_options)
     if metric.options == {"border_px"} and (border := options.pop("border_px", 0)):  # its function has none of its own
         image, other = _inner(image, border), None if other is None else _inner(other, border)
     if metric.needs and other is None:
@@ -164,7 +171,7 @@ def _measure(metric: Metric, image: Tensor, given: dict[str, Tensor | None], opt
     return Measurement(float(value))
 
 
-def conventions(names: Sequence[str], options: dict[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+def conventions(names: Sequence[str], options: MetricOptions | None = None) -> dict[str, dict[str, Any]]:
     """Return the border and the channel that each metric measures with under these options."""
     table = {}
     for metric in find_metrics(names):
@@ -182,7 +189,7 @@ def _inner(image: Tensor, border_px: int) -> Tensor:
     return image[:, border_px : height - border_px, border_px : width - border_px].contiguous()
 
 
-def as_reward(name: str, **options: Any) -> MetricReward:
+def as_reward(name: str, **options: object) -> MetricReward:
     """Return the metric as a reward where higher is better. `options` go to its function.
 
     Raises ValueError for an unknown name, MetricUnavailable if the LPIPS backbone is missing.
@@ -191,7 +198,8 @@ def as_reward(name: str, **options: Any) -> MetricReward:
     needs = [] if metric.needs is None else [metric.needs]
     parts = [metric.name, metric.version(), str(metric.border_px), *(f"{k}={options[k]}" for k in sorted(options))]
     if name == "lpips":
-        parts = [*parts[:3], backbone_hash(options.get("weights"))]  # what the file holds counts, not where it lies
+        weights = cast("str | Path | None", options.get("weights"))
+        parts = [*parts[:3], backbone_hash(weights)]  # what the file holds counts, not where it lies
 
     def fn(image: Tensor, **given: Tensor) -> float:
         return metric.fn(image, *(given[key] for key in needs), **options)

@@ -37,7 +37,8 @@ FILTER_SHARES = (0.6, 0.25, 0.15)
 
 def split(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Return (photographs to learn from, those held out). Raises ValueError for a folder with fewer than 10."""
-    training, held_out = [], []
+    training: list[Path] = []
+    held_out: list[Path] = []
     for folder in folders:
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and is_shown(path))
         if len(paths) < 10:
@@ -100,8 +101,8 @@ def random_reduced_window(
     factor = float(np.exp(rng.uniform(np.log(low), np.log(most))))
     sides = [min(length, px * factor) for length in photograph.size]
     left, top = (rng.uniform(0, length - side) for length, side in zip(photograph.size, sides, strict=True))
-    size = tuple(max(8, min(px, round(side / factor))) for side in sides)
-    window = photograph.resize(size, kernel, box=(left, top, left + sides[0], top + sides[1]))
+    width, height = (max(8, min(px, round(side / factor))) for side in sides)
+    window = photograph.resize((width, height), kernel, box=(left, top, left + sides[0], top + sides[1]))
     lacking = [px - length for length in (window.size[1], window.size[0])]
     if not any(lacking):
         return window
@@ -167,7 +168,7 @@ class Pairs:
         self._taken: set[int] = set()
         missing = [k for k in range(shards) if not (folder / f"{k:05d}.npz").exists()]
         self._pool: ProcessPoolExecutor | None = None
-        self._jobs: list[Future] = []
+        self._jobs: list[Future[None]] = []
         if missing:
             methods = multiprocessing.get_all_start_methods()
             context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from restoration.restorer.agreement import agreeing
-from zoomiqa_reward.images.loading import load_images, to_pil
+from zoomiqa_reward.images.loading import ImageSources, load_images, to_pil
 from zoomiqa_reward.model.shared_state import exclusive
 
 SCALE = 4
@@ -152,7 +152,7 @@ class NanoSRPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        image: Any,
+        image: ImageSources,
         num_inference_steps: int = STEPS,
         eta: float = 1.0,
         temperature: float = TEMPERATURE,

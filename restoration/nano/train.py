@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,7 +115,7 @@ class RestorerLearner:
         self.config, self.device = config, torch.device(config.device)
         unet = build_unet(config.channels, config.layers)
         start_straight(unet)
-        options = {"residual_std": std, "predicts": "x0", "agreement_px": AGREEMENT_PX}
+        options: dict[str, Any] = {"residual_std": std, "predicts": "x0", "agreement_px": AGREEMENT_PX}
         self.pipe = NanoSRPipeline(unet.to(self.device), build_scheduler(), **options)
         self.average = AveragedModel(self.pipe.unet, multi_avg_fn=averaging(config.ema_decay))
         self.smooth = NanoSRPipeline(self.average.module.eval(), build_scheduler(), **options)
@@ -152,7 +153,7 @@ def validate(pipe: NanoSRPipeline, hr: Tensor, lq: Tensor, seed: int) -> dict[st
     """Return means over held-out crops (uint8): samples and bicubic by three judges, and the spread of two samples."""
     large, small = hr.float() / 255, lq.float() / 255
     draws = [
-        pipe(small, generator=torch.Generator().manual_seed(seed + k), output_type="pt").images.cpu() for k in range(2)
+        pipe(small, generator=torch.Generator().manual_seed(seed + k), output_type="pt")[0].cpu() for k in range(2)
     ]
     rows: dict[str, list[float]] = {}
     for sample, plain, truth, source in zip(draws[0], enlarge(small).clamp(0, 1), large, small, strict=True):

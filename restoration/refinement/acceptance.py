@@ -3,11 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from restoration.refinement.records import Attempt, Round
 from zoomiqa_reward.rewards.base import Reward, find_part
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
+
+if TYPE_CHECKING:
+    from zoomiqa_reward.model.text_server import RemoteZoomIQA
+    from zoomiqa_reward.model.zoomiqa import ZoomIQA
+
+    Assessor = ZoomIQA | RemoteZoomIQA
 
 MIN_GAIN_FRAC = 0.0025
 """Least rise by default, of the width of the reward's range: 0.01 on 1..5, the margin within which `rank` sees ties."""
@@ -80,17 +86,22 @@ def acceptance_rule(kept: Round, highest_db: float, min_gain: float, slack_db: f
     )
 
 
-def find_reward_and_assessor(iqa_or_reward: Any, assessor: Any) -> tuple[Reward, Any]:
+def find_reward_and_assessor(
+    iqa_or_reward: "Assessor | Reward", assessor: "Assessor | None"
+) -> tuple[Reward, "Assessor"]:
     """Return the reward and who assesses. Raises ValueError and TypeError as `refine` says."""
+    reward: Reward
+    judge: Assessor | None
     if hasattr(iqa_or_reward, "assess") and hasattr(iqa_or_reward, "rate"):
-        reward, judge = ZoomIQAReward(iqa_or_reward), iqa_or_reward
+        judge = cast("Assessor", iqa_or_reward)
+        reward = ZoomIQAReward(judge)
     elif callable(iqa_or_reward) and hasattr(iqa_or_reward, "needs"):
         of_model = find_part(iqa_or_reward, ZoomIQAReward)
         reward, judge = iqa_or_reward, None if of_model is None else of_model.iqa
     else:
         raise TypeError(f"iqa_or_reward={type(iqa_or_reward).__name__}: must be a ZoomIQA or a Reward")
     judge = judge if assessor is None else assessor
-    if not hasattr(judge, "assess"):
+    if judge is None or not hasattr(judge, "assess"):
         raise ValueError(
             f"reward {reward.name!r} writes no words to guide refine: pass assessor=ZoomIQA.from_pretrained()"
         )

@@ -10,6 +10,8 @@ A kill at any moment loses at most the round in progress:
 An image is renamed into place before its line is appended, and a line counts once its newline is there.
 """
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from restoration.refinement.records import Round, round_of, row_of
 from restoration.refinement.strip import strip_of
-from restoration.selection.result import BestOfN
+from restoration.selection.result import BestOfN, settings_in
 from zoomiqa_reward.images.loading import save_png
 from zoomiqa_reward.runs.folder import bind
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json
@@ -39,7 +41,7 @@ class Refined:
     stopped: str
     """`satisfied`: the model asks for no closer look. `budget`: all rounds are used. `unreadable`: the answer
     cannot be read. `deterministic`: the restorer would repeat the refused region."""
-    report: dict[str, Any]
+    report: Mapping[str, object]
     """The content of run.json."""
 
     @property
@@ -62,7 +64,7 @@ class Refined:
         """Reward of the result less that of the start, which is the result of best-of-N alone."""
         return self.kept.reward - self.history[0].reward
 
-    def save(self, folder: Any) -> Path:
+    def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write refined.png, strip.png, run.json, rounds.jsonl, rounds/ and start/; return the folder.
 
         A run with `out` has written them already. Raises OSError, and ValueError for a folder that holds another run.
@@ -105,11 +107,11 @@ class Journal:
 def save_result(result: "Refined", folder: Path) -> Path:
     """Write a result that has no folder yet; see `Refined.save`."""
     result.start.save(folder / "start")
-    journal = Journal(folder, result.report["settings"])
+    journal = Journal(folder, settings_in(result.report))
     for item in result.history[len(journal.history) :]:
         journal.add(item, item.image if item.has_image() else None)
     rows = [row_of(item, folder) for item in journal.history[: len(result.history)]]  # they have files now
-    write_artefacts(replace(result, report=result.report | {"rounds": rows}), folder)
+    write_artefacts(replace(result, report={**result.report, "rounds": rows}), folder)
     return folder
 
 
@@ -117,4 +119,4 @@ def write_artefacts(result: "Refined", folder: Path) -> None:
     """Write refined.png, strip.png and the finished run.json."""
     save_png(result.image, folder / "refined.png")
     save_png(strip_of(result), folder / "strip.png")
-    write_json(folder / "run.json", result.report | {"finished": True})
+    write_json(folder / "run.json", {**result.report, "finished": True})

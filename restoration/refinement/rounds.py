@@ -6,12 +6,13 @@ and not with the last, so that many small losses cannot add up.
 """
 
 import copy
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from torch import Tensor
@@ -23,17 +24,21 @@ from restoration.refinement.records import Attempt, Round, row_of
 from restoration.refinement.regions import Region, ZoomRequest, read_zoom_request, texts_for
 from restoration.refinement.result import Journal, Refined, write_artefacts
 from restoration.restorer.image_io import RestorationError
+from restoration.restorer.loading import RestorerSource
 from restoration.restorer.restorer import Restorer
 from restoration.restorer.rng import candidate_seed
 from restoration.selection.best_of_n import best_of_n, settings_of
 from restoration.selection.candidate_loop import CandidateSource, pixels_digest
-from restoration.selection.result import BestOfN, open_run
-from zoomiqa_reward.images.loading import conversions, load_image, to_pil
+from restoration.selection.result import BestOfN, open_run, settings_in
+from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, to_pil
 from zoomiqa_reward.model.quality_map import QualityMap, quality_map
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, is_groupwise
 from zoomiqa_reward.rewards.restorations import ask_restorations, lost_content
 from zoomiqa_reward.runs.progress import progress as progress_of
+
+if TYPE_CHECKING:
+    from restoration.refinement.acceptance import Assessor
 
 REGION_SOURCES = ("words", "map")
 LR_CONSISTENCY_SLACK_DB = 0.1
@@ -43,9 +48,11 @@ ROUND_SEEDS = 1 << 20
 
 
 def refine(
-    restorer: Any, image_lq: Any, iqa_or_reward: Any, *, rounds: int = 3, seeds_per_round: int = 4, seed: int = 0,
-    out: Any = None, min_gain: float | None = None, lr_consistency_slack_db: float = LR_CONSISTENCY_SLACK_DB,
-    assessor: Any = None, regions: str = "words", progress: bool = True,
+    restorer: RestorerSource | Restorer, image_lq: ImageSource, iqa_or_reward: "Assessor | Reward", *,
+    rounds: int = 3, seeds_per_round: int = 4, seed: int = 0,
+    out: str | os.PathLike[str] | None = None, min_gain: float | None = None,
+    lr_consistency_slack_db: float = LR_CONSISTENCY_SLACK_DB, assessor: "Assessor | None" = None,
+    regions: str = "words", progress: bool = True,
 ) -> Refined:  # fmt: skip
     """Restore `image_lq`, then restore again the regions that the quality model names.
 
@@ -113,7 +120,7 @@ class Refining:
     """One run: its inputs, and its rounds in the journal. Use `refine`."""
 
     def __init__(
-        self, restorer: Restorer, image: Tensor, reward: Reward, assessor: Any, journal: Journal,
+        self, restorer: Restorer, image: Tensor, reward: Reward, assessor: "Assessor", journal: Journal,
         settings: dict[str, Any],
     ) -> None:  # fmt: skip
         """image: CHW in [0, 1] on the CPU. settings: what stands in run.json; the limits are read from there."""
@@ -140,7 +147,7 @@ class Refining:
                                progress=progress)  # fmt: skip
         with ExitStack() as stack:
             if folder is not None:
-                stack.enter_context(open_run(folder, self.start.report["settings"]))  # its lock is the whole run's
+                stack.enter_context(open_run(folder, settings_in(self.start.report)))  # its lock is the whole run's
             if done is None:
                 self._record_start(self.start, zoom_request, texts)
             yield
@@ -156,7 +163,7 @@ class Refining:
             number=0, zoom_request=zoom_request, reward=best.score, lr_consistency=self._consistency(best.image),
             accepted=True,
             reason=f"best of {len(start.candidates)} restorations of the whole image{unread}", pixels=best.pixels,
-            **texts,
+            prompt=texts.get("prompt"), negative_prompt=texts.get("negative_prompt"),
         )  # fmt: skip
         self.journal.add(first, best.image)
 
@@ -206,7 +213,7 @@ class Refining:
             lr_consistency=chosen.lr_consistency, accepted=accepted, reason=judge.reason(attempts),
             pixels=None if best is None else pixels_digest(best),
             stop="deterministic" if self.restorer.deterministic and not accepted and not self.is_mapped else None,
-            **texts,
+            prompt=texts.get("prompt"), negative_prompt=texts.get("negative_prompt"),
         )  # fmt: skip
         return round_, best
 
@@ -219,7 +226,9 @@ class Refining:
         """
         source = region.cut(self.image)
         try:
-            [restored] = self.restorer.restore(source, [seed], **texts)
+            [restored] = self.restorer.restore(
+                source, [seed], prompt=texts.get("prompt"), negative_prompt=texts.get("negative_prompt")
+            )
         except RestorationError as error:
             return Attempt(seed=seed, error=str(error)), None
         [nothing] = lost_content([restored.image], [source])
@@ -281,14 +290,15 @@ class Refining:
         scale = current.width // self.image.shape[2]
         words = ZoomRequest(box=None)
         if self.restorer.engine.prompts:
-            is_new = last.accepted or last.zoom_request is None
-            words = self._ask(current, scale) if is_new else last.zoom_request
-        if self._mapped[0] != kept.number:  # the map is the image's: a refused round changes nothing
-            self._mapped = (kept.number, quality_map(self.assessor, load_image(current), strict=True))
+            words = self._ask(current, scale) if last.accepted or last.zoom_request is None else last.zoom_request
+        number, quality = self._mapped
+        if quality is None or number != kept.number:  # the map is the image's: a refused round changes nothing
+            quality = quality_map(self.assessor, load_image(current), strict=True)
+            self._mapped = (kept.number, quality)
         refused = {
-            one.zoom_request.box for one in self.journal.history[kept.number + 1 :] if one.zoom_request is not None
+            past.zoom_request.box for past in self.journal.history[kept.number + 1 :] if past.zoom_request is not None
         }
-        return worst_view(self._mapped[1], refused, scale, words)
+        return worst_view(quality, refused, scale, words)
 
     def _consistency(self, image: Image.Image) -> float:
         return lr_consistency(load_image(image), self.image)

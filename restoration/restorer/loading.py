@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from restoration.restorer.image_io import VALUE_RANGES, check_choice
 from restoration.restorer.module_engine import CallableEngine, ModuleEngine
@@ -17,6 +17,28 @@ from zoomiqa_reward.errors import ZoomIQAError
 ALIGNMENT = 64
 """Bytes: torch's own allocations start at multiples of this."""
 NANO = Path(__file__).parents[1] / "checkpoints" / "nano"
+
+
+class Pipeline(Protocol):
+    """A diffusers pipeline."""
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """Its parts by name."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Move or cast its networks."""
+
+
+class Descriptor(Protocol):
+    """A network as spandrel loads it."""
+
+    scale: int
+    model: nn.Module
+
+
+RestorerSource = str | Path | Pipeline | nn.Module | Descriptor | Callable[..., Tensor]
+"""What `Restorer.from_pretrained` takes."""
 
 
 class PipelineError(ZoomIQAError, OSError):
@@ -89,12 +111,12 @@ def _class_of(index: Path) -> Any:
     return DiffusionPipeline
 
 
-def is_pipeline(source: Any) -> bool:
+def is_pipeline(source: object) -> bool:
     """Return whether `source` is a diffusers pipeline, without importing diffusers to ask."""
     return any(kind.__name__ == "DiffusionPipeline" for kind in type(source).__mro__)
 
 
-def refuse(what: str, **arguments: Any) -> None:
+def refuse(what: str, **arguments: object) -> None:
     """Raise ValueError where an argument is given that `what` has no use for."""
     for key, value in arguments.items():
         if value is not None:
@@ -102,7 +124,8 @@ def refuse(what: str, **arguments: Any) -> None:
 
 
 def pipeline_engine(
-    pipeline: Any, *, name: str | None, scale: int | None, device: Any, dtype: torch.dtype | None, pre_upscale: str,
+    pipeline: Any, *, name: str | None, scale: int | None, device: str | torch.device | None,
+    dtype: torch.dtype | None, pre_upscale: str,
     image_form: str | None, multiple_px: int | None, call: dict[str, Any],
 ) -> PipelineEngine:  # fmt: skip
     """Return the engine of a pipeline; the arguments are those of `Restorer.from_pretrained`."""
@@ -129,7 +152,8 @@ def pipeline_engine(
 
 
 def plain_engine(
-    source: Any, *, name: str | None, scale: int | None, device: Any, dtype: torch.dtype | None, pre_upscale: str,
+    source: Any, *, name: str | None, scale: int | None, device: str | torch.device | None,
+    dtype: torch.dtype | None, pre_upscale: str,
     multiple_px: int | None, deterministic: bool | None, fingerprint: str | None, value_range: str | None = None,
 ) -> ModuleEngine | CallableEngine:  # fmt: skip
     """Return the engine of a network, a spandrel descriptor or a function; arguments as above."""

@@ -90,16 +90,21 @@ class Engine(Protocol):
     """How `Restorer` calls what it wraps."""
 
     name: str
-    scale: int | None
-    """Output over input; None until a first output has told."""
+
+    @property
+    def scale(self) -> int | None:
+        """Output over input; None until a first output has told."""
+
     deterministic: bool
     """True: the seed does not matter, so candidates are identical."""
     batches: bool
     """Whether several seeds in one call cost less than one call each."""
     prompts: frozenset[str]
     """Which of prompt and negative_prompt are understood."""
-    agreement_px: float | None
-    """Blur of `agreeing` where images are made to agree with their input; None where they are not."""
+
+    @property
+    def agreement_px(self) -> float | None:
+        """Blur of `agreeing` where images are made to agree with their input; None where they are not."""
 
     def __call__(self, image: Tensor, seeds: Sequence[int], texts: dict[str, str]) -> list[Tensor]:
         """Return one float32 CHW image in [0, 1] a seed. Raises RestorationError."""
@@ -191,7 +196,7 @@ class PipelineEngine:
         components: dict[str, Any] = {"class": type(self.pipeline).__name__, "system": repr(self.system)}
         for key, component in sorted(self.pipeline.components.items()):
             config = getattr(component, "config", None)
-            shown = config.to_dict() if hasattr(config, "to_dict") else dict(config or {})
+            shown = config.to_dict() if config is not None and hasattr(config, "to_dict") else dict(config or {})
             # Where it was loaded from and by what: of no effect on images, and different in memory and from disk.
             config = {k: v for k, v in shown.items() if not k.startswith("_") and k != "transformers_version"}
             components[key] = {

@@ -21,11 +21,18 @@ from restoration.restorer.image_io import (
     prompt_text,
     sharpened,
 )
-from restoration.restorer.loading import is_pipeline, load_pipeline, pipeline_engine, plain_engine, refuse
+from restoration.restorer.loading import (
+    RestorerSource,
+    is_pipeline,
+    load_pipeline,
+    pipeline_engine,
+    plain_engine,
+    refuse,
+)
 from restoration.restorer.pipeline_engine import Engine, PipelineEngine
 from restoration.restorer.rng import Apart, DrewAnyway
 from restoration.restorer.tiling import Tiling, restore_tiled
-from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.images.loading import ImageSource, load_image
 from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.model.draws import own_draws
 from zoomiqa_reward.model.fingerprint import fingerprint
@@ -74,12 +81,12 @@ class Restorer:
 
     @classmethod
     def from_pretrained(
-        cls, source: Any = "nano", *, scale: int | None = None, device: str | torch.device | None = None,
+        cls, source: RestorerSource = "nano", *, scale: int | None = None, device: str | torch.device | None = None,
         dtype: torch.dtype | None = None, prompt: PROMPT = "", negative_prompt: PROMPT = "",
         pre_upscale: str = "auto", colour_fix: str = "none", vary_sharpness: float = 0.0, tile_px: int | None = None,
         tile_overlap_px: int = DEFAULT_OVERLAP_PX, steps: int | None = None, name: str | None = None,
         image_form: str | None = None, multiple_px: int | None = None, deterministic: bool | None = None,
-        fingerprint: str | None = None, value_range: str | None = None, **call_arguments: Any,
+        fingerprint: str | None = None, value_range: str | None = None, **call_arguments: object,
     ) -> "Restorer":  # fmt: skip
         """Return a restorer for `source`.
 
@@ -166,11 +173,11 @@ class Restorer:
         return fingerprint(self.fingerprint_parts())
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """The name and the values behind the fingerprint."""
         return {"name": self.name, **self.fingerprint_parts()}
 
-    def fingerprint_parts(self) -> dict[str, Any]:
+    def fingerprint_parts(self) -> dict[str, object]:
         """Return the values that the fingerprint covers. The scale of a function is not among them, because only a run
         shows it.
         """
@@ -184,7 +191,7 @@ class Restorer:
         }  # fmt: skip
 
     def restore(
-        self, image: Any, seeds: Sequence[int], *, prompt: PROMPT | None = None,
+        self, image: ImageSource, seeds: Sequence[int], *, prompt: PROMPT | None = None,
         negative_prompt: PROMPT | None = None, strict: bool = True, batch_size: int = 1,
     ) -> Iterator[Restored]:  # fmt: skip
         """Yield one candidate per seed, in order, as soon as each is ready.

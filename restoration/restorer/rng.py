@@ -99,7 +99,9 @@ def _seed_torch(seed: int, devices: list[int], *, mps: bool) -> None:
 
 
 def _states() -> tuple[Any, ...]:
-    kind, keys, *rest = np.random.get_state()
+    state = np.random.get_state()
+    assert isinstance(state, tuple)
+    kind, keys, *rest = state
     cuda = [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else []
     return random.getstate(), (kind, keys.tobytes(), *rest), torch.get_rng_state().numpy().tobytes(), *cuda
 

@@ -4,6 +4,7 @@ Candidate k comes from restorer and prompt k modulo the pool's size, with the se
 mode it is the same image whatever N, batch size or order. What is scored is the 8-bit image, as its PNG holds it.
 """
 
+import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from restoration.restorer.loading import RestorerSource
 from restoration.restorer.restorer import Restorer
 from restoration.selection.candidate_loop import CandidateLoop, CandidateSource
 from restoration.selection.candidates import Candidate, are_identical, ranked
@@ -21,7 +23,7 @@ from restoration.selection.early_stop import EarlyStop
 from restoration.selection.pool import BICUBIC
 from restoration.selection.result import BestOfN, open_run, write_artefacts
 from zoomiqa_reward.errors import UnknownState
-from zoomiqa_reward.images.loading import conversions, load_image, to_pil
+from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, to_pil
 from zoomiqa_reward.images.sheet_entry import RATING_TIE
 from zoomiqa_reward.rewards.base import Reward, find_part
 from zoomiqa_reward.rewards.restorations import PREFIX
@@ -46,9 +48,11 @@ class Cascade:
 
 
 def best_of_n(
-    restorer: Any, image_lq: Any, reward: Reward, n: int = 8, seed: int = 0, *, out: Any = None, keep: int = 4,
+    restorer: RestorerSource | Restorer | Sequence[RestorerSource | Restorer], image_lq: ImageSource, reward: Reward,
+    n: int = 8, seed: int = 0, *, out: str | os.PathLike[str] | None = None, keep: int = 4,
     batch_size: int = 1, strict: bool = True, prompts: str | Sequence[str] | None = None,
-    early_stop: EarlyStop | None = None, cascade: Cascade | None = None, hr: Any = None, progress: bool = True,
+    early_stop: EarlyStop | None = None, cascade: Cascade | None = None, hr: ImageSource | None = None,
+    progress: bool = True,
 ) -> BestOfN:  # fmt: skip
     """Return N candidate restorations of `image_lq` in the order of a reward.
 
@@ -107,9 +111,11 @@ def best_of_n(
     return result
 
 
-def pool(restorer: Any, prompts: str | Sequence[str] | None) -> list[CandidateSource]:
+def pool(
+    restorer: RestorerSource | Restorer | Sequence[RestorerSource | Restorer], prompts: str | Sequence[str] | None
+) -> list[CandidateSource]:
     """Return the restorers with each of the prompts. Raises ValueError for an empty pool."""
-    given = list(restorer) if isinstance(restorer, list | tuple) else [restorer]
+    given: list[Any] = list(restorer) if isinstance(restorer, list | tuple) else [restorer]
     texts = [None] if prompts is None else [prompts] if isinstance(prompts, str) else list(prompts)
     if not given or not texts:
         raise ValueError(f"{len(given)} restorers and {len(texts)} prompts: at least one of each is needed")

@@ -197,7 +197,7 @@ class CandidateLoop:
         return candidate if image is None else replace(candidate, held=image)
 
     def _restore(self, source: CandidateSource, seeds: list[int]) -> list[Restored | RestorationError]:
-        options = {} if source.prompt is None else {"prompt": source.prompt}
+        options: dict[str, Any] = {} if source.prompt is None else {"prompt": source.prompt}
         if self.batch_size is not None:
             options |= {"strict": False, "batch_size": len(seeds)}
         try:
@@ -220,11 +220,12 @@ class CandidateLoop:
     def _score_restorations(
         self, reward: Reward, images: list[Image.Image], prompts: list[str | None]
     ) -> list[RewardAnswer]:
-        count, hr = len(images), self.given["hr"]
+        count, lq, hr = len(images), self.given["lq"], self.given["hr"]
         if not count:
             return []
+        assert lq is not None
         scores = ask_restorations(
-            reward, [load_image(image) for image in images], lq=[self.given["lq"]] * count,
+            reward, [load_image(image) for image in images], lq=[lq] * count,
             hr=None if hr is None else [hr] * count, prompts=[prompt or "" for prompt in prompts], groups=[0] * count,
         )  # fmt: skip
         answers = []

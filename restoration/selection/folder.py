@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from restoration.restorer.loading import RestorerSource
+from restoration.restorer.restorer import Restorer
 from restoration.selection.best_of_n import Cascade, best_of_n, known_identity, pool, settings_of
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.pool import BICUBIC
@@ -76,7 +78,8 @@ def images_of(folder: Path, out: Path, *, recursive: bool = False) -> list[Path]
 
 
 def best_of_folder(
-    restorer: Any, folder: str | Path, reward: Reward, out: str | Path, n: int = 8, seed: int = 0, *,
+    restorer: RestorerSource | Restorer | Sequence[RestorerSource | Restorer], folder: str | Path,
+    reward: Reward, out: str | Path, n: int = 8, seed: int = 0, *,
     recursive: bool = False, batch_size: int = 1, strict: bool = True, prompts: str | Sequence[str] | None = None,
     early_stop: EarlyStop | None = None, cascade: Cascade | None = None,
 ) -> Iterator[FolderRow]:  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from restoration.evaluation.measuring import bicubic
-from restoration.restorer.loading import is_pipeline, load_pipeline
+from restoration.restorer.loading import RestorerSource, is_pipeline, load_pipeline
 from restoration.restorer.restorer import Restorer
 
 BICUBIC = "bicubic"
@@ -35,7 +35,7 @@ def doing_nothing(scale: int) -> Restorer:
 
 
 def varied_pool(
-    source: Any = "nano", *, vary_sharpness: float = VARY_SHARPNESS, size: int = POOL_SIZE, **options: Any
+    source: RestorerSource = "nano", *, vary_sharpness: float = VARY_SHARPNESS, size: int = POOL_SIZE, **options: object
 ) -> list[Restorer]:
     """Return `size` restorers for `best_of_n`: `source` as it is, bicubic, then varied ones.
 
@@ -45,21 +45,22 @@ def varied_pool(
     """
     if size < 3 or not 0 < vary_sharpness <= 1:
         raise ValueError(f"size={size}, vary_sharpness={vary_sharpness}: at least 3, and above 0 up to 1")
+    given: dict[str, Any] = options
     if isinstance(source, str | Path):
-        options = {"name": Path(source).name, "device": _device()} | {k: v for k, v in options.items() if v is not None}
-        source = load_pipeline(source, dtype=options.get("dtype"))
-    plain = Restorer.from_pretrained(source, **options)
+        given = {"name": Path(source).name, "device": _device()} | {k: v for k, v in options.items() if v is not None}
+        source = load_pipeline(source, dtype=given.get("dtype"))
+    plain = Restorer.from_pretrained(source, **given)
     if plain.scale is None:
         raise ValueError(f"scale=None: {plain.name} does not say how many times it enlarges; pass scale=4")
     settings: list[dict[str, Any]] = [{}]
-    if "temperature" not in options and is_pipeline(source):
+    if "temperature" not in given and is_pipeline(source):
         takes = "temperature" in inspect.signature(type(source).__call__).parameters
         settings = [{"temperature": setting} for setting in TEMPERATURES] if takes else settings
     varied = []
     for setting in settings:
         name = " ".join([plain.name, "varied", *(f"T {value:g}" for value in setting.values())])
         changes = {"name": name, "vary_sharpness": vary_sharpness} | setting
-        varied.append(Restorer.from_pretrained(source, **(options | changes)))
+        varied.append(Restorer.from_pretrained(source, **(given | changes)))
     return [plain, doing_nothing(plain.scale), *(varied[k % len(varied)] for k in range(size - 2))]
 
 

@@ -12,7 +12,8 @@ An image is renamed into place before its line is appended, and a line counts on
 kill leaves is at most one image without a line, which is made again, bit for bit, in its place.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -39,7 +40,7 @@ class BestOfN:
     stopped_early: bool
     notes: tuple[str, ...]
     """Notes that a reader of the numbers needs, such as why all candidates are identical."""
-    report: dict[str, Any]
+    report: Mapping[str, object]
     """The content of run.json."""
     image_lq: Image.Image | None = None
     """The input in 8 bits; None in a result that was put together by other code."""
@@ -61,7 +62,7 @@ class BestOfN:
             raise ValueError(f"none of {len(self.candidates)} candidates could be measured; the first: {first.error}")
         return first
 
-    def save(self, folder: Any) -> Path:
+    def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write run.json, candidates.jsonl, the images that are held, best.png and sheet.png; return the folder.
 
         A run with `out` has written them already. Raises OSError, and ValueError for a folder that holds another run.
@@ -119,9 +120,16 @@ def open_run(folder: Path, settings: dict[str, Any]) -> Iterator[DrawFolder]:
         yield DrawFolder(folder, settings)
 
 
+def settings_in(report: Mapping[str, object]) -> dict[str, Any]:
+    """Return what a run depends on, from its report."""
+    settings = report["settings"]
+    assert isinstance(settings, dict)
+    return settings
+
+
 def save_result(result: "BestOfN", folder: Path) -> Path:
     """Write a result that has no folder yet; see `BestOfN.save`."""
-    with open_run(folder, result.report["settings"]) as run:
+    with open_run(folder, settings_in(result.report)) as run:
         for candidate in result.candidates:
             if candidate.index not in run.done:
                 twin = None if candidate.same_as is None else run.done[candidate.same_as].file
@@ -137,7 +145,7 @@ def write_artefacts(result: "BestOfN", folder: Path) -> None:
     if result.image_lq is not None:
         save_png(result.image_lq, folder / "input.png")
     save_png(sheet_of(result.order, result.report, result.image_lq), folder / "sheet.png")
-    write_json(folder / "run.json", result.report | {"finished": True})
+    write_json(folder / "run.json", {**result.report, "finished": True})
 
 
 def record_of(candidate: Candidate, folder: Path | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Contact sheet of best-of-N: the input and bicubic enlargement, then the candidates, best first, with one measure."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -16,7 +16,7 @@ SHEET_CANDIDATES = 24
 """Most candidates on the contact sheet, best first: its memory stays bounded however many were drawn."""
 
 
-def sheet_of(order: Sequence[Candidate], report: dict[str, Any], image_lq: Image.Image | None) -> Image.Image:
+def sheet_of(order: Sequence[Candidate], report: Mapping[str, Any], image_lq: Image.Image | None) -> Image.Image:
     """Return the sheet. order: all candidates, best first. report: the content of run.json.
 
     The first reward's score stands under all candidates, the cascade's as a second number where it was asked.
@@ -27,7 +27,7 @@ def sheet_of(order: Sequence[Candidate], report: dict[str, Any], image_lq: Image
     return contact_sheet(images, entries, words=words_of(order, report), before=_before(shown, image_lq))
 
 
-def words_of(order: Sequence[Candidate], report: dict[str, Any]) -> SheetWords:
+def words_of(order: Sequence[Candidate], report: Mapping[str, Any]) -> SheetWords:
     """Return the names of the two measures, and the sentence that says how the candidates are ordered."""
     name = str(report["settings"]["reward"]["name"])
     arguments = report["arguments"]

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.images.loading import ImageSource, load_image
+
+if TYPE_CHECKING:
+    from restoration.evaluation.datasets import Dataset
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,7 +35,11 @@ class Example:
             )
 
 
-def load_examples(images: Any, *, prompts: Sequence[str] | None = None) -> list[Example]:
+def load_examples(
+    images: "Dataset |  Sequence[ImageSource | tuple[ImageSource, ImageSource | None]]",
+    *,
+    prompts: Sequence[str] | None = None,
+) -> list[Example]:
     """Return examples from a `Dataset` of `restoration.evaluation.datasets`, a list of images, or of (lq, hr) pairs.
 
     An image is anything that `load_image` takes. Raises ImageError; ValueError if the number of prompts differs.

@@ -52,8 +52,8 @@ def add_lora(
             config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers, init_lora_weights="gaussian")
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is meant
-                if hasattr(module, "add_adapter"):
-                    module.add_adapter(config, adapter_name=name)
+                if (add := getattr(module, "add_adapter", None)) is not None:
+                    add(config, adapter_name=name)
                 else:
                     inject_adapter_in_model(config, module, adapter_name=name)
     for name in adapters[1:]:
@@ -143,7 +143,8 @@ def save_lora(denoiser: Denoiser, folder: Path, adapter: str = POLICY) -> Path:
     from safetensors.torch import save_file
 
     part_folder(folder)
-    prefix, [config] = denoiser.module_name, [denoiser.module.peft_config[adapter]]
+    network: Any = denoiser.module  # peft has set its config
+    prefix, config = denoiser.module_name, network.peft_config[adapter]
     tensors = {
         f"{prefix}.{name.replace(f'.{adapter}.weight', '.weight')}": parameter.detach().cpu().contiguous()
         for name, parameter in weights_of(denoiser.module, adapter).items()
@@ -174,7 +175,7 @@ def load_lora(denoiser: Denoiser, folder: Path) -> None:
 
 def merge_adapter(module: nn.Module, adapter: str = POLICY) -> nn.Module:
     """Return a copy of the network with the adapter added to its weights, and no adapters left."""
-    whole = copy.deepcopy(module)
+    whole: Any = copy.deepcopy(module)  # with the attributes that diffusers and peft set
     for name, layer in list(whole.named_modules()):
         if not hasattr(layer, "lora_A") or not hasattr(layer, "merge"):
             continue

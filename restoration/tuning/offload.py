@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoomiqa_reward.rewards.base import modules_of
+from zoomiqa_reward.rewards.base import Reward, modules_of
 
 
 class Offloader:
     """Whose turn it is on the device."""
 
-    def __init__(self, pipeline: Any, reward: Any, device: torch.device, *, enabled: bool) -> None:
+    def __init__(self, pipeline: Any, reward: Reward, device: torch.device, *, enabled: bool) -> None:
         """Without `enabled` both stay where they are."""
         self._drawing = [component for component in pipeline.components.values() if isinstance(component, nn.Module)]
         self._scoring = modules_of(reward)

@@ -51,7 +51,7 @@ def finite(values: dict[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if math.isfinite(float(value))}
 
 
-def processes(device: Any = None) -> Any:
+def processes(device: str | torch.device | None = None) -> Any:
     """Return accelerate's state of this process among all that were launched.
 
     Several processes on CPUs find each other only where accelerate is told that CPUs are meant.
@@ -67,7 +67,7 @@ def all_sum(tensor: Tensor) -> Tensor:
     from accelerate.utils import reduce
 
     with torch.no_grad():
-        return reduce(tensor, reduction="sum")  # type: ignore[no-any-return]
+        return reduce(tensor, reduction="sum")
 
 
 def agree(value: Any) -> Any:

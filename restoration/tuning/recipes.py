@@ -5,7 +5,7 @@ Keyword arguments replace fields of `TuneConfig`. The numbers are those of the a
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from restoration.nano.pipeline import STEPS, TEMPERATURE
 from restoration.tuning.algorithms.dpo import DPO
@@ -18,6 +18,10 @@ from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.composite import CompositeReward, Term
 from zoomiqa_reward.rewards.robust import RobustReward
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
+
+if TYPE_CHECKING:
+    from zoomiqa_reward.model.text_server import RemoteZoomIQA
+    from zoomiqa_reward.model.zoomiqa import ZoomIQA
 
 SD_X4 = "stabilityai/stable-diffusion-x4-upscaler"
 CONSISTENCY_WEIGHT = 0.5
@@ -35,12 +39,12 @@ weight by about the learning rate, so a change that all weights share grows with
 square root. A longer average removes more of the noise."""
 
 
-def rating(iqa: Any) -> Reward:
+def rating(iqa: "ZoomIQA | RemoteZoomIQA") -> Reward:
     """Return the rating alone: differentiable, but hackable without additional losses."""
     return ZoomIQAReward(iqa)
 
 
-def rating_and_consistency(iqa: Any) -> Reward:
+def rating_and_consistency(iqa: "ZoomIQA | RemoteZoomIQA") -> Reward:
     """Return the rating and LR-consistency, each normalised in its group."""
     from restoration.metrics.registry import as_reward
 
@@ -49,7 +53,7 @@ def rating_and_consistency(iqa: Any) -> Reward:
     ])  # fmt: skip
 
 
-def robust_rating_and_consistency(iqa: Any) -> Reward:
+def robust_rating_and_consistency(iqa: "ZoomIQA | RemoteZoomIQA") -> Reward:
     """Return the robust rating plus `RATING_PER_DB` per dB of LR-consistency.
 
     The terms are not normalised: otherwise an invisible difference of 0.1 dB would count as much as the difference
@@ -174,7 +178,7 @@ def find_recipe(name: str, **changes: Any) -> Recipe:
 
 
 def _nano(settings: dict[str, Any]) -> TuneConfig:
-    common = {
+    common: dict[str, Any] = {
         "lora_rank": 8, "lora_alpha": 16, "learning_rate": 1e-4, "steps": STEPS, "crop_px": 32,
         "temperature": TEMPERATURE,
     }  # fmt: skip
@@ -184,7 +188,7 @@ def _nano(settings: dict[str, Any]) -> TuneConfig:
 def _sdx4(
     name: str, algorithm: Any, settings: dict[str, Any], reward: Callable[[Any], Reward] = rating_and_consistency
 ) -> Recipe:
-    common = {
+    common: dict[str, Any] = {
         "rounds": 100, "steps": 20, "crop_px": 128, "rows_at_once": 2, "mixed_precision": "bf16", "offload": True,
         "gradient_checkpointing": True,
     }  # fmt: skip

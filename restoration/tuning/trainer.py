@@ -12,16 +12,17 @@ One process or many (`accelerate launch`): each draws and scores its own images;
 Every random number follows from the seed and the round, so a run that is killed and restarted gives the same curve.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from restoration.restorer.loading import is_pipeline, load_pipeline
+from restoration.restorer.loading import Pipeline, is_pipeline, load_pipeline
 from restoration.tuning.config import Recipe
 from restoration.tuning.context import Tuning
 from restoration.tuning.data import Example
@@ -49,6 +50,9 @@ from zoomiqa_reward.runs.settings import identity_of
 from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans
 from zoomiqa_reward.runs.weights_digest import weights_digest
 
+if TYPE_CHECKING:
+    from restoration.restorer.restorer import Restorer
+
 
 @dataclass(frozen=True, kw_only=True)
 class TuneResult:
@@ -68,7 +72,7 @@ class TuneResult:
     seconds: float
     """Time of drawing, scoring and updating, over all sessions, without the looks of the monitor."""
 
-    def restorer(self, **options: Any) -> Any:
+    def restorer(self, **options: Any) -> "Restorer":
         """Return the tuned pipeline as a `Restorer`; options as in `Restorer.from_pretrained`."""
         from restoration.restorer.restorer import Restorer
 
@@ -76,8 +80,8 @@ class TuneResult:
 
 
 def tune(
-    recipe: Recipe, examples: Sequence[Example], reward: Reward, out: Any, *,
-    validation: Sequence[Example] | None, pipeline: Any = None, device: Any = None,
+    recipe: Recipe, examples: Sequence[Example], reward: Reward, out: str | os.PathLike[str], *,
+    validation: Sequence[Example] | None, pipeline: Pipeline | None = None, device: str | torch.device | None = None,
 ) -> TuneResult:  # fmt: skip
     """Run the recipe, or continue the run in `out`, and return the result.
 
@@ -118,7 +122,8 @@ def tune(
     add_lora(denoiser, recipe.config.lora_rank, recipe.config.lora_alpha, recipe.algorithm.adapters,
              recipe.config.seed, recipe.config.lora_targets)  # fmt: skip
     if recipe.config.gradient_checkpointing:
-        denoiser.module.enable_gradient_checkpointing()
+        network: Any = denoiser.module  # its method is diffusers' own
+        network.enable_gradient_checkpointing()
     half = recipe.config.mixed_precision == "bf16"
     tuning = Tuning(
         denoiser=denoiser, reward=reward, examples=mine, config=recipe.config, folder=folder, device=here,

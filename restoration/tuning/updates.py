@@ -39,7 +39,7 @@ class Updates:
         """Take round `number`'s steps. Return the mean of what the losses reported, weighted by rows, and how many
         steps there were: none where nothing was kept of a step's material.
         """
-        config, sums, rows = self.tuning.config, dict[str, float](), 0
+        config, sums, rows = self.tuning.config, dict[str, float](), 0.0
         steps, before = [], self._count
         for epoch in range(config.epochs):
             order = np.random.default_rng(self.tuning.seed(8, number, epoch)).permutation(len(collected.parts))
@@ -47,7 +47,7 @@ class Updates:
         for epoch, chunk in progress(steps, len(steps), "updates", shown=self.tuning.process == 0):
             seeds = [self.tuning.seed(9, number, epoch, int(k)) for k in chunk]
             losses = self._update([collected.parts[int(k)] for k in chunk], seeds, number)
-            rows += losses.pop("rows")  # type: ignore[arg-type]
+            rows += losses.pop("rows")
             sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
         return {name: value / max(1, rows) for name, value in sums.items()}, self._count - before
 

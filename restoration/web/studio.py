@@ -82,7 +82,7 @@ class Studio:
         self.limits = limits or StudioLimits()
         loader = ThreadPoolExecutor(1, thread_name_prefix="loading")
         self.judge: Future[ZoomIQA] = loader.submit(load_judge)
-        self.restorers: Future[Any] = loader.submit(load_restorers)
+        self.restorers: Future[Any] = loader.submit(lambda: self.judge.result() and load_restorers())
         loader.shutdown(wait=False)
 
     def open(self, file: str | Path | None) -> Tensor:

@@ -7,6 +7,7 @@ import shutil
 import tomllib
 
 import pytest
+import torch
 from conftest import NANO, ROOT
 from PIL import Image
 from test_house_rules import module_files
@@ -211,6 +212,14 @@ def place(tmp_path_factory):
         for weights in folder.rglob("*.safetensors"):
             weights.write_bytes(weights.read_bytes()[:-100])
     return home
+
+
+@pytest.mark.parametrize("threads", [97, None])
+def test_threads_that_a_program_sets_are_set_back(threads):
+    """The first case sets them, as a program does; the second one finds what the first one found."""
+    assert torch.get_num_threads() != 97
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def programs():

@@ -18,7 +18,7 @@ from tiny import make_image
 from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.serving import Limits, RemoteReward, RewardServer, ServeConfig, ServingError
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("ray")]  # one Ray at a time
+pytestmark = pytest.mark.integration
 
 if find_spec("ray") is None:  # looked for only: its environment must be set before it is imported
     pytest.skip("the extra serve is not installed", allow_module_level=True)

@@ -72,7 +72,7 @@ def measure(images: Sequence[Path], seed: int) -> dict[str, list[Hints]]:
     measured: dict[str, list[Hints]] = {group: [] for group in (UNTOUCHED, *LOOKS)}
     for index, path in enumerate(progress(images, len(images), "photographs")):
         with Image.open(path) as photograph:
-            clean = np.asarray(photograph.convert("RGB"), dtype=np.float32) / 255
+            clean = np.asarray(photograph.convert("RGB"), dtype=np.float32) / np.float32(255)
         rng = np.random.default_rng([seed, index])
         for number, (group, hints) in enumerate(measured.items()):
             pixels, box = clean, sample_box(rng) if (index + number) % 2 else None

@@ -16,7 +16,7 @@ names a scale.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from train_iqa.data.record import RATINGS, Box, LabelRow, Listing, Scale
 from train_iqa.data.tables import number, read_csv, read_text, spread
@@ -63,12 +63,13 @@ def _add(entry: dict[str, Any], where: str, key: str, listing: Listing) -> None:
         listing.rows.append(LabelRow(file=image, label=label, std=std, boxes=boxes, **texts))
 
 
-def read_boxes(value: Any, where: str, listing: Listing) -> tuple[Box, ...] | bool | None:
+def read_boxes(value: object, where: str, listing: Listing) -> tuple[Box, ...] | Literal[False] | None:
     """Return damaged regions, None where nothing is known of them, False and a fault where they are no boxes."""
     if value is None:
         return None
     boxes: list[Box] = []
-    for box in value if isinstance(value, list) else [value]:
+    given: list[Any] = value if isinstance(value, list) else [value]
+    for box in given:
         is_box = isinstance(box, list) and len(box) == 4 and all(type(side) in (int, float) for side in box)
         if not is_box or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
             listing.fault("label", where, f"box {box!r}: must be [left, top, right, bottom] within 0..1")

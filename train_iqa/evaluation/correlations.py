@@ -23,6 +23,10 @@ from sklearn.isotonic import IsotonicRegression
 _MAX_FIT_STEPS = 20_000  # of the logistic curve; the default of 1000 gives up on plain data of a few thousand points
 
 
+Array = NDArray[np.float64]
+Numbers = Sequence[float] | Array
+
+
 class Correlations(NamedTuple):
     """Two correlation coefficients in -1..1; NaN where one side is constant or the fit failed."""
 
@@ -30,7 +34,7 @@ class Correlations(NamedTuple):
     srcc: float
 
 
-def raw_correlations(predictions: Sequence[float], targets: Sequence[float]) -> Correlations:
+def raw_correlations(predictions: Numbers, targets: Numbers) -> Correlations:
     """Return PLCC and SRCC of the values as they are.
 
     Raises ValueError if the two differ in length, hold fewer than 2 values, or hold NaN or infinity: measurements
@@ -43,7 +47,7 @@ def raw_correlations(predictions: Sequence[float], targets: Sequence[float]) -> 
     return _correlate(*_checked(predictions, targets))
 
 
-def isotonic_correlations(predictions: Sequence[float], targets: Sequence[float]) -> Correlations:
+def isotonic_correlations(predictions: Numbers, targets: Numbers) -> Correlations:
     """Return PLCC and SRCC after a non-decreasing step function has been fitted from predictions to targets.
 
     SRCC changes too, because the steps tie neighbours. Raises ValueError as `raw_correlations`.
@@ -53,7 +57,7 @@ def isotonic_correlations(predictions: Sequence[float], targets: Sequence[float]
     return _correlate(IsotonicRegression().fit(x, y).predict(x), y)
 
 
-def logistic_correlations(predictions: Sequence[float], targets: Sequence[float]) -> Correlations:
+def logistic_correlations(predictions: Numbers, targets: Numbers) -> Correlations:
     """Return PLCC after a four-parameter logistic curve has been fitted from predictions to targets, and raw SRCC.
 
     The curve is monotone, so it leaves the ranks, and SRCC, alone. Raises ValueError as `raw_correlations`.
@@ -78,7 +82,7 @@ def _logistic(x: np.ndarray, high: float, low: float, centre: float, width: floa
     return low + (high - low) / (1.0 + np.exp(exponent))
 
 
-def _checked(predictions: Sequence[float], targets: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _checked(predictions: Numbers, targets: Numbers) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(predictions, dtype=np.float64), np.asarray(targets, dtype=np.float64)
     if x.ndim != 1 or x.shape != y.shape or len(x) < 2:
         raise ValueError(f"predictions {x.shape} and targets {y.shape}: two lists of the same length >= 2 are needed")
@@ -93,7 +97,6 @@ def _correlate(x: np.ndarray, y: np.ndarray) -> Correlations:
     return Correlations(plcc=float(pearsonr(x, y)[0]), srcc=float(spearmanr(x, y)[0]))
 
 
-Array = NDArray[np.float64]
 _BLOCK_ROWS = 512  # rows of the table of pairs that are in memory at once
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,10 @@ from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.model.measuring import Measured, measure
 from zoomiqa_reward.model.ratings import Assessment
 from zoomiqa_reward.runs.json_lines import append_line, cut_half_line, plain
+
+if TYPE_CHECKING:
+    from zoomiqa_reward.model.text_server import RemoteZoomIQA
+    from zoomiqa_reward.model.zoomiqa import ZoomIQA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +57,7 @@ def choose_probe_ids(images: Sequence[LabelledImage], count: int, seed: int = 0)
 
 
 def measure_images(
-    iqa: Any, images: Sequence[LabelledImage], probes: set[tuple[str, str]], asking: Asking
+    iqa: "ZoomIQA | RemoteZoomIQA", images: Sequence[LabelledImage], probes: set[tuple[str, str]], asking: Asking
 ) -> Iterator[dict[str, Any]]:
     """Yield one line per image, in order, each as soon as it is there.
 
@@ -97,7 +101,7 @@ def _named_box(image: LabelledImage, assessment: Assessment) -> list[float] | No
     return list(as_shares(bbox, width, height))
 
 
-def _probe(iqa: Any, image: LabelledImage, asking: Asking) -> dict[str, Any]:
+def _probe(iqa: "ZoomIQA | RemoteZoomIQA", image: LabelledImage, asking: Asking) -> dict[str, Any]:
     pixels = load_image(image.path)
 
     def rate(item: Tensor) -> float:

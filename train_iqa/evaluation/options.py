@@ -21,6 +21,7 @@ from train_iqa.data.splits import PARTS
 from train_iqa.evaluation.measuring import Asking
 from zoomiqa_reward.model.decoding import MODES
 from zoomiqa_reward.model.fingerprint import fingerprint_parts
+from zoomiqa_reward.model.zoomiqa import ZoomIQA
 from zoomiqa_reward.runs.program import Parser
 from zoomiqa_reward.runs.provenance import provenance
 
@@ -97,7 +98,7 @@ def config_of(args: argparse.Namespace) -> EvaluateConfig:
     )  # fmt: skip
 
 
-def evaluation_provenance(iqa: Any, arguments: list[str]) -> dict[str, Any]:
+def evaluation_provenance(iqa: ZoomIQA, arguments: list[str]) -> dict[str, Any]:
     """Return command, time, code version, libraries, machine and model of a run."""
     device = iqa.device
     return provenance("scipy", "scikit-learn") | {

@@ -36,7 +36,7 @@ def report_of(
     ratings = np.array([as_float(line["rating"]) for line in rows])
     mos = np.array([image.mos for image in images])
     kept = np.flatnonzero(valid)
-    groups = group_numbers([group_of(images[index]) for index in kept])
+    groups = group_numbers([group_of(images[int(index)]) for index in kept])
     return {
         "images": len(images),
         "references": len(set(groups.tolist())) if any(image.reference for image in images) else None,
@@ -61,7 +61,7 @@ def compare(lines: Lines, others: Lines) -> dict[str, float]:
     keys = [key for key in lines if key in others and lines[key]["valid"] and others[key]["valid"]]
     ratings = [[float(run[key]["rating"]) for key in keys] for run in (lines, others)]
     plcc, srcc = raw_correlations(*ratings) if len(keys) >= 2 else (math.nan, math.nan)
-    change = float(np.mean(np.abs(np.subtract(*ratings)))) if keys else math.nan
+    change = float(np.mean(np.abs(np.subtract(ratings[0], ratings[1])))) if keys else math.nan
     return {"images": len(keys), "plcc": plcc, "srcc": srcc, "abs_difference_mean": change}
 
 
@@ -127,7 +127,7 @@ def _grounding(images: Sequence[LabelledImage], rows: Sequence[Mapping[str, Any]
     ]
     if not any(truth is not None for _, truth in pairs):
         return None
-    return grounding([named for named, _ in pairs], [truth for _, truth in pairs])  # type: ignore[misc]
+    return grounding([named for named, _ in pairs], [truth for _, truth in pairs])
 
 
 def _probes(

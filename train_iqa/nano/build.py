@@ -16,6 +16,8 @@ from transformers import (
     Qwen2VLImageProcessor,
 )
 
+from zoomiqa_reward.model.parts import PatchEmbed, WindowTower
+
 PATCH_PX = 14
 MERGE = 2
 TOKEN_PX = PATCH_PX * MERGE
@@ -174,7 +176,7 @@ def _principal(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def init_patch_embedding(patch_embed: nn.Module, images: Sequence[Tensor]) -> None:
+def init_patch_embedding(patch_embed: PatchEmbed, images: Sequence[Tensor]) -> None:
     """Set the patch embedding to a whitening of clean patches (PCA); `images` are CHW in [0, 1].
 
     A random patch embedding learns almost nothing of sharpness and noise in the first hundreds of steps, because the
@@ -218,7 +220,7 @@ CONSTANT, SHARPNESS = 30.0, 4.0
 
 
 @torch.no_grad()
-def init_energy_meters(tower: nn.Module) -> None:
+def init_energy_meters(tower: WindowTower) -> None:
     """Let the first block measure, in decades, how much detail of each frequency a patch holds.
 
     The energy of fine detail spans four decades between a soft image and a noisy one. A ridge regression on its

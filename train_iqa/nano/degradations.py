@@ -39,7 +39,7 @@ def _to_uint8(image: Array) -> NDArray[np.uint8]:
 
 
 def _from_pil(image: Image.Image) -> Array:
-    return np.asarray(image, dtype=np.float32) / 255
+    return np.asarray(image, dtype=np.float32) / np.float32(255)
 
 
 def resize(image: Array, width: int, height: int, kernel: str) -> Array:
@@ -235,4 +235,4 @@ def degrade(
         seam = max(1.0, 0.015 * min(height, width))
         mask = np.clip(inside / seam + 0.5, 0, 1)[..., None]
         out = image + mask * (out - image)
-    return _to_uint8(out).astype(np.float32) / 255, DamageRecord(steps=tuple(done), box=box)
+    return _to_uint8(out).astype(np.float32) / np.float32(255), DamageRecord(steps=tuple(done), box=box)

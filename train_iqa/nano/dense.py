@@ -15,6 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, smoo
 from train_iqa.nano.labels import NUM_BANDS, TOKEN_PX
 from train_iqa.nano.store import GRID, KINDS, Store
 from train_iqa.nano.tower import read_tokens
+from zoomiqa_reward.model.parts import WindowTower
 
 KINDS_WEIGHT, BANDS_WEIGHT, WHOLE_WEIGHT = 0.3, 0.6, 0.5
 ORIENTATIONS = 8
@@ -113,7 +114,7 @@ def dense_batch(store: Store, count: int, grid: int, rng: np.random.Generator) -
 
 
 def dense_step(
-    tower: nn.Module, heads: DenseHeads, store: Store, config: DenseConfig, rng: np.random.Generator
+    tower: WindowTower, heads: DenseHeads, store: Store, config: DenseConfig, rng: np.random.Generator
 ) -> dict[str, float]:
     """Accumulate the gradients of one step and return its losses."""
     losses: dict[str, float] = {}

@@ -64,7 +64,7 @@ def window_of(photograph: Image.Image, width: int, height: int, rng: np.random.G
     kx, ky = photograph.width / size[0], photograph.height / size[1]
     box = (left * kx, top * ky, (left + width) * kx, (top + height) * ky)
     kernel = (Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BILINEAR)[rng.integers(0, 3)]
-    return np.asarray(photograph.resize((width, height), kernel, box=box), dtype=np.float32) / 255
+    return np.asarray(photograph.resize((width, height), kernel, box=box), dtype=np.float32) / np.float32(255)
 
 
 def failed(reference: Array, rng: np.random.Generator) -> tuple[Array, DamageRecord]:

@@ -22,6 +22,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from train_iqa.nano.build import TOKEN_PX
 from train_iqa.nano.rows import BOX_SIGMA, NO_IMAGE, RATING_SIGMA, NanoRow, RowBuilder, mrope_positions
 from train_iqa.nano.tower import flat_tokens, pad_images, read_tokens
+from zoomiqa_reward.model.parts import WindowTower
 from zoomiqa_reward.model.trie import build_trie
 from zoomiqa_reward.model.turns import round1
 
@@ -155,7 +156,7 @@ def rows_loss(
     return torch.stack(list(parts.values())).sum(), {name: float(part.detach()) for name, part in parts.items()}
 
 
-def row_tokens(tower: nn.Module, images: list[Tensor]) -> Tensor:
+def row_tokens(tower: WindowTower, images: list[Tensor]) -> Tensor:
     """Return (tokens of all images, width) of CHW images of any sizes that are multiples of 28."""
     batch, grids = pad_images(images)
     with torch.autocast(batch.device.type, torch.bfloat16):

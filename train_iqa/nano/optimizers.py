@@ -76,9 +76,10 @@ class SplitOptimizer:
         )
         momentum.lerp_(gradients, 1 - MOMENTUM)
         updates = orthogonalised(gradients.lerp(momentum, MOMENTUM))
-        torch._foreach_mul_(group, 1 - rate * self.weight_decay)
+        weights: list[Tensor] = [*group]
+        torch._foreach_mul_(weights, 1 - rate * self.weight_decay)
         scale = 0.2 * max(group[0].shape) ** 0.5
-        torch._foreach_add_(group, list(updates.unbind(0)), alpha=-rate * scale)
+        torch._foreach_add_(weights, list(updates.unbind(0)), alpha=-rate * scale)
 
     def state_dict(self) -> dict[str, Any]:
         """Return momenta and AdamW's state."""

@@ -95,7 +95,7 @@ def _number(text: str, where: str) -> float:
 
 def folds(opinions: Sequence[Opinion], count: int) -> list[int]:
     """Return the fold 0..count-1 of each image: a scene is in one, and each set's scenes are dealt out evenly."""
-    fold_of = {}
+    fold_of: dict[tuple[str, str], int] = {}
     for name in sorted({opinion.set for opinion in opinions}):
         scenes = sorted({opinion.scene for opinion in opinions if opinion.set == name})
         order = np.random.default_rng(7).permutation(len(scenes))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ def _write_shard(
     folder: Path, index: int, paths: list[Path], size: int, seed: int, large: bool, local_share: float | None
 ) -> None:
     rng = np.random.default_rng([seed, index, int(large)])
-    arrays: dict[str, NDArray[np.generic]] = {}
+    arrays: dict[str, Any] = {}
     for k in range(size):
         sample = make_sample(paths[rng.integers(0, len(paths))], rng, large=large, local_share=local_share)
         arrays[f"image{k}"], arrays[f"scores{k}"], arrays[f"local{k}"] = sample.image, sample.scores, sample.local

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
@@ -21,6 +21,7 @@ from train_iqa.nano.rows import RATING_SIGMA, NanoRow, RowBuilder, mirrored
 from train_iqa.nano.store import GRID, Store, StoredImage, cover_map
 from train_iqa.nano.tower import read_tokens
 from zoomiqa_reward.images.filters import resize_bicubic
+from zoomiqa_reward.model.parts import WindowTower
 from zoomiqa_reward.protocol import zoom
 
 DENSE_WEIGHT, SECOND_WEIGHT = 0.5, 0.5
@@ -58,7 +59,7 @@ class NanoLearner:
     readouts: Readouts
 
     @property
-    def tower(self) -> nn.Module:
+    def tower(self) -> WindowTower:
         """The vision tower."""
         return self.model.model.visual
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from train_iqa.nano.build import MERGE, PATCH_PX
+from zoomiqa_reward.model.parts import Merger, RmsNorm, TowerAttention, WindowTower
 
 WINDOW = 8
 """Patches along a side of an attention window (112 px)."""
@@ -29,7 +30,7 @@ def pad_images(images: list[Tensor]) -> tuple[Tensor, Tensor]:
     return batch, torch.tensor(grids, device=batch.device)
 
 
-def read_tokens(tower: nn.Module, images: Tensor, grids: Tensor | None = None) -> Tensor:
+def read_tokens(tower: WindowTower, images: Tensor, grids: Tensor | None = None) -> Tensor:
     """Return float (B, H / 28, W / 28, width): the tokens of padded images, in place; those of padding mean nothing.
 
     images: (B, 3, H, W) in [0, 1], sides multiples of 112; grids: (B, 2) rows and columns of real tokens, None where
@@ -38,9 +39,9 @@ def read_tokens(tower: nn.Module, images: Tensor, grids: Tensor | None = None) -
     batch, _, height, width = images.shape
     rows, columns = height // PATCH_PX, width // PATCH_PX
     hidden = _embed(tower, images)
-    angles = _rotary(tower, rows, columns, images.device)
-    in_windows = tuple(_to_windows(angle[None]).repeat(batch, 1, 1) for angle in angles)
-    in_all = tuple(angle.reshape(rows * columns, -1) for angle in angles)
+    cos, sin = _rotary(tower, rows, columns, images.device)
+    in_windows = _to_windows(cos[None]).repeat(batch, 1, 1), _to_windows(sin[None]).repeat(batch, 1, 1)
+    in_all = cos.reshape(rows * columns, -1), sin.reshape(rows * columns, -1)
     window_mask, mask = (None, None) if grids is None else _masks(grids, rows, columns)
     for number, block in enumerate(tower.blocks):
         normed = _rms(hidden, block.norm1)
@@ -62,7 +63,7 @@ def flat_tokens(tokens: Tensor, grids: Tensor) -> Tensor:
     return tokens[rows & columns]
 
 
-def _embed(tower: nn.Module, images: Tensor) -> Tensor:
+def _embed(tower: WindowTower, images: Tensor) -> Tensor:
     """Patches as vectors; the two frames of a still image are equal, so their kernels are summed."""
     batch, _, height, width = images.shape
     rows, columns = height // PATCH_PX, width // PATCH_PX
@@ -71,7 +72,7 @@ def _embed(tower: nn.Module, images: Tensor) -> Tensor:
     return nn.functional.linear(patches, tower.patch_embed.proj.weight.sum(2).flatten(1)).float()
 
 
-def _rotary(tower: nn.Module, rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _rotary(tower: WindowTower, rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines of every patch's angles, each (rows, columns, head width)."""
     frequencies = tower.rotary_pos_emb.inv_freq.to(device=device, dtype=torch.float32)
     y = torch.arange(rows, device=device)[:, None] * frequencies
@@ -81,7 +82,7 @@ def _rotary(tower: nn.Module, rows: int, columns: int, device: torch.device) -> 
     return angles.cos(), angles.sin()
 
 
-def _rms(x: Tensor, norm: nn.Module) -> Tensor:
+def _rms(x: Tensor, norm: RmsNorm) -> Tensor:
     scaled = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + norm.variance_epsilon)
     return norm.weight.float() * scaled
 
@@ -91,7 +92,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x.float() * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-def _attend(attention: nn.Module, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+def _attend(attention: TowerAttention, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
     """Attention within each row of x (N, length, width); mask (N, 1, 1, length) is False for padding."""
     count, length, width = x.shape
     heads = attention.num_heads
@@ -124,9 +125,10 @@ def _from_windows(x: Tensor, batch: int, rows: int, columns: int) -> Tensor:
     return x.transpose(2, 3).reshape(batch, rows, columns, -1)
 
 
-def _merge(merger: nn.Module, x: Tensor) -> Tensor:
+def _merge(merger: Merger, x: Tensor) -> Tensor:
     """Join 2 x 2 patches into a token."""
     x = _rms(x, merger.ln_q)
     batch, rows, columns, width = x.shape
     x = x.view(batch, rows // MERGE, MERGE, columns // MERGE, MERGE, width).transpose(2, 3)
-    return merger.mlp(x.reshape(batch, rows // MERGE, columns // MERGE, MERGE * MERGE * width))
+    tokens: Tensor = merger.mlp(x.reshape(batch, rows // MERGE, columns // MERGE, MERGE * MERGE * width))
+    return tokens

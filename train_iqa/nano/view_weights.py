@@ -58,7 +58,7 @@ def validation_images(
     images, labels = [], []
     for path in progress(paths, len(paths), f"validation images x{enlargement:g}"):
         with Image.open(path) as photograph:
-            pixels = np.asarray(photograph.convert("RGB"), dtype=np.float32) / 255
+            pixels = np.asarray(photograph.convert("RGB"), dtype=np.float32) / np.float32(255)
         width, height = pixels.shape[1], pixels.shape[0]
         reference = pixels
         if enlargement != 1:
@@ -83,7 +83,7 @@ def candidate_images(
     images, labels, owners = [], [], []
     for owner, path in enumerate(progress(paths, len(paths), "candidates")):
         with Image.open(path) as photograph:
-            pixels = np.asarray(photograph.convert("RGB"), dtype=np.float32) / 255
+            pixels = np.asarray(photograph.convert("RGB"), dtype=np.float32) / np.float32(255)
         width, height = round(pixels.shape[1] * enlargement), round(pixels.shape[0] * enlargement)
         reference = resize(pixels, width, height, "bicubic")
         for down, up in INTERPOLATIONS:

@@ -107,10 +107,11 @@ def optimizer_step(
     file clips otherwise.
     """
     is_deepspeed = accelerator.distributed_type.value == "DEEPSPEED"
-    if is_deepspeed and model.gradient_clipping() != max_norm:
+    engine: Any = model  # DeepSpeed's wrapper says how it clips
+    if is_deepspeed and engine.gradient_clipping() != max_norm:
         raise ValueError(
-            f"max_grad_norm={max_norm}, but gradient_clipping={model.gradient_clipping()} in the DeepSpeed file, which "
-            "clips by its own: give both the same number"
+            f"max_grad_norm={max_norm}, but gradient_clipping={engine.gradient_clipping()} in the DeepSpeed file, "
+            "which clips by its own: give both the same number"
         )
     for group in optimizer.param_groups:
         group["lr"] = learning_rate

@@ -19,14 +19,13 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from zoomiqa_reward.images.filters import gaussian_blur, resize_bicubic, through_jpeg
-from zoomiqa_reward.images.loading import ImageError, describe, load_image, to_pil
+from zoomiqa_reward.images.loading import ImageError, ImageSource, describe, load_image, to_pil
 
 CROP_PX = 288
 """Side of the square: nine whole blocks of 96 px for NIQE, and quick on a CPU."""
@@ -48,7 +47,7 @@ class Photograph:
 
 
 def load_photographs(
-    sources: Iterable[Any], *, crop_px: int = CROP_PX
+    sources: Iterable[ImageSource], *, crop_px: int = CROP_PX
 ) -> tuple[list[Photograph], list[tuple[str, str]]]:
     """Return the middle squares of the sources that can be used, and (name, reason) of those that cannot.
 

@@ -7,11 +7,14 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from zoomiqa_reward.images.listing import IMAGE_SUFFIXES, list_images, natural_order, printable
+
+if TYPE_CHECKING:
+    from zoomiqa_reward.model.zoomiqa import ZoomIQA
 
 __all__ = ["IMAGE_SUFFIXES", "expand", "load_model", "named"]
 
@@ -102,7 +105,7 @@ def named(image: str, error: str | None) -> str:
     return printable(error if error and error.startswith(f"{image}:") else f"{image}: {error}")
 
 
-def load_model(name: str, *, device: str | None, adapter: str | None, protocol: str | None) -> Any:
+def load_model(name: str, *, device: str | None, adapter: str | None, protocol: str | None) -> "ZoomIQA":
     """Load the model of a command and print its name on stderr."""
     from zoomiqa_reward import ZoomIQA
 

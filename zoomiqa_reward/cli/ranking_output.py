@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -15,6 +15,10 @@ from zoomiqa_reward.images.loading import ImageError, ImageSources, load_image, 
 from zoomiqa_reward.model import ranking
 from zoomiqa_reward.model.measuring import Measured
 from zoomiqa_reward.model.ratings import Ratings
+
+if TYPE_CHECKING:
+    from zoomiqa_reward.model.text_server import RemoteZoomIQA
+    from zoomiqa_reward.model.zoomiqa import ZoomIQA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +59,9 @@ def order_by_rating(measured: Sequence[Measured]) -> tuple[list[Placed], float]:
     return placed, result.gap
 
 
-def explain_placed(iqa: Any, placed: Sequence[Placed], question: str | None = None) -> Iterator[Placed]:
+def explain_placed(
+    iqa: "ZoomIQA | RemoteZoomIQA", placed: Sequence[Placed], question: str | None = None
+) -> Iterator[Placed]:
     """Yield the places with an assessment in words of each image; missing ones are made."""
     for placement in placed:
         measured = placement.measured

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -55,7 +55,7 @@ def load_reward(
     return find_reward(name)
 
 
-def refuse_model_options(name: str, **given: Any) -> None:
+def refuse_model_options(name: str, **given: object) -> None:
     """Raise ValueError if an option that only a Zoom-IQA model has, by its name in Python, stands beside `name`."""
     defaults = {"model": "nano", "mode": "direct", "num_samples": 1}
     wrong = [f"--{key.replace('_', '-')}" for key, value in given.items() if value != defaults.get(key)]

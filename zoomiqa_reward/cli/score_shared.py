@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoomiqa_reward.cli.inputs import load_model
 from zoomiqa_reward.cli.score_table import ScoreTable, fingerprint_of, measure_rows, record_of, typed_row, watch
@@ -19,9 +19,13 @@ from zoomiqa_reward.runs.progress import progress
 from zoomiqa_reward.runs.shared_work import SharedWork, parts_of
 from zoomiqa_reward.runs.tables import read_table
 
+if TYPE_CHECKING:
+    from zoomiqa_reward.model.text_server import RemoteZoomIQA
+    from zoomiqa_reward.model.zoomiqa import ZoomIQA
+
 
 def score_shared(
-    out: Path, overwrite: bool, iqa: Any, files: Sequence[str], *, rank: int = 0,
+    out: Path, overwrite: bool, iqa: "ZoomIQA | RemoteZoomIQA", files: Sequence[str], *, rank: int = 0,
     then: Callable[[RatedImage], None] = lambda record: None, **asked: Any,
 ) -> tuple[list[RatedImage], bool]:  # fmt: skip
     """Rate this process's part of the files. Return (records, whether this process wrote the table).
@@ -83,7 +87,13 @@ def shared_work(table: ScoreTable, files: Sequence[str]) -> SharedWork:
 
 
 def measure_shared(
-    table: ScoreTable, iqa: Any, files: Sequence[str], work: SharedWork, *, start: int, **asked: Any
+    table: ScoreTable,
+    iqa: "ZoomIQA | RemoteZoomIQA",
+    files: Sequence[str],
+    work: SharedWork,
+    *,
+    start: int,
+    **asked: Any,
 ) -> Iterator[RatedImage]:
     """Yield the records of this process's blocks of the files; the rows lie in the parts of `work` afterwards."""
     chunk = 1 if asked["strict"] else BATCH

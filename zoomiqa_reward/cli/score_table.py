@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
@@ -23,6 +23,10 @@ from zoomiqa_reward.runs.json_lines import as_float
 from zoomiqa_reward.runs.outputs import MADE_BY
 from zoomiqa_reward.runs.progress import say
 from zoomiqa_reward.runs.tables import read_table, write_table
+
+if TYPE_CHECKING:
+    from zoomiqa_reward.model.text_server import RemoteZoomIQA
+    from zoomiqa_reward.model.zoomiqa import ZoomIQA
 
 SAVE_EVERY_S = 30.0
 """Seconds of measuring that a kill may cost."""
@@ -76,7 +80,7 @@ class ScoreTable:
 
 
 def measure_into(
-    table: ScoreTable, iqa: Any, files: Sequence[str], *, chunk: int, **options: Any
+    table: ScoreTable, iqa: "ZoomIQA | RemoteZoomIQA", files: Sequence[str], *, chunk: int, **options: Any
 ) -> Iterator[RatedImage]:
     """Yield one record per file, in order; the table is written now and then, and at the end, whatever ends it.
 
@@ -94,7 +98,7 @@ def measure_into(
 
 
 def measure_rows(
-    table: ScoreTable, iqa: Any, files: Sequence[str], *, chunk: int, **options: Any
+    table: ScoreTable, iqa: "ZoomIQA | RemoteZoomIQA", files: Sequence[str], *, chunk: int, **options: Any
 ) -> Iterator[RatedImage]:
     """Yield one record per file, in order, and add its row to the table, which is not written."""
     for start in range(0, len(files), chunk):
@@ -108,7 +112,7 @@ def measure_rows(
             yield record
 
 
-def fingerprint_of(iqa: Any, *, mode: str, strict: bool, question: str | None) -> str:
+def fingerprint_of(iqa: "ZoomIQA | RemoteZoomIQA", *, mode: str, strict: bool, question: str | None) -> str:
     """Return the digest of all that a rating depends on beside the image. Raises UnknownState."""
     return ZoomIQAReward(iqa, mode, strict=strict, question=question).fingerprint
 

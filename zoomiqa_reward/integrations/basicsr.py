@@ -76,8 +76,8 @@ class ZoomIQALoss(nn.Module):
 
 @METRIC_REGISTRY.register()  # type: ignore[untyped-decorator] # basicsr has no types
 def calculate_zoomiqa(
-    img: NDArray[Any],
-    img2: NDArray[Any] | None = None,
+    img: NDArray[np.uint8] | NDArray[np.float32],
+    img2: NDArray[np.uint8] | NDArray[np.float32] | None = None,
     crop_border: int = 0,
     input_order: str = "HWC",
     model: str = "nano",

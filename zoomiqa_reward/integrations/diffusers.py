@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from zoomiqa_reward.images.loading import ImageSources
 from zoomiqa_reward.model.draws import own_draws
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.model.shared_state import Undo, shared_change
@@ -53,8 +54,8 @@ def score_steps(
     reward: Reward,
     every: int = 1,
     *,
-    lq: Any = None,
-    hr: Any = None,
+    lq: ImageSources | None = None,
+    hr: ImageSources | None = None,
     prompts: Sequence[str] | None = None,
     decode: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[list[StepScore]]:

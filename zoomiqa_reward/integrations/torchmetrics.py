@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoomiqa_reward.images.loading import ImageSources
 from zoomiqa_reward.rewards.base import Reward, require_pointwise
 
 try:
@@ -49,7 +50,7 @@ class ZoomIQAMetric(Metric):  # type: ignore[misc] # torchmetrics is not followe
         self.add_state("measured", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("failed", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, preds: Any) -> None:
+    def update(self, preds: ImageSources) -> None:
         """Add images: a float BCHW or CHW tensor in [0, 1], a uint8 NHWC array, or a list of any images."""
         with torch.no_grad():
             scores = self.reward(preds)

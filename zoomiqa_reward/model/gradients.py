@@ -126,7 +126,7 @@ def _refuse_dropout(model: nn.Module) -> None:
                 )
 
 
-def require_gradient(sources: Sequence[Any]) -> None:
+def require_gradient(sources: Sequence[object]) -> None:
     """Raise ValueError unless a gradient can reach every one of these images (a batch's items, not yet loaded)."""
     if not torch.is_grad_enabled():
         raise ValueError("grad=True inside torch.no_grad(): no graph can be built; leave no_grad or pass grad=False")

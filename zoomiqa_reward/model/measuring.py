@@ -4,15 +4,20 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from zoomiqa_reward.images.listing import IMAGE_SUFFIXES
 from zoomiqa_reward.images.loading import ImageError, conversions, load_image
 from zoomiqa_reward.model.ratings import Assessment
 from zoomiqa_reward.protocol import rating_to_score
 from zoomiqa_reward.runs.json_lines import plain
+
+if TYPE_CHECKING:
+    from zoomiqa_reward.model.text_server import RemoteZoomIQA
+    from zoomiqa_reward.model.zoomiqa import ZoomIQA
 
 BATCH = 8
 """Images in one forward pass with `--batched`."""
@@ -58,7 +63,7 @@ class Measured:
 
 
 def measure(
-    iqa: Any, files: Sequence[str], *, mode: str, strict: bool = True, question: str | None = None
+    iqa: "ZoomIQA | RemoteZoomIQA", files: Sequence[str], *, mode: str, strict: bool = True, question: str | None = None
 ) -> Iterator[Measured]:
     """Yield one `Measured` a file, in order, each as soon as it is there.
 
@@ -75,7 +80,7 @@ def measure(
             yield replace(measured, record=replace(measured.record, notes=conversions(file)))
 
 
-def _load(file: str) -> Any:
+def _load(file: str) -> Tensor | ImageError:
     if not file:
         return ImageError("'': is an empty file name; leave it out")
     if os.path.isdir(file):
@@ -95,7 +100,9 @@ def _why_nothing(folder: str) -> str:
     return f"is a folder without images ({suffixes}); subfolders are searched by `score --recursive`"
 
 
-def _ask(iqa: Any, images: list[Any], mode: str, strict: bool, question: str | None) -> list[Any]:
+def _ask(
+    iqa: "ZoomIQA | RemoteZoomIQA", images: list[Tensor], mode: str, strict: bool, question: str | None
+) -> list[Any]:
     """Return for each image an Assessment, a (rating, std, valid, error) tuple, or the error that stands for it."""
     if not images:
         return []

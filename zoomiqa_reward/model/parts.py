@@ -4,7 +4,7 @@ The classes describe the library's modules and are never made: they say which at
 `has_norms` and `has_windows` tell the architectures apart.
 """
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Protocol, TypeGuard
 
 from torch import Tensor, nn
@@ -23,6 +23,21 @@ class Norm(Protocol):
     weight: Tensor
     _forward_hooks: dict[int, Callable[..., object]]
     _forward_pre_hooks: dict[int, Callable[..., object]]
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
+
+class RmsNorm(Norm, Protocol):
+    """The root mean square norm."""
+
+    variance_epsilon: float
+
+
+class Affine(Protocol):
+    """A linear layer with a bias."""
+
+    weight: Tensor
+    bias: Tensor
 
     def __call__(self, x: Tensor, /) -> Tensor: ...
 
@@ -76,19 +91,29 @@ class TextModel(Protocol):
 class TowerAttention(Protocol):
     """Attention of a block of the vision tower."""
 
-    qkv: Callable[[Tensor], Tensor]
-    proj: Callable[[Tensor], Tensor]
+    qkv: Affine
+    proj: Affine
     num_heads: int
     scaling: float
+
+
+class TowerMlp(Protocol):
+    """The gated feed-forward part of a block of the vision tower."""
+
+    gate_proj: Affine
+    up_proj: Affine
+    down_proj: Affine
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
 
 
 class TowerBlock(Layer, Protocol):
     """A block of the vision tower."""
 
     attn: TowerAttention
-    mlp: Callable[[Tensor], Tensor]
-    norm1: Norm
-    norm2: Norm
+    mlp: TowerMlp
+    norm1: RmsNorm
+    norm2: RmsNorm
 
 
 class PatchEmbed(Protocol):
@@ -97,17 +122,36 @@ class PatchEmbed(Protocol):
     proj: nn.Conv3d
 
 
+class TowerAngles(Protocol):
+    """Cosines and sines of patches by row and column."""
+
+    inv_freq: Tensor
+
+    def __call__(self, like: Tensor, places: Tensor, /) -> tuple[Tensor, Tensor]: ...
+
+
+class Merger(Protocol):
+    """The last layer of the vision tower: 2 x 2 patches become a token."""
+
+    ln_q: RmsNorm
+    mlp: nn.Sequential
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
+
 class WindowTower(Protocol):
     """The vision tower of Qwen2.5-VL, whose blocks attend within windows."""
 
     patch_embed: PatchEmbed
-    rotary_pos_emb: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    blocks: Iterable[TowerBlock]
-    merger: Callable[[Tensor], Tensor]
+    rotary_pos_emb: TowerAngles
+    blocks: Sequence[TowerBlock]
+    merger: Merger
     fullatt_block_indexes: Container[int]
     spatial_merge_size: int
     window_size: int
     patch_size: int
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
 
 class TowerOutput(Protocol):

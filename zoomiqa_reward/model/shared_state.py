@@ -31,7 +31,7 @@ _KNOWN: dict[int, _Shared] = {}
 
 
 @contextmanager
-def exclusive(*owners: Any) -> Iterator[None]:
+def exclusive(*owners: object) -> Iterator[None]:
     """Hold the objects alone: other threads wait at their own `exclusive`. The same thread may enter again.
 
     Locks are taken in one order, so that two calls with the same objects cannot wait for each other.
@@ -43,7 +43,7 @@ def exclusive(*owners: Any) -> Iterator[None]:
 
 
 @contextmanager
-def shared_change(owner: Any, name: str, make: Callable[[], Undo]) -> Iterator[None]:
+def shared_change(owner: object, name: str, make: Callable[[], Undo]) -> Iterator[None]:
     """Change an object inside. `make` makes the change and returns what undoes it.
 
     Where several threads are inside at once, or one several times, the first makes it and the last undoes it. Two
@@ -64,7 +64,7 @@ def shared_change(owner: Any, name: str, make: Callable[[], Undo]) -> Iterator[N
                 undo()
 
 
-def _shared(owner: Any) -> _Shared:
+def _shared(owner: object) -> _Shared:
     with _GUARD:
         if id(owner) not in _KNOWN:
             _KNOWN[id(owner)] = _Shared()

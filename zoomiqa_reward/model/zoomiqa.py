@@ -218,7 +218,7 @@ class ZoomIQA:
 
         a, b: one image each, or as many. p(a, b) + p(b, a) is 1 bit for bit and p(a, a) is 0.5. ratings: from both
         rating distributions of `direct`, each image read once. question: the model sees both in one prompt, in both
-        orders; its protocol must have `pair`. temperature: sets how sure a difference makes; None: 0.15 for ratings,
+        orders; its protocol must have `pair`. temperature: sets how sure a difference makes; None: 0.14 for ratings,
         fitted to people for `nano` (`model.pairs.fit_temperature` fits others), 1 for the question.
         A pair with an image that cannot be measured is not valid. Raises ImageError, ValueError.
         """

@@ -25,7 +25,7 @@ from zoomiqa_reward.runs.digest import digest, file_digest
 from zoomiqa_reward.runs.weights_digest import weights_digest
 
 
-def state_digest(*values: Any) -> str:
+def state_digest(*values: object) -> str:
     """Return 16 hex digits that change with anything that the behaviour of `values` depends on.
 
     Reads code, closures, globals that functions name, attributes, array contents and module weights. Functions of

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.runs.settings import identity_of
 
+if TYPE_CHECKING:
+    from zoomiqa_reward.model.text_server import RemoteZoomIQA
+
 
 class ZoomIQAReward(Reward):
     """A Zoom-IQA model as a reward: its rating from 1 (bad) to 5 (excellent)."""
@@ -25,7 +28,7 @@ class ZoomIQAReward(Reward):
 
     def __init__(
         self,
-        iqa: ZoomIQA,
+        iqa: "ZoomIQA | RemoteZoomIQA",
         mode: str = "direct",
         *,
         strict: bool = True,

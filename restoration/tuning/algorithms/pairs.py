@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.images.loading import ImageSource, load_image
 from zoomiqa_reward.rewards.normalise import FLAT, group_keys
 from zoomiqa_reward.runs.outputs import replacing
 
@@ -136,7 +136,9 @@ def read_pairs(file: Path) -> tuple[list[PreferencePair], dict[str, Any]]:
     return [PreferencePair(**{name: row[name] for name in names}) for row in table.to_pylist()], json.loads(header)
 
 
-def pairs_from_best_of_n(folder: Path, image_lq: Any, *, prompt: str = "", share: float = 0.25) -> list[PreferencePair]:
+def pairs_from_best_of_n(
+    folder: Path, image_lq: ImageSource, *, prompt: str = "", share: float = 0.25
+) -> list[PreferencePair]:
     """Return the pairs of a finished or unfinished best-of-N folder, unweighted, with the files of its images.
 
     image_lq: the image that it restored. prompt: as the tuning run will call it. Candidates that are copies of

@@ -45,7 +45,7 @@ class ControlDenoiser:
     """See `Denoiser`."""
 
     module_name = "unet"
-    lora_targets = ATTENTION
+    lora_targets: tuple[str, ...] = ATTENTION
 
     def __init__(
         self, pipeline: Any, scale: int, strength: float, control_scale: float, guidance: float, negative: str,

@@ -32,7 +32,7 @@ class SD3Denoiser:
     """See `Denoiser`."""
 
     module_name = "transformer"
-    lora_targets = ATTENTION
+    lora_targets: tuple[str, ...] = ATTENTION
 
     def __init__(self, pipeline: Any, scale: int, strength: float) -> None:
         self.pipeline, self.module = pipeline, pipeline.transformer

@@ -27,7 +27,7 @@ class UpscaleDenoiser:
     """See `Denoiser`."""
 
     module_name = "unet"
-    lora_targets = ATTENTION
+    lora_targets: tuple[str, ...] = ATTENTION
 
     def __init__(self, pipeline: Any, noise_level: int, guidance_scale: float, negative_prompt: str) -> None:
         self.pipeline, self.module = pipeline, pipeline.unet

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -179,9 +180,9 @@ def score_images(tuning: Tuning, images: Sequence[Tensor], owners: Sequence[Exam
         return ask_restorations(tuning.reward, list(images), **reward_inputs(tuning, owners))
 
 
-def reward_inputs(tuning: Tuning, owners: Sequence[Example]) -> dict[str, list]:
+def reward_inputs(tuning: Tuning, owners: Sequence[Example]) -> dict[str, Any]:
     """Return the keywords that the reward gets. Raises ValueError where it needs a ground truth that is not there."""
-    given: dict[str, list] = {
+    given: dict[str, Any] = {
         "lq": [example.lq for example in owners],
         "prompts": [example.prompt for example in owners],
     }
@@ -197,8 +198,8 @@ def raw_values(scores: Scores) -> list[float]:
     """Return values that mean the same in every call: of a sum of rewards that is normalised in groups, its first
     term's own; NaN where not valid.
     """
-    terms = scores.terms or ({"raw": scores.value.tolist()},)
-    return [float(v) if ok else math.nan for v, ok in zip(terms[0]["raw"], scores.valid.tolist(), strict=True)]
+    raw = scores.terms[0]["raw"] if scores.terms else scores.value.tolist()
+    return [float(v) if ok else math.nan for v, ok in zip(raw, scores.valid.tolist(), strict=True)]
 
 
 def raw_range(reward: Reward) -> tuple[float, float]:
