@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -42,7 +42,7 @@ def web(
     require_password(host, token)
     import_module("gradio")  # without it the extra is named before anything is loaded
 
-    def load_restorers() -> Any:
+    def load_restorers() -> object:
         from restoration.selection.pool import varied_pool
 
         return varied_pool(restorer, device=device)

@@ -171,14 +171,14 @@ def _labels(files: Sequence[str]) -> list[str]:
     return [Path(file).stem.replace("_", " ") for file in files]
 
 
-def kindly(handler: Callable[..., Any]) -> Callable[..., Any]:
+def kindly(handler: Callable[..., object]) -> Callable[..., Iterator[object]]:
     """Return the handler with its errors as messages for the reader; no message holds a traceback or a place on disk.
 
     Our own errors and wrong values are shown in full. Anything else goes to the log of the server.
     """
 
     @functools.wraps(handler)
-    def guarded(*args: Any) -> Iterator[Any]:
+    def guarded(*args: object) -> Iterator[object]:
         try:
             result = handler(*args)
             if isinstance(result, Iterator):

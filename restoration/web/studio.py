@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -76,13 +76,16 @@ class Studio:
     """The models behind the page, loaded in the background: the judge first, then the restorers."""
 
     def __init__(
-        self, load_judge: Callable[[], ZoomIQA], load_restorers: Callable[[], Any], limits: StudioLimits | None = None
+        self,
+        load_judge: Callable[[], ZoomIQA],
+        load_restorers: Callable[[], object],
+        limits: StudioLimits | None = None,
     ) -> None:
         """load_restorers: returns what `best_of_n` takes as `restorer`."""
         self.limits = limits or StudioLimits()
         loader = ThreadPoolExecutor(1, thread_name_prefix="loading")
         self.judge: Future[ZoomIQA] = loader.submit(load_judge)
-        self.restorers: Future[Any] = loader.submit(lambda: self.judge.result() and load_restorers())
+        self.restorers: Future[object] = loader.submit(lambda: self.judge.result() and load_restorers())
         loader.shutdown(wait=False)
 
     def open(self, file: str | Path | None) -> Tensor:
