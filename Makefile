@@ -14,7 +14,7 @@ help:  ## list these commands
 demo: $(VENV)/.demo-ready  ## restore, rate and rank a photograph [IMAGE=photo.jpg]; writes demo/
 	$(BIN)/python -m restoration.demo $(if $(IMAGE),--image "$(IMAGE)") --out demo
 
-test: $(VENV)/.test-ready  ## the fast tests: no network, no GPU; 2 minutes on two cores
+test: $(VENV)/.test-ready  ## the fast tests: no network, no GPU; minutes
 	$(PYTEST) --durations 10 --durations-min 2 --dist worksteal -m 'not integration and not gpu and not slow'
 
 test-integration: $(VENV)/.test-ready  ## the other tests: servers, trainings, guides, examples; 15 minutes

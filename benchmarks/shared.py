@@ -1,6 +1,6 @@
 """Many small images rated by several processes, some of which are killed, against one process: the same table?
 
-python benchmarks/shared.py [--count 20000] [--processes 4] [--kill 2] [--model nano]
+python benchmarks/shared.py [--count 20000] [--processes 4] [--kill 2] [--model nano] [--batched]
 """
 
 import argparse
@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--kill", type=int, default=2)
     parser.add_argument("--model", default="nano", help="'nano' or a folder; a small model tests the sharing as well")
+    parser.add_argument("--batched", action="store_true", help="several images per forward pass: faster")
     args = parser.parse_args()
     from zoomiqa_reward.runs.shared_work import block_size
 
@@ -71,13 +72,14 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="shared-"))
     make_images(folder / "in", args.count)
     began = time.monotonic()
-    workers = [start(folder, model, "--out", "many.csv", "--shared") for _ in range(args.processes)]
+    options = ["--batched"] if args.batched else []
+    workers = [start(folder, model, "--out", "many.csv", "--shared", *options) for _ in range(args.processes)]
     blocks = -(-args.count // block_size(args.count))
     killed = kill_some(workers, folder / "many.csv.parts", args.kill, blocks)
     codes = [worker.wait() for worker in workers]
     together_s = time.monotonic() - began
     began = time.monotonic()
-    start(folder, model, "--out", "one.csv").wait()
+    start(folder, model, "--out", "one.csv", *options).wait()
     alone_s = time.monotonic() - began
     many, one = (folder / "many.csv").read_bytes(), (folder / "one.csv").read_bytes()
     names = [line.split(b",", 1)[0] for line in many.splitlines()[1:]]

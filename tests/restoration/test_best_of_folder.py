@@ -118,6 +118,7 @@ def test_its_own_output_is_no_input(tmp_path, photos):
         images_of(photos / "out" / RUNS, tmp_path)
 
 
+@pytest.mark.integration
 def test_the_command_takes_a_folder(tmp_path, photos, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "light.py").write_text(

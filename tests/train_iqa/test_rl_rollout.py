@@ -70,6 +70,7 @@ def price(checkpoint, turns, temperature=1.0, together=True):
     return found
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_recomputed_log_probabilities_are_the_sampled_ones(arch, temperature):

@@ -78,6 +78,7 @@ def test_the_tie_counts_and_a_model_has_the_one_of_rank(capsys, folders, by_mean
     assert json.loads(out)["ties"] == 2  # a difference of 0.2 is a tie of 0.2
 
 
+@pytest.mark.integration
 def test_a_model_compares_a_sharp_folder_with_a_soft_one(capsys, tmp_path, monkeypatch, photograph, nano):
     monkeypatch.chdir(tmp_path)
     image = Image.open(photograph)

@@ -118,6 +118,7 @@ def test_a_matrix_of_probabilities_is_the_pairs(iqa):
     assert matrix[0, 2] == iqa.compare(images[0], images[2]).probability[0]
 
 
+@pytest.mark.integration
 def test_the_question_is_asked_in_both_orders(asked):
     images = [make_image(k, 64, 64) for k in range(3)]
     there = asked.compare([images[0], images[1], images[2]], [images[1], images[2], images[2]], how="question")

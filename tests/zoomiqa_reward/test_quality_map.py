@@ -143,6 +143,7 @@ def test_a_view_that_shows_nothing_is_refused(iqa):
         quality_map(iqa, torch.rand(3, 64, 64), view_px=8)
 
 
+@pytest.mark.integration
 def test_nano_finds_the_blurred_half(nano, photograph):
     image = load_image(photograph)
     image = torch.cat([image, gaussian_blur(image[None], 3.0)[0]], dim=2)
