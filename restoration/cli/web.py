@@ -8,11 +8,14 @@ import signal
 import sys
 import threading
 from importlib import import_module
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zoomiqa_reward.cli import inputs, output
+
+if TYPE_CHECKING:
+    from restoration.restorer.restorer import Restorer
 
 Host = Annotated[str, typer.Option(help="Address to listen on; every address but loopback needs ZOOMIQA_TOKEN.")]
 Port = Annotated[int | None, typer.Option(help="Port; default: the first free one from 7860.", min=1, max=65535)]
@@ -42,7 +45,7 @@ def web(
     require_password(host, token)
     import_module("gradio")  # without it the extra is named before anything is loaded
 
-    def load_restorers() -> object:
+    def load_restorers() -> "list[Restorer]":
         from restoration.selection.pool import varied_pool
 
         return varied_pool(restorer, device=device)

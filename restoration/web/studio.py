@@ -23,6 +23,7 @@ from zoomiqa_reward.model.zoomiqa import ZoomIQA
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 if TYPE_CHECKING:
+    from restoration.restorer.restorer import Restorer
     from restoration.selection.candidates import Candidate
 
 
@@ -78,14 +79,14 @@ class Studio:
     def __init__(
         self,
         load_judge: Callable[[], ZoomIQA],
-        load_restorers: Callable[[], object],
+        load_restorers: Callable[[], "Sequence[Restorer]"],
         limits: StudioLimits | None = None,
     ) -> None:
         """load_restorers: returns what `best_of_n` takes as `restorer`."""
         self.limits = limits or StudioLimits()
         loader = ThreadPoolExecutor(1, thread_name_prefix="loading")
         self.judge: Future[ZoomIQA] = loader.submit(load_judge)
-        self.restorers: Future[object] = loader.submit(lambda: self.judge.result() and load_restorers())
+        self.restorers: "Future[Sequence[Restorer]]" = loader.submit(lambda: (self.judge.result(), load_restorers())[1])
         loader.shutdown(wait=False)
 
     def open(self, file: str | Path | None) -> Tensor:
