@@ -86,7 +86,7 @@ class Studio:
         self.limits = limits or StudioLimits()
         loader = ThreadPoolExecutor(1, thread_name_prefix="loading")
         self.judge: Future[ZoomIQA] = loader.submit(load_judge)
-        self.restorers: "Future[Sequence[Restorer]]" = loader.submit(lambda: (self.judge.result(), load_restorers())[1])
+        self.restorers: Future[Sequence[Restorer]] = loader.submit(lambda: (self.judge.result(), load_restorers())[1])
         loader.shutdown(wait=False)
 
     def open(self, file: str | Path | None) -> Tensor:
