@@ -79,6 +79,7 @@ def test_a_small_smooth_source_still_tells_a_blank_from_its_own_enlargement():
     assert all(lost[1:])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", REWARDS)
 def test_none_of_40_degenerate_images_is_chosen_of_five(name):
     reward, chosen = Remembered(REWARDS[name]()), 0

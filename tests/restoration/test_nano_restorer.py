@@ -49,6 +49,7 @@ def test_samples_differ_and_are_better_than_bicubic_under_every_judge(pairs, dra
             assert gain > margin, (judge.__name__, gain)
 
 
+@pytest.mark.integration
 def test_samples_agree_with_their_input_nearly_as_bicubic_does(pairs, drawn):
     for (lq, _), both in zip(pairs, drawn, strict=True):
         assert min(lr_consistency(x, lq) for x in both) > lr_consistency(bicubic(lq, 4), lq) - 1

@@ -252,6 +252,7 @@ def test_adapters_switched_in_two_threads_come_back_as_they_were():
     assert all(one in ({True}, {("old",)}) for one in seen)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_reward_gradients_reach_the_weights_in_half_precision_and_inside_the_callers_autocast(precision, tmp_path):
     """Autocast keeps the weights that it has cast without a graph; a step with gradient must not be given those."""
