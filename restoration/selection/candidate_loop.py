@@ -58,6 +58,16 @@ class CandidateLoop:
 
     def draw(self, n: int, early_stop: EarlyStop | None, *, progress: bool) -> bool:
         """Draw until there are n, or the rule says stop; return whether it did."""
+        for _ in self.draw_each(n, progress=progress):
+            if early_stop is not None and len(self.candidates) < n and self._stops(early_stop):
+                return True
+        return False
+
+    def draw_each(self, n: int, *, progress: bool = False) -> Iterator[None]:
+        """Draw until there are n, and yield after each one (or each batch): `candidates` then holds it with its score.
+
+        A reward that compares images scores the whole pool before the last yield, and nothing before.
+        """
         size = 1 if self.batch_size is None else self.batch_size * len(self.sources)
         begins = range(0, n, size)
         for begin in progress_of(begins, len(begins), "restoring", streaming=False) if progress else begins:
@@ -67,11 +77,9 @@ class CandidateLoop:
                 self.candidates.append(candidates[k])
                 if not self.pools:
                     self.forget()
-            if early_stop is not None and len(self.candidates) < n and self._stops(early_stop):
-                return True
-        if self.pools:
-            self._score_pool()
-        return False
+            if self.pools and len(self.candidates) == n:
+                self._score_pool()
+            yield
 
     def _stops(self, early_stop: EarlyStop) -> bool:
         if self.pools and len(self.candidates) >= early_stop.min_draws * len(self.sources):

@@ -108,6 +108,11 @@ COMMANDS = {
         "--protocol nosuch.json": "nosuch.json", "--reward niqe --mode reason": "mode",
         "--host nosuch.invalid": "nosuch.invalid",
     },
+    "web": {  # what comes before Gradio is needed
+        "--host 0.0.0.0": "ZOOMIQA_TOKEN", "--port 99999": "--port", "--max-megapixels 0": "--max-megapixels",
+        "--max-upload-mib 0": "--max-upload-mib", "--max-input-px 1": "--max-input-px", "nosuch": "nosuch",
+        "--config field.yaml": "learningrate",
+    },
 }  # fmt: skip
 """Command -> wrong arguments -> what the message must name."""
 TRAINER = {

@@ -281,7 +281,7 @@ def test_a_command_without_its_extra_names_it(capsys, monkeypatch):
     monkeypatch.setattr(cli, "commands", lambda: known | {"dream": point})
     code, out, err = run(capsys, "dream", "--n", "8")
     assert (code, out) == (1, "")
-    assert "pip install 'zoomiqa-reward[restoration]'" in err
+    assert "pip install -e '.[restoration]'" in err
     assert run(capsys, "--help")[0] == 0
 
 
@@ -293,7 +293,7 @@ def test_a_command_that_lacks_its_extra_while_running_names_it(capsys, monkeypat
     code, _, err = run(capsys, "late")
     assert code == 1
     assert "needs 'no_such_package'" in err
-    assert "zoomiqa-reward[train]" in err
+    assert "'.[train]'" in err
 
 
 def test_protocol_import_writes_a_file_that_loads(capsys, tmp_path):

@@ -23,6 +23,7 @@ KEPT = {
     "score": _PRINTED, "assess": _PRINTED, "rank": _PRINTED, "best-of-n": GOES_ON, "evaluate": GOES_ON,
     "refine": GOES_ON, "tune": GOES_ON, "check": "nothing is kept; --count 3 takes a small part of the time",
     "serve": "the server has stopped; the same command starts it again",
+    "web": "the page is gone; the same command serves it again",
 }  # fmt: skip
 """What an interrupt leaves of a command, and how to go on."""
 
@@ -116,7 +117,7 @@ def _add(app: typer.Typer, name: str, point: EntryPoint, *, wanted: bool) -> Non
 
 def _missing(point: EntryPoint, error: ModuleNotFoundError) -> str:
     extras = ",".join(point.extras)
-    install = f"pip install '{DISTRIBUTION}[{extras}]'" if extras else f"reinstall {DISTRIBUTION}"
+    install = f"pip install -e '.[{extras}]' in your clone" if extras else f"reinstall {DISTRIBUTION}"
     return f"zoomiqa {point.name} needs {error.name!r}, which is not installed: {install}"
 
 

@@ -72,6 +72,24 @@ def rank(
             "kappa=0 and mode='direct'"
         )
     ratings = _measure(iqa_or_reward, images, mode)
+    plain = ranking_of(ratings, tie_margin, kappa)
+    if confidence is None:
+        return plain
+    measured, failed = [index for index in plain.order if index not in plain.invalid], plain.invalid
+    means = ratings.mean.tolist()
+    surely = order_by_pairs(_pair_judge(iqa_or_reward, images, ratings), measured, confidence)
+    gap = means[surely.order[0]] - means[surely.order[1]] if len(measured) > 1 else math.nan
+    return Ranking(
+        order=(*surely.order, *failed), ratings=ratings, gap=gap, ties=surely.ties, tie_margin=0.0,
+        sureness=surely.sureness, questions=surely.questions,
+    )  # fmt: skip
+
+
+def ranking_of(ratings: Ratings, tie_margin: float = 0.01, kappa: float = 0.0) -> Ranking:
+    """Return the ranking of images that are already rated; see `rank`.
+
+    Raises ValueError for a kappa without standard deviation.
+    """
     means, stds, valid = (values.tolist() for values in (ratings.mean, ratings.std, ratings.valid))
     if kappa > 0 and any(ok and math.isnan(std) for std, ok in zip(stds, valid, strict=True)):
         raise ValueError(
@@ -81,13 +99,6 @@ def rank(
     measured = sorted((index for index, ok in enumerate(valid) if ok), key=lambda index: -keys[index])
     failed = [index for index, ok in enumerate(valid) if not ok]
     gap = keys[measured[0]] - keys[measured[1]] if len(measured) > 1 else math.nan
-    if confidence is not None:
-        surely = order_by_pairs(_pair_judge(iqa_or_reward, images, ratings), measured, confidence)
-        gap = keys[surely.order[0]] - keys[surely.order[1]] if len(measured) > 1 else math.nan
-        return Ranking(
-            order=(*surely.order, *failed), ratings=ratings, gap=gap, ties=surely.ties, tie_margin=0.0,
-            sureness=surely.sureness, questions=surely.questions,
-        )  # fmt: skip
     margin = max(tie_margin, 2 * ratings.tolerance)  # either of two ratings may be off by that much
     ties = _ties(measured, keys, margin)
     return Ranking(order=(*measured, *failed), ratings=ratings, gap=gap, ties=ties, tie_margin=margin)

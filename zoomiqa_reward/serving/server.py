@@ -61,7 +61,7 @@ class ServeConfig:
                     f"a token of {len(token)} characters: must be at least {MIN_TOKEN_CHARACTERS}, ASCII, without "
                     "spaces; make one with python -c 'import secrets; print(secrets.token_urlsafe(32))'"
                 )
-        if not self.tokens and not _is_loopback(self.host):
+        if not self.tokens and not is_loopback(self.host):
             raise ValueError(f"host={self.host!r} can be reached from outside: give a token, or listen on 127.0.0.1")
 
 
@@ -217,7 +217,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
