@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from zoomiqa_reward.rewards.score_store import CacheError
     from zoomiqa_reward.runs.outputs import OutputError
     from zoomiqa_reward.runs.settings import AnotherRun
+    from zoomiqa_reward.runs.shared_work import SharingError
     from zoomiqa_reward.serving.errors import FingerprintError, ServingError
 
 
@@ -48,6 +49,7 @@ _HOMES = {
     "ServerError": "model.text_server.client",
     "ServerRefused": "model.text_server.client",
     "ServingError": "serving.errors",
+    "SharingError": "runs.shared_work",
 }
 
 __all__ = [
@@ -67,6 +69,7 @@ __all__ = [
     "ServerError",
     "ServerRefused",
     "ServingError",
+    "SharingError",
     "UnknownState",
     "ZoomIQAError",
 ]

@@ -21,6 +21,8 @@ ALLOWED = {
     ("zoomiqa_reward.runs.outputs", "image.save"): "the door itself",
     ("zoomiqa_reward.runs.json_lines", "os.open"): "appends whole lines to files of a run",
     ("zoomiqa_reward.runs.json_lines", "os.truncate"): "cuts off the half line that a kill left",
+    ("zoomiqa_reward.runs.shared_work", "os.open"): "empty files that are locked",
+    ("zoomiqa_reward.runs.shared_work", "shutil.rmtree"): "parts of a table, which the process wrote before",
     ("zoomiqa_reward.rewards.score_store", "sqlite3.connect"): "a database, which refuses files of another kind",
     ("zoomiqa_reward.serving.server", "tempfile.mkdtemp"): "Ray's logs, in a new folder for temporary files",
     ("zoomiqa_reward.serving.server", "shutil.rmtree"): "that same folder",

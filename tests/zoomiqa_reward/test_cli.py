@@ -25,7 +25,7 @@ FIELDS = ["image", "rating", "std", "score_0_100", "valid", "error", "mode", "ro
 WORDS = ["sections", "bbox", "crop_box", "texts"]
 OPTIONS = {
     "score": "--adapter --batched --config --device --help --json --mode --model --out --overwrite --protocol "
-    "--question --recursive --strict",
+    "--question --ray --recursive --shared --strict",
     "assess": "--adapter --batched --config --device --help --json --model --protocol --question --strict",
     "rank": "--adapter --batched --config --device --help --json --mode --model --overwrite --protocol --question "
     "--sheet --strict",

@@ -25,7 +25,7 @@ folder, count, pause = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 work = SharedWork(folder, {"of": "test"}, count)
 for block, items in work.blocks(int(sys.argv[4])):
     time.sleep(pause)
-    work.save(block, "".join(json.dumps({"item": item}) + "\\n" for item in items))
+    work.put(block, "".join(json.dumps({"item": item}) + "\\n" for item in items))
     print(block, flush=True)
 def use():
     folder.with_name("all.json").write_text(json.dumps([row["item"] for row in work.rows()]))
@@ -68,7 +68,7 @@ def test_killed_processes_leave_their_blocks_to_a_later_call(tmp_path):
     again = []
     for block, items in work.blocks():
         again.append(block)
-        work.save(block, "".join(json.dumps({"item": item}) + "\n" for item in items))
+        work.put(block, "".join(json.dumps({"item": item}) + "\n" for item in items))
     assert int(made) not in again
     assert [row["item"] for row in work.rows()] == list(range(COUNT))
     found = []
@@ -86,7 +86,7 @@ def test_other_work_is_refused(tmp_path):
 
 def test_nothing_is_finished_before_all_is_done(tmp_path):
     work = SharedWork(tmp_path / "parts", {}, LEAST_BLOCK + 1)
-    work.save(0, "")
+    work.put(0, "")
     assert not work.finish(lambda: pytest.fail("too early"))
     assert work.folder.exists()
     assert [block for block, _ in _saving(work)] == [1]
@@ -94,7 +94,7 @@ def test_nothing_is_finished_before_all_is_done(tmp_path):
 
 def _saving(work):
     for block, items in work.blocks():
-        work.save(block, "")
+        work.put(block, "")
         yield block, items
 
 

@@ -100,7 +100,7 @@ def measure_shared(
     for block, items in work.blocks(start):
         table.rows.clear()
         yield from measure_rows(table, iqa, [files[item] for item in items], chunk=chunk, **asked)
-        work.save(block, "".join(f"{json.dumps(row)}\n" for row in table.rows))
+        work.put(block, "".join(f"{json.dumps(row)}\n" for row in table.rows))
     table.rows.clear()
 
 

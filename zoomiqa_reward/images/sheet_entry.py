@@ -4,9 +4,11 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from zoomiqa_reward.model.ratings import Assessment
-from zoomiqa_reward.model.turns import Box, PixelBox
+if TYPE_CHECKING:  # the commands read the tie below before they show --help, which must not wait for torch
+    from zoomiqa_reward.model.ratings import Assessment
+    from zoomiqa_reward.model.turns import Box, PixelBox
 
 RATING_TIE = 0.01
 """Ratings as near as this are ties."""
@@ -27,9 +29,9 @@ class SheetEntry:
     valid: bool = True
     error: str | None = None
     """Why there is no rating."""
-    bbox: Box | None = None
+    bbox: "Box | None" = None
     """Region that round 1 named, as fractions (left, top, right, bottom)."""
-    crop_box: PixelBox | None = None
+    crop_box: "PixelBox | None" = None
     """Region that round 2 looked at, in pixels of the image."""
     rationale: str = ""
     note: str = ""
@@ -44,7 +46,7 @@ def entry_of(
     second: float = math.nan,
     rank: int | None = None,
     error: str | None = None,
-    assessment: Assessment | None = None,
+    assessment: "Assessment | None" = None,
 ) -> SheetEntry:
     """Return the entry of a rated image, with the reason and the regions of its assessment where there is one.
 
@@ -62,7 +64,7 @@ def entry_of(
     )  # fmt: skip
 
 
-def rationale_line(assessment: Assessment) -> str:
+def rationale_line(assessment: "Assessment") -> str:
     """Return in one line what is wrong, where and how much: the last round's first section, its summary.
 
     The later sections say what to do and what was decided. Text that could not be read is no explanation: the line

@@ -67,7 +67,7 @@ class SharedWork:
         """Yield (block, its items) for each block that this process is to do, held while the caller works on it.
 
         start: block to begin with, so that processes begin apart. It ends when all blocks are done, also those that
-        other processes held, or when another process has finished. Call `save` before the next one is asked for.
+        other processes held, or when another process has finished. Call `put` before the next one is asked for.
         """
         order = [(start + k) % self.num_blocks for k in range(self.num_blocks)]
         while self.folder.exists() and (left := [block for block in order if not self.is_done(block)]):
@@ -80,7 +80,7 @@ class SharedWork:
             if not worked:  # others hold what is left; one of them may die
                 time.sleep(WAIT_S)
 
-    def save(self, block: int, lines: str) -> None:
+    def put(self, block: int, lines: str) -> None:
         """Write the part of a block, JSON lines, in one step."""
         write_text(self._part(block), lines)
 
