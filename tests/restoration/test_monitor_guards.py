@@ -22,6 +22,7 @@ from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.rewards.base import modules_of, optimised_names
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("dark", [1, 4])
 def test_a_run_survives_validation_images_that_cannot_be_measured_and_names_what_it_drops(tmp_path, dark):
     def fn(image):

@@ -52,6 +52,7 @@ def pairs(photos, tmp_path_factory):
     return found
 
 
+@pytest.mark.integration
 def test_lr_and_hr_windows_show_the_same_place_in_the_same_pose(pairs):
     assert pairs.count == 8
     told = Pairs(pairs.folder, [], shards=2, shard_size=4, px=96, seed=1, workers=1, device=torch.device("cpu"))

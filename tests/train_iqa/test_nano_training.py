@@ -173,6 +173,7 @@ def test_a_failed_image_has_the_worst_label_and_says_so(photographs):
     assert store.local[0].max() == 0
 
 
+@pytest.mark.integration
 def test_the_store_keeps_the_newest_and_labels_as_samples_are_labelled(photographs):
     paths = list_photographs(photographs)
     with Workers(paths, count=1, seed=0) as workers:

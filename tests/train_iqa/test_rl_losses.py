@@ -69,6 +69,7 @@ def loss_by_hand(trainer, made, group, logprobs):
     return total
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "kl", [KlConfig(beta=0.7), KlConfig(kind="none"), KlConfig(beta=0.7, reference="old")],
     ids=["initial", "none", "old"],
@@ -139,6 +140,7 @@ def test_the_rate_warms_up_and_stays(dataset, tmp_path, monkeypatch):  # noqa: F
     assert alphas == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
 
 
+@pytest.mark.integration
 def test_sft_is_the_mean_over_the_tokens_that_are_learned(tmp_path):
     """Of a wordless row that is the rating alone, and not the prefix before it."""
     made = sft_config(tmp_path, steps=1, rows_per_step=6, direct_share=0.5, save_every=1, max_grad_norm=0.0)

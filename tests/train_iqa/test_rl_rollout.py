@@ -88,6 +88,7 @@ def test_recomputed_log_probabilities_are_the_sampled_ones(arch, temperature):
     assert max(float((a - turn.logprobs).abs().max()) for a, turn in zip(wrong, turns, strict=True)) > 0.01
 
 
+@pytest.mark.integration
 def test_two_rounds_hold_a_real_crop_and_ask_what_inference_asks():
     checkpoint = load_checkpoint(zooming_folder(), device="cpu")
     images = [make_image(0, 56, 56), make_image(1, 56, 84)]
@@ -119,6 +120,7 @@ def test_two_rounds_hold_a_real_crop_and_ask_what_inference_asks():
     assert groups[0][0].turns[0].row.prompt.pixel_values is groups[0][1].turns[0].row.prompt.pixel_values
 
 
+@pytest.mark.integration
 def test_a_seed_repeats_a_rollout_and_leaves_the_random_state_alone():
     checkpoint = tiny_iqa().checkpoint
 

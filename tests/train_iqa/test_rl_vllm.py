@@ -34,6 +34,7 @@ def sampler_of(checkpoint, **options):
     return sampler
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("arch", ARCHS)
 def test_images_come_back_from_their_patches_bit_by_bit(arch):
     checkpoint = tiny_iqa(arch).checkpoint

@@ -331,6 +331,7 @@ def test_stdout_holds_json_alone_and_a_closed_pipe_is_quiet(photograph):
     assert "Exception" not in err
 
 
+@pytest.mark.integration
 def test_help_starts_without_torch():
     code = "import sys; from zoomiqa_reward.cli.main import main; main(['--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
