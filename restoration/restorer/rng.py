@@ -21,6 +21,8 @@ from torch import Tensor
 from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.model.draws import own_draws
 
+MOST_TWISTS = 100
+"""About 30,000 draws of another thread while an image is made."""
 _GENERATORS = threading.RLock()
 """Held by whoever has seeded the generators of the process."""
 
@@ -116,6 +118,28 @@ def _put_back(states: tuple[Any, ...]) -> None:
         torch.cuda.set_rng_state_all(tensors[1:])
 
 
+def _by_drawing(before: Any, after: Any, index: int) -> bool:
+    """Return whether drawing leads from one state of a generator to the other. index: its place in `_states`.
+
+    Python's and numpy's are Mersenne Twisters, whose 624 words change every 624 draws and then follow from those
+    before. Torch's states begin with the seed, which drawing leaves alone; seeding with the same one again is not told.
+    """
+    if index > 1:
+        return bool(before[:8] == after[:8])
+    key, goal = (
+        np.array(state[1][:624], dtype=np.uint32) if index == 0 else np.frombuffer(state[1], dtype=np.uint32)
+        for state in (before, after)
+    )
+    twister = np.random.MT19937()
+    for _ in range(MOST_TWISTS + 1):
+        if np.array_equal(key, goal):
+            return True
+        twister.state = {"bit_generator": "MT19937", "state": {"key": key, "pos": 624}}
+        twister.random_raw()
+        key = twister.state["state"]["key"]
+    return False
+
+
 class DrewAnyway(ZoomIQAError):
     """What must not draw has drawn from a generator of the process."""
 
@@ -133,7 +157,7 @@ class Apart:
         """Return what `run` makes. It is run again where a generator of the process has moved meanwhile.
 
         Was it this, or another thread? In a process of one thread it was this. Else it was this if it makes another
-        image the second time, or leaves a generator at the same place again, as after a seeding.
+        image the second time, or leaves a generator at the same place again, which drawing does not lead to: it seeds.
         """
         if self._is_drawing:
             with isolated(seed):
@@ -152,7 +176,8 @@ class Apart:
         if after != before and threading.active_count() > 1 and not (self._refuse and draws.has_drawn):
             with own_draws(seed):
                 again = run()
-            is_seeding = any(a == b != c for a, b, c in zip(_states(), after, before, strict=True))
+            parts = list(zip(_states(), after, before, strict=True))
+            is_seeding = any(a == b != c and not _by_drawing(c, b, index) for index, (a, b, c) in enumerate(parts))
             if not is_seeding and len(again) == len(images) and all(map(torch.equal, again, images)):
                 return images
         if after != before:
