@@ -28,6 +28,7 @@ from common import RESULTS, write_result
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
+from photographs import photograph
 from plain_way import plain_write
 from thin_7b import SIDES, SMALL_SIDES, SMALL_WINDOW, Counts, counted, thin_7b
 from tiny import make_image
@@ -148,10 +149,16 @@ def _answer(checkpoint: Any, row: Any, count: int) -> Any:
     return write_answers(checkpoint, [row], choice, max_new_tokens=count, ends=[])
 
 
+def require_valid(ratings: Any) -> None:
+    """Raise SystemExit if an image was not measured: the time of a refusal is no figure."""
+    if not bool(ratings.valid.all()):
+        raise SystemExit(f"not measured: {[why for why in ratings.errors if why]}")
+
+
 def _mixed(count: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     sizes = torch.randint(120, 420, (count, 2), generator=generator).tolist()
-    return [make_image(seed, *size) for seed, size in enumerate(sizes)]
+    return [photograph(seed, *size) for seed, size in enumerate(sizes)]
 
 
 @torch.no_grad()
@@ -159,6 +166,7 @@ def words(args: argparse.Namespace) -> dict[str, Any]:
     """`reason` in both ways and `direct`, on images of mixed sizes."""
     iqa = ZoomIQA.from_pretrained("nano", device="cpu")
     checkpoint, images = iqa.checkpoint, _mixed(args.images)
+    require_valid(iqa.rate(images))
     sampling, kept = sampling_of(checkpoint.protocol, 0.0, None, None), {}
 
     def ask(name: str, write: Any) -> None:
@@ -187,7 +195,8 @@ def niqe(args: argparse.Namespace) -> dict[str, Any]:
     """One image of 512 px."""
     from restoration.metrics import niqe as by_niqe
 
-    iqa, image = ZoomIQA.from_pretrained("nano", device="cpu"), make_image(0, 512, 512)
+    iqa, image = ZoomIQA.from_pretrained("nano", device="cpu"), photograph(0, 512, 512)
+    require_valid(iqa.rate([image], strict=True))
     ways: Ways = {
         "niqe": lambda: by_niqe(image),
         "direct": lambda: iqa.rate([image], strict=True),
@@ -211,13 +220,15 @@ def growth(args: argparse.Namespace) -> dict[str, Any]:
     iqa = ZoomIQA.from_pretrained("nano", device="cpu")
     found: dict[str, Any] = {}
     for count in (1, 4, 8):
-        images = [make_image(seed, 224, 224) for seed in range(count)]
+        images = [photograph(seed, 224, 224) for seed in range(count)]
+        require_valid(iqa.rate(images))
         ways: Ways = {"direct": lambda images=images: iqa.rate(images, batch_size=8),
                       "reason": lambda images=images: iqa.assess(images, batch_size=8)}  # fmt: skip
         for name, times in in_turn(ways, args.rounds).items():
             found[f"{name}, batch of {count}"] = round(statistics.median(cpu for _, cpu in times) / count, 4)
     for side in (256, 512, 1024):
-        image = make_image(0, side, side)
+        image = photograph(0, side, side)
+        require_valid(iqa.rate([image]))
         times = in_turn({"direct": lambda image=image: iqa.rate([image])}, args.rounds)["direct"]
         found[f"direct, {side} px"] = round(statistics.median(cpu for _, cpu in times), 4)
     return found
@@ -228,8 +239,9 @@ def best_of_8(args: argparse.Namespace) -> dict[str, Any]:
     from restoration import Restorer
 
     iqa, restorer = ZoomIQA.from_pretrained("nano", device="cpu"), Restorer.from_pretrained("nano")
-    image = make_image(0, 64, 64)
+    image = photograph(0, 64, 64)
     drawn = [one.image for one in restorer.restore(image, range(8))]
+    require_valid(iqa.rate(drawn, strict=True))
     ways: Ways = {
         "drawing": lambda: list(restorer.restore(image, range(8))),
         "rating": lambda: iqa.rate(drawn, strict=True),

@@ -16,15 +16,19 @@ from common import write_result
 from torch import Tensor
 
 from zoomiqa_reward import ZoomIQA, ZoomIQAReward
+from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.rewards.cached import CachedReward
 
 BATCH = 20
 
 
 def make_images(count: int, side: int) -> list[Tensor]:
-    """Return smooth random images, the same in every process."""
-    coarse = torch.rand(count, 3, 7, 7, generator=torch.Generator().manual_seed(0))
-    return list(torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear"))
+    """Return random images with content, the same in every process."""
+    coarse = torch.rand(count, 3, 14, 14, generator=torch.Generator().manual_seed(0))
+    images = list(torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear"))
+    if empty := sum(contentless(image) is not None for image in images):
+        raise SystemExit(f"{empty} images would not be rated")
+    return images
 
 
 def child(args: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 import torch  # noqa: E402
+from photographs import photograph  # noqa: E402
 from plain_way import plain_write  # noqa: E402
 from sizes_7b import TEXT_7B, VISION_7B  # noqa: E402
 from thin_7b import SIDES, counted, random_checkpoint, thin_7b  # noqa: E402
@@ -104,7 +105,7 @@ class Run:
 
 def bits(args: argparse.Namespace) -> dict[str, Any]:
     """Strict ratings of the embedded model: again, turned around, alone; float32 against the CPU; bfloat16."""
-    images = [make_image(seed, 200 + 40 * seed, 260) for seed in range(4)]
+    images = [photograph(seed, 200 + 40 * seed, 260) for seed in range(4)]
     iqa = ZoomIQA.from_pretrained("nano", device=args.device, dtype="float32")
     first, again = (iqa.rate(images, strict=True).mean for _ in range(2))
     turned = iqa.rate(images[::-1], strict=True).mean.flip(0)
@@ -115,6 +116,8 @@ def bits(args: argparse.Namespace) -> dict[str, Any]:
     gradients = []
     for _ in range(2):
         gradients.append(torch.autograd.grad(iqa.rate(shown, strict=True, grad=True).mean.sum(), shown))
+    if not bool(cpu.isfinite().all()):
+        raise ValueError(f"not all images were rated: {cpu.tolist()}")
     return {
         "twice_equal": torch.equal(first, again), "turned_equal": torch.equal(first, turned),
         "alone_equal": torch.equal(first, alone), "float32_to_cpu": float((first - cpu).abs().max()),

@@ -35,7 +35,9 @@ def main() -> None:
         path = Path(folder) / "large.png"
         small.resize((args.width, args.height), Image.Resampling.BICUBIC).save(path)
         del small
-        iqa.rate([np.zeros((64, 64, 3), dtype=np.uint8)], strict=True)  # library warm-up is not the image's memory
+        warm = iqa.rate([rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)], strict=True)
+        if not bool(warm.valid[0]):  # library warm-up is not the image's memory
+            raise SystemExit(f"the first image was not rated: {warm.errors[0]}")
         idle = resident_mib()
         began = time.time()
         ratings = iqa.rate([path], strict=True)

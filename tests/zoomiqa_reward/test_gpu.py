@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from photographs import photograph
 from thin_7b import SIDES, counted, thin_7b
 from tiny import make_image
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.gpu
 
 
 def images():
-    return [make_image(seed, 200 + 40 * seed, 260) for seed in range(4)]
+    return [photograph(seed, 200 + 40 * seed, 260) for seed in range(4)]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_float32_is_the_cpus(iqa):
 
 def test_pixel_gradients_are_the_cpus_and_repeatable(iqa):
     def gradient(model, device):
-        image = make_image(1, 200, 260).to(device).requires_grad_(True)
+        image = photograph(1, 200, 260).to(device).requires_grad_(True)
         [found] = torch.autograd.grad(model.rate(image, strict=True, grad=True).mean.sum(), image)
         return found.cpu()
 
