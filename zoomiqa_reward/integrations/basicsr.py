@@ -16,7 +16,6 @@ import logging
 import math
 import warnings
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +68,7 @@ class ZoomIQALoss(nn.Module):
         self.reduction = reduction
         self.reward = ZoomIQAReward(_load(model, device), strict=strict, gradient_checkpointing=gradient_checkpointing)
 
-    def forward(self, pred: Tensor, target: Any = None, weight: Any = None, **_: Any) -> Tensor:
+    def forward(self, pred: Tensor, target: object = None, weight: object = None, **_: object) -> Tensor:
         """Return the loss of a float BCHW batch in [0, 1]; `target` is not looked at.
 
         What a network puts outside [0, 1] is judged clamped, and its gradient passes as if it were not. An image that
@@ -108,7 +107,7 @@ class ZoomIQALoss(nn.Module):
 class ZoomIQAPerceptualLoss(ZoomIQALoss):
     """`ZoomIQALoss` in the form of BasicSR's `perceptual_opt`: beside a pixel loss, as (perceptual, style)."""
 
-    def forward(self, pred: Tensor, target: Any = None, weight: Any = None, **_: Any) -> tuple[Tensor, None]:  # type: ignore[override] # the pair is BasicSR's form
+    def forward(self, pred: Tensor, target: object = None, weight: object = None, **_: object) -> tuple[Tensor, None]:  # type: ignore[override] # the pair is BasicSR's form
         """Return (loss of `ZoomIQALoss`, None): there is no style loss. Raises what that loss raises."""
         return super().forward(pred, target, weight), None
 
@@ -122,7 +121,7 @@ def calculate_zoomiqa(
     model: str = "nano",
     mode: str = "direct",
     device: str | None = None,
-    **_: Any,
+    **_: object,
 ) -> float:
     """Return the rating 1..5 of one image as BasicSR's validation passes it; NaN where it cannot be measured.
 

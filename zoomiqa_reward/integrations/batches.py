@@ -5,15 +5,15 @@ The low-quality image and the reference travel in the dictionaries, as anything 
 """
 
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from zoomiqa_reward.images.loading import ImageError
+from zoomiqa_reward.images.loading import ImageError, ImageSource
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, is_groupwise
 
@@ -35,7 +35,9 @@ def require_valid(reward: Reward, scores: Scores) -> None:
         )
 
 
-def score_batch(reward: Reward, images: Any, prompts: Any, metadata: Any, *, lq_key: str, hr_key: str) -> Scores:
+def score_batch(
+    reward: Reward, images: object, prompts: object, metadata: object, *, lq_key: str, hr_key: str
+) -> Scores:
     """Return the scores of a batch, without gradients.
 
     images: as `batch_images` takes them. metadata: a sequence of one dictionary per image, from which `lq` and `hr` are
@@ -43,23 +45,24 @@ def score_batch(reward: Reward, images: Any, prompts: Any, metadata: Any, *, lq_
     Raises ValueError for images of another form, and for what the reward needs and is not there.
     """
     sources = batch_images(images)
-    given: dict[str, Any] = {}
+    sides: dict[str, list[ImageSource] | None] = {"hr": None, "lq": None}
     wanted = reward.needs | ({"lq"} if is_groupwise(reward) else set())  # equal low-quality images are a group
     for name, key in (("hr", hr_key), ("lq", lq_key)):
         if name in wanted:
-            given[name] = [
+            sides[name] = [
                 _entry(entry, key, index, reward.name)
                 for index, entry in enumerate(dictionaries(metadata, len(sources)))
             ]
-    if prompts is not None and not isinstance(prompts, str):
-        given["prompts"] = [str(prompt) for prompt in prompts]
+    texts = None
+    if isinstance(prompts, Iterable) and not isinstance(prompts, str):
+        texts = [str(prompt) for prompt in prompts]
     elif "prompts" in reward.needs:
         raise ValueError(f"reward {reward.name!r} needs prompts: pass a list of one text an image")
     with torch.no_grad():
-        return reward(sources, **given)
+        return reward(sources, lq=sides["lq"], hr=sides["hr"], prompts=texts)
 
 
-def batch_images(images: Any) -> list[Any]:
+def batch_images(images: object) -> list[ImageSource]:
     """Return the images of a batch, each as `load_image` takes it.
 
     Raises ValueError unless they are a float NCHW tensor, a uint8 NHWC array or tensor, or a list.
@@ -79,7 +82,7 @@ def batch_images(images: Any) -> list[Any]:
     )
 
 
-def dictionaries(metadata: Any, count: int) -> Sequence[Mapping[str, Any]]:
+def dictionaries(metadata: object, count: int) -> list[Mapping[str, object]]:
     """Return the metadata as a list of dictionaries. Raises ValueError for something else or another length."""
     if not isinstance(metadata, list | tuple | np.ndarray) or not all(isinstance(entry, Mapping) for entry in metadata):
         raise ValueError(f"metadata is {type(metadata).__name__}: must be a sequence of one dictionary an image")
@@ -88,22 +91,22 @@ def dictionaries(metadata: Any, count: int) -> Sequence[Mapping[str, Any]]:
     return list(metadata)
 
 
-def stored_image(value: Any) -> Any:
+def stored_image(value: object) -> ImageSource:
     """Return an image of a data set as `load_image` takes it; `{"bytes": ..., "path": ...}` is opened.
 
     Raises ImageError for bytes that are no image.
     """
     if not isinstance(value, Mapping) or not {"bytes", "path"} & set(value):
-        return value
+        return cast(ImageSource, value)  # load_image says what it cannot read
     if value.get("bytes") is None:
-        return value.get("path")
+        return cast(ImageSource, value.get("path"))
     try:
         return Image.open(io.BytesIO(value["bytes"]))
     except OSError as error:
         raise ImageError(f"the bytes of {value.get('path') or 'an image'} are no image; store PNG or JPEG") from error
 
 
-def _entry(metadata: Mapping[str, Any], key: str, index: int, name: str) -> Any:
+def _entry(metadata: Mapping[str, object], key: str, index: int, name: str) -> ImageSource:
     if metadata.get(key) is None:
         raise ValueError(f"reward {name!r} needs metadata[{index}][{key!r}]; it holds {sorted(metadata) or 'nothing'}")
     return stored_image(metadata[key])

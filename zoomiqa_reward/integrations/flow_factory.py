@@ -17,7 +17,9 @@ Source of the form: X-GenGroup/Flow-Factory (May 2026), `rewards/abc.py`, `regis
 """
 
 import json
-from typing import Any
+from collections.abc import Sequence
+
+from torch import Tensor
 
 from zoomiqa_reward.integrations.batches import check_on_invalid, require_valid, score_batch
 from zoomiqa_reward.integrations.named import named_reward
@@ -38,7 +40,7 @@ class ZoomIQARewardModel(PointwiseRewardModel):  # type: ignore[misc] # Flow-Fac
     required_fields = ("image", "prompt")
     use_tensor_inputs = True
 
-    def __init__(self, config: Any, accelerator: Any) -> None:
+    def __init__(self, config: object, accelerator: object) -> None:
         """Load the reward that `config.extra_kwargs` names: `model`, `mode`, `hr_key` and `on_invalid`.
 
         Raises ValueError for an unknown option and for a reward that compares images within a group.
@@ -55,9 +57,10 @@ class ZoomIQARewardModel(PointwiseRewardModel):  # type: ignore[misc] # Flow-Fac
         require_pointwise(self.reward, "Flow-Factory normalises within groups itself")
 
     def __call__(
-        self, prompt: list[str], image: list[Any] | None = None, condition_images: list[Any] | None = None,
-        metadata: list[str] | None = None, **_: Any,
-    ) -> Any:  # fmt: skip
+        self, prompt: list[str], image: list[Tensor] | None = None,
+        condition_images: Sequence[Sequence[Tensor] | Tensor] | None = None,
+        metadata: list[str] | None = None, **_: object,
+    ) -> RewardModelOutput:  # fmt: skip
         """Return RewardModelOutput(rewards [batch] float32, extra_info with `valid`, `std` and `errors`).
 
         image: CHW tensors in [0, 1]. condition_images: per sample its condition images; the first is `lq`.
@@ -72,7 +75,7 @@ class ZoomIQARewardModel(PointwiseRewardModel):  # type: ignore[misc] # Flow-Fac
         for row, conditions in zip(rows, condition_images or [()] * len(image), strict=True):
             row["lq"] = _exact(conditions[0]) if len(conditions) else row.get("lq")
         scores = score_batch(
-            self.reward, [_exact(one) for one in image], prompt, rows, lq_key="lq", hr_key=self.hr_key
+            self.reward, [_exact(tensor) for tensor in image], prompt, rows, lq_key="lq", hr_key=self.hr_key
         )  # fmt: skip
         if self.on_invalid == "raise":
             require_valid(self.reward, scores)
@@ -80,6 +83,6 @@ class ZoomIQARewardModel(PointwiseRewardModel):  # type: ignore[misc] # Flow-Fac
         return RewardModelOutput(rewards=scores.value.float().cpu(), extra_info=info)
 
 
-def _exact(image: Any) -> Any:
+def _exact(image: Tensor) -> Tensor:
     """Return a half-precision tensor in float32, which holds its pixels exactly."""
-    return image.float() if hasattr(image, "float") else image
+    return image.float()

@@ -1,19 +1,19 @@
 """Any reward in the call form of TRL's GRPOTrainer: `reward_funcs=[TRLReward(reward, image_of)]`.
 
 TRL trains models that write text. The image of a completion is what it leads to: decoded image tokens, the output of
-the restoration that it plans, the picture in an environment. `image_of` makes it.
+the restoration that it plans, the image in an environment. `image_of` makes it.
 Source of the form: trl 1.16, `GRPOTrainer._calculate_rewards` (lists of equal length and `log_metric`; None for a
 completion that this reward does not apply to, which then moves nothing).
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from zoomiqa_reward.images.loading import ImageSource
 from zoomiqa_reward.integrations.batches import score_batch
 from zoomiqa_reward.rewards.base import Reward, require_pointwise
 
-ImageOf = Callable[[Any, Mapping[str, Any]], ImageSource | None]
+ImageOf = Callable[[object, Mapping[str, object]], ImageSource | None]
+"""`image_of(completion, row)`."""
 
 
 class TRLReward:
@@ -41,9 +41,9 @@ class TRLReward:
         self.__name__ = reward.name
 
     def __call__(
-        self, prompts: list[Any], completions: list[Any], completion_ids: list[Any] | None = None,
-        log_metric: Callable[[str, float], None] | None = None, environments: list[Any] | None = None,
-        **columns: Any,
+        self, prompts: list[object], completions: list[object], completion_ids: list[object] | None = None,
+        log_metric: Callable[[str, float], None] | None = None, environments: list[object] | None = None,
+        **columns: object,
     ) -> list[float | None]:  # fmt: skip
         """Return one value per completion, higher is better; None where an image could not be measured.
 
@@ -72,11 +72,11 @@ class TRLReward:
         return values
 
 
-def _text(prompt: Any) -> str:
+def _text(prompt: object) -> str:
     """Return the text of a prompt, or of the last message of a conversation."""
-    if isinstance(prompt, str):
-        return prompt
-    content = prompt[-1]["content"] if prompt else ""
+    if not isinstance(prompt, list) or not prompt:
+        return str(prompt)
+    content = prompt[-1]["content"]
     if isinstance(content, str):
         return content
-    return " ".join(part["text"] for part in content if part.get("type") == "text")
+    return " ".join(item["text"] for item in content if item.get("type") == "text")

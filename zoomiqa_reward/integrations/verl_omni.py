@@ -12,7 +12,6 @@ verl 0.9.1, `utils/import_utils.py` (`pkg://`).
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ def compute_score(
     data_source: str,
     solution_image: Tensor | NDArray[np.uint8],
     ground_truth: str,
-    extra_info: Mapping[str, Any] | None = None,
+    extra_info: Mapping[str, object] | None = None,
     *,
     model: str = "nano",
     mode: str = "direct",
@@ -36,7 +35,7 @@ def compute_score(
     lq_key: str = "source_img",
     hr_key: str = "target_img",
     on_invalid: str = "raise",
-    **_: Any,
+    **_: object,
 ) -> dict[str, float]:
     """Return {"score": value, "std": its standard deviation} of one image; higher is better.
 
