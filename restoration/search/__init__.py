@@ -5,7 +5,7 @@ far. `fuse` (`fusion.py`) takes best-of-N's candidates and blends them region by
 says what to expect.
 """
 
-from restoration.search.fusion import Fused, fuse
+from restoration.search.fusion import Fused, fuse, fuse_candidates
 from restoration.search.noise_search import search_noise
 
-__all__ = ["Fused", "fuse", "search_noise"]
+__all__ = ["Fused", "fuse", "fuse_candidates", "search_noise"]

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,10 @@ from torch import Tensor
 from restoration.metrics.fidelity import LR_BORDER_PX, lr_consistency
 from restoration.restorer.loading import RestorerSource
 from restoration.restorer.restorer import Restorer
-from restoration.search.blending import blended, pixel_weights, view_weights
+from restoration.search.blending import Blend, blended, pixel_weights, view_weights
 from restoration.search.noise_search import cost_of
 from restoration.selection.best_of_n import best_of_n, known_identity, pool, settings_of
-from restoration.selection.candidates import Candidate
+from restoration.selection.candidates import Candidate, ranked
 from restoration.selection.result import BestOfN
 from zoomiqa_reward.images.loading import ImageSource, load_image, save_png, to_pil
 from zoomiqa_reward.model.quality_map import quality_map
@@ -56,14 +56,14 @@ LINES = "views.jsonl"
 class Fused:
     """Candidates of one low-quality image, and what was made of the best of them."""
 
-    start: BestOfN
-    """Best-of-N."""
+    best: Candidate
+    """The best candidate."""
     fused: Image.Image
     """The blended image in 8 bits, whether or not it is the result."""
     score: float
     """Reward of `fused`; NaN if it could not be measured."""
     lr_consistency: float
-    """Of `fused`, dB: at least that of `start.best` if `agrees`."""
+    """Of `fused`, dB: at least that of `best` if `agrees`."""
     agrees: bool
     sources: tuple[int, ...]
     """Indices of the candidates that take part, best first."""
@@ -75,18 +75,20 @@ class Fused:
     """Whether the fused image agrees and its reward is above that of the best candidate."""
     reason: str
     """Why it was chosen or not."""
-    report: Mapping[str, object]
-    """The content of run.json."""
+    start: BestOfN | None = None
+    """Best-of-N, if `fuse` drew the candidates."""
+    report: Mapping[str, object] = field(default_factory=dict)
+    """The content of run.json, if `fuse` drew the candidates."""
 
     @property
     def image(self) -> Image.Image:
         """The result: the fused image, or the best candidate."""
-        return self.fused if self.is_chosen else self.start.best.image
+        return self.fused if self.is_chosen else self.best.image
 
     @property
     def best_score(self) -> float:
         """Reward of the result; never below that of the best candidate."""
-        return self.score if self.is_chosen else self.start.best.score
+        return self.score if self.is_chosen else self.best.score
 
 
 def fuse(
@@ -112,7 +114,7 @@ def fuse(
     """
     image = load_image(image_lq).detach().cpu()
     softness = _checked(image, reward, top, softness)
-    judge: Rater = (reward.iqa if type(reward) is ZoomIQAReward else reward) if rater is None else rater
+    judge = _rater(reward, rater)
     given = {"lq": image, "hr": None if hr is None else load_image(hr).detach().cpu()}
     sources = pool(restorer, prompts)
     settings = settings_of(sources, given, reward, seed, None, is_kept=out is not None)
@@ -129,21 +131,59 @@ def fuse(
             restorers, image, reward, n, seed, out=None if folder is None else folder / "start", keep=top,
             prompts=prompts, hr=given["hr"], progress=progress,
         )  # fmt: skip
-        parts = _different(start, top)
-        images = [load_image(item.image) for item in parts]
-        if len({shown.shape for shown in images}) > 1:
-            raise ValueError("candidates of different sizes cannot be fused: pass restorers of one scale")
-        rows = read_lines(folder / LINES) if folder is not None else []
-        maps = _maps(judge, parts, images, rows, view_px, folder, progress=progress)
-        result = _fused(start, parts, images, maps, given, reward, softness)
-        arguments = {"n": n, "top": top}
-        report = report_of_fusion(result, settings, arguments, time.monotonic() - began)
+        result = fuse_candidates(
+            start.order, image, reward, top=top, softness=softness, view_px=view_px, rater=rater, hr=given["hr"],
+            views=None if folder is None else folder / LINES, progress=progress,
+        )  # fmt: skip
+        result = replace(result, start=start)
+        report = report_of_fusion(result, start, settings, {"n": n, "top": top}, time.monotonic() - began)
         result = replace(result, report=report)
         if folder is not None:
             save_png(result.fused, folder / "fused.png")
             save_png(result.image, folder / "best.png")
             write_json(folder / "run.json", {**report, "finished": True})
     return result
+
+
+def fuse_candidates(
+    candidates: Sequence[Candidate], image_lq: ImageSource, reward: Reward, *, top: int = TOP,
+    softness: float | None = None, view_px: int | None = None, rater: "Rater | None" = None,
+    hr: ImageSource | None = None, views: Path | None = None, progress: bool = False,
+) -> Fused:  # fmt: skip
+    """Blend the `top` best different ones of candidates that are drawn and scored, as `best_of_n` returns them.
+
+    Arguments and exceptions as in `fuse`; the images of these candidates must be held, or lie in files.
+    views: file of a run's folder with the ratings of views; those that it holds are not asked for again.
+    """
+    image = load_image(image_lq).detach().cpu()
+    softness = _checked(image, reward, top, softness)
+    parts = _different(candidates, top)
+    images = [load_image(item.image) for item in parts]
+    if len({shown.shape for shown in images}) > 1:
+        raise ValueError("candidates of different sizes cannot be fused: pass restorers of one scale")
+    boxes, ratings = _ratings(_rater(reward, rater), parts, images, view_px, views, progress=progress)
+    shares = view_weights(ratings, [item.score for item in parts], softness)
+    weights = pixel_weights(shares, boxes, *images[0].shape[1:])
+    floor_db = lr_consistency(images[0], image)
+    blend = blended(images, weights, image, floor_db)
+    scores = ask_restorations(
+        reward, [blend.image], lq=[image], hr=None if hr is None else [hr], prompts=[parts[0].prompt or ""]
+    )
+    score = float(scores.value[0]) if bool(scores.valid[0]) else math.nan
+    is_chosen = len(parts) > 1 and blend.agrees and score > parts[0].score  # False for NaN
+    return Fused(
+        best=parts[0], fused=to_pil(blend.image), score=score, lr_consistency=blend.lr_consistency,
+        agrees=blend.agrees, sources=tuple(item.index for item in parts), ratings=ratings, weights=weights,
+        is_chosen=is_chosen,
+        reason=_reason(blend, len(parts), floor_db, parts[0].score, score, scores.reason(0, reward.name)),
+    )  # fmt: skip
+
+
+def _rater(reward: Reward, rater: "Rater | None") -> "Rater":
+    """Return what rates the views: by default the reward, or the model behind it."""
+    if rater is not None:
+        return rater
+    return reward.iqa if type(reward) is ZoomIQAReward else reward
 
 
 def _checked(image: Tensor, reward: Reward, top: int, softness: float | None) -> float:
@@ -163,83 +203,68 @@ def _checked(image: Tensor, reward: Reward, top: int, softness: float | None) ->
     return value
 
 
-def _different(start: BestOfN, top: int) -> list[Candidate]:
+def _different(candidates: Sequence[Candidate], top: int) -> list[Candidate]:
     """Return the `top` best candidates that show different images. Raises ValueError where none could be measured."""
-    different: dict[str | None, Candidate] = {start.best.pixels: start.best}
-    for candidate in start.order:
-        if candidate.valid:
-            different.setdefault(candidate.pixels, candidate)
+    different: dict[str | None, Candidate] = {}
+    valid = [item for item in ranked(candidates) if item.valid]
+    for candidate in sorted(valid, key=lambda item: (item.rank or 0, item.index)):
+        different.setdefault(candidate.pixels, candidate)
+    if not different:
+        why = candidates[0].error if candidates else "there are none"
+        raise ValueError(f"none of {len(candidates)} candidates could be measured; the first: {why}")
     return list(different.values())[:top]
 
 
-def _maps(
-    rater: "Rater", parts: list[Candidate], images: list[Tensor], rows: list[dict[str, Any]], view_px: int | None,
-    folder: Path | None, *, progress: bool,
-) -> list[tuple[tuple[PixelBox, ...], Tensor]]:  # fmt: skip
-    """Return the views and their ratings for each candidate; those that are recorded are not rated again."""
-    recorded = {row["pixels"]: row for row in rows}
-    maps = []
+def _ratings(
+    rater: "Rater", parts: list[Candidate], images: list[Tensor], view_px: int | None, views: Path | None, *,
+    progress: bool,
+) -> tuple[tuple[PixelBox, ...], Tensor]:  # fmt: skip
+    """Return the views and [candidates, views] of their ratings; those that are recorded are not asked for again."""
+    recorded = {} if views is None else {row["pixels"]: row for row in read_lines(views)}
+    rows = []
     shown = progress_of(parts, len(parts), "rating views", streaming=False) if progress else parts
     for candidate, image in zip(shown, images, strict=True):
         row = recorded.get(candidate.pixels)
         if row is None:
             quality = quality_map(rater, image, view_px=view_px, strict=True)
-            row = {"candidate": candidate.index, "pixels": candidate.pixels,
-                   "boxes": [list(box) for box in quality.boxes], "ratings": quality.ratings.mean.tolist(),
-                   "errors": list(quality.ratings.errors)}  # fmt: skip
-            row = plain(row)
-            if folder is not None:
-                append_line(folder / LINES, row)
-        boxes = tuple((left, above, right, below) for left, above, right, below in row["boxes"])
-        maps.append((boxes, torch.tensor([as_float(value) for value in row["ratings"]])))
-    return maps
+            row = plain({
+                "candidate": candidate.index, "pixels": candidate.pixels,
+                "boxes": [list(box) for box in quality.boxes], "ratings": quality.ratings.mean.tolist(),
+                "errors": list(quality.ratings.errors),
+            })  # fmt: skip
+            if views is not None:
+                append_line(views, row)
+        rows.append(row)
+    boxes = tuple((left, above, right, below) for left, above, right, below in rows[0]["boxes"])
+    return boxes, torch.tensor([[as_float(value) for value in row["ratings"]] for row in rows])
 
 
-def _fused(
-    start: BestOfN, parts: list[Candidate], images: list[Tensor],
-    maps: list[tuple[tuple[PixelBox, ...], Tensor]], given: dict[str, Tensor | None], reward: Reward, softness: float,
-) -> Fused:  # fmt: skip
-    best, lq = start.best, given["lq"]
-    assert lq is not None
-    ratings = torch.stack([values for _, values in maps])
-    height, width = images[0].shape[1:]
-    shares = view_weights(ratings, [item.score for item in parts], softness)
-    weights = pixel_weights(shares, maps[0][0], height, width)
-    floor_db = lr_consistency(images[0], lq)
-    blend = blended(images, weights, lq, floor_db)
-    scores = ask_restorations(
-        reward, [blend.image], lq=[lq], hr=None if given["hr"] is None else [given["hr"]], prompts=[best.prompt or ""]
+def _reason(blend: Blend, count: int, floor_db: float, best: float, score: float, error: str) -> str:
+    """Return why the fused image was chosen or not."""
+    if count == 1:
+        return "one different candidate: there is nothing to fuse"
+    if not blend.agrees:
+        return f"not chosen: LR-consistency {blend.lr_consistency:.2f} dB, the best candidate's is {floor_db:.2f} dB"
+    if math.isnan(score):
+        return f"not chosen: {error}"
+    if score <= best:
+        return f"not chosen: score {score:.3f}, the best candidate has {best:.3f}"
+    return (
+        f"chosen: score {best:.3f} to {score:.3f}, LR-consistency {floor_db:.2f} to {blend.lr_consistency:.2f} dB "
+        f"after {blend.back_projections} back-projections"
     )
-    score = float(scores.value[0]) if bool(scores.valid[0]) else math.nan
-    if len(parts) == 1:
-        reason = "one different candidate: there is nothing to fuse"
-    elif not blend.agrees:
-        reason = f"not chosen: LR-consistency {blend.lr_consistency:.2f} dB, the best candidate's is {floor_db:.2f} dB"
-    elif math.isnan(score):
-        reason = f"not chosen: {scores.reason(0, reward.name)}"
-    elif score > best.score:
-        reason = f"chosen: score {best.score:.3f} to {score:.3f}, LR-consistency {floor_db:.2f} to " + (
-            f"{blend.lr_consistency:.2f} dB after {blend.back_projections} back-projections"
-        )
-    else:
-        reason = f"not chosen: score {score:.3f}, the best candidate has {best.score:.3f}"
-    return Fused(
-        start=start, fused=to_pil(blend.image), score=score, lr_consistency=blend.lr_consistency, agrees=blend.agrees,
-        sources=tuple(item.index for item in parts), ratings=ratings, weights=weights,
-        is_chosen=reason.startswith("chosen"), reason=reason, report={},
-    )  # fmt: skip
 
 
 def report_of_fusion(
-    result: Fused, settings: dict[str, Any], arguments: dict[str, Any], seconds: float
+    result: Fused, start: BestOfN, settings: dict[str, Any], arguments: dict[str, Any], seconds: float
 ) -> dict[str, Any]:  # fmt: skip
     """Return the content of run.json: JSON values only, NaN as null. `seconds` counts this session."""
-    cost = cost_of(result.start.candidates)
+    cost = cost_of(start.candidates)
     return plain({
         "settings": settings, "arguments": arguments, "reason": result.reason, "is_chosen": result.is_chosen,
-        "score": result.score, "best_candidate_score": result.start.best.score,
+        "score": result.score, "best_candidate_score": result.best.score,
         "lr_consistency": result.lr_consistency, "agrees": result.agrees, "sources": list(result.sources),
-        "shares": [round(float(weight.mean()), 4) for weight in result.weights], "notes": list(result.start.notes),
+        "shares": [round(float(weight.mean()), 4) for weight in result.weights], "notes": list(start.notes),
         "cost": cost | {"scores": cost["scores"] + 1, "view_ratings": result.ratings.numel()},
         "seconds": round(seconds, 3),
     }) | provenance("diffusers")  # fmt: skip

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +126,6 @@ class NoiseLoop(CandidateLoop):
         restored: Restored | RestorationError
         try:
             restored = next(iter(source.restorer.restore(self.given["lq"], [first], noise=steps, **options)))
-            restored = replace(restored, seed=seed)
         except RestorationError as error:
             restored = error
         fields = {"index": k, "seed": seed, "parent": parent.index, "seconds": round(time.monotonic() - began, 4)}

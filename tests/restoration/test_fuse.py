@@ -1,6 +1,7 @@
 """Fusion of candidates: the ratings decide what comes from where, and the input decides what must stay."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from tiny import make_image
 
 from restoration.metrics.fidelity import lr_consistency
 from restoration.restorer.restorer import Restorer
-from restoration.search import fuse
+from restoration.search import fuse, fuse_candidates
 from restoration.search.blending import blended, pixel_weights, view_weights
+from restoration.selection.best_of_n import best_of_n
 from zoomiqa_reward.images import load_image
 from zoomiqa_reward.model.quality_map import plan_boxes
 from zoomiqa_reward.rewards.metric import MetricReward
@@ -152,6 +154,15 @@ def test_an_interrupt_loses_no_map_and_the_run_goes_on(tmp_path):
     assert {"fused.png", "best.png"} <= {file.name for file in tmp_path.iterdir()}
     with pytest.raises(ValueError, match="softness"):
         fused(MetricReward(impatient, "mean", True, (0, 1), fingerprint="mean"), out=tmp_path, softness=0.1)
+
+
+def test_candidates_that_are_drawn_already_can_be_fused():
+    start = best_of_n(pool(), LQ, brightness(), n=2, progress=False)
+    result = fuse_candidates(start.candidates, LQ, brightness(), view_px=16, softness=0.005)
+    assert np.array_equal(np.asarray(result.fused), np.asarray(fused().fused))
+    broken = [replace(one, valid=False, error="torn") for one in start.candidates]
+    with pytest.raises(ValueError, match="none of 2 candidates could be measured; the first: torn"):
+        fuse_candidates(broken, LQ, brightness(), view_px=16)
 
 
 def test_one_different_candidate_is_nothing_to_fuse():
