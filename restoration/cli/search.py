@@ -94,7 +94,7 @@ def search(
         for candidate in result.order:
             output.json_line(candidate_row(candidate))
         if fused is not None:
-            output.json_line(fused_row(fused, out))
+            output.json_line(_fused_row(fused, out))
     else:
         print_candidates(result.order)
     for note in notes:
@@ -104,7 +104,7 @@ def search(
     return 0 if all(candidate.valid for candidate in result.candidates) else 2
 
 
-def fused_row(fused: "Fused", out: Path) -> dict[str, Any]:
+def _fused_row(fused: "Fused", out: Path) -> dict[str, Any]:
     """Return the JSON line of the fused image; NaN becomes null."""
     from zoomiqa_reward.runs.json_lines import plain
 

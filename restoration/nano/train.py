@@ -23,7 +23,7 @@ from restoration.nano.crops import Pairs, held_out_pairs, split
 from restoration.nano.learning import Optimizers, averaging, rate_share, start_straight, x0_loss
 from restoration.nano.pipeline import SCALE, NanoSRPipeline, build_scheduler, build_unet, enlarge
 from restoration.restorer.agreement import AGREEMENT_PX
-from zoomiqa_reward.model.devices import find_device
+from zoomiqa_reward.model.devices import find_device, half_autocast
 from zoomiqa_reward.runs.outputs import claim_folder, part_folder, write_text
 from zoomiqa_reward.runs.program import Parser, run_program
 from zoomiqa_reward.runs.progress import counting
@@ -137,7 +137,7 @@ class RestorerLearner:
         rng = np.random.default_rng([config.seed, 9, number])
         hr, lq = pairs.batch(max(8, config.batch_pixels // side**2 // 8 * 8), side, rng)
         generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**31)))
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with half_autocast(self.device):
             losses = x0_loss(self.pipe, self.smooth if done > TEMPERED_FROM else None, hr, lq, generator)
         losses["loss"].backward()
         nn.utils.clip_grad_norm_(self.pipe.unet.parameters(), 1.0)

@@ -136,7 +136,7 @@ def fuse(
             views=None if folder is None else folder / LINES, progress=progress,
         )  # fmt: skip
         result = replace(result, start=start)
-        report = report_of_fusion(result, start, settings, {"n": n, "top": top}, time.monotonic() - began)
+        report = _report(result, start, settings, {"n": n, "top": top}, time.monotonic() - began)
         result = replace(result, report=report)
         if folder is not None:
             save_png(result.fused, folder / "fused.png")
@@ -255,7 +255,7 @@ def _reason(blend: Blend, count: int, floor_db: float, best: float, score: float
     )
 
 
-def report_of_fusion(
+def _report(
     result: Fused, start: BestOfN, settings: dict[str, Any], arguments: dict[str, Any], seconds: float
 ) -> dict[str, Any]:  # fmt: skip
     """Return the content of run.json: JSON values only, NaN as null. `seconds` counts this session."""

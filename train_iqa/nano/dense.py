@@ -15,6 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, smoo
 from train_iqa.nano.labels import NUM_BANDS, TOKEN_PX
 from train_iqa.nano.store import GRID, KINDS, Store
 from train_iqa.nano.tower import read_tokens
+from zoomiqa_reward.model.devices import half_autocast
 from zoomiqa_reward.model.parts import WindowTower
 
 KINDS_WEIGHT, BANDS_WEIGHT, WHOLE_WEIGHT = 0.3, 0.6, 0.5
@@ -122,7 +123,7 @@ def dense_step(
         if not count:
             continue
         images, targets = dense_batch(store, count, grid, rng)
-        with torch.autocast(images.device.type, torch.bfloat16):
+        with half_autocast(images.device):
             tokens = read_tokens(tower, images)
         loss, parts = heads.loss(tokens, targets)
         loss.backward()

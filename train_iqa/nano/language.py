@@ -22,6 +22,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from train_iqa.nano.build import TOKEN_PX
 from train_iqa.nano.rows import BOX_SIGMA, NO_IMAGE, RATING_SIGMA, NanoRow, RowBuilder, mrope_positions
 from train_iqa.nano.tower import flat_tokens, pad_images, read_tokens
+from zoomiqa_reward.model.devices import half_autocast
 from zoomiqa_reward.model.parts import WindowTower
 from zoomiqa_reward.model.trie import build_trie
 from zoomiqa_reward.model.turns import round1
@@ -122,7 +123,7 @@ def rows_loss(
     batch = pad_rows(rows, device)
     is_image = ((batch.ids == builder.image_id) & batch.mask.bool()).flatten()
     assert int(is_image.sum()) == len(tokens), "image tokens and rows differ"
-    with torch.autocast(device.type, torch.bfloat16):
+    with half_autocast(device):
         embeds = model.get_input_embeddings()(batch.ids)
         flat = embeds.flatten(0, 1).index_copy(0, is_image.nonzero()[:, 0], tokens.to(embeds.dtype))
         out = model.model.language_model(
@@ -159,7 +160,7 @@ def rows_loss(
 def row_tokens(tower: WindowTower, images: list[Tensor]) -> Tensor:
     """Return (tokens of all images, width) of CHW images of any sizes that are multiples of 28."""
     batch, grids = pad_images(images)
-    with torch.autocast(batch.device.type, torch.bfloat16):
+    with half_autocast(batch.device):
         return flat_tokens(read_tokens(tower, batch, grids), grids)
 
 
@@ -179,7 +180,7 @@ class RatingTree:
         """Return (B, ratings) float32 of equally large images (B, 3, H, W), sides multiples of 28, in [0, 1]."""
         batch, grids = pad_images(list(images)) if images.shape[2] % 112 or images.shape[3] % 112 else (images, None)
         grid = images.shape[2] // TOKEN_PX, images.shape[3] // TOKEN_PX
-        with torch.autocast(images.device.type, torch.bfloat16):
+        with half_autocast(images.device):
             tokens = read_tokens(self.model.model.visual, batch, grids)[:, : grid[0], : grid[1]]
         return self.read(tokens, question)
 
@@ -195,7 +196,7 @@ class RatingTree:
         allowed = torch.ones(length, length, dtype=torch.bool).tril()
         allowed[start:, start:] = trie.inner_mask()
         mask = torch.zeros(length, length).masked_fill(~allowed, torch.finfo(torch.bfloat16).min).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with half_autocast(device):
             all_ids = torch.from_numpy(ids).to(device).expand(batch, length)
             embeds = model.get_input_embeddings()(all_ids)
             at = (all_ids == self.builder.image_id).flatten().nonzero()[:, 0]

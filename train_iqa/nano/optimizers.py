@@ -26,11 +26,11 @@ ITERATIONS = 5
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """Return (N, rows, columns) matrices with all singular values near 1, by Newton-Schulz in bfloat16."""
+    """Return (N, rows, columns) matrices with all singular values near 1, by Newton-Schulz (on a GPU in bfloat16)."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
-    x = (matrices.mT if tall else matrices).bfloat16()
-    x = x / x.float().norm(dim=(1, 2), keepdim=True).clamp_min(1e-7).bfloat16()
+    x = (matrices.mT if tall else matrices).to(torch.float32 if matrices.is_cpu else torch.bfloat16)
+    x = x / x.float().norm(dim=(1, 2), keepdim=True).clamp_min(1e-7).to(x.dtype)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

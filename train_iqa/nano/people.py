@@ -4,7 +4,8 @@ A step reads one group of images: of one scene where a set has scenes of many im
 by different methods), else of one set; as native tiles, at half size, or whole. All of a group are cut at one place
 and size, so that only their quality differs, and learn their ratings and all pairs of them. Half of the steps read
 the group again, moved against its ratings (adversarial images of a small Euclidean length): without them the gradient
-of the rating says little about a change that can be seen. Without rehearsal of rows the words break within minutes.
+of the rating says little about a change that can be seen. Ladders of damage are read beside them (`ladders.py`).
+Without rehearsal of rows the words break within minutes.
 Source of the moved images: Goodfellow et al. 2015, with the Euclidean norm.
 """
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from train_iqa.nano.build import TOKEN_PX
 from train_iqa.nano.dense import dense_batch, reorient
+from train_iqa.nano.ladders import RUNGS, ladder_batch, ladder_loss
 from train_iqa.nano.language import RatingTree
 from train_iqa.nano.rows import RATING_SIGMA
 from train_iqa.nano.store import GRID, Store
@@ -54,9 +56,11 @@ class PeopleConfig:
     group: int = 6
     rehearsed: int = 8
     """Synthetic crops with direct ratings; a multiple of 8."""
-    first: int = 3
+    ladders: int = 4
+    """Crops whose further damage must lower the rating."""
+    first: int = 2
     local: int = 2
-    second: int = 2
+    second: int = 1
     moved_share: float = 0.35
     """Of the steps, those that read the moved group as well."""
     sigma: float = 0.2
@@ -192,5 +196,10 @@ def people_step(
     loss, parts = tree.loss(tree.logprobs(crops, question), targets.labels, sigma=RATING_SIGMA, ranked=True)
     (0.6 * loss).backward()
     losses |= {f"rehearsed_{name}": value for name, value in parts.items()}
+    rungs, gaps = ladder_batch(store, config.ladders, rng)
+    if len(gaps):
+        loss = ladder_loss(tree.means(tree.logprobs(rungs, question)).view(-1, RUNGS), gaps)
+        loss.backward()
+        losses["ladder"] = float(loss.detach())
     counts = {"first": config.first, "local": config.local, "second": config.second}
     return losses | text_step(learner, store, rng, **counts, weight=0.8)

@@ -18,6 +18,8 @@ AVERAGE_FROM = 0.7
 """Progress from which weights are averaged."""
 FILL_S = 0.004
 """Seconds that a step waits for fresh images; it never waits longer."""
+FILL_SHARE = 0.12
+"""Of a stage's time, the most that labelling of fresh images may take: on a CPU a batch costs as much as a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +54,13 @@ def run_stage(
     parts |= {"clock": clock, "running": running} | ({"average": stage.average} if stage.average else {})
     step = run.load(parts)
     clock.start()
-    saved_at = time.monotonic()
+    saved_at = started_at = time.monotonic()
+    filling = 0.0
     while clock.progress < 1:
-        store.fill(workers, seconds=FILL_S)
+        began = time.monotonic()
+        if filling <= FILL_SHARE * (began - started_at):
+            store.fill(workers, seconds=FILL_S)
+            filling += time.monotonic() - began
         losses = stage.step(np.random.default_rng([stage.seed, step]))
         factor = min(1.0, (step + 1) / stage.warmup) * cosine(clock.progress, stage.floor)
         for optimizer, peak in stage.optimizers.values():

@@ -21,6 +21,7 @@ from train_iqa.nano.rows import RATING_SIGMA, NanoRow, RowBuilder, mirrored
 from train_iqa.nano.store import GRID, Store, StoredImage, cover_map
 from train_iqa.nano.tower import read_tokens
 from zoomiqa_reward.images.filters import resize_bicubic
+from zoomiqa_reward.model.devices import half_autocast
 from zoomiqa_reward.model.parts import WindowTower
 from zoomiqa_reward.protocol import zoom
 
@@ -180,7 +181,7 @@ def teach_step(
 ) -> dict[str, float]:
     """Accumulate the gradients of one step and return its losses."""
     images, targets = dense_batch(store, config.direct, GRID, rng)
-    with torch.autocast(images.device.type, torch.bfloat16):
+    with half_autocast(images.device):
         tokens = read_tokens(learner.tower, images)
     dense, parts = learner.heads.loss(tokens, targets)
     question = learner.builder.question(rng)

@@ -45,6 +45,8 @@ from zoomiqa_reward.runs.provenance import provenance
 
 CLEAN_WINDOWS = 240
 """Windows of clean photographs that the patch embedding is a whitening of."""
+FIRST_CROPS = 640
+"""Crops held before the first step of a run that has a label scale already."""
 SCALE_FILE = "label_scale.json"
 
 
@@ -161,7 +163,8 @@ def filled_store(config: NanoConfig, workers: Workers) -> Iterator[Store]:
         for start in range(0, len(pairs), BATCH):
             store.add_small(pairs[start : start + BATCH], known_kinds=False)
         _say(f"{len(pairs)} restorations from {config.pairs}")
-    enough = min(config.population, config.store_small)
+    # A run that brings its label scale needs no population, only crops to begin with.
+    enough = min(FIRST_CROPS if store.scale is not None else config.population, config.store_small)
     while store.scale is None or store.count < enough or not store.ready:
         store.fill(workers, seconds=1.0)
     if not scale_file.exists():

@@ -1,0 +1,125 @@
+"""The people stage: the gradient of one step against an independent sum of its parts."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from train_iqa.nano.build import build_model, build_tokenizer
+from train_iqa.nano.dense import DenseHeads, dense_batch
+from train_iqa.nano.drawing import draw_image
+from train_iqa.nano.ladders import GOOD_LABEL, RUNGS, ladder_batch
+from train_iqa.nano.language import PAIR_SCALE, RatingTree, Readouts
+from train_iqa.nano.people import People, PeopleConfig, people_step, read_opinions
+from train_iqa.nano.rationale import nano_protocol
+from train_iqa.nano.rows import RATING_SIGMA, RowBuilder
+from train_iqa.nano.store import GRID, DrawnBatch, Store
+from train_iqa.nano.teach import NanoLearner
+
+
+def photograph(seed: int, side: int = 320) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def store():
+    rng, held = np.random.default_rng(0), Store(torch.device("cpu"), small=16, large=4, population=16)
+    held.add(DrawnBatch(False, [draw_image(photograph(k), rng, large=False) for k in range(16)]))
+    assert held.scale is not None
+    return held
+
+
+@pytest.fixture(scope="module")
+def learner():
+    protocol = nano_protocol()
+    builder = RowBuilder(build_tokenizer(["user assistant " + protocol.round1.text, "0.12, 3.45"]), protocol)
+    model = build_model(builder.tokenizer, seed=0)
+    width = model.config.text_config.hidden_size
+    return NanoLearner(model.eval(), builder, DenseHeads(width), Readouts(width))
+
+
+@pytest.fixture
+def people(tmp_path):
+    with open(tmp_path / "people.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "set", "scene", "mos"])
+        for number in range(8):
+            photograph(50 + number, 224).save(tmp_path / f"{number}.png")
+            table.writerow([f"{number}.png", "held", "one", 1 + number * 0.5])
+    return People(read_opinions(tmp_path), torch.device("cpu"))
+
+
+def rating_loss(tree, images, question, labels, sigma):
+    """Divergence from a bell about the labels, and the excess of the pairs' loss, written out."""
+    logprobs = tree.logprobs(images, question)
+    ratings = tree.ratings
+    wanted = torch.exp(-((ratings[None] - labels[:, None]) ** 2) / (2 * sigma**2))
+    wanted = wanted / wanted.sum(1, keepdim=True)
+    divergence = (wanted * (wanted.clamp_min(1e-12).log() - logprobs)).sum(1).mean()
+    means = (logprobs.exp() / logprobs.exp().sum(1, keepdim=True) * ratings).sum(1)
+    pairs = []
+    for a in range(len(labels)):
+        for b in range(a + 1, len(labels)):
+            target = torch.sigmoid((labels[a] - labels[b]) / PAIR_SCALE)
+            asked = binary_cross_entropy_with_logits((means[a] - means[b]) / PAIR_SCALE, target)
+            least = -(target * target.log() + (1 - target) * (1 - target).log())
+            pairs.append(asked - least)
+    return divergence + torch.stack(pairs).mean()
+
+
+def gradients(learner):
+    found = {name: p.grad.clone() for name, p in learner.model.named_parameters() if p.grad is not None}
+    learner.model.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("moved_share", [0.0, 1.0])
+def test_one_steps_gradient_is_the_sum_of_people_rehearsal_and_ladders(learner, store, people, moved_share):
+    labels = store.labels.copy()
+    store.labels = np.where(np.arange(len(labels)) < 4, GOOD_LABEL + 0.5, np.minimum(labels, GOOD_LABEL - 0.2))
+    config = PeopleConfig(group=3, rehearsed=8, ladders=2, first=0, local=0, second=0, moved_share=moved_share)
+    tree = RatingTree(learner.model, learner.builder)
+    losses = people_step(learner, tree, people, store, config, np.random.default_rng(5))
+    taken = gradients(learner)
+
+    rng = np.random.default_rng(5)
+    images, scores = people.group(3, rng)
+    rng.random()
+    question = learner.builder.question(rng)
+    images.requires_grad_(True)
+    first = rating_loss(tree, images, question, scores, config.sigma)
+    total = first
+    if moved_share:
+        (slope,) = torch.autograd.grad(first, images, retain_graph=True)
+        share = (images.shape[2] * images.shape[3]) ** 0.5 / 224
+        lengths = torch.from_numpy(rng.uniform(0, 0.8 * share, len(images))).float()
+        moved = images.detach().clone()
+        for k in range(len(moved)):
+            moved[k] += lengths[k] * slope[k] / slope[k].norm()
+        total = total + 0.5 * rating_loss(tree, moved, question, scores, config.sigma)
+    crops, targets = dense_batch(store, 8, GRID, rng)
+    total = total + 0.6 * rating_loss(tree, crops, question, targets.labels, RATING_SIGMA)
+    rungs, gaps = ladder_batch(store, 2, rng)
+    logprobs = tree.logprobs(rungs, question)
+    means = (logprobs.exp() / logprobs.exp().sum(1, keepdim=True) * tree.ratings).sum(1)
+    short = []
+    for k in range(2):
+        room = 0.3 * (float(means[k * RUNGS].detach()) - 1)
+        for step in range(RUNGS - 1):
+            above, below = means[k * RUNGS + step], means[k * RUNGS + step + 1]
+            short.append((min(float(gaps[k, step]), room) - (above - below)).clamp_min(0) / PAIR_SCALE)
+    ladder = torch.stack(short).mean()
+    assert losses["ladder"] == pytest.approx(float(ladder.detach()), rel=1e-3)
+    assert float(ladder.detach()) > 0  # else the test says nothing of the ladders
+    (total + ladder).backward()
+    expected = gradients(learner)
+    store.labels = labels
+    assert taken.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(taken[name], value, rtol=2e-3, atol=2e-5, msg=name)
