@@ -248,7 +248,8 @@ USES = {
     **dict.fromkeys(("restorer", "restorer_held_out", "candidates"), ("restorer",)),
     **dict.fromkeys(("best_of_n", "best_of_n_varied", "best_of_10_varied", "tune"), ("judge", "restorer")),
     **dict.fromkeys(
-        ("rl", "cache", "repeatability", "training_kill_sft", "training_kill_grpo", "training_processes", "tune_kill"), (),
+        ("rl", "cache", "repeatability", "training_kill_sft", "training_kill_grpo", "training_processes",
+         "tune_kill"), (),
     ),
 }  # fmt: skip
 """Embedded weights that a result depends on, by default the judge's; none where any weights give the same."""
