@@ -66,7 +66,9 @@ def clocked(loop: CandidateLoop, n: int) -> list[float]:
     return clock
 
 
-def measure(path: Path, index: int, name: str, restorers: list[Restorer], reward: Any, args: Any) -> dict[str, Any]:
+def measure_photograph(
+    path: Path, index: int, name: str, restorers: list[Restorer], reward: Any, args: Any
+) -> dict[str, Any]:
     """Return one photograph's line: each way at each N."""
     hr = middle(load_image(path), args.max_px)
     lq, _ = degrade(hr, args.preset, seed=args.seed + index, scale=SCALE)
@@ -153,7 +155,7 @@ def main() -> None:
         restorers = pools[name]()
         for index in progress(range(len(paths)), len(paths), f"photographs, {name}"):
             if (name, index) not in done:
-                row = measure(paths[index], index, name, restorers, reward, args) | {"settings": settings}
+                row = measure_photograph(paths[index], index, name, restorers, reward, args) | {"settings": settings}
                 append_line(lines, row)
                 done[name, index] = row
         rows = [done[name, index] for index in range(len(paths))]
