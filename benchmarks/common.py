@@ -1,5 +1,6 @@
 """What the benchmark scripts share: statistics with bootstrap intervals, and result files that name their command."""
 
+import hashlib
 import json
 import os
 import platform
@@ -17,7 +18,18 @@ from scipy.stats import spearmanr
 
 from zoomiqa_reward.runs import bootstrap as runs_bootstrap
 
+ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+WEIGHTS = {
+    "judge": "zoomiqa_reward/checkpoints/nano/model.safetensors",
+    "restorer": "restoration/checkpoints/nano/unet/diffusion_pytorch_model.safetensors",
+}
+"""The embedded weights that figures are of."""
+
+
+def weights() -> dict[str, str]:
+    """Return the first 16 digits of the SHA-256 of each embedded weight file."""
+    return {name: hashlib.sha256((ROOT / file).read_bytes()).hexdigest()[:16] for name, file in WEIGHTS.items()}
 
 
 def srcc(a: Sequence[float] | NDArray[Any], b: Sequence[float] | NDArray[Any]) -> float:
@@ -35,12 +47,13 @@ def bootstrap(statistic: Callable[[NDArray[np.int64]], float], count: int, *, dr
 
 
 def write_result(name: str, result: dict[str, Any], *, show: bool = True) -> None:
-    """Write `results/<name>.json` with command and versions, and print it unless `show` is False."""
+    """Write `results/<name>.json` with command, versions and weights, and print it unless `show` is False."""
     result = {
         "command": shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *_without_paths(sys.argv[1:])]),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "weights": weights(),
         **result,
     }
     RESULTS.mkdir(exist_ok=True)

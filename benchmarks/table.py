@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from common import weights
 from doc_tables import BLOCKS
 from restoration_rows import best_of_n_rows, candidates_rows, cascade_rows, restorer_rows
 from training_rows import cost_rows, killed_rows, processes_rows, tune_kill_rows, tune_rows
@@ -242,6 +243,27 @@ HEADLINES = {
 """The rows of README, those on agreement with people first; `docs/figures.md` holds all rows."""
 
 
+EARLIER = "\n\nThis table is of earlier weights of `nano`; it was not made again with today's."
+USES = {
+    **dict.fromkeys(("restorer", "restorer_held_out", "candidates"), ("restorer",)),
+    **dict.fromkeys(("best_of_n", "best_of_n_varied", "best_of_10_varied", "tune"), ("judge", "restorer")),
+    **dict.fromkeys(
+        ("rl", "cache", "repeatability", "training_kill_sft", "training_kill_grpo", "training_processes",
+         "tune_kill"), (),
+    ),
+}  # fmt: skip
+"""Embedded weights that a result depends on, by default the judge's; none where any weights give the same."""
+
+
+def age(name: str) -> str:
+    """Return `today's` where a result is of the weights in this folder, `earlier` where they have changed since."""
+    measured, present = load(name).get("weights", {}), weights()
+    used = USES.get(name, ("judge",))
+    if not used:
+        return "any"
+    return "today's" if all(measured.get(kind) == present[kind] for kind in used) else "earlier"
+
+
 def rows(chosen: dict[str, list[int]] | None = None) -> list[tuple[str, str, str]]:
     """Return (what, figure, name of the result) of every benchmark that has been run, or of the chosen rows."""
     found = []
@@ -255,10 +277,10 @@ def rows(chosen: dict[str, list[int]] | None = None) -> list[tuple[str, str, str
 
 def markdown(found: list[tuple[str, str, str]], root: str = "") -> str:
     """Return the table; `root` leads from its page to the project's folder."""
-    lines = ["| what (95 % intervals in brackets) | nano | made by |", "|---|---|---|"]
+    lines = ["| what (95 % intervals in brackets) | nano | weights | made by |", "|---|---|---|---|"]
     for what, figure, name in found:
         script = load(name)["command"].split()[1].removeprefix("benchmarks/").removesuffix(".py")
-        lines.append(f"| {what} | {figure} | [`{script}`]({root}benchmarks/{script}.py) |")
+        lines.append(f"| {what} | {figure} | {age(name)} | [`{script}`]({root}benchmarks/{script}.py) |")
     return "\n".join(lines)
 
 
@@ -270,7 +292,7 @@ def blocks() -> list[tuple[Path, str, str]]:
     ]
     for page, (name, make) in (BLOCKS | {"docs/pairs.md": ("pairs", pair_table)}).items():
         if (ROOT / "benchmarks" / "results" / f"{name}.json").exists():
-            found.append((ROOT / page, name, make(load(name))))
+            found.append((ROOT / page, name, make(load(name)) + (EARLIER if age(name) == "earlier" else "")))
     return found
 
 

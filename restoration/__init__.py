@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from restoration.restorer.image_io import RestorationError
     from restoration.restorer.loading import PipelineError
     from restoration.restorer.restorer import Restored, Restorer
+    from restoration.search.fusion import Fused, fuse
+    from restoration.search.noise_search import search_noise
     from restoration.selection.best_of_n import Cascade, best_of_n
     from restoration.selection.candidates import Candidate
     from restoration.selection.early_stop import EarlyStop
@@ -34,6 +36,7 @@ _HOMES = {
     "ConditionedReward": "metrics.conditioned",
     "EarlyStop": "selection.early_stop",
     "METRICS": "metrics.registry",
+    "Fused": "search.fusion",
     "MetricUnavailable": "metrics.fidelity",
     "PipelineError": "restorer.loading",
     "Refined": "refinement",
@@ -47,9 +50,11 @@ _HOMES = {
     "degrade": "degradation.pipeline",
     "degrade_for_demo": "degradation.classical",
     "evaluate": "evaluation.evaluate",
+    "fuse": "search.fusion",
     "load_examples": "tuning.data",
     "measure": "metrics.registry",
     "refine": "refinement",
+    "search_noise": "search.noise_search",
     "tune": "tuning.trainer",
     "varied_pool": "selection.pool",
 }
@@ -61,6 +66,7 @@ __all__ = [
     "Cascade",
     "ConditionedReward",
     "EarlyStop",
+    "Fused",
     "MetricUnavailable",
     "PipelineError",
     "Refined",
@@ -74,9 +80,11 @@ __all__ = [
     "degrade",
     "degrade_for_demo",
     "evaluate",
+    "fuse",
     "load_examples",
     "measure",
     "refine",
+    "search_noise",
     "tune",
     "varied_pool",
 ]

@@ -18,6 +18,7 @@ from zoomiqa_reward.images.listing import printable
 from zoomiqa_reward.runs.progress import progress, say
 
 if TYPE_CHECKING:
+    from restoration.restorer.restorer import Restorer
     from restoration.selection.candidates import Candidate
     from restoration.selection.folder import FolderRow
 
@@ -103,7 +104,7 @@ def best_of_n(
         iqa = inputs.load_model(model, **given) if of_model is None else of_model.iqa
         explainer = Cascade(reward=ZoomIQAReward(iqa, mode="reason"), top=cascade)
     print(f"loading {', '.join(restorer)} ...", file=sys.stderr)
-    restorers = _restorers(
+    restorers = load_restorers(
         restorer, plain, vary_sharpness, scale=scale, steps=steps, device=device, negative_prompt=negative_prompt,
         tile_px=tile_px, colour_fix=colour_fix,
     )  # fmt: skip
@@ -116,10 +117,18 @@ def best_of_n(
     return _image(restorers, image, judge, out, as_json, **asked)
 
 
-def _restorers(names: list[str], plain: bool, vary_sharpness: float | None, **given: Any) -> list[Any]:
+def load_restorers(
+    names: list[str], plain: bool, vary_sharpness: float | None, *, scale: int | None, steps: int | None,
+    device: str | None, negative_prompt: str, tile_px: int | None, colour_fix: str,
+) -> "list[Restorer]":  # fmt: skip
+    """Return the pool that the options ask for."""
     from restoration.restorer.restorer import Restorer
     from restoration.selection.pool import VARY_SHARPNESS, merge_pools, varied_pool
 
+    given: dict[str, Any] = {
+        "scale": scale, "steps": steps, "device": device, "negative_prompt": negative_prompt, "tile_px": tile_px,
+        "colour_fix": colour_fix,
+    }  # fmt: skip
     if plain:
         return [Restorer.from_pretrained(name, vary_sharpness=vary_sharpness or 0.0, **given) for name in names]
     vary = VARY_SHARPNESS if vary_sharpness is None else vary_sharpness
@@ -201,7 +210,7 @@ def folder_table(rows: "list[FolderRow]") -> None:
 def candidate_row(candidate: "Candidate") -> dict[str, Any]:
     """Return the JSON line of one candidate; NaN becomes null."""
     names = ("rank", "index", "seed", "restorer", "prompt", "score", "std", "cascade_score", "valid", "error",
-             "cascade_error", "batch_position", "batch_size", "sharpness", "same_as", "seconds")  # fmt: skip
+             "cascade_error", "batch_position", "batch_size", "sharpness", "same_as", "parent", "seconds")  # fmt: skip
     values = {name: getattr(candidate, name) for name in names}
     values |= {name: None for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
     return values | {"image": None if candidate.file is None else str(candidate.file)}

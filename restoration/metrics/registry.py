@@ -128,14 +128,14 @@ def find_metrics(names: Sequence[str]) -> list[Metric]:
 def measure(
     names: Sequence[str],
     image: ImageSource,
-    hr: ImageSource | None = None,
-    lq: ImageSource | None = None,
     *,
+    lq: ImageSource | None = None,
+    hr: ImageSource | None = None,
     options: MetricOptions | None = None,
 ) -> dict[str, Measurement]:
     """Return a `Measurement` for each name, in order. A metric that cannot be measured has NaN and a reason.
 
-    `image`, `hr`, `lq`: anything that `load_image` takes. `options`: keyword arguments by metric, for example
+    `image`, `lq`, `hr`: anything that `load_image` takes. `options`: keyword arguments by metric, for example
     `{"lpips": {"weights": FILE}, "lr_consistency": {"blur_px": 0.0}}`. Raises ValueError for unknown names and sizes
     that do not fit, ImageError.
     """

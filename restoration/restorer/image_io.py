@@ -5,6 +5,7 @@ The call itself is in `engines.py`, what is known of each system in `systems.py`
 """
 
 from collections.abc import Callable, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from restoration.degradation.classical import enlarge
+from restoration.restorer.noise import NoiseStep, mixing_weights
+from restoration.restorer.rng import candidate_seed
 from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.images.loading import load_image
 
@@ -47,13 +50,28 @@ def pre_upscale(image: Tensor, scale: int, kernel: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(grown.transpose(2, 0, 1)))
 
 
-def drawn_sharpness(seed: int, vary: float) -> float:
+def drawn_sharpness(seed: int, vary: float, noise: Sequence[NoiseStep] = ()) -> float:
     """Return how much sharper than given candidate `seed` sees its input: uniform in [-vary, vary], fixed by the seed.
+
+    noise: steps away from the seed's value. They are taken on the normal score of the value, like those of Gaussian
+    noise, so that the result is uniform again.
 
     >>> drawn_sharpness(7, 0.0), drawn_sharpness(7, 1.0) == drawn_sharpness(7, 1.0)
     (0.0, True)
+    >>> near = drawn_sharpness(7, 1.0, [NoiseStep(seed=1, amount=0.1)])
+    >>> 0 < abs(near - drawn_sharpness(7, 1.0)) < 0.2
+    True
     """
-    return vary * float(np.random.default_rng(seed).uniform(-1, 1)) if vary > 0 else 0.0
+    if vary <= 0:
+        return 0.0
+    drawn = float(np.random.default_rng(seed).uniform(-1, 1))
+    if not noise:
+        return vary * drawn
+    others = [np.random.default_rng(candidate_seed(seed, step.seed)).uniform(-1, 1) for step in noise]
+    normal, least = NormalDist(), 2.0**-53  # its score of 0 is infinite
+    scores = [normal.inv_cdf(max((value + 1) / 2, least)) for value in (drawn, *others)]
+    mixed = sum(weight * score for weight, score in zip(mixing_weights(noise), scores, strict=True))
+    return vary * (2 * normal.cdf(mixed) - 1)
 
 
 def sharpened(image: Tensor, sharpness: float) -> Tensor:

@@ -29,6 +29,7 @@ from restoration.restorer.loading import (
     plain_engine,
     refuse,
 )
+from restoration.restorer.noise import NoiseStep, mixed_draws
 from restoration.restorer.pipeline_engine import Engine, PipelineEngine
 from restoration.restorer.rng import Apart, DrewAnyway
 from restoration.restorer.tiling import Tiling, restore_tiled
@@ -193,10 +194,13 @@ class Restorer:
     def restore(
         self, image: ImageSource, seeds: Sequence[int], *, prompt: PROMPT | None = None,
         negative_prompt: PROMPT | None = None, strict: bool = True, batch_size: int = 1,
+        noise: Sequence[NoiseStep] = (),
     ) -> Iterator[Restored]:  # fmt: skip
         """Yield one candidate per seed, in order, as soon as each is ready.
 
         image: anything that `load_image` takes. prompt, negative_prompt: instead of the restorer's own.
+        noise: steps away from the noise of each seed (`noise.py`), for what the seed draws as Gaussian noise and for
+        the sharpness. Each candidate then has its own call.
 
         strict: each candidate has its own call, so the image of a seed is bit-equal whatever else is drawn;
         `batch_size` is ignored. Otherwise `batch_size` candidates share a call. This may change the last bits, and
@@ -207,27 +211,48 @@ class Restorer:
         not change, with one exception: for a function or network that draws from Python's or numpy's generators, those
         are set for each candidate and put back, and other threads see this.
 
-        Raises ImageError, ValueError (a seed below 0, a batch below 1) at once, RestorationError at a candidate.
+        Raises ImageError, ValueError (a seed below 0, a batch below 1, noise of a deterministic restorer) at once,
+        RestorationError at a candidate, and ValueError there if `noise` is given and none was drawn through torch.
         """
+        if noise and self.deterministic:
+            raise ValueError(f"{self.name} takes no seed, so it has no noise to move: pass a restorer that draws some")
         if batch_size < 1 or any(seed < 0 for seed in seeds):
             raise ValueError(f"batch_size={batch_size}, seeds={list(seeds)}: at least 1, and 0 or more")
         image_lq = load_image(image).detach().cpu()
         texts = self._texts(image_lq, prompt, negative_prompt)
-        alone = strict or not self.engine.batches or self.vary_sharpness > 0  # each sees an image of its own
+        # With varied sharpness, or moved noise, each has something of its own.
+        alone = strict or not self.engine.batches or self.vary_sharpness > 0 or bool(noise)
         size = 1 if alone else batch_size
-        return self._restore(image_lq, list(seeds), texts, size)
+        return self._restore(image_lq, list(seeds), texts, size, noise)
 
-    def _restore(self, image: Tensor, seeds: list[int], texts: dict[str, str], size: int) -> Iterator[Restored]:
+    def _restore(
+        self, image: Tensor, seeds: list[int], texts: dict[str, str], size: int, noise: Sequence[NoiseStep]
+    ) -> Iterator[Restored]:
         made: list[Tensor] = []
         for start in range(0, len(seeds), size):
             batch = seeds[start : start + size]
-            sharpness = drawn_sharpness(batch[0], self.vary_sharpness)
-            if not made or not self.deterministic:
-                made = self._draw(image, sharpened(image, sharpness), batch, texts)
+            sharpness = drawn_sharpness(batch[0], self.vary_sharpness, noise)
+            seen = sharpened(image, sharpness)
+            if noise:
+                made = self._draw_near(image, seen, batch, texts, noise)
+            elif not made or not self.deterministic:
+                made = self._draw(image, seen, batch, texts)
             for position, (seed, restored) in enumerate(zip(batch, made, strict=True)):
                 yield Restored(image=restored, seed=seed, batch_position=position, batch_size=len(batch),
                                deterministic=self.deterministic, prompt=texts.get("prompt"),
                                sharpness=sharpness)  # fmt: skip
+
+    def _draw_near(
+        self, image: Tensor, seen: Tensor, seeds: list[int], texts: dict[str, str], noise: Sequence[NoiseStep]
+    ) -> list[Tensor]:
+        with mixed_draws(noise) as draws:
+            made = self._draw(image, seen, seeds, texts)
+        if not draws.has_drawn and self.vary_sharpness == 0:
+            raise ValueError(
+                f"{self.name} draws no Gaussian noise through torch, so there is none to move: draw with "
+                "torch.randn, or pass vary_sharpness=0.5, which can be moved for every restorer"
+            )
+        return made
 
     def _draw(self, image: Tensor, seen: Tensor, seeds: list[int], texts: dict[str, str]) -> list[Tensor]:
         def restore(tile: Tensor, tile_seeds: Sequence[int]) -> list[Tensor]:

@@ -171,21 +171,23 @@ class CandidateLoop:
         for k, seed, restored in zip(numbers, seeds, made, strict=True):
             if wanted is not None and k not in wanted:
                 continue
-            common: dict[str, Any] = {
-                "index": k, "seed": seed, "restorer": source.restorer.name, "source": index, "seconds": round(share, 4),
-            }  # fmt: skip
-            if isinstance(restored, RestorationError):
-                failed = Candidate(prompt=source.prompt, batch_position=0, batch_size=1, error=str(restored), **common)
-                yield self._recorded(failed, None)
-                continue
-            image = to_pil(restored.image)
-            answer = _PENDING if self.pools else self._ask(self.reward, image, restored.prompt)
-            scored = Candidate(
-                prompt=restored.prompt, batch_position=restored.batch_position, batch_size=restored.batch_size,
-                sharpness=restored.sharpness,
-                pixels=pixels_digest(image), **_scored(answer), **common,
-            )  # fmt: skip
-            yield self._recorded(scored, image)
+            yield self._measured(index, restored, {"index": k, "seed": seed, "seconds": round(share, 4)})
+
+    def _measured(self, index: int, restored: Restored | RestorationError, fields: dict[str, Any]) -> Candidate:
+        """Score and record one candidate of source `index`. fields: what the caller knows of it."""
+        source = self.sources[index]
+        common = fields | {"restorer": source.restorer.name, "source": index}
+        if isinstance(restored, RestorationError):
+            failed = Candidate(prompt=source.prompt, batch_position=0, batch_size=1, error=str(restored), **common)
+            return self._recorded(failed, None)
+        image = to_pil(restored.image)
+        answer = _PENDING if self.pools else self._ask(self.reward, image, restored.prompt)
+        scored = Candidate(
+            prompt=restored.prompt, batch_position=restored.batch_position, batch_size=restored.batch_size,
+            sharpness=restored.sharpness,
+            pixels=pixels_digest(image), **_scored(answer), **common,
+        )  # fmt: skip
+        return self._recorded(scored, image)
 
     def _copy(self, first: Candidate, k: int) -> Candidate:
         copy = replace(first, index=k, seed=candidate_seed(self.seed, k), same_as=first.index, seconds=0.0)

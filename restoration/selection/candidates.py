@@ -74,6 +74,8 @@ class Candidate:
     """First 16 digits of the sha256 of the 8-bit image; None if it could not be made."""
     same_as: int | None = None
     """Index of an earlier candidate with the same image: a deterministic restorer is not run again."""
+    parent: int | None = None
+    """Index of the candidate whose noise was moved to make this one (`search_noise`); `seed` is that of the move."""
     seconds: float = 0.0
     """Wall-clock time to make it; its share of a batch."""
     file: Path | None = None

@@ -28,3 +28,18 @@ def test_every_result_names_a_command_that_exists():
         program, script, *_ = json.loads(result.read_text())["command"].split()
         assert program == "python"
         assert (ROOT / script).exists(), result
+
+
+def test_a_result_of_other_weights_is_marked_as_earlier(monkeypatch):
+    table = _table(monkeypatch)
+    for name in table.PARTS:
+        if (ROOT / "benchmarks" / "results" / f"{name}.json").exists():
+            assert set(table.load(name)["weights"]) == {"judge", "restorer"}, f"{name}: whose weights?"
+    used = table.load("sr_mos")["weights"]
+    monkeypatch.setattr(table, "weights", lambda: used)
+    assert table.age("sr_mos") == "today's"
+    monkeypatch.setattr(table, "weights", lambda: used | {"judge": "other"})
+    assert table.age("sr_mos") == "earlier"
+    assert table.age("cache") == "any"
+    row = next(line for line in table.markdown(table.rows()).splitlines() if "SRCC within a scene" in line)
+    assert "| earlier |" in row

@@ -17,6 +17,7 @@ LAPLACIAN = "zoomiqa_reward.check.baselines:laplacian"
 COMMANDS = (
     "zoomiqa_reward.cli.check:check", "zoomiqa_reward.cli.serve:serve", "restoration.cli.evaluate:evaluate",
     "restoration.cli.best_of_n:best_of_n", "restoration.cli.refine:refine", "restoration.cli.tune:tune",
+    "restoration.cli.search:search",
 )  # fmt: skip
 
 

@@ -83,6 +83,12 @@ COMMANDS = {
         "photo.png --regions boxes": "--regions",
         "photo.png --device foo": "'foo'", **{f"photo.png {one}": word for one, word in RESTORING.items()},
     },
+    "search": {
+        "nosuch.png": "nosuch.png", "text.txt": "text.txt", "empty": "empty", "photo.png --n 0": "--n",
+        "photo.png --by luck": "--by", "photo.png --amount 0": "--amount", "photo.png --softness 0": "--softness",
+        "photo.png --view-px 8": "--view-px", "photo.png --top 0": "--top", "photo.png --device foo": "'foo'",
+        **{f"photo.png {one}": word for one, word in RESTORING.items()},
+    },
     "tune": {
         "nosuch --images many --out run": "nosuch", "nano_nft --images nosuch --out run": "nosuch",
         "nano_nft --images empty --out run": "empty", "nano_nft --images few --out run": "16 images",
@@ -176,7 +182,7 @@ MODULES = {
         "--image photo.png --out text.txt": "text.txt",
     },
 }  # fmt: skip
-MADE = ("run", "runs", "demo", "best_of_n", "refined")
+MADE = ("run", "runs", "demo", "best_of_n", "refined", "search")
 """Folders that a program may have begun."""
 TALK = re.compile(r"loading|Loading|Try:|starting|\[\d")
 SAME = {"train_iqa.nano.train": "train_iqa.nano.__main__", "restoration.train_nano": "restoration.nano.train"}
@@ -270,6 +276,7 @@ def test_a_wrong_input_is_named_in_one_line(program, given, word, place, monkeyp
         shutil.rmtree(place / "demo", ignore_errors=True)
         shutil.rmtree(place / "best_of_n", ignore_errors=True)
         shutil.rmtree(place / "refined", ignore_errors=True)
+        shutil.rmtree(place / "search", ignore_errors=True)
     assert code in (1, 2), (code, out, err)
     said = [
         line for line in re.split(r"[\r\n]+", err) if line and not re.match(r"(loading|Loading|Try:|starting|\[)", line)

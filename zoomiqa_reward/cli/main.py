@@ -21,7 +21,8 @@ DISTRIBUTION = "zoomiqa-reward"
 _PRINTED = "what was measured until then is printed; give the other files alone to go on"
 KEPT = {
     "score": _PRINTED, "assess": _PRINTED, "rank": _PRINTED, "best-of-n": GOES_ON, "evaluate": GOES_ON,
-    "refine": GOES_ON, "tune": GOES_ON, "check": "nothing is kept; --count 3 takes a small part of the time",
+    "refine": GOES_ON, "search": GOES_ON, "tune": GOES_ON,
+    "check": "nothing is kept; --count 3 takes a small part of the time",
     "serve": "the server has stopped; the same command starts it again",
     "web": "the page is gone; the same command serves it again",
 }  # fmt: skip
