@@ -44,7 +44,8 @@ COMMANDS = {
     "rank": {
         "photo.png --sheet photo.png": "inputs", "photo.png --sheet other.png": "--overwrite",
         "photo.png --sheet no/s.png": "no folder no", "photo.png --sheet s.txt": ".txt", "--sheet s.png": "images",
-        "photo.png --mode x": "--mode", "photo.png --device foo": "'foo'",
+        "photo.png --mode x": "--mode", "photo.png --device foo": "'foo'", "photo.png --lq nosuch.png": "nosuch.png",
+        "photo.png --reference text.txt": "text.txt", "photo.png --lq other.png --reference other.png": "one of them",
     },
     "map": {
         "": "image", "nosuch.png": "nosuch.png", "text.txt": "text.txt", "photo.png --view-px 8": "--view-px",
