@@ -123,8 +123,8 @@ def _judged(reward: Reward, item: Measured, needed: str, file: str) -> Judged:
 class _Remembered:
     """A reward that gives ratings that are there, by file, and asks for the others once."""
 
-    def __init__(self, reward: ZoomIQAReward, known: dict[str, tuple[float, float]]) -> None:
-        self.reward, self.known = reward, dict(known)
+    def __init__(self, reward: ZoomIQAReward, rated: dict[str, tuple[float, float]]) -> None:
+        self.reward, self.rated = reward, dict(rated)
         self.name, self.score_range, self.needs = reward.name, reward.score_range, reward.needs
         self.deterministic, self.differentiable = reward.deterministic, False
         self.groupwise = False
@@ -142,10 +142,10 @@ class _Remembered:
         return Scores(value=value, valid=~value.isnan(), std=std, errors=tuple(errors))
 
     def _rating(self, source: ImageSource) -> tuple[tuple[float, float], str | None]:
-        if isinstance(source, str) and source in self.known:
-            return self.known[source], None
+        if isinstance(source, str) and source in self.rated:
+            return self.rated[source], None
         scores = ask(self.reward, [source])
         rating = float(scores.value[0]), float(scores.std[0])
         if isinstance(source, str) and bool(scores.valid[0]):
-            self.known[source] = rating
+            self.rated[source] = rating
         return rating, scores.errors[0]
