@@ -158,6 +158,11 @@ MODULES = {
         "--images many --count 0 --out t.json": "--count", "--images many --out mine.json": "mine.json",
         "--images many": "--overwrite", "--images many --out no/t.json": "no folder no", "--seed x": "--seed",
     },
+    "zoomiqa_reward.integrations.basicsr_train": {
+        "": "-opt", "-opt nosuch.yml": "nosuch.yml", "-opt empty": "empty", "-opt bad.yaml": "YAML",
+        "-opt text.txt": "YAML", "-opt photo.png": "YAML", "-opt blank.txt": "blank.txt", "-opt field.yaml": "'name'",
+        "-opt field.yaml --launcher x": "--launcher",
+    },
     "train_iqa.evaluate": {
         "": "--data", "--data csv=good.csv --out run --scale x:y": "--scale",
         "--data csv=good.csv --scale 0:100 --out text.txt": "text.txt",

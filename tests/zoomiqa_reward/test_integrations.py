@@ -76,6 +76,33 @@ def test_basicsr_loss_of_what_a_network_puts_out(host):
         host.ours.ZoomIQALoss(reduction="none")
 
 
+def test_basicsr_perceptual_form(host):
+    """BasicSR's SRModel unpacks two values from `perceptual_opt`."""
+    options = {"loss_weight": 0.5, "model": str(tiny_checkpoint()), "device": "cpu"}
+    batch = make_image(1, 64, 64)[None]
+    perceptual, style = host.build_loss({"type": "ZoomIQAPerceptualLoss"} | options)(batch, batch)
+    assert perceptual.item() == host.build_loss({"type": "ZoomIQALoss"} | options)(batch).item()
+    assert style is None
+
+
+def test_basicsr_loss_of_a_batch_that_shows_nothing(host, caplog, monkeypatch):
+    """A crop of sky does not end a training: no direction from it, one line in the log, an error if it goes on."""
+    monkeypatch.setattr(host.ours, "MAX_EMPTY_BATCHES", 3)
+    loss = host.ours.ZoomIQALoss(model=str(tiny_checkpoint()), device="cpu")
+    sky = torch.full((2, 3, 64, 64), 0.5, requires_grad=True)
+    for _ in range(2):
+        value = loss(sky)
+        value.backward()
+    assert value.item() == 0
+    assert not sky.grad.any()
+    assert caplog.text.count("no content") == 1
+    assert loss(make_image(1, 64, 64)[None]).item() > 0
+    assert loss.empty_batches == 0
+    loss(sky), loss(sky)
+    with pytest.raises(RuntimeError, match=r"no image had content in 3 batches in a row.*larger crops"):
+        loss(sky)
+
+
 def test_basicsr_metric_by_its_own_builder(host):
     options = {"type": "calculate_zoomiqa", "model": str(tiny_checkpoint()), "device": "cpu", "better": "higher"}
     rgb = (make_image(4, 70, 90) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()

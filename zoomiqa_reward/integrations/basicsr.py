@@ -1,18 +1,21 @@
-"""Zoom-IQA in BasicSR: the loss `ZoomIQALoss` and the metric `calculate_zoomiqa`, registered when this is imported.
+"""Zoom-IQA in BasicSR: two losses and a metric, registered when this is imported.
 
-Put `import zoomiqa_reward.integrations.basicsr` into the script that starts BasicSR; then its YAML may say
+`python -m zoomiqa_reward.integrations.basicsr_train -opt train.yml` is BasicSR's own training with them. In a script of
+your own, import this module before BasicSR reads its options. The YAML file may then say
 
     train:  pixel_opt: {type: L1Loss, loss_weight: 1.0}
-            perceptual_opt: ...                            # or pixel_opt itself: {type: ZoomIQALoss, loss_weight: 0.05}
+            perceptual_opt: {type: ZoomIQAPerceptualLoss, loss_weight: 0.05}
     val:    metrics: {zoomiqa: {type: calculate_zoomiqa, model: nano, better: higher}}
 
-The loss alone rewards invented detail: keep a fidelity loss beside it.
+BasicSR reads two values, perceptual and style loss, from `perceptual_opt`, and one from every other loss: use
+`ZoomIQAPerceptualLoss` there and `ZoomIQALoss` elsewhere. The rating alone rewards invented detail: keep a fidelity
+loss beside it.
 """
 
+import logging
 import math
 import warnings
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
+from zoomiqa_reward.rewards.restorations import PREFIX
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 try:
@@ -32,13 +36,20 @@ except ImportError as error:
         "if libGL is missing, install the Debian package libgl1"
     ) from error
 
+_LOG = logging.getLogger("basicsr")
+MAX_EMPTY_BATCHES = 100
+"""Batches in a row without any image that shows something, before training stops."""
+
 
 @LOSS_REGISTRY.register()
 class ZoomIQALoss(nn.Module):
     """loss_weight * mean over the batch of (5 - rating) / 4: 0 for excellent images, loss_weight for bad ones.
 
     The model is kept outside the module tree: it is in no state_dict, and `.to()` does not move it.
+    `empty_batches` counts the batches in a row that had no content (random crops of sky, an untrained network).
     """
+
+    empty_batches = 0
 
     def __init__(
         self,
@@ -57,21 +68,48 @@ class ZoomIQALoss(nn.Module):
         self.reduction = reduction
         self.reward = ZoomIQAReward(_load(model, device), strict=strict, gradient_checkpointing=gradient_checkpointing)
 
-    def forward(self, pred: Tensor, target: Any = None, weight: Any = None, **_: Any) -> Tensor:
+    def forward(self, pred: Tensor, target: object = None, weight: object = None, **_: object) -> Tensor:
         """Return the loss of a float BCHW batch in [0, 1]; `target` is not looked at.
 
         What a network puts outside [0, 1] is judged clamped, and its gradient passes as if it were not. An image that
-        cannot be measured is left out of the mean. Raises RuntimeError where none can be, ValueError for a `weight`.
+        cannot be measured is left out of the mean. If no image of the batch has content, the loss is 0 without a
+        direction, and a line in the log says so; `MAX_EMPTY_BATCHES` such batches in a row raise RuntimeError, and so
+        does a batch that cannot be measured for another reason, such as NaN. Raises ValueError for a `weight`.
         """
         if weight is not None:
             raise ValueError("ZoomIQALoss takes no element-wise weight: a rating is of the whole image")
         pred = pred + (pred.clamp(0, 1) - pred).detach()
         scores = self.reward(pred, grad=pred.requires_grad and torch.is_grad_enabled())
         if not bool(scores.valid.any()):
-            raise RuntimeError(f"ZoomIQALoss: none of {len(scores)} images could be measured: {scores.errors[0]}")
+            self._note_empty([error or "" for error in scores.errors])
+            return 0.0 * pred.sum()  # keeps the graph: the caller will call backward
+        self.empty_batches = 0
         losses = (5 - scores.value[scores.valid]) / 4
         total = losses.mean() if self.reduction == "mean" else losses.sum()
         return (self.loss_weight * total).to(pred.device)
+
+    def _note_empty(self, errors: list[str]) -> None:
+        """Count a batch without any value. Raises RuntimeError unless all of it merely shows nothing."""
+        self.empty_batches += 1
+        wrong = next((error for error in errors if not error.startswith(PREFIX)), None)
+        if wrong is not None:
+            raise RuntimeError(f"ZoomIQALoss: none of {len(errors)} images could be measured: {wrong}")
+        if self.empty_batches >= MAX_EMPTY_BATCHES:
+            raise RuntimeError(
+                f"ZoomIQALoss: no image had content in {self.empty_batches} batches in a row: {errors[0]}; train with "
+                "a fidelity loss alone first, or on larger crops"
+            )
+        if self.empty_batches == 1:
+            _LOG.warning("ZoomIQALoss takes no part in a step: %s", errors[0])
+
+
+@LOSS_REGISTRY.register()
+class ZoomIQAPerceptualLoss(ZoomIQALoss):
+    """`ZoomIQALoss` in the form of BasicSR's `perceptual_opt`: beside a pixel loss, as (perceptual, style)."""
+
+    def forward(self, pred: Tensor, target: object = None, weight: object = None, **_: object) -> tuple[Tensor, None]:  # type: ignore[override] # the pair is BasicSR's form
+        """Return (loss of `ZoomIQALoss`, None): there is no style loss. Raises what that loss raises."""
+        return super().forward(pred, target, weight), None
 
 
 @METRIC_REGISTRY.register()  # type: ignore[untyped-decorator] # basicsr has no types
@@ -83,7 +121,7 @@ def calculate_zoomiqa(
     model: str = "nano",
     mode: str = "direct",
     device: str | None = None,
-    **_: Any,
+    **_: object,
 ) -> float:
     """Return the rating 1..5 of one image as BasicSR's validation passes it; NaN where it cannot be measured.
 

@@ -1,9 +1,12 @@
 """Zoom-IQA as a metric in the manner of pyiqa, with or without pyiqa.
 
-`ZoomIQAScorer()` is used as pyiqa's metrics are. pyiqa's licence is non-commercial, so nothing here needs it; where
-it is installed, `register()` makes `pyiqa.create_metric("zoomiqa")` work.
+`ZoomIQAScorer()` is used as pyiqa's metrics are. pyiqa's licence is non-commercial, so nothing here needs it. Where it
+is installed, it finds `ZoomIQAScorer` by the entry point `pyiqa.archs` of this package, from version 0.1.16 on. It
+loads entry points when a registry lacks a name, and `pyiqa.create_metric` asks its table of metrics before any
+registry: call `register()` first, or create another metric first, to use `pyiqa.create_metric("zoomiqa")`.
 Source of the interface: chaofengc/IQA-PyTorch, `pyiqa/models/inference_model.py` (a network from ARCH_REGISTRY, built
-from `metric_opts` of DEFAULT_CONFIGS, called with a BCHW batch, averaged over the batch when used as a loss).
+from `metric_opts` of DEFAULT_CONFIGS, called with a BCHW batch, averaged over the batch when used as a loss) and
+`pyiqa/utils/registry.py` (entry points).
 """
 
 from typing import Any
