@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from zoomiqa_reward.rewards.robust import RobustReward
     from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
     from zoomiqa_reward.serving.remote import RemoteReward
+    from zoomiqa_reward.video.scoring import ClipScore, score_clip
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Assessment": "model.ratings",
     "CachedReward": "rewards.cached",
+    "ClipScore": "video.scoring",
     "CompositeReward": "rewards.composite",
     "ImageError": "images.loading",
     "MetricReward": "rewards.metric",
@@ -44,12 +46,14 @@ _HOMES = {
     "quality_map": "model.quality_map",
     "rank": "model.ranking",
     "require_pointwise": "rewards.base",
+    "score_clip": "video.scoring",
     "walk": "rewards.base",
 }
 
 __all__ = [
     "Assessment",
     "CachedReward",
+    "ClipScore",
     "CompositeReward",
     "ImageError",
     "MetricReward",
@@ -69,6 +73,7 @@ __all__ = [
     "quality_map",
     "rank",
     "require_pointwise",
+    "score_clip",
     "walk",
 ]
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from zoomiqa_reward.runs.settings import AnotherRun
     from zoomiqa_reward.runs.shared_work import SharingError
     from zoomiqa_reward.serving.errors import FingerprintError, ServingError
+    from zoomiqa_reward.video.decoding import VideoError
 
 
 class ZoomIQAError(Exception):
@@ -50,6 +51,7 @@ _HOMES = {
     "ServerRefused": "model.text_server.client",
     "ServingError": "serving.errors",
     "SharingError": "runs.shared_work",
+    "VideoError": "video.decoding",
 }
 
 __all__ = [
@@ -71,6 +73,7 @@ __all__ = [
     "ServingError",
     "SharingError",
     "UnknownState",
+    "VideoError",
     "ZoomIQAError",
 ]
 

@@ -39,6 +39,8 @@ COMMANDS = {
               "photo.png --out good.csv": "--overwrite", "photo.png --out photo.png": "photo.png",
               "photo.png --config nosuch.yaml": "nosuch.yaml", "photo.png --config bad.yaml": "bad.yaml",
               "photo.png --config field.yaml": "learningrate",
+              "photo.png --every 2": "--every", "photo.png --keep-up": "--keep-up", "clip.mp4 photo.png": "clip.mp4",
+              "clip.mp4 --out t.csv": "--out",
               **{f"photo.png {one}": word for one, word in (MODEL | ASKING).items()}},
     "assess": {"": "images", **{f"photo.png {one}": word for one, word in (MODEL | ASKING).items()}},
     "rank": {
@@ -46,6 +48,8 @@ COMMANDS = {
         "photo.png --sheet no/s.png": "no folder no", "photo.png --sheet s.txt": ".txt", "--sheet s.png": "images",
         "photo.png --mode x": "--mode", "photo.png --device foo": "'foo'", "photo.png --lq nosuch.png": "nosuch.png",
         "photo.png --reference text.txt": "text.txt", "photo.png --lq other.png --reference other.png": "one of them",
+        "clip.mp4 photo.png": "clip.mp4", "clip.mp4 --sheet s.png": "--sheet", "clip.mp4 --every 0": "--every",
+        "photo.png --every 2": "--every", "clip.mp4 --lq photo.png": "--lq",
     },
     "map": {
         "": "image", "nosuch.png": "nosuch.png", "text.txt": "text.txt", "photo.png --view-px 8": "--view-px",
@@ -199,6 +203,7 @@ def place(tmp_path_factory):
         Image.effect_noise((96, 88), 90).convert("RGB").save(home / name)
     Image.new("RGB", (1, 1)).save(home / "dot.png")
     (home / "empty").mkdir()
+    (home / "clip.mp4").write_text("no clip at all")
     (home / "text.txt").write_text("just words: [of mine\n")
     (home / "mine.json").write_text('{"mine": 1}')
     (home / "blank.txt").write_text("\n")

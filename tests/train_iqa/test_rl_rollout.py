@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import ARCHS, CORPUS, make_image, make_tiny_checkpoint, tiny_iqa, tiny_protocol
 
-from train_iqa.rl.rollout import roll_out
+from train_iqa.rl.rollout import draw_answers, draw_by_transformers, roll_out
 from train_iqa.rows.completions import answer_logprobs, collate_completions
 from train_iqa.rows.conversations import Conversation
 from train_iqa.rows.turn_rows import ROUND1, ROUND2, build_row
@@ -118,6 +118,23 @@ def test_two_rounds_hold_a_real_crop_and_ask_what_inference_asks():
             ]
     # Samples of one image share its pixels in memory.
     assert groups[0][0].turns[0].row.prompt.pixel_values is groups[0][1].turns[0].row.prompt.pixel_values
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_fast_draw_is_transformers_draw(arch):
+    """Same tokens and log-probabilities; rows that end at different steps leave the batch, samples share a reading."""
+    checkpoint = tiny_iqa(arch).checkpoint
+    images = [make_image(0), make_image(0), make_image(1, 120, 64)]
+    rows = [make_row(checkpoint, round1(checkpoint.protocol, image)) for image in images]
+    sampling = Sampling(temperature=0.9, top_p=1.0, top_k=0, max_new_tokens=21, seed=4)
+    fast = draw_answers(checkpoint, rows, sampling)
+    plain = draw_by_transformers(checkpoint, rows, sampling)
+    for one, other in zip(fast, plain, strict=True):
+        assert torch.equal(one.ids, other.ids)
+        assert one.logprobs.dtype == torch.float32
+        assert torch.allclose(one.logprobs, other.logprobs, atol=1e-4)
+    ends = [len(one.ids) for one in fast]
+    assert len(set(ends)) > 1 or max(ends) == 21
 
 
 @pytest.mark.integration

@@ -2,11 +2,13 @@
 
 `assess_images` does the asking, reading and cropping; only its writer is replaced by one that samples and keeps, for
 each answer, the tokens and their log-probabilities. A trajectory of two rounds is two independent rows. Who samples is
-exchangeable: transformers' `generate` here, vLLM in `vllm_rollout`.
+exchangeable: the decoding of inference here (transformers' `generate` where that cannot read the model), vLLM in
+`vllm_rollout`.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,9 +16,18 @@ from transformers import LogitsProcessor
 
 from train_iqa.rows.completions import TrainingRow
 from zoomiqa_reward.model.checkpoint import Checkpoint
-from zoomiqa_reward.model.generate import Completion, Sampling, end_tokens, sampling_processors, write_ids
+from zoomiqa_reward.model.decode import write_answers
+from zoomiqa_reward.model.generate import (
+    Completion,
+    SampledChoice,
+    Sampling,
+    end_tokens,
+    sampling_processors,
+    write_ids,
+)
 from zoomiqa_reward.model.inputs import TokenRow, collate
 from zoomiqa_reward.model.ratings import Assessment
+from zoomiqa_reward.model.reading import SharedReading, reads_itself
 from zoomiqa_reward.model.reason import assess_images
 
 
@@ -66,7 +77,7 @@ def roll_out(
 
     The checkpoint's model must be in eval mode. With a seed, an image's trajectories depend on seed, weights and
     image alone (up to rounding: who is written together may change the last bits of the logits).
-    draw: another sampler than transformers.
+    draw: another sampler than this process.
     Raises ValueError for decoding whose log-probabilities could not be recomputed: greedy, top-p or top-k.
     """
     if sampling.temperature == 0 or sampling.top_p < 1 or sampling.top_k > 0:
@@ -74,7 +85,7 @@ def roll_out(
             f"temperature={sampling.temperature}, top_p={sampling.top_p}, top_k={sampling.top_k}: rollouts sample "
             f"from the whole distribution; use a temperature above 0, top_p=1 and top_k=0"
         )
-    writer = _Writer(draw or draw_by_transformers)
+    writer = _Writer(draw or partial(draw_answers, shared=SharedReading()))
     assessments = assess_images(
         checkpoint, images, sampling=sampling, num_samples=num_samples, batch_size=num_samples * len(images),
         write=writer,
@@ -88,6 +99,62 @@ def roll_out(
         trajectories.append(AnswerTrajectory(assessment=assessment, turns=turns))
     assert next(seconds, None) is None, "a second round belongs to no trajectory"
     return [trajectories[start : start + num_samples] for start in range(0, len(trajectories), num_samples)]
+
+
+class _RecordedChoice(SampledChoice):
+    """A draw for each row, of which the log-probability is kept; memory is one step's logits, not all steps'."""
+
+    def __init__(self, checkpoint: Checkpoint, sampling: Sampling, num_rows: int) -> None:
+        super().__init__(checkpoint, sampling, num_rows)
+        self.processors.insert(0, self._hold)  # behind the suppressed tokens, before the temperature
+        self._temperature, self._alive = sampling.temperature, list(range(num_rows))
+        self._held: Tensor | None = None
+        self._steps: list[Tensor] = []
+        self.logprobs: list[list[float]] = [[] for _ in range(num_rows)]
+        """Of each row's tokens, and of what it wrote after its end until the host looked."""
+
+    def _hold(self, _: object, scores: Tensor) -> Tensor:
+        self._held = (scores / self._temperature).log_softmax(dim=-1)
+        return scores
+
+    def chosen(self, tokens: Tensor) -> None:
+        """Price the tokens under the distribution that they were drawn from."""
+        assert self._held is not None
+        self._steps.append(self._held.gather(-1, tokens[:, None])[:, 0])
+        self._held = None
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows."""
+        self.settle()
+        self._alive = [self._alive[row] for row in rows]
+        super().keep(rows)
+
+    def settle(self) -> None:
+        """Give what was kept on the device to its rows."""
+        if self._steps:
+            for row, values in zip(self._alive, torch.stack(self._steps, dim=1).tolist(), strict=True):
+                self.logprobs[row] += values
+        self._steps = []
+
+
+def draw_answers(
+    checkpoint: Checkpoint, rows: Sequence[TokenRow], sampling: Sampling, *, shared: SharedReading | None = None
+) -> list[SampledAnswer]:
+    """Return one answer for each row, drawn by a generator of its own; samples of one image share its reading.
+
+    shared: what was read already with these weights.
+    """
+    if not reads_itself(checkpoint):
+        return draw_by_transformers(checkpoint, rows, sampling)
+    choice = _RecordedChoice(checkpoint, sampling, len(rows))
+    answers = write_answers(
+        checkpoint, rows, choice, max_new_tokens=sampling.max_new_tokens, ends=end_tokens(checkpoint), shared=shared
+    )  # fmt: skip
+    choice.settle()
+    return [
+        SampledAnswer(ids=torch.tensor(ids, dtype=torch.int64), logprobs=torch.tensor(values[: len(ids)]))
+        for ids, values in zip(answers, choice.logprobs, strict=True)
+    ]
 
 
 class _Recorder(LogitsProcessor):

@@ -6,10 +6,11 @@ What needs torch is imported when a command runs, so that `--help` and wrong opt
 import math
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoomiqa_reward.cli import inputs, output
+from zoomiqa_reward.cli import clips, inputs, output
 from zoomiqa_reward.runs.progress import progress
 
 if TYPE_CHECKING:
@@ -34,12 +35,19 @@ def score(
     question: inputs.Question = None,
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
+    every: clips.Every = None,
+    keep_up: clips.KeepUp = False,
 ) -> int:
-    """Rate each image from 1 (bad) to 5 (excellent), with a standard deviation; a folder into a table."""
+    """Rate each image or clip from 1 (bad) to 5 (excellent), with a standard deviation; a folder into a table."""
     from zoomiqa_reward.model.measuring import measure
     from zoomiqa_reward.runs.tables import claim_table
 
     files = inputs.expand(images, recursive=recursive)
+    if clips.are_clips(files, every, keep_up, out=out, shared=shared, ray=ray):
+        iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
+        return _score_clips(
+            iqa, files, as_json=as_json, mode=mode, question=question, every_s=every, keep_up=keep_up
+        )  # fmt: skip
     rank, launched = inputs.launched_processes()
     shared = shared or launched > 1
     if out is not None:
@@ -47,16 +55,10 @@ def score(
     if out is None and (shared or ray):
         raise ValueError("several processes share their work through the table; name it with --out")
     if out is not None and ray:
-        if not files:
-            raise ValueError("there is no image")
-        from zoomiqa_reward.cli.score_shared import Job, score_on_cluster
-
-        job = Job(
-            files=tuple(files), folder=os.getcwd(), out=out, overwrite=overwrite, device=device,
-            loaded={"model": model, "adapter": adapter, "protocol": protocol},
-            asked={"mode": mode, "strict": strict, "question": question},
+        records = _score_on_cluster(
+            files, out, overwrite, device, ray, {"model": model, "adapter": adapter, "protocol": protocol},
+            {"mode": mode, "strict": strict, "question": question},
         )  # fmt: skip
-        records = score_on_cluster(job, workers=ray)
         return _shown(records, as_json=as_json)
     device = inputs.own_device(device, rank) if launched > 1 else device
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
@@ -77,6 +79,35 @@ def score(
             records.append(measured.record)
             if as_json:
                 output.json_line(measured.record.as_json())
+    finally:  # interrupted: what is measured is still shown
+        if not as_json:
+            output.table(records)
+    return output.exit_code(records)
+
+
+def _score_on_cluster(
+    files: list[str], out: Path, overwrite: bool, device: str | None, workers: int, loaded: dict[str, Any],
+    asked: dict[str, Any],
+) -> "list[RatedImage]":  # fmt: skip
+    """Have Ray's workers fill the table. Raises ValueError without any image."""
+    from zoomiqa_reward.cli.score_shared import Job, score_on_cluster
+
+    if not files:
+        raise ValueError("there is no image")
+    job = Job(
+        files=tuple(files), folder=os.getcwd(), out=out, overwrite=overwrite, device=device, loaded=loaded, asked=asked
+    )
+    return score_on_cluster(job, workers=workers)
+
+
+def _score_clips(iqa: Any, files: list[str], *, as_json: bool, **asked: Any) -> int:
+    """Print a line or a row per clip; return the exit code."""
+    records: list[RatedImage] = []
+    try:
+        for clip in progress(clips.measure_clips(iqa, files, **asked), len(files), "rating clips", streaming=as_json):
+            records.append(clip.measured.record)
+            if as_json:
+                output.json_line(clip.as_json())
     finally:  # interrupted: what is measured is still shown
         if not as_json:
             output.table(records)
@@ -157,19 +188,28 @@ def rank(
     question: inputs.Question = None,
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
+    every: clips.Every = None,
+    keep_up: clips.KeepUp = False,
 ) -> int:
-    """Order the images, best first. Images that could not be measured come last, with the reason."""
+    """Order images, or clips, best first. Those that could not be measured come last, with the reason."""
     from zoomiqa_reward.cli import rank_beside
     from zoomiqa_reward.cli.ranking_output import explain_placed, order_by_rating, write_sheet
     from zoomiqa_reward.model.measuring import measure
     from zoomiqa_reward.runs.outputs import claim_file
 
     files = inputs.expand(images)
+    has_clips = clips.are_clips(files, every, keep_up, sheet=sheet)
     if sheet is not None:  # before the work; forgotten, `--sheet *.png` names a photograph
         claim_file(sheet, inputs=[*images, *files, *filter(None, (lq, reference))], overwrite=overwrite, suffixes=True)
     other = rank_beside.other_image(lq, reference)
+    if other is not None and has_clips:
+        raise ValueError("--lq and --reference: only for images; clips are ranked by their ratings alone")
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
-    results = measure(iqa, files, mode=mode, strict=strict, question=question)
+    details: dict[str, dict[str, object]] = {}
+    if has_clips:
+        results = _clips_for_rank(iqa, files, details, mode=mode, question=question, every_s=every, keep_up=keep_up)
+    else:
+        results = measure(iqa, files, mode=mode, strict=strict, question=question)
     measured: list[Measured] = []
     try:
         for result in progress(results, len(files), "rating", streaming=False):
@@ -177,7 +217,7 @@ def rank(
     finally:  # interrupted: what is measured is still ranked and shown
         if other is None:
             placed, gap = order_by_rating(measured) if measured else ([], math.nan)
-            _show_ranking(placed, as_json=as_json)
+            _show_ranking(placed, details, as_json=as_json)
         else:
             judged = rank_beside.judge(iqa, measured, *other, mode=mode, question=question)
             placed, gap = rank_beside.show(judged, *other, as_json=as_json)
@@ -192,13 +232,23 @@ def rank(
     return 0 if all(placement.rank is not None for placement in placed) else 2
 
 
-def _show_ranking(placed: "list[Placed]", *, as_json: bool) -> None:
+def _show_ranking(placed: "list[Placed]", details: dict[str, dict[str, object]], *, as_json: bool) -> None:
+    """Print the places; `details` holds by name what only clips have."""
     records = [placement.measured.record for placement in placed]
     if as_json:
         for placement, record in zip(placed, records, strict=True):
-            output.json_line(record.as_json() | {"rank": placement.rank})
+            output.json_line(record.as_json() | details.get(record.image, {}) | {"rank": placement.rank})
     else:
         output.table(records, ["-" if placement.rank is None else str(placement.rank) for placement in placed])
+
+
+def _clips_for_rank(
+    iqa: Any, files: list[str], details: dict[str, dict[str, object]], **asked: Any
+) -> "Iterator[Measured]":
+    """Yield the records of clips; `details` gets what only clips have, by name."""
+    for clip in clips.measure_clips(iqa, files, **asked):
+        details[clip.measured.record.image] = clips.clip_fields(clip.score)
+        yield clip.measured
 
 
 def words(assessment: "Assessment | None") -> dict[str, Any]:
