@@ -115,9 +115,47 @@ def restorer_table(result: Result) -> str:
     return table(header, rows)
 
 
+SEARCH_WAYS = {
+    "bicubic": "bicubic", "one": "one default candidate", "best_of_n": "best of N", "noise": "search over noise",
+    "fusion": "fusion, or the best candidate", "fusion, always": "fusion, always",
+}  # fmt: skip
+SEARCH_POOLS = {"varied": "The varied pool", "seeds": "The restorer alone, seeds only"}
+SEARCH_MEASURES = {
+    "rating": ("rating", 3), "vif": ("VIF", 4), "fsim": ("FSIM", 4), "psnr_y": ("PSNR-Y, dB", 2),
+    "lr_consistency": ("LR-consistency, dB", 2),
+}  # fmt: skip
+
+
+def search_tables(result: Result) -> str:
+    """Return quality against time of each way, and its difference from best-of-N with as many restorations."""
+    parts = [f"{result['images']} photographs x4, `{result['settings']['preset']}`, at most "
+             f"{result['settings']['max_px']} px a side. N: restorations. In brackets: 95 % intervals."]  # fmt: skip
+    titles = [title for title, _ in SEARCH_MEASURES.values()]
+    for name, one in result["pools"].items():
+        plain, differences = [], []
+        for cell, values in one["cells"].items():
+            way, _, n = cell.rpartition(" ")
+            way, n = (way, n) if way else (cell, "-")
+            row = [f"{values[key][0]:.{digits}f} [{values[key][1]:.{digits}f}, {values[key][2]:.{digits}f}]"
+                   for key, (_, digits) in SEARCH_MEASURES.items()]  # fmt: skip
+            plain.append([SEARCH_WAYS[way], n, f"{values['seconds'][0]:.1f}", *row])
+            if cell in one["minus_best_of_n"]:
+                gaps = one["minus_best_of_n"][cell]
+                row = [signed(gaps[key], digits) for key, (_, digits) in SEARCH_MEASURES.items()]
+                differences.append([SEARCH_WAYS[way], n, *row])
+        chosen = ", ".join(f"{count} at N = {n}" for n, count in one["fused_chosen"].items())
+        parts += [
+            f"{SEARCH_POOLS[name]}. The fused image was chosen for {chosen}.",
+            table(["way", "N", "seconds", *titles], plain),
+            "Less best-of-N at the same N, paired:", table(["way", "N", *titles], differences),
+        ]  # fmt: skip
+    return "\n\n".join(parts)
+
+
 BLOCKS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "docs/tune.md": ("tune", tune_tables),
     "docs/train.md": ("rl", rl_tables),
+    "docs/search.md": ("search", search_tables),
     "restoration/checkpoints/nano/README.md": ("restorer", restorer_table),
 }
 """Guide -> (result file, what makes the text between its markers)."""

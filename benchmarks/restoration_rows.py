@@ -56,6 +56,20 @@ def cascade_rows(b: dict[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
+def search_rows(s: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `search`, at its largest N."""
+    found = []
+    n = max(int(cell.rpartition(" ")[2]) for cell in s["pools"][next(iter(s["pools"]))]["minus_best_of_n"])
+    for pool, one in s["pools"].items():
+        for way in ("noise", "fusion", "fusion, always"):
+            gaps = one["minus_best_of_n"][f"{way} {n}"]
+            figure = [f"rating {spread(gaps['rating'], 3)}", f"VIF {spread(gaps['vif'], 4)}",
+                      f"FSIM {spread(gaps['fsim'], 4)}", f"PSNR-Y {spread(gaps['psnr_y'])} dB"]  # fmt: skip
+            what = f"{way} of {n}, pool of {pool}, {s['images']} photographs x4: less best of {n}"
+            found.append((what, "; ".join(figure)))
+    return found
+
+
 def restorer_rows(r: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, figure) of `restorer`."""
     found = []

@@ -9,7 +9,7 @@ from typing import Any
 
 from common import weights
 from doc_tables import BLOCKS
-from restoration_rows import best_of_n_rows, candidates_rows, cascade_rows, restorer_rows
+from restoration_rows import best_of_n_rows, candidates_rows, cascade_rows, restorer_rows, search_rows
 from training_rows import cost_rows, killed_rows, processes_rows, tune_kill_rows, tune_rows
 
 ROOT = Path(__file__).parents[1]
@@ -224,6 +224,7 @@ PARTS = {
     "best_of_n": best_of_n_rows,
     "best_of_n_varied": best_of_n_rows,
     "best_of_10_varied": cascade_rows,
+    "search": search_rows,
     "candidates": candidates_rows,
     "gradients": gradients_rows,
     "cache": cache_rows,
@@ -246,7 +247,7 @@ HEADLINES = {
 EARLIER = "\n\nThis table is of earlier weights of `nano`; it was not made again with today's."
 USES = {
     **dict.fromkeys(("restorer", "restorer_held_out", "candidates"), ("restorer",)),
-    **dict.fromkeys(("best_of_n", "best_of_n_varied", "best_of_10_varied", "tune"), ("judge", "restorer")),
+    **dict.fromkeys(("best_of_n", "best_of_n_varied", "best_of_10_varied", "search", "tune"), ("judge", "restorer")),
     **dict.fromkeys(
         ("rl", "cache", "repeatability", "training_kill_sft", "training_kill_grpo", "training_processes",
          "tune_kill"), (),
