@@ -4,7 +4,23 @@
 `flicker.py` looks at all of them. docs/video.md is the guide. The extra `video` holds PyAV.
 """
 
-from zoomiqa_reward.video.decoding import VIDEO_SUFFIXES, VideoError
-from zoomiqa_reward.video.scoring import ClipScore, RatedFrame, score_clip
+from typing import TYPE_CHECKING
+
+from zoomiqa_reward.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from zoomiqa_reward.video.decoding import VideoError
+    from zoomiqa_reward.video.scoring import ClipScore, RatedFrame, score_clip
+    from zoomiqa_reward.video.suffixes import VIDEO_SUFFIXES
+
+_HOMES = {
+    "VIDEO_SUFFIXES": "suffixes",
+    "ClipScore": "scoring",
+    "RatedFrame": "scoring",
+    "VideoError": "decoding",
+    "score_clip": "scoring",
+}
 
 __all__ = ["VIDEO_SUFFIXES", "ClipScore", "RatedFrame", "VideoError", "score_clip"]
+
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)
