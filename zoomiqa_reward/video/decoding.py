@@ -15,13 +15,10 @@ from torch import Tensor
 
 from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.images.loading import MAX_PIXELS
-from zoomiqa_reward.video.suffixes import VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import InputContainer
-
-__all__ = ["VIDEO_SUFFIXES", "Clip", "Frame", "VideoError", "open_clip"]
 
 SMALL_PX = 64
 """Longer side of the grey copy: small enough to compare every frame, and that grain is averaged out."""
