@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from restoration.metrics.conditioned import ConditionedReward
     from restoration.metrics.fidelity import MetricUnavailable, fsim, haarpsi, lr_consistency, mdsi, psnr_y, ssim_y, vif
     from restoration.metrics.perceptual import lpips, niqe
+    from restoration.metrics.referenced import ReferencedReward
     from restoration.metrics.registry import METRICS, Measurement, Metric, as_reward, find_metrics, measure
 
 _HOMES = {
@@ -16,6 +17,7 @@ _HOMES = {
     "Measurement": "registry",
     "Metric": "registry",
     "MetricUnavailable": "fidelity",
+    "ReferencedReward": "referenced",
     "as_reward": "registry",
     "find_metrics": "registry",
     "fsim": "fidelity",
@@ -36,6 +38,7 @@ __all__ = [
     "Measurement",
     "Metric",
     "MetricUnavailable",
+    "ReferencedReward",
     "as_reward",
     "find_metrics",
     "fsim",

@@ -12,13 +12,15 @@ down to 21.38) and the whole held (22.36); `form` switches the parts off to see 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from restoration.metrics.paired_scores import Fidelity, fidelity_of_pairs, joined_errors, required_pairs
 from restoration.metrics.registry import METRICS, lr_consistency
-from zoomiqa_reward.images.loading import ImageError, ImageSource, ImageSources, load_image, split_images
+from zoomiqa_reward.images.loading import ImageSource, ImageSources, split_images
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
@@ -54,7 +56,7 @@ class ConditionedReward(Reward):
     def __init__(
         self,
         quality: Reward,
-        fidelity: Callable[[Tensor, Tensor], Tensor | float] | None = None,
+        fidelity: Fidelity | None = None,
         *,
         gamma: float = GAMMA,
         form: str = "whole",
@@ -142,9 +144,10 @@ class ConditionedReward(Reward):
         if self.form != "base":
             quality_sr = ask(self.quality, sources, prompts=prompts, grad=grad)
         if self.form != "quality":
-            lqs = self._sources(lq, len(sources))
+            lqs = required_pairs(self.name, "lq", lq, len(sources))
             quality_lq = self._rate_sources(lqs, prompts)
-            fidelity = self._measure(sources, lqs)
+            measure = self.fidelity or partial(_default_fidelity, blur_px=self.blur_px)
+            fidelity = fidelity_of_pairs(sources, lqs, measure, FIDELITY_FLOOR)
         parts = {"quality": quality_sr, "quality of lq": quality_lq, "fidelity": fidelity}
         used = {name: scores for name, scores in parts.items() if scores is not None}
         home = next(iter(used.values())).value.device
@@ -152,19 +155,10 @@ class ConditionedReward(Reward):
         q_sr, q_lq, f = (unused if scores is None else scores.value.to(home) for scores in parts.values())
         gain = f ** (q_lq / self.gamma) * (q_sr - q_lq)
         value = {"whole": f * q_lq + gain, "gain": gain, "base": f * q_lq, "quality": q_sr}[self.form]
-        errors = _errors(used, len(sources))
         valid = torch.isfinite(value.detach())
         info = {"fidelity": f.detach().tolist(), "quality_lq": q_lq.tolist(), "quality_sr": q_sr.detach().tolist()}
-        return Scores(value=value, valid=valid, std=torch.full_like(value.detach(), math.nan), errors=tuple(errors),
-                      info=info)  # fmt: skip
-
-    def _sources(self, lq: ImageSources | None, count: int) -> list[ImageSource]:
-        if lq is None:
-            raise ValueError(f"reward {self.name!r} needs lq=")
-        lqs = split_images(lq)
-        if len(lqs) != count:
-            raise ValueError(f"reward {self.name!r}: lq holds {len(lqs)} for {count} images")
-        return lqs
+        return Scores(value=value, valid=valid, std=torch.full_like(value.detach(), math.nan),
+                      errors=joined_errors(used, len(sources)), info=info)  # fmt: skip
 
     def _rate_sources(self, lqs: list[ImageSource], prompts: Sequence[str] | None) -> Scores:
         """Rate each different (source, prompt) once."""
@@ -178,36 +172,6 @@ class ConditionedReward(Reward):
         return Scores(value=scores.value[rows], valid=scores.valid[rows], std=scores.std[rows],
                       errors=tuple(scores.errors[index] for index in rows.tolist()))  # fmt: skip
 
-    def _measure(self, sources: list[ImageSource], lqs: list[ImageSource]) -> Scores:
-        values: list[Tensor] = []
-        errors: list[str | None] = []
-        for source, lq in zip(sources, lqs, strict=True):
-            try:
-                pair = load_image(source), load_image(lq)
-                fidelity = _default_fidelity(*pair, self.blur_px) if self.fidelity is None else self.fidelity(*pair)
-                value = fidelity if isinstance(fidelity, Tensor) else torch.tensor(float(fidelity))
-                value = value.to(torch.float32).reshape(()).clamp(FIDELITY_FLOOR, 1.0)  # clamp lets NaN through
-                errors.append(None if bool(torch.isfinite(value)) else "fidelity is not a number")
-            except ImageError as error:
-                value = torch.tensor(math.nan)
-                errors.append(str(error))
-            values.append(value)
-        value = torch.stack([item.to(values[0].device) for item in values]) if values else torch.zeros(0)
-        valid = torch.isfinite(value.detach())
-        return Scores(value=value, valid=valid, std=torch.full_like(value.detach(), math.nan), errors=tuple(errors))
-
 
 def _default_fidelity(image_sr: Tensor, image_lq: Tensor, blur_px: float = 1.0) -> float:
     return fidelity_from_db(lr_consistency(image_sr, image_lq, blur_px=blur_px))
-
-
-def _errors(parts: dict[str, Scores], count: int) -> list[str | None]:
-    errors: list[str | None] = []
-    for index in range(count):
-        wrong = [
-            f"{name}: {scores.errors[index] or 'not measured'}"
-            for name, scores in parts.items()
-            if not bool(scores.valid[index])
-        ]
-        errors.append("; ".join(wrong) or None)
-    return errors

@@ -23,6 +23,7 @@ from restoration import evaluate, refine
 from restoration.evaluation.datasets import degraded_folder
 from restoration.evaluation.report import not_headline
 from restoration.metrics.conditioned import ConditionedReward
+from restoration.metrics.referenced import ReferencedReward
 from restoration.metrics.registry import as_reward
 from restoration.restorer.restorer import Restorer
 from restoration.selection.best_of_n import Cascade, best_of_n
@@ -99,6 +100,9 @@ REWARDS = {
     "ConditionedReward": lambda: ConditionedReward(
         MetricReward(Bright(), "brightness", True, (0, 1)), lambda image, lq: 1.0, form="whole"
     ),
+    "ReferencedReward": lambda: ReferencedReward(
+        MetricReward(Bright(), "brightness", True, (0, 1)), lambda image, hr: 1.0
+    ),
     "a subclass of five lines": FiveLines,
     "an undeclared wrapper": lambda: ForeignWrapper(brightness()),
     "an undeclared wrapper of a normalised one": lambda: ForeignWrapper(
@@ -158,16 +162,22 @@ def consume_refine(reward, folder):
     assert all(attempt.valid for one in result.history for attempt in one.attempts)
 
 
+def others(reward):
+    """Return the other images that a ranking gives the reward: one for all."""
+    groups = {"lq"} if "wrapper" in type(reward).__name__.lower() else set()  # it takes no groups but by lq
+    return {key: {"lq": SMALL, "hr": IMAGES[0]}[key] for key in ("lq", "hr") if key in reward.needs | groups}
+
+
 def consume_rank(reward, folder):
-    ranking = rank(reward, IMAGES)
+    ranking = rank(reward, IMAGES, **others(reward))
     if find_model(reward) is None:
         expect_order(ranking.order)
 
 
 def consume_cache(reward, folder):
     with CachedReward(reward, folder / "scores.db") as cached:
-        lq = [SMALL] * 3 if "lq" in reward.needs else None
-        first, again = cached(IMAGES, lq=lq).value, cached(IMAGES, lq=lq)
+        given = {key: [image] * 3 for key, image in others(reward).items()}
+        first, again = cached(IMAGES, **given).value, cached(IMAGES, **given)
         assert torch.equal(first, again.value)
         assert again.info["cache"]["hits"] == 3
 
@@ -178,7 +188,7 @@ def consume_server(reward, folder):
     before = torch.get_num_threads()
     scorer = Scorer(RewardSpec(reward=f"{__name__}:served"), threads=before)
     try:
-        item = ScoreItem(image=encode_image(IMAGES[1]), lq=encode_image(SMALL), prompt="")
+        item = ScoreItem(image=encode_image(IMAGES[1]), lq=encode_image(SMALL), hr=encode_image(IMAGES[0]), prompt="")
         [answer] = asyncio.run(scorer.score([item], batched=False))
         assert answer.row.valid
         assert set(scorer.describe()["labels"]) == optimised_names(reward)
@@ -207,19 +217,19 @@ def consume_evaluate(reward, folder):
 
 def consume_ddpo(reward, folder):
     fn = ddpo_reward(reward)
-    value, _ = fn(torch.stack(IMAGES), ["", "", ""], [{"lq": SMALL}] * 3)
+    value, _ = fn(torch.stack(IMAGES), ["", "", ""], [{"lq": SMALL, "hr": IMAGES[0]}] * 3)
     if find_model(reward) is None:
         assert value[1] > value[2] > value[0]
 
 
 def consume_torchmetrics(reward, folder):
     metric = ZoomIQAMetric(reward)
-    metric.update(IMAGES)
+    metric.update(IMAGES, [IMAGES[0]] * 3, lq=[SMALL] * 3)
     assert math.isfinite(metric.compute())
 
 
 def consume_tuning(reward, folder):
-    scores = ask(reward, IMAGES, lq=[SMALL] * 3, prompts=["", "", ""], groups=["a"] * 3)
+    scores = ask(reward, IMAGES, lq=[SMALL] * 3, hr=[IMAGES[0]] * 3, prompts=["", "", ""], groups=["a"] * 3)
     advantages = group_advantages(scores, ["a"] * 3, score_range=reward.score_range)
     if find_model(reward) is None:
         assert advantages.value[1] > 0 > advantages.value[0]
@@ -261,7 +271,8 @@ CONSUMERS = {
     "label guard": consume_guard,
     "offload": consume_offload,
 }
-NEED_LQ = {"rank", "torchmetrics"}
+WITHOUT_REFERENCE = {"best-of-N", "early stop", "cascade", "refine"}
+"""They restore images whose clean version nobody has."""
 STAND_ALONE = {"cache", "server", "check", "evaluate", "torchmetrics"}
 
 
@@ -273,8 +284,8 @@ def cell(reward_name, consumer_name, folder):
     except GroupwiseError:
         return "refused: group"
     except ValueError as error:
-        if "needs lq" in str(error) or "give lq=" in str(error):
-            return "refused: needs lq"
+        if "needs hr" in str(error):
+            return "refused: needs hr"
         raise
     return "yes"
 
@@ -283,10 +294,8 @@ def expected(reward_name, consumer_name):
     compares = "normalised" in reward_name
     if compares and consumer_name in STAND_ALONE:
         return "refused: group"
-    if reward_name == "ConditionedReward" and consumer_name in NEED_LQ:
-        return "refused: needs lq"
-    if compares and "wrapper" in reward_name and consumer_name == "rank":
-        return "refused: needs lq"  # it takes no groups, and a ranking has no low-quality image
+    if reward_name == "ReferencedReward" and consumer_name in WITHOUT_REFERENCE:
+        return "refused: needs hr"
     return "yes"
 
 

@@ -46,6 +46,10 @@ def test_each_kind_of_name_gives_its_reward():
         reward = load_reward(**given, mode="reason", num_samples=2, device="cpu")
         assert isinstance(reward, ZoomIQAReward)
         assert not reward.deterministic  # without a seed: each call samples anew
+    conditioned = load_reward("conditioned", model=folder, device="cpu")
+    assert conditioned.needs == {"lq"}
+    assert conditioned.quality.iqa.name == load_reward(folder, device="cpu").iqa.name
+    assert load_reward("referenced", model=folder, device="cpu").needs == {"hr"}
     assert load_reward("niqe").name == "niqe"
     assert load_reward(LAPLACIAN).name == "laplacian"
 

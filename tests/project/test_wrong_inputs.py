@@ -46,8 +46,10 @@ COMMANDS = {
     "rank": {
         "photo.png --sheet photo.png": "inputs", "photo.png --sheet other.png": "--overwrite",
         "photo.png --sheet no/s.png": "no folder no", "photo.png --sheet s.txt": ".txt", "--sheet s.png": "images",
-        "photo.png --mode x": "--mode", "photo.png --device foo": "'foo'", "clip.mp4 photo.png": "clip.mp4",
-        "clip.mp4 --sheet s.png": "--sheet", "clip.mp4 --every 0": "--every", "photo.png --every 2": "--every",
+        "photo.png --mode x": "--mode", "photo.png --device foo": "'foo'", "photo.png --lq nosuch.png": "nosuch.png",
+        "photo.png --reference text.txt": "text.txt", "photo.png --lq other.png --reference other.png": "one of them",
+        "clip.mp4 photo.png": "clip.mp4", "clip.mp4 --sheet s.png": "--sheet", "clip.mp4 --every 0": "--every",
+        "photo.png --every 2": "--every", "clip.mp4 --lq photo.png": "--lq",
     },
     "map": {
         "": "image", "nosuch.png": "nosuch.png", "text.txt": "text.txt", "photo.png --view-px 8": "--view-px",

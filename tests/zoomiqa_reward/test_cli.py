@@ -27,8 +27,8 @@ OPTIONS = {
     "score": "--adapter --batched --config --device --every --help --json --keep-up --mode --model --out --overwrite "
     "--protocol --question --ray --recursive --shared --strict",
     "assess": "--adapter --batched --config --device --help --json --model --protocol --question --strict",
-    "rank": "--adapter --batched --config --device --every --help --json --keep-up --mode --model --overwrite "
-    "--protocol --question --sheet --strict",
+    "rank": "--adapter --batched --config --device --every --help --json --keep-up --lq --mode --model --overwrite "
+    "--protocol --question --reference --sheet --strict",
 }
 
 

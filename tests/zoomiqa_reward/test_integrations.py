@@ -154,8 +154,13 @@ def test_torchmetrics_shows_failures():
         metric.update(images)
         assert metric.compute().item() == pytest.approx(expected, nan_ok=True)
         assert int(metric.failed) == 1
-    with pytest.raises(ValueError, match="needs lq"):
-        ZoomIQAMetric(mean_reward(needs=("lq",)))
+    metric = ZoomIQAMetric(mean_reward(needs=("lq", "hr")))
+    metric.update(images[:1], torch.full((1, 3, 8, 8), 0.25), lq=torch.full((1, 3, 4, 4), 1.0))
+    assert metric.compute().item() == pytest.approx(1.75)
+    with pytest.raises(ValueError, match="needs hr="):
+        metric.update(images[:1], lq=torch.full((1, 3, 4, 4), 1.0))
+    with pytest.raises(ValueError, match="needs prompts"):
+        ZoomIQAMetric(mean_reward(needs=("prompts",)))
     with pytest.raises(ValueError, match="on_invalid='zero'"):
         ZoomIQAMetric(mean_reward(), on_invalid="zero")
 

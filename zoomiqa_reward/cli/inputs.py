@@ -32,6 +32,15 @@ SheetFile = Annotated[
     str | None, typer.Option("--sheet", help="File for a contact sheet with ratings, reasons and regions.")
 ]
 
+InputImage = Annotated[
+    str | None,
+    typer.Option("--lq", help="The low-quality input of all images: rank by the rating conditioned on it."),
+]
+ReferenceImage = Annotated[
+    str | None,
+    typer.Option("--reference", help="The clean reference of all images: rank by the rating times the likeness to it."),
+]
+
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an output file that this program did not make; never an input.")
 ]

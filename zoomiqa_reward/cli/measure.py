@@ -14,6 +14,7 @@ from zoomiqa_reward.cli import clips, inputs, output
 from zoomiqa_reward.runs.progress import progress
 
 if TYPE_CHECKING:
+    from zoomiqa_reward.cli.ranking_output import Placed
     from zoomiqa_reward.model.measuring import Measured, RatedImage
     from zoomiqa_reward.model.ratings import Assessment
     from zoomiqa_reward.model.turns import Turn
@@ -177,6 +178,8 @@ def rank(
     images: inputs.Images,
     model: inputs.Model = "nano",
     mode: inputs.ModeOption = "direct",
+    lq: inputs.InputImage = None,
+    reference: inputs.ReferenceImage = None,
     as_json: inputs.Json = False,
     sheet: inputs.SheetFile = None,
     overwrite: inputs.Overwrite = False,
@@ -189,6 +192,7 @@ def rank(
     keep_up: clips.KeepUp = False,
 ) -> int:
     """Order images, or clips, best first. Those that could not be measured come last, with the reason."""
+    from zoomiqa_reward.cli import rank_beside
     from zoomiqa_reward.cli.ranking_output import explain_placed, order_by_rating, write_sheet
     from zoomiqa_reward.model.measuring import measure
     from zoomiqa_reward.runs.outputs import claim_file
@@ -196,7 +200,10 @@ def rank(
     files = inputs.expand(images)
     has_clips = clips.are_clips(files, every, keep_up, sheet=sheet)
     if sheet is not None:  # before the work; forgotten, `--sheet *.png` names a photograph
-        claim_file(sheet, inputs=[*images, *files], overwrite=overwrite, suffixes=True)
+        claim_file(sheet, inputs=[*images, *files, *filter(None, (lq, reference))], overwrite=overwrite, suffixes=True)
+    other = rank_beside.other_image(lq, reference)
+    if other is not None and has_clips:
+        raise ValueError("--lq and --reference: only for images; clips are ranked by their ratings alone")
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
     details: dict[str, dict[str, object]] = {}
     if has_clips:
@@ -208,22 +215,31 @@ def rank(
         for result in progress(results, len(files), "rating", streaming=False):
             measured.append(result)
     finally:  # interrupted: what is measured is still ranked and shown
-        placed, gap = order_by_rating(measured) if measured else ([], math.nan)
-        records = [placement.measured.record for placement in placed]
-        if as_json:
-            for placement, record in zip(placed, records, strict=True):
-                more = details.get(record.image, {})
-                output.json_line(record.as_json() | more | {"rank": placement.rank})
+        if other is None:
+            placed, gap = order_by_rating(measured) if measured else ([], math.nan)
+            _show_ranking(placed, details, as_json=as_json)
         else:
-            output.table(records, ["-" if placement.rank is None else str(placement.rank) for placement in placed])
+            judged = rank_beside.judge(iqa, measured, *other, mode=mode, question=question)
+            placed, gap = rank_beside.show(judged, *other, as_json=as_json)
     if math.isfinite(gap):
         print(f"the best is {gap:.3f} above the second", file=sys.stderr)
     if sheet is not None:
         answers = explain_placed(iqa, placed, question)
         explained_ones = list(progress(answers, len(placed), "explaining", streaming=False))
-        write_sheet(explained_ones, sheet, overwrite=overwrite)
+        title = None if other is None else rank_beside.title(len(placed), iqa.name, *other)
+        write_sheet(explained_ones, sheet, overwrite=overwrite, title=title)
         print(f"contact sheet: {sheet}", file=sys.stderr)
-    return output.exit_code(records)
+    return 0 if all(placement.rank is not None for placement in placed) else 2
+
+
+def _show_ranking(placed: "list[Placed]", details: dict[str, dict[str, object]], *, as_json: bool) -> None:
+    """Print the places; `details` holds by name what only clips have."""
+    records = [placement.measured.record for placement in placed]
+    if as_json:
+        for placement, record in zip(placed, records, strict=True):
+            output.json_line(record.as_json() | details.get(record.image, {}) | {"rank": placement.rank})
+    else:
+        output.table(records, ["-" if placement.rank is None else str(placement.rank) for placement in placed])
 
 
 def _clips_for_rank(

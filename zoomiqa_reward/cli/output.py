@@ -37,19 +37,31 @@ def exit_code(records: Iterable["RatedImage"]) -> int:
     return 0 if all(record.valid for record in records) else 2
 
 
-def table(records: list["RatedImage"], places: list[str] | None = None) -> None:
-    """Print the records as a table for people; `places` becomes the first column."""
+def table(
+    records: list["RatedImage"],
+    places: list[str] | None = None,
+    *,
+    columns: dict[str, list[float]] | None = None,
+    reasons: list[str | None] | None = None,
+) -> None:
+    """Print the records as a table for people; `places` becomes the first column.
+
+    columns: further numbers per record, by title, before the name. reasons: why a rated image is not ranked.
+    """
     if not records:
         return
     shown = Table(box=None, header_style="bold", pad_edge=False)
-    for title in (["rank"] if places else []) + ["rating", "±", "0-100"]:
+    for title in (["rank"] if places else []) + ["rating", "±", "0-100", *(columns or {})]:
         shown.add_column(title, justify="right", no_wrap=True)
     shown.add_column("image", overflow="fold")
     for k, record in enumerate(records):
         cells = [number(record.rating, 2), number(record.std, 2), number(record.score_0_100, 1)]
         name = Text(printable(record.image))
+        cells += [number(values[k], 2) for values in (columns or {}).values()]
         if not record.valid:
             name.append(f"\nnot rated: {record.error}", style="red")
+        elif reasons and reasons[k]:
+            name.append(f"\nnot ranked: {reasons[k]}", style="red")
         for note in record.notes:
             name.append(f"\n{note}", style="yellow")
         shown.add_row(*([places[k]] if places else []), *cells, name)

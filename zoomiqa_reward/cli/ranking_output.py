@@ -71,13 +71,18 @@ def explain_placed(
         yield replace(placement, measured=measured)
 
 
-def write_sheet(placed: Sequence[Placed], path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write the contact sheet of the images, in this order. Raises OSError, OutputError."""
+def write_sheet(
+    placed: Sequence[Placed], path: str | os.PathLike[str], *, overwrite: bool = False, title: str | None = None
+) -> None:
+    """Write the contact sheet of the images, in this order. Raises OSError, OutputError.
+
+    title: says what the order is by, if it is not by the rating.
+    """
     entries = [_entry(placement) for placement in placed]
     records = [placement.measured.record for placement in placed]
     how = " by the full answer in words" if records and records[0].mode == "reason" else ""
     scale = "1 bad to 5 excellent, ± standard deviation"
-    title = f"{len(placed)} images, best first. Rating by {records[0].model}{how}: {scale}."
+    title = title or f"{len(placed)} images, best first. Rating by {records[0].model}{how}: {scale}."
     contact_sheet(
         [_image(record.image) for record in records], entries, path, words=SheetWords(title=title), overwrite=overwrite
     )

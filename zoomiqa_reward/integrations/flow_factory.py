@@ -6,6 +6,7 @@
         weight: 1.0
         batch_size: 8
         model: nano                # or any reward: a folder, a hub id, a metric, package.module:factory
+        together: conditioned      # with the low-quality image; or referenced; leave out for the rating alone
         on_invalid: raise          # nan: the sample's reward is NaN
 
 The first condition image of a sample is its low-quality image. The file of its reference, for a reward that needs one,
@@ -41,7 +42,8 @@ class ZoomIQARewardModel(PointwiseRewardModel):  # type: ignore[misc] # Flow-Fac
     use_tensor_inputs = True
 
     def __init__(self, config: object, accelerator: object) -> None:
-        """Load the reward that `config.extra_kwargs` names: `model`, `mode`, `hr_key` and `on_invalid`.
+        """Load the reward that `config.extra_kwargs` names: `model`, `mode`, `together`, `hr_key` and
+        `on_invalid`.
 
         Raises ValueError for an unknown option and for a reward that compares images within a group.
         """
@@ -50,10 +52,13 @@ class ZoomIQARewardModel(PointwiseRewardModel):  # type: ignore[misc] # Flow-Fac
         name, mode = str(options.pop("model", "nano")), str(options.pop("mode", "direct"))
         self.on_invalid = str(options.pop("on_invalid", "raise"))
         self.hr_key = str(options.pop("hr_key", "hr"))
+        together = options.pop("together", None)
         if options:
-            raise ValueError(f"reward option {sorted(options)[0]!r}: must be model, mode, hr_key or on_invalid")
+            raise ValueError(
+                f"reward option {sorted(options)[0]!r}: must be model, mode, together, hr_key or on_invalid"
+            )
         check_on_invalid(self.on_invalid)
-        self.reward = named_reward(name, mode, str(self.device))
+        self.reward = named_reward(name, mode, str(self.device), together)
         require_pointwise(self.reward, "Flow-Factory normalises within groups itself")
 
     def __call__(

@@ -4,27 +4,31 @@ import threading
 
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
 from zoomiqa_reward.rewards.base import Reward
-from zoomiqa_reward.rewards.find import DEFAULT_MODEL, find_reward, model_of
+from zoomiqa_reward.rewards.find import DEFAULT_MODEL, beside, find_reward, model_of
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
-_LOADED: dict[tuple[str, str, str | None], Reward] = {}
+_LOADED: dict[tuple[str, str, str | None, str | None], Reward] = {}
 _LOCK = threading.Lock()
 
 
-def named_reward(name: str = DEFAULT_MODEL, mode: str = "direct", device: str | None = None) -> Reward:
+def named_reward(
+    name: str = DEFAULT_MODEL, mode: str = "direct", device: str | None = None, together: str | None = None
+) -> Reward:
     """Return the reward that a name stands for; a second call with the same arguments returns the same object.
 
     name: a Zoom-IQA model (`nano`, a folder, a hub id), a metric (`niqe`), or `package.module:factory`. mode and device
-    are those of a model. Safe to call in several threads. Raises ValueError as `find_reward` does.
+    are those of a model. together: `conditioned` or `referenced` judges each image together with its low-quality image
+    or its reference (`rewards.find.beside`). Safe to call in several threads. Raises ValueError as `find_reward` does.
     """
     with _LOCK:
-        key = (name, mode, device)
+        key = (name, mode, device, together)
         if key not in _LOADED:
             model = model_of(name)
             if model is None:
                 if mode != "direct":
                     raise ValueError(f"mode={mode!r}: only for a Zoom-IQA model, not for the reward {name!r}")
-                _LOADED[key] = find_reward(name)
+                reward = find_reward(name)
             else:
-                _LOADED[key] = ZoomIQAReward(ZoomIQA.from_pretrained(model, device=device), mode)
+                reward = ZoomIQAReward(ZoomIQA.from_pretrained(model, device=device), mode)
+            _LOADED[key] = reward if together is None else beside(reward, together)
         return _LOADED[key]

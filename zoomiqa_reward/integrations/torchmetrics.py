@@ -1,4 +1,4 @@
-"""The mean rating of a data set as a `torchmetrics.Metric`: any reward that needs nothing but the image."""
+"""The mean rating of a data set as a `torchmetrics.Metric`: any reward that needs no prompts."""
 
 import math
 from typing import Any
@@ -35,25 +35,29 @@ class ZoomIQAMetric(Metric):  # type: ignore[misc] # torchmetrics is not followe
     failed: Tensor
 
     def __init__(self, reward: Reward, *, on_invalid: str = "nan", **kwargs: Any) -> None:
-        """Measure with `reward`; kwargs are torchmetrics' own. Raises ValueError for a reward that needs more."""
+        """Measure with `reward`; kwargs are torchmetrics' own. Raises ValueError for one that needs prompts."""
         super().__init__(**kwargs)
         if on_invalid not in ON_INVALID:
             raise ValueError(f"on_invalid={on_invalid!r}: must be one of {', '.join(ON_INVALID)}")
         require_pointwise(reward, "a mean over a data set adds up values of different groups")
-        if reward.needs:
-            raise ValueError(
-                f"reward {reward.name!r} needs {', '.join(sorted(reward.needs))}; update() gets images only"
-            )
+        if "prompts" in reward.needs:
+            raise ValueError(f"reward {reward.name!r} needs prompts; update() gets images only")
         self.reward = reward
         self.on_invalid = on_invalid
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("measured", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("failed", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, preds: ImageSources) -> None:
-        """Add images: a float BCHW or CHW tensor in [0, 1], a uint8 NHWC array, or a list of any images."""
+    def update(
+        self, preds: ImageSources, target: ImageSources | None = None, *, lq: ImageSources | None = None
+    ) -> None:
+        """Add images: a float BCHW or CHW tensor in [0, 1], a uint8 NHWC array, or a list of any images.
+
+        target: their references, lq: their low-quality images, for a reward that needs them; others ignore them.
+        Raises ValueError where the reward needs what is missing.
+        """
         with torch.no_grad():
-            scores = self.reward(preds)
+            scores = self.reward(preds, lq=lq, hr=target)
         valid = scores.valid.to(self.total.device)
         value = scores.value.detach().to(self.total.device, torch.float64)
         self.total += value[valid].sum()

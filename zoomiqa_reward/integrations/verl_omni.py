@@ -32,6 +32,7 @@ def compute_score(
     model: str = "nano",
     mode: str = "direct",
     device: str | None = None,
+    together: str | None = None,
     lq_key: str = "source_img",
     hr_key: str = "target_img",
     on_invalid: str = "raise",
@@ -42,12 +43,13 @@ def compute_score(
     solution_image: uint8 CHW, or 1CHW. ground_truth: the prompt, for a reward that needs one. extra_info: holds the
     low-quality image and the reference under `lq_key` and `hr_key`, if the reward needs them. model: a Zoom-IQA model
     or any reward by name, as `named_reward` takes it; loaded once per process.
+    together: `conditioned` judges the image together with its low-quality image, `referenced` with its reference.
     on_invalid: `raise` raises RuntimeError for an image that cannot be measured; `nan` gives NaN.
     Raises ValueError for another layout, a video, a missing input, or a reward that compares images in groups.
     """
     del data_source
     check_on_invalid(on_invalid)
-    reward = named_reward(model, mode, device)
+    reward = named_reward(model, mode, device, together)
     require_pointwise(reward, "verl-omni asks for one image at a time")
     image = _channels_last(solution_image)
     scores = score_batch(

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from zoomiqa_reward.images.loading import ImageSources, split_images
+from zoomiqa_reward.images.loading import ImageSource, ImageSources, split_images
 from zoomiqa_reward.model.pair_order import PairJudge, order_by_pairs
 from zoomiqa_reward.model.pairs import pair_probabilities
 from zoomiqa_reward.model.ratings import Ratings
@@ -52,6 +52,8 @@ def rank(
     kappa: float = 0.0,
     *,
     confidence: float | None = None,
+    lq: ImageSource | Sequence[ImageSource] | None = None,
+    hr: ImageSource | Sequence[ImageSource] | None = None,
 ) -> Ranking:
     """Rank images by mean - kappa x std, highest first. Equal images keep their input order.
 
@@ -59,10 +61,14 @@ def rank(
     (`model.pairs`), which replaces `tie_margin`. A model that can compare two images in one question is then asked, but
     only about pairs that the ratings leave unsure, and only as the order needs it; its answers may change the order.
 
+    lq, hr: the low-quality image, or the clean reference, that the images restore: one for all of them, or a list with
+    one per image. A reward takes what it needs. A ZoomIQA is then wrapped: the images are ranked by
+    `restoration.metrics.ConditionedReward` (lq) or `ReferencedReward` (hr) of its rating, on that reward's scale.
+
     The source is a ZoomIQA, which rates with strict=True so that no image influences another, or any Reward; `mode` is
     then ignored. kappa > 0 prefers images with a small standard deviation and needs a source that has one.
-    Raises ValueError for a negative or NaN number, another confidence, and for a kappa or a confidence without standard
-    deviation; ImageError (ZoomIQA).
+    Raises ValueError for a negative or NaN number, another confidence, for a kappa or a confidence without standard
+    deviation, and for both lq and hr with a ZoomIQA; ImageError (ZoomIQA).
     """
     if not tie_margin >= 0 or not kappa >= 0:
         raise ValueError(f"tie_margin={tie_margin}, kappa={kappa}: both must be at least 0")
@@ -71,7 +77,7 @@ def rank(
             f"confidence={confidence}, kappa={kappa}, mode={mode!r}: confidence must be above 0.5 and below 1, with "
             "kappa=0 and mode='direct'"
         )
-    ratings = _measure(iqa_or_reward, images, mode)
+    ratings = _measure(iqa_or_reward, images, mode, lq, hr)
     plain = ranking_of(ratings, tie_margin, kappa)
     if confidence is None:
         return plain
@@ -118,13 +124,36 @@ def _pair_judge(iqa_or_reward: Rater | Reward, images: ImageSources, ratings: Ra
     return PairJudge(by_rating=pair_probabilities(ratings), question=asked if can_ask else None)
 
 
-def _measure(iqa_or_reward: Rater | Reward, images: ImageSources, mode: str) -> Ratings:
-    if hasattr(iqa_or_reward, "rate"):
+def _measure(
+    iqa_or_reward: Rater | Reward, images: ImageSources, mode: str, lq: ImageSources | None, hr: ImageSources | None
+) -> Ratings:
+    sources = split_images(images)
+    if not hasattr(iqa_or_reward, "rate"):
+        reward: Reward = iqa_or_reward
+    elif lq is None and hr is None:
         ratings: Ratings = iqa_or_reward.rate(images, mode=mode, strict=True)
         return ratings
-    sources = split_images(images)
-    scores = ask(iqa_or_reward, sources, groups=[0] * len(sources))  # what is ranked is one group
+    elif lq is not None and hr is not None:
+        raise ValueError("lq and hr: a ZoomIQA is ranked with one of them; pass a reward that uses both")
+    else:
+        reward = _beside(iqa_or_reward, mode, "conditioned" if hr is None else "referenced")
+    scores = ask(reward, sources, lq=_each(lq, sources), hr=_each(hr, sources), groups=[0] * len(sources))  # one group
     return Ratings(value=scores.value, std=scores.std, valid=scores.valid, errors=scores.errors, std_kind="none")
+
+
+def _beside(iqa: Any, mode: str, other: str) -> Reward:
+    from zoomiqa_reward.rewards.find import beside
+    from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
+
+    return beside(ZoomIQAReward(iqa, mode), other)
+
+
+def _each(given: ImageSources | None, sources: Sequence[ImageSource]) -> list[ImageSource] | None:
+    """Return one image per source; a single one serves all."""
+    if given is None:
+        return None
+    listed = split_images(given)
+    return listed * len(sources) if len(listed) == 1 else listed
 
 
 def _ties(order: Sequence[int], keys: Sequence[float], margin: float) -> tuple[tuple[int, ...], ...]:

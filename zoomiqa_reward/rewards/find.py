@@ -6,6 +6,7 @@ This package never imports restoration by itself: a metric's name is looked up w
 import inspect
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from zoomiqa_reward.rewards.base import Reward, missing_members
@@ -14,6 +15,8 @@ METRICS_MODULE = "restoration.metrics"
 ZOOMIQA = "zoomiqa"
 """The reward's name that stands for the model given beside it."""
 DEFAULT_MODEL = "nano"
+BESIDE = {"conditioned": "lq", "referenced": "hr"}
+"""Rewards that judge an image together with another one, and which one they need."""
 
 
 def model_of(name: str, model: str = DEFAULT_MODEL) -> str | None:
@@ -65,6 +68,18 @@ def require_name(name: str) -> None:
         _metric(name)
 
 
+def beside(quality: Reward, other: str) -> Reward:
+    """Return `quality` judged together with another image of each: `conditioned` on its source, or `referenced`.
+
+    These are `restoration.metrics.ConditionedReward`, which needs lq, and `ReferencedReward`, which needs hr. Raises
+    ValueError for another word, for a quality that neither takes, and without the extra `restoration`.
+    """
+    if other not in BESIDE:
+        raise ValueError(f"{other!r}: must be one of {', '.join(BESIDE)}")
+    reward: Reward = getattr(_metrics(other), f"{other.capitalize()}Reward")(quality)
+    return reward
+
+
 def _attribute(name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     try:
@@ -76,14 +91,18 @@ def _attribute(name: str) -> Any:
     return getattr(module, attribute)
 
 
-def _metric(name: str) -> Reward:
+def _metrics(name: str) -> ModuleType:
     try:
-        metrics = import_module(METRICS_MODULE)
+        return import_module(METRICS_MODULE)
     except ImportError as error:
         raise ValueError(
             f"reward {name!r}: metrics need an extra: pip install 'zoomiqa-reward[restoration]' ({error}); "
             "a reward of your own is package.module:factory"
         ) from error
+
+
+def _metric(name: str) -> Reward:
+    metrics = _metrics(name)
     try:
         reward: Reward = metrics.as_reward(name)
     except ValueError as error:

@@ -11,15 +11,16 @@ from typing import Any
 
 from zoomiqa_reward.images.loading import MAX_PIXELS
 from zoomiqa_reward.rewards.base import Reward
-from zoomiqa_reward.rewards.find import ZOOMIQA
+from zoomiqa_reward.rewards.find import BESIDE, ZOOMIQA, beside
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSpec:
-    """A reward by name. All but `reward` and `search_path` belong to `zoomiqa`, the model."""
+    """A reward by name. All but `reward` and `search_path` belong to the model of `zoomiqa` or `conditioned`."""
 
     reward: str = ZOOMIQA
-    """`zoomiqa`, a metric of restoration.metrics.registry (`niqe`), or `package.module:factory`."""
+    """`zoomiqa`, `conditioned` and `referenced` (that model with lq or hr), a metric of restoration.metrics.registry
+    (`niqe`), or `package.module:factory`."""
     model: str = "nano"
     """`nano`, a hub id, or a folder that every replica can read."""
     mode: str = "direct"
@@ -34,27 +35,33 @@ class RewardSpec:
     """Folder in which a replica looks for `package.module` besides the installed ones."""
 
     def __post_init__(self) -> None:
-        if self.reward == ZOOMIQA:
+        if self.has_model:
             return
         model_options = ("model", "mode", "question", "num_samples", "device", "adapter", "protocol")
         for name in model_options:
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise ValueError(f"{name}={getattr(self, name)!r} belongs to reward='zoomiqa', not to {self.reward!r}")
 
+    @property
+    def has_model(self) -> bool:
+        """Whether the reward is a Zoom-IQA model's rating, alone or judged together with another image."""
+        return self.reward == ZOOMIQA or self.reward in BESIDE
+
     def build(self) -> tuple[Reward, Reward]:
         """Return the reward that answers strictly and the one that answers batches; they may be the same.
 
         Raises what loading a model raises, ValueError for a name that leads to no reward.
         """
-        if self.reward == ZOOMIQA:
+        if self.has_model:
             from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 
             iqa = ZoomIQA.from_pretrained(self.model, device=self.device, adapter=self.adapter, protocol=self.protocol)
             asked: dict[str, Any] = {"question": self.question, "num_samples": self.num_samples}
-            return (
-                ZoomIQAReward(iqa, self.mode, strict=True, **asked),
-                ZoomIQAReward(iqa, self.mode, strict=False, batch_size=MAX_BATCH, **asked),
-            )
+            strictly = ZoomIQAReward(iqa, self.mode, strict=True, **asked)
+            batched = ZoomIQAReward(iqa, self.mode, strict=False, batch_size=MAX_BATCH, **asked)
+            if self.reward in BESIDE:
+                return beside(strictly, self.reward), beside(batched, self.reward)
+            return strictly, batched
         from zoomiqa_reward.rewards.find import find_reward
 
         if self.search_path is not None and self.search_path not in sys.path:
@@ -67,7 +74,7 @@ class RewardSpec:
 
         Cheap, so that a wrong name is told before processes start.
         """
-        if self.reward == ZOOMIQA:
+        if self.has_model:
             from zoomiqa_reward.model.checkpoint import require_checkpoint
             from zoomiqa_reward.model.devices import find_device
 
@@ -82,7 +89,7 @@ class RewardSpec:
 
     def as_json(self) -> dict[str, Any]:
         """Return what `/info` tells of it: no paths of the server's disk beyond the names given."""
-        fields = asdict(self) if self.reward == ZOOMIQA else {"reward": self.reward}
+        fields = asdict(self) if self.has_model else {"reward": self.reward}
         return {key: value for key, value in fields.items() if value is not None and key != "search_path"}
 
 
