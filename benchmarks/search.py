@@ -14,6 +14,7 @@ differences are paired with best-of-N at the same N. Resumable: one JSON line pe
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -167,13 +168,14 @@ def main() -> None:
     settings = {
         "preset": args.preset, "n": args.n, "per_round": args.per_round, "amount": args.amount,
         "softness": args.softness, "max_px": args.max_px, "seed": args.seed, "judge": iqa.fingerprint,
+        "restorer": Restorer.from_pretrained(args.restorer).fingerprint,
     }  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
     lines = args.out / "photographs.jsonl"
     stored = {(row["pool"], row["index"]): row for row in read_lines(lines)}
     done = {key: row for key, row in stored.items() if row["settings"] == settings}
     if len(done) < len(stored):
-        print(f"{len(stored) - len(done)} lines of other settings or weights in {lines} are not used")
+        print(f"{len(stored) - len(done)} lines of other settings or weights in {lines} are not used", file=sys.stderr)
     result: dict[str, Any] = {"images": len(paths), "settings": settings, "model": iqa.name, "pools": {}}
     for name in args.pools:
         restorers = pools[name]()
