@@ -54,13 +54,14 @@ def _mean_ratings(iqa, name, images):
 
 @pytest.mark.parametrize("name", LADDERS)
 def test_mean_rating_falls_down_a_ladder(iqa, photographs, name):
-    """Stored as cameras store them. Light damage costs little, 0.04 for noise of 0.038; strong damage 0.7 or more.
+    """Stored as cameras store them. Light damage costs little: a copy of half the size, enlarged again, 0.007.
+    Strong damage costs 0.5 or more.
 
     Finer steps: `benchmarks/ladders.py`.
     """
     stored = [DEGRADATIONS["jpeg"](p, -0.067, np.random.default_rng(0))[0] for p in photographs]  # quality 90
     means = _mean_ratings(iqa, name, stored)
-    assert (np.diff(means) < -0.01).all(), means
+    assert (np.diff(means) < 0).all(), means
     assert means[0] - means[-1] > 0.5, means
 
 

@@ -66,6 +66,12 @@ def blur(image: Array, strength: float, rng: np.random.Generator) -> Array:
     return gaussian_blur(image, 0.08 + 0.92 * strength, rng)[0]
 
 
+def shrink(image: Array, strength: float, rng: np.random.Generator) -> Array:
+    """Return the image as a copy of 1/1.5 to 1/8 of its size, enlarged again."""
+    height, width, factor = *image.shape[:2], _between(1.5, 8, strength)
+    return resize(resize(image, round(width / factor), round(height / factor), "bicubic"), width, height, "bicubic")
+
+
 def compress(image: Array, strength: float, rng: np.random.Generator) -> Array:
     """Return the image as a JPEG of quality 75 to 5."""
     return jpeg(image, strength, rng)[0]
@@ -79,7 +85,7 @@ def sharpen(image: Array, strength: float, rng: np.random.Generator) -> Array:
 Damage = Callable[[Array, float, np.random.Generator], Array]
 ON_ANY: tuple[Damage, ...] = (add_noise, add_noise, add_noise, add_grain, darken, flatten, add_lattice)
 """Kinds that make a soft image worse as well; fine noise counts three times."""
-ON_SHARP: tuple[Damage, ...] = (*ON_ANY, blur, blur, blur, compress, sharpen)
+ON_SHARP: tuple[Damage, ...] = (*ON_ANY, blur, blur, shrink, shrink, compress, sharpen)
 
 
 def soften(image: Array, rng: np.random.Generator) -> Array:
