@@ -31,7 +31,9 @@ def main() -> None:
     parser.add_argument("--model", default="nano")
     args = parser.parse_args()
     folders = {folder.name: folder for folder in args.images} | {"scikit-image": Path(skimage.data.__file__).parent}
-    iqa, counted, bad, texts = ZoomIQA.from_pretrained(args.model), Counter(), [], Counter()
+    iqa, counted, texts = ZoomIQA.from_pretrained(args.model), Counter(), Counter()
+    bad: list[dict[str, object]] = []
+    refused: list[dict[str, object]] = []
     for name, folder in folders.items():
         for path in tqdm(sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), desc=name):
             try:
@@ -39,6 +41,9 @@ def main() -> None:
             except ImageError:  # multi-page microscopy files among scikit-image's
                 continue
             [assessment] = iqa.assess([image])
+            if not assessment.turns:  # nothing was asked: the image shows too little (scikit-image's drawings)
+                refused.append({"image": path.name, "error": assessment.error})
+                continue
             counted[name] += 1
             counted["zooms"] += len(assessment.turns) > 1
             texts[" ".join(assessment.turns[0].sections.get("Image Quality Summary", "").split())] += 1
@@ -46,7 +51,13 @@ def main() -> None:
                 bad.append({"image": path.name, "round": len(assessment.turns), "error": assessment.error})
     zooms = counted.pop("zooms")
     total = sum(counted.values())
-    result = {"images": total, "by_folder": dict(counted), "readable": total - len(bad), "unreadable": bad}
+    result = {
+        "images": total,
+        "by_folder": dict(counted),
+        "readable": total - len(bad),
+        "unreadable": bad,
+        "refused": refused,
+    }
     write_result(
         "readable", result | {"zooms": zooms, "different_summaries": len(texts), "fingerprint": iqa.fingerprint}
     )

@@ -37,6 +37,11 @@ def write_clip(path: Path, image: str | Path) -> None:
         container.mux(stream.encode())
 
 
+def described(second: tuple[int, float] | None) -> str:
+    """Return a second of the clip and its value in words."""
+    return "none" if second is None else f"{second[0]} ({second[1]:.2f})"
+
+
 def main(image: str | Path, model: str = "nano") -> list[float]:
     """Print the rating of each chosen frame and the summary; return the ratings and the mean."""
     with tempfile.TemporaryDirectory() as folder:
@@ -44,8 +49,8 @@ def main(image: str | Path, model: str = "nano") -> list[float]:
         score = score_clip(ZoomIQA.from_pretrained(model), Path(folder) / "clip.mkv")
     for frame in score.frames:
         print(f"{frame.time_s:.1f} s, chosen by {frame.chosen_by}: {frame.rating:.2f}")
-    print(f"mean {score.rating:.2f}, worst second {score.worst_second}, flicker {score.flicker:.2f} %, "
-          f"most in second {score.worst_flicker}")  # fmt: skip
+    print(f"mean {score.rating:.2f}, worst second {described(score.worst_second)}, flicker {score.flicker:.2f} %, "
+          f"most in second {described(score.worst_flicker)}")  # fmt: skip
     assert score.worst_flicker is not None
     assert score.worst_flicker[0] == FLICKERING, "the second that flickers must be found"
     if model == "nano":
