@@ -39,7 +39,8 @@ def web(
 ) -> int:
     """Serve a page that rates, compares and restores images, until interrupted. Nothing leaves this machine."""
     from restoration.web.server import require_password, serve_page
-    from restoration.web.studio import Studio, StudioLimits
+    from restoration.web.studio import Studio
+    from restoration.web.uploads import StudioLimits
 
     token = os.environ.get("ZOOMIQA_TOKEN") or None
     require_password(host, token)
@@ -50,13 +51,15 @@ def web(
 
         return varied_pool(restorer, device=device)
 
-    limits = StudioLimits(max_pixels=round(max_megapixels * 1e6), max_input_px=max_input_px)
+    limits = StudioLimits(
+        max_upload_mib=max_upload_mib, max_pixels=round(max_megapixels * 1e6), max_input_px=max_input_px
+    )
     studio = Studio(
         lambda: inputs.load_model(model, device=device, adapter=adapter, protocol=protocol), load_restorers, limits
     )
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    serving = serve_page(studio, f"Model: {model}", host=host, port=port, token=token, max_upload_mib=max_upload_mib)
+    serving = serve_page(studio, f"Model: {model}", host=host, port=port, token=token)
     with serving as url:
         name = studio.judge.result().name  # a model that cannot be loaded ends the command here
         output.json_line({"url": url, "model": name})
