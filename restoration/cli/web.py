@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from restoration.cli import options
 from zoomiqa_reward.cli import inputs, output
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 Host = Annotated[str, typer.Option(help="Address to listen on; every address but loopback needs ZOOMIQA_TOKEN.")]
 Port = Annotated[int | None, typer.Option(help="Port; default: the first free one from 7860.", min=1, max=65535)]
-RestorerName = Annotated[str, typer.Option("--restorer", help="'nano' (embedded, x4), a hub id or a folder.")]
 MaxMegapixels = Annotated[float, typer.Option(help="Largest image that is rated, in million pixels.", min=0.01)]
 MaxUploadMib = Annotated[int, typer.Option(help="Largest uploaded file in MiB.", min=1)]
 MaxInputPx = Annotated[int, typer.Option(help="Longest side of an image that is restored.", min=16)]
@@ -29,7 +29,7 @@ def web(
     host: Host = "127.0.0.1",
     port: Port = None,
     model: inputs.Model = "nano",
-    restorer: RestorerName = "nano",
+    restorer: options.RestorerName = "nano",
     device: inputs.Device = None,
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
