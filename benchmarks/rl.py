@@ -29,7 +29,7 @@ from train_iqa.data import DatasetSource
 from train_iqa.nano.labels import LabelScale
 from train_iqa.nano.synthetic import hold_out, list_photographs, read_samples, write_samples
 from train_iqa.rl.coverage import KlConfig
-from train_iqa.rl.generation import ResamplingConfig, level_of
+from train_iqa.rl.resampling import ResamplingConfig, level_of
 from train_iqa.rows.conversations import synthetic_conversations, write_conversations
 from train_iqa.sft import ConversationSource
 from train_iqa.training.learner import ModelConfig

@@ -24,7 +24,7 @@ from torch import Tensor
 from train_iqa.data import DatasetSource, IqaDataset, LabelledImage, load_datasets, select
 from train_iqa.rl.config import GrpoConfig
 from train_iqa.rl.coverage import clip_cov_mask, covariance, coverage_mask, quadrant_counts
-from train_iqa.rl.generation import Generation, draw_images, make_generation, page_groups
+from train_iqa.rl.generation import Generation, make_generation, page_groups
 from train_iqa.rl.objective import (
     AdapterOff,
     FrozenCopy,
@@ -38,6 +38,7 @@ from train_iqa.rl.objective import (
     trajectory_statistics,
 )
 from train_iqa.rl.page import write_page
+from train_iqa.rl.resampling import draw_images
 from train_iqa.rl.rewards import all_rewards, format_reward
 from train_iqa.rl.rollout import roll_out
 from train_iqa.rl.vllm_rollout import VllmConfig, VllmSampler

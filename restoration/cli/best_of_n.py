@@ -3,7 +3,6 @@
 What needs torch is imported when the command runs, so that `--help` and wrong options answer at once.
 """
 
-import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -12,34 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from restoration.cli import options
+from restoration.cli.candidate_output import candidate_row, candidate_table
 from zoomiqa_reward.cli import inputs, output
 from zoomiqa_reward.cli.reward_option import RewardName, load_reward
 from zoomiqa_reward.images.listing import printable
 from zoomiqa_reward.runs.progress import progress, say
 
 if TYPE_CHECKING:
-    from restoration.restorer.restorer import Restorer
-    from restoration.selection.candidates import Candidate
     from restoration.selection.folder import FolderRow
 
 Source = Annotated[str, typer.Argument(metavar="IMAGE", help="The low-quality image, or a folder.", show_default=False)]
 Out = Annotated[
     Path, typer.Option(help="Folder for candidates, best.png, sheet.png, run.json; an existing run continues.")
-]
-Restorers = Annotated[
-    list[str], typer.Option(help="'nano' (embedded, x4), a hub id or a folder; repeat the option for a mixed pool.")
-]
-Count = Annotated[int, typer.Option("--n", help="Number of candidates.", min=1)]
-Prompts = Annotated[list[str], typer.Option("--prompt", help="Prompt for pipelines that take text; repeatable.")]
-Negative = Annotated[str, typer.Option(help="Negative prompt.")]
-Vary = Annotated[
-    float | None,
-    typer.Option(help="0..1: each seed sees a softer or sharper input.  [default: 0.5; plain: 0]",
-                 min=0, max=1, show_default=False),
-]  # fmt: skip
-Plain = Annotated[
-    bool,
-    typer.Option("--plain/--varied", help="Vary only the seed; default: also bicubic and varied sharpness."),
 ]
 BatchSize = Annotated[int, typer.Option(help="Candidates per call, with --batched.", min=1)]
 CascadeTop = Annotated[int, typer.Option("--cascade", help="Judge this many of the best by the full answer (reason).")]
@@ -51,18 +34,18 @@ MinGain = Annotated[
 def best_of_n(
     image: Source,
     out: Out = Path("best_of_n"),
-    restorer: Restorers = ["nano"],  # noqa: B006  (typer reads it, nothing writes it)
-    n: Count = 8,
+    restorer: options.Restorers = ["nano"],  # noqa: B006  (typer reads it, nothing writes it)
+    n: options.Count = 8,
     recursive: inputs.Recursive = False,
     seed: options.Seed = 0,
     scale: options.Scale = None,
     steps: options.Steps = None,
-    prompt: Prompts = [],  # noqa: B006
-    negative_prompt: Negative = "",
+    prompt: options.Prompts = [],  # noqa: B006
+    negative_prompt: options.NegativePrompt = "",
     tile_px: options.TilePx = None,
     colour_fix: options.ColourFix = "none",
-    vary_sharpness: Vary = None,
-    plain: Plain = False,
+    vary_sharpness: options.VarySharpness = None,
+    plain: options.Plain = False,
     strict: inputs.Strict = True,
     batch_size: BatchSize = 1,
     cascade: CascadeTop = 0,
@@ -103,8 +86,7 @@ def best_of_n(
         of_model = find_part(judge, ZoomIQAReward)
         iqa = inputs.load_model(model, **given) if of_model is None else of_model.iqa
         explainer = Cascade(reward=ZoomIQAReward(iqa, mode="reason"), top=cascade)
-    print(f"loading {', '.join(restorer)} ...", file=sys.stderr)
-    restorers = load_restorers(
+    restorers = options.load_restorers(
         restorer, plain, vary_sharpness, scale=scale, steps=steps, device=device, negative_prompt=negative_prompt,
         tile_px=tile_px, colour_fix=colour_fix,
     )  # fmt: skip
@@ -117,24 +99,6 @@ def best_of_n(
     return _image(restorers, image, judge, out, as_json, **asked)
 
 
-def load_restorers(
-    names: list[str], plain: bool, vary_sharpness: float | None, *, scale: int | None, steps: int | None,
-    device: str | None, negative_prompt: str, tile_px: int | None, colour_fix: str,
-) -> "list[Restorer]":  # fmt: skip
-    """Return the pool that the options ask for."""
-    from restoration.restorer.restorer import Restorer
-    from restoration.selection.pool import VARY_SHARPNESS, merge_pools, varied_pool
-
-    given: dict[str, Any] = {
-        "scale": scale, "steps": steps, "device": device, "negative_prompt": negative_prompt, "tile_px": tile_px,
-        "colour_fix": colour_fix,
-    }  # fmt: skip
-    if plain:
-        return [Restorer.from_pretrained(name, vary_sharpness=vary_sharpness or 0.0, **given) for name in names]
-    vary = VARY_SHARPNESS if vary_sharpness is None else vary_sharpness
-    return merge_pools([varied_pool(name, vary_sharpness=vary, **given) for name in names])
-
-
 def _image(restorers: list[Any], image: str, judge: Any, out: Path, as_json: bool, **asked: Any) -> int:
     from restoration.selection.best_of_n import best_of_n as draw
 
@@ -143,7 +107,7 @@ def _image(restorers: list[Any], image: str, judge: Any, out: Path, as_json: boo
         for candidate in result.order:
             output.json_line(candidate_row(candidate))
     else:
-        table(result.order)
+        candidate_table(result.order)
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
     if not result.order[0].valid:
@@ -204,31 +168,4 @@ def folder_table(rows: "list[FolderRow]") -> None:
             name = Text(f"not restored: {_named(row)}", style="red")
         numbers = [output.number(value, 2) for value in (row.score, row.std, row.bicubic, row.first)]
         shown.add_row(*numbers, "-" if row.candidate is None else str(row.candidate), name)
-    output.console().print(shown)
-
-
-def candidate_row(candidate: "Candidate") -> dict[str, Any]:
-    """Return the JSON line of one candidate; NaN becomes null."""
-    names = ("rank", "index", "seed", "restorer", "prompt", "score", "std", "cascade_score", "valid", "error",
-             "cascade_error", "batch_position", "batch_size", "sharpness", "same_as", "parent", "seconds")  # fmt: skip
-    values = {name: getattr(candidate, name) for name in names}
-    values |= {name: None for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
-    return values | {"image": None if candidate.file is None else str(candidate.file)}
-
-
-def table(order: tuple["Candidate", ...]) -> None:
-    """Print the candidates for people, best first."""
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("rank", "score", "±", "cascade", "seed"):
-        shown.add_column(title, justify="right", no_wrap=True)
-    shown.add_column("candidate", overflow="fold")
-    for candidate in order:
-        name = Text(str(candidate.file) if candidate.file is not None else f"{candidate.index} {candidate.restorer}")
-        if not candidate.valid:
-            name.append(f"\nnot rated: {candidate.error}", style="red")
-        numbers = [output.number(value, 2) for value in (candidate.score, candidate.std, candidate.cascade_score)]
-        shown.add_row("-" if candidate.rank is None else str(candidate.rank), *numbers, str(candidate.seed), name)
     output.console().print(shown)

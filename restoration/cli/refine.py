@@ -71,7 +71,7 @@ def refine(
     judge = load_reward(reward, model=model, mode=mode, is_model_needed=True, **given)
     # Beside a reward without a model, the one of --model says where to look.
     assessor = None if find_part(judge, ZoomIQAReward) is not None else inputs.load_model(model, **given)
-    print(f"loading {restorer} ...", file=sys.stderr)
+    print(f"loading restorer {restorer} ...", file=sys.stderr)
     system = Restorer.from_pretrained(
         restorer, scale=scale, steps=steps, device=device, prompt=prompt, negative_prompt=negative_prompt,
         tile_px=tile_px, colour_fix=colour_fix,

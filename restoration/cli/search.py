@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from restoration.cli import options
-from restoration.cli.best_of_n import Count, Negative, Plain, Prompts, Restorers, Vary, candidate_row, load_restorers
-from restoration.cli.best_of_n import table as print_candidates
+from restoration.cli.candidate_output import candidate_row, candidate_table
 from zoomiqa_reward.cli import inputs, output
 from zoomiqa_reward.cli.reward_option import RewardName, load_reward
 
@@ -40,8 +39,8 @@ def search(
     image: options.ImageFile,
     by: By = "noise",
     out: Out = Path("search"),
-    restorer: Restorers = ["nano"],  # noqa: B006  (typer reads it, nothing writes it)
-    n: Count = 8,
+    restorer: options.Restorers = ["nano"],  # noqa: B006  (typer reads it, nothing writes it)
+    n: options.Count = 8,
     seed: options.Seed = 0,
     per_round: PerRound = 4,
     amount: Amount = 0.5,
@@ -50,12 +49,12 @@ def search(
     view_px: ViewPx = None,
     scale: options.Scale = None,
     steps: options.Steps = None,
-    prompt: Prompts = [],  # noqa: B006
-    negative_prompt: Negative = "",
+    prompt: options.Prompts = [],  # noqa: B006
+    negative_prompt: options.NegativePrompt = "",
     tile_px: options.TilePx = None,
     colour_fix: options.ColourFix = "none",
-    vary_sharpness: Vary = None,
-    plain: Plain = False,
+    vary_sharpness: options.VarySharpness = None,
+    plain: options.Plain = False,
     reward: RewardName = "zoomiqa",
     model: inputs.Model = "nano",
     mode: inputs.ModeOption = "direct",
@@ -76,8 +75,7 @@ def search(
     require_folder(out)  # before the work, as the image
     load_image(image)
     judge = load_reward(reward, model=model, mode=mode, device=device, adapter=adapter, protocol=protocol)
-    print(f"loading {', '.join(restorer)} ...", file=sys.stderr)
-    pool = load_restorers(
+    pool = options.load_restorers(
         restorer, plain, vary_sharpness, scale=scale, steps=steps, device=device, negative_prompt=negative_prompt,
         tile_px=tile_px, colour_fix=colour_fix,
     )  # fmt: skip
@@ -96,7 +94,7 @@ def search(
         if fused is not None:
             output.json_line(_fused_row(fused, out))
     else:
-        print_candidates(result.order)
+        candidate_table(result.order)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     best = result.best.score if fused is None else fused.best_score

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from restoration.cli import options
 from zoomiqa_reward.cli import inputs, output
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 Host = Annotated[str, typer.Option(help="Address to listen on; every address but loopback needs ZOOMIQA_TOKEN.")]
 Port = Annotated[int | None, typer.Option(help="Port; default: the first free one from 7860.", min=1, max=65535)]
-RestorerName = Annotated[str, typer.Option("--restorer", help="'nano' (embedded, x4), a hub id or a folder.")]
 MaxMegapixels = Annotated[float, typer.Option(help="Largest image that is rated, in million pixels.", min=0.01)]
 MaxUploadMib = Annotated[int, typer.Option(help="Largest uploaded file in MiB.", min=1)]
 MaxInputPx = Annotated[int, typer.Option(help="Longest side of an image that is restored.", min=16)]
@@ -29,7 +29,7 @@ def web(
     host: Host = "127.0.0.1",
     port: Port = None,
     model: inputs.Model = "nano",
-    restorer: RestorerName = "nano",
+    restorer: options.RestorerName = "nano",
     device: inputs.Device = None,
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
@@ -39,7 +39,8 @@ def web(
 ) -> int:
     """Serve a page that rates, compares and restores images, until interrupted. Nothing leaves this machine."""
     from restoration.web.server import require_password, serve_page
-    from restoration.web.studio import Studio, StudioLimits
+    from restoration.web.studio import Studio
+    from restoration.web.uploads import StudioLimits
 
     token = os.environ.get("ZOOMIQA_TOKEN") or None
     require_password(host, token)
@@ -50,13 +51,15 @@ def web(
 
         return varied_pool(restorer, device=device)
 
-    limits = StudioLimits(max_pixels=round(max_megapixels * 1e6), max_input_px=max_input_px)
+    limits = StudioLimits(
+        max_upload_mib=max_upload_mib, max_pixels=round(max_megapixels * 1e6), max_input_px=max_input_px
+    )
     studio = Studio(
         lambda: inputs.load_model(model, device=device, adapter=adapter, protocol=protocol), load_restorers, limits
     )
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    serving = serve_page(studio, f"Model: {model}", host=host, port=port, token=token, max_upload_mib=max_upload_mib)
+    serving = serve_page(studio, f"Model: {model}", host=host, port=port, token=token)
     with serving as url:
         name = studio.judge.result().name  # a model that cannot be loaded ends the command here
         output.json_line({"url": url, "model": name})

@@ -18,12 +18,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from restoration.metrics.paired_scores import Fidelity, fidelity_of_pairs, joined_errors, required_pairs
-from restoration.metrics.registry import METRICS, lr_consistency
+from restoration.metrics.fidelity import lr_consistency
+from restoration.metrics.paired_scores import (
+    Fidelity,
+    fidelity_of_pairs,
+    joined_errors,
+    metric_names,
+    require_alone,
+    require_differentiable,
+)
 from zoomiqa_reward.images.loading import ImageSource, ImageSources, split_images
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
-from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
+from zoomiqa_reward.rewards.base import Reward, ask, needed_inputs
 from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.rewards.normalise import group_keys
 from zoomiqa_reward.runs.settings import identity_of
@@ -76,16 +83,12 @@ class ConditionedReward(Reward):
             raise ValueError(f"form={form!r}: must be one of {', '.join(FORMS)}")
         if not 0 < gamma < math.inf:
             raise ValueError(f"gamma={gamma}: must be above 0")
-        require_pointwise(quality, "the form takes powers of an image's own quality")
+        require_alone(quality, "the form takes powers of an image's own quality")
         low, high = quality.score_range
         if low < 0 or not math.isfinite(high):
             raise ValueError(
                 f"quality {quality.name!r} has the range {quality.score_range}: the form takes powers of a quality, so "
                 "it must be finite and at least 0, as a rating of 1..5 is"
-            )
-        if extra := sorted(quality.needs - {"prompts"}):
-            raise ValueError(
-                f"quality {quality.name!r} needs {extra[0]}, but it must also rate the source, which has no reference"
             )
         if fidelity is None and fidelity_differentiable:
             raise ValueError("fidelity_differentiable=True: LR-consistency is a number; pass a fidelity of tensors")
@@ -114,8 +117,7 @@ class ConditionedReward(Reward):
     @property
     def labels(self) -> frozenset[str]:
         """The metric that measures fidelity, if the form uses one: it must not judge this reward."""
-        fn = self.fidelity or lr_consistency
-        return frozenset(name for name, metric in METRICS.items() if metric.fn is fn and self.form != "quality")
+        return frozenset() if self.form == "quality" else metric_names(self.fidelity or lr_consistency)
 
     @canonical
     def __call__(
@@ -133,18 +135,15 @@ class ConditionedReward(Reward):
         source share one rating of it. Raises ValueError without lq, or for grad=True without a gradient.
         """
         sources = split_images(images)
-        if grad and not self.differentiable:
-            raise ValueError(
-                f"grad=True: {self.name!r} is not differentiable; it needs a differentiable quality, and a fidelity of "
-                "tensors with fidelity_differentiable=True"
-            )
+        if grad:
+            require_differentiable(self)
         quality_sr: Scores | None = None
         quality_lq: Scores | None = None
         fidelity: Scores | None = None
         if self.form != "base":
             quality_sr = ask(self.quality, sources, prompts=prompts, grad=grad)
         if self.form != "quality":
-            lqs = required_pairs(self.name, "lq", lq, len(sources))
+            lqs = needed_inputs(self, len(sources), lq=lq, hr=hr, prompts=prompts)["lq"]
             quality_lq = self._rate_sources(lqs, prompts)
             measure = self.fidelity or partial(_default_fidelity, blur_px=self.blur_px)
             fidelity = fidelity_of_pairs(sources, lqs, measure, FIDELITY_FLOOR)

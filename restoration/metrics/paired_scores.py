@@ -1,4 +1,4 @@
-"""Scores of image pairs: a restoration beside its low-quality source or its reference, one number per pair."""
+"""What rewards of image pairs share: a restoration beside its low-quality source or its reference."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,21 +6,34 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from zoomiqa_reward.images.loading import ImageError, ImageSource, ImageSources, load_image, split_images
+from restoration.metrics.registry import METRICS
+from zoomiqa_reward.images.loading import ImageError, ImageSource, load_image
 from zoomiqa_reward.model.ratings import Scores
+from zoomiqa_reward.rewards.base import Reward, require_pointwise
 
 Fidelity = Callable[[Tensor, Tensor], Tensor | float]
 """`fn(image, other)`, float32 CHW in [0, 1], returns a float or a tensor of one element."""
 
 
-def required_pairs(name: str, key: str, others: ImageSources | None, count: int) -> list[ImageSource]:
-    """Return the other image of each pair. Raises ValueError if they are missing or of another number."""
-    if others is None:
-        raise ValueError(f"reward {name!r} needs {key}=")
-    listed = split_images(others)
-    if len(listed) != count:
-        raise ValueError(f"reward {name!r}: {key} holds {len(listed)} for {count} images")
-    return listed
+def require_alone(quality: Reward, why: str) -> None:
+    """Raise GroupwiseError or ValueError for a quality that cannot rate an image alone. why: how its value is used."""
+    require_pointwise(quality, why)
+    if extra := sorted(quality.needs - {"prompts"}):
+        raise ValueError(f"quality {quality.name!r} needs {extra[0]}: pass one that rates an image alone")
+
+
+def require_differentiable(reward: Reward) -> None:
+    """Raise ValueError for a reward of pairs that has no gradient."""
+    if not reward.differentiable:
+        raise ValueError(
+            f"grad=True: {reward.name!r} is not differentiable; it needs a differentiable quality, and a fidelity of "
+            "tensors with fidelity_differentiable=True"
+        )
+
+
+def metric_names(fidelity: Fidelity) -> frozenset[str]:
+    """Return the name of the metric that measures fidelity, if it is one of the registry."""
+    return frozenset(name for name, metric in METRICS.items() if metric.fn is fidelity)
 
 
 def fidelity_of_pairs(

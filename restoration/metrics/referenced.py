@@ -15,12 +15,18 @@ from collections.abc import Sequence
 import torch
 
 from restoration.metrics.fidelity import haarpsi
-from restoration.metrics.paired_scores import Fidelity, fidelity_of_pairs, joined_errors, required_pairs
-from restoration.metrics.registry import METRICS
+from restoration.metrics.paired_scores import (
+    Fidelity,
+    fidelity_of_pairs,
+    joined_errors,
+    metric_names,
+    require_alone,
+    require_differentiable,
+)
 from zoomiqa_reward.images.loading import ImageSources, split_images
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
-from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
+from zoomiqa_reward.rewards.base import Reward, ask, needed_inputs
 from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.runs.settings import identity_of
 
@@ -38,15 +44,13 @@ class ReferencedReward(Reward):
         graph; HaarPSI's does not. fingerprint: of `fidelity`; by default it covers all that this callable depends on,
         except files. Raises ValueError for a quality without a finite bottom or one that needs a reference.
         """
-        require_pointwise(quality, "the form weights an image's own quality")
+        require_alone(quality, "the form weights an image's own quality")
         low, high = quality.score_range
         if not math.isfinite(low):
             raise ValueError(
                 f"quality {quality.name!r} has the range {quality.score_range}: its bottom must be finite, as a rating "
                 "of 1..5 has it"
             )
-        if extra := sorted(quality.needs - {"prompts"}):
-            raise ValueError(f"quality {quality.name!r} needs {extra[0]}: pass one that rates an image alone")
         self.quality, self.fidelity = quality, fidelity
         self.name = f"referenced-{quality.name}"
         self.score_range = (low, high)
@@ -68,7 +72,7 @@ class ReferencedReward(Reward):
     @property
     def labels(self) -> frozenset[str]:
         """The metric that measures fidelity: it must not judge this reward."""
-        return frozenset(name for name, metric in METRICS.items() if metric.fn is self.fidelity)
+        return metric_names(self.fidelity)
 
     @canonical
     def __call__(
@@ -86,12 +90,9 @@ class ReferencedReward(Reward):
         without a gradient.
         """
         sources = split_images(images)
-        if grad and not self.differentiable:
-            raise ValueError(
-                f"grad=True: {self.name!r} is not differentiable; it needs a differentiable quality, and a fidelity of "
-                "tensors with fidelity_differentiable=True"
-            )
-        references = required_pairs(self.name, "hr", hr, len(sources))
+        if grad:
+            require_differentiable(self)
+        references = needed_inputs(self, len(sources), lq=lq, hr=hr, prompts=prompts)["hr"]
         quality = ask(self.quality, sources, prompts=prompts, grad=grad)
         fidelity = fidelity_of_pairs(sources, references, self.fidelity)
         low = self.score_range[0]

@@ -52,9 +52,8 @@ def require_password(host: str, token: str | None) -> None:
 
 @contextlib.contextmanager
 def serve_page(
-    studio: Studio, title: str, *, host: str = "127.0.0.1", port: int | None = None, token: str | None = None,
-    max_upload_mib: int = 64,
-) -> Iterator[str]:  # fmt: skip
+    studio: Studio, title: str, *, host: str = "127.0.0.1", port: int | None = None, token: str | None = None
+) -> Iterator[str]:
     """Serve the page, give its address, and take it down at the end with all uploads.
 
     title: the model, in words. port: None takes the first free one from 7860. token: password of the user `zoomiqa`;
@@ -77,8 +76,8 @@ def serve_page(
         try:
             _, url, _ = page.launch(
                 server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, show_error=False,
-                allowed_paths=[], max_file_size=max_upload_mib << 20, ssr_mode=False, enable_monitoring=False,
-                auth=None if token is None else ("zoomiqa", token), theme=theme(), css=CSS,
+                allowed_paths=[], max_file_size=studio.limits.max_upload_mib << 20, ssr_mode=False,
+                enable_monitoring=False, auth=None if token is None else ("zoomiqa", token), theme=theme(), css=CSS,
                 app_kwargs={"middleware": middleware},
             )  # fmt: skip
         except OSError as error:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from restoration.web.uploads import fit_input, open_upload
+from restoration.web.uploads import StudioLimits, fit_input, open_upload
 from zoomiqa_reward.images.loading import ImageError, to_pil
 from zoomiqa_reward.model.direct import rate_direct
 from zoomiqa_reward.model.numerics import canonical
@@ -25,19 +25,6 @@ from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 if TYPE_CHECKING:
     from restoration.restorer.restorer import Restorer
     from restoration.selection.candidates import Candidate
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudioLimits:
-    """How large a request may be."""
-
-    max_pixels: int = 9_000_000
-    """Largest image that is rated, width x height: a little more than 4K."""
-    max_files: int = 12
-    """Images that are compared at once."""
-    max_input_px: int = 160
-    """Longest side of an image that is restored."""
-    max_candidates: int = 16
 
 
 @dataclass(frozen=True, kw_only=True)

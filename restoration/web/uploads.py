@@ -1,6 +1,10 @@
-"""Images that strangers upload: checked before they are decoded, and never named by their place on this machine."""
+"""Images that strangers upload: what one may weigh, and how it is opened.
+
+An upload is checked before it is decoded. Messages name it by its file name, never by its path on this machine.
+"""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -11,6 +15,22 @@ from zoomiqa_reward.images.loading import ImageError, load_image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
 """What is read of an upload: formats that Pillow decodes itself. Others would start programs such as Ghostscript."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudioLimits:
+    """How large an upload and a request may be."""
+
+    max_upload_mib: int = 64
+    """Largest file, in MiB."""
+    max_pixels: int = 9_000_000
+    """Largest image that is rated, width x height: a little more than 4K."""
+    max_files: int = 12
+    """Images that are compared at once."""
+    max_input_px: int = 160
+    """Longest side of an image that is restored."""
+    max_candidates: int = 16
+    """Restorations of one image."""
 
 
 def open_upload(file: str | os.PathLike[str] | None, *, max_pixels: int) -> Tensor:

@@ -15,8 +15,8 @@ from restoration.selection.best_of_n import best_of_n
 from restoration.selection.pool import varied_pool
 from restoration.web import drawn
 from restoration.web.server import OUTWARD, OnlyThisMachine, serve_page
-from restoration.web.studio import RatedUpload, Studio, StudioLimits
-from restoration.web.uploads import fit_input, open_upload
+from restoration.web.studio import RatedUpload, Studio
+from restoration.web.uploads import StudioLimits, fit_input, open_upload
 from zoomiqa_reward import ImageError, ZoomIQA, ZoomIQAReward, rank
 from zoomiqa_reward.images.loading import load_image, to_pil
 from zoomiqa_reward.model.ranking import ranking_of

@@ -1,4 +1,4 @@
-"""Whole runs against a real HTTP server that follows a script: rows, rejections, back-off, kills, costs, settings."""
+"""Whole runs against a real HTTP server that follows a script: rows, rejections, back-off, kills, costs."""
 
 import collections
 import json
@@ -22,11 +22,9 @@ from benchmarks.planted.cases import make_cases
 from benchmarks.planted.endpoint import ScriptedServer, completion, request_images, request_text
 from benchmarks.planted.reliance import guess, sample_continuation
 from benchmarks.planted.teacher import scripted_dataset
-from train_iqa import curate as command
 from train_iqa.curation.config import CurateConfig
 from train_iqa.curation.endpoint import Asker, Calls, Endpoint, FatalEndpointError, answer_entropy
 from train_iqa.curation.loop import curate
-from train_iqa.curation.prompts import Prompts
 from train_iqa.curation.reliance import RelianceConfig
 from train_iqa.data import DatasetSource
 from train_iqa.rows.conversations import read_conversations
@@ -342,52 +340,6 @@ def test_log_probabilities_are_asked_for_and_used(scripted, tmp_path, monkeypatc
         report = curate(replace(base, reliance=strict, teacher=replace(base.teacher, top_logprobs=5)))
     assert all(body["logprobs"] and body["top_logprobs"] == 5 for body in server.bodies)
     assert report["kept"] == 6
-
-
-def test_options_are_frozen_and_checked(scripted, tmp_path, monkeypatch, capsys):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    names = {name for action in command.build_parser()._actions for name in action.option_strings}
-    assert names == {
-        "-h", "--help", "--data", "--name", "--image-root", "--scale", "--part", "--limit", "--teacher",
-        "--teacher-url", "--teacher-key-variable", "--teacher-temperature", "--teacher-max-tokens", "--teacher-prices",
-        "--judge", "--judge-url", "--judge-key-variable", "--judge-temperature", "--judge-max-tokens",
-        "--judge-prices", "--logprobs", "--protocol", "--attempts", "--rounds", "--rating-tolerance", "--no-reliance",
-        "--no-consistency", "--thresholds", "--max-pixels", "--concurrency", "--checks", "--accept", "--seed", "--out",
-    }  # fmt: skip
-    base = ["--data", f"csv={scripted[0]}", "--teacher", "m", "--out", str(tmp_path / "o")]
-    config = command.config_of(
-        command.build_parser().parse_args(
-            [*base, "--teacher-prices", "1:2", "--judge", "j", "--no-reliance", "--logprobs", "5"]
-        )
-    )
-    assert (config.teacher.price_in, config.teacher.price_out, config.teacher.top_logprobs) == (1.0, 2.0, 5)
-    assert config.judge is not None
-    assert config.judge.temperature == 0.0
-    assert config.reliance is None
-    assert command.main(base) == 1
-    assert "set OPENAI_API_KEY" in capsys.readouterr().err
-    for wrong, message in (
-        (["--teacher-prices", "1"], "must be two numbers"), (["--teacher-temperature", "0"], "are all the same"),
-        (["--judge-url", "u"], "--judge MODEL is missing"), (["--data", "nothing=x"], "must be FAMILY=PATH"),
-    ):  # fmt: skip
-        assert command.main([*base, *wrong]) == 1
-        assert message in capsys.readouterr().err
-    assert command.main([]) == 1
-    assert "--data, --teacher, --out: needed" in capsys.readouterr().err
-
-
-def test_a_configuration_file_holds_the_same_fields(scripted, tmp_path):
-    file = tmp_path / "run.yaml"
-    file.write_text(
-        f"sources: [{{family: csv, root: {scripted[0]}}}]\nout: {tmp_path / 'out'}\nattempts: 2\n"
-        "teacher: {model: a, base_url: 'http://localhost:1/v1', price_in: 1, price_out: 2}\nreliance: {box: 0.5}\n"
-    )
-    config = command.config_of(command.build_parser().parse_args([str(file), "--attempts", "4", "--teacher", "b"]))
-    assert (config.attempts, config.teacher.model, config.teacher.price_out) == (4, "b", 2.0)
-    assert config.reliance == RelianceConfig(box=0.5)
-    with pytest.raises(ValueError, match="prompt round1: may only hold"):
-        Prompts(round1="{image}")
 
 
 def test_a_key_is_sent_and_written_nowhere(scripted, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from tiny import tiny_checkpoint
 
 from train_iqa import grpo, sft
 from train_iqa.rl.coverage import KlConfig
-from train_iqa.rl.generation import ResamplingConfig
+from train_iqa.rl.resampling import ResamplingConfig
 from train_iqa.rl.rewards import RewardConfig
 from train_iqa.rows.completions import answer_logprobs, collate_completions
 from train_iqa.rows.conversations import read_conversations

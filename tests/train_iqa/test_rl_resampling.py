@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from train_iqa.rl.generation import ResamplingConfig, draw_images, image_chances, level_of
+from train_iqa.rl.resampling import ResamplingConfig, draw_images, image_chances, level_of
 
 KONIQ = (118, 656, 1607, 3440, 1237)
 """Images of each fifth of the scale in the official training split (7058 in all)."""

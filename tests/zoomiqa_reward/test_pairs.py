@@ -13,7 +13,7 @@ from tiny import make_image, make_tiny_checkpoint, tiny_checkpoint, tiny_protoco
 from zoomiqa_reward import MetricReward, Scores, ZoomIQA, rank
 from zoomiqa_reward.model.direct import answers_after, leaf_logprobs
 from zoomiqa_reward.model.inputs import make_row
-from zoomiqa_reward.model.pair_order import PairJudge, order_by_pairs
+from zoomiqa_reward.model.order_by_pairs import PairJudge, order_by_pairs
 from zoomiqa_reward.model.pairs import (
     TEMPERATURE,
     fit_temperature,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from train_iqa.data import DatasetSource
 from train_iqa.rl.coverage import KlConfig
-from train_iqa.rl.generation import ResamplingConfig
+from train_iqa.rl.resampling import ResamplingConfig
 from train_iqa.rl.rewards import RewardConfig
 from train_iqa.rl.vllm_rollout import VllmConfig
 from train_iqa.training.learner import ModelConfig

@@ -118,5 +118,5 @@ def load_model(name: str, *, device: str | None, adapter: str | None, protocol: 
     """Load the model of a command and print its name on stderr."""
     from zoomiqa_reward import ZoomIQA
 
-    print(f"loading {name} ...", file=sys.stderr)
+    print(f"loading model {name} ...", file=sys.stderr)
     return ZoomIQA.from_pretrained(name, device=device, adapter=adapter, protocol=protocol)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from zoomiqa_reward.images.loading import ImageSource, ImageSources, split_images
-from zoomiqa_reward.model.pair_order import PairJudge, order_by_pairs
+from zoomiqa_reward.model.order_by_pairs import PairJudge, order_by_pairs
 from zoomiqa_reward.model.pairs import pair_probabilities
 from zoomiqa_reward.model.ratings import Ratings
 from zoomiqa_reward.rewards.base import Reward, ask
