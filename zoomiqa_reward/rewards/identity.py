@@ -99,8 +99,8 @@ class _Walker:
         if isinstance(value, np.ndarray | np.generic):
             return self._array(value, where)
         if isinstance(value, functools.partial | functools.partialmethod):
-            parts = {"func": value.func, "args": value.args, "keywords": value.keywords}
-            return _hash("partial", *(self.digest(part, f"{where}.{name}") for name, part in parts.items()))
+            held = {"func": value.func, "args": value.args, "keywords": value.keywords}
+            return _hash("partial", *(self.digest(item, f"{where}.{name}") for name, item in held.items()))
         if isinstance(value, int | float | complex | str | bytes | list | tuple | set | frozenset | dict
                       | collections.deque | types.MappingProxyType):  # fmt: skip
             return self._container(value, where)
@@ -121,7 +121,7 @@ class _Walker:
         if isinstance(value, functools.singledispatchmethod):
             return _hash("dispatch", self.digest(dict(value.dispatcher.registry), where))
         if isinstance(value, _REDUCED):
-            return _hash(*(self.digest(part, where) for part in value.__reduce_ex__(2)[:3]))
+            return _hash(*(self.digest(item, where) for item in value.__reduce_ex__(2)[:3]))
         if isinstance(value, _GRAD_MODES):
             return _hash("mode", _name(type(value)), self.digest(_settings(value), where))
         if isinstance(value, nn.Module):
@@ -186,8 +186,8 @@ class _Walker:
         parts.append(self.digest(fn.__defaults__, f"{where}.__defaults__"))
         parts.append(self.digest(fn.__kwdefaults__, f"{where}.__kwdefaults__"))
         parts += self._cells(fn, where)
-        own = {key: item for key, item in vars(fn).items() if not key.startswith("_")}
-        parts.append(self.digest(own, where))
+        attributes = {key: item for key, item in vars(fn).items() if not key.startswith("_")}
+        parts.append(self.digest(attributes, where))
         reach = reach_of(fn.__code__)
         for name in sorted(reach.globals & fn.__globals__.keys()):
             item = fn.__globals__[name]
