@@ -26,7 +26,7 @@ from restoration.metrics.paired_scores import (
 from zoomiqa_reward.images.loading import ImageSources, split_images
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
-from zoomiqa_reward.rewards.base import Reward, ask, needed_inputs
+from zoomiqa_reward.rewards.base import Reward, ask, fingerprint_of, needed_inputs
 from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.runs.settings import identity_of
 
@@ -62,7 +62,7 @@ class ReferencedReward(Reward):
     @property
     def fingerprint(self) -> str:
         """Covers the quality and the fidelity."""
-        return state_digest("referenced", self.quality.fingerprint, self._given_fingerprint or self.fidelity)
+        return state_digest("referenced", fingerprint_of(self.quality), self._given_fingerprint or self.fidelity)
 
     @property
     def identity(self) -> dict[str, object]:

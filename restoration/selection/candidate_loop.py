@@ -16,7 +16,7 @@ from restoration.selection.candidates import Candidate, Explanation, ranked
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.result import DrawFolder
 from zoomiqa_reward.images.loading import load_image, to_pil
-from zoomiqa_reward.rewards.base import Reward, is_groupwise
+from zoomiqa_reward.rewards.base import Reward, fingerprint_of, is_groupwise
 from zoomiqa_reward.rewards.restorations import ask_restorations
 from zoomiqa_reward.runs.digest import digest
 from zoomiqa_reward.runs.json_lines import as_float
@@ -111,12 +111,12 @@ class CandidateLoop:
         for candidate, answer in zip(finalists, together, strict=True):
             row = None
             if self.folder is not None and answer is None:
-                row = self.folder.cascaded.get((candidate.index, reward.fingerprint))
+                row = self.folder.cascaded.get((candidate.index, fingerprint_of(reward)))
             if row is None:
                 answer = answer or self._ask(reward, candidate.image, candidate.prompt)
                 why = None if answer.explanation is None else asdict(answer.explanation)
                 score = None if answer.error else answer.score
-                key = None if self.folder is None else reward.fingerprint
+                key = None if self.folder is None else fingerprint_of(reward)
                 row = {"index": candidate.index, "reward": key, "score": score, "error": answer.error,
                        "explanation": why}  # fmt: skip
                 if self.folder is not None:
