@@ -12,8 +12,6 @@ so FSIM, VIF, PSNR and SSIM stay free to judge. The form is this project's.
 import math
 from collections.abc import Sequence
 
-import torch
-
 from restoration.metrics.fidelity import haarpsi
 from restoration.metrics.paired_scores import (
     Fidelity,
@@ -100,6 +98,6 @@ class ReferencedReward(Reward):
         value = low + f * (quality.value - low)
         info = {"fidelity": f.detach().tolist(), "quality": quality.value.detach().tolist()}
         return Scores(
-            value=value, valid=torch.isfinite(value.detach()), std=f.detach() * quality.std,
+            value=value, valid=~value.detach().isnan() & (value.detach() != -math.inf), std=f.detach() * quality.std,
             errors=joined_errors({"quality": quality, "fidelity": fidelity}, len(sources)), info=info,
         )  # fmt: skip

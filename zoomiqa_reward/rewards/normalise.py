@@ -2,7 +2,8 @@
 
 Without it the reward with the largest spread takes all of the advantage. Groups are told apart by the pixels of the
 low-quality image and the prompt: by the prompt alone, different images that share a caption would be one group.
-Every function leaves NaN where there was no measurement, and takes its statistics from the others.
+Every function leaves NaN where there was no measurement, and takes its statistics from the others. An infinitely good
+value, such as the PSNR of equal images, is a measurement, and the best of its group (`with_finite_best`).
 """
 
 import math
@@ -48,7 +49,8 @@ def normalised(values: Tensor, groups: Tensor, method: str = "z") -> Tensor:
 
     z: (x - mean) / population standard deviation; minmax: (x - min) / (max - min); quantile: the share of the group
     below x, ties and x itself counted half, so within (0, 1); raw: as they are. A tied group, and a group of one,
-    gives 0 for z, 0.5 for minmax and quantile. NaN and infinity are no measurements: NaN comes out.
+    gives 0 for z, 0.5 for minmax and quantile. NaN and minus infinity are no measurements: NaN comes out. Infinity
+    stays for raw; elsewhere it counts as `with_finite_best` says.
 
     The graph of `values` is kept, except for quantile, which has steps. Statistics are taken as constants: with their
     gradient, the z-values of a group would have a sum that nothing can change. So each result depends on its own
@@ -63,7 +65,7 @@ def normalised(values: Tensor, groups: Tensor, method: str = "z") -> Tensor:
     if values.ndim != 1 or values.shape != groups.shape:
         raise ValueError(f"values {tuple(values.shape)} and groups {tuple(groups.shape)}: both must be [batch]")
     detached = values.detach()
-    measured = torch.isfinite(detached)
+    measured = torch.isfinite(detached) | (detached == math.inf)
     values = torch.where(measured, values, torch.full_like(detached, math.nan))
     if method == "raw":
         return values
@@ -73,7 +75,8 @@ def normalised(values: Tensor, groups: Tensor, method: str = "z") -> Tensor:
         members = (groups.to(measured.device) == number) & measured
         if not bool(members.any()):
             continue
-        group_values = exact[members]
+        group_values = with_finite_best(exact[members])
+        values = torch.where(members & (detached == math.inf), group_values.max().to(values.dtype), values)
         if method == "quantile":
             below = (group_values[:, None] > group_values[None]).double() + 0.5 * (
                 group_values[:, None] == group_values[None]
@@ -88,6 +91,25 @@ def normalised(values: Tensor, groups: Tensor, method: str = "z") -> Tensor:
         return quantile.to(values.dtype)
     scaled = (values - offset.to(values.dtype)) * scale.to(values.dtype)
     return scaled + 0.5 * (scale == 0) if method == "minmax" else scaled
+
+
+def with_finite_best(group_values: Tensor) -> Tensor:
+    """Return a group's values with plus infinity as a number: above the best finite value by the group's range.
+
+    By at least 5 % of that best value, and always above it. Statistics of infinity would be NaN for the whole group.
+
+    >>> with_finite_best(torch.tensor([20.0, math.inf, 30.0]))
+    tensor([20., 40., 30.])
+    """
+    is_perfect = group_values == math.inf
+    if not bool(is_perfect.any()):
+        return group_values
+    finite = group_values[torch.isfinite(group_values)]
+    if not len(finite):
+        return torch.where(is_perfect, torch.zeros_like(group_values), group_values)
+    best = float(finite.max())
+    step = max(best - float(finite.min()), 0.05 * abs(best), 1e-3)
+    return torch.where(is_perfect, torch.full_like(group_values, best + step), group_values)
 
 
 def variance_shares(parts: Tensor, groups: Tensor) -> list[float]:

@@ -5,6 +5,7 @@ calls at once would share cores, and another number of threads may change the la
 """
 
 import asyncio
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from zoomiqa_reward.images.loading import ImageError
 from zoomiqa_reward.rewards.base import Reward, ask, fingerprint_of, optimised_names, require_pointwise
-from zoomiqa_reward.runs.json_lines import plain
 from zoomiqa_reward.serving.spec import RewardSpec
 from zoomiqa_reward.serving.wire import ScoreItem, ScoreRow
 
@@ -51,7 +51,7 @@ class Scorer:
         return {
             "name": reward.name,
             "higher_is_better": True,
-            "score_range": plain(reward.score_range),
+            "score_range": [end if math.isfinite(end) else None for end in reward.score_range],
             "deterministic": reward.deterministic,
             "needs": sorted(reward.needs),
             "labels": sorted(optimised_names(reward)),
