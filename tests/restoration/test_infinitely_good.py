@@ -17,7 +17,7 @@ from restoration.tuning.algorithms.pairs import mine_pairs
 from zoomiqa_reward import CachedReward, CompositeReward, MetricReward, Term, rank
 from zoomiqa_reward.images.loading import load_image, save_png, to_pil
 from zoomiqa_reward.model.ratings import Scores
-from zoomiqa_reward.rewards.normalise import METHODS, normalised
+from zoomiqa_reward.rewards.normalise import METHODS, normalised, with_finite_bests
 from zoomiqa_reward.runs.tables import read_table, write_table
 from zoomiqa_reward.serving.wire import ScoreRow
 
@@ -72,10 +72,13 @@ def test_a_sum_prefers_the_perfect_image(method):
 
 def test_normalised_values_by_hand():
     values, groups = torch.tensor([1.0, math.inf, 3.0, math.nan, -math.inf]), torch.zeros(5, dtype=torch.long)
-    assert normalised(values, groups, "minmax")[:3].tolist() == [0.0, 1.0, 0.5]  # as 1, 5, 3
-    assert normalised(values, groups, "minmax").isnan().tolist() == [False, False, False, True, True]
-    assert normalised(values, groups, "raw")[1] == math.inf
-    assert normalised(torch.full((2,), math.inf), groups[:2], "z").tolist() == [0.0, 0.0]
+    finite = with_finite_bests(values, groups)
+    assert finite[:3].tolist() == [1.0, 5.0, 3.0]
+    assert normalised(finite, groups, "minmax")[:3].tolist() == [0.0, 1.0, 0.5]
+    assert normalised(finite, groups, "minmax").isnan().tolist() == [False, False, False, True, True]
+    assert with_finite_bests(torch.full((2,), math.inf), groups[:2]).tolist() == [0.0, 0.0]
+    apart = with_finite_bests(torch.tensor([math.inf, 1.0, 2.0, 100.0]), torch.tensor([0, 0, 0, 1]))
+    assert apart.tolist() == [3.0, 1.0, 2.0, 100.0]  # by its own group
 
 
 def test_a_group_with_a_perfect_candidate_teaches():

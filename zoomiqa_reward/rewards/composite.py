@@ -12,7 +12,14 @@ from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores, TermScores
 from zoomiqa_reward.rewards.base import Reward, ask, fingerprint_of, is_groupwise, modules_of, require_reward
 from zoomiqa_reward.rewards.identity import state_digest
-from zoomiqa_reward.rewards.normalise import METHODS, group_index, group_keys, normalised, variance_shares
+from zoomiqa_reward.rewards.normalise import (
+    METHODS,
+    group_index,
+    group_keys,
+    normalised,
+    variance_shares,
+    with_finite_bests,
+)
 from zoomiqa_reward.runs.settings import identity_of
 
 
@@ -133,7 +140,8 @@ class CompositeReward(Reward):
             for term_scores in scores
         ]
         rescaled = [
-            normalised(term_scores, index, term.normalise) for term_scores, term in zip(raw, self.terms, strict=True)
+            normalised(with_finite_bests(term_scores, index), index, term.normalise)
+            for term_scores, term in zip(raw, self.terms, strict=True)
         ]
         parts = torch.stack(
             [term.weight * term_scores if term.weight > 0 else torch.zeros_like(term_scores)

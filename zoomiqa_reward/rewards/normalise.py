@@ -3,7 +3,7 @@
 Without it the reward with the largest spread takes all of the advantage. Groups are told apart by the pixels of the
 low-quality image and the prompt: by the prompt alone, different images that share a caption would be one group.
 Every function leaves NaN where there was no measurement, and takes its statistics from the others. An infinitely good
-value, such as the PSNR of equal images, is a measurement, and the best of its group (`with_finite_best`).
+value, such as the PSNR of equal images, becomes the best of its group by `with_finite_best` before.
 """
 
 import math
@@ -49,8 +49,7 @@ def normalised(values: Tensor, groups: Tensor, method: str = "z") -> Tensor:
 
     z: (x - mean) / population standard deviation; minmax: (x - min) / (max - min); quantile: the share of the group
     below x, ties and x itself counted half, so within (0, 1); raw: as they are. A tied group, and a group of one,
-    gives 0 for z, 0.5 for minmax and quantile. NaN and minus infinity are no measurements: NaN comes out. Infinity
-    stays for raw; elsewhere it counts as `with_finite_best` says.
+    gives 0 for z, 0.5 for minmax and quantile. NaN and infinity are no measurements: NaN comes out.
 
     The graph of `values` is kept, except for quantile, which has steps. Statistics are taken as constants: with their
     gradient, the z-values of a group would have a sum that nothing can change. So each result depends on its own
@@ -65,7 +64,7 @@ def normalised(values: Tensor, groups: Tensor, method: str = "z") -> Tensor:
     if values.ndim != 1 or values.shape != groups.shape:
         raise ValueError(f"values {tuple(values.shape)} and groups {tuple(groups.shape)}: both must be [batch]")
     detached = values.detach()
-    measured = torch.isfinite(detached) | (detached == math.inf)
+    measured = torch.isfinite(detached)
     values = torch.where(measured, values, torch.full_like(detached, math.nan))
     if method == "raw":
         return values
@@ -75,8 +74,7 @@ def normalised(values: Tensor, groups: Tensor, method: str = "z") -> Tensor:
         members = (groups.to(measured.device) == number) & measured
         if not bool(members.any()):
             continue
-        group_values = with_finite_best(exact[members])
-        values = torch.where(members & (detached == math.inf), group_values.max().to(values.dtype), values)
+        group_values = exact[members]
         if method == "quantile":
             below = (group_values[:, None] > group_values[None]).double() + 0.5 * (
                 group_values[:, None] == group_values[None]
@@ -91,6 +89,18 @@ def normalised(values: Tensor, groups: Tensor, method: str = "z") -> Tensor:
         return quantile.to(values.dtype)
     scaled = (values - offset.to(values.dtype)) * scale.to(values.dtype)
     return scaled + 0.5 * (scale == 0) if method == "minmax" else scaled
+
+
+def with_finite_bests(values: Tensor, groups: Tensor) -> Tensor:
+    """Return the values [batch] with plus infinity as a number, each group's as `with_finite_best` says. No graph."""
+    detached = values.detach()
+    if not bool((detached == math.inf).any()):
+        return values
+    result = detached.clone()
+    for number in sorted(set(groups.tolist())):
+        members = groups.to(result.device) == number
+        result[members] = with_finite_best(result[members])
+    return torch.where(detached == math.inf, result, values)
 
 
 def with_finite_best(group_values: Tensor) -> Tensor:
