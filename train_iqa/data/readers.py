@@ -206,7 +206,7 @@ def _add(
 def _cells(
     file: Path, sheet: str | None, columns: Sequence[str], listing: Listing
 ) -> Iterator[tuple[str, list[str | float | None]]]:
-    """Yield (file:line, values of the columns) below the row that names them; rows without a value are passed over."""
+    """Yield (file:line, values of the columns) below the row that names them; rows without a value are skipped."""
     try:
         rows = read_sheet(file, sheet)
     except OSError as error:

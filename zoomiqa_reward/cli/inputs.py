@@ -38,7 +38,9 @@ InputImage = Annotated[
 ]
 ReferenceImage = Annotated[
     str | None,
-    typer.Option("--reference", help="The clean reference of all images: rank by the rating times the likeness to it."),
+    typer.Option(
+        "--reference", "--hr", help="The clean reference of all images: rank by the rating times the likeness to it."
+    ),
 ]
 
 Overwrite = Annotated[
