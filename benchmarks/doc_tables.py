@@ -36,7 +36,7 @@ def signed(found: Any, digits: int) -> str:
 
 
 def several(values: list[Any], digits: int = 3) -> str:
-    """Return one number a seed, `0.741 / 0.752`."""
+    """Return one number per seed, `0.741 / 0.752`."""
     return " / ".join(f"{value:.{digits}f}" for value in values)
 
 

@@ -1,6 +1,6 @@
 """Supervised fine-tuning on conversations: `python -m train_iqa.sft CONFIG.yaml` or `--recipe NAME --data FILE`.
 
-One row a turn; the loss is on the assistant's tokens alone, as the mean over all such tokens of a step. A share of the
+One row per turn; the loss is the mean over the assistant's tokens of a step, and over no others. A share of the
 rows rates without words, so that `direct` stays on the model's distribution. Runs on accelerate: one process, or many
 under `accelerate launch`, with the same steps on either; a killed run continues with the same curve.
 """

@@ -1,12 +1,12 @@
 """Noise near another noise: every Gaussian draw of one candidate, moved towards the draws of other seeds.
 
 A step of amount a turns the noise n into sqrt(1 - a^2) n + a e, with e from the step's own seed. Both parts are
-standard normal and independent, so the result is standard normal as well, and a restorer cannot tell it from the noise
-of a seed. The correlation with n is sqrt(1 - a^2).
+standard normal and independent, so the result is standard normal as well, like the noise of a
+seed. The correlation with n is sqrt(1 - a^2).
 
-The draws are intercepted where torch makes them, in this thread alone. So the noise of every sampling step and every
-tile moves, whatever pipeline draws it, and the generators of the process stay as they are. What is drawn below Python,
-or by numpy, does not move.
+The calls of torch that draw Gaussian noise are intercepted, in this thread alone. So the noise of every sampling step
+and every tile moves, in any pipeline, and the generators of the process keep their state. Noise that is drawn below
+Python, or by numpy, does not move.
 """
 
 import math
@@ -29,7 +29,7 @@ class NoiseStep:
     seed: int
     """Of the noise that is mixed in; 0 or more."""
     amount: float
-    """Share a of the new noise, above 0 up to 1; 1 forgets the noise so far."""
+    """Share a of the new noise, above 0 up to 1; 1 keeps none of the noise so far."""
 
     def __post_init__(self) -> None:
         if self.seed < 0 or not 0 < self.amount <= 1:
@@ -79,7 +79,7 @@ class MixedDraws(TorchFunctionMode):
         return mixed if out is None else out.resize_(mixed.shape).copy_(mixed)
 
     def _companions(self, generator: torch.Generator | None, device: torch.device) -> list[torch.Generator]:
-        """Return one generator per step, which belong to this one and are drawn from beside it."""
+        """Return one generator per step; each draw of this generator also draws from them."""
         if generator is None:  # the process's own, which `rng.isolated` has seeded
             is_cuda = device.type == "cuda"
             generator = torch.cuda.default_generators[device.index or 0] if is_cuda else torch.default_generator

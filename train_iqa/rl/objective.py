@@ -172,7 +172,7 @@ def rationale(assessment: Assessment) -> tuple[str, ...]:
 
 
 def trajectory_statistics(groups: Sequence[Sequence[AnswerTrajectory]]) -> dict[str, list[float]]:
-    """Return values whose means describe the trajectories of groups (one group an image).
+    """Return values whose means describe the trajectories of groups (one group per image).
 
     rating_std: of each group with at least 2 readable ratings, their unbiased standard deviation. distinct_rationales:
     of each group, different rationales / trajectories; 1 / K is collapse. zooms, unreadable: of each trajectory, 0 or

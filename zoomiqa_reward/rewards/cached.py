@@ -201,7 +201,7 @@ class CachedReward(Reward):
 
 
 def make_key(asked: tuple[object, ...], image: Tensor, others: Mapping[str, object]) -> bytes:
-    """Return the 32-byte key of one measurement: who is asked, of which image, given what."""
+    """Return the 32-byte key of one measurement: of which reward, of which image, with which inputs."""
     parts = [repr(asked), hash_pixels(image)]
     parts += [
         f"{name}={hash_pixels(item) if isinstance(item, Tensor) else item!r}" for name, item in sorted(others.items())

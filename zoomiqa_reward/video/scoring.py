@@ -78,7 +78,7 @@ def score_clip(
     keep_up: bool = False, mode: str = "direct", question: str | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> ClipScore:  # fmt: skip
-    """Return the rating of a clip from chosen frames, decoded one by one; no more than one frame is held.
+    """Return the rating of a clip from chosen frames, decoded one by one; at most one frame is in memory.
 
     The rater is a ZoomIQA or any Reward that needs nothing but the image. Frames are chosen by content and time
     (`choosing.py`); every_s: seconds between two choices by time; None: 1, and more for clips of more than 5 minutes.
