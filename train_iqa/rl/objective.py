@@ -203,7 +203,7 @@ def token_values(rows: Sequence[Tensor]) -> list[float]:
     return torch.cat(list(rows)).tolist() if rows else []
 
 
-def mean_over_processes(accelerator: Accelerator, values: dict[str, list[float]]) -> dict[str, float]:
+def mean_over_processes(values: dict[str, list[float]]) -> dict[str, float]:
     """Return the mean of each name's values on all processes, which all call this; NaN where there is no value."""
     gathered = gather_object([values])
     results = {name: [value for item in gathered for value in item[name]] for name in values}
