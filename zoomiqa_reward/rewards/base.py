@@ -102,12 +102,9 @@ class Reward(ABC):
 
     @abstractmethod
     def __call__(
-        self,
-        images: ImageSources,
-        lq: ImageSources | None = None,
-        hr: ImageSources | None = None,
+        self, images: ImageSources, lq: ImageSources | None = None, hr: ImageSources | None = None,
         prompts: Sequence[str] | None = None,
-    ) -> Scores:
+    ) -> Scores:  # fmt: skip
         """Return one score per image, in order."""
 
 

@@ -110,14 +110,9 @@ class CachedReward(Reward):
 
     @canonical
     def __call__(
-        self,
-        images: ImageSources,
-        lq: ImageSources | None = None,
-        hr: ImageSources | None = None,
-        prompts: Sequence[str] | None = None,
-        *,
-        grad: bool = False,
-    ) -> Scores:
+        self, images: ImageSources, lq: ImageSources | None = None, hr: ImageSources | None = None,
+        prompts: Sequence[str] | None = None, *, grad: bool = False,
+    ) -> Scores:  # fmt: skip
         """Return the reward's scores on the CPU. An image that occurs twice in a call is measured once.
 
         `info`: `errors`, and `cache` with this call's `hits`, `misses`, `failures` and `hit_rate` (hits over all);

@@ -64,14 +64,9 @@ class MetricReward(Reward):
 
     @canonical
     def __call__(
-        self,
-        images: ImageSources,
-        lq: ImageSources | None = None,
-        hr: ImageSources | None = None,
-        prompts: Sequence[str] | None = None,
-        *,
-        grad: bool = False,
-    ) -> Scores:
+        self, images: ImageSources, lq: ImageSources | None = None, hr: ImageSources | None = None,
+        prompts: Sequence[str] | None = None, *, grad: bool = False,
+    ) -> Scores:  # fmt: skip
         """Return values where higher is better; `info["raw"]` holds the values of `fn`.
 
         An image is not valid if it cannot be read, or if the result is NaN or infinitely bad. An infinitely good result
