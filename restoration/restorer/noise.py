@@ -33,7 +33,9 @@ class NoiseStep:
 
     def __post_init__(self) -> None:
         if self.seed < 0 or not 0 < self.amount <= 1:
-            raise ValueError(f"seed={self.seed}, amount={self.amount}: 0 or more, and above 0 up to 1")
+            raise ValueError(
+                f"seed={self.seed}, amount={self.amount}: seed must be at least 0, amount above 0 and at most 1"
+            )
 
 
 def mixing_weights(steps: Sequence[NoiseStep]) -> list[float]:

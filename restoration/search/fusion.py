@@ -194,7 +194,7 @@ def _checked(image: Tensor, reward: Reward, top: int, softness: float | None) ->
         raise ValueError(f"softness=None: reward {reward.name!r} has no finite range; pass it in the rater's units")
     value = (high - low) * SOFTNESS_FRAC if softness is None else softness
     if top < 1 or not 0 < value < math.inf:
-        raise ValueError(f"top={top}, softness={value}: at least 1, and above 0")
+        raise ValueError(f"top={top}, softness={value}: top must be at least 1, softness above 0")
     if min(image.shape[1:]) <= 2 * LR_BORDER_PX:
         raise ValueError(
             f"image_lq: {image.shape[2]} x {image.shape[1]} px, but LR-consistency needs {2 * LR_BORDER_PX + 1} px on "
