@@ -173,6 +173,19 @@ def test_another_runs_folder_is_refused(dataset, tmp_path):
         Evaluation.load(tmp_path)
 
 
+def test_a_day_later_the_folder_still_knows_its_images(dataset, tmp_path):
+    """Start time and command differ between two calls: beside them, other bytes under the same name must be told."""
+    out = tmp_path / "run"
+    evaluate(Noisy(), dataset, METRICS, n=1, out=out)
+    text = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(text | {"started": "2001-01-01T00:00:00+00:00", "command": ["earlier"]}))
+    evaluate(Noisy(), dataset, METRICS, n=1, out=out)
+    (out / "run.json").write_text(json.dumps(text | {"started": "2001-01-01T00:00:00+00:00", "command": ["earlier"]}))
+    save_png(1 - load_image(dataset.items[0].hr), dataset.items[0].hr, overwrite=True)
+    with pytest.raises(ValueError, match=r"dataset\.fingerprint changed"):
+        evaluate(Noisy(), dataset, METRICS, n=1, out=out)
+
+
 def test_the_reward_and_its_labels_do_not_judge(dataset):
     class Model:
         name = "model"

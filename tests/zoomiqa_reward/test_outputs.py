@@ -93,6 +93,21 @@ def test_a_run_takes_no_folder_of_the_users(tmp_path):
         claim_folder(tmp_path / "best.png")
 
 
+@pytest.mark.parametrize("name", ["settings.json", "run.json", "state.pt"])
+def test_a_users_file_with_the_name_of_a_record_makes_no_run(tmp_path, name):
+    """Many programs write `settings.json`; the folder around it is the user's, and so is a `results.json` beside it."""
+    (tmp_path / name).write_text('{"editor.fontSize": 12}')
+    (tmp_path / "results.json").write_text("mine")
+    with pytest.raises(OutputError, match="which this program did not make"):
+        claim_folder(tmp_path)
+    assert not (tmp_path / ".zoomiqa").exists()
+
+
+def test_a_run_from_before_folders_were_marked_goes_on(tmp_path):
+    (tmp_path / "run.json").write_text('{"versions": {"zoomiqa-reward": "0.1"}}')
+    assert claim_folder(tmp_path) == tmp_path
+
+
 def test_protocol_import_replaces_a_protocol_file_only(tmp_path):
     target = tmp_path / "p.json"
     target.write_text(json.dumps({"mine": 1}))

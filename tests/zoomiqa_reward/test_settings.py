@@ -8,7 +8,7 @@ from tiny import tiny_iqa
 from restoration import Restorer
 from restoration.selection.best_of_n import best_of_n
 from zoomiqa_reward import CompositeReward, Term, ZoomIQAReward
-from zoomiqa_reward.runs.settings import AnotherRun, changes
+from zoomiqa_reward.runs.settings import AnotherRun, changes, refuse_another_run
 
 
 def run(out, *, restorer=None, reward=None, **options):
@@ -50,3 +50,14 @@ def test_equal_settings_have_no_changes():
     assert changes({"a": [1, 2]}, {"a": (1, 2)}) == []
     assert changes({"a": {}}, {"a": {}}) == []
     assert changes({}, {"a": torch.float32}) == ["a was not set, now 'torch.float32'"]
+
+
+@pytest.mark.parametrize("digest", ["fingerprint", "state"])
+def test_a_digest_that_changed_counts_beside_an_option_that_may_change(digest, tmp_path):
+    """The start time of an evaluation always differs: it must not hide that the images did."""
+    before = {"dataset": {digest: "a"}, "started": "10:00", "n": 2}
+    refuse_another_run(tmp_path, before, {**before, "started": "11:00", "n": 4}, free=("started", "n"))
+    with pytest.raises(AnotherRun, match=f"dataset.{digest} changed"):
+        refuse_another_run(
+            tmp_path, before, {**before, "dataset": {digest: "b"}, "started": "11:00"}, free=("started",)
+        )

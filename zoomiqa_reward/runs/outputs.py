@@ -30,8 +30,8 @@ MARK = ".zoomiqa"
 _MARK_TEXT = "Made by zoomiqa-reward, which may replace its own files here.\n"
 _SOFTWARE_TAG = 0x0131
 """`Software`, of EXIF and TIFF."""
-_FROM_BEFORE = ("run.json", "settings.json", "state.pt")
-"""What a run's folder held before folders were marked."""
+_FROM_BEFORE = ("run.json", "settings.json")
+"""What a run's folder held before folders were marked; one of this program names its version in it."""
 _UNFINISHED = (".lock",)
 
 
@@ -89,7 +89,7 @@ def require_folder(folder: str | os.PathLike[str]) -> Path:
     above = next((path for path in (target, *target.parents) if os.path.lexists(path)), target)
     if os.path.lexists(above) and not above.is_dir():
         raise OutputError(f"{above}: is a file; name a folder for the output")
-    if above != target or (target / MARK).exists() or any((target / name).is_file() for name in _FROM_BEFORE):
+    if above != target or (target / MARK).exists() or any(_names_us(target / name) for name in _FROM_BEFORE):
         return target
     if (stranger := _first_file(target)) is not None:
         raise OutputError(
@@ -211,6 +211,13 @@ def _same(first: Path, second: Path) -> bool:
     with contextlib.suppress(OSError):
         return first.samefile(second)
     return first.absolute() == second.absolute()
+
+
+def _names_us(record: Path) -> bool:
+    """Whether the record of a run names this program; a user's own `settings.json` does not."""
+    with contextlib.suppress(OSError, ValueError):
+        return f'"{SOFTWARE}"' in record.read_text(encoding="utf-8")
+    return False
 
 
 def _first_file(folder: Path) -> str | None:

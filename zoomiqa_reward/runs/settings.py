@@ -38,7 +38,9 @@ def fingerprint_if_known(part: Any) -> str | None:
 
 def refuse_another_run(folder: Path, before: dict[str, Any], now: dict[str, Any], free: Collection[str] = ()) -> None:
     """Raise AnotherRun that names each option that changed; `free` are top-level options that may change."""
-    changed = [line for line in changes(before, now) if line.partition(" ")[0].partition(".")[0] not in free]
+    # Left out first: beside a free option that changed, a fingerprint would be passed over as following from it.
+    bound = [{key: value for key, value in settings.items() if key not in free} for settings in (before, now)]
+    changed = changes(*bound)
     if changed:
         more = f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
         raise AnotherRun(
