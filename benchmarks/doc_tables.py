@@ -116,7 +116,7 @@ def restorer_table(result: Result) -> str:
 
 
 SEARCH_WAYS = {
-    "bicubic": "bicubic", "one": "one default candidate", "best_of_n": "best of N", "noise": "search over noise",
+    "bicubic": "bicubic", "one": "one default candidate", "best_of_n": "best of N", "noise": "noise search",
     "fusion": "fusion, or the best candidate", "fusion, always": "fusion, always",
 }  # fmt: skip
 SEARCH_POOLS = {"varied": "The varied pool", "seeds": "The restorer alone, seeds only"}

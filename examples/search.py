@@ -42,7 +42,7 @@ def main(image: str | Path, model: str = "nano") -> list[float]:
     start = max(item.score for item in noise.candidates[: N // 3])
     best = lr_consistency(load_image(plain.best.image), image_lq)
     print(f"best of {N}: {plain.best.score:.3f}")
-    print(f"search over noise: {start:.3f} after round 1, {noise.best.score:.3f} at the end")
+    print(f"noise search: {start:.3f} after round 1, {noise.best.score:.3f} at the end")
     print(f"fusion: {fused.best_score:.3f}, {fused.reason}")
     assert noise.best.score >= start, "the search must not end below its first round"
     assert fused.best_score >= plain.best.score, "fusion must not end below the best candidate"
