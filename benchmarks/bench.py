@@ -216,7 +216,7 @@ def large(args: argparse.Namespace) -> dict[str, Any]:
 
 @torch.no_grad()
 def growth(args: argparse.Namespace) -> dict[str, Any]:
-    """CPU seconds an image."""
+    """CPU seconds per image."""
     iqa = ZoomIQA.from_pretrained("nano", device="cpu")
     found: dict[str, Any] = {}
     for count in (1, 4, 8):

@@ -36,7 +36,7 @@ def signed(found: Any, digits: int) -> str:
 
 
 def several(values: list[Any], digits: int = 3) -> str:
-    """Return one number a seed, `0.741 / 0.752`."""
+    """Return one number per seed, `0.741 / 0.752`."""
     return " / ".join(f"{value:.{digits}f}" for value in values)
 
 
@@ -116,7 +116,7 @@ def restorer_table(result: Result) -> str:
 
 
 SEARCH_WAYS = {
-    "bicubic": "bicubic", "one": "one default candidate", "best_of_n": "best of N", "noise": "search over noise",
+    "bicubic": "bicubic", "one": "one default candidate", "best_of_n": "best of N", "noise": "noise search",
     "fusion": "fusion, or the best candidate", "fusion, always": "fusion, always",
 }  # fmt: skip
 SEARCH_POOLS = {"varied": "The varied pool", "seeds": "The restorer alone, seeds only"}

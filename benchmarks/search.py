@@ -1,4 +1,4 @@
-"""Search beyond best-of-N: quality and rating against time, for best-of-N, search over noise and fusion.
+"""Search beyond best-of-N: quality and rating against time, for best-of-N, noise search and fusion.
 
 python benchmarks/search.py --hr DIR/urban30 [--preset moderate] [--n 12] [--per-round 4] [--count 30]
     [--pools varied seeds] [--out runs/search]

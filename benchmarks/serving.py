@@ -44,7 +44,7 @@ def mixed(folder: Path, count: int) -> list[Tensor]:
 
 
 def one_by_one(ask: Any, images: list[Tensor]) -> tuple[Tensor, float]:
-    """Return the values of one call an image, and the seconds taken."""
+    """Return the values of one call per image, and the seconds taken."""
     began = time.monotonic()
     value = torch.cat([ask(image).value for image in images])
     return value, time.monotonic() - began

@@ -244,7 +244,7 @@ HEADLINES = {
 """The rows of README, those on agreement with people first; `docs/figures.md` holds all rows."""
 
 
-EARLIER = "\n\nThis table is of earlier weights of `nano`; it was not made again with today's."
+EARLIER = "\n\nThis table was made with earlier weights of `nano`, not with today's."
 USES = {
     **dict.fromkeys(("restorer", "restorer_held_out", "candidates"), ("restorer",)),
     **dict.fromkeys(("best_of_n", "best_of_n_varied", "best_of_10_varied", "search", "tune"), ("judge", "restorer")),

@@ -1,4 +1,4 @@
-"""Whether rating a clip keeps up with it, and what a long clip and 4K take: seconds, frames passed over, memory.
+"""Whether rating a clip keeps up with it, and what a long clip and 4K take: seconds, frames skipped, memory.
 
 python benchmarks/video.py [--image PHOTO] [--seconds 20] [--fps 25] [--large-frames 120] [--parts keep_up large]
 
@@ -46,7 +46,7 @@ def write_clip(path: Path, image: Path, size: tuple[int, int], count: int, fps: 
 
 
 def keep_up(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Return what rating a live clip of 360p takes and passes over."""
+    """Return what rating a live clip of 360p takes and skips."""
     clip = write_clip(folder / "small.mp4", args.image, (640, 360), args.seconds * args.fps, args.fps)
     iqa = ZoomIQA.from_pretrained(args.model)
     result = {}

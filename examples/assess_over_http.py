@@ -25,9 +25,9 @@ def main(image: str | Path, model: str = "nano") -> list[str]:
     copies = {"as it is": part, "noisy": degrade_for_demo(part, scale=1, blur_px=0.3, noise=0.08, quality=95)}
     with serve(model) as served, ZoomIQA.from_server(served.base_url, served.model) as iqa:
         answers = dict(zip(copies, iqa.assess(list(copies.values())), strict=True))
-    for name, one in answers.items():
-        words = " ".join(one.turns[-1].text.split()) if one.valid else one.error
-        print(f"{name:10s} {one.rating:.2f} after {len(one.turns)} rounds: {words}")
+    for name, answer in answers.items():
+        words = " ".join(answer.turns[-1].text.split()) if answer.valid else answer.error
+        print(f"{name:10s} {answer.rating:.2f} after {len(answer.turns)} rounds: {words}")
     return sorted(answers, key=lambda name: -answers[name].rating if answers[name].valid else 0.0)
 
 

@@ -56,12 +56,12 @@ def main(image: str | Path, model: str = "nano", images: int = 8) -> list[str]:
 
 
 def refusals(folder: Path) -> list[str]:
-    """Return what was refused or cut, a line each."""
-    found = []
+    """Return what was refused or cut, one line each."""
+    lines = []
     for outcome in read_lines(folder / "outcomes.jsonl"):
-        found += [f"{outcome['id']}: cut {one['sentence']!r}: {one['why']}" for one in outcome["dropped"]]
-        found += [f"{outcome['id']}: refused by {one['filter']}: {one['reason']}" for one in outcome["rejections"]]
-    return found
+        lines += [f"{outcome['id']}: cut {cut['sentence']!r}: {cut['why']}" for cut in outcome["dropped"]]
+        lines += [f"{outcome['id']}: refused by {item['filter']}: {item['reason']}" for item in outcome["rejections"]]
+    return lines
 
 
 if __name__ == "__main__":

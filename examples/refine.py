@@ -49,9 +49,9 @@ def main(image: str | Path, model: str = "nano", out: Path | None = None) -> lis
         seed=SEED, out=out,
         lr_consistency_slack_db=6.0,  # a part of the noise counts as content, and taking it away costs
     )  # fmt: skip
-    for one in result.history:
-        print(f"round {one.number}: {'kept' if one.accepted else 'not kept'}, region {one.region}: {one.reason}")
-    return [one.number for one in result.history]
+    for step in result.history:
+        print(f"round {step.number}: {'kept' if step.accepted else 'not kept'}, region {step.region}: {step.reason}")
+    return [step.number for step in result.history]
 
 
 if __name__ == "__main__":

@@ -39,10 +39,10 @@ def main(image: str | Path, model: str = "nano") -> list[float]:
     plain = best_of_n(restorer, image_lq, reward, n=N, progress=False)
     noise = search_noise(restorer, image_lq, reward, n=N, per_round=N // 3, progress=False)
     fused = fuse(restorer, image_lq, reward, n=N, top=3, progress=False)
-    start = max(one.score for one in noise.candidates[: N // 3])
+    start = max(item.score for item in noise.candidates[: N // 3])
     best = lr_consistency(load_image(plain.best.image), image_lq)
     print(f"best of {N}: {plain.best.score:.3f}")
-    print(f"search over noise: {start:.3f} after round 1, {noise.best.score:.3f} at the end")
+    print(f"noise search: {start:.3f} after round 1, {noise.best.score:.3f} at the end")
     print(f"fusion: {fused.best_score:.3f}, {fused.reason}")
     assert noise.best.score >= start, "the search must not end below its first round"
     assert fused.best_score >= plain.best.score, "fusion must not end below the best candidate"

@@ -33,8 +33,8 @@ def main(image: str | Path, model: str = "nano") -> list[str]:
     # NaN is no low score: what could not be measured comes last and says why.
     order = sorted(range(len(names)), key=lambda k: (not scores.valid[k], -scores.value[k].item()))
     for k in order:
-        found = f"{scores.value[k]:.4f}" if scores.valid[k] else f"not rated ({scores.info['errors'][k]})"
-        print(f"{names[k]:10s} {found}")
+        value = f"{scores.value[k]:.4f}" if scores.valid[k] else f"not rated ({scores.info['errors'][k]})"
+        print(f"{names[k]:10s} {value}")
     return [names[k] for k in order]
 
 

@@ -34,7 +34,7 @@ def crops(photograph: Tensor) -> list[Example]:
     top, left = ((side - ROWS * SIDE_PX) // 2 for side in (height, width))
     middle = photograph[:, top : top + ROWS * SIDE_PX, left : left + ROWS * SIDE_PX]
     clean = [part for row in middle.split(SIDE_PX, dim=1) for part in row.split(SIDE_PX, dim=2)]
-    return load_examples([(degrade_for_demo(one, scale=4), one) for one in clean])
+    return load_examples([(degrade_for_demo(image, scale=4), image) for image in clean])
 
 
 def main(image: str | Path, model: str = "nano", out: Path | None = None) -> list[int]:

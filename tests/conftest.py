@@ -71,12 +71,9 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def desk(tmp_path: Path, photograph: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder of the documentation: `photo.png`, `photo_small.png` and three images in `candidates/`."""
+    """The working folder of the documentation: a photograph, and what docs/README.md makes of it."""
     shutil.copy(photograph, tmp_path / "photo.png")
-    (tmp_path / "candidates").mkdir()
-    image = Image.open(photograph)
-    image.resize((32, 32), Image.Resampling.BICUBIC).save(tmp_path / "photo_small.png")
-    for side in (32, 64, 256):
-        image.resize((side, side)).resize((128, 128)).save(tmp_path / "candidates" / f"from{side:03d}.png")
     monkeypatch.chdir(tmp_path)
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    exec(index.split("```python\n")[1].split("```")[0], {})
     return tmp_path

@@ -123,7 +123,7 @@ class Trainer:
         return make_generation(images, pixels, groups, rewards, count_tokens=config.count_tokens)
 
     def _batches(self, rows: Sequence[TrainingRow]) -> tuple[list[list[int]], int]:
-        return pad_parts(micro_batches([row.length for row in rows], self.config.micro_rows), self.accelerator)
+        return pad_parts(micro_batches([row.length for row in rows], self.config.micro_rows))
 
     def _logprobs(self, model: Any, rows: Sequence[TrainingRow], *, entropy: bool = False) -> tuple[Any, Any, Any]:
         batch = collate_completions(self.checkpoint, rows)
@@ -174,7 +174,7 @@ class Trainer:
             "covariance": float(covariance(logprobs, advantages).mean()),
             "held_tokens": float(held.sum()),
             "tokens": float(len(held)),
-            **mean_over_processes(self.accelerator, {"held_kl": held_kl}),
+            **mean_over_processes({"held_kl": held_kl}),
             **{f"held_{name}": float(n) for name, n in quadrant_counts(logprobs, advantages, held).items()},
         }
 
@@ -205,7 +205,7 @@ class Trainer:
 
     def update(self, made: Generation, learning_rate: float) -> dict[str, float]:
         """Take the optimizer steps on a generation batch."""
-        total = total_of(self.accelerator, float(made.row_weights.sum()))
+        total = total_of(float(made.row_weights.sum()))
         groups, real = self._batches(made.rows)
         loss = norm = 0.0
         seen = {"ratio_off": 0.0, "clipped": 0.0}
@@ -222,9 +222,9 @@ class Trainer:
                 max_norm=self.config.max_grad_norm,
             )  # fmt: skip
         return {
-            "loss": total_of(self.accelerator, loss), "grad_norm": norm, "learning_rate": learning_rate,
+            "loss": total_of(loss), "grad_norm": norm, "learning_rate": learning_rate,
             "ratio_off": max(gather_object([seen["ratio_off"]])),
-            "clipped": total_of(self.accelerator, seen["clipped"]),
+            "clipped": total_of(seen["clipped"]),
         }  # fmt: skip
 
     def step(self, step: int) -> tuple[Generation, dict[str, float]]:
@@ -248,7 +248,7 @@ class Trainer:
         alpha = self.config.resampling.alpha(step / max(1, self.config.steps - 1))
         ended = time.monotonic()
         return made, {
-            **mean_over_processes(self.accelerator, local), **held, **updated, "alpha": alpha,
+            **mean_over_processes(local), **held, **updated, "alpha": alpha,
             "generate_s": generated - began, "train_s": ended - generated,
             "tokens_per_s": held["tokens"] / (ended - began),
         }  # fmt: skip

@@ -1,6 +1,6 @@
 """Supervised fine-tuning on conversations: `python -m train_iqa.sft CONFIG.yaml` or `--recipe NAME --data FILE`.
 
-One row a turn; the loss is on the assistant's tokens alone, as the mean over all such tokens of a step. A share of the
+One row per turn; the loss is the mean over the assistant's tokens of a step, and over no others. A share of the
 rows rates without words, so that `direct` stays on the model's distribution. Runs on accelerate: one process, or many
 under `accelerate launch`, with the same steps on either; a killed run continues with the same curve.
 """
@@ -114,7 +114,7 @@ def train(config: SftConfig) -> Path:
             torch.manual_seed(seed_of(config.seed, step, rank))  # dropout, if any
             planned = plan.step(step, config.micro_rows)[rank::world]
             rows = [[build_row(checkpoint, trie, item.conversation, item.kind) for item in group] for group in planned]
-            count = total_of(accelerator, float(sum(int(row.targets.sum()) for group in rows for row in group)))
+            count = total_of(float(sum(int(row.targets.sum()) for group in rows for row in group)))
             parts = [partial(_share, model, checkpoint, group, count) for group in rows]
             rate = cosine_lr(step, plan.steps, config.learning_rate, warmup=config.warmup_steps)
             loss, norm = optimizer_step(
@@ -122,8 +122,8 @@ def train(config: SftConfig) -> Path:
             )
             seconds = time.monotonic() - began
             values = {
-                "loss": total_of(accelerator, loss), "target_tokens": count, "grad_norm": norm, "learning_rate": rate,
-                "tokens_per_s": total_of(accelerator, float(sum(r.length for g in rows for r in g))) / seconds,
+                "loss": total_of(loss), "target_tokens": count, "grad_norm": norm, "learning_rate": rate,
+                "tokens_per_s": total_of(float(sum(r.length for g in rows for r in g))) / seconds,
             }  # fmt: skip
             log.write(step + 1, values)
             if (step + 1) % config.save_every == 0 or step + 1 == plan.steps:

@@ -47,7 +47,7 @@ class Restoring(Protocol):
     """None: not known yet; the dataset's is then presumed, and checked on each image."""
 
     def restore(self, image: Tensor, seeds: Sequence[int]) -> Iterable[Drawn]:
-        """Yield one candidate a seed, in order, with `.image` (CHW in [0, 1]) and `.seed`."""
+        """Yield one candidate per seed, in order, with `.image` (CHW in [0, 1]) and `.seed`."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The one door to BasicSR: importing it is slow, warns, and changes numpy's error state, so it is done when needed.
+"""The only place that imports BasicSR: the import is slow, warns and changes numpy's error state, so it comes late.
 
 The import name is `basicsr`; the distribution is `basicsr-fixed`, since basicsr 1.4.2 itself cannot be imported with
 torchvision 0.17 and later.

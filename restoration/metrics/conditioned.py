@@ -19,14 +19,7 @@ import torch
 from torch import Tensor
 
 from restoration.metrics.fidelity import lr_consistency
-from restoration.metrics.paired_scores import (
-    Fidelity,
-    fidelity_of_pairs,
-    joined_errors,
-    metric_names,
-    require_alone,
-    require_differentiable,
-)
+from restoration.metrics.paired_scores import Fidelity, PairedReward, fidelity_of_pairs, joined_errors, metric_names
 from zoomiqa_reward.images.loading import ImageSource, ImageSources, split_images
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
@@ -54,7 +47,7 @@ def fidelity_from_db(decibels: float) -> float:
     return min(max((decibels - WORST_DB) / RANGE_DB, FIDELITY_FLOOR), 1.0)
 
 
-class ConditionedReward(Reward):
+class ConditionedReward(PairedReward):
     """`quality`, conditioned on the low-quality image. Needs `lq`.
 
     form: `whole`; for ablations `gain` or `base` (that part alone), or `quality` (Q_SR without the source).
@@ -83,7 +76,7 @@ class ConditionedReward(Reward):
             raise ValueError(f"form={form!r}: must be one of {', '.join(FORMS)}")
         if not 0 < gamma < math.inf:
             raise ValueError(f"gamma={gamma}: must be above 0")
-        require_alone(quality, "the form takes powers of an image's own quality")
+        self._require_alone(quality, "the form takes powers of an image's own quality")
         low, high = quality.score_range
         if low < 0 or not math.isfinite(high):
             raise ValueError(
@@ -121,14 +114,9 @@ class ConditionedReward(Reward):
 
     @canonical
     def __call__(
-        self,
-        images: ImageSources,
-        lq: ImageSources | None = None,
-        hr: ImageSources | None = None,
-        prompts: Sequence[str] | None = None,
-        *,
-        grad: bool = False,
-    ) -> Scores:
+        self, images: ImageSources, lq: ImageSources | None = None, hr: ImageSources | None = None,
+        prompts: Sequence[str] | None = None, *, grad: bool = False,
+    ) -> Scores:  # fmt: skip
         """Return R for each image. Not valid if a part that the form uses could not be measured.
 
         `info`: the lists `fidelity`, `quality_lq` and `quality_sr`, NaN if unused. Images of the same
@@ -136,7 +124,7 @@ class ConditionedReward(Reward):
         """
         sources = split_images(images)
         if grad:
-            require_differentiable(self)
+            self._require_gradient()
         quality_sr: Scores | None = None
         quality_lq: Scores | None = None
         fidelity: Scores | None = None

@@ -15,20 +15,21 @@ Fidelity = Callable[[Tensor, Tensor], Tensor | float]
 """`fn(image, other)`, float32 CHW in [0, 1], returns a float or a tensor of one element."""
 
 
-def require_alone(quality: Reward, why: str) -> None:
-    """Raise GroupwiseError or ValueError for a quality that cannot rate an image alone. why: how its value is used."""
-    require_pointwise(quality, why)
-    if extra := sorted(quality.needs - {"prompts"}):
-        raise ValueError(f"quality {quality.name!r} needs {extra[0]}: pass one that rates an image alone")
+class PairedReward(Reward):
+    """A quality, judged together with the fidelity of the image to another one."""
 
+    def _require_alone(self, quality: Reward, why: str) -> None:
+        """Raise GroupwiseError or ValueError for a quality that cannot rate one image. why: how its value is used."""
+        require_pointwise(quality, why)
+        if extra := sorted(quality.needs - {"prompts"}):
+            raise ValueError(f"quality {quality.name!r} needs {extra[0]}: pass one that rates an image alone")
 
-def require_differentiable(reward: Reward) -> None:
-    """Raise ValueError for a reward of pairs that has no gradient."""
-    if not reward.differentiable:
-        raise ValueError(
-            f"grad=True: {reward.name!r} is not differentiable; it needs a differentiable quality, and a fidelity of "
-            "tensors with fidelity_differentiable=True"
-        )
+    def _require_gradient(self) -> None:
+        if not self.differentiable:
+            raise ValueError(
+                f"grad=True: {self.name!r} is not differentiable; it needs a differentiable quality, and a fidelity of "
+                "tensors with fidelity_differentiable=True"
+            )
 
 
 def metric_names(fidelity: Fidelity) -> frozenset[str]:

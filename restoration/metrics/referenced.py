@@ -13,14 +13,7 @@ import math
 from collections.abc import Sequence
 
 from restoration.metrics.fidelity import haarpsi
-from restoration.metrics.paired_scores import (
-    Fidelity,
-    fidelity_of_pairs,
-    joined_errors,
-    metric_names,
-    require_alone,
-    require_differentiable,
-)
+from restoration.metrics.paired_scores import Fidelity, PairedReward, fidelity_of_pairs, joined_errors, metric_names
 from zoomiqa_reward.images.loading import ImageSources, split_images
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
@@ -29,7 +22,7 @@ from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.runs.settings import identity_of
 
 
-class ReferencedReward(Reward):
+class ReferencedReward(PairedReward):
     """`quality`, weighted by the similarity to the reference. Needs `hr`."""
 
     def __init__(
@@ -42,7 +35,7 @@ class ReferencedReward(Reward):
         graph; HaarPSI's does not. fingerprint: of `fidelity`; by default it covers all that this callable depends on,
         except files. Raises ValueError for a quality without a finite bottom or one that needs a reference.
         """
-        require_alone(quality, "the form weights an image's own quality")
+        self._require_alone(quality, "the form weights an image's own quality")
         low, high = quality.score_range
         if not math.isfinite(low):
             raise ValueError(
@@ -74,14 +67,9 @@ class ReferencedReward(Reward):
 
     @canonical
     def __call__(
-        self,
-        images: ImageSources,
-        lq: ImageSources | None = None,
-        hr: ImageSources | None = None,
-        prompts: Sequence[str] | None = None,
-        *,
-        grad: bool = False,
-    ) -> Scores:
+        self, images: ImageSources, lq: ImageSources | None = None, hr: ImageSources | None = None,
+        prompts: Sequence[str] | None = None, *, grad: bool = False,
+    ) -> Scores:  # fmt: skip
         """Return R for each image. Not valid if its rating or its fidelity could not be measured.
 
         `info`: the lists `fidelity` and `quality`. Raises ValueError without hr, for another size, or for grad=True
@@ -89,7 +77,7 @@ class ReferencedReward(Reward):
         """
         sources = split_images(images)
         if grad:
-            require_differentiable(self)
+            self._require_gradient()
         references = needed_inputs(self, len(sources), lq=lq, hr=hr, prompts=prompts)["hr"]
         quality = ask(self.quality, sources, prompts=prompts, grad=grad)
         fidelity = fidelity_of_pairs(sources, references, self.fidelity)

@@ -34,7 +34,7 @@ def start_straight(unet: Any) -> None:
     Of each group of the last GroupNorm three channels carry three of the 48 planes, in SiLU's linear range; one is
     constant, so that the norm keeps how large the residual is, which x0 needs to know. At the start the network says
     x0 = 0.8 x_t or so, which is right where there is little noise; where there is much it has to learn not to.
-    A network with fewer than 5 channels a group has no room for it and starts at zero.
+    A network with fewer than 5 channels per group has no room for it and starts at zero.
     """
     width = unet.config.block_out_channels[0]
     per = width // GROUPS

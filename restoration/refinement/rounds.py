@@ -78,7 +78,10 @@ def refine(
     also the exceptions of the reward and the assessor.
     """
     if rounds < 1 or seeds_per_round < 1 or seed < 0:
-        raise ValueError(f"rounds={rounds}, seeds_per_round={seeds_per_round}, seed={seed}: at least 1, 1 and 0")
+        raise ValueError(
+            f"rounds={rounds}, seeds_per_round={seeds_per_round}, seed={seed}: seed must be at least 0, "
+            "the others at least 1"
+        )
     if regions not in REGION_SOURCES:
         raise ValueError(f"regions={regions!r}: must be one of {', '.join(REGION_SOURCES)}")
     reward, assessor = find_reward_and_assessor(iqa_or_reward, assessor)

@@ -1,6 +1,6 @@
 """The HTML page of a report: one file without a network, light or dark as the reader's system asks for.
 
-Images are data URIs. Those of one group are seen through one window: wheel, buttons and drag zoom and move all of them,
+Images are data URIs. All images of a group show the same part: wheel, buttons and drag zoom and move all of them,
 so that the same detail of each stays side by side.
 """
 

@@ -1,12 +1,12 @@
 """Noise near another noise: every Gaussian draw of one candidate, moved towards the draws of other seeds.
 
 A step of amount a turns the noise n into sqrt(1 - a^2) n + a e, with e from the step's own seed. Both parts are
-standard normal and independent, so the result is standard normal as well, and a restorer cannot tell it from the noise
-of a seed. The correlation with n is sqrt(1 - a^2).
+standard normal and independent, so the result is standard normal as well, like the noise of a
+seed. The correlation with n is sqrt(1 - a^2).
 
-The draws are intercepted where torch makes them, in this thread alone. So the noise of every sampling step and every
-tile moves, whatever pipeline draws it, and the generators of the process stay as they are. What is drawn below Python,
-or by numpy, does not move.
+The calls of torch that draw Gaussian noise are intercepted, in this thread alone. So the noise of every sampling step
+and every tile moves, in any pipeline, and the generators of the process keep their state. Noise that is drawn below
+Python, or by numpy, does not move.
 """
 
 import math
@@ -29,11 +29,13 @@ class NoiseStep:
     seed: int
     """Of the noise that is mixed in; 0 or more."""
     amount: float
-    """Share a of the new noise, above 0 up to 1; 1 forgets the noise so far."""
+    """Share a of the new noise, above 0 up to 1; 1 keeps none of the noise so far."""
 
     def __post_init__(self) -> None:
         if self.seed < 0 or not 0 < self.amount <= 1:
-            raise ValueError(f"seed={self.seed}, amount={self.amount}: 0 or more, and above 0 up to 1")
+            raise ValueError(
+                f"seed={self.seed}, amount={self.amount}: seed must be at least 0, amount above 0 and at most 1"
+            )
 
 
 def mixing_weights(steps: Sequence[NoiseStep]) -> list[float]:
@@ -79,7 +81,7 @@ class MixedDraws(TorchFunctionMode):
         return mixed if out is None else out.resize_(mixed.shape).copy_(mixed)
 
     def _companions(self, generator: torch.Generator | None, device: torch.device) -> list[torch.Generator]:
-        """Return one generator per step, which belong to this one and are drawn from beside it."""
+        """Return one generator per step; each draw of this generator also draws from them."""
         if generator is None:  # the process's own, which `rng.isolated` has seeded
             is_cuda = device.type == "cuda"
             generator = torch.cuda.default_generators[device.index or 0] if is_cuda else torch.default_generator

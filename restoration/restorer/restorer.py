@@ -217,7 +217,9 @@ class Restorer:
         if noise and self.deterministic:
             raise ValueError(f"{self.name} takes no seed, so it has no noise to move: pass a restorer that draws some")
         if batch_size < 1 or any(seed < 0 for seed in seeds):
-            raise ValueError(f"batch_size={batch_size}, seeds={list(seeds)}: at least 1, and 0 or more")
+            raise ValueError(
+                f"batch_size={batch_size}, seeds={list(seeds)}: batch_size must be at least 1, a seed at least 0"
+            )
         image_lq = load_image(image).detach().cpu()
         texts = self._texts(image_lq, prompt, negative_prompt)
         # With varied sharpness, or moved noise, each has something of its own.

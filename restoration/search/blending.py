@@ -35,7 +35,7 @@ class Blend:
     """Of the 8-bit image, dB."""
     back_projections: int
     agrees: bool
-    """Whether `lr_consistency` is at least what was asked for."""
+    """Whether `lr_consistency` is at least `floor_db`."""
 
 
 def view_weights(ratings: Tensor, scores: Sequence[float], softness: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Fusion: best-of-N, then one image from the best parts of its best candidates.
 
     start/        the candidates, a folder of best-of-N
-    views.jsonl   one line per candidate that takes part: the ratings of its views, appended when they are known
+    views.jsonl   one line per candidate that takes part: the ratings of its views, appended once they are rated
     fused.png, best.png, run.json    at the end
 
 `best.png` is the fused image where the reward prefers it to the best candidate and it agrees with the low-quality image
@@ -152,8 +152,8 @@ def fuse_candidates(
 ) -> Fused:  # fmt: skip
     """Blend the `top` best different ones of candidates that are drawn and scored, as `best_of_n` returns them.
 
-    Arguments and exceptions as in `fuse`; the images of these candidates must be held, or lie in files.
-    views: file of a run's folder with the ratings of views; those that it holds are not asked for again.
+    Arguments and exceptions as in `fuse`; the images of these candidates must be in memory or in files.
+    views: file of a run's folder with the ratings of views; the views in it are not rated again.
     """
     image = load_image(image_lq).detach().cpu()
     softness = _checked(image, reward, top, softness)
@@ -194,7 +194,7 @@ def _checked(image: Tensor, reward: Reward, top: int, softness: float | None) ->
         raise ValueError(f"softness=None: reward {reward.name!r} has no finite range; pass it in the rater's units")
     value = (high - low) * SOFTNESS_FRAC if softness is None else softness
     if top < 1 or not 0 < value < math.inf:
-        raise ValueError(f"top={top}, softness={value}: at least 1, and above 0")
+        raise ValueError(f"top={top}, softness={value}: top must be at least 1, softness above 0")
     if min(image.shape[1:]) <= 2 * LR_BORDER_PX:
         raise ValueError(
             f"image_lq: {image.shape[2]} x {image.shape[1]} px, but LR-consistency needs {2 * LR_BORDER_PX + 1} px on "
@@ -219,7 +219,7 @@ def _ratings(
     rater: "Rater", parts: list[Candidate], images: list[Tensor], view_px: int | None, views: Path | None, *,
     progress: bool,
 ) -> tuple[tuple[PixelBox, ...], Tensor]:  # fmt: skip
-    """Return the views and [candidates, views] of their ratings; those that are recorded are not asked for again."""
+    """Return the views and [candidates, views] of their ratings; recorded views are not rated again."""
     recorded = {} if views is None else {row["pixels"]: row for row in read_lines(views)}
     rows = []
     shown = progress_of(parts, len(parts), "rating views", streaming=False) if progress else parts

@@ -58,8 +58,8 @@ def search_noise(
     """
     if n < 1 or keep < 1 or seed < 0 or per_round < 1 or not 0 < amount <= 1:
         raise ValueError(
-            f"n={n}, keep={keep}, per_round={per_round}, seed={seed}, amount={amount}: at least 1, 1, 1 and 0, and "
-            "above 0 up to 1"
+            f"n={n}, keep={keep}, per_round={per_round}, seed={seed}, amount={amount}: n, keep and per_round must be "
+            "at least 1, seed at least 0, amount above 0 and at most 1"
         )
     require_pointwise(reward, "each round starts from the best score so far")
     if "hr" in reward.needs and hr is None:

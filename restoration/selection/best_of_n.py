@@ -75,7 +75,9 @@ def best_of_n(
     raises.
     """
     if n < 1 or keep < 1 or seed < 0 or batch_size < 1:
-        raise ValueError(f"n={n}, keep={keep}, batch_size={batch_size}, seed={seed}: at least 1, 1, 1 and 0")
+        raise ValueError(
+            f"n={n}, keep={keep}, batch_size={batch_size}, seed={seed}: seed must be at least 0, the others at least 1"
+        )
     stages = [reward] if cascade is None else [reward, cascade.reward]
     for stage in stages:
         require_reward(stage)

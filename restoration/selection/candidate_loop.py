@@ -173,7 +173,7 @@ class CandidateLoop:
             yield self._measured(index, restored, {"index": k, "seed": seed, "seconds": round(share, 4)})
 
     def _measured(self, index: int, restored: Restored | RestorationError, fields: dict[str, Any]) -> Candidate:
-        """Score and record one candidate of source `index`. fields: what the caller knows of it."""
+        """Score and record one candidate of source `index`. fields: values that the caller has."""
         source = self.sources[index]
         common = fields | {"restorer": source.restorer.name, "source": index}
         if isinstance(restored, RestorationError):

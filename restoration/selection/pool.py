@@ -44,7 +44,10 @@ def varied_pool(
     size below 3, for no variation, and for an unknown scale; also the exceptions of loading.
     """
     if size < 3 or not 0 < vary_sharpness <= 1:
-        raise ValueError(f"size={size}, vary_sharpness={vary_sharpness}: at least 3, and above 0 up to 1")
+        raise ValueError(
+            f"size={size}, vary_sharpness={vary_sharpness}: size must be at least 3, "
+            "vary_sharpness above 0 and at most 1"
+        )
     given: dict[str, Any] = options
     if isinstance(source, str | Path):
         given = {"name": Path(source).name, "device": _device()} | {k: v for k, v in options.items() if v is not None}

@@ -74,7 +74,7 @@ class TuneConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.crop_px is not None and self.crop_px < 8:
-            raise ValueError(f"crop_px={self.crop_px}: at least 8, or None for whole images")
+            raise ValueError(f"crop_px={self.crop_px}: must be at least 8, or None for whole images")
         if self.mixed_precision not in PRECISIONS:
             raise ValueError(
                 f"mixed_precision={self.mixed_precision!r}: must be one of {', '.join(PRECISIONS)}; float16 would need "
@@ -121,7 +121,9 @@ class MonitorConfig:
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.num_seeds < 2:
-            raise ValueError(f"every={self.every}, num_seeds={self.num_seeds}: at least 1, and 2 to see any diversity")
+            raise ValueError(
+                f"every={self.every}, num_seeds={self.num_seeds}: every must be at least 1, num_seeds at least 2"
+            )
         if self.deviations <= 0 or self.max_kl <= 0:
             raise ValueError(f"deviations={self.deviations}, max_kl={self.max_kl}: both must be above 0")
 

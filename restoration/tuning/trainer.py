@@ -24,7 +24,7 @@ from torch import Tensor
 
 from restoration.restorer.loading import Pipeline, is_pipeline, load_pipeline
 from restoration.tuning.config import Recipe
-from restoration.tuning.context import Tuning
+from restoration.tuning.context import Algorithm, Tuning
 from restoration.tuning.data import Example
 from restoration.tuning.denoisers.base import denoiser_of
 from restoration.tuning.lora import POLICY, AdapterState, add_lora, merge_adapter, save_lora
@@ -141,6 +141,7 @@ class _Run:
 
     def __init__(self, recipe: Recipe, tuning: Tuning, monitor: Monitor | None, *, is_main: bool) -> None:
         self.recipe, self.tuning, self.monitor, self.is_main = recipe, tuning, monitor, is_main
+        self.algorithm: Algorithm = recipe.algorithm
         module = tuning.denoiser.module
         self.policy = AdapterState(module, POLICY)
         self.updates = Updates(tuning)
@@ -148,7 +149,7 @@ class _Run:
         self.progress = Progress(self.policy.state_dict())
         self.running = RunningMeans()
         self.run = RunFolder(tuning.folder)
-        others = {name: AdapterState(module, name) for name in recipe.algorithm.adapters[1:]}
+        others = {name: AdapterState(module, name) for name in self.algorithm.adapters[1:]}
         self.parts: dict[str, Any] = {
             "policy": self.policy, **others, "optimizer": self.updates.optimizer, "ema": self.ema,
             "progress": self.progress, "running": self.running,
@@ -169,7 +170,7 @@ class _Run:
         if done == 0 and self.monitor is not None:
             self.progress.best_reward = agree(base.values["reward"] if self.is_main else None)
         if done < self.recipe.config.rounds and not self.progress.stopped:
-            self.recipe.algorithm.prepare(self.tuning)
+            self.algorithm.prepare(self.tuning)
         total = self.recipe.config.rounds
         with counting(f"{self.recipe.name}, rounds", total, initial=done, shown=self.tuning.process == 0) as count:
             while done < total and not self.progress.stopped:
@@ -179,11 +180,11 @@ class _Run:
 
     def _round(self, number: int) -> int:
         began = time.monotonic()
-        collected = self.recipe.algorithm.collect(self.tuning, number)
+        collected = self.algorithm.collect(self.tuning, number)
         losses, count = self.updates.take(collected, number)
         report = collected.report | losses
         self.progress.updates += count
-        self.recipe.algorithm.after_round(self.tuning, self.progress.updates)
+        self.algorithm.after_round(self.tuning, self.progress.updates)
         self.progress.seconds += time.monotonic() - began
         done, config = number + 1, self.recipe.config
         self.running.update({"score_mean": report["score"]} if "score" in report else {})

@@ -114,7 +114,7 @@ def map_notes(quality: QualityMap) -> str:
     low, high = quality.range
     return (
         f'<p class="zq-small">{len(quality.boxes)} views, each rated as an image of its own, from {low:.2f} to '
-        f"{high:.2f}. Resolution: {quality.resolution_px} px; what is smaller cannot be told apart. Red is "
+        f"{high:.2f}. Resolution: {quality.resolution_px} px; smaller detail is not resolved. Red is "
         "worst, blue is best; the outline marks the lowest view.</p>"
     )
 

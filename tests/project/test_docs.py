@@ -2,7 +2,7 @@
 
 A command ends with 0, or with N where its line says `# exits with N`.
 
-The working folder holds `photo.png` and images in `candidates/`. Other fences (`text`, `toml`, ...) are not run.
+The working folder holds `photo.png` and what docs/README.md makes of it. Other fences (`text`, ...) are not run.
 """
 
 import pkgutil
@@ -14,6 +14,7 @@ from conftest import ROOT
 
 from zoomiqa_reward.cli import main as cli
 
+INDEX = ROOT / "docs" / "README.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -33,7 +34,9 @@ def commands(page):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("page", [p for p in PAGES if any(b[0] == "python" for b in blocks(p))], ids=name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page != INDEX and "```python\n" in page.read_text("utf-8")], ids=name
+)
 def test_python_blocks_run(page, desk, nano):
     namespace = {"__name__": "documentation"}
     for language, code, line in blocks(page):
@@ -49,6 +52,15 @@ def test_commands_run(page, desk, nano, capsys):
         assert program == "zoomiqa", f"{page.name}: an `sh` block holds {command!r}; use `text` for what is not run"
         code = re.search(r"# exits with (\d)", command)
         assert cli.main(args) == int(code[1] if code else 0), f"{page.name}: {command}: {capsys.readouterr().err}"
+
+
+def test_a_page_says_where_its_files_come_from():
+    """A reader with one photograph can make every file that an example reads."""
+    needing = [page for page in PAGES if page != INDEX
+               and any(re.search(r"photo_small\.png|candidates/", code) for kind, code, _ in blocks(page)
+                       if kind in ("python", "sh"))]  # fmt: skip
+    assert len(needing) > 10
+    assert [name(page) for page in needing if "README.md#files-in-the-examples)" not in page.read_text("utf-8")] == []
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=name)

@@ -45,11 +45,11 @@ def has_option(option):
     return False
 
 
-def test_the_glossary_has_thirty_words_in_order_each_once():
+def test_the_glossary_is_short_and_in_order_with_each_word_once():
     found = rows()
     assert all(found), "a row is: | word | meaning | `code` |"
     words = [row["word"].strip("`").lower() for row in found]
-    assert len(words) == 30
+    assert len(words) <= 40, "a glossary that is too long is not read: leave a word out"
     assert words == sorted(set(words))
     assert all(len(row["meaning"]) <= 110 for row in found)
 

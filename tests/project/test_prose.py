@@ -16,6 +16,7 @@ COUNTED = r"(?:images?|pixels?|nats|lines?|rows?|calls?|requests?|samples?|steps
 RULES = {
     r"\bpictures?\b": "image",
     rf"\b{COUNTED}\s+an?\s+(?:second|image|pixel|round|row|step|token|request|call|candidate|answer|process)\b": "per",
+    r"\bone (?!that)\w+ an? (?:image|row|line|step|seed|candidate|round|call|turn|file|group)\b": "per",
     r"\b(?:in vain|for ever|ahead of itself)\b": "say what happens",
 }
 """What a page may not hold -> what to write instead."""
@@ -33,7 +34,7 @@ def test_pages_use_one_word_for_one_thing(page):
 
 
 def test_the_search_finds_forbidden_words():
-    assert len(offences("a Picture takes 3 images a second, one line\nan image")) == 3
+    assert len(offences("a Picture takes 3 images a second, one line\nan image, one text a file")) == 4
     assert offences("`picture` is a name; images per second") == []
 
 

@@ -144,7 +144,7 @@ def test_rewards_get_what_they_need():
 
 def test_numbers_out_of_range_are_refused():
     for options in ({"n": 0}, {"keep": 0}, {"batch_size": 0}, {"seed": -1}):
-        with pytest.raises(ValueError, match="at least 1, 1, 1 and 0"):
+        with pytest.raises(ValueError, match="seed must be at least 0, the others at least 1"):
             run(**options)
     with pytest.raises(ValueError, match="0 restorers"):
         run([])

@@ -1,5 +1,6 @@
 """Guards of the tuning monitor: images that cannot be measured, dropped signals, label metrics behind wrappers."""
 
+import functools
 import json
 import math
 from dataclasses import replace
@@ -8,6 +9,8 @@ import pytest
 from test_tune_denoisers import nano
 from test_tune_training import examples, recipe_of, reward_of, rows_of
 
+from restoration import metrics
+from restoration.metrics import niqe
 from restoration.metrics.conditioned import ConditionedReward
 from restoration.metrics.registry import as_reward
 from restoration.restorer.restorer import Restorer
@@ -17,7 +20,7 @@ from restoration.tuning import MonitorConfig, tune
 from restoration.tuning.algorithms.sft import SFT
 from restoration.tuning.monitor.limits import compared, count_newly_unmeasured
 from restoration.tuning.recipes import RECIPES
-from zoomiqa_reward import RobustReward, ZoomIQA, ZoomIQAReward
+from zoomiqa_reward import MetricReward, RobustReward, ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.rewards.base import modules_of, optimised_names
 
@@ -68,6 +71,27 @@ def test_a_metric_is_seen_through_wrappers(iqa):
     wrapped = ConditionedReward(RobustReward(ZoomIQAReward(iqa)))
     assert {one.lower() for one in iqa.protocol.label_metrics} <= optimised_names(wrapped)
     assert len(modules_of(wrapped)) == 1
+
+
+def _through_a_closure(metric):
+    return lambda image: metric(image)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        niqe,
+        functools.partial(niqe),
+        lambda image: -2 * niqe(image),
+        lambda image: metrics.niqe(image),
+        _through_a_closure(niqe),
+    ],
+    ids=["itself", "partial", "lambda", "module", "closure"],
+)
+def test_a_metric_is_seen_behind_the_name_that_a_user_gave_it(fn):
+    reward = RobustReward(MetricReward(fn, "mine", False, (0, 100)))
+    assert "niqe" in optimised_names(reward)
+    assert "fsim" not in optimised_names(reward)
 
 
 def test_an_equal_image_is_the_best_candidate_and_stays_json():

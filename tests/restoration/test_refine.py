@@ -96,7 +96,7 @@ def test_failures_are_named_and_never_kept():
 
 def test_what_cannot_be_refined_is_refused():
     for options in ({"rounds": 0}, {"seeds_per_round": 0}, {"seed": -1}):
-        with pytest.raises(ValueError, match="at least 1, 1 and 0"):
+        with pytest.raises(ValueError, match="seed must be at least 0, the others at least 1"):
             run(**options)
     for options in ({"min_gain": -0.1}, {"min_gain": math.nan}, {"lr_consistency_slack_db": -1}):
         with pytest.raises(ValueError, match="both must be finite and at least 0"):

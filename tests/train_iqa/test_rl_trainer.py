@@ -236,7 +236,7 @@ def test_statistics_show_a_collapse(dataset):
 def test_means_weigh_every_value_alike_wherever_it_was_measured(monkeypatch):
     """Process 1 measured 3 values and process 2 one: (1 + 1 + 1 + 5) / 4, not the processes' means' (1 + 5) / 2."""
     monkeypatch.setattr(objective, "gather_object", lambda own: [*own, {"spread": [5.0], "none": []}])
-    found = mean_over_processes(None, {"spread": [1.0, 1.0, 1.0], "none": []})
+    found = mean_over_processes({"spread": [1.0, 1.0, 1.0], "none": []})
     assert found["spread"] == 2
     assert math.isnan(found["none"])
 

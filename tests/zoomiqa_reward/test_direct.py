@@ -14,9 +14,9 @@ from tiny import ARCHS, make_image, make_tiny_checkpoint, tiny_checkpoint, tiny_
 
 from zoomiqa_reward.images import ImageError
 from zoomiqa_reward.model.checkpoint import load_checkpoint
-from zoomiqa_reward.model.direct import leaf_logprobs, leaf_logprobs_expanded, mix, rate_direct, summarise, trie_of
+from zoomiqa_reward.model.direct import leaf_logprobs, mix, rate_direct, summarise, trie_of
 from zoomiqa_reward.model.inputs import TokenRow, collate, make_row
-from zoomiqa_reward.model.plain import plain_leaf_logprobs
+from zoomiqa_reward.model.plain import leaf_logprobs_one_by_one, plain_leaf_logprobs
 from zoomiqa_reward.model.trie import RATING_TEXTS
 from zoomiqa_reward.model.turns import round1
 from zoomiqa_reward.model.views import plan_views
@@ -56,7 +56,7 @@ def test_tree_equals_plain_causal_rows(random_checkpoint):
     padded = plain_leaf_logprobs(random_checkpoint, trie, rows)  # on the left, under one dense mask
     torch.testing.assert_close(padded, together, atol=1e-4, rtol=0)
     for index, row in enumerate(rows):
-        expected = leaf_logprobs_expanded(random_checkpoint, trie, row)
+        expected = leaf_logprobs_one_by_one(random_checkpoint, trie, [row])
         torch.testing.assert_close(together[index : index + 1], expected, atol=1e-4, rtol=0)
         torch.testing.assert_close(leaf_logprobs(random_checkpoint, trie, [row]), expected, atol=1e-4, rtol=0)
 

@@ -40,7 +40,7 @@ val:
     psnr: {{type: calculate_psnr, crop_border: 4, test_y_channel: true}}
 logger: {{print_freq: 5, save_checkpoint_freq: 20, use_tb_logger: false}}
 """
-"""The file of docs/doors.md at toy size."""
+"""The file of docs/other_libraries.md at toy size."""
 
 
 @pytest.mark.integration

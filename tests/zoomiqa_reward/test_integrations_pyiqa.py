@@ -1,4 +1,4 @@
-"""pyiqa itself finds Zoom-IQA by its entry point, where pyiqa is installed: `benchmarks/doors.py` runs this with it."""
+"""Where pyiqa is installed, it finds Zoom-IQA by the entry point; `benchmarks/other_libraries.py` installs it."""
 
 import importlib.util
 import json

@@ -131,7 +131,7 @@ def test_what_cannot_be_kept_up_with_is_passed_over_and_said(tmp_path):
     assert rated == pytest.approx([0, 2, 4, 7, 9])
     for before, number in zip(rated, range(len(rated)), strict=True):
         assert 2.5 * number <= before + 1  # never further behind than the grace when it begins
-    assert slow.notes[0].startswith("to keep up, 5 of 10 chosen frames were passed over, from 1.0 to 8.0 s")
+    assert slow.notes[0].startswith("to keep up, 5 of 10 chosen frames were skipped, from 1.0 to 8.0 s")
     assert slow.valid
     assert run(2.5).notes == ()
     assert len([frame for frame in run(2.5).frames if frame.error is None]) == 10

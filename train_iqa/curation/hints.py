@@ -58,7 +58,7 @@ def measure_hints(image: Tensor, box: Box | None = None) -> Hints:
     pixels = image.detach().cpu().double().numpy().transpose(1, 2, 0)
     if min(pixels.shape[:2]) < MIN_SIDE_PX:
         raise ValueError(
-            f"image of {pixels.shape[1]}x{pixels.shape[0]} px: hints need at least {MIN_SIDE_PX} px a side; "
+            f"image of {pixels.shape[1]}x{pixels.shape[0]} px: hints need at least {MIN_SIDE_PX} px per side; "
             "leave it out"
         )
     if box is not None:

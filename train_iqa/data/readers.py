@@ -162,7 +162,7 @@ def read_csiq(root: Path, listing: Listing) -> None:
 def read_tid2013(root: Path, listing: Listing) -> None:
     """TID2013: 25 references x 24 distortions x 5 levels, labels 0..9.
 
-    Layout: `mos_with_names.txt` (`5.51429 I01_01_1.bmp` a line), `mos_std.txt` (one number a line, same order;
+    Layout: `mos_with_names.txt` (lines `5.51429 I01_01_1.bmp`), `mos_std.txt` (one number per line, same order;
     optional), `distorted_images/`. Names are written in mixed case (`i01_01_2.bmp`, `I01_11_1.BMP`), and not in the
     same case as the files, so files are found without regard to case. The published deviations are those of the mean,
     so they are small.
@@ -206,7 +206,7 @@ def _add(
 def _cells(
     file: Path, sheet: str | None, columns: Sequence[str], listing: Listing
 ) -> Iterator[tuple[str, list[str | float | None]]]:
-    """Yield (file:line, values of the columns) below the row that names them; rows without a value are passed over."""
+    """Yield (file:line, values of the columns) below the row that names them; rows without a value are skipped."""
     try:
         rows = read_sheet(file, sheet)
     except OSError as error:

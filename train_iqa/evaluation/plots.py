@@ -15,7 +15,7 @@ _LIMITS = (0.9, 5.1)
 
 
 def scatter_plot(ratings: Sequence[float], mos: Sequence[float], title: str, path: Path) -> None:
-    """Write a PNG: one point an image, the diagonal, and the isotonic fit; `title` should hold the numbers."""
+    """Write a PNG: one point per image, the diagonal, and the isotonic fit; `title` should hold the numbers."""
     x, y = np.asarray(ratings, dtype=np.float64), np.asarray(mos, dtype=np.float64)
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""Synthetic degradations of photographs, seeded, whole-frame or inside one region, with a record of what was done.
+"""Synthetic degradations of photographs, seeded, of the whole image or of one region, with a record of what was done.
 
 Each degradation is one small function `(image, severity, rng) -> (image, params)`; `severity` in [0, 1] runs from
 just visible to destroyed. A new one is added by writing the function and one line in `DEGRADATIONS`.
@@ -187,7 +187,7 @@ class DamageRecord:
     steps: tuple[Step, ...]
     """In the order of application; empty for an untouched image."""
     box: tuple[float, float, float, float] | None = None
-    """Region (left, top, right, bottom in 0..1) of a local degradation, None for the whole frame."""
+    """Region (left, top, right, bottom in 0..1) of a local degradation, None for the whole image."""
 
 
 def sample_steps(rng: np.random.Generator, max_steps: int = 3) -> tuple[Step, ...]:

@@ -1,6 +1,6 @@
 """Dense pretraining of a vision tower: every 28 px token learns its local quality and its degradations.
 
-A randomly initialised tower taught by one number an image learned almost nothing in hundreds of steps; the same
+A randomly initialised tower taught by one number per image learned almost nothing in hundreds of steps; the same
 tower with a target for each token learns within minutes. The heads are thrown away afterwards.
 """
 
@@ -27,9 +27,9 @@ class DenseConfig:
     """Dense pretraining of the vision tower."""
 
     crops: int = 128
-    """Of 224 px a step; a multiple of 8."""
+    """Of 224 px, per step; a multiple of 8."""
     quarter_crops: int = 512
-    """Of 112 px a step: four times the images for the same work, so gradients are less noisy."""
+    """Of 112 px, per step: four times the images for the same work, so gradients are less noisy."""
     learning_rate: float = 9e-4
     """Peak, after 80 steps; cosine, ending at about a fifth: teaching goes on from there."""
     weight_decay: float = 0.03

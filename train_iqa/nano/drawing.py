@@ -1,6 +1,6 @@
 """Degraded images drawn from clean photographs, on the CPU: what is drawn, without labels.
 
-A draw is one of: damage of one to three kinds, over the whole frame or inside one region; a smaller copy, often with
+A draw is one of: damage of one to three kinds, over the whole image or inside one region; a smaller copy, often with
 noise or JPEG of its own, enlarged again (what weak super-resolution leaves); a failed image (black, white, one
 colour). A third of all are stored as good JPEGs at the end, so that traces of one say nothing of quality; some are
 grey. References are windows of photographs at a random scale: a model that has only seen one scale takes content for

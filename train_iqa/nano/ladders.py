@@ -1,6 +1,6 @@
 """Ladders: one image ever more damaged, so that the model learns the order and no number.
 
-Full-reference labels say little where the image was bad before: fine noise on a soft image, or a frame ten times too
+Full-reference labels say little where the image was bad before: fine noise on a soft image, or an image ten times too
 dark, hardly changes them, and a tuned restorer finds such gaps at once. Here every rung must be rated below the one
 before it, by a gap that grows with the damage. A hinge loss leaves the rest of the ratings alone.
 """
@@ -24,7 +24,7 @@ SOFT_SHARE = 0.5
 GAP = 0.9
 """Ratings between no damage and the strongest."""
 HEADROOM_SHARE = 0.3
-"""Largest gap, of what the first image is rated above 1: a bad image has little to lose."""
+"""Largest gap, as a share of the first image's rating above 1: the rating of a bad image cannot fall far."""
 
 
 def _between(low: float, high: float, strength: float) -> float:

@@ -139,7 +139,7 @@ class People:
         parts = []
         for opinion in chosen:
             image = self._images[opinion.image].float() / 255
-            image = reorient(image, 4, (1, 2)) if image.shape[1] > image.shape[2] else image  # portraits lie down
+            image = reorient(image, 4, (1, 2)) if image.shape[1] > image.shape[2] else image  # to landscape
             parts.append(cut_view(image, view, tile, at if same_scene else rng.random(2)))
         if view == "whole":  # to the first one's size: images of one set differ little in shape
             parts = [resize_bicubic(part, *parts[0].shape[1:]) for part in parts]

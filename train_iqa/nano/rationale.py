@@ -88,7 +88,7 @@ def strength(severity: float) -> str:
 
 
 def name_region(box: tuple[float, float, float, float]) -> str:
-    """Return where a region lies, by the third of the frame that its centre falls in."""
+    """Return where a region lies, by the third of the image that its centre falls in."""
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     row = "upper" if y < 0.4 else "lower" if y > 0.6 else "middle"
     column = "left" if x < 0.4 else "right" if x > 0.6 else "centre"

@@ -31,7 +31,7 @@ MISTAKEN_SHARE = 0.4
 """Of second rounds, those after a first that zoomed by mistake; never taught, they came out unreadable."""
 MISTAKEN_KINDS = ("oversharpen", "gaussian_blur", "jpeg", "gaussian_noise")
 CROP_SHIFT = 0.08
-"""Of the frame's sides."""
+"""Of the image's sides."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""Reinforcement learning of the two-round protocol, one concept a file; the trainer is `train_iqa.grpo`."""
+"""Reinforcement learning of the two-round protocol, one concept per file; the trainer is `train_iqa.grpo`."""

@@ -172,7 +172,7 @@ def rationale(assessment: Assessment) -> tuple[str, ...]:
 
 
 def trajectory_statistics(groups: Sequence[Sequence[AnswerTrajectory]]) -> dict[str, list[float]]:
-    """Return values whose means describe the trajectories of groups (one group an image).
+    """Return values whose means describe the trajectories of groups (one group per image).
 
     rating_std: of each group with at least 2 readable ratings, their unbiased standard deviation. distinct_rationales:
     of each group, different rationales / trajectories; 1 / K is collapse. zooms, unreadable: of each trajectory, 0 or
@@ -203,7 +203,7 @@ def token_values(rows: Sequence[Tensor]) -> list[float]:
     return torch.cat(list(rows)).tolist() if rows else []
 
 
-def mean_over_processes(accelerator: Accelerator, values: dict[str, list[float]]) -> dict[str, float]:
+def mean_over_processes(values: dict[str, list[float]]) -> dict[str, float]:
     """Return the mean of each name's values on all processes, which all call this; NaN where there is no value."""
     gathered = gather_object([values])
     results = {name: [value for item in gathered for value in item[name]] for name in values}

@@ -41,7 +41,7 @@ class RewardConfig:
     def __post_init__(self) -> None:
         weights = [self.format, self.gaussian, self.threshold, self.rank]
         if min(weights) < 0 or sum(weights) == 0:
-            raise ValueError(f"reward weights {weights}: must be >= 0, not all 0")
+            raise ValueError(f"reward weights {weights}: must be at least 0, and not all 0")
         if self.sigma <= 0 or self.max_error <= 0:
             raise ValueError(f"sigma={self.sigma}, max_error={self.max_error}: must be above 0")
 

@@ -118,7 +118,7 @@ class _RecordedChoice(SampledChoice):
         return scores
 
     def chosen(self, tokens: Tensor) -> None:
-        """Price the tokens under the distribution that they were drawn from."""
+        """Record the log-probabilities of the tokens under the distribution that they were drawn from."""
         assert self._held is not None
         self._steps.append(self._held.gather(-1, tokens[:, None])[:, 0])
         self._held = None

@@ -137,7 +137,7 @@ def optimizer_step(
     return total, norm
 
 
-def pad_parts(groups: list[list[int]], accelerator: Accelerator) -> tuple[list[list[int]], int]:
+def pad_parts(groups: list[list[int]]) -> tuple[list[list[int]], int]:
     """Return the micro-batches, filled up to the most that any process has, and how many are real.
 
     A filler repeats the first micro-batch and must count for nothing; without it the processes of a sharded model
@@ -147,7 +147,7 @@ def pad_parts(groups: list[list[int]], accelerator: Accelerator) -> tuple[list[l
     return groups + [groups[0]] * (most - len(groups)), len(groups)
 
 
-def total_of(accelerator: Accelerator, value: float) -> float:
+def total_of(value: float) -> float:
     """Return the sum of a number over all processes."""
     return float(sum(gather_object([value])))
 

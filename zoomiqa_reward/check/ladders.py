@@ -97,7 +97,7 @@ def _too_small(image: Tensor) -> str | None:
     height, width = image.shape[1:]
     if min(height, width) >= MIN_SIDE_PX:
         return None
-    return f"{width} x {height} px, but the ladders need {MIN_SIDE_PX} px a side; give a larger photograph"
+    return f"{width} x {height} px, but the ladders need {MIN_SIDE_PX} px per side; give a larger photograph"
 
 
 def _flat(image: Tensor) -> str | None:

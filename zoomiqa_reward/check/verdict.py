@@ -51,7 +51,9 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         if self.min_images < 2:
-            raise ValueError(f"min_images={self.min_images}: at least 2, since one photograph has no interval")
+            raise ValueError(
+                f"min_images={self.min_images}: must be at least 2, because one photograph has no interval"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ Every = Annotated[
     ),
 ]
 KeepUp = Annotated[
-    bool, typer.Option("--keep-up", help="Of clips: pass over frames while rating is slower than the clip, and say so.")
+    bool, typer.Option("--keep-up", help="Of clips: skip frames while rating is slower than the clip; notes say which.")
 ]
 
 

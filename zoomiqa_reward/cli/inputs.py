@@ -38,7 +38,9 @@ InputImage = Annotated[
 ]
 ReferenceImage = Annotated[
     str | None,
-    typer.Option("--reference", help="The clean reference of all images: rank by the rating times the likeness to it."),
+    typer.Option(
+        "--reference", "--hr", help="The clean reference of all images: rank by the rating times the likeness to it."
+    ),
 ]
 
 Overwrite = Annotated[
@@ -108,8 +110,8 @@ def expand(arguments: Sequence[str], *, recursive: bool = False) -> list[str]:
 def named(image: str, error: str | None) -> str:
     """Return why an image has no rating, with its name once.
 
-    >>> named("a.png", "too small"), named("a.png", "a.png: no such file")
-    ('a.png: too small', 'a.png: no such file')
+    >>> named("a.png", "too small"), named("a.png", "a.png: no such file or folder")
+    ('a.png: too small', 'a.png: no such file or folder')
     """
     return printable(error if error and error.startswith(f"{image}:") else f"{image}: {error}")
 

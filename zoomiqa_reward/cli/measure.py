@@ -254,7 +254,7 @@ def _clips_for_rank(
 def words(assessment: "Assessment | None") -> dict[str, Any]:
     """Return what `assess` adds to the JSON of `score`.
 
-    `sections` and `texts` hold one item a round; `bbox` is the region that round 1 named, as fractions; `crop_box`
+    `sections` and `texts` hold one item per round; `bbox` is the region that round 1 named, as fractions; `crop_box`
     the pixels that round 2 looked at.
     """
     turns: tuple[Turn, ...] = assessment.turns if assessment is not None else ()

@@ -61,7 +61,7 @@ def other_image(lq: str | None, reference: str | None) -> tuple[str, str] | None
 def judge(
     iqa: "ZoomIQA", measured: Sequence[Measured], other: str, file: str, *, mode: str, question: str | None
 ) -> list[Judged]:
-    """Return the images with their values. What is rated already is not rated again; the input is rated once."""
+    """Return the images with their values. No image is rated again; the input is rated once."""
     rating = ZoomIQAReward(iqa, mode, question=question)
     quality = _Remembered(rating, {item.record.image: (item.record.rating, item.record.std) for item in measured})
     reward = beside(cast(Reward, quality), other)
@@ -97,7 +97,7 @@ def show(judged: Sequence[Judged], other: str, file: str, *, as_json: bool) -> t
 
 
 def title(count: int, model: str, other: str, file: str) -> str:
-    """Return what the contact sheet says of its order."""
+    """Return the title of the contact sheet."""
     what = "the input" if other == "conditioned" else "the reference"
     return (
         f"{count} images, best first by the rating together with {what} {Path(file).name}. Shown: rating by {model}, 1 "
@@ -121,7 +121,7 @@ def _judged(reward: Reward, item: Measured, needed: str, file: str) -> Judged:
 
 
 class _Remembered:
-    """A reward that gives ratings that are there, by file, and asks for the others once."""
+    """A reward that returns the ratings of known files, and rates every other image once."""
 
     def __init__(self, reward: ZoomIQAReward, rated: dict[str, tuple[float, float]]) -> None:
         self.reward, self.rated = reward, dict(rated)

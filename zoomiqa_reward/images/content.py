@@ -37,7 +37,7 @@ def contentless(image: Tensor) -> str | None:
     """
     height, width = image.shape[-2:]
     if min(height, width) < MIN_SIDE_PX:
-        return f"the image has no content: {width} x {height} px, at least {MIN_SIDE_PX} px a side are needed"
+        return f"the image has no content: {width} x {height} px, at least {MIN_SIDE_PX} px per side are needed"
     pixels = image.detach().float()
     if not bool(pixels.isfinite().all()):
         return "the image has no content: it holds NaN or infinity"

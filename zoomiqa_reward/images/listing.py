@@ -15,7 +15,7 @@ def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
     """Return the image files of a folder in the order of their names; those of its subfolders only if `recursive`.
 
     Hidden files and subfolders (`._a.png`, which macOS leaves beside `a.png`), links to folders, pipes and the like are
-    passed over. A link that leads nowhere is listed, so that the failure to read it is reported; so is a subfolder that
+    skipped. A link that leads nowhere is listed, so that the failure to read it is reported; so is a subfolder that
     may not be opened. Raises OSError for the folder itself.
     """
     results: list[Path] = []

@@ -192,7 +192,7 @@ def _from_file(path: Path, name: str) -> Tensor:
         raise
     except FileNotFoundError as error:
         hint = "; download it first" if "://" in name else ""
-        raise ImageError(f"{name}: no such file{hint}") from error
+        raise ImageError(f"{name}: no such file or folder{hint}") from error
     except IsADirectoryError as error:
         raise ImageError(f"{name}: is a folder, but one image file is needed; name a file in it") from error
     except UnidentifiedImageError as error:

@@ -1,7 +1,7 @@
 """Zoom-IQA in BasicSR: two losses and a metric, registered when this is imported.
 
 `python -m zoomiqa_reward.integrations.basicsr_train -opt train.yml` is BasicSR's own training with them. In a script of
-your own, import this module before BasicSR reads its options. The YAML file may then say
+your own, import this module before BasicSR reads its options. The YAML file may then contain
 
     train:  pixel_opt: {type: L1Loss, loss_weight: 1.0}
             perceptual_opt: {type: ZoomIQAPerceptualLoss, loss_weight: 0.05}
@@ -9,7 +9,7 @@ your own, import this module before BasicSR reads its options. The YAML file may
 
 BasicSR reads two values, perceptual and style loss, from `perceptual_opt`, and one from every other loss: use
 `ZoomIQAPerceptualLoss` there and `ZoomIQALoss` elsewhere. The rating alone rewards invented detail: keep a fidelity
-loss beside it.
+loss too.
 """
 
 import logging
@@ -69,15 +69,15 @@ class ZoomIQALoss(nn.Module):
         self.reward = ZoomIQAReward(_load(model, device), strict=strict, gradient_checkpointing=gradient_checkpointing)
 
     def forward(self, pred: Tensor, target: object = None, weight: object = None, **_: object) -> Tensor:
-        """Return the loss of a float BCHW batch in [0, 1]; `target` is not looked at.
+        """Return the loss of a float BCHW batch in [0, 1]; `target` is ignored.
 
-        What a network puts outside [0, 1] is judged clamped, and its gradient passes as if it were not. An image that
-        cannot be measured is left out of the mean. If no image of the batch has content, the loss is 0 without a
-        direction, and a line in the log says so; `MAX_EMPTY_BATCHES` such batches in a row raise RuntimeError, and so
+        Values outside [0, 1] are clamped before the rating, and the gradient passes the clamp unchanged. An image that
+        cannot be measured is left out of the mean. If no image of the batch has content, the loss is 0 with a zero
+        gradient, and the log gets a line; `MAX_EMPTY_BATCHES` such batches in a row raise RuntimeError, and so
         does a batch that cannot be measured for another reason, such as NaN. Raises ValueError for a `weight`.
         """
         if weight is not None:
-            raise ValueError("ZoomIQALoss takes no element-wise weight: a rating is of the whole image")
+            raise ValueError("ZoomIQALoss takes no weight: a rating is of the whole image; leave it out")
         pred = pred + (pred.clamp(0, 1) - pred).detach()
         scores = self.reward(pred, grad=pred.requires_grad and torch.is_grad_enabled())
         if not bool(scores.valid.any()):
@@ -89,7 +89,7 @@ class ZoomIQALoss(nn.Module):
         return (self.loss_weight * total).to(pred.device)
 
     def _note_empty(self, errors: list[str]) -> None:
-        """Count a batch without any value. Raises RuntimeError unless all of it merely shows nothing."""
+        """Count a batch without any value. Raises RuntimeError unless none of its images has content."""
         self.empty_batches += 1
         wrong = next((error for error in errors if not error.startswith(PREFIX)), None)
         if wrong is not None:
@@ -126,7 +126,7 @@ def calculate_zoomiqa(
     """Return the rating 1..5 of one image as BasicSR's validation passes it; NaN where it cannot be measured.
 
     img: BGR in [0, 255] (uint8, or float, which is not rounded), HWC or CHW by `input_order`, or grey HW. crop_border:
-    pixels cut from each side before. img2, the reference, is not looked at. Other options (`better`, ...) are
+    pixels cut from each side before. img2, the reference, is ignored. Other options (`better`, ...) are
     BasicSR's own. Raises ValueError for another order, shape or range.
     """
     del img2
@@ -152,5 +152,5 @@ def calculate_zoomiqa(
 
 @lru_cache(maxsize=4)
 def _load(model: str, device: str | None) -> ZoomIQA:
-    """One copy of a model, however often validation asks."""
+    """Return the model; the same one for the same arguments."""
     return ZoomIQA.from_pretrained(model, device=device)

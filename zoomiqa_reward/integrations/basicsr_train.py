@@ -1,8 +1,8 @@
 """BasicSR's own training with Zoom-IQA's losses and metric: `python -m zoomiqa_reward.integrations.basicsr_train`.
 
 The options are those of BasicSR's `train.py`: `-opt train.yml`, `--launcher`, `--auto_resume`, `--force_yml`. It writes
-to `experiments/` in the working folder unless the YAML file names `path: experiments_root`. The file is looked at
-first, because BasicSR reads a missing file as if its name were the options.
+to `experiments/` in the working folder unless the YAML file names `path: experiments_root`. The file is checked
+first, because BasicSR would read the name of a missing file as options.
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 from zoomiqa_reward.runs.program import Parser, run_program
 
 NAME = "basicsr_train"
-KEPT = "the last saved state lies in the folder of the experiment; --auto_resume goes on from there"
+KEPT = "the last saved state is in the folder of the experiment; --auto_resume continues from it"
 NEEDED = ("name", "model_type", "num_gpu", "datasets", "path", "train", "logger")
 """What BasicSR reads of every file."""
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog=NAME, description=__doc__)
     parser.add_argument("-opt", required=True, type=Path, metavar="FILE", help="BasicSR's YAML file")
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none")
-    parser.add_argument("--auto_resume", action="store_true", help="go on from the last saved state")
+    parser.add_argument("--auto_resume", action="store_true", help="continue from the last saved state")
     parser.add_argument("--debug", action="store_true")
     parser.add_argument("--local_rank", type=int, default=0)
     parser.add_argument("--force_yml", nargs="+", metavar="KEY=VALUE", help="replace values of the file")
@@ -53,7 +53,7 @@ def _check(file: Path) -> None:
     import yaml
 
     if not file.is_file():
-        raise ValueError(f"-opt {file}: is no file; name BasicSR's YAML file")
+        raise ValueError(f"-opt {file}: is not a file; give BasicSR's YAML file")
     try:
         options = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,7 +1,7 @@
 """Batches as other trainers hold them: images of any layout with one dictionary each, scored by any reward.
 
-The low-quality image and the reference travel in the dictionaries, as anything `load_image` takes, or as a data set's
-`{"bytes": ..., "path": ...}`. Pixels are handed on as they are: floats are not rounded, nothing is shrunk or encoded.
+The dictionaries hold the low-quality image and the reference, as anything `load_image` takes, or as a data set's
+`{"bytes": ..., "path": ...}`. Pixels are not changed: floats are not rounded, and nothing is shrunk or encoded.
 """
 
 import io
@@ -58,7 +58,7 @@ def score_batch(
     if isinstance(prompts, Iterable) and not isinstance(prompts, str):
         texts = [str(prompt) for prompt in prompts]
     elif "prompts" in reward.needs:
-        raise ValueError(f"reward {reward.name!r} needs prompts: pass a list of one text an image")
+        raise ValueError(f"reward {reward.name!r} needs prompts: pass a list with one text per image")
     return ask(reward, sources, lq=sides["lq"], hr=sides["hr"], prompts=texts)
 
 
@@ -85,7 +85,7 @@ def batch_images(images: object) -> list[ImageSource]:
 def dictionaries(metadata: object, count: int) -> list[Mapping[str, object]]:
     """Return the metadata as a list of dictionaries. Raises ValueError for something else or another length."""
     if not isinstance(metadata, list | tuple | np.ndarray) or not all(isinstance(entry, Mapping) for entry in metadata):
-        raise ValueError(f"metadata is {type(metadata).__name__}: must be a sequence of one dictionary an image")
+        raise ValueError(f"metadata is {type(metadata).__name__}: must be a sequence with one dictionary per image")
     if len(metadata) != count:
         raise ValueError(f"metadata holds {len(metadata)} for {count} images")
     return list(metadata)

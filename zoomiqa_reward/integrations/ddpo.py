@@ -34,7 +34,7 @@ def ddpo_reward(reward: Reward, *, lq_key: str = "lq", hr_key: str = "hr", on_in
     """Return `fn(images, prompts, metadata)`, which gives (scores [batch] float32 higher-better, info).
 
     images: float NCHW tensor in [0, 1], uint8 NHWC array or tensor, or a list of anything `load_image` takes.
-    metadata: a sequence of one dictionary an image. What `reward.needs` names is taken from there under `lq_key` and
+    metadata: a sequence with one dictionary per image. What `reward.needs` names is taken from there under `lq_key` and
     `hr_key` (any image), and from `prompts`. info: `valid` and `std` (arrays [batch]) and `errors` (a list).
     on_invalid: `nan` gives NaN for what could not be measured: drop those samples by `info["valid"]` before the
     advantage; `raise` raises RuntimeError with the first reason.

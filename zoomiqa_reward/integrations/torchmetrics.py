@@ -22,8 +22,8 @@ ON_INVALID = ("nan", "drop")
 class ZoomIQAMetric(Metric):  # type: ignore[misc] # torchmetrics is not followed by the checker
     """Mean of a reward over all images seen, over all processes. Its model is no submodule and does not move.
 
-    on_invalid: what an image that could not be measured does to the mean. `nan` (default) makes it NaN, so that nobody
-    overlooks it; `drop` leaves it out. `failed` counts them either way.
+    on_invalid: what an image that could not be measured does to the mean. `nan` (default) makes it NaN, which
+    cannot be overlooked; `drop` leaves it out. `failed` counts them either way.
     """
 
     is_differentiable = False

@@ -1,9 +1,9 @@
 """Any reward in the call form of TRL's GRPOTrainer: `reward_funcs=[TRLReward(reward, image_of)]`.
 
-TRL trains models that write text. The image of a completion is what it leads to: decoded image tokens, the output of
-the restoration that it plans, the image in an environment. `image_of` makes it.
+TRL trains models that write text. `image_of` makes the image of a completion: decoded image tokens, the output of the
+restoration that the text plans, or the image in an environment.
 Source of the form: trl 1.16, `GRPOTrainer._calculate_rewards` (lists of equal length and `log_metric`; None for a
-completion that this reward does not apply to, which then moves nothing).
+completion that this reward does not apply to, which TRL then leaves out).
 """
 
 from collections.abc import Callable, Mapping
@@ -31,8 +31,8 @@ class TRLReward:
         completion: as TRL passes it: a text, or a list of messages. row: the columns of its data set's row, and
         `prompt`, `completion_ids` and, if the trainer has environments, `environment`. lq_key and hr_key: columns that
         hold the low-quality image and the reference, if the reward needs them.
-        no_image: the value where `image_of` returns None. None leaves the completion out, which costs the policy
-        nothing: give a number at the bottom of the scale if a completion must lead to an image.
+        no_image: the value where `image_of` returns None. With None the completion is left out, so the
+        policy loses nothing by it: if each completion must lead to an image, give a number at the bottom of the scale.
         Raises GroupwiseError for a reward that compares images within a group: TRL normalises groups itself.
         """
         require_pointwise(reward, "TRL adds up values and compares them within its own groups")

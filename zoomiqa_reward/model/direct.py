@@ -21,7 +21,6 @@ from zoomiqa_reward.model.inputs import TokenRow, encode, make_row
 from zoomiqa_reward.model.pixels import factor_of
 from zoomiqa_reward.model.plain import (
     is_recurrent,
-    leaf_logprobs_one_by_one,
     plain_leaf_logprobs,
     recurrent_leaf_logprobs,
 )
@@ -93,14 +92,6 @@ def leaf_logprobs(
         ).hidden  # fmt: skip
         results |= zip(places, trie.leaf_logprobs(head(hidden)), strict=True)
     return torch.stack([results[index] for index in range(len(rows))])
-
-
-def leaf_logprobs_expanded(checkpoint: Checkpoint, trie: RatingTrie, row: TokenRow) -> Tensor:
-    """Return float32 [1, leaves] as `leaf_logprobs` does, from one plain causal row for each prefix of a rating.
-
-    Slow and without mask or positions of our own: an independent check of the tree.
-    """
-    return leaf_logprobs_one_by_one(checkpoint, trie, [row])
 
 
 def mix(logprobs: Tensor, weights: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def row_seed(*parts: int | str) -> int:
 def sample_seeds(image: Tensor, num_samples: int, seed: int | None) -> list[int]:
     """Return the seeds of an image's answers: they follow from seed, pixels and sample, wherever the image stands.
 
-    seed=None: from the process's generator, one draw an image.
+    seed=None: from the process's generator, one draw per image.
     """
     if seed is None:
         base = int(torch.randint(2**SEED_BITS, (), device="cpu"))

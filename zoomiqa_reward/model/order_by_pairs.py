@@ -9,12 +9,12 @@ from torch import Tensor
 
 @dataclass(kw_only=True)
 class PairJudge:
-    """Who says how probable it is that one image is better than another."""
+    """The probability that one image is better than another, from ratings or from a question."""
 
     by_rating: Tensor
-    """[images, images]: what the ratings say; free once all images are rated."""
+    """[images, images]: from the ratings, without another call of the model."""
     question: Callable[[int, int], float] | None = None
-    """What the model says when it is shown both; NaN where it gives no answer. None: it cannot be asked."""
+    """From the model, which reads both images; NaN without an answer. None: the model cannot compare."""
     asked: dict[tuple[int, int], float] = field(default_factory=dict)
     """Answers so far, each pair once."""
 

@@ -2,7 +2,7 @@
 
 The image is cut into square views that overlap, each is rated as an image of its own, and every pixel gets the mean of
 the views that cover it. A view weighs most at its centre and falls linearly towards its edges, so the map has no steps.
-What is smaller than a view cannot be told apart; the map states that side as its resolution.
+Detail that is smaller than a view is not resolved; the map states the side of a view as its resolution.
 
 A view without content (`images.content`), such as clear sky, has no rating. A pixel that only such views cover is NaN.
 """
@@ -33,7 +33,7 @@ MAX_VIEWS = 144
 """Views of a map whose side is not given: the side grows with the image, so that a map costs at most this much."""
 MIN_VIEW_PX = 16
 PLAIN_FACTOR = 28
-"""Unit of a view's side for a reward, whose network is not known."""
+"""Unit of a view's side for a reward, whose network is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,7 +81,7 @@ def quality_map(
 ) -> QualityMap:  # fmt: skip
     """Return the quality map of one image of any size.
 
-    The source is a ZoomIQA, which rates each view by `direct`, or any Reward that needs nothing but the image.
+    The rater is a ZoomIQA, which rates each view by `direct`, or any Reward that needs nothing but the image.
     view_px: side of a square view, at least 16; views overlap by half of it or more. None: six times the model's factor
     (28 or 32 px), and larger where the image would take more than 144 views. A view is never larger than the image.
     strict, batch_size, question: as in `ZoomIQA.rate`; a Reward ignores them. grad: keep the graph from the map to the
@@ -143,7 +143,7 @@ def blend(ratings: Tensor, boxes: tuple[PixelBox, ...], height: int, width: int)
 
 
 def _ask_reward(reward: Reward, views: list[Tensor], *, grad: bool) -> Ratings:
-    """Return a reward's values of the views; those without content are not asked about."""
+    """Return a reward's values of the views; those without content are not measured."""
     require_pointwise(reward, "the views of a map are compared with one another")
     if reward.needs:
         raise ValueError(

@@ -104,12 +104,9 @@ class Reward(ABC):
 
     @abstractmethod
     def __call__(
-        self,
-        images: ImageSources,
-        lq: ImageSources | None = None,
-        hr: ImageSources | None = None,
+        self, images: ImageSources, lq: ImageSources | None = None, hr: ImageSources | None = None,
         prompts: Sequence[str] | None = None,
-    ) -> Scores:
+    ) -> Scores:  # fmt: skip
         """Return one score per image, in order."""
 
 
@@ -185,7 +182,7 @@ def _require_promises(candidate: Any) -> None:
             f"reward {name!r} says higher_is_better=False, but the values of a reward are always better the higher "
             "they are: return negated values, or wrap the metric with MetricReward(..., higher_is_better=False)"
         )
-    needs = getattr(candidate, "needs", frozenset())
+    needs: Any = getattr(candidate, "needs", frozenset())
     if not isinstance(needs, set | frozenset) or not needs <= NEEDS:
         raise NoReward(f"reward {name!r}: needs={needs!r} must be a set of {', '.join(sorted(NEEDS))}")
 

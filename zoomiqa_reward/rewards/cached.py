@@ -111,14 +111,9 @@ class CachedReward(Reward):
 
     @canonical
     def __call__(
-        self,
-        images: ImageSources,
-        lq: ImageSources | None = None,
-        hr: ImageSources | None = None,
-        prompts: Sequence[str] | None = None,
-        *,
-        grad: bool = False,
-    ) -> Scores:
+        self, images: ImageSources, lq: ImageSources | None = None, hr: ImageSources | None = None,
+        prompts: Sequence[str] | None = None, *, grad: bool = False,
+    ) -> Scores:  # fmt: skip
         """Return the reward's scores on the CPU. An image that occurs twice in a call is measured once.
 
         `info`: `errors`, and `cache` with this call's `hits`, `misses`, `failures` and `hit_rate` (hits over all);
@@ -188,7 +183,7 @@ class CachedReward(Reward):
         if not missing:
             return {}, {}
         names = next(iter(missing.values()))[1]
-        others = {name: [pair[1][name] for pair in missing.values()] for name in names}
+        others: dict[str, Any] = {name: [pair[1][name] for pair in missing.values()] for name in names}
         scores = ask(self.reward, [image for image, _ in missing.values()], **others)
         new, errors = {}, {}
         values, stds = scores.value.detach().cpu().tolist(), scores.std.detach().cpu().tolist()
@@ -201,7 +196,7 @@ class CachedReward(Reward):
 
 
 def make_key(asked: tuple[object, ...], image: Tensor, others: Mapping[str, object]) -> bytes:
-    """Return the 32-byte key of one measurement: who is asked, of which image, given what."""
+    """Return the 32-byte key of one measurement: of which reward, of which image, with which inputs."""
     parts = [repr(asked), hash_pixels(image)]
     parts += [
         f"{name}={hash_pixels(item) if isinstance(item, Tensor) else item!r}" for name, item in sorted(others.items())

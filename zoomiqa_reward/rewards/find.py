@@ -1,6 +1,6 @@
 """A reward by name: a metric of `restoration.metrics.registry`, or what a dotted path leads to.
 
-This package never imports restoration by itself: a metric's name is looked up when one is asked for.
+This package imports `restoration` only when a metric's name is looked up.
 """
 
 import inspect

@@ -1,7 +1,11 @@
 """Turn any function of an image into a reward."""
 
+import contextlib
+import functools
+import inspect
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -64,16 +68,16 @@ class MetricReward(Reward):
         identified = self.fn if self._given_fingerprint is None else self._given_fingerprint
         return state_digest(self.name, self.metric_higher_is_better, identified)
 
+    @property
+    def labels(self) -> frozenset[str]:
+        """Names of the functions that `fn` is, or calls by name: such a metric must not judge what it rewards."""
+        return frozenset(_called(self.fn))
+
     @canonical
     def __call__(
-        self,
-        images: ImageSources,
-        lq: ImageSources | None = None,
-        hr: ImageSources | None = None,
-        prompts: Sequence[str] | None = None,
-        *,
-        grad: bool = False,
-    ) -> Scores:
+        self, images: ImageSources, lq: ImageSources | None = None, hr: ImageSources | None = None,
+        prompts: Sequence[str] | None = None, *, grad: bool = False,
+    ) -> Scores:  # fmt: skip
         """Return values where higher is better; `info["raw"]` holds the values of `fn`.
 
         An image is not valid if it cannot be read, or if the result is NaN or infinitely bad. An infinitely good result
@@ -122,3 +126,23 @@ class MetricReward(Reward):
         worst = -math.inf if self.metric_higher_is_better else math.inf
         is_measured = not bool(value.isnan()) and value.item() != worst
         return value, None if is_measured else f"{self.name} returned {value.item()}"
+
+
+def _called(fn: Callable[..., Any]) -> Iterator[str]:
+    """Yield the name of a function and of those functions that its code refers to, one level deep."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    plain = inspect.unwrap(getattr(fn, "__func__", fn))
+    if not isinstance(plain, FunctionType):
+        return
+    yield plain.__name__
+    names = plain.__code__.co_names
+    referred = [plain.__globals__.get(name) for name in names]
+    for cell in plain.__closure__ or ():
+        with contextlib.suppress(ValueError):  # an empty cell
+            referred.append(cell.cell_contents)
+    for value in referred:
+        if isinstance(value, ModuleType):
+            yield from (name for name in names if isinstance(getattr(value, name, None), FunctionType))
+        elif isinstance(value, FunctionType):
+            yield value.__name__

@@ -92,14 +92,9 @@ class RobustReward(Reward):
 
     @canonical
     def __call__(
-        self,
-        images: ImageSources,
-        lq: ImageSources | None = None,
-        hr: ImageSources | None = None,
-        prompts: Sequence[str] | None = None,
-        *,
-        grad: bool = False,
-    ) -> Scores:
+        self, images: ImageSources, lq: ImageSources | None = None, hr: ImageSources | None = None,
+        prompts: Sequence[str] | None = None, *, grad: bool = False,
+    ) -> Scores:  # fmt: skip
         """Return the means; `std` is the standard deviation over the copies of an image (0 for one copy).
 
         An image is not valid if it cannot be read or if any of its copies cannot be measured. `info`: `errors`, and

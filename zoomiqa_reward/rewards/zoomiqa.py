@@ -94,14 +94,9 @@ class ZoomIQAReward(Reward):
 
     @canonical
     def __call__(
-        self,
-        images: ImageSources,
-        lq: ImageSources | None = None,
-        hr: ImageSources | None = None,
-        prompts: Sequence[str] | None = None,
-        *,
-        grad: bool = False,
-    ) -> Scores:
+        self, images: ImageSources, lq: ImageSources | None = None, hr: ImageSources | None = None,
+        prompts: Sequence[str] | None = None, *, grad: bool = False,
+    ) -> Scores:  # fmt: skip
         """Return the ratings; lq, hr and prompts are ignored.
 
         An image that cannot be read is not valid, and `errors` names it; the others are measured.

@@ -44,7 +44,7 @@ def claim_file(
 ) -> Path:
     """Return the path of an output file that may be written; call it before the work, not after.
 
-    inputs: paths that are read; anything else in it is passed over. suffixes: the suffix must be that of an image
+    inputs: paths that are read; anything else in it is skipped. suffixes: the suffix must be that of an image
     format that Pillow writes. Raises OutputError: one of the inputs, a folder, no folder to write into, a file that
     this program did not make (unless `overwrite`), another suffix.
     """

@@ -108,12 +108,9 @@ class RemoteReward(Reward):
             ) from error
 
     def __call__(
-        self,
-        images: ImageSources,
-        lq: ImageSources | None = None,
-        hr: ImageSources | None = None,
+        self, images: ImageSources, lq: ImageSources | None = None, hr: ImageSources | None = None,
         prompts: Sequence[str] | None = None,
-    ) -> Scores:
+    ) -> Scores:  # fmt: skip
         """Return the scores in order on the CPU. `info["kinds"]` holds the kind of each error.
 
         Raises FingerprintError if the model of the server has changed, ServingError if the token is refused, and

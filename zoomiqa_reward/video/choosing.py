@@ -1,9 +1,9 @@
 """Which frames are rated: the first one, one after each step of time, and one wherever the content has changed.
 
 Both rules look at the last chosen frame, so one pass is enough and a choice depends on the clip alone. A cut changes
-everything at once, and a pan or a dissolve little by little; both are seen by how far the small grey copy has moved
-from the last chosen one. A share of the time step must lie between two choices, so that a flashing clip does not have
-every frame rated.
+everything at once, and a pan or a dissolve little by little; both raise the mean difference between the small grey copy
+and that of the last chosen frame. A share of the time step must have passed since that frame; otherwise every frame of
+a flashing clip would be rated.
 """
 
 import numpy as np
@@ -28,7 +28,7 @@ def step_for(duration_s: float | None) -> float:
 
 
 class FrameChooser:
-    """Says of each frame, in order, whether it is to be rated, and why."""
+    """Decides for each frame, in order, whether it is rated, and why."""
 
     def __init__(self, step_s: float) -> None:
         """Raises ValueError for a step that is not above 0."""

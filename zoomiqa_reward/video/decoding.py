@@ -1,4 +1,4 @@
-"""Frames of a clip one by one, by PyAV (FFmpeg): at most one decoded frame is held here, whatever the length.
+"""Frames of a clip one by one, by PyAV (FFmpeg): at most one decoded frame is in memory, whatever the length.
 
 Each frame comes with its time and a small grey copy. The full image is converted only for frames that are rated.
 """
@@ -29,7 +29,7 @@ class VideoError(ZoomIQAError, ValueError):
 
 
 class Frame:
-    """One decoded frame; valid until the next one is asked for."""
+    """One decoded frame; valid until the next one is decoded."""
 
     def __init__(self, decoded: "VideoFrame", index: int, time_s: float) -> None:
         self._decoded, self.index, self.time_s = decoded, index, time_s
@@ -77,7 +77,7 @@ class Clip:
                 except StopIteration:
                     return
                 except _failures() as error:
-                    raise VideoError(f"{self.file}: damaged after {last:.2f} s ({error}); convert it anew") from error
+                    raise VideoError(f"{self.file}: damaged after {last:.2f} s ({error}); convert it again") from error
                 time_s = frame.time
                 if time_s is None:  # a raw stream: by its number
                     time_s = index / (self.fps or 25.0) + (start or 0.0)

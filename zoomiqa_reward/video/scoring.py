@@ -41,7 +41,7 @@ class RatedFrame:
     error: str | None = None
     """Why there is no rating."""
     is_skipped: bool = False
-    """It was passed over to keep up."""
+    """It was skipped to keep up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +78,12 @@ def score_clip(
     keep_up: bool = False, mode: str = "direct", question: str | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> ClipScore:  # fmt: skip
-    """Return the rating of a clip from chosen frames, decoded one by one; no more than one frame is held.
+    """Return the rating of a clip from chosen frames, decoded one by one; at most one frame is in memory.
 
-    The source is a ZoomIQA or any Reward that needs nothing but the image. Frames are chosen by content and time
+    The rater is a ZoomIQA or any Reward that needs nothing but the image. Frames are chosen by content and time
     (`choosing.py`); every_s: seconds between two choices by time; None: 1, and more for clips of more than 5 minutes.
-    keep_up: pass over chosen frames while rating lies more than a second behind the clip, as a live stream needs; the
-    result then depends on the machine, and `notes` say what was passed over. mode, question: as in `ZoomIQA.rate`.
+    keep_up: skip chosen frames while rating lies more than a second behind the clip, as a live stream needs; the
+    result then depends on the machine, and `notes` say what was skipped. mode, question: as in `ZoomIQA.rate`.
     clock: seconds, for tests.
 
     A frame without content, such as black between two scenes, has no rating and takes no part in the mean.
@@ -104,10 +104,11 @@ def score_clip(
             continue
         chosen: dict[str, Any] = {"index": frame.index, "time_s": frame.time_s, "chosen_by": why}
         if keep_up and clock() - began > frame.time_s + GRACE_S:
-            frames.append(RatedFrame(**chosen, rating=math.nan, std=math.nan, error="passed over", is_skipped=True))
+            error = "skipped to keep up"
+            frames.append(RatedFrame(**chosen, rating=math.nan, std=math.nan, error=error, is_skipped=True))
             continue
-        rating, std, error = rate(frame.image())
-        frames.append(RatedFrame(**chosen, rating=rating, std=std, error=error))
+        rating, std, why_not = rate(frame.image())
+        frames.append(RatedFrame(**chosen, rating=rating, std=std, error=why_not))
     seconds = clock() - began
     duration_s = last_s + (step_s if count > 1 else 1 / clip.fps if clip.fps else 0.0)
     rating, std = _over_time(frames, duration_s)
@@ -192,7 +193,7 @@ def _notes(frames: list[RatedFrame], duration_s: float, seconds: float) -> list[
     skipped = [frame for frame in frames if frame.is_skipped]
     if skipped:
         notes.append(
-            f"to keep up, {len(skipped)} of {len(frames)} chosen frames were passed over, from {skipped[0].time_s:.1f} "
+            f"to keep up, {len(skipped)} of {len(frames)} chosen frames were skipped, from {skipped[0].time_s:.1f} "
             f"to {skipped[-1].time_s:.1f} s; decoding and rating the others took {seconds:.1f} s for {duration_s:.1f} s"
         )
     failed = [frame for frame in frames if frame.error is not None and not frame.is_skipped]

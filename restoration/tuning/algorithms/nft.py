@@ -52,7 +52,7 @@ def nft_loss(share: Tensor, positive_error: Tensor, negative_error: Tensor, beta
 
 
 def old_decay(updates: int) -> float:
-    """Return how much `old` keeps of itself after a round: 0 at first, 0.001 more an update, at most 0.5."""
+    """Return how much `old` keeps of itself after a round: 0 at first, 0.001 more per update, at most 0.5."""
     return min(0.001 * updates, 0.5)
 
 

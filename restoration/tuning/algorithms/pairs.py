@@ -62,7 +62,7 @@ def mine_pairs(
     if min_probability > 0 and probabilities is None:
         raise ValueError(f"min_probability={min_probability} needs probabilities=; `pair_probabilities` makes them")
     if not 0 < share <= 0.5:
-        raise ValueError(f"share={share}: above 0, at most 0.5, or winners would be losers too")
+        raise ValueError(f"share={share}: must be above 0 and at most 0.5, or winners would be losers too")
     scores = with_finite_best(torch.tensor(scores, dtype=torch.float64)).tolist()
     order = sorted((k for k, score in enumerate(scores) if math.isfinite(score)), key=lambda k: (-scores[k], k))
     if len(order) < 2:

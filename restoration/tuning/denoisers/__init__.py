@@ -1,1 +1,1 @@
-"""One file a family of pipelines; see `restoration.tuning.denoisers.base`."""
+"""One file per family of pipelines; see `restoration.tuning.denoisers.base`."""

@@ -31,7 +31,9 @@ def build(
     Raises ValueError for a number out of range, and for several ControlNets.
     """
     if scale < 1 or not 0 < strength <= 1:
-        raise ValueError(f"scale={scale}, strength={strength}: at least 1, and above 0 up to 1")
+        raise ValueError(
+            f"scale={scale}, strength={strength}: scale must be at least 1, strength above 0 and at most 1"
+        )
     if not hasattr(pipeline.controlnet, "controlnet_cond_embedding"):
         raise ValueError(f"{type(pipeline.controlnet).__name__}: give a pipeline with a single ControlNet")
     if control_scale is None:

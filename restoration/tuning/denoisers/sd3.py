@@ -24,7 +24,9 @@ def build(pipeline: Any, *, scale: int = 4, strength: float = 0.6) -> Denoiser:
     Raises ValueError for a scale below 1 or a strength outside (0, 1].
     """
     if scale < 1 or not 0 < strength <= 1:
-        raise ValueError(f"scale={scale}, strength={strength}: at least 1, and above 0 up to 1")
+        raise ValueError(
+            f"scale={scale}, strength={strength}: scale must be at least 1, strength above 0 and at most 1"
+        )
     return SD3Denoiser(pipeline, scale, strength)
 
 

@@ -82,7 +82,7 @@ class Monitor:
         the reward, or its labels, already know.
         """
         if len(examples) < MIN_IMAGES:
-            raise ValueError(f"{len(examples)} validation images: at least {MIN_IMAGES}, or limits mean nothing")
+            raise ValueError(f"{len(examples)} validation images: at least {MIN_IMAGES} are needed for limits")
         optimised = optimised_names(tuning.reward)
         for metric in find_metrics(config.metrics):
             if metric.name in optimised:

@@ -10,7 +10,7 @@ from restoration.tuning.sampler.parametrisation import noisy, target
 from restoration.tuning.sampler.rollout import Varied, encode
 
 Levels = tuple[Tensor, Tensor, Tensor]
-"""(times, alphas, sigmas), one number a row each, as `Schedule.draw` gives them."""
+"""(times, alphas, sigmas), one number per row each, as `Schedule.draw` gives them."""
 
 
 def denoising_errors(

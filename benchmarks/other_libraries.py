@@ -1,9 +1,9 @@
 """Other libraries' own loading code with our entries: each is installed into a throwaway folder and its tests are run.
 
-python benchmarks/doors.py [--only pyiqa trl ...] [--folder DIR] [--flow-factory CHECKOUT]
+python benchmarks/other_libraries.py [--only pyiqa trl ...] [--folder DIR] [--flow-factory CHECKOUT]
 
 The libraries are no dependencies, and pyiqa's licence is non-commercial. Flow-Factory is on no index: name a checkout
-of its repository; without one its test runs with a stand-in of its contract. Needs a network for pip.
+of its repository; without one its test runs with a stand-in for its interface. Needs a network for pip.
 """
 
 import argparse
@@ -27,15 +27,15 @@ INSTALLED = {
     "verl_omni": ("verl==0.9.1", "codetiming", "hydra-core", "omegaconf", "antlr4-python3-runtime==4.9.3", "tensordict",
                   "pyvers", "orjson", "cloudpickle"),
 }  # fmt: skip
-"""Requirements of each door beside this project's own; the first is the library."""
+"""Requirements of each library beside this project's own; the first is the library itself."""
 PRESENT = {
     "basicsr_train": "basicsr-fixed", "lpips": "lpips", "diffusers": "diffusers", "flow_factory": None, "ddpo": None,
 }  # fmt: skip
-"""Doors whose library this project brings, and those that have a stand-in of the contract."""
+"""Libraries that are dependencies, with their distribution; None: tested with a stand-in for the interface."""
 
 
 def install(name: str, folder: Path) -> Path:
-    """Install the library of a door into its folder, unless it is there; return the folder."""
+    """Install a library into its folder, unless it is there; return the folder."""
     target = folder / name
     if not target.is_dir():
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", target, *INSTALLED[name]]
@@ -54,7 +54,7 @@ def version_of(name: str, target: Path | None) -> str:
 
 
 def run_tests(name: str, paths: list[Path]) -> dict[str, object]:
-    """Run the tests of a door with more folders on the path; return how many passed, failed and were skipped."""
+    """Run the tests of a library with more folders on the path; return how many passed, failed and were skipped."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support"), *map(str, paths)])
     command = [
         sys.executable, "-m", "pytest", "-q", "--tb=short", "-m", "", "-p", "no:hydra_pytest",
@@ -71,7 +71,7 @@ def run_tests(name: str, paths: list[Path]) -> dict[str, object]:
 
 
 def main() -> int:
-    """Run the doors that were asked for and write the results."""
+    """Run the tests of the libraries that were asked for and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[*INSTALLED, *PRESENT], default=[*INSTALLED, *PRESENT])
     parser.add_argument("--folder", type=Path, help="keeps what pip installs, for the next run")
@@ -86,7 +86,7 @@ def main() -> int:
                 paths.append(args.flow_factory / "src")
             results[name] = {"library": version_of(name, target), **run_tests(name, paths)}
             print(name, results[name], file=sys.stderr)
-    write_result("doors", {"doors": results})
+    write_result("other_libraries", {"libraries": results})
     return int(any(found.get("failed") or found.get("error") or not found.get("passed") for found in results.values()))
 
 
