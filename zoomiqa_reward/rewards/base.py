@@ -144,18 +144,18 @@ def is_groupwise(reward: object) -> bool:
 
 
 def _has_groupwise_part(reward: object, seen: set[int]) -> bool:
-    for part in parts_of(reward):
-        if id(part) in seen:  # a reward may reach itself
+    for inner in parts_of(reward):
+        if id(inner) in seen:  # a reward may reach itself
             continue
-        seen.add(id(part))
-        member = getattr_static(part, "groupwise", None)
+        seen.add(id(inner))
+        member = getattr_static(inner, "groupwise", None)
         is_declared = member is not None and not isinstance(member, _Default)
-        if is_groupwise(part) if is_declared else _has_groupwise_part(part, seen):
+        if is_groupwise(inner) if is_declared else _has_groupwise_part(inner, seen):
             return True
     return False
 
 
-class NoReward(ZoomIQAError, TypeError):
+class NoReward(ZoomIQAError, ValueError):
     """An object that is used as a reward and is none, or does not keep to what a reward promises."""
 
 
