@@ -276,7 +276,7 @@ def train(config: GrpoConfig, datasets: Sequence[IqaDataset] | None = None) -> P
             f"images_per_step={config.images_per_step} must be a multiple of processes x images_per_rollout = "
             f"{world} x {config.images_per_rollout}"
         )
-    open_run(config, config.out, accelerator)
+    open_run(config, config.out, accelerator, [dataset.digest for dataset in datasets])
     trainer = Trainer(config, [select(dataset, config.part, seed=config.seed) for dataset in datasets], accelerator)
     state = RunState(config.out, accelerator, trainer.model, trainer.optimizer)
     start, is_main = state.load(), accelerator.is_main_process

@@ -26,6 +26,7 @@ from train_iqa.training.policy import save_policy
 from train_iqa.training.run_state import MetricLog, RunState, open_run
 from train_iqa.training.sft_config import ConversationSource, SftConfig
 from zoomiqa_reward.model.direct import trie_of
+from zoomiqa_reward.runs.digest import file_digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ def train(config: SftConfig) -> Path:
             f"rows_per_step={config.rows_per_step} must be a multiple of micro_rows x processes = "
             f"{config.micro_rows} x {world}"
         )
-    open_run(config, config.out, accelerator)
+    open_run(config, config.out, accelerator, [file_digest(source.path, size=16) for source in config.data])
     checkpoint = load_base(config.model, accelerator, config.tuning)
     plan, trie = _Plan(config, data, checkpoint), trie_of(checkpoint)
     model, optimizer = make_learner(

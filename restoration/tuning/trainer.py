@@ -42,6 +42,7 @@ from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.model.numerics import callers_precision
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.normalise import group_keys
+from zoomiqa_reward.runs.digest import digest, file_digest
 from zoomiqa_reward.runs.folder import bind
 from zoomiqa_reward.runs.json_lines import append_line, plain, read_lines, trim_lines, write_json
 from zoomiqa_reward.runs.outputs import part_folder
@@ -114,7 +115,7 @@ def tune(
     if state.is_main_process:
         bind(
             folder,
-            _settings(recipe, denoiser.module, reward, examples, validation),
+            _settings(recipe, source, denoiser.module, reward, examples, validation),
             key="settings",
             facts=lambda: {"finished": False},
         )
@@ -258,7 +259,7 @@ def _save_pipeline(tuning: Tuning, folder: Path) -> None:
 
 
 def _settings(
-    recipe: Recipe, module: torch.nn.Module, reward: Reward, examples: Sequence[Example],
+    recipe: Recipe, pipeline: Any, module: torch.nn.Module, reward: Reward, examples: Sequence[Example],
     validation: Sequence[Example] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what a run is made of: another one must not continue in its folder."""
@@ -270,5 +271,19 @@ def _settings(
 
     return recipe.settings() | {
         "weights": weights_digest(module), "reward": identity_of(reward),
+        "beside": {name: _state_of(component) for name, component in pipeline.components.items()
+                   if component is not module},
+        "pairs": None if (pairs := getattr(recipe.algorithm, "pairs_file", None)) is None else file_digest(pairs),
         "examples": digests(examples), "validation": None if validation is None else digests(validation),
     }  # fmt: skip
+
+
+def _state_of(component: Any) -> Any:
+    """Return what tells another autoencoder, text model or scheduler of a pipeline from this one."""
+    if isinstance(component, torch.nn.Module):
+        return weights_digest(component)
+    config = getattr(component, "config", None)
+    if config is None:
+        return type(component).__name__
+    shown = {name: value for name, value in dict(config).items() if not name.startswith("_")}  # no path, no version
+    return digest(type(component).__name__, repr(sorted(shown.items())))

@@ -124,6 +124,20 @@ def test_rejection_never_learns_it(broken, tmp_path, top):
         assert BLANK not in learned
 
 
+def test_rejection_learns_fewer_where_too_few_show_anything(tmp_path, monkeypatch):
+    whole = NanoDenoiser.decode
+
+    def decode(self, x0, condition):
+        images = whole(self, x0, condition)
+        shown = torch.arange(len(images)) < 2 if len(images) == SAMPLES else torch.ones(len(images))
+        return images * shown.float().view(-1, 1, 1, 1)
+
+    monkeypatch.setattr(NanoDenoiser, "decode", decode)
+    algorithm, rounds, _ = seeing(SFT, top=3)
+    run(algorithm, tmp_path)
+    assert [part.loss.args[2] for part in rounds[0].parts] == [[0, 1]] * IMAGES
+
+
 def test_dpo_pairs_it_as_the_loser_and_never_as_the_winner(broken, tmp_path):
     algorithm, _, prepared = seeing(DPO, share=0.25)
     run(algorithm, tmp_path)

@@ -5,10 +5,11 @@ layer (`toy_denoiser.py`), so every sum below is a few matrix products.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from toy_denoiser import BOTH, said, toy_tuning, weight_parts
+from toy_denoiser import BOTH, loudness, said, toy_tuning, weight_parts
 
 from restoration.tuning.algorithms import nft
 from restoration.tuning.algorithms.dpo import DPO
@@ -20,6 +21,7 @@ from restoration.tuning.context import Collected, LossTerm, Part
 from restoration.tuning.lora import OLD, POLICY, reference, tuners
 from restoration.tuning.sampler.rollout import draw_candidates, draw_piece
 from restoration.tuning.updates import Updates
+from zoomiqa_reward.rewards.metric import MetricReward
 
 ROUND = 3
 
@@ -278,3 +280,36 @@ def test_an_update_weighs_rows_alike_clips_above_0_and_not_at_0(tmp_path):
         assert found["noted"] == 4
         assert torch.allclose(updates.weights[0], before - 1e-2, atol=1e-4)  # AdamW's first step has this size
         assert torch.equal(updates.ema.averages[0], updates.weights[0].detach())
+
+
+def test_rounds_epochs_and_parts_have_noise_levels_of_their_own(tmp_path):
+    seeds = []
+
+    def loss(generator):
+        seeds.append(generator.initial_seed())
+        return LossTerm(updates.weights[0].sum(), 1, {})
+
+    updates = Updates(toy_tuning(tmp_path, epochs=2, learning_rate=1e-6))
+    for number in (0, 1):
+        updates.take(Collected(parts=[Part(loss=loss, example=None), Part(loss=loss, example=None)]), number)
+    assert len(seeds) == len(set(seeds)) == 8  # 2 rounds, 2 epochs, 2 parts
+
+
+def test_grpo_learns_from_other_steps_in_other_rounds(tmp_path):
+    tuning = toy_tuning(tmp_path, eta=0.8)
+    steps = [GRPO(loss_steps=1).collect(tuning, number).parts[0].loss.args[-1] for number in range(8)]
+    assert len(set(steps)) > 1
+
+
+def test_reward_gradient_counts_the_rows_that_were_measured(tmp_path):
+    """Rows weigh a part in its update: what could not be measured must not."""
+    asked = []
+
+    def fails_once(image):
+        asked.append(image)
+        return loudness(image) * (float("nan") if len(asked) == 1 else 1.0)
+
+    reward = MetricReward(fails_once, "loudness", True, (0, 1), differentiable=True)
+    tuning = replace(toy_tuning(tmp_path), reward=reward)
+    term = RewardGradient()._loss(tuning, tuning.examples[0], 3, torch.Generator().manual_seed(0))
+    assert (term.rows, term.report["failed"]) == (2, 1)

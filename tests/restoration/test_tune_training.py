@@ -31,7 +31,9 @@ from restoration.tuning.denoisers.base import denoiser_of
 from restoration.tuning.denoisers.nano import NanoDenoiser
 from restoration.tuning.lora import load_lora, tuners
 from restoration.tuning.sampler.denoising import random_noise, truth_error
+from restoration.tuning.trainer import _settings
 from zoomiqa_reward.rewards.metric import MetricReward
+from zoomiqa_reward.runs.settings import changes
 from zoomiqa_reward.runs.training_folder import RunFolder
 
 pytestmark = [
@@ -197,6 +199,21 @@ def test_killed_and_resumed_is_the_same_curve(name, tmp_path):
     assert [row["round"] for row in rows_of(halves.folder)] == [1, 2, 3]
     with pytest.raises(ValueError, match="holds another run"):
         run(algorithm, tmp_path / "halves", **(changes | {"learning_rate": 1.0}))
+
+
+def test_another_scheduler_and_other_pairs_under_the_same_name_are_another_run(tmp_path):
+    pairs = tmp_path / "pairs.parquet"
+
+    def settings(steps=100, content=b"a"):
+        pairs.write_bytes(content)
+        pipeline = nano()
+        pipeline.scheduler.register_to_config(num_train_timesteps=steps)
+        made = _settings(recipe_of(DPO(pairs_file=pairs)), pipeline, pipeline.unet, reward_of(), examples(), None)
+        return json.loads(json.dumps(made))
+
+    assert changes(settings(), settings()) == []
+    assert [line.split()[0] for line in changes(settings(), settings(steps=50))] == ["beside.scheduler"]
+    assert [line.split()[0] for line in changes(settings(), settings(content=b"b"))] == ["pairs"]
 
 
 def test_dpo_may_mind_the_winners_own_error_too(tmp_path):

@@ -12,6 +12,7 @@ from tiny import tiny_checkpoint
 
 from train_iqa import grpo, sft
 from train_iqa.rl.coverage import KlConfig
+from train_iqa.rl.objective import mismatch_weight
 from train_iqa.rl.resampling import ResamplingConfig
 from train_iqa.rl.rewards import RewardConfig
 from train_iqa.rows.completions import answer_logprobs, collate_completions
@@ -162,3 +163,8 @@ def test_sft_is_the_mean_over_the_tokens_that_are_learned(tmp_path):
     assert row["loss"] == pytest.approx(total / count, rel=1e-4)
     assert row["target_tokens"] == count
     assert row["grad_norm"] > 0
+
+
+def test_the_importance_weight_is_a_constant():
+    old = torch.zeros(2, requires_grad=True)
+    assert not mismatch_weight(old, torch.zeros(2), 2.0).requires_grad

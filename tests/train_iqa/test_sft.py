@@ -138,6 +138,11 @@ def test_a_continued_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, monkeypa
         assert torch.equal(values, states[1]["weights"][name]), name
     with pytest.raises(ValueError, match="learning_rate was"):
         sft.train(config(tmp_path, "parts", tuning=tuning, learning_rate=1e-3))
+    again = config(tmp_path, "parts", tuning=tuning)
+    file = again.data[0].path
+    file.write_bytes(b"".join(reversed(file.read_bytes().splitlines(keepends=True))))  # other bytes, the same name
+    with pytest.raises(ValueError, match=r"contents\.data was"):
+        sft.train(again)
 
 
 @pytest.mark.integration

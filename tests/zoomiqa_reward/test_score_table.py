@@ -165,6 +165,22 @@ def test_a_table_of_the_user_stays(capsys, folder, counting, suffix):
     assert row["rating"] is None
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_the_table_of_another_command_stays(capsys, folder, counting, suffix):
+    """Both are ours: hours of `score` must not go for a `compare`, and `score` cannot go on with such a table."""
+    counting()
+    table = folder / f"out.{suffix}"
+    write_table(table, [{"name": "a", "a": 1.0, "b": 2.0, "a_file": "a.png"}])
+    before = table.read_bytes()
+    assert run(capsys, "score", str(folder), "--out", str(table))[0] == 1
+    with pytest.raises(OutputError, match="table of another command"):
+        claim_table(table, column="sha256")
+    assert table.read_bytes() == before
+    assert claim_table(table, column="a_file") == table
+    assert run(capsys, "score", str(folder), "--out", str(table), "--overwrite")[0] != 1
+    assert all("sha256" in row and "a_file" not in row for row in read_table(table))
+
+
 def test_a_damaged_table_is_named(folder):
     for name, text in (("a.jsonl", '{"made_by": "zoomiqa-reward"}\n{"im'), ("b.parquet", "PAR1xx")):
         (folder / name).write_text(text)

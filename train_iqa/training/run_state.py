@@ -15,7 +15,9 @@ import json
 import math
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from train_iqa.training.policy import TrainedWeights
+from zoomiqa_reward.model.checkpoint import embedded
+from zoomiqa_reward.model.fingerprint import hash_folder
 from zoomiqa_reward.runs.folder import bind
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, trim_lines, write_json
 from zoomiqa_reward.runs.outputs import part_folder
@@ -74,10 +78,12 @@ class RunState:
         return self.folder.folder / f"sharded-{step:08d}"
 
 
-def open_run(config: Any, folder: Path, accelerator: Accelerator) -> None:
+def open_run(config: Any, folder: Path, accelerator: Accelerator, data: Sequence[str]) -> None:
     """Write `run.json` (configuration, command, commit, versions), or check that the folder holds this very run.
 
-    Raises ValueError where the folder belongs to a run of another configuration: its curve could not be continued.
+    data: digests of what is learned from. They and the files of a checkpoint in a folder are compared too: the same
+    path may hold other bytes by now. Raises ValueError where the folder belongs to a run of another configuration or
+    other contents: its curve could not be continued.
     """
 
     def facts() -> dict[str, Any]:
@@ -86,8 +92,16 @@ def open_run(config: Any, folder: Path, accelerator: Accelerator) -> None:
 
     if accelerator.is_main_process or (folder / "run.json").exists():
         settings = json.loads(json.dumps(asdict(config), default=str))
+        settings["contents"] = {"data": list(data), "model": _contents_of(config.model.name)}
         bind(folder, settings, key="config", free=FREE_FIELDS, facts=facts)
     accelerator.wait_for_everyone()
+
+
+def _contents_of(model: str) -> str | None:
+    """Return a digest of the files of a model in a folder, or of an embedded one; None for one of the hub."""
+    inside = Path(str(resources.files("zoomiqa_reward"))) / "checkpoints" / model
+    folder = inside if model in embedded() else Path(model)
+    return hash_folder(folder) if folder.is_dir() else None
 
 
 DIGITS = 6

@@ -51,7 +51,7 @@ def score(
     rank, launched = inputs.launched_processes()
     shared = shared or launched > 1
     if out is not None:
-        claim_table(out, inputs=files, overwrite=overwrite)
+        claim_table(out, column="sha256", inputs=files, overwrite=overwrite)
     if out is None and (shared or ray):
         raise ValueError("several processes share their work through the table; name it with --out")
     if out is not None and ray:

@@ -48,10 +48,11 @@ class ScoreTable:
     _others: list[dict[str, Any]] = field(default_factory=list)
 
     def open(self, files: Sequence[str]) -> None:
-        """Read what is there. Raises OutputError for a damaged table."""
+        """Read what is there; with `overwrite` another table than ours goes. Raises OutputError for a damaged table."""
         given = set(files)
         self._before, self._others = {}, []
-        for row in (typed_row(row) for row in read_table(self.path)):
+        ours = [row for row in read_table(self.path) if "sha256" in row]
+        for row in map(typed_row, ours):
             if row["valid"]:
                 self._before[row["sha256"], row["fingerprint"]] = row
             if row["image"] not in given:

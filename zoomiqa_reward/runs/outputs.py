@@ -148,7 +148,7 @@ def made_here(path: Path) -> bool:
     """Whether this program made the file: an image by its `Software` field, a table by `made_by`, a protocol file."""
     if path.suffix.lower() in (".jsonl", ".csv", ".parquet"):
         with contextlib.suppress(Exception):  # whatever a reader raises: it is not ours
-            return _first_row(path)[MADE_BY] == SOFTWARE
+            return first_row(path)[MADE_BY] == SOFTWARE
         return False
     if path.suffix.lower() == ".json":
         with contextlib.suppress(OSError, ValueError):
@@ -164,7 +164,7 @@ def made_here(path: Path) -> bool:
     return False
 
 
-def _first_row(path: Path) -> dict[str, object]:
+def first_row(path: Path) -> dict[str, object]:
     """Return the first row of a table; raises what its reader does."""
     if path.suffix.lower() == ".parquet":
         from pyarrow import parquet

@@ -14,16 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from zoomiqa_reward.runs.json_lines import plain
-from zoomiqa_reward.runs.outputs import MADE_BY, SOFTWARE, OutputError, claim_file, replacing
+from zoomiqa_reward.runs.outputs import MADE_BY, SOFTWARE, OutputError, claim_file, first_row, replacing
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 _EXTRA = "pip install 'zoomiqa-reward[restoration]'"
 
 
-def claim_table(path: str | os.PathLike[str], *, inputs: Sequence[object] = (), overwrite: bool = False) -> Path:
+def claim_table(
+    path: str | os.PathLike[str], *, inputs: Sequence[object] = (), overwrite: bool = False, column: str | None = None
+) -> Path:
     """Return the path of a table that may be written; call it before the work.
 
-    Raises OutputError as `claim_file` does, for another suffix, and for Parquet where pyarrow is not installed.
+    column: one that only this command's tables have, so that no hour of another command's results is replaced.
+    Raises OutputError as `claim_file` does, for another command's table, for another suffix, and for Parquet where
+    pyarrow is not installed.
     """
     target = Path(path)
     if target.suffix.lower() not in SUFFIXES:
@@ -33,7 +37,12 @@ def claim_table(path: str | os.PathLike[str], *, inputs: Sequence[object] = (), 
         )
     if _is_parquet(target):
         _parquet()
-    return claim_file(target, inputs=inputs, overwrite=overwrite)
+    claim_file(target, inputs=inputs, overwrite=overwrite)
+    if column is not None and target.exists() and not overwrite and column not in first_row(target):
+        raise OutputError(
+            f"{target}: holds the table of another command; name another output, or allow it with --overwrite"
+        )
+    return target
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], *, overwrite: bool = False) -> None:
