@@ -87,6 +87,24 @@ def test_named_files_and_modules_exist(page):
     assert missing == []
 
 
+OTHERS = {
+    "abc.py", "h11_impl.py", "http_util.py", "import_utils.py", "inference_model.py", "loader.py", "multi.py",
+    "proxy.py", "reward_processor.py", "visual.py",
+}  # fmt: skip
+"""Files of other projects that docstrings name as their source."""
+
+
+def test_files_that_docstrings_name_exist():
+    files = [
+        file for package in ("zoomiqa_reward", "restoration", "train_iqa") for file in (ROOT / package).rglob("*.py")
+    ]
+    ours = {file.name for folder in ("benchmarks", "examples", "tests") for file in (ROOT / folder).rglob("*.py")}
+    ours |= {file.name for file in files}
+    named = [(file, name) for file in files for name in re.findall(r"`[\w/]*?(\w+\.py)`", file.read_text("utf-8"))]
+    assert len(named) > 50
+    assert [(file.name, name) for file, name in named if name not in ours | OTHERS] == []
+
+
 def test_these_tests_can_fail(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("```python\nassert False\n```\n\n```text\nno\n```\n\n```sh\nzoomiqa score x\n```\n")

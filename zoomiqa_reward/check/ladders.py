@@ -5,8 +5,8 @@ each is used without resampling, because a reduced photograph is sharper than re
 
 A ladder is one photograph that is damaged step by step, each step worse than the last, so its order is known. Five
 ladders are damage that restorers leave or make. The sixth, `detail`, is like a pool of best-of-N: candidates for
-**one** low-quality image, from the photograph itself down to its plain bicubic enlargement. They have in common what the
-low-quality image shows, and differ in how much of the lost detail they hold.
+**one** low-quality image, from the photograph itself down to its plain bicubic enlargement. They share
+what the low-quality image shows, and differ in how much of the lost detail they hold.
 
 Four more ladders (`WORSENINGS`) start from an image that is bad already. There a judge gains most from damage that it
 takes for detail: grain on a soft image, edges around blocks and grain. Soft images are not sharpened, because a little
