@@ -28,7 +28,8 @@ from restoration.restorer.loading import RestorerSource
 from restoration.restorer.restorer import Restorer
 from restoration.restorer.rng import candidate_seed
 from restoration.selection.best_of_n import best_of_n, settings_of
-from restoration.selection.candidate_loop import CandidateSource, pixels_digest
+from restoration.selection.candidate_loop import CandidateSource
+from restoration.selection.candidates import pixels_digest
 from restoration.selection.result import BestOfN, open_run, settings_in
 from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, to_pil
 from zoomiqa_reward.model.quality_map import QualityMap, quality_map

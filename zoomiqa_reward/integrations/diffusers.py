@@ -28,7 +28,7 @@ from zoomiqa_reward.images.loading import ImageSources
 from zoomiqa_reward.model.draws import own_draws
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.model.shared_state import Undo, shared_change
-from zoomiqa_reward.rewards.base import Reward
+from zoomiqa_reward.rewards.base import Reward, ask
 
 _IN_SIGMAS = (
     "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler",
@@ -82,7 +82,7 @@ def score_steps(
             with torch.no_grad(), own_draws(0):
                 x0 = predicted_x0(scheduler, output, given["model_output"], given["timestep"], given["sample"])
                 images = decode(x0) if decode is not None else decoded(pipe, x0)
-                scores = reward(images.float(), lq=lq, hr=hr, prompts=prompts)
+                scores = ask(reward, images.float(), lq=lq, hr=hr, prompts=prompts)
             results.append(StepScore(step=count, timestep=float(given["timestep"]), scores=scores))
         count += 1
 

@@ -224,8 +224,8 @@ class ScoreRow:
         """Return the answer that a reply holds. Raises ServingError (bad_reply) for anything else."""
         try:
             value, std, error = fields["value"], fields["std"], fields["error"]
-            if fields["valid"] is True and error is None and math.isfinite(value):
-                return cls(value=float(value), std=as_float(std), valid=True)
+            if fields["valid"] is True and error is None and not math.isnan(as_float(value)):
+                return cls(value=as_float(value), std=as_float(std), valid=True)
             if fields["valid"] is False and value is None and isinstance(error["type"], str):
                 return cls(error={key: error[key] for key in ("type", "message", "retryable")})
         except (KeyError, TypeError, ValueError):
