@@ -70,6 +70,8 @@ def test_links_lead_somewhere(page):
 
 
 FILES = re.compile(r"`((?:zoomiqa_reward|restoration|train_iqa|benchmarks|examples|tests|docs)/[\w./-]+\.\w+)`")
+SHORT = re.compile(r"`(\w+/\w+\.py)`")
+"""A file by its folder and name."""
 MODULES = re.compile(r"`((?:zoomiqa_reward|restoration|train_iqa)(?:\.[a-z]\w*)+)\b")
 
 
@@ -78,6 +80,9 @@ def test_named_files_and_modules_exist(page):
     """A path in backticks is a file; a dotted name is a module, or what a module holds."""
     text = page.read_text(encoding="utf-8")
     assert [path for path in FILES.findall(text) if not (ROOT / path).exists()] == []
+    assert [
+        path for path in SHORT.findall(text) if not any(ROOT.glob(f"*/{path}")) and not (ROOT / path).exists()
+    ] == []
     missing = []
     for dotted in MODULES.findall(text):
         try:
