@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from zoomiqa_reward.model.text_server.client import NotOffered, RequestFailed, ServerError, ServerRefused
     from zoomiqa_reward.protocol.answers import AnswerError
     from zoomiqa_reward.protocol.spec import ProtocolError
-    from zoomiqa_reward.rewards.base import GroupwiseError
+    from zoomiqa_reward.rewards.base import GroupwiseError, NoReward
     from zoomiqa_reward.rewards.score_store import CacheError
     from zoomiqa_reward.runs.outputs import OutputError
     from zoomiqa_reward.runs.settings import AnotherRun
@@ -42,6 +42,7 @@ _HOMES = {
     "FingerprintError": "serving.errors",
     "GroupwiseError": "rewards.base",
     "ImageError": "images.loading",
+    "NoReward": "rewards.base",
     "NotOffered": "model.text_server.client",
     "OutputError": "runs.outputs",
     "PromptError": "model.inputs",
@@ -63,6 +64,7 @@ __all__ = [
     "FingerprintError",
     "GroupwiseError",
     "ImageError",
+    "NoReward",
     "NotOffered",
     "OutputError",
     "PromptError",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from restoration.evaluation import statistics
 from restoration.evaluation.records import NO_REFERENCE, NOT_LOADED, ImageRecord
@@ -16,6 +17,7 @@ from restoration.evaluation.statistics import Array, Interval
 from restoration.metrics.conditioned import ConditionedReward
 from restoration.metrics.registry import METRICS
 from zoomiqa_reward.rewards.base import Reward, labels_of, walk
+from zoomiqa_reward.rewards.normalise import with_finite_best
 from zoomiqa_reward.rewards.restorations import PREFIX
 from zoomiqa_reward.runs.json_lines import plain
 
@@ -164,6 +166,7 @@ class _Pools:
         """Return the images whose candidates are all there under every getter, and an (images, n) array for each.
 
         A candidate of -inf is there: it becomes 1 below the least of its image. An image without any other is left out.
+        An infinitely good one stands above the best finite one of its image.
         """
         kept, rows = [], []
         for name in self.names:
@@ -171,6 +174,7 @@ class _Pools:
             values = np.array([[get(record) for record in table] for get in getters], dtype=np.float64)
             for row in values:
                 row[row == -math.inf] = min(row[row > -math.inf], default=math.nan) - 1
+                row[:] = with_finite_best(torch.from_numpy(row)).numpy()
             if len(table) == len(self._seeds) and np.isfinite(values).all():
                 kept.append(name)
                 rows.append(values)

@@ -23,7 +23,7 @@ from restoration.metrics.paired_scores import Fidelity, PairedReward, fidelity_o
 from zoomiqa_reward.images.loading import ImageSource, ImageSources, split_images
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
-from zoomiqa_reward.rewards.base import Reward, ask, needed_inputs
+from zoomiqa_reward.rewards.base import Reward, ask, fingerprint_of, needed_inputs
 from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.rewards.normalise import group_keys
 from zoomiqa_reward.runs.settings import identity_of
@@ -99,7 +99,7 @@ class ConditionedReward(PairedReward):
     def fingerprint(self) -> str:
         """Covers the quality, the fidelity, gamma and the form."""
         fidelity: object = self._given_fingerprint or self.fidelity or ("lr_consistency", self.blur_px)
-        return state_digest("conditioned", self.quality.fingerprint, fidelity, float(self.gamma), self.form)
+        return state_digest("conditioned", fingerprint_of(self.quality), fidelity, float(self.gamma), self.form)
 
     @property
     def identity(self) -> dict[str, object]:

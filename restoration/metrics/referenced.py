@@ -12,14 +12,12 @@ so FSIM, VIF, PSNR and SSIM stay free to judge. The form is this project's.
 import math
 from collections.abc import Sequence
 
-import torch
-
 from restoration.metrics.fidelity import haarpsi
 from restoration.metrics.paired_scores import Fidelity, PairedReward, fidelity_of_pairs, joined_errors, metric_names
 from zoomiqa_reward.images.loading import ImageSources, split_images
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
-from zoomiqa_reward.rewards.base import Reward, ask, needed_inputs
+from zoomiqa_reward.rewards.base import Reward, ask, fingerprint_of, needed_inputs
 from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.runs.settings import identity_of
 
@@ -55,7 +53,7 @@ class ReferencedReward(PairedReward):
     @property
     def fingerprint(self) -> str:
         """Covers the quality and the fidelity."""
-        return state_digest("referenced", self.quality.fingerprint, self._given_fingerprint or self.fidelity)
+        return state_digest("referenced", fingerprint_of(self.quality), self._given_fingerprint or self.fidelity)
 
     @property
     def identity(self) -> dict[str, object]:
@@ -88,6 +86,6 @@ class ReferencedReward(PairedReward):
         value = low + f * (quality.value - low)
         info = {"fidelity": f.detach().tolist(), "quality": quality.value.detach().tolist()}
         return Scores(
-            value=value, valid=torch.isfinite(value.detach()), std=f.detach() * quality.std,
+            value=value, valid=~value.detach().isnan() & (value.detach() != -math.inf), std=f.detach() * quality.std,
             errors=joined_errors({"quality": quality, "fidelity": fidelity}, len(sources)), info=info,
         )  # fmt: skip

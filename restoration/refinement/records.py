@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from restoration.refinement.regions import ZoomRequest
+from restoration.selection.candidates import read_scored
 from zoomiqa_reward.model.turns import PixelBox
 from zoomiqa_reward.runs.json_lines import as_float, plain
 
@@ -61,8 +62,7 @@ class Round:
             return self.held
         if self.file is None:
             raise ValueError(f"round {self.number} made no image: {self.reason}")
-        with Image.open(self.file) as image:
-            return image.convert("RGB")
+        return read_scored(self.file, self.pixels)
 
     def has_image(self) -> bool:
         """Return whether `image` has something to give."""

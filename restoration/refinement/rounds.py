@@ -28,7 +28,8 @@ from restoration.restorer.loading import RestorerSource
 from restoration.restorer.restorer import Restorer
 from restoration.restorer.rng import candidate_seed
 from restoration.selection.best_of_n import best_of_n, settings_of
-from restoration.selection.candidate_loop import CandidateSource, pixels_digest
+from restoration.selection.candidate_loop import CandidateSource
+from restoration.selection.candidates import pixels_digest
 from restoration.selection.result import BestOfN, open_run, settings_in
 from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, to_pil
 from zoomiqa_reward.model.quality_map import QualityMap, quality_map
@@ -223,9 +224,9 @@ class Refining:
     def _attempt(
         self, seed: int, region: Region, texts: dict[str, str], current: Image.Image
     ) -> tuple[Attempt, Image.Image | None]:
-        """Restore the region once; return what it is worth and the whole image with it.
+        """Restore the region once; return the attempt and the whole image with it.
 
-        A region that came back without content is no attempt: inside the whole image nobody would notice by a rule.
+        A region that lost its content is no attempt: the rule would not find it inside the whole image.
         """
         source = region.cut(self.image)
         try:

@@ -25,7 +25,7 @@ from restoration.selection.result import BestOfN, open_run, write_artefacts
 from zoomiqa_reward.errors import UnknownState
 from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, to_pil
 from zoomiqa_reward.images.sheet_entry import RATING_TIE
-from zoomiqa_reward.rewards.base import Reward, find_part
+from zoomiqa_reward.rewards.base import Reward, find_part, require_reward
 from zoomiqa_reward.rewards.restorations import PREFIX
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 from zoomiqa_reward.runs.digest import digest
@@ -80,6 +80,7 @@ def best_of_n(
         )
     stages = [reward] if cascade is None else [reward, cascade.reward]
     for stage in stages:
+        require_reward(stage)
         if "hr" in stage.needs and hr is None:
             raise ValueError(f"reward {stage.name!r} needs hr=")
     image = load_image(image_lq).detach().cpu()

@@ -12,14 +12,13 @@ from torch import Tensor
 from restoration.restorer.image_io import RestorationError
 from restoration.restorer.restorer import Restored
 from restoration.restorer.rng import candidate_seed
-from restoration.selection.candidates import Candidate, Explanation, ranked
+from restoration.selection.candidates import Candidate, Explanation, pixels_digest, ranked
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.result import DrawFolder
 from zoomiqa_reward.images.loading import load_image, to_pil
-from zoomiqa_reward.rewards.base import Reward, is_groupwise
+from zoomiqa_reward.rewards.base import Reward, fingerprint_of, is_groupwise
 from zoomiqa_reward.rewards.restorations import ask_restorations
-from zoomiqa_reward.runs.digest import digest
-from zoomiqa_reward.runs.json_lines import as_float
+from zoomiqa_reward.runs.json_lines import as_float, plain
 from zoomiqa_reward.runs.progress import progress as progress_of
 
 
@@ -111,12 +110,12 @@ class CandidateLoop:
         for candidate, answer in zip(finalists, together, strict=True):
             row = None
             if self.folder is not None and answer is None:
-                row = self.folder.cascaded.get((candidate.index, reward.fingerprint))
+                row = self.folder.cascaded.get((candidate.index, fingerprint_of(reward)))
             if row is None:
                 answer = answer or self._ask(reward, candidate.image, candidate.prompt)
                 why = None if answer.explanation is None else asdict(answer.explanation)
-                score = None if answer.error else answer.score
-                key = None if self.folder is None else reward.fingerprint
+                score = None if answer.error else plain(answer.score)
+                key = None if self.folder is None else fingerprint_of(reward)
                 row = {"index": candidate.index, "reward": key, "score": score, "error": answer.error,
                        "explanation": why}  # fmt: skip
                 if self.folder is not None:
@@ -263,8 +262,3 @@ _PENDING = RewardAnswer(math.nan, math.nan, "not scored yet: the run ended befor
 def _scored(answer: RewardAnswer) -> dict[str, Any]:
     return {"score": answer.score, "std": answer.std, "valid": answer.error is None, "error": answer.error,
             "explanation": answer.explanation}  # fmt: skip
-
-
-def pixels_digest(image: Image.Image) -> str:
-    """Return 16 hex digits of the size and pixels of an RGB image."""
-    return digest(f"{image.size}", image.tobytes())

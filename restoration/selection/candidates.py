@@ -11,6 +11,7 @@ from PIL import Image
 from zoomiqa_reward.images.sheet_entry import rationale_line
 from zoomiqa_reward.model.ratings import Assessment
 from zoomiqa_reward.model.turns import Box, PixelBox
+from zoomiqa_reward.runs.digest import digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,19 +85,39 @@ class Candidate:
 
     @property
     def image(self) -> Image.Image:
-        """The RGB image, from memory or from its PNG file. Raises ValueError if it was not kept or never made."""
+        """The RGB image, from memory or from its PNG file.
+
+        Raises ValueError if it was not kept or never made, and if the file holds another image than was scored.
+        """
         if self.held is not None:
             return self.held
         if self.pixels is None:
             raise ValueError(f"candidate {self.index} has no image: {self.error}")
         if self.file is None:
             raise ValueError(f"candidate {self.index} was not kept, others were better; pass out=DIR or a larger keep=")
-        with Image.open(self.file) as image:
-            return image.convert("RGB")
+        return read_scored(self.file, self.pixels)
 
     def has_image(self) -> bool:
         """Return whether `image` is available."""
         return self.held is not None or (self.pixels is not None and self.file is not None)
+
+
+def read_scored(file: Path, pixels: str | None) -> Image.Image:
+    """Return the RGB image of a file. Raises ValueError unless it is the one that was scored. pixels: its digest."""
+    why = f"{file}: is not the image that was made and scored"
+    try:
+        with Image.open(file) as opened:
+            image = opened.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{why} ({error}); put it back or use another folder") from error
+    if pixels is not None and pixels_digest(image) != pixels:
+        raise ValueError(f"{why}; put it back or use another folder")
+    return image
+
+
+def pixels_digest(image: Image.Image) -> str:
+    """Return 16 hex digits of the size and pixels of an RGB image."""
+    return digest(f"{image.size}", image.tobytes())
 
 
 def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -111,7 +132,7 @@ def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
     """
 
     def strength(candidate: Candidate) -> tuple[bool, float, float]:
-        has_cascade = math.isfinite(candidate.cascade_score)
+        has_cascade = not math.isnan(candidate.cascade_score)  # infinitely good is a score
         return has_cascade, candidate.cascade_score if has_cascade else 0.0, candidate.score
 
     measured = [k for k, item in enumerate(candidates) if item.valid]

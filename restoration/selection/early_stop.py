@@ -44,6 +44,8 @@ class EarlyStop:
         if not scores_by_source or any(len(scores) < self.min_draws for scores in scores_by_source):
             return False
         best = max(max(scores) for scores in scores_by_source)
+        if best == math.inf:
+            return True  # nothing is better
         return all(expected_improvement(scores, best) < self.min_gain for scores in scores_by_source)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zoomiqa_reward.images.loading import ImageError, ImageSource
 from zoomiqa_reward.model.ratings import Scores
-from zoomiqa_reward.rewards.base import Reward, is_groupwise
+from zoomiqa_reward.rewards.base import Reward, ask, is_groupwise, require_reward
 
 ON_INVALID = ("nan", "raise")
 
@@ -44,6 +44,7 @@ def score_batch(
     taken under their keys if the reward needs them. prompts: one text per image, or None.
     Raises ValueError for images of another form, and for what the reward needs and is not there.
     """
+    require_reward(reward)
     sources = batch_images(images)
     sides: dict[str, list[ImageSource] | None] = {"hr": None, "lq": None}
     wanted = reward.needs | ({"lq"} if is_groupwise(reward) else set())  # equal low-quality images are a group
@@ -58,8 +59,7 @@ def score_batch(
         texts = [str(prompt) for prompt in prompts]
     elif "prompts" in reward.needs:
         raise ValueError(f"reward {reward.name!r} needs prompts: pass a list with one text per image")
-    with torch.no_grad():
-        return reward(sources, lq=sides["lq"], hr=sides["hr"], prompts=texts)
+    return ask(reward, sources, lq=sides["lq"], hr=sides["hr"], prompts=texts)
 
 
 def batch_images(images: object) -> list[ImageSource]:

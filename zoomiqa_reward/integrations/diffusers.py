@@ -1,7 +1,7 @@
-"""Watch a diffusers pipeline think: score the image that each denoising step is heading for.
+"""Scores during sampling: of the clean image that a diffusers pipeline predicts at each denoising step.
 
 `score_steps` wraps `pipe.scheduler.step`, which every pipeline calls, whether or not it offers callbacks. After a step
-the predicted clean sample x0 is decoded and scored; the pipeline gets what it would have got, bit for bit. Nothing is
+the predicted clean sample x0 is decoded and scored; the output of the pipeline does not change, bit for bit. Nothing is
 imported from diffusers: what is used of it are `step`, its output's fields, and the scheduler's tables.
 
 x0 is the scheduler's own (`pred_original_sample`, or `denoised`) where its output has it. Else, with a and s the
@@ -28,7 +28,7 @@ from zoomiqa_reward.images.loading import ImageSources
 from zoomiqa_reward.model.draws import own_draws
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.model.shared_state import Undo, shared_change
-from zoomiqa_reward.rewards.base import Reward
+from zoomiqa_reward.rewards.base import Reward, ask
 
 _IN_SIGMAS = (
     "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler",
@@ -82,7 +82,7 @@ def score_steps(
             with torch.no_grad(), own_draws(0):
                 x0 = predicted_x0(scheduler, output, given["model_output"], given["timestep"], given["sample"])
                 images = decode(x0) if decode is not None else decoded(pipe, x0)
-                scores = reward(images.float(), lq=lq, hr=hr, prompts=prompts)
+                scores = ask(reward, images.float(), lq=lq, hr=hr, prompts=prompts)
             results.append(StepScore(step=count, timestep=float(given["timestep"]), scores=scores))
         count += 1
 

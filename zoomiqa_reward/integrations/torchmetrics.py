@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from zoomiqa_reward.images.loading import ImageSources
-from zoomiqa_reward.rewards.base import Reward, require_pointwise
+from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
 
 try:
     from torchmetrics import Metric
@@ -56,8 +56,7 @@ class ZoomIQAMetric(Metric):  # type: ignore[misc] # torchmetrics is not followe
         target: their references, lq: their low-quality images, for a reward that needs them; others ignore them.
         Raises ValueError where the reward needs what is missing.
         """
-        with torch.no_grad():
-            scores = self.reward(preds, lq=lq, hr=target)
+        scores = ask(self.reward, preds, lq=lq, hr=target)
         valid = scores.valid.to(self.total.device)
         value = scores.value.detach().to(self.total.device, torch.float64)
         self.total += value[valid].sum()

@@ -84,7 +84,7 @@ def rank(
     measured, failed = [index for index in plain.order if index not in plain.invalid], plain.invalid
     means = ratings.mean.tolist()
     surely = order_by_pairs(_pair_judge(iqa_or_reward, images, ratings), measured, confidence)
-    gap = means[surely.order[0]] - means[surely.order[1]] if len(measured) > 1 else math.nan
+    gap = _lead(means[surely.order[0]], means[surely.order[1]]) if len(measured) > 1 else math.nan
     return Ranking(
         order=(*surely.order, *failed), ratings=ratings, gap=gap, ties=surely.ties, tie_margin=0.0,
         sureness=surely.sureness, questions=surely.questions,
@@ -104,7 +104,7 @@ def ranking_of(ratings: Ratings, tie_margin: float = 0.01, kappa: float = 0.0) -
     keys = [mean - kappa * std if kappa > 0 else mean for mean, std in zip(means, stds, strict=True)]
     measured = sorted((index for index, ok in enumerate(valid) if ok), key=lambda index: -keys[index])
     failed = [index for index, ok in enumerate(valid) if not ok]
-    gap = keys[measured[0]] - keys[measured[1]] if len(measured) > 1 else math.nan
+    gap = _lead(keys[measured[0]], keys[measured[1]]) if len(measured) > 1 else math.nan
     margin = max(tie_margin, 2 * ratings.tolerance)  # either of two ratings may be off by that much
     ties = _ties(measured, keys, margin)
     return Ranking(order=(*measured, *failed), ratings=ratings, gap=gap, ties=ties, tie_margin=margin)
@@ -156,11 +156,16 @@ def _each(given: ImageSources | None, sources: Sequence[ImageSource]) -> list[Im
     return listed * len(sources) if len(listed) == 1 else listed
 
 
+def _lead(better: float, worse: float) -> float:
+    """Return how far one value lies above another; 0 for two that are infinitely good."""
+    return 0.0 if better == worse else better - worse
+
+
 def _ties(order: Sequence[int], keys: Sequence[float], margin: float) -> tuple[tuple[int, ...], ...]:
     groups: list[list[int]] = []
     for index in order:
         # float32 values: two ratings exactly `margin` apart must not be split by rounding
-        if groups and keys[groups[-1][-1]] - keys[index] <= margin + 1e-6:
+        if groups and _lead(keys[groups[-1][-1]], keys[index]) <= margin + 1e-6:
             groups[-1].append(index)
         else:
             groups.append([index])

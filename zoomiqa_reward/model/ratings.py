@@ -61,6 +61,7 @@ class TermScores(TypedDict):
 class Scores:
     """Scores of a batch of images by a reward. Higher is always better.
 
+    Numbers of another dtype become float32.
     NaN is never a measurement. An entry whose value is NaN is not valid, whatever was passed, and the value of an
     entry that is not valid is NaN.
     """
@@ -84,6 +85,11 @@ class Scores:
         if not self.value.shape == self.std.shape == self.valid.shape or self.value.ndim != 1:
             shapes = [tuple(t.shape) for t in (self.value, self.std, self.valid)]
             raise ValueError(f"value, std and valid must all be [batch], not {shapes}")
+        for name in ("value", "std"):
+            if getattr(self, name).dtype != torch.float32:
+                object.__setattr__(self, name, getattr(self, name).to(torch.float32))
+        if self.valid.dtype != torch.bool:
+            object.__setattr__(self, "valid", self.valid.bool())
         missing = self.value.detach().isnan()
         valid = self.valid.to(missing.device) & ~missing
         if not torch.equal(valid, self.valid.to(missing.device)):

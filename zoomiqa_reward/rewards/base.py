@@ -8,9 +8,10 @@ too: the functions below apply the same defaults to them.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from inspect import signature
+from inspect import Parameter, getattr_static, signature
 from typing import Any, Generic, Self, TypeVar, overload
 
 import torch
@@ -22,6 +23,7 @@ from zoomiqa_reward.model.gradients import require_graph
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.identity import state_digest
+from zoomiqa_reward.rewards.members import find_members
 
 NEEDS = frozenset({"lq", "hr", "prompts"})
 REQUIRED = ("name", "score_range", "differentiable", "deterministic", "needs")
@@ -77,7 +79,7 @@ class Reward(ABC):
     @_Default
     def parts(self) -> tuple["Reward", ...]:
         """The rewards that make up this one; by default those among its attributes."""
-        return tuple(_find_members(self, _is_reward))
+        return tuple(find_members(self, _is_reward))
 
     @_Default
     def modules(self) -> tuple[nn.Module, ...]:
@@ -90,7 +92,7 @@ class Reward(ABC):
 
         Such a reward takes `groups=`, one hashable per image. Its values must not be cached or compared between calls.
         """
-        return any(is_groupwise(part) for part in parts_of(self))
+        return _has_groupwise_part(self, {id(self)})
 
     @_Default
     def labels(self) -> frozenset[str]:
@@ -108,10 +110,16 @@ class Reward(ABC):
         """Return one score per image, in order."""
 
 
+def fingerprint_of(reward: Reward) -> str:
+    """Return a reward's fingerprint, also of an object that is no subclass of `Reward`. Raises UnknownState."""
+    declared = getattr(reward, "fingerprint", None)
+    return state_digest(reward) if declared is None else str(declared)
+
+
 def parts_of(reward: object) -> tuple["Reward", ...]:
     """Return the parts of a reward, also of an object that is no subclass of `Reward`."""
     parts = getattr(reward, "parts", None)
-    return tuple(_find_members(reward, _is_reward)) if parts is None else tuple(parts)
+    return tuple(find_members(reward, _is_reward)) if parts is None else tuple(parts)
 
 
 def walk(reward: Reward) -> Iterator[Reward]:
@@ -129,12 +137,70 @@ def walk(reward: Reward) -> Iterator[Reward]:
 
 def is_groupwise(reward: object) -> bool:
     """Return whether a reward's values are relative to a group: by its member `groupwise`, else by its parts."""
-    declared = getattr(reward, "groupwise", None)
-    return any(is_groupwise(part) for part in parts_of(reward)) if declared is None else bool(declared)
+    member = getattr_static(reward, "groupwise", None)
+    if member is None or isinstance(member, _Default):
+        return _has_groupwise_part(reward, {id(reward)})
+    return bool(getattr(reward, "groupwise", False))
+
+
+def _has_groupwise_part(reward: object, seen: set[int]) -> bool:
+    for inner in parts_of(reward):
+        if id(inner) in seen:  # a reward may reach itself
+            continue
+        seen.add(id(inner))
+        member = getattr_static(inner, "groupwise", None)
+        is_declared = member is not None and not isinstance(member, _Default)
+        if is_groupwise(inner) if is_declared else _has_groupwise_part(inner, seen):
+            return True
+    return False
+
+
+class NoReward(ZoomIQAError, ValueError):
+    """An object that is used as a reward and is none, or does not keep to what a reward promises."""
+
+
+def require_reward(candidate: object) -> None:
+    """Raise NoReward for an object that is no reward, with the way out; `needs` and the orientation are looked at."""
+    _require_promises(candidate)
+    if missing := missing_members(candidate):
+        raise NoReward(f"{_name(candidate)} is no reward: it lacks {', '.join(missing)}; {_WAY_OUT}")
+
+
+def _require_promises(candidate: Any) -> None:
+    """As `require_reward`, but members that the caller does not use may be missing."""
+    name = _name(candidate)
+    if isinstance(candidate, type):
+        raise NoReward(f"{name} is a class: pass an object of it, {name}(...)")
+    if not callable(candidate):
+        raise NoReward(f"{name} is no reward: it lacks __call__; {_WAY_OUT}")
+    accepted = signature(candidate).parameters
+    takes_all = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in accepted.values())
+    if not takes_all and (absent := sorted(NEEDS - accepted.keys())):
+        raise NoReward(f"{name} is no reward: it lacks the arguments {', '.join(absent)}; {_WAY_OUT}")
+    if getattr(candidate, "higher_is_better", True) is False:
+        raise NoReward(
+            f"reward {name!r} says higher_is_better=False, but the values of a reward are always better the higher "
+            "they are: return negated values, or wrap the metric with MetricReward(..., higher_is_better=False)"
+        )
+    needs: Any = getattr(candidate, "needs", frozenset())
+    if not isinstance(needs, set | frozenset) or not needs <= NEEDS:
+        raise NoReward(f"reward {name!r}: needs={needs!r} must be a set of {', '.join(sorted(NEEDS))}")
+
+
+_WAY_OUT = "wrap a function of an image with MetricReward(fn, name, higher_is_better, score_range), or subclass Reward"
+
+
+def _name(reward: object) -> str:
+    name = getattr(reward, "name", None)
+    return name if isinstance(name, str) else str(getattr(reward, "__name__", type(reward).__name__))
 
 
 def require_pointwise(reward: Reward, why: str) -> None:
-    """Raise GroupwiseError for a reward whose values have no meaning alone. why: how the caller uses a value."""
+    """Raise GroupwiseError for a reward whose values have no meaning alone. why: how the caller uses a value.
+
+    Raises NoReward for an object that is no reward.
+    """
+    require_reward(reward)
     if is_groupwise(reward):
         raise GroupwiseError(
             f"reward {reward.name!r} compares each image with its group, but {why}: give every Term "
@@ -185,69 +251,87 @@ def ask(
     takes it; others tell groups by lq and the prompts.
     Raises ValueError where a gradient is wanted of a reward that is not differentiable or that cuts the graph.
     """
+    _require_promises(reward)
     options: dict[str, Any] = {}
     accepted = signature(reward.__call__).parameters
     if groups is not None and is_groupwise(reward) and "groups" in accepted:
         options["groups"] = groups
     if not grad:
-        with torch.no_grad():
-            return _honest(reward(images, lq=lq, hr=hr, prompts=prompts, **options))
+        with torch.no_grad(), _unchanged(reward, images, lq, hr):
+            scores = reward(images, lq=lq, hr=hr, prompts=prompts, **options)
+        return _honest(reward, scores, len(split_images(images)))
     if not reward.differentiable:
         raise ValueError(f"grad=True: reward {reward.name!r} is not differentiable; leave it out or pass grad=False")
     if "grad" in accepted:
         options["grad"] = True
-    scores = _honest(reward(images, lq=lq, hr=hr, prompts=prompts, **options))
+    with _unchanged(reward, images, lq, hr):
+        scores = reward(images, lq=lq, hr=hr, prompts=prompts, **options)
+    scores = _honest(reward, scores, len(split_images(images)))
     require_graph(reward.name, scores.value, scores.valid)
     return scores
 
 
-def _honest(scores: Scores) -> Scores:
-    """Return scores in which NaN is not valid. `Scores` sees to it when made, but tensors may be changed afterwards."""
+def _honest(reward: Reward, scores: Any, count: int) -> Scores:
+    """Return scores in which NaN is not valid. `Scores` sees to it when made, but tensors may be changed afterwards.
+
+    Raises NoReward for anything but `Scores` with one value per image: a value must not go to another image.
+    """
+    if not isinstance(scores, Scores):
+        raise NoReward(
+            f"reward {_name(reward)!r} returned {type(scores).__name__}: return Scores(value=..., valid=..., std=...), "
+            "or wrap a function of one image with MetricReward"
+        )
+    if len(scores) != count:
+        raise NoReward(f"reward {_name(reward)!r} returned {len(scores)} values for {count} images: return one each")
     return replace(scores) if bool((scores.valid & scores.value.detach().isnan()).any()) else scores
+
+
+@contextmanager
+def _unchanged(reward: Reward, *given: ImageSources | None) -> Iterator[None]:
+    """Raise NoReward at the end if the tensors that were given have been changed in place.
+
+    What is asked next would get other images, and the caller keeps them.
+    """
+    tensors = [item for source in given if source is not None for item in _tensors(source)]
+    before = [tensor._version for tensor in tensors]
+    yield
+    if [tensor._version for tensor in tensors] != before:
+        raise NoReward(
+            f"reward {_name(reward)!r} changes the images that it is given: work on a copy, image.clone(), and use no "
+            "operation in place on them (x += 1, x.clamp_())"
+        )
+
+
+def _tensors(source: ImageSources) -> list[Tensor]:
+    sources = [source] if isinstance(source, Tensor) else source if isinstance(source, list | tuple) else []
+    return [item for item in sources if isinstance(item, Tensor) and not item.is_inference()]
 
 
 def missing_members(candidate: object) -> list[str]:
     """Return which members an object lacks to be used as a reward; nothing for a reward."""
-    lacks = [member for member in REQUIRED if not hasattr(candidate, member)]
+    # A property that raises is there: asking it says what is wrong.
+    lacks = [
+        member for member in REQUIRED
+        if not hasattr(candidate, member) and not hasattr(type(candidate), member)
+    ]  # fmt: skip
     return lacks if callable(candidate) else [*lacks, "__call__"]
 
 
 def _networks(owner: object) -> Iterator[nn.Module]:
     """Yield the networks among an object's attributes, those of quality models included."""
-    for value in _find_members(owner, lambda value: isinstance(value, nn.Module) or hasattr(value, "checkpoint")):
+    for value in find_members(owner, lambda value: isinstance(value, nn.Module) or hasattr(value, "checkpoint")):
         network = value if isinstance(value, nn.Module) else getattr(value.checkpoint, "model", None)
         if isinstance(network, nn.Module):
             yield network
 
 
 def _label_metrics(owner: object) -> Iterator[str]:
-    for model in _find_members(owner, lambda value: hasattr(getattr(value, "protocol", None), "label_metrics")):
+    for model in find_members(owner, lambda value: hasattr(getattr(value, "protocol", None), "label_metrics")):
         yield from model.protocol.label_metrics
 
 
 def _is_reward(value: Any) -> bool:
     return not isinstance(value, type | nn.Module | Tensor) and not missing_members(value)
-
-
-def _find_members(owner: object, wanted: Callable[[Any], bool]) -> Iterator[Any]:
-    """Yield what is wanted among an object's attributes, also inside lists, tuples, dictionaries and dataclasses."""
-    try:
-        attributes = vars(owner)
-    except TypeError:
-        return
-    yield from _search(attributes.values(), wanted, depth=3)
-
-
-def _search(values: Iterable[Any], wanted: Callable[[Any], bool], depth: int) -> Iterator[Any]:
-    for value in values:
-        if wanted(value):
-            yield value
-        elif depth and isinstance(value, list | tuple | set | frozenset):
-            yield from _search(value, wanted, depth - 1)
-        elif depth and isinstance(value, dict):
-            yield from _search(value.values(), wanted, depth - 1)
-        elif depth and hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
-            yield from _search((getattr(value, key, None) for key in value.__dataclass_fields__), wanted, depth - 1)
 
 
 def needed_inputs(reward: Reward, count: int, **given: Any) -> dict[str, list[Any]]:

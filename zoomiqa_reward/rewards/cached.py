@@ -18,7 +18,7 @@ from torch import Tensor
 from zoomiqa_reward.images.loading import ImageError, ImageSource, ImageSources, load_image, split_images
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
-from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
+from zoomiqa_reward.rewards.base import Reward, ask, fingerprint_of, require_pointwise, require_reward
 from zoomiqa_reward.rewards.normalise import hash_pixels
 from zoomiqa_reward.rewards.score_store import CacheError, ScoreStore
 from zoomiqa_reward.runs.settings import identity_of
@@ -72,10 +72,11 @@ class CachedReward(Reward):
         Raises ValueError for a reward that is random, GroupwiseError for one whose values are relative to a group, and
         UnknownState for one whose state cannot be read.
         """
+        require_reward(reward)
         if not reward.deterministic:
             raise ValueError(f"reward {reward.name!r} is random: a cache would repeat one draw forever; give it a seed")
         require_pointwise(reward, "no key of a cache can hold a group: cache its terms instead")
-        _ = reward.fingerprint  # raises UnknownState here, not after the first measurement
+        _ = fingerprint_of(reward)  # raises UnknownState here, not after the first measurement
         self.reward = reward
         self.name, self.score_range, self.needs = reward.name, reward.score_range, reward.needs
         self.differentiable, self.deterministic = reward.differentiable, True
@@ -85,7 +86,7 @@ class CachedReward(Reward):
     @property
     def fingerprint(self) -> str:
         """The fingerprint of the reward: the cache changes no value."""
-        return str(self.reward.fingerprint)
+        return fingerprint_of(self.reward)
 
     @property
     def identity(self) -> dict[str, object]:
@@ -143,7 +144,7 @@ class CachedReward(Reward):
         return Scores(value=value, valid=~value.isnan(), std=std, errors=errors, info=info)
 
     def _window(self, sources: list[ImageSource], given: dict[str, list[Any]]) -> list[tuple[float, float, str | None]]:
-        asked = (self.reward.fingerprint,)
+        asked = (fingerprint_of(self.reward),)
         keys: list[bytes | str] = []
         """A key, or why there is none."""
         loaded: dict[bytes, tuple[Tensor, dict[str, Any]]] = {}
@@ -182,9 +183,8 @@ class CachedReward(Reward):
         if not missing:
             return {}, {}
         names = next(iter(missing.values()))[1]
-        others = {name: [pair[1][name] for pair in missing.values()] for name in names}
-        with torch.no_grad():
-            scores = self.reward([image for image, _ in missing.values()], **others)
+        others: dict[str, Any] = {name: [pair[1][name] for pair in missing.values()] for name in names}
+        scores = ask(self.reward, [image for image, _ in missing.values()], **others)
         new, errors = {}, {}
         values, stds = scores.value.detach().cpu().tolist(), scores.std.detach().cpu().tolist()
         for index, key in enumerate(missing):

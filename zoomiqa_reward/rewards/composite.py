@@ -10,9 +10,16 @@ from torch import Tensor, nn
 from zoomiqa_reward.images.loading import ImageSource, ImageSources, split_images
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores, TermScores
-from zoomiqa_reward.rewards.base import Reward, ask, is_groupwise, modules_of
+from zoomiqa_reward.rewards.base import Reward, ask, fingerprint_of, is_groupwise, modules_of, require_reward
 from zoomiqa_reward.rewards.identity import state_digest
-from zoomiqa_reward.rewards.normalise import METHODS, group_index, group_keys, normalised, variance_shares
+from zoomiqa_reward.rewards.normalise import (
+    METHODS,
+    group_index,
+    group_keys,
+    normalised,
+    variance_shares,
+    with_finite_bests,
+)
 from zoomiqa_reward.runs.settings import identity_of
 
 
@@ -27,6 +34,7 @@ class Term:
     """`z`, `minmax`, `quantile` or `raw`; see `normalise.normalised`."""
 
     def __post_init__(self) -> None:
+        require_reward(self.reward)
         if self.normalise not in METHODS:
             raise ValueError(f"normalise={self.normalise!r}: must be one of {', '.join(METHODS)}")
         if not 0 <= self.weight < math.inf:
@@ -74,7 +82,7 @@ class CompositeReward(Reward):
     def fingerprint(self) -> str:
         """Covers the fingerprint, weight and normalisation of every term."""
         return state_digest(
-            "composite", [(term.reward.fingerprint, float(term.weight), term.normalise) for term in self.terms]
+            "composite", [(fingerprint_of(term.reward), float(term.weight), term.normalise) for term in self.terms]
         )
 
     @property
@@ -132,7 +140,8 @@ class CompositeReward(Reward):
             for term_scores in scores
         ]
         rescaled = [
-            normalised(term_scores, index, term.normalise) for term_scores, term in zip(raw, self.terms, strict=True)
+            normalised(with_finite_bests(term_scores, index), index, term.normalise)
+            for term_scores, term in zip(raw, self.terms, strict=True)
         ]
         parts = torch.stack(
             [term.weight * term_scores if term.weight > 0 else torch.zeros_like(term_scores)

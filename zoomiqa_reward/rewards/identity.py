@@ -147,7 +147,7 @@ class _Walker:
 
     def _beside(self, value: Any, usual: tuple[type, ...], where: str) -> bytes:
         """Digest what an object of a subclass holds beside its content: attributes, and the subclass's code."""
-        state = _attributes(value)
+        state = attributes_of(value)
         kind = b"" if type(value) in usual else self.digest(type(value), where)
         return _hash(kind, *(_hash(key, self.digest(item, f"{where}.{key}")) for key, item in sorted(state.items())))
 
@@ -288,7 +288,7 @@ class _Walker:
             raise UnknownState(_advice(where, value))
         if not hasattr(value, "__dict__") and not hasattr(type(value), "__slots__"):
             raise UnknownState(_advice(where, value))
-        state = _attributes(value)
+        state = attributes_of(value)
         items = [_hash(key, self.digest(item, f"{where}.{key}")) for key, item in sorted(state.items())]
         return _hash("object", self.digest(type(value), where), *items)
 
@@ -318,7 +318,7 @@ def _members(kind: type) -> Iterator[tuple[str, Any]]:
         yield name, member
 
 
-def _attributes(value: Any) -> dict[str, Any]:
+def attributes_of(value: Any) -> dict[str, Any]:
     """Return an object's attributes, those in slots included."""
     state: dict[str, Any] = dict(getattr(value, "__dict__", {}))
     for kind in type(value).__mro__:

@@ -15,7 +15,7 @@ from zoomiqa_reward.images.loading import ImageError, ImageSource, ImageSources,
 from zoomiqa_reward.model.gradients import require_gradient, require_graph
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
-from zoomiqa_reward.rewards.base import NEEDS, Reward, needed_inputs
+from zoomiqa_reward.rewards.base import NEEDS, Reward, needed_inputs, require_pointwise
 from zoomiqa_reward.rewards.identity import state_digest
 
 
@@ -44,7 +44,8 @@ class MetricReward(Reward):
         fingerprint: by default it is computed from the state of fn each time: code, closures, attributes, arrays and
         weights in memory. It does not cover files that fn reads; then pass a text that names them. If the state
         cannot be read, the property raises UnknownState.
-        Raises ValueError for unknown needs or an empty range.
+        Raises ValueError for unknown needs or an empty range; GroupwiseError where fn asks a reward that compares
+        images within a group, because fn gets one image at a time.
         """
         low, high = score_range
         if not low < high:
@@ -59,6 +60,7 @@ class MetricReward(Reward):
         self.differentiable = differentiable
         self.deterministic = deterministic
         self._given_fingerprint = fingerprint
+        require_pointwise(self, "a metric gets one image at a time")
 
     @property
     def fingerprint(self) -> str:

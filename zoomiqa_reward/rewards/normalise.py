@@ -2,7 +2,8 @@
 
 Without it the reward with the largest spread takes all of the advantage. Groups are told apart by the pixels of the
 low-quality image and the prompt: by the prompt alone, different images that share a caption would be one group.
-Every function leaves NaN where there was no measurement, and takes its statistics from the others.
+Every function leaves NaN where there was no measurement, and takes its statistics from the others. An infinitely good
+value, such as the PSNR of equal images, becomes the best of its group by `with_finite_best` before.
 """
 
 import math
@@ -88,6 +89,37 @@ def normalised(values: Tensor, groups: Tensor, method: str = "z") -> Tensor:
         return quantile.to(values.dtype)
     scaled = (values - offset.to(values.dtype)) * scale.to(values.dtype)
     return scaled + 0.5 * (scale == 0) if method == "minmax" else scaled
+
+
+def with_finite_bests(values: Tensor, groups: Tensor) -> Tensor:
+    """Return the values [batch] with plus infinity as a number, each group's as `with_finite_best` says. No graph."""
+    detached = values.detach()
+    if not bool((detached == math.inf).any()):
+        return values
+    result = detached.clone()
+    for number in sorted(set(groups.tolist())):
+        members = groups.to(result.device) == number
+        result[members] = with_finite_best(result[members])
+    return torch.where(detached == math.inf, result, values)
+
+
+def with_finite_best(group_values: Tensor) -> Tensor:
+    """Return a group's values with plus infinity as a number: above the best finite value by the group's range.
+
+    By at least 5 % of that best value, and always above it. Statistics of infinity would be NaN for the whole group.
+
+    >>> with_finite_best(torch.tensor([20.0, math.inf, 30.0]))
+    tensor([20., 40., 30.])
+    """
+    is_perfect = group_values == math.inf
+    if not bool(is_perfect.any()):
+        return group_values
+    finite = group_values[torch.isfinite(group_values)]
+    if not len(finite):
+        return torch.where(is_perfect, torch.zeros_like(group_values), group_values)
+    best = float(finite.max())
+    step = max(best - float(finite.min()), 0.05 * abs(best), 1e-3)
+    return torch.where(is_perfect, torch.full_like(group_values, best + step), group_values)
 
 
 def variance_shares(parts: Tensor, groups: Tensor) -> list[float]:

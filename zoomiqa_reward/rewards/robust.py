@@ -21,7 +21,7 @@ from zoomiqa_reward.images.loading import ImageError, ImageSource, ImageSources,
 from zoomiqa_reward.model.gradients import require_gradient
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
-from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
+from zoomiqa_reward.rewards.base import Reward, ask, fingerprint_of, require_pointwise
 from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.runs.settings import identity_of
 
@@ -83,7 +83,7 @@ class RobustReward(Reward):
     def fingerprint(self) -> str:
         """Covers the wrapped reward and everything about the copies."""
         how = (self.copies, SHIFT_PX, ZOOM, NOISE, QUALITY)
-        return state_digest("robust", how, self.reward.fingerprint)
+        return state_digest("robust", how, fingerprint_of(self.reward))
 
     @property
     def identity(self) -> dict[str, object]:

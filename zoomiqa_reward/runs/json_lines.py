@@ -1,6 +1,6 @@
 """Files that survive a kill: a line of JSON counts once its newline is on the disk, other files appear whole.
 
-JSON has no NaN: `plain` writes numbers that are not finite as null, and `as_float` reads null as NaN.
+JSON has no NaN: `plain` writes NaN as null and infinity as a text, and `as_float` reads both back.
 """
 
 import json
@@ -71,19 +71,23 @@ def write_json(file: Path, content: Any, indent: int = 2, *, overwrite: bool = F
 
 
 def plain(value: Any) -> Any:
-    """Return a value for JSON: numbers that are not finite become None, tuples lists, in any depth.
+    """Return a value for JSON, in any depth: NaN becomes None, infinity a text, a tuple a list.
 
-    >>> plain({"reward": math.nan, "seeds": (3, 4)})
-    {'reward': None, 'seeds': [3, 4]}
+    An infinitely good score is no missing one: read back as NaN, it would be the worst.
+
+    >>> plain({"reward": math.nan, "psnr": math.inf, "seeds": (3, 4)})
+    {'reward': None, 'psnr': 'Infinity', 'seeds': [3, 4]}
     """
     if isinstance(value, dict):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
-def as_float(value: float | None) -> float:
+def as_float(value: float | str | None) -> float:
     """Return a number that `plain` wrote, NaN for None."""
     return math.nan if value is None else float(value)
 

@@ -23,17 +23,24 @@ def identity_of(part: Any) -> dict[str, Any]:
     Its member `identity` where it has one, else its name; with its fingerprint. Raises UnknownState.
     """
     identity = getattr(part, "identity", None) or {"name": part.name}
-    plain: dict[str, Any] = json.loads(json.dumps({**identity, "fingerprint": part.fingerprint}, default=str))
+    plain: dict[str, Any] = json.loads(json.dumps({**identity, "fingerprint": _fingerprint_of(part)}, default=str))
     return plain
 
 
 def fingerprint_if_known(part: Any) -> str | None:
     """Return the fingerprint of a reward, or None where its state cannot be read: for reports that nothing resumes."""
     try:
-        fingerprint: str = part.fingerprint
+        return _fingerprint_of(part)
     except UnknownState:
         return None
-    return fingerprint
+
+
+def _fingerprint_of(part: Any) -> str:
+    """Return the fingerprint that a reward, model or restorer declares, else that of its state. Raises UnknownState."""
+    from zoomiqa_reward.rewards.identity import state_digest  # it needs this package
+
+    declared = getattr(part, "fingerprint", None)
+    return state_digest(part) if declared is None else str(declared)
 
 
 def refuse_another_run(folder: Path, before: dict[str, Any], now: dict[str, Any], free: Collection[str] = ()) -> None:

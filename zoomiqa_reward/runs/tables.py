@@ -7,6 +7,7 @@ A table is written whole and in one step, so a kill leaves the one before. Every
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,9 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]], *, overwrite: bool =
     with replacing(path, overwrite=overwrite) as half:
         if _is_parquet(path):
             arrow, parquet = _parquet()
-            texts = [{key: _utf8(value) for key, value in row.items()} for row in content]
+            texts = [
+                {key: _cell(value, rows[k].get(key)) for key, value in row.items()} for k, row in enumerate(content)
+            ]
             parquet.write_table(arrow.Table.from_pylist(texts), half)
             return
         text = _csv(content) if path.suffix.lower() == ".csv" else "".join(f"{json.dumps(row)}\n" for row in content)
@@ -80,8 +83,10 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _utf8(value: Any) -> Any:
-    """Return a text that Arrow can hold: bytes of a file name that are no UTF-8 are escaped."""
+def _cell(value: Any, number: Any) -> Any:
+    """Return what Arrow can hold: infinity as the number, bytes of a file name that are no UTF-8 escaped."""
+    if isinstance(number, float) and math.isinf(number):
+        return number
     if isinstance(value, str):
         return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return value

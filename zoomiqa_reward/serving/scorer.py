@@ -5,6 +5,7 @@ calls at once would share cores, and another number of threads may change the la
 """
 
 import asyncio
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,8 +16,7 @@ import torch
 from torch import Tensor
 
 from zoomiqa_reward.images.loading import ImageError
-from zoomiqa_reward.rewards.base import Reward, optimised_names, require_pointwise
-from zoomiqa_reward.runs.json_lines import plain
+from zoomiqa_reward.rewards.base import Reward, ask, fingerprint_of, optimised_names, require_pointwise
 from zoomiqa_reward.serving.spec import RewardSpec
 from zoomiqa_reward.serving.wire import ScoreItem, ScoreRow
 
@@ -51,12 +51,12 @@ class Scorer:
         return {
             "name": reward.name,
             "higher_is_better": True,
-            "score_range": plain(reward.score_range),
+            "score_range": [end if math.isfinite(end) else None for end in reward.score_range],
             "deterministic": reward.deterministic,
             "needs": sorted(reward.needs),
             "labels": sorted(optimised_names(reward)),
-            "fingerprint": reward.fingerprint,
-            "fingerprint_batched": self._batched.fingerprint,
+            "fingerprint": fingerprint_of(reward),
+            "fingerprint_batched": fingerprint_of(self._batched),
             "threads": self._threads,
             "reward": self._spec.as_json(),
             "versions": {name: version(name) for name in ("zoomiqa-reward", "torch", "transformers")},
@@ -69,6 +69,7 @@ class Scorer:
 
     def _score(self, items: Sequence[ScoreItem], batched: bool) -> list[Answer]:
         reward = self._batched if batched else self._strict
+        fingerprint = fingerprint_of(reward)
         loaded: dict[int, dict[str, Tensor]] = {}
         rows: list[ScoreRow] = [ScoreRow()] * len(items)
         for index, item in enumerate(items):
@@ -79,7 +80,7 @@ class Scorer:
         if loaded:
             for index, row in zip(loaded, self._measure(reward, items, loaded), strict=True):
                 rows[index] = row
-        return [Answer(row=row, fingerprint=reward.fingerprint) for row in rows]
+        return [Answer(row=row, fingerprint=fingerprint) for row in rows]
 
     def _measure(
         self, reward: Reward, items: Sequence[ScoreItem], loaded: dict[int, dict[str, Tensor]]
@@ -89,8 +90,7 @@ class Scorer:
         }
         if "prompts" in reward.needs:
             given["prompts"] = [items[index].prompt for index in loaded]
-        with torch.no_grad():
-            scores = reward([parts["image"] for parts in loaded.values()], **given)
+        scores = ask(reward, [parts["image"] for parts in loaded.values()], **given)
         return [
             _row(*values)
             for values in zip(

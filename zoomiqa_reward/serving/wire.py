@@ -1,8 +1,8 @@
 """The format of requests and replies, simple enough to write a client in any language.
 
 A request's body is **one safetensors file** (8 bytes little-endian length, a JSON header, raw data). Tensors are named
-by the image's place: `0`, `1`, ...; what it was made from and what it should be, for rewards that need them, `lq.0`
-and `hr.0`. Each is one of
+by the image's index: `0`, `1`, ...; for rewards that need them, its low-quality image is `lq.0` and its reference
+`hr.0`. Each is one of
 
 - `F32` of shape [3, H, W] or [1, H, W]: RGB or grey in [0, 1], the pixels as they are;
 - `U8` of shape [N]: the N bytes of a PNG file.
@@ -224,8 +224,8 @@ class ScoreRow:
         """Return the answer that a reply holds. Raises ServingError (bad_reply) for anything else."""
         try:
             value, std, error = fields["value"], fields["std"], fields["error"]
-            if fields["valid"] is True and error is None and math.isfinite(value):
-                return cls(value=float(value), std=as_float(std), valid=True)
+            if fields["valid"] is True and error is None and not math.isnan(as_float(value)):
+                return cls(value=as_float(value), std=as_float(std), valid=True)
             if fields["valid"] is False and value is None and isinstance(error["type"], str):
                 return cls(error={key: error[key] for key in ("type", "message", "retryable")})
         except (KeyError, TypeError, ValueError):

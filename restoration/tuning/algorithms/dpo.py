@@ -28,6 +28,7 @@ from restoration.tuning.sampler.denoising import denoising_errors, expected_targ
 from restoration.tuning.sampler.rollout import Varied, convert_prediction, draw_candidates, draw_piece, encode, score
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.model.pairs import pair_probabilities
+from zoomiqa_reward.rewards.base import fingerprint_of
 from zoomiqa_reward.rewards.normalise import group_keys
 from zoomiqa_reward.runs.progress import progress
 
@@ -144,7 +145,7 @@ class DPO:
                 check_failures(scores, tuning.config.max_failure_rate)
                 pairs += mine_pairs(
                     [float(v) if ok else float("nan") for v, ok in zip(scores.value, scores.valid, strict=True)],
-                    drawn.seeds, lr_hash=drawn.keys[0], prompt=example.prompt, reward=tuning.reward.fingerprint,
+                    drawn.seeds, lr_hash=drawn.keys[0], prompt=example.prompt, reward=fingerprint_of(tuning.reward),
                     share=self.share, min_probability=self.min_probability,
                     probabilities=pair_probabilities(scores) if self.min_probability > 0 else None,
                 )  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.model.ratings import Scores
-from zoomiqa_reward.rewards.normalise import FLAT, group_index
+from zoomiqa_reward.rewards.normalise import FLAT, group_index, with_finite_best
 
 SATURATED_STD, SATURATED_MEAN = 0.05, 0.9
 """A group above this mean and below this spread (both as shares of the reward's range) has nothing left to learn.
@@ -70,8 +70,8 @@ def group_advantages(
     advantages, tied, saturated = torch.full_like(values, math.nan), 0, 0
     index = group_index(list(keys))
     for number in index.unique().tolist():
-        members = (index == number) & valid
-        group_values = values[members]
+        members = (index == number) & valid & (values != -math.inf)
+        group_values = with_finite_best(values[members])
         spread = float(group_values.std(correction=0)) if len(group_values) > 1 else 0.0
         if spread <= FLAT * max(1.0, abs(float(group_values.mean())) if len(group_values) else 1.0):
             tied += 1

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from zoomiqa_reward.images.loading import ImageSource, load_image
-from zoomiqa_reward.rewards.normalise import FLAT, group_keys
+from zoomiqa_reward.rewards.normalise import FLAT, group_keys, with_finite_best
 from zoomiqa_reward.runs.outputs import replacing
 
 FORMAT = 1
@@ -63,6 +63,7 @@ def mine_pairs(
         raise ValueError(f"min_probability={min_probability} needs probabilities=; `pair_probabilities` makes them")
     if not 0 < share <= 0.5:
         raise ValueError(f"share={share}: must be above 0 and at most 0.5, or winners would be losers too")
+    scores = with_finite_best(torch.tensor(scores, dtype=torch.float64)).tolist()
     order = sorted((k for k, score in enumerate(scores) if math.isfinite(score)), key=lambda k: (-scores[k], k))
     if len(order) < 2:
         return []

@@ -1,0 +1,187 @@
+"""What a reward of the user's promises is held to: orientation, one value each, no changed images, nothing hidden."""
+
+import functools
+
+import pytest
+import torch
+from tiny import make_image
+
+from restoration import Restorer
+from restoration.metrics.registry import as_reward
+from restoration.selection.best_of_n import Cascade, best_of_n
+from zoomiqa_reward import CachedReward, CompositeReward, MetricReward, RobustReward, Term, rank
+from zoomiqa_reward.errors import NoReward
+from zoomiqa_reward.model.ratings import Scores
+from zoomiqa_reward.rewards.base import GroupwiseError, Reward, ask, is_groupwise, modules_of, optimised_names
+
+IMAGES = [make_image(k, 40, 40) for k in range(3)]
+ABOVE = CompositeReward([Term(MetricReward(lambda image: float(image.mean()), "mean", True, (0, 1)), 1.0, "z")])
+"""Compares images within their group; read as a global below."""
+
+
+def scores_of(values):
+    value = torch.tensor(values)
+    return Scores(value=value, valid=torch.ones(len(value), dtype=torch.bool), std=torch.zeros(len(value)))
+
+
+class Bare:
+    """A wrapper that subclasses nothing and declares no more than it must."""
+
+    name, score_range, needs = "bare", (-9, 9), frozenset()
+    differentiable, deterministic = False, True
+
+
+class InClosure(Bare):
+    def __init__(self, inner):
+        self.call = lambda images, **given: inner(images, **given)
+
+    def __call__(self, images, lq=None, hr=None, prompts=None):
+        return self.call(images, lq=lq)
+
+
+class InSlot(Bare):
+    __slots__ = ("inner",)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __call__(self, images, lq=None, hr=None, prompts=None):
+        return self.inner(images, lq=lq)
+
+
+class InPartial(InClosure):
+    def __init__(self, inner):
+        self.call = functools.partial(inner)
+
+
+class InMethod(InClosure):
+    def __init__(self, inner):
+        self.call = inner.__call__
+
+
+class InGlobal(Bare):
+    def __init__(self, inner):
+        pass
+
+    def __call__(self, images, lq=None, hr=None, prompts=None):
+        return ABOVE(images, lq=lq)
+
+
+def in_class(inner):
+    class InClass(Bare):
+        held = inner
+
+        def __call__(self, images, lq=None, hr=None, prompts=None):
+            return self.held(images, lq=lq)
+
+    return InClass()
+
+
+WRAPPERS = [InClosure, InSlot, InPartial, InMethod, InGlobal, in_class]
+
+
+def three_levels():
+    """Restorers whose images are darker and brighter; the third is the brightest."""
+    return [
+        Restorer.from_pretrained(lambda image, by=by: image * by, name=f"times {by}", scale=1) for by in (0.5, 0.7, 0.9)
+    ]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_no_wrapper_hides_that_a_reward_compares(wrap, tmp_path):
+    """Asked about one image at a time, such a reward gives every candidate the value 0, and the first one wins."""
+    reward = wrap(ABOVE)
+    assert is_groupwise(reward)
+    assert best_of_n(three_levels(), IMAGES[0], reward, n=3, progress=False).best.index == 2
+    flat = MetricReward(lambda image: 0.0, "flat", True, (0, 1))
+    cascade = Cascade(reward=reward, top=3)
+    assert best_of_n(three_levels(), IMAGES[0], flat, n=3, progress=False, cascade=cascade).best.index == 2
+    for alone in (lambda: CachedReward(reward, tmp_path / "c.db"), lambda: RobustReward(reward)):
+        with pytest.raises(GroupwiseError):
+            alone()
+
+
+@pytest.mark.parametrize("wrap", [InClosure, InSlot, InPartial, InMethod, in_class])
+def test_no_wrapper_hides_a_network_or_the_metric_that_is_optimised(wrap):
+    network = torch.nn.Linear(1, 1)
+    inner = MetricReward(network, "niqe", False, (0, 100))
+    assert modules_of(wrap(inner)) == [network]
+    assert "niqe" in optimised_names(wrap(inner))
+
+
+def test_a_metric_cannot_ask_a_reward_that_compares():
+    with pytest.raises(GroupwiseError, match="one image at a time"):
+        MetricReward(lambda image: float(ABOVE([image], groups=[0]).value[0]), "inside", True, (-9, 9))
+
+
+def test_a_reward_may_hold_itself():
+    reward = InSlot(None)
+    reward.inner = InSlot(reward)
+    assert not is_groupwise(reward)
+
+
+def test_an_object_without_fingerprint_is_known_by_its_state(tmp_path):
+    first = best_of_n(
+        three_levels(), IMAGES[0], InClosure(as_reward("niqe")), n=3, out=tmp_path / "run", progress=False
+    )
+    again = best_of_n(
+        three_levels(), IMAGES[0], InClosure(as_reward("niqe")), n=3, out=tmp_path / "run", progress=False
+    )
+    assert [item.pixels for item in first.candidates] == [item.pixels for item in again.candidates]
+    with pytest.raises(ValueError, match="another run"):
+        best_of_n(three_levels(), IMAGES[0], in_class(as_reward("niqe")), n=3, out=tmp_path / "run", progress=False)
+
+
+class Broken(Reward):
+    name, score_range = "broken", (0, 1)
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __call__(self, images, lq=None, hr=None, prompts=None):
+        return self.answer(images)
+
+
+class Lower(Broken):
+    higher_is_better = False
+
+
+class Needy(Broken):
+    needs = ("hr",)
+
+
+def darkened(images):
+    for image in images:
+        image.mul_(0.5)
+    return scores_of([0.5] * len(images))
+
+
+BROKEN = {
+    "returned list": Broken(lambda images: [0.5] * len(images)),
+    "returned 1 values for 3 images": Broken(lambda images: scores_of([0.5])),
+    "changes the images": Broken(darkened),
+    "says higher_is_better=False": Lower(lambda images: scores_of([0.5] * len(images))),
+    "must be a set of hr, lq, prompts": Needy(lambda images: scores_of([0.5] * len(images))),
+    "is no reward: it lacks": lambda image: 0.5,
+    "is a class": Broken,
+}
+
+
+@pytest.mark.parametrize("words", BROKEN)
+def test_a_broken_promise_is_told(words, tmp_path):
+    reward = BROKEN[words]
+    for use in (
+        lambda: ask(reward, [image.clone() for image in IMAGES]),
+        lambda: rank(reward, [image.clone() for image in IMAGES]),
+        lambda: CompositeReward([Term(reward, 1.0, "raw")])([image.clone() for image in IMAGES]),
+        lambda: CachedReward(reward, tmp_path / "c.db")([image.clone() for image in IMAGES]),
+    ):
+        with pytest.raises(NoReward, match=words):
+            use()
+
+
+def test_scores_are_float32_whatever_a_reward_makes():
+    made = Scores(value=torch.tensor([1, 2]), valid=torch.tensor([1, 0]), std=torch.tensor([0.5, 0.5]).double())
+    assert made.value.dtype == made.std.dtype == torch.float32
+    assert made.valid.tolist() == [True, False]
+    assert made.value.isnan().tolist() == [False, True]
