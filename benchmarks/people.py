@@ -101,42 +101,52 @@ def figures(ratings: np.ndarray, opinions: list[Opinion], name: str) -> dict[str
     return found
 
 
+def baselines(args: argparse.Namespace, opinions: list[Opinion], known: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the ratings of NIQE and of the start for the `known` images, NaN for the others; measured once."""
+    cache = args.out / "baselines.json"
+    if not cache.exists():
+        chosen = [one for one, is_known in zip(opinions, known, strict=True) if is_known]
+        natural = [-niqe(load_image(one.image)) for one in tqdm(chosen, desc="NIQE")]
+        write_json(cache, {"rated": known.tolist(), "niqe": natural, "start": rate(args.start, chosen)}, overwrite=True)
+    cached = json.loads(cache.read_text())
+    if cached.pop("rated") != known.tolist():
+        raise SystemExit(f"{cache} is of other images: remove it, since more was run")
+    found = {name: np.full(len(opinions), np.nan) for name in cached}
+    for name, values in cached.items():
+        found[name][known] = values
+    return found
+
+
 def table(args: argparse.Namespace) -> None:
-    """Put the runs together and write the result."""
+    """Put the runs together and write the result: of folds, of families that were left out, or of both."""
     opinions = read_opinions(args.people)
     parts = [json.loads(file.read_text()) for file in sorted(args.out.glob("fold*.json"))]
-    if not parts:
-        raise SystemExit(f"{args.out} holds no fold's result: run the folds first")
+    left_out = {file.stem.removeprefix("without_"): json.loads(file.read_text())
+                for file in sorted(args.out.glob("without_*.json"))}  # fmt: skip
+    if not parts and not left_out:
+        raise SystemExit(f"{args.out} holds no result: run the folds, or leave a set out, first")
     crossed = np.full(len(opinions), np.nan)
     for part in parts:
         crossed[part["held"]] = part["ratings"]
-    rated = np.isfinite(crossed)
-    print(f"{int(rated.sum())} of {len(rated)} images are in a fold that was run")
-    cache = args.out / "baselines.json"
-    if not cache.exists():
-        chosen = [one for one, known in zip(opinions, rated, strict=True) if known]
-        natural = [-niqe(load_image(one.image)) for one in tqdm(chosen, desc="NIQE")]
-        write_json(cache, {"rated": rated.tolist(), "niqe": natural, "start": rate(args.start, chosen)}, overwrite=True)
-    cached = json.loads(cache.read_text())
-    if cached.pop("rated") != rated.tolist():
-        raise SystemExit(f"{cache} is of other images: remove it, since more folds were run")
-    ratings = {}
-    for name, values in cached.items():
-        ratings[name] = np.full(len(opinions), np.nan)
-        ratings[name][rated] = values
-    ratings["crossed"] = crossed
+    known = np.isfinite(crossed)
+    for part in left_out.values():
+        known[part["held"]] = True
+    print(f"{int(known.sum())} of {len(known)} images were held out")
+    ratings = baselines(args, opinions, known)
+    if parts:
+        ratings["crossed"] = crossed
     result: dict[str, Any] = {
-        "folds_in_all": parts[0]["folds"],
+        "folds_in_all": parts[0]["folds"] if parts else 0,
         "folds": [{key: part[key] for key in ("steps", "seconds", "taught")} for part in parts],
         "sets": {},
     }
-    for name in sorted({one.set for one in opinions}):
-        index = [k for k, one in enumerate(opinions) if one.set == name and rated[k]]
-        members = [opinions[k] for k in index]
-        result["sets"][name] = {who: figures(values[index], members, name) for who, values in ratings.items()}
-        left_out = args.out / f"without_{name}.json"
-        if left_out.exists():
-            part = json.loads(left_out.read_text())
+    for name in sorted({one.set for one, is_known in zip(opinions, known, strict=True) if is_known}):
+        result["sets"][name] = {}
+        for who, values in ratings.items():
+            index = [k for k, one in enumerate(opinions) if one.set == name and np.isfinite(values[k])]
+            if index:
+                result["sets"][name][who] = figures(values[index], [opinions[k] for k in index], name)
+        if part := left_out.get(name):
             held = [opinions[k] for k in part["held"]]
             found = figures(np.array(part["ratings"]), held, name)
             result["sets"][name]["family_left_out"] = found | {key: part[key] for key in ("steps", "seconds", "taught")}

@@ -106,19 +106,20 @@ SETS = {"srij": "SRIJ", "tid2013": "TID2013", "koniq": "KonIQ", "spaq": "SPAQ"}
 
 
 def people_rows(p: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return (what, figure) of `people`."""
+    """Return (what, figure) of `people`: of images in no fold's training set, and of sets that were left out whole."""
     found = []
-    for name, shown in SETS.items():
+    for name, shown in ((name, shown) for name, shown in SETS.items() if name in p["sets"]):
         one = p["sets"][name]
-        key = "within" if "within" in one["crossed"] else "srcc"
-        many, folds = one["crossed"]["images"], f"{len(p['folds'])} of {p['folds_in_all']} folds"
-        what = f"people's scores, {many} held-out images of {shown} ({folds}): SRCC"
-        what += " within a scene" if key == "within" else ""
-        figures = [interval(one[who], key) for who in ("crossed", "start", "niqe")]
-        figure = f"{figures[0]}; before the stage {figures[1]}; NIQE {figures[2]}"
-        if "family_left_out" in one:
-            figure += f"; no image of the set seen {interval(one['family_left_out'], key)}"
-        found.append((what, figure))
+        key = "within" if "within" in one["niqe"] else "srcc"
+        of = f"held-out images of {shown}{', within a scene' if key == 'within' else ''}: SRCC"
+        beside = f"before the stage {interval(one['start'], key)}; NIQE {interval(one['niqe'], key)}"
+        if "crossed" in one:
+            folds = f"{len(p['folds'])} of {p['folds_in_all']} folds"
+            what = f"people's scores, {one['crossed']['images']} {of}, {folds}"
+            found.append((what, f"{interval(one['crossed'], key)}; {beside}"))
+        if left := one.get("family_left_out"):
+            what = f"people's scores, {left['images']} {of}, none of the set learned from ({left['steps']:.0f} steps)"
+            found.append((what, f"{interval(left, key)}; {beside}"))
     return found
 
 
@@ -167,10 +168,16 @@ def gradients_rows(g: dict[str, Any]) -> list[tuple[str, str]]:
     norms = g["relative_error_along"].values()
     cells = [f"{float(step):g}: " + ", ".join(f"{by[step]['median']:.1%}" for by in norms)
              for step in ("3e-05", "0.0001", "0.001", "0.01")]  # fmt: skip
+    visible = g["relative_error_along"]["length"]["0.5"]
     memory = g["memory_of_one_gradient"]
     peaks = [f"{memory[name]['peak_over_idle_mib'] / 1024:.2f} GiB, {memory[name]['seconds']:.0f} s"
              for name in ("plain", "recompute")]  # fmt: skip
     return [
+        (
+            f"gradient against finite differences along it, step 0.5 (a third of a grey level per value), "
+            f"{g['images']} images: relative error",
+            f"median {visible['median']:.2f}, largest {visible['largest']:.2f}",
+        ),
         (
             f"gradient against finite differences along it, step 3e-5, {g['images']} images: relative error",
             f"median {along['median']:.1e}, largest {along['largest']:.1e}",
@@ -237,7 +244,7 @@ PARTS = {
     "tune_kill": tune_kill_rows,
 }
 HEADLINES = {
-    "people": [0, 1, 2, 3], "sr_mos": [0, 1, 3], "readable": [0], "best_of_n": [6], "best_of_n_varied": [6, 7, 0, 3],
+    "people": [0], "sr_mos": [0, 1, 3], "readable": [0], "best_of_n": [6], "best_of_n_varied": [6, 7, 0, 3],
     "restorer": [2, 4], "tune": [0, 1, 2], "nano_synthetic": [0, 1], "gradients": [3, 1, 0], "memory": [0],
     "repeatability": [0], "cache": [0], "serving": [0],
 }  # fmt: skip
@@ -249,7 +256,7 @@ USES = {
     **dict.fromkeys(("restorer", "restorer_held_out", "candidates"), ("restorer",)),
     **dict.fromkeys(("best_of_n", "best_of_n_varied", "best_of_10_varied", "search", "tune"), ("judge", "restorer")),
     **dict.fromkeys(
-        ("rl", "cache", "repeatability", "training_kill_sft", "training_kill_grpo", "training_processes",
+        ("rl", "people", "cache", "repeatability", "training_kill_sft", "training_kill_grpo", "training_processes",
          "tune_kill"), (),
     ),
 }  # fmt: skip

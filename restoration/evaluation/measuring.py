@@ -91,7 +91,7 @@ def restore_seeds(
             candidates = iter(restorer.restore(image_lq, list(waiting))) if candidates is None else candidates
             candidate = next(candidates)
         except (ValueError, RestorationError, StopIteration, torch.OutOfMemoryError) as failure:
-            # This one's; the others are asked for anew, since a generator that raised is over.
+            # The failure of this seed alone; a generator that raised is over, so the other seeds need a new one.
             ended = "the restorer returned no candidate for this seed" if isinstance(failure, StopIteration) else ""
             yield waiting.pop(0), ended or " ".join(str(failure).split()) or type(failure).__name__, {}
             candidates = None

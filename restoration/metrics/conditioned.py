@@ -1,14 +1,14 @@
-"""Judge a restoration together with its source: good only if it is better **and** faithful.
+"""Judge a restoration together with its low-quality input: good only if it is better **and** faithful.
 
-With Q the quality reward (the 1..5 rating) and F in [0.01, 1] the fidelity of the restoration SR to its source LR:
+With Q the quality reward (the 1..5 rating) and F in [0.01, 1] the fidelity of the restoration SR to its input LR:
 
     R = F Q_LR  +  F^(Q_LR / gamma) (Q_SR - Q_LR)
         base       gain
 
-An unfaithful image loses its base, and its gain counts little; the better the source, the less it counts.
-By default F = clip((LR-consistency - 15 dB) / 25 dB, 0.01, 1); any callable may replace it. Deviations from OARS,
-whose form this is: Q is on our scale, and F is this one. Its authors report that the gain alone was hacked (PSNR 22.71
-down to 21.38) and the whole held (22.36); `form` switches the parts off to see such things.
+An unfaithful image loses its base, and its gain counts little; the better the input, the less it counts.
+By default F = clip((LR-consistency - 15 dB) / 25 dB, 0.01, 1); any callable may replace it. The form is
+that of OARS, with two deviations: Q is on our scale, and F is this one. Its authors report that the gain alone was
+hacked (PSNR fell from 22.71 to 21.38) and the whole was not (22.36); `form` switches parts off for such ablations.
 """
 
 import math
@@ -30,7 +30,7 @@ from zoomiqa_reward.runs.settings import identity_of
 
 FORMS = ("whole", "gain", "base", "quality")
 GAMMA = 7.0
-"""Smaller values make the gain depend more on fidelity if the source is good."""
+"""Smaller values make the gain depend more on fidelity if the input is good."""
 FIDELITY_FLOOR = 0.01
 """Smallest fidelity: at 0 the gain and its gradient would vanish."""
 WORST_DB, RANGE_DB = 15.0, 25.0
@@ -50,7 +50,7 @@ def fidelity_from_db(decibels: float) -> float:
 class ConditionedReward(PairedReward):
     """`quality`, conditioned on the low-quality image. Needs `lq`.
 
-    form: `whole`; for ablations `gain` or `base` (that part alone), or `quality` (Q_SR without the source).
+    form: `whole`; for ablations `gain` or `base` (that part alone), or `quality` (Q_SR without the input).
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class ConditionedReward(PairedReward):
         """Create the reward. `quality` is a reward without reference whose values are at least 0, such as a rating.
 
         fidelity: `fn(image_sr, image_lq)`, float32 CHW in [0, 1], returns F (a float or a tensor of one element),
-        clipped to [0.01, 1]; by default from LR-consistency, with both images blurred by `blur_px` source pixels (0 for
-        a clean bicubic source). fidelity_differentiable: whether its tensor keeps the graph; the default's does not.
+        clipped to [0.01, 1]; by default from LR-consistency, with both images blurred by `blur_px` input pixels (0 for
+        a clean bicubic input). fidelity_differentiable: whether its tensor keeps the graph; the default's does not.
         fingerprint: of `fidelity`; by default it covers everything that this callable depends on, except files.
         Raises ValueError for another form, gamma, or a quality that can be negative or needs a reference.
         """
@@ -120,7 +120,7 @@ class ConditionedReward(PairedReward):
         """Return R for each image. Not valid if a part that the form uses could not be measured.
 
         `info`: the lists `fidelity`, `quality_lq` and `quality_sr`, NaN if unused. Images of the same
-        source share one rating of it. Raises ValueError without lq, or for grad=True without a gradient.
+        input share one rating of it. Raises ValueError without lq, or for grad=True without a gradient.
         """
         sources = split_images(images)
         if grad:

@@ -1,4 +1,4 @@
-"""What rewards of image pairs share: a restoration beside its low-quality source or its reference."""
+"""What rewards of two images share: a restoration, and its low-quality input or its reference."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -5,8 +5,8 @@ With Q the rating, 1 the bottom of its scale, and F in [0, 1] the similarity to 
     R = 1 + F (Q - 1)
 
 R stays on the scale of the rating. An image equal to its reference keeps its rating; one that shows something else is
-rated as bad, however good it looks. By default F is HaarPSI, a metric that made the labels of embedded models anyway,
-so FSIM, VIF, PSNR and SSIM stay free to judge. The form is this project's.
+rated as bad, however good it looks. By default F is HaarPSI, which already made the labels of embedded models, so
+FSIM, VIF, PSNR and SSIM can still judge. The form is this project's.
 """
 
 import math

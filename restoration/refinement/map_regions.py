@@ -18,7 +18,7 @@ def worst_view(
     """Return `words` with the box of the worst view of the map, without those `refused`; no box where none is worse.
 
     The map is that of an image `scale` times larger than the low-quality one; boxes are rounded outwards to its pixels.
-    An answer without readable words asks for nothing less here: the region does not come from it.
+    An unreadable answer does not matter here, because the region does not come from it.
     """
     request = replace(words, box=None, is_central=False, error=None)
     ratings = quality.ratings.mean.tolist()

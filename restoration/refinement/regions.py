@@ -1,17 +1,14 @@
-"""Where an image is restored again, in which words, and how the result is put in.
+"""Which region is restored again, with which words, and how the result is put into the image.
 
-What the model asks for when it has assessed an image: where to restore again, and in which words.
+The answer is read by the protocol's own rules. The region is the box that round 1 names when it asks for a closer look,
+not the larger crop that round 2 gets. The words are the two middle ones of the four sections of each round's reasoning:
+"Directions for Improvement" and "Issues to Avoid", unless the protocol names them otherwise.
 
-The answer is read by the protocol's own rules. Where: the box that round 1 names when it wants to look closer, as it
-stands there, not the larger crop that round 2 is shown. In which words: the two middle ones of the four sections that
-each round's reasoning has, "Directions for Improvement" and "Issues to Avoid" unless the protocol calls them otherwise.
-
-Which pixels are restored again, and how they are put into the image without a seam.
-
-The region is cut out of the low-quality image with context around it, so that the restorer sees what it borders on.
-Inside the region the new pixels replace the old ones; outside, they fade into them by a raised cosine, over before the
-outer 3/8 of the context, of which nothing is used. So a restorer whose output depends on no more than that radius of
-input gives there what it would give of the whole image, and one that looks further changes smoothly.
+The region is cut out of the low-quality image with context around it, so that the restorer gets its surroundings.
+Inside the region the new pixels replace the old ones. Outside they fade into the old ones by a raised cosine, which
+ends before the outer 3/8 of the context; the outer part is not used. If a restorer's output depends on no more than
+that radius of input, it gives the same pixels there as for the whole image. With other restorers the transition is
+gradual.
 """
 
 import math

@@ -224,9 +224,9 @@ class Refining:
     def _attempt(
         self, seed: int, region: Region, texts: dict[str, str], current: Image.Image
     ) -> tuple[Attempt, Image.Image | None]:
-        """Restore the region once; return what it is worth and the whole image with it.
+        """Restore the region once; return the attempt and the whole image with it.
 
-        A region that came back without content is no attempt: inside the whole image nobody would notice by a rule.
+        A region that lost its content is no attempt: the rule would not find it inside the whole image.
         """
         source = region.cut(self.image)
         try:

@@ -1,7 +1,7 @@
 """What a restoration system needs around its call, each piece by itself: pixels in, prompts, pixels out, colour, and
 what makes candidates differ where noise does not.
 
-The call itself is in `engines.py`, what is known of each system in `systems.py`, randomness in `rng.py`.
+The call itself is in `module_engine.py` and `pipeline_engine.py`, randomness in `rng.py`.
 """
 
 from collections.abc import Callable, Sequence

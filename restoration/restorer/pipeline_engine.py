@@ -1,14 +1,11 @@
-"""The engine of diffusers pipelines, and what it knows of each kind of pipeline.
+"""The engine of diffusers pipelines: how one is called, and the facts about each kind that its signature does not show.
 
-What is known of each kind of diffusers pipeline that its signature does not say.
+An engine takes one image and a list of seeds and returns an image for each seed. `Restorer` adds tiling, colour,
+isolation and the order of candidates, so an engine holds nothing but the call. Networks and functions have
+`module_engine.py`.
 
-Recognised by class name, subclasses included, so that diffusers is not imported to ask. Facts are those of
-diffusers 0.42; where one is wrong for your pipeline, `Restorer.from_pretrained` takes it as an argument.
-
-How a restoration system is called: the interface of an engine, and the engine of diffusers pipelines.
-
-An engine takes one image and a list of seeds and gives an image for each seed; `Restorer` adds tiling, colour,
-isolation and the order of candidates, so that engines stay about the call alone. The others: `networks.py`.
+Pipelines are recognised by class name, subclasses included, without importing diffusers. The facts are those of
+diffusers 0.42. Where one is wrong for your pipeline, pass it to `Restorer.from_pretrained`.
 """
 
 import inspect

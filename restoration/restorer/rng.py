@@ -2,9 +2,9 @@
 
 Diffusers pipelines take a generator, but draw from torch's own where it does not reach (DDIM's `eta` in the
 latent-diffusion upscaler); `own_draws` gives them one of the candidate's, in this thread alone. Functions and networks
-of others may draw from Python's and numpy's generators as well, which belong to the process and can be given to nobody.
-`Apart` asks them first without touching anything; only one that has been seen to draw there gets them seeded
-(`isolated`): one candidate at a time, and other threads that draw meanwhile draw from the same ones.
+of others may also draw from Python's and numpy's generators, which belong to the whole process. `Apart` first runs
+them without changing these generators. Only if a function draws from them are they seeded (`isolated`), for one
+candidate at a time; other threads that draw meanwhile draw from the same generators.
 """
 
 import random
@@ -24,7 +24,7 @@ from zoomiqa_reward.model.draws import own_draws
 MOST_TWISTS = 100
 """About 30,000 draws of another thread while an image is made."""
 _GENERATORS = threading.RLock()
-"""Held by whoever has seeded the generators of the process."""
+"""Held while the generators of the process are seeded for a candidate."""
 
 
 def candidate_seed(seed: int, index: int) -> int:

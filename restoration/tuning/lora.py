@@ -1,12 +1,11 @@
-"""What is trained of a denoiser: its LoRA, and the moving average of those weights.
+"""What is trained of a denoiser: its LoRA, and the moving average of these weights.
 
-LoRA on a denoiser: the policy is its adapters switched on, the reference is the same network with them off.
+The policy is the network with its adapters on, the reference is the same network with its adapters off. So no second
+copy of the base is needed. DiffusionNFT's `old` policy is a second adapter. Files are those of diffusers
+(`pytorch_lora_weights.safetensors`, names that begin with that of the part, peft's configuration in the header).
+`pipe.load_lora_weights` reads them if the pipeline has it; otherwise `load_lora` does.
 
-So no second copy of the base is ever held. DiffusionNFT's `old` policy is a second adapter beside the first. Files are
-those of diffusers (`pytorch_lora_weights.safetensors`, names that begin with the part's, peft's configuration in the
-header), so that `pipe.load_lora_weights` reads them where the pipeline offers it; `load_lora` does where it does not.
-
-Moving average of the trained weights: what is monitored and saved, since single updates are noisy.
+The moving average is what is monitored and saved, because single updates are noisy.
 """
 
 import copy

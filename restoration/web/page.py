@@ -101,7 +101,8 @@ def _compare_tab(studio: Studio, samples: Sequence[str]) -> None:
             gr.Examples([[list(samples)]], files, label="Or take", example_labels=["four versions of one photograph"])
         with gr.Column():
             status = gr.HTML()
-            ranks = gr.Dataframe(headers=["rank", "image", "rating", "±", "remark"], interactive=False, wrap=True)
+            ranks = gr.Dataframe(headers=["rank", "image", "rating", "±", "remark"], interactive=False, wrap=True,
+                                 column_widths=["17%", "27%", "19%", "13%", "24%"])  # fmt: skip
     with gr.Row():
         first = gr.Dropdown([], label="Left", interactive=True)
         second = gr.Dropdown([], label="Right", interactive=True)

@@ -70,6 +70,8 @@ def test_links_lead_somewhere(page):
 
 
 FILES = re.compile(r"`((?:zoomiqa_reward|restoration|train_iqa|benchmarks|examples|tests|docs)/[\w./-]+\.\w+)`")
+SHORT = re.compile(r"`(\w+/\w+\.py)`")
+"""A file by its folder and name."""
 MODULES = re.compile(r"`((?:zoomiqa_reward|restoration|train_iqa)(?:\.[a-z]\w*)+)\b")
 
 
@@ -78,6 +80,9 @@ def test_named_files_and_modules_exist(page):
     """A path in backticks is a file; a dotted name is a module, or what a module holds."""
     text = page.read_text(encoding="utf-8")
     assert [path for path in FILES.findall(text) if not (ROOT / path).exists()] == []
+    assert [
+        path for path in SHORT.findall(text) if not any(ROOT.glob(f"*/{path}")) and not (ROOT / path).exists()
+    ] == []
     missing = []
     for dotted in MODULES.findall(text):
         try:
@@ -85,6 +90,24 @@ def test_named_files_and_modules_exist(page):
         except (ImportError, AttributeError):
             missing.append(dotted)
     assert missing == []
+
+
+OTHERS = {
+    "abc.py", "h11_impl.py", "http_util.py", "import_utils.py", "inference_model.py", "loader.py", "multi.py",
+    "proxy.py", "reward_processor.py", "visual.py",
+}  # fmt: skip
+"""Files of other projects that docstrings name as their source."""
+
+
+def test_files_that_docstrings_name_exist():
+    files = [
+        file for package in ("zoomiqa_reward", "restoration", "train_iqa") for file in (ROOT / package).rglob("*.py")
+    ]
+    ours = {file.name for folder in ("benchmarks", "examples", "tests") for file in (ROOT / folder).rglob("*.py")}
+    ours |= {file.name for file in files}
+    named = [(file, name) for file in files for name in re.findall(r"`[\w/]*?(\w+\.py)`", file.read_text("utf-8"))]
+    assert len(named) > 50
+    assert [(file.name, name) for file, name in named if name not in ours | OTHERS] == []
 
 
 def test_these_tests_can_fail(tmp_path):

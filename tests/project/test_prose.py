@@ -16,7 +16,7 @@ COUNTED = r"(?:images?|pixels?|nats|lines?|rows?|calls?|requests?|samples?|steps
 RULES = {
     r"\bpictures?\b": "image",
     rf"\b{COUNTED}\s+an?\s+(?:second|image|pixel|round|row|step|token|request|call|candidate|answer|process)\b": "per",
-    r"\bone (?!that)\w+ an? (?:image|row|line|step|seed|candidate|round|call|turn|file|group)\b": "per",
+    r"\bone (?!that)\w+ an? (?:image|row|line|step|seed|candidate|round|call|turn|file|group|generator)\b": "per",
     r"\b(?:in vain|for ever|ahead of itself)\b": "say what happens",
 }
 """What a page may not hold -> what to write instead."""

@@ -164,7 +164,7 @@ def test_arguments_that_a_source_has_no_use_for_are_refused():
         Restorer.from_pretrained(3)
     with pytest.raises(ZoomIQAError, match="no folder with model_index"):
         Restorer.from_pretrained("no/such/folder")
-    with pytest.raises(ValueError, match="0 or more"):
+    with pytest.raises(ValueError, match="a seed at least 0"):
         Restorer.from_pretrained(convolutions()).restore(make_image(), [-1])
 
 

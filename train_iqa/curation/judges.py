@@ -1,19 +1,13 @@
-"""The judges of an answer by the hints, and the filter that follows them.
+"""Judges compare an answer with the hints, sentence by sentence; a filter then drops sentences or refuses the answer.
 
-Who decides, sentence by sentence, whether an answer agrees with the hints: rules on words, or a model.
+There are two judges with one interface; the report names the one that was used. The rules (`RulesJudge`) need no
+endpoint and give the same verdicts every time; a sentence that their words do not cover passes as `unclear`. A model
+(`ModelJudge`) reads the hints in words and the numbered sentences, and returns a JSON verdict on each. If its reply
+cannot be used, it is asked again; after that the answer counts as not judged.
 
-Both have one interface; a report says which one judged. The rules need no endpoint and are the same every time; what
-their words do not cover passes as `unclear`. A model (`ModelJudge`) reads everything and costs tokens.
-
-A model as the judge: it reads the hints in words and the numbered sentences, and gives a JSON verdict on each.
-
-A reply that cannot be used is never a verdict: the judge is asked again, and then the answer is not judged at all.
-
-Hint-Augmented Consistency Filtering: sentences that the hints contradict are dropped, or the answer is refused.
-
-Sentences are dropped where the text stays whole: none of them stands in the section that decides; every section keeps a
-sentence; at most `max_dropped_share` of all sentences go; and no sentence that stays refers back to one that goes.
-Otherwise the teacher is asked again.
+Hint-Augmented Consistency Filtering drops the sentences that the hints contradict, if the text stays whole: the section
+that decides loses nothing, every section keeps a sentence, at most `max_dropped_share` of all sentences go, and no
+sentence that stays refers back to one that goes. Otherwise the answer is refused and the teacher is asked again.
 """
 
 import json

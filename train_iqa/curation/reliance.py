@@ -1,14 +1,15 @@
 """Visual Reliance Filtering: an answer that comes out the same without the image did not rely on it.
 
-The teacher is given its own reasoning up to the decision and goes on, several times with the image and as often
-without it. The two requests differ in the image alone: neither tells people's score. The first kind is the control. One
-sample differs from another even where the image plays no part, and a teacher that was told the score differs from one
-that was not. So an answer counts as reliant where the two kinds differ by more than either differs in itself.
+The teacher gets its own reasoning up to the decision and continues it, several times with the image and as often
+without it. The two kinds of request differ in the image alone; neither contains people's score. The requests without
+the image are the control. Two samples differ even if the image plays no part, and a teacher that was given the score
+answers differently from one that was not. So an answer counts as reliant if the two kinds differ by more than the
+answers of one kind differ among themselves.
 
 Per measure (1 - IoU of the boxes, difference of the ratings, difference of the entropies) the excess is the mean
 distance between the kinds less the mean distance within them (energy distance). A permutation test over all ways to
-part the continuations asks whether the largest excess is chance. The largest excess is taken anew for each way, so that
-several measures need no correction (Westfall and Young).
+part the continuations gives the probability that the largest excess is chance. The largest excess is computed for each
+way, so that several measures need no correction (Westfall and Young).
 Sources: Zoom-IQA's framework figure for the measures; Szekely and Rizzo 2004 for the statistic; the control and the
 thresholds are ours.
 """

@@ -1,12 +1,10 @@
-"""What a curation leaves: the rows for SFT, and the report.
+"""What a curation writes: the rows for SFT, and the report.
 
-From outcomes to what SFT reads: `conversations.jsonl` and the images beside it.
+The rows are `conversations.jsonl` and the images beside it. They are made from all outcomes each time, in the order of
+the data sets and in one step, so no row is there twice or half.
 
-Made anew from the outcomes each time, in the data sets' order and in one step, so no row can be there twice or half.
-
-What a curation did: images, rejections by filter and reason with examples, dropped sentences, tokens and money.
-
-Counted from the two journals, so a run in several pieces reports the same as one in one piece.
+The report has images, rejections by filter and reason with examples, dropped sentences, tokens and money. It is counted
+from the two journals, so an interrupted run has the same report as one without interruption.
 """
 
 import json

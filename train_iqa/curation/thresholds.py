@@ -1,6 +1,6 @@
 """From hints to words: for each state of an image, the hint that shows it and from where on it is possible or certain.
 
-Between the two numbers both the claim and its denial stand: a hint that is in doubt contradicts nobody. The numbers
+Between the two numbers both the claim and its denial stand: a hint in doubt contradicts neither. The numbers
 stand in `hint_thresholds.json` with where they came from; `calibrate.py` chooses them.
 """
 

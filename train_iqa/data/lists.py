@@ -1,17 +1,13 @@
-"""Any images with labels in a list of the user: JSON or a table. Labels are on 1..5 unless the caller names a scale.
+"""Images with labels in a list of the user: JSON or a table. Labels are on 1..5 unless the caller names a scale.
 
-A JSON list of images: what the official Zoom-IQA evaluator takes, and DeQA-Score's metadata.
+JSON: the list that the official Zoom-IQA evaluator and DeQA-Score take,
+`[{"id", "image", "gt_score" or "gt_score_norm", "std"?, "std_norm"?}, ...]`. Q-Align's older key `img_path` is read as
+`image`. `gt_score_norm` is on 1..5. `gt_score` is on the set's own scale, which cannot be derived from a part of the
+set: without a scale from the caller it is read as 1..5, and a label outside that range is a problem. Our additions, all
+optional: `reference`, `split`, `boxes` ([[left, top, right, bottom], ...] as shares of the sides; [] for no damage).
 
-`[{"id", "image", "gt_score" or "gt_score_norm", "std"?, "std_norm"?}, ...]`; Q-Align's older key `img_path` is read as
-`image`. `gt_score_norm` is on 1..5; `gt_score` is on the set's own scale, which a part of a set cannot show: without a
-scale from the caller it is taken to be on 1..5, and a label outside of that is a problem. Our additions, all optional:
-`reference`, `split`, `boxes` ([[left, top, right, bottom], ...] as shares of the sides; [] where none is damaged).
-
-Any images with labels in a table: columns `image` and `mos`, others optional.
-
-`std`, `reference` (or `scene`), `split` (training, validation, test) and `boxes` (`left top right bottom` as shares of
-the sides, several separated by `;`, the word `none` where nothing is damaged). Labels are on 1..5 unless the caller
-names a scale.
+Table: columns `image` and `mos`; optional `std`, `reference` (or `scene`), `split` (training, validation, test) and
+`boxes` (`left top right bottom` as shares of the sides, several separated by `;`, the word `none` for no damage).
 """
 
 import json

@@ -1,13 +1,7 @@
-"""How well ratings agree with people.
+"""How well ratings agree with people: correlations, raw and after two fits, and shares of pairs in the right order.
 
-Agreement of predicted ratings with people's: PLCC and SRCC, raw and after the two fits that the field uses.
-
-A fit on the test set itself flatters: isotonic regression, which the official Zoom-IQA evaluator applies, adds about
-0.01 PLCC. So the three kinds are always reported side by side, under their names.
-
-How well ratings agree with people: correlations raw and after two fits, and shares of pairs in the right order.
-
-The fits are made on the very images that they are judged on, so they flatter; the three kinds stand side by side.
+A fit on the test set itself makes the agreement look better: isotonic regression, which the official Zoom-IQA evaluator
+applies, adds about 0.01 PLCC. So all three kinds (raw, logistic, isotonic) are always reported, under their names.
 """
 
 import warnings
@@ -129,8 +123,8 @@ def correlations(ratings: Sequence[float] | Array, mos: Sequence[float] | Array)
         ("raw", raw_correlations), ("logistic4", logistic_correlations), ("isotonic", isotonic_correlations),
     ):  # fmt: skip
         with warnings.catch_warnings():
-            # With hardly more images than the curve has parameters, as in a resample, its covariance, which nobody
-            # reads, is not to be had; and it may come out nearly flat, which its correlation then says.
+            # With hardly more images than the curve has parameters, as in a resample, its covariance cannot be
+            # computed, which is not used; and the curve may be nearly flat, which shows in its correlation.
             warnings.simplefilter("ignore", OptimizeWarning)
             warnings.simplefilter("ignore", NearConstantInputWarning)
             plcc, srcc = correlate(x, y) if len(x) >= 2 else (float("nan"), float("nan"))

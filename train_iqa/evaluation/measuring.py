@@ -1,11 +1,8 @@
-"""One image measured, and its line in the folder.
+"""One image measured: its rating, what it was read from, for some images repetition and robustness, and its JSON line.
 
-One image measured: its rating, what it was read from, and for some the probes of repetition and robustness.
-
-What was measured, one JSON line per image, so that a kill at any moment loses at most the image in work.
-
-Each process appends to a file of its own; a line is one `write` to a file opened for appending, then flushed to disk. A
-line that a kill cut short has no newline at its end: readers skip it and its owner removes it before going on.
+A kill at any moment loses at most the image in work. Each process appends to a file of its own. A line is one `write`
+to a file that is opened for appending, then flushed to disk. A line that a kill cut short has no newline at its end:
+readers skip it, and its owner removes it before it continues.
 """
 
 import hashlib

@@ -1,9 +1,4 @@
-"""What an evaluation is told, and its provenance.
-
-What an evaluation is told: its configuration, and the command line that makes one.
-
-What a number needs to be made again: command, code, libraries, model, data.
-"""
+"""The configuration of an evaluation, the command line that makes one, and the provenance of its numbers."""
 
 import argparse
 import datetime

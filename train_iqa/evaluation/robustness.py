@@ -1,13 +1,10 @@
-"""Does a rating hold still?
+"""How much a rating changes without a visible reason: by invisible changes of the image, and from call to call.
 
-Does a rating hold still under changes that nobody sees? JPEG 95, a shift by one pixel, a resize to 98 %.
+The changes are JPEG 95, a shift by one pixel and a resize to 98 %. If they move a rating by more than two candidates
+differ, the reward ranks noise, and an optimiser exploits the noise.
 
-A reward that moves by more under these than between two candidates ranks noise, and an optimiser will find the noise.
-
-Does the same image get the same rating again? And what would sampled answers have cost?
-
-Reward noise that is as large as the difference between two candidates makes best-of-N a lottery, so the spread of
-repeated calls stands beside the spread between images.
+If repeated calls differ by as much as two candidates do, best-of-N chooses at random. So the report gives the spread of
+repeated calls next to the spread between images.
 """
 
 import math

@@ -1,16 +1,14 @@
 """Labels of degraded images: the pseudo-MOS, and the energy of each frequency band per token.
 
-Pseudo-MOS of a synthetically degraded image: an ensemble of training-free full-reference metrics.
+The pseudo-MOS is an ensemble of training-free full-reference metrics. HaarPSI, MDSI and VSI (library piq) each agree
+with people at about 0.88 SRCC on KADID-10k. Each metric is mapped to its rank within a fixed synthetic population
+(`LabelScale`), the ranks are averaged, and 0..1 becomes 1..5. FSIM, VIF, PSNR-Y and SSIM-Y are never used here, because
+they judge later.
 
-HaarPSI, MDSI and VSI (library piq) each agree with people at about 0.88 SRCC on KADID-10k. Each metric is mapped to
-its rank within a fixed synthetic population (`LabelScale`), the ranks are averaged, and 0..1 becomes 1..5. FSIM, VIF,
-PSNR-Y and SSIM-Y are never used here: they judge later.
-
-How much detail of each frequency a token holds: what a vision tower has to measure before it can judge.
-
-Log energies are targets with little noise: in the image as it is, in its clean reference, and in their difference.
-From one quality number a token a small tower needs thousands of steps to find that noise and sharpness are energies
-that span four decades; told so, it finds them within hundreds.
+The energies are how much detail of each frequency a token holds: in the image, in its clean reference, and in their
+difference. Log energies are targets with little noise. From one quality number per token a small tower needs thousands
+of steps to learn that noise and sharpness are energies over four decades; with the energies as targets it needs
+hundreds.
 """
 
 import json

@@ -1,13 +1,9 @@
-"""What the language side learns from: words, numbers and the distribution of ratings.
+"""The targets of the language side: the words and numbers of rows, and the whole distribution of ratings in `direct`.
 
-Soft targets for numbers that a language model writes digit by digit.
-
-One hot digit says that 3.49 and 3.50 have nothing in common. Here a number's text is drawn from a bell around the
-true value, and each digit's target is the exact distribution of the next digit given those before it: the trie of
-all two-decimal numbers, walked along one path. Averaged over draws this is the cross-entropy of the whole bell over
-the leaves.
-
-What the language side learns from: the words and numbers of rows, and `direct`'s whole distribution of ratings.
+A number is written digit by digit, and its digits have soft targets: with one-hot digits 3.49 and 3.50 would have
+nothing in common. The text of a number is drawn from a bell around the true value. The target of each digit is the
+exact distribution of the next digit given those before it, in the trie of all two-decimal numbers. Averaged over draws
+this is the cross-entropy of the whole bell over the leaves.
 """
 
 from collections.abc import Sequence

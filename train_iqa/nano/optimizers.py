@@ -1,13 +1,12 @@
-"""Optimizer and schedule of the small models.
+"""Optimizer and schedule of the small models that are trained from scratch.
 
-Optimizer of the small models trained from scratch: Muon on the blocks' matrices, AdamW on the rest.
-
-Muon orthogonalises each matrix' momentum. From scratch and at this size it needs about half the steps of AdamW.
-Matrices of one shape are orthogonalised in one batch: on a device, dozens of small products cost more than one large.
+The optimizer is Muon on the matrices of the blocks and AdamW on the rest. Muon orthogonalises the momentum of each
+matrix. From scratch and at this size it needs about half the steps of AdamW. Matrices of one shape are orthogonalised
+in one batch, because dozens of small products cost more on a device than one large product.
 Source: Jordan et al. 2024 (coefficients of the iteration), learning rate matched to AdamW's update size (Liu et al.
 2025).
 
-How far a run is: by steps, or by the seconds that it was given.
+The schedule follows how far a run is, by its steps or by the seconds that it was given.
 """
 
 import math

@@ -1,10 +1,9 @@
 """Answers written from a degradation record, and the tokenizer that is trained on them.
 
-Answers of the two-round protocol written from a degradation record: they name the true damage and the true region.
+The answers follow the two-round protocol and name the true damage and the true region. Every sentence is derived from
+the record, never from a model, so a rationale cannot claim damage that was not done.
 
-Every sentence is derived from the record, never from a model, so a rationale cannot claim what was not done.
-
-The tokenizer of nano, from the words of the protocol: prompts and answers about drawn damage.
+The tokenizer of nano has the words of the protocol: prompts, and answers about drawn damage.
 """
 
 import numpy as np

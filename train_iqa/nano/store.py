@@ -1,13 +1,10 @@
-"""Where training draws its batches from: workers that draw images, and the store that labels them.
+"""Where training draws its batches from: processes that draw degraded images, and the store that labels and holds them.
 
-Processes that draw degraded images all the time, while the device trains.
+The processes draw images all the time while the device trains. They are forked before torch computes anything, so that
+they import nothing again and share the decoded photographs. So make `Workers` before a model is built.
 
-They are forked before torch computes anything: no second import, and the decoded photographs are shared. So
-`Workers` must be made first, before a model is built.
-
-What training draws its batches from: degraded images on the device, labelled there as they come in.
-
-The newest replace the oldest once the store is full. Labels are ranks within a fixed population, the first images.
+The store holds the images on the device and labels them there as they come in. When it is full, the newest replace the
+oldest. Labels are ranks within a fixed population, the first images.
 """
 
 import multiprocessing

@@ -1,21 +1,17 @@
-"""The objective of RL: advantages, losses, the reference policy, and what a step reports.
+"""The objective of RL: advantages, losses, the reference policy, and the statistics of a step.
 
-Advantages of trajectories, and how they come to the rows: GRPO for answers that are one or two rows each.
+Advantages are GRPO's, for answers of one or two rows each. The group is the K trajectories of one image, not their
+rows, because a zoomed trajectory would count twice in the mean of its group. Both of its rows get its advantage.
 
-The group is the K trajectories of one image, not their rows: a zoomed trajectory would otherwise count twice in its
-group's mean. Its advantage is then given to both of its rows.
+The losses: the clipped policy loss of a token, the KL on its tokens, and the weights that sum them over rows.
 
-The loss of one token, and of rows: the clipped policy loss, the KL on its tokens, the weights that sum them.
+The reference is the policy before RL: with LoRA the same model with its adapter off, with full tuning one frozen copy.
+`load_checkpoint` merges the SFT adapter into the weights before RL. So the model with its adapter off **is** the SFT
+policy, and no second copy of the base is needed.
 
-The policy before RL: with LoRA the same model with its adapter off, with full tuning one frozen copy.
-
-The SFT adapter is merged into the weights before RL (`load_checkpoint` does that), so that the adapter off **is** the
-SFT policy, and no second copy of the base is ever held.
-
-What a step's trajectories say: how good, how varied. Collapse must be visible, so the spread is always measured.
-
-Means are over the values of all processes together, never means of the processes' means: how many values each has
-differs, and the number of processes must not change what is logged.
+The statistics show how good and how varied the trajectories are; the spread is always measured, so that a collapse is
+visible. Means are over the values of all processes together, never means of the means of processes: these hold
+different numbers of values, and the number of processes must not change the log.
 """
 
 import copy

@@ -1,15 +1,11 @@
 """The rows of SFT, and their order.
 
-The rows of a conversation: one for each round, and one that rates without words.
+A conversation gives one row per round, and one that rates without words. The row of a round has exactly the prompt of
+inference (`zoomiqa_reward.model.turns`), round 2 with the crop of round 1's box. The row without words is what `direct`
+reads: the protocol's `direct_prefix`, of which nothing is learned, and the rating.
 
-A round's row asks exactly what inference asks (`zoomiqa_reward.model.turns`), round 2 with the crop that round 1's box
-cuts. The wordless row is what `direct` reads: the protocol's `direct_prefix`, of which nothing is
-learned, and the rating.
-
-Which row comes when: several data sets mixed by weight, each gone through in shuffled epochs.
-
-The whole order is a function of sizes, weights and the seed, so a resumed run and any number of processes see the
-same rows at the same steps.
+The order mixes several data sets by weight, each in shuffled epochs. It is a function of sizes, weights and the seed,
+so a resumed run has the same rows at the same steps, with any number of processes.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,7 @@
-"""A configuration from a file, and the command line of a training.
+"""A configuration from a YAML or JSON file, and the command line that SFT and RL share.
 
-A configuration from a YAML or JSON file: the fields of a frozen dataclass, nested ones as mappings.
-
-Nothing is guessed: an unknown field is an error that lists the known ones.
-
-The command line that SFT and RL share: a configuration file or a recipe, and a few options on top.
+The fields are those of a frozen dataclass, nested ones as mappings. An unknown field is an error that lists the known
+ones. The command line takes a configuration file or a recipe, and a few options that override it.
 """
 
 import dataclasses

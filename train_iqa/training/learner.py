@@ -1,12 +1,9 @@
-"""A model that learns on accelerate, and its optimizer step.
+"""A model that learns on accelerate, as SFT and RL set it up, and its optimizer step.
 
-From a checkpoint's name to a model that learns on accelerate: what SFT and RL set up alike.
-
-One optimizer step from any number of micro-batches, equal on one process and on many.
-
-Each micro-batch gives its part of a sum that is already divided by the **global** total (tokens or trajectories of
-all processes). Processes average their gradients and accelerate divides by the micro-batches; both are undone here,
-so the gradient is that of the whole sum, however it was cut.
+A step takes any number of micro-batches and is equal on one process and on many. Each micro-batch gives its part of a
+sum that is already divided by the **global** total (tokens or trajectories of all processes). Processes average their
+gradients and accelerate divides by the micro-batches; both are undone here, so the gradient is that of the whole sum,
+however it was cut.
 """
 
 import math

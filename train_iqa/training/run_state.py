@@ -1,14 +1,12 @@
 """The state and the metrics of a training run.
 
-Where a training run stands: opened, continued and saved so that a kill at any moment loses only the steps since.
+The state is opened, continued and saved such that a kill at any moment loses only the steps since the last save. One
+process, and several that each hold the whole model, keep `state.pt` (`RunFolder`) with the trained weights and the
+optimizer. Accelerate writes sharded models (FSDP, ZeRO-3) into a folder of their own; `sharded.json` names the last
+complete one.
 
-One process, and several that each hold the whole model, keep `state.pt` (`RunFolder`) with the weights that learn and
-the optimizer. Sharded models (FSDP, ZeRO-3) are written by accelerate into a folder of their own; `sharded.json`
-names the last complete one.
-
-A run's metrics: a line on stderr, a row of `log.jsonl`, TensorBoard events. Written by the main process alone.
-
-A resumed run first drops the rows after the step that it continues from, so that none stands there twice.
+The metrics are a line on stderr, a row of `log.jsonl` and TensorBoard events, written by the main process alone. A
+resumed run first drops the rows after the step that it continues from, so that no step has two rows.
 """
 
 import json

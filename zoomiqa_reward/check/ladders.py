@@ -1,17 +1,16 @@
 """The photographs of the check, and their ladders of damage.
 
-What a check starts from: clean photographs, the user's own or those inside scikit-image's wheel.
+A check starts from clean photographs: those of the user, or those inside scikit-image's wheel. The middle square of
+each is used without resampling, because a reduced photograph is sharper than real ones.
 
-The middle square of each is used as it is. Nothing is resampled: a reduced photograph is sharper than real ones.
+A ladder is one photograph that is damaged step by step, each step worse than the last, so its order is known. Five
+ladders are damage that restorers leave or make. The sixth, `detail`, is like a pool of best-of-N: candidates for
+**one** low-quality image, from the photograph itself down to its plain bicubic enlargement. They share
+what the low-quality image shows, and differ in how much of the lost detail they hold.
 
-Images whose order is known: one photograph, damaged step by step, each step worse than the last.
-
-Five ladders are damage that restorers leave or make. The sixth, `detail`, is a pool as best-of-N sees one: candidates
-for **one** low-quality image, from the photograph itself down to its plain bicubic enlargement. They share what the
-low-quality image shows and differ in how much of the lost detail they hold, so their order is not in dispute.
-
-Four more ladders (`WORSENINGS`) start from an image that is bad already. What a judge takes for detail pays most there:
-grain on a soft image, edges around blocks and grain. Sharpening a soft image is left out, since a little of it helps.
+Four more ladders (`WORSENINGS`) start from an image that is bad already. There a judge gains most from damage that it
+takes for detail: grain on a soft image, edges around blocks and grain. Soft images are not sharpened, because a little
+sharpening improves them.
 """
 
 import io

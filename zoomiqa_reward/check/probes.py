@@ -1,20 +1,15 @@
-"""The probes of the check, how they ask the reward, and what it answered.
+"""The probes of the check: scoring, transport and the adversarial probe.
 
-Asking a reward: everything that it may need is given, every failure is counted, and the time is taken.
+Scoring: the reward gets every input that it may need; failures and time are counted.
 
-What happens to scores on the way to a reward server: the same images, sent as others send them.
+Transport: the same images, encoded as other projects send them to a reward server. A shift of all scores by the same
+amount does not change a ranking. A change that differs between candidates does, if it is as large as their differences.
 
-A shift of all scores by the same amount harms no ranking. What does is a change that differs from candidate to
-candidate and is not small beside what tells them apart.
-
-The adversarial probe: how far a change that nobody sees raises the score.
-
-Projected gradient ascent from the enlarged low-quality image, where a restorer's training starts: each step moves
-every value by its gradient's sign, and no value moves further than `EPSILON` in all. A reward that gains more by this
-than by the detail that was lost will teach its restorer this, not detail.
+The adversarial probe: how much an invisible change raises the score. Projected gradient ascent from the enlarged
+low-quality image, where a restorer's training starts: each step moves every value by its gradient's sign, and no value
+moves further than `EPSILON` in all. If a reward gains more by this than by the lost detail, a restorer that is
+trained on it learns this, not detail.
 Source: Madry et al. 2018 (PGD in the maximum norm), here upwards and without a random start.
-
-What a reward said about one photograph and everything that was made of it.
 """
 
 import math
@@ -32,7 +27,7 @@ from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
 
 
 class CheckScorer:
-    """A reward with a count of what it was asked, what it could not measure and how long it took."""
+    """A reward that counts its images, its failures and its time."""
 
     def __init__(self, reward: Reward) -> None:
         """Raises ValueError for a reward whose values mean something only within one call."""

@@ -1,9 +1,4 @@
-"""What a check returns: as JSON, and as a table for people.
-
-What a check returns: who was checked, the measures, the verdicts; and its JSON.
-
-The report for people: one table of the measures, then the verdicts with what decided them.
-"""
+"""The result of a check: the reward, the measures and the verdicts, as JSON and as a table for people."""
 
 import math
 from dataclasses import asdict, dataclass

@@ -1,11 +1,9 @@
-"""Statistics of short lists of scores, and of all answers about the ladders.
+"""Statistics of short lists of scores, and the measures that decide a check.
 
-Statistics of short lists of scores in which NaN stands for "not measured" and is left out.
+NaN stands for "not measured" and is left out.
 
-The measures that decide, from sums per photograph, and their intervals over photographs.
-
-Each of them is a ratio of two sums over photographs, or made of such ratios. So a resample needs no value again, only
-other photographs' sums, and the number and its interval come from the same lines.
+Each deciding measure is a ratio of two sums over photographs, or made of such ratios. So its interval over photographs
+comes from resampling the sums, by the same lines as the number itself, and no image is scored again.
 """
 
 import math

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: C901  (one clause a
     1
     """
     args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    for stream in (sys.stdout, sys.stderr):  # a name that the encoding lacks is escaped, and loses nobody the rest
+    for stream in (sys.stdout, sys.stderr):  # a letter that the encoding lacks is escaped
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:

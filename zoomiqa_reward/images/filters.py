@@ -1,12 +1,10 @@
-"""The filters that several parts share: luma, Gaussian blur, bicubic resize, JPEG, and a JPEG with a slope.
+"""The filters that several modules share: luma, Gaussian blur, bicubic resize, JPEG, and a JPEG with a slope.
 
-A JPEG with a slope: the value of the real file, and the gradient of what the file keeps of the image.
-
-Where a quantiser is passed as if it were not there, a gradient climbs along fine patterns that the file rounds away:
-the reward promises what it will not pay. Here it goes through those coefficients only that are not rounded to nothing.
-Chroma is not subsampled in the slope.
+The JPEG with a slope has the value of the real file, and the gradient of what the file keeps of the image. If the
+gradient ignored the quantiser, it would climb along fine patterns that the file rounds away, and the reward would not
+rise. Here it goes only through the coefficients that are not rounded to 0. Chroma is not subsampled in the slope.
 Source: the file format (ITU-T T.81: 8 x 8 DCT, BT.601 luma and chroma of JFIF); the straight-through estimator (Bengio
-et al. 2013), for what survives.
+et al. 2013), for the coefficients that are kept.
 """
 
 import io

@@ -1,14 +1,11 @@
-"""Any image in, float32 CHW RGB in [0, 1] out: one image, the images of a batch, and a hash of their pixels.
-
-Load any image as float32 CHW RGB in [0, 1], and write such images as PNG. All pixels enter and leave here.
+"""Any image as float32 CHW RGB in [0, 1]: load one, or each of a batch; hash its pixels; write it as PNG.
 
 EXIF orientation, transparency and bit depth are applied; of several frames the first is read. Colour profiles are not
 applied. An image that cannot be read exactly raises an ImageError that names the image, the rule and the way out,
-because nobody would notice a rating of wrong pixels.
+because a rating of wrong pixels would go unnoticed.
 
-Batches of images of any kind: taken apart without loading, and loaded one at a time.
-
-What tells two images apart: a hash of their pixels, whatever file, type or place in memory they came from.
+A batch is split without loading, and its images are loaded one at a time. Two images are the same if the hashes of
+their pixels are, whatever file or type they came from.
 """
 
 import hashlib

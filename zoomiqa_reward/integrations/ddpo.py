@@ -1,10 +1,10 @@
 """Rewards in the call forms of DDPO and Flow-GRPO trainers: `fn(images, prompts, metadata) -> (scores, info)`.
 
 Both trainers pass a batch of images as a float tensor NCHW in [0, 1] or as a uint8 array NHWC, with one prompt and
-one metadata dictionary an image. A restoration reward also needs the low-quality image, which travels in the metadata.
-Pixels are handed on as they are: no 8-bit rounding of floats, no JPEG, no pickle, no shrinking.
+one metadata dictionary per image. A restoration reward also needs the low-quality image, which is in the metadata.
+Pixels are not changed: no 8-bit rounding of floats, no JPEG, no pickle, no shrinking.
 
-Neither trainer knows failed measurements: here they are NaN, which shows up in its mean, or an error; never 0.
+Neither trainer has a value for failed measurements. Here they are NaN, which shows in its mean, or an error; never 0.
 Source of the forms: the reward functions of kvablack/ddpo-pytorch (`ddpo_pytorch/rewards.py`) and of
 yifan123/flow_grpo (`flow_grpo/rewards.py`, whose `multi_score` returns named scores with their weighted sum, `avg`).
 """

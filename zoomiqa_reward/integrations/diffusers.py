@@ -1,7 +1,7 @@
-"""Watch a diffusers pipeline think: score the image that each denoising step is heading for.
+"""Scores during sampling: of the clean image that a diffusers pipeline predicts at each denoising step.
 
 `score_steps` wraps `pipe.scheduler.step`, which every pipeline calls, whether or not it offers callbacks. After a step
-the predicted clean sample x0 is decoded and scored; the pipeline gets what it would have got, bit for bit. Nothing is
+the predicted clean sample x0 is decoded and scored; the output of the pipeline does not change, bit for bit. Nothing is
 imported from diffusers: what is used of it are `step`, its output's fields, and the scheduler's tables.
 
 x0 is the scheduler's own (`pred_original_sample`, or `denoised`) where its output has it. Else, with a and s the

@@ -11,7 +11,7 @@
 
 The first condition image of a sample is its low-quality image. The file of its reference, for a reward that needs one,
 stands in the data set's row under `hr` (option `hr_key`), which Flow-Factory passes on as JSON. It groups samples by
-their condition images and normalises by itself. It knows no missing value: a NaN would spread over the batch, so
+their condition images and normalises by itself. It has no missing values: a NaN would spread over the batch, so
 `raise` is the default.
 Source of the form: X-GenGroup/Flow-Factory (May 2026), `rewards/abc.py`, `registry.py`, `loader.py`,
 `reward_processor.py`.

@@ -1,6 +1,6 @@
 """Rate a folder on a Ray cluster: `zoomiqa score FOLDER --out scores.parquet --ray 8`.
 
-Ray Data starts the workers, on as many machines as the cluster has, and starts one anew that died. Which worker rates
+Ray Data starts the workers, on as many machines as the cluster has, and restarts one that died. Which worker rates
 which images is decided by `runs.shared_work`, as between processes on one machine, so the folder of the images and that
 of the table must be reachable under the same path on all machines.
 """

@@ -1,18 +1,15 @@
-"""Random draws that belong to their caller; the generators of the process stay as they are.
+"""Random draws that belong to their caller; the generators of the process keep their state.
 
-Torch's random numbers from generators of one's own, for code that takes them from the process's generators.
-
-Seeding a generator of the process and putting it back afterwards makes every other thread that draws meanwhile draw
-from the wrong place. Here nothing of the process is touched: inside `own_draws` torch's functions that draw are given a
-generator of this scope, in this thread alone. A generator that the code passes by itself is left alone.
-Not reached: Python's and numpy's generators, what is drawn below Python (dropout in training mode, compiled code), and
+`own_draws` is for code that draws from the process's generators. If such a generator were seeded and put back
+afterwards, other threads that draw meanwhile would get wrong numbers. Instead, torch's functions that draw get a
+generator of this scope, in this thread alone. A generator that the code passes itself is used as it is.
+Not reached: Python's and numpy's generators, draws below Python (dropout in training mode, compiled code), and
 `torch.manual_seed`, which reseeds the process.
 
-Sampling that belongs to one answer: each row draws from a generator of its own, and nothing else is touched.
-
-Transformers' `generate` samples all rows of a batch from the process's generator, so an answer would depend on what was
-drawn before, on the rows beside it and on other threads. Here the noise of a row follows from (seed, image, sample,
-round) alone: it is added to the logits, and the largest sum is taken, greedily. That is a draw from the softmax.
+Sampled answers have a generator per row. Transformers' `generate` samples all rows of a batch from the process's
+generator, so an answer would depend on earlier draws, on other rows and on other threads. Here the noise of a row
+follows from (seed, image, sample, round) alone. It is added to the logits, and the largest sum is taken greedily, which
+is a draw from the softmax.
 Source: the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014).
 """
 

@@ -1,12 +1,14 @@
 """Gradients from a rating to the pixels: what must hold while the graph is built, and errors instead of a cut graph.
 
-A cut graph trains on nothing and nobody notices. So whoever asks for a gradient gets one or an error: images must be
-tensors that require it, gradients must be switched on, and a reward that calls itself differentiable must show it.
+Training on a cut graph would learn nothing, without an error. So asking for a gradient gives a gradient or raises:
+images must be tensors that require it, gradients must be switched on, and the values of a reward that is declared
+differentiable must have a graph.
 
 While the graph is built the model's parameters are frozen: the gradient is the images' alone. With
 `gradient_checkpointing` the activations inside the transformer layers are thrown away and recomputed in `backward`.
-Transformers does that only for a layer in training mode, and training mode is also what switches dropout on. So the
-layers alone are switched, not what is inside them, and no dropout may act in whatever is in training mode.
+Transformers does this only for a layer in training mode, and training mode also switches dropout on. So only the
+layers themselves are set to training mode, not the modules inside them, and a layer in training mode must have no
+dropout.
 """
 
 from collections.abc import Iterator, Sequence

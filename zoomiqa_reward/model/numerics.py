@@ -10,9 +10,9 @@
 
 Settings of the process are switched by the first thread that enters and put back by the last that leaves; other
 threads compute with the canonical ones meanwhile. If one of them changes a setting or the default dtype while a value
-is being computed, nobody knows what it was computed with: then it is an error. Gradients are computed in `backward`,
-outside, so with the settings that hold there: call it outside autocast, as PyTorch says too. Which operations a
-gradient belongs to was decided inside.
+is being computed, the value has no known settings, and an error is raised. Gradients are computed in `backward`,
+outside, with the settings that hold there: call it outside autocast, as PyTorch recommends. The operations that it
+goes back through are those of the inside.
 Not covered: the number of threads and the kind of GPU, which choose between kernels.
 Source: PyTorch's notes "Numerical accuracy", "CUDA semantics" (TF32) and "Reproducibility".
 """

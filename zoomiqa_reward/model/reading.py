@@ -143,8 +143,8 @@ def _positions(checkpoint: Checkpoint, row: TokenRow, ids: Tensor) -> Tensor:
 def _common(starts: Sequence[int]) -> int:
     """Return how many of the first tokens are text that a call's rows have in common: all before the only image.
 
-    A prompt with two images quotes an answer before them, which nobody else has. This depends on the row alone, so a
-    rating does not depend on what else is read.
+    A prompt with two images quotes an answer before them, which other rows do not have. This depends only
+    on the row, so a rating does not depend on what else is read.
     """
     return starts[0] if len(starts) == 1 and starts[0] >= MIN_SHARED else 0
 

@@ -1,8 +1,8 @@
-"""State that threads share: one lock an object, and temporary changes that the first thread makes and the last undoes.
+"""State that threads share: one lock per object, and temporary changes that the first thread makes and the last undoes.
 
 A save, a change and a restore by two threads at once leave the change behind for good: the second saves what the first
-has changed. So whoever changes a shared object for a while does it through `shared_change`, and whoever needs it
-for itself, because it keeps something between two calls, takes `exclusive`.
+has changed. So code that changes a shared object for a while uses `shared_change`, and code that needs the
+object alone, because the object keeps something between two calls, uses `exclusive`.
 """
 
 import threading
@@ -20,7 +20,7 @@ class _Shared:
     """What is known of one object."""
 
     lock: Any = field(default_factory=threading.RLock)
-    """Of whoever needs the object for itself."""
+    """Held by code that needs the object alone."""
     changes: dict[str, tuple[int, Undo]] = field(default_factory=dict)
     """Name -> how many have made this change, and how it is undone."""
 

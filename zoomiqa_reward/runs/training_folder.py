@@ -13,7 +13,7 @@ from zoomiqa_reward.runs.progress import say
 
 
 class RunFolder:
-    """A folder with `state.pt` (what is needed to continue) and `log.jsonl` (one row a report)."""
+    """A folder with `state.pt` (what is needed to continue) and `log.jsonl` (one row per report)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = claim_folder(folder)

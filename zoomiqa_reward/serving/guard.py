@@ -1,7 +1,7 @@
 """uvicorn's HTTP/1.1 with what it lacks against slow and greedy clients.
 
 Seen in uvicorn 0.54 (`protocols/http/h11_impl.py`): a connection that sends nothing, or half a head, is never closed;
-the keep-alive clock stops at the first byte that comes, and a body that nobody reads is discarded for as long as it
+the keep-alive clock stops at the first byte that comes, and an unread body is discarded for as long as it
 trickles; `limit_concurrency` answers 503 but keeps connections open. So here:
 
 - a clock runs whenever no request is being answered, from the connection's first moment on, and is stopped only by a

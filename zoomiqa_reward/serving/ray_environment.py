@@ -1,6 +1,6 @@
-"""Ray, imported when a server starts and not before, with what it must find in the environment then.
+"""Ray is imported when a server starts and not before, with the environment variables that it needs then.
 
-What the user has set stays.
+Variables that the user has set keep their values.
 
 Seen in ray 2.60: usage statistics are sent unless switched off; worker processes get niceness 15, so replicas starve
 beside anything else that computes; ports are opened on all interfaces (the switch below is the one that keeps Ray on

@@ -1,8 +1,8 @@
-"""What a server serves, and how much it takes on.
+"""What a server serves, and its limits.
 
-Which reward a server serves: plain values, which travel to every replica, and how a replica builds it.
+The reward is named by plain values, which are sent to every replica; a replica builds the reward from them.
 
-How much a reward server takes on, and how long it waits. Every queue and every wait has a bound.
+The limits say how much a server accepts and how long it waits. Every queue and every wait has a bound.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """The format of requests and replies, simple enough to write a client in any language.
 
 A request's body is **one safetensors file** (8 bytes little-endian length, a JSON header, raw data). Tensors are named
-by the image's place: `0`, `1`, ...; what it was made from and what it should be, for rewards that need them, `lq.0`
-and `hr.0`. Each is one of
+by the image's index: `0`, `1`, ...; for rewards that need them, its low-quality image is `lq.0` and its reference
+`hr.0`. Each is one of
 
 - `F32` of shape [3, H, W] or [1, H, W]: RGB or grey in [0, 1], the pixels as they are;
 - `U8` of shape [N]: the N bytes of a PNG file.

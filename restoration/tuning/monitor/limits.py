@@ -59,7 +59,7 @@ def limits_of(
 
     Images that one of the base model's draws left unmeasured are no part of a limit; see `compared`.
 
-    rows: of the base model's candidates by the monitor's seeds, a number a validation image; their mean is the
+    rows: of the base model's candidates by the monitor's seeds, one number per validation image; their mean is the
     limits' centre. again: of its candidates by other seeds, where they were measured. room_to: by signal, a value that
     is no alarm: limits give way to it. `kl` is 0 for the base, so its limit is a setting.
     """

@@ -167,7 +167,7 @@ class Monitor:
         return Reading(values=values, alarms=tuple(alarms), images=images)
 
     def signals(self, images: list[Tensor]) -> dict[str, list[float]]:
-        """Return each signal by name: a number a validation image, mean over seeds."""
+        """Return each signal by name: one number per validation image, mean over seeds."""
         owners = [entry for entry, candidates in zip(self.examples, images, strict=True) for _ in candidates]
         flat = [image for candidates in images for image in candidates]
         raw = raw_values(score_images(self.tuning, flat, owners))

@@ -1,13 +1,11 @@
-"""What the output of a denoiser means, and the latents of a VAE.
-
-What a denoiser's output means, and how it becomes the clean signal, the noise, or a training target.
+"""How the output of a denoiser becomes the clean signal, the noise or a training target; and the latents of a VAE.
 
 A noisy signal is x_t = alpha x0 + sigma noise. `epsilon`: the output is the noise (Ho et al. 2020). `v`: it is
 alpha noise - sigma x0, with alpha^2 + sigma^2 = 1 (Salimans and Ho 2022). `flow`: it is noise - x0, with
 alpha + sigma = 1 (Lipman et al. 2023; rectified flow). Everything here is linear in the output, so a mix of two
 outputs is the output of the mixed prediction.
 
-Between images and the latents of a Stable Diffusion VAE, scaled as its diffusion model wants them.
+The latents are those of a Stable Diffusion VAE, scaled as its diffusion model expects them.
 """
 
 from typing import Any

@@ -147,7 +147,7 @@ def convert_prediction(tuning: Tuning, x0: Tensor, condition: Condition, other: 
 def encode(
     tuning: Tuning, example: Example, generators: Sequence[torch.Generator], sharpness: Sequence[float] | None = None
 ) -> Condition:
-    """Return the condition of one image, a row a generator; of the image so much sharper in each row."""
+    """Return the condition of one image, one row per generator; of the image so much sharper in each row."""
     rows = len(generators)
     lq = example.lq[None].expand(rows, -1, -1, -1)
     if sharpness is not None:

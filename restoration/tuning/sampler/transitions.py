@@ -1,22 +1,19 @@
-"""The noise levels that a sampler walks through, and its steps.
+"""The noise levels and the steps of a sampler, and the noise levels that a denoising loss draws from.
 
-The noise levels that a sampler walks through, and those that a denoising loss draws from: one form for all.
-
-A diffusion schedule is sampled by DDIM whatever scheduler the pipeline brings: only there the step is a Gaussian whose
-density is known. Its times and its previous level are those of diffusers, so an image drawn here is the one that the
+A diffusion schedule is always sampled by DDIM, whatever scheduler the pipeline brings, because the density of a DDIM
+step is known: it is Gaussian. The times and the previous level are those of diffusers, so the image is the one that the
 pipeline draws with a DDIM scheduler from the same noise.
 
-One function takes a sampling step and scores it: without `sample` it draws, with it it re-scores that very step.
+One function takes a sampling step and scores it: without `sample` it draws one, with `sample` it scores that one. So
+the same code draws a sample and later computes its log-probability, and before any update the ratio of the two is 1.
+Everything is float32. Log-probabilities are **means** over the elements of a row: a sum, and with it a clip range,
+would grow with the image.
 
-So the log-probability of an update is computed by the code that drew the sample, and before any update the ratio of the
-two is 1. Everything is float32, and log-probabilities are **means** over a row's elements: a sum would grow with the
-image, and a clip range with it.
-
-A step is random where its standard deviation is above 0. DDIM's last one is not, and the flow sampler's last one is
-taken without noise too, since it would stay in the image. Those have no density: their log-probability is NaN, and
-no loss may use it.
+A step is random if its standard deviation is above 0. DDIM's last step is not random. The flow sampler's last step is
+taken without noise, because the noise would stay in the image. Such a step has no density: its log-probability is NaN,
+and no loss may use it.
 Sources: DDIM, Song et al. 2021, eq. 12 and 16; the SDE of a flow, Liu et al. 2025 (Flow-GRPO);
-the mean over elements, Black et al. 2023 (DDPO), as its code does.
+the mean over elements, Black et al. 2023 (DDPO), as in its code.
 """
 
 import copy
@@ -237,7 +234,7 @@ def sample(
     denoiser: "Denoiser", condition: "Condition", path: NoisePath, generators: Sequence[torch.Generator], *,
     eta: float = 1.0, random_steps: Collection[int] | None = None, keep: bool = False, steps: int | None = None,
 ) -> Trajectory:  # fmt: skip
-    """Draw one candidate a generator from the denoiser as it stands.
+    """Draw one candidate per generator from the denoiser as it stands.
 
     random_steps: which steps may be random; the others are taken without noise (default: all). keep: hold all states.
     steps: stop after so many (default: all).

@@ -1,11 +1,9 @@
-"""One OpenAI-compatible text server: requests, several at once.
-
-One OpenAI-compatible text server: requests with images, retries, time limits, and errors that say what failed.
+"""One OpenAI-compatible text server: requests with images, several at once, retries, time limits and clear errors.
 
 The `openai` client does the HTTP: it retries connection errors, time-outs and the statuses 408, 409, 429 and 5xx with
 a growing, jittered pause, or the pause that the server asks for. Source: openai-python's README, "Retries".
 
-Several requests at once, their results in the order of what was asked.
+The results of several requests at once are in the order of the requests.
 """
 
 import threading

@@ -1,14 +1,12 @@
 """The messages of a chat completion, and its reply.
 
-From a prompted turn to the messages of a chat completion: images as PNG data URLs, texts as they are.
+Messages: images as PNG data URLs, texts as they are. PNG is lossless but has 8 bits, so a float image is rounded to 256
+steps. What the server does with the image afterwards (its own uint8 route, its own resize and pixel budget) cannot be
+seen from here.
 
-PNG is lossless, but holds 8 bits: a float image is rounded to 256 steps on its way. What the server does with the
-image then (its own uint8 route, its own resize and pixel budget) is its matter and cannot be seen from here.
-
-What one chat completion says: its text, whether it was cut, and the log-probabilities where there are any.
-
-The reply is read from the JSON itself, field by field: what a server that is only nearly compatible leaves out or
-gets wrong must be named, not filled in. Source: OpenAI's reference of chat completions (shape of `choices`).
+The reply gives the text, whether it was cut, and the log-probabilities, if there are any. It is read from the JSON
+field by field, because servers are often only nearly compatible: what is missing or wrong must be named, not filled in.
+Source: OpenAI's reference of chat completions (shape of `choices`).
 """
 
 import base64

@@ -2,8 +2,9 @@
 
 A server lists, at every token that was written, the likeliest alternatives. Along the rating's tokens they form a
 part of the tree of all ratings: `3` `.` `4` `2` was written, but `2` might have stood first with probability 0.2, and
-what would have followed it nobody asked. Such an open branch counts as uniform over the ratings 1.00 .. 5.00 that
-begin like it; its centre is then wrong by at most half its width (0.5 for a first digit, 0.05 for a third).
+the server gives no tokens for what would have followed it. Such an open branch counts as uniform over the ratings
+1.00 .. 5.00 that begin like it; its centre is then wrong by at most half its width (0.5 for a first digit, 0.05 for a
+third).
 Tokens may hold any number of digits, and a number that ends early (`4,`) is that rating.
 """
 
