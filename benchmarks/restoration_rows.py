@@ -38,7 +38,9 @@ def best_of_n_rows(b: dict[str, Any]) -> list[tuple[str, str]]:
     if "fsim_direct_minus_default" in b:
         judges = ("vif", "psnr_y", "fsim")
         for way in ("direct", "reason", "niqe", "oracle"):
-            gains = [f"{name.upper()} {spread(b[f'{name}_{way}_minus_default'], 4)}" for name in judges]
+            gains = [
+                f"{name.upper().replace('_', '-')} {spread(b[f'{name}_{way}_minus_default'], 4)}" for name in judges
+            ]
             found.append((f"{pool_of(b)}: choice by {way} less the default candidate", "; ".join(gains)))
     deviations = [f"{name.upper()} {b[name]['g_std'][0]:.4f}" for name in ("fsim", "vif")]
     found.append((f"{pool_of(b)}: G-STD", ", ".join(deviations)))

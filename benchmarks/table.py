@@ -9,7 +9,7 @@ from typing import Any
 
 from common import weights
 from doc_tables import BLOCKS
-from restoration_rows import best_of_n_rows, candidates_rows, cascade_rows, restorer_rows, search_rows
+from restoration_rows import best_of_n_rows, candidates_rows, restorer_rows, search_rows
 from training_rows import cost_rows, killed_rows, processes_rows, tune_kill_rows, tune_rows
 
 ROOT = Path(__file__).parents[1]
@@ -229,8 +229,6 @@ PARTS = {
     "restorer": restorer_rows,
     "restorer_held_out": restorer_rows,
     "best_of_n": best_of_n_rows,
-    "best_of_n_varied": best_of_n_rows,
-    "best_of_10_varied": cascade_rows,
     "search": search_rows,
     "candidates": candidates_rows,
     "gradients": gradients_rows,
@@ -244,8 +242,8 @@ PARTS = {
     "tune_kill": tune_kill_rows,
 }
 HEADLINES = {
-    "people": [0], "sr_mos": [0, 1, 3], "readable": [0], "best_of_n": [6], "best_of_n_varied": [6, 7, 0, 3],
-    "restorer": [2, 4], "tune": [0, 1, 2], "nano_synthetic": [0, 1], "gradients": [3, 1, 0], "memory": [0],
+    "people": [0], "sr_mos": [0, 1, 3], "readable": [0], "best_of_n": [8, 7, 6, 3, 0],
+    "restorer": [2, 4], "tune": [0, 1, 2], "nano_synthetic": [0, 1], "gradients": [0, 4, 2], "memory": [0],
     "repeatability": [0], "cache": [0], "serving": [0],
 }  # fmt: skip
 """The rows of README, those on agreement with people first; `docs/figures.md` holds all rows."""
@@ -254,7 +252,7 @@ HEADLINES = {
 EARLIER = "\n\nThis table was made with earlier weights of `nano`, not with today's."
 USES = {
     **dict.fromkeys(("restorer", "restorer_held_out", "candidates"), ("restorer",)),
-    **dict.fromkeys(("best_of_n", "best_of_n_varied", "best_of_10_varied", "search", "tune"), ("judge", "restorer")),
+    **dict.fromkeys(("best_of_n", "search", "tune"), ("judge", "restorer")),
     **dict.fromkeys(
         ("rl", "people", "cache", "repeatability", "training_kill_sft", "training_kill_grpo", "training_processes",
          "tune_kill"), (),

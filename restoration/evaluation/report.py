@@ -16,7 +16,8 @@ from restoration.evaluation.records import NO_REFERENCE, NOT_LOADED, ImageRecord
 from restoration.evaluation.statistics import Array, Interval
 from restoration.metrics.conditioned import ConditionedReward
 from restoration.metrics.registry import METRICS
-from zoomiqa_reward.rewards.base import Reward, labels_of, walk
+from zoomiqa_reward.rewards.base import Reward, label_metrics, labels_of, walk
+from zoomiqa_reward.rewards.metric import MetricReward
 from zoomiqa_reward.rewards.normalise import with_finite_best
 from zoomiqa_reward.rewards.restorations import PREFIX
 from zoomiqa_reward.runs.json_lines import plain
@@ -33,9 +34,11 @@ def not_headline(reward: Reward | None) -> dict[str, str]:
     reasons: dict[str, str] = {}
     for part in () if reward is None else walk(reward):
         for label in labels_of(part):
+            if isinstance(part, MetricReward) and label not in {*METRICS, *label_metrics(part)}:
+                continue  # a function's name that is no metric's
             reasons[label] = (
                 f"it is in {part.name}"
-                if isinstance(part, ConditionedReward)
+                if isinstance(part, ConditionedReward | MetricReward)
                 else f"the labels that {part.name} was trained on were made with it"
             )
         if getattr(part, "name", None) in METRICS:

@@ -228,7 +228,7 @@ def test_finished_lines_are_checked_and_torn_ones_removed(tmp_path: Path) -> Non
     LineWriter(tmp_path, 0).write({"dataset": "d", "id": "ü.png", "rating": math.nan, "list": (1.0, math.inf)})
     LineWriter(tmp_path, 1).write({"dataset": "d", "id": "ü.png", "rating": 2.0})
     assert read_lines(tmp_path) == {
-        ("d", "ü.png"): {"dataset": "d", "id": "ü.png", "rating": None, "list": [1.0, None]}
+        ("d", "ü.png"): {"dataset": "d", "id": "ü.png", "rating": None, "list": [1.0, "Infinity"]}
     }
     with open(tmp_path / "ratings-0001.jsonl", "a") as file:
         file.write('{"dataset": "d"')

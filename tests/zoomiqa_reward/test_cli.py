@@ -28,7 +28,7 @@ OPTIONS = {
     "--protocol --question --ray --recursive --shared --strict",
     "assess": "--adapter --batched --config --device --help --json --model --protocol --question --strict",
     "rank": "--adapter --batched --config --device --every --help --json --keep-up --lq --mode --model --overwrite "
-    "--protocol --question --reference --sheet --strict",
+    "--protocol --question --reference,--hr --sheet --strict",
 }
 
 

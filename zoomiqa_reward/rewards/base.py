@@ -36,7 +36,7 @@ class GroupwiseError(ZoomIQAError, ValueError):
     """A reward that compares images within a group was used although each value must have a meaning alone."""
 
 
-class _Default(Generic[T]):
+class Default(Generic[T]):
     """A member with a computed default: a subclass or an instance may simply assign its own value."""
 
     def __init__(self, compute: Callable[[Any], T]) -> None:
@@ -66,27 +66,27 @@ class Reward(ABC):
     needs: frozenset[str] = frozenset()
     """Which of `lq`, `hr` and `prompts` must be given."""
 
-    @_Default
+    @Default
     def fingerprint(self) -> str:
         """Cache key: a digest of everything that the value depends on. Raises UnknownState if that cannot be read."""
         return state_digest(self)
 
-    @_Default
+    @Default
     def identity(self) -> dict[str, object]:
         """The options behind the fingerprint, so that a folder of another run can name the one that changed."""
         return {"name": self.name}
 
-    @_Default
+    @Default
     def parts(self) -> tuple["Reward", ...]:
         """The rewards that make up this one; by default those among its attributes."""
         return tuple(find_members(self, _is_reward))
 
-    @_Default
+    @Default
     def modules(self) -> tuple[nn.Module, ...]:
         """Networks of this object, without those of its parts; by default those among its attributes."""
         return tuple(_networks(self))
 
-    @_Default
+    @Default
     def groupwise(self) -> bool:
         """Whether a value has a meaning only within its group; by default, whether this holds for any part.
 
@@ -94,13 +94,13 @@ class Reward(ABC):
         """
         return _has_groupwise_part(self, {id(self)})
 
-    @_Default
+    @Default
     def labels(self) -> frozenset[str]:
         """Names of the metrics that made its training labels; these must not judge it. Without those of its parts.
 
         By default those of a model among its attributes.
         """
-        return frozenset(_label_metrics(self))
+        return frozenset(label_metrics(self))
 
     @abstractmethod
     def __call__(
@@ -138,7 +138,7 @@ def walk(reward: Reward) -> Iterator[Reward]:
 def is_groupwise(reward: object) -> bool:
     """Return whether a reward's values are relative to a group: by its member `groupwise`, else by its parts."""
     member = getattr_static(reward, "groupwise", None)
-    if member is None or isinstance(member, _Default):
+    if member is None or isinstance(member, Default):
         return _has_groupwise_part(reward, {id(reward)})
     return bool(getattr(reward, "groupwise", False))
 
@@ -149,7 +149,7 @@ def _has_groupwise_part(reward: object, seen: set[int]) -> bool:
             continue
         seen.add(id(inner))
         member = getattr_static(inner, "groupwise", None)
-        is_declared = member is not None and not isinstance(member, _Default)
+        is_declared = member is not None and not isinstance(member, Default)
         if is_groupwise(inner) if is_declared else _has_groupwise_part(inner, seen):
             return True
     return False
@@ -219,7 +219,7 @@ def optimised_names(reward: Reward) -> frozenset[str]:
 def labels_of(part: object) -> frozenset[str]:
     """Return the names, in lower case, of the metrics that one reward was trained on, without those of its parts."""
     declared = getattr(part, "labels", None)
-    labels = _label_metrics(part) if declared is None else declared
+    labels = label_metrics(part) if declared is None else declared
     return frozenset(str(name).lower() for name in labels)
 
 
@@ -325,7 +325,8 @@ def _networks(owner: object) -> Iterator[nn.Module]:
             yield network
 
 
-def _label_metrics(owner: object) -> Iterator[str]:
+def label_metrics(owner: object) -> Iterator[str]:
+    """Yield the names of the metrics that made the labels of the models among an object's attributes."""
     for model in find_members(owner, lambda value: hasattr(getattr(value, "protocol", None), "label_metrics")):
         yield from model.protocol.label_metrics
 

@@ -15,7 +15,7 @@ from zoomiqa_reward.images.loading import ImageError, ImageSource, ImageSources,
 from zoomiqa_reward.model.gradients import require_gradient, require_graph
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
-from zoomiqa_reward.rewards.base import NEEDS, Reward, needed_inputs, require_pointwise
+from zoomiqa_reward.rewards.base import NEEDS, Default, Reward, label_metrics, needed_inputs, require_pointwise
 from zoomiqa_reward.rewards.identity import state_digest
 
 
@@ -68,10 +68,10 @@ class MetricReward(Reward):
         identified = self.fn if self._given_fingerprint is None else self._given_fingerprint
         return state_digest(self.name, self.metric_higher_is_better, identified)
 
-    @property
+    @Default
     def labels(self) -> frozenset[str]:
-        """Names of the functions that `fn` is, or calls by name: such a metric must not judge what it rewards."""
-        return frozenset(_called(self.fn))
+        """Names of the functions that `fn` is or calls, beside those of the default: they must not judge its work."""
+        return frozenset((*label_metrics(self), *_called(self.fn)))
 
     @canonical
     def __call__(
