@@ -88,6 +88,15 @@ def test_a_png_may_be_the_whole_body(url, local):
     assert body["images"][0]["value"] == local(image).value.item()
 
 
+def test_what_reading_a_png_lost_is_in_the_reply(url):
+    clear, plain = io.BytesIO(), encode_image((square(0) * 255).round() / 255).data
+    Image.new("RGBA", (64, 64), (200, 90, 30, 128)).save(clear, "png")
+    [answer] = reply(raw(url, request(clear.getvalue(), kind="image/png"))[0])[1]["images"]
+    assert answer["notes"] == ["image: transparency is put on white"]
+    [answer] = reply(raw(url, request(plain, kind="image/png"))[0])[1]["images"]
+    assert "notes" not in answer
+
+
 def test_an_image_that_fails_leaves_the_others(url):
     jpeg = io.BytesIO()
     Image.new("RGB", (64, 64)).save(jpeg, format="JPEG")

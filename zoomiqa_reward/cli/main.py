@@ -19,8 +19,11 @@ from zoomiqa_reward.runs.program import GOES_ON, INTERRUPTED, TRACEBACK, message
 GROUP = "zoomiqa.commands"
 DISTRIBUTION = "zoomiqa-reward"
 _PRINTED = "what was measured until then is printed; give the other files alone to go on"
+_IN_TABLE = (
+    "what was measured until then is printed, or lies in the table given as --out, from where the same command goes on"
+)
 KEPT = {
-    "score": _PRINTED, "assess": _PRINTED, "rank": _PRINTED, "best-of-n": GOES_ON, "evaluate": GOES_ON,
+    "score": _IN_TABLE, "assess": _PRINTED, "rank": _PRINTED, "best-of-n": GOES_ON, "evaluate": GOES_ON,
     "refine": GOES_ON, "search": GOES_ON, "tune": GOES_ON,
     "check": "nothing is kept; --count 3 takes a small part of the time",
     "serve": "the server has stopped; the same command starts it again",

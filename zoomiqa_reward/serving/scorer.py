@@ -8,7 +8,7 @@ import asyncio
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -79,7 +79,8 @@ class Scorer:
                 rows[index] = ScoreRow.failed("unreadable_image", str(error))
         if loaded:
             for index, row in zip(loaded, self._measure(reward, items, loaded), strict=True):
-                rows[index] = row
+                notes = (f"{part}: {note}" for part, image in items[index].images.items() for note in image.notes())
+                rows[index] = replace(row, notes=tuple(notes))
         return [Answer(row=row, fingerprint=fingerprint) for row in rows]
 
     def _measure(

@@ -11,8 +11,8 @@ Prompts are texts in the header's `__metadata__`: `prompt.0`, ... Nothing is unp
 sides see the same pixels, bit for bit, or an error. A single PNG may also be the whole body (`image/png`).
 
 A reply is JSON: `fingerprint`, `batched`, and `images`, one object per image in order with `value`, `std`, `valid` and
-`error`. Numbers are float32 values written so that reading them as doubles and rounding to float32 gives the same
-bits; NaN is null.
+`error`, and `notes` where reading a PNG file lost something, such as transparency. Numbers are float32 values written
+so that reading them as doubles and rounding to float32 gives the same bits; NaN is null.
 """
 
 import io
@@ -30,7 +30,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 from torch import Tensor
 
-from zoomiqa_reward.images.loading import ImageError, ImageSource, load_image, to_pil
+from zoomiqa_reward.images.loading import ImageError, ImageSource, conversions, load_image, to_pil
 from zoomiqa_reward.runs.json_lines import as_float, plain
 from zoomiqa_reward.serving.errors import ServingError
 from zoomiqa_reward.serving.spec import Limits
@@ -64,6 +64,13 @@ class EncodedImage:
         if len(head) < 24 or head[:8] != _PNG_SIGNATURE or head[12:16] != b"IHDR":
             raise ImageError("not a PNG file: send PNG or raw floats; JPEG and others would change the pixels")
         return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what `load` loses of the PNG file, as `conversions` tells it; nothing of raw values."""
+        if self.shape is not None:
+            return ()
+        with Image.open(io.BytesIO(self.data), formats=("PNG",)) as image:
+            return conversions(image)
 
     def load(self) -> Tensor:
         """Return the float32 CHW image in [0, 1], by the rules of `load_image`. Raises ImageError."""
@@ -208,6 +215,8 @@ class ScoreRow:
     valid: bool = False
     error: dict[str, Any] | None = None
     """`ServingError.as_json()`; None exactly where valid."""
+    notes: tuple[str, ...] = ()
+    """What reading the PNG files lost (see `conversions`), each with the part that it was of."""
 
     @classmethod
     def failed(cls, kind: str, message: str) -> "ScoreRow":
@@ -217,7 +226,7 @@ class ScoreRow:
     def as_json(self) -> dict[str, Any]:
         """Return the object of a reply, NaN as None."""
         fields: dict[str, Any] = plain({"value": self.value, "std": self.std, "valid": self.valid, "error": self.error})
-        return fields
+        return fields | ({"notes": list(self.notes)} if self.notes else {})
 
     @classmethod
     def from_json(cls, fields: Any) -> "ScoreRow":
