@@ -164,6 +164,17 @@ def test_the_end_token_is_a_row_of_its_own_answer_and_cut_answers_have_none():
     assert not all(turn.is_truncated for one in group for turn in one.turns)
 
 
+def test_both_draws_keep_the_end_token_of_an_answer():
+    checkpoint = load_checkpoint(zooming_folder(), device="cpu")
+    rows = [make_row(checkpoint, round1(checkpoint.protocol, make_image(0, 56, 56)))] * 4
+    drawn = [draw(checkpoint, rows, LONG) for draw in (draw_answers, draw_by_transformers)]
+    for one, other in zip(*drawn, strict=True):
+        assert torch.equal(one.ids, other.ids)
+        assert len(other.ids) == len(other.logprobs)
+        assert (int(other.ids[-1]) == checkpoint.tokenizer.eos_token_id) != (len(other.ids) == LONG.max_new_tokens)
+    assert any(len(one.ids) < LONG.max_new_tokens for one in drawn[1])
+
+
 def test_greedy_answers_are_those_of_inference():
     """Almost no temperature: the sampled text is what `assess` says, so training sees the same model."""
     checkpoint = tiny_iqa().checkpoint
