@@ -79,7 +79,7 @@ class Scorer:
                 rows[index] = ScoreRow.failed("unreadable_image", str(error))
         if loaded:
             for index, row in zip(loaded, self._measure(reward, items, loaded), strict=True):
-                notes = (f"{part}: {note}" for part, image in items[index].images.items() for note in image.notes())
+                notes = (f"{role}: {note}" for role, image in items[index].images.items() for note in image.notes())
                 rows[index] = replace(row, notes=tuple(notes))
         return [Answer(row=row, fingerprint=fingerprint) for row in rows]
 
