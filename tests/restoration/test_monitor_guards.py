@@ -85,8 +85,9 @@ def _through_a_closure(metric):
         lambda image: -2 * niqe(image),
         lambda image: metrics.niqe(image),
         _through_a_closure(niqe),
+        lambda image: max(niqe(turned) for turned in (image, image.flip(2))),
     ],
-    ids=["itself", "partial", "lambda", "module", "closure"],
+    ids=["itself", "partial", "lambda", "module", "closure", "inner"],
 )
 def test_a_metric_is_seen_behind_the_name_that_a_user_gave_it(fn):
     reward = RobustReward(MetricReward(fn, "mine", False, (0, 100)))

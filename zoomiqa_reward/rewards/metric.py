@@ -16,6 +16,7 @@ from zoomiqa_reward.model.gradients import require_gradient, require_graph
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import NEEDS, Default, Reward, label_metrics, needed_inputs, require_pointwise
+from zoomiqa_reward.rewards.code_reach import reach_of
 from zoomiqa_reward.rewards.identity import state_digest
 
 
@@ -136,13 +137,13 @@ def _called(fn: Callable[..., Any]) -> Iterator[str]:
     if not isinstance(plain, FunctionType):
         return
     yield plain.__name__
-    names = plain.__code__.co_names
-    referred = [plain.__globals__.get(name) for name in names]
+    reach = reach_of(plain.__code__)
+    referred = [plain.__globals__.get(name) for name in reach.globals]
     for cell in plain.__closure__ or ():
         with contextlib.suppress(ValueError):  # an empty cell
             referred.append(cell.cell_contents)
     for value in referred:
         if isinstance(value, ModuleType):
-            yield from (name for name in names if isinstance(getattr(value, name, None), FunctionType))
+            yield from (name for name in reach.names if isinstance(getattr(value, name, None), FunctionType))
         elif isinstance(value, FunctionType):
             yield value.__name__
