@@ -6,7 +6,7 @@ python benchmarks/people.py table [--out runs/people] --people DIR --start CHECK
 
 `run` trains the stage from `--start`, a checkpoint that has seen no person's score, on all images but those held out
 (a scene is in one fold; TID2013's part has one reference, so its kinds of distortion make its folds), and rates the
-held-out ones with the default views. Words are not rehearsed in these runs, which would take two thirds of the time.
+held-out ones with the default views. Words are rehearsed as far as `--words` says: they take much of the time.
 `table` puts the folds together, with NIQE and the start's own ratings of the same images.
 """
 
@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> None:
     config = NanoConfig(
         photos=tuple(args.photos), out=args.out / name, people=args.people, start=args.start, seconds=args.seconds,
         workers=1, store_small=1200, store_large=200, population=400,
-        opinions=PeopleConfig(first=0, local=0, second=0, moved_share=args.moved),
+        pairs=args.pairs, hold_language=args.hold_language, seed=args.seed,
+        opinions=PeopleConfig(first=args.words, local=args.words, second=0, moved_share=args.moved, ladders=args.ladders),
     )  # fmt: skip
     checkpoint = make_nano(config, opinions=taught)
     ratings = rate(checkpoint, [opinions[k] for k in held])
@@ -165,6 +166,11 @@ def main() -> None:
     one.add_argument("--photos", type=Path, nargs="+", required=True)
     one.add_argument("--seconds", type=float, default=800.0)
     one.add_argument("--moved", type=float, default=0.25, help="share of steps with moved images")
+    one.add_argument("--pairs", type=Path, help="restorations and pools, see restored_pairs.py")
+    one.add_argument("--hold-language", action="store_true", help="teach the tower alone")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--words", type=int, default=0, help="first rounds, and as many with local damage, per step")
+    one.add_argument("--ladders", type=int, default=4, help="ladders per step")
     one.add_argument("--threads", type=int, default=1)
     for each in (one, all_):
         each.add_argument("--people", type=Path, required=True)

@@ -14,9 +14,10 @@ from train_iqa.nano.drawing import draw_image
 from train_iqa.nano.ladders import GOOD_LABEL, RUNGS, ladder_batch
 from train_iqa.nano.language import PAIR_SCALE, RatingTree, Readouts
 from train_iqa.nano.people import People, PeopleConfig, people_step, read_opinions
+from train_iqa.nano.pools import Pools, read_pools
 from train_iqa.nano.rationale import nano_protocol
 from train_iqa.nano.rows import RATING_SIGMA, RowBuilder
-from train_iqa.nano.store import GRID, DrawnBatch, Store
+from train_iqa.nano.store import GRID, DrawnBatch, Store, read_pairs
 from train_iqa.nano.teach import NanoLearner
 
 
@@ -78,14 +79,43 @@ def gradients(learner):
     return found
 
 
+@pytest.fixture(scope="module")
+def pools(store, tmp_path_factory):
+    """Two pools of four and one restoration alone, as files."""
+    folder, rng = tmp_path_factory.mktemp("pairs"), np.random.default_rng(4)
+    for kind in ("images", "references"):
+        (folder / kind).mkdir()
+    for group, count in (("one", 4), ("two", 4), ("alone", 1)):
+        for number in range(count):
+            reference = np.asarray(photograph(90 + len(group), 224))
+            noisy = reference + rng.normal(0, 12.0 * number + 1, reference.shape)
+            Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / "images" / f"{group}_{number}.png")
+            Image.fromarray(reference).save(folder / "references" / f"{group}_{number}.png")
+    assert len(read_pairs(folder)) == 1  # what is in a pool is no pair
+    return Pools(read_pools(folder), store.scale, torch.device("cpu"))
+
+
+def test_a_pool_holds_all_candidates_of_one_image_with_the_truths_order(pools):
+    assert len(pools) == 2
+    for images, labels in zip(pools.images, pools.labels, strict=True):
+        assert images.shape == (4, 3, 224, 224)
+        assert (labels.diff() <= 0).all()  # the more noise the worse
+        assert labels[0] > labels[3]
+    drawn = [pools.draw(3, np.random.default_rng(seed)) for seed in range(20)]
+    assert {tuple(images.shape) for images, _ in drawn} == {(3, 3, 224, 224)}
+    assert len({tuple(labels.tolist()) for _, labels in drawn}) > 4  # different candidates and orders
+
+
 @pytest.mark.integration
-@pytest.mark.parametrize("moved_share", [0.0, 1.0])
-def test_one_steps_gradient_is_the_sum_of_people_rehearsal_and_ladders(learner, store, people, moved_share):
+@pytest.mark.parametrize(("moved_share", "pool_share"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)])
+def test_one_steps_gradient_is_the_sum_of_its_parts(learner, store, people, pools, moved_share, pool_share):
     labels = store.labels.copy()
     store.labels = np.where(np.arange(len(labels)) < 4, GOOD_LABEL + 0.5, np.minimum(labels, GOOD_LABEL - 0.2))
-    config = PeopleConfig(group=3, rehearsed=8, ladders=2, first=0, local=0, second=0, moved_share=moved_share)
+    words = {"first": 0, "local": 0, "second": 0}
+    shares = {"moved_share": moved_share, "pool_share": pool_share}
+    config = PeopleConfig(group=3, rehearsed=8, ladders=2, candidates=3, **words, **shares)
     tree = RatingTree(learner.model, learner.builder)
-    losses = people_step(learner, tree, people, store, config, np.random.default_rng(5))
+    losses = people_step(learner, tree, people, store, config, np.random.default_rng(5), pools)
     taken = gradients(learner)
 
     rng = np.random.default_rng(5)
@@ -117,6 +147,21 @@ def test_one_steps_gradient_is_the_sum_of_people_rehearsal_and_ladders(learner, 
     ladder = torch.stack(short).mean()
     assert losses["ladder"] == pytest.approx(float(ladder.detach()), rel=1e-3)
     assert float(ladder.detach()) > 0  # else the test says nothing of the ladders
+    if pool_share:
+        rng.random()
+        candidates, labels = pools.draw(3, rng)
+        logprobs = tree.logprobs(candidates, question)
+        means = (logprobs.exp() / logprobs.exp().sum(1, keepdim=True) * tree.ratings).sum(1)
+        excess = []
+        for a in range(3):
+            for b in range(a + 1, 3):
+                wanted = torch.sigmoid(3 * (labels[a] - labels[b]) / PAIR_SCALE)
+                asked = binary_cross_entropy_with_logits((means[a] - means[b]) / PAIR_SCALE, wanted)
+                least = -(torch.xlogy(wanted, wanted) + torch.xlogy(1 - wanted, 1 - wanted))
+                excess.append(asked - least)
+        pool = torch.stack(excess).mean()
+        assert losses["pool"] == pytest.approx(float(pool.detach()), rel=1e-3)
+        total = total + pool
     (total + ladder).backward()
     expected = gradients(learner)
     store.labels = labels

@@ -62,8 +62,15 @@ def add_lattice(image: Array, strength: float, rng: np.random.Generator) -> Arra
 
 
 def blur(image: Array, strength: float, rng: np.random.Generator) -> Array:
-    """Return the image behind a Gaussian of 0.6 to 5 pixels."""
-    return gaussian_blur(image, 0.08 + 0.92 * strength, rng)[0]
+    """Return the image behind a Gaussian of 0.6 to 16 pixels."""
+    return gaussian_blur(image, 0.08 + 1.42 * strength, rng)[0]
+
+
+def pixelate(image: Array, strength: float, rng: np.random.Generator) -> Array:
+    """Return the image as a copy of 1/2 to 1/8 of its size, enlarged to squares of one colour."""
+    height, width, factor = *image.shape[:2], _between(2, 8, strength)
+    small = resize(image, round(width / factor), round(height / factor), "box")
+    return resize(small, width, height, "nearest")
 
 
 def shrink(image: Array, strength: float, rng: np.random.Generator) -> Array:
@@ -83,7 +90,7 @@ def sharpen(image: Array, strength: float, rng: np.random.Generator) -> Array:
 
 
 Damage = Callable[[Array, float, np.random.Generator], Array]
-ON_ANY: tuple[Damage, ...] = (add_noise, add_noise, add_noise, add_grain, darken, flatten, add_lattice)
+ON_ANY: tuple[Damage, ...] = (add_noise, add_noise, add_noise, add_grain, darken, flatten, add_lattice, pixelate)
 """Kinds that make a soft image worse as well; fine noise counts three times."""
 ON_SHARP: tuple[Damage, ...] = (*ON_ANY, blur, blur, shrink, shrink, compress, sharpen)
 

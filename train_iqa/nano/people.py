@@ -2,10 +2,10 @@
 
 A step reads one group of images: of one scene where a set has scenes of many images (restorations of one photograph
 by different methods), else of one set; as native tiles, at half size, or whole. All of a group are cut at one place
-and size, so that only their quality differs, and learn their ratings and all pairs of them. Half of the steps read
-the group again, moved against its ratings (adversarial images of a small Euclidean length): without them the gradient
-of the rating says little about a change that can be seen. Ladders of damage are read beside them (`ladders.py`).
-Without rehearsal of rows the words break within minutes.
+and size, so that only their quality differs, and learn their ratings and all pairs of them. Some steps read the group
+again, moved against its ratings (adversarial images of a small Euclidean length): without them the gradient of the
+rating says little about a change that can be seen. Ladders of damage are read beside them (`ladders.py`), and pools of
+candidates where a folder holds them (`pools.py`). Without rehearsal of rows the words break within minutes.
 Source of the moved images: Goodfellow et al. 2015, with the Euclidean norm.
 """
 
@@ -22,6 +22,7 @@ from train_iqa.nano.build import TOKEN_PX
 from train_iqa.nano.dense import dense_batch, reorient
 from train_iqa.nano.ladders import RUNGS, ladder_batch, ladder_loss
 from train_iqa.nano.language import RatingTree
+from train_iqa.nano.pools import Pools, pool_loss
 from train_iqa.nano.rows import RATING_SIGMA
 from train_iqa.nano.store import GRID, Store
 from train_iqa.nano.teach import NanoLearner, text_step
@@ -58,6 +59,10 @@ class PeopleConfig:
     """Synthetic crops with direct ratings; a multiple of 8."""
     ladders: int = 4
     """Crops whose further damage must lower the rating."""
+    candidates: int = 6
+    """Of one pool, in the steps that read one."""
+    pool_share: float = 0.5
+    """Of the steps, those that read a pool."""
     first: int = 2
     local: int = 2
     second: int = 1
@@ -177,7 +182,13 @@ def moved_images(images: Tensor, gradient: Tensor, rng: np.random.Generator) -> 
 
 
 def people_step(
-    learner: NanoLearner, tree: RatingTree, people: People, store: Store, config: PeopleConfig, rng: np.random.Generator
+    learner: NanoLearner,
+    tree: RatingTree,
+    people: People,
+    store: Store,
+    config: PeopleConfig,
+    rng: np.random.Generator,
+    pools: Pools | None = None,
 ) -> dict[str, float]:
     """Accumulate the gradients of one step and return its losses."""
     images, scores = people.group(config.group, rng)
@@ -201,5 +212,10 @@ def people_step(
         loss = ladder_loss(tree.means(tree.logprobs(rungs, question)).view(-1, RUNGS), gaps)
         loss.backward()
         losses["ladder"] = float(loss.detach())
+    if pools is not None and rng.random() < config.pool_share:
+        candidates, labels = pools.draw(config.candidates, rng)
+        loss = pool_loss(tree.means(tree.logprobs(candidates, question)), labels)
+        loss.backward()
+        losses["pool"] = float(loss.detach())
     counts = {"first": config.first, "local": config.local, "second": config.second}
     return losses | text_step(learner, store, rng, **counts, weight=0.8)

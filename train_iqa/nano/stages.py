@@ -1,12 +1,13 @@
 """One loop for all stages: seconds instead of steps, fresh images between steps, state and log in the run folder."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from train_iqa.nano.optimizers import SplitOptimizer, TimeBudget, WeightAverage, cosine
 from train_iqa.nano.store import Store, Workers
@@ -39,6 +40,8 @@ class TrainingStage:
     """Learning rate at the end, of the peak."""
     seed: int = 0
     warmup: int = WARMUP_STEPS
+    held: Sequence[nn.Parameter] = ()
+    """Parameters that need no gradient from this stage on."""
 
 
 def run_stage(
@@ -50,6 +53,8 @@ def run_stage(
     and what the store holds, which is drawn anew after a stop.
     """
     run, clock, running = RunFolder(folder), TimeBudget(stage.seconds), RunningMeans()
+    for parameter in stage.held:
+        parameter.requires_grad_(False)
     parts = stage.parts | {f"optimizer_{name}": optimizer for name, (optimizer, _) in stage.optimizers.items()}
     parts |= {"clock": clock, "running": running} | ({"average": stage.average} if stage.average else {})
     step = run.load(parts)

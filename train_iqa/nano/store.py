@@ -248,20 +248,37 @@ class Store:
         return torch.tensor([image.is_failed for image in drawn], device=self.device)
 
 
-def read_pairs(folder: Path) -> list[DegradedImage]:
-    """Return restorations and their references from `folder/images` and `folder/references`, named alike, 224 px.
+LEAST_CANDIDATES = 3
+"""Restorations of one low-quality image that make a pool."""
 
-    Raises ValueError for a restoration without a reference or of another size.
+
+def group_files(folder: Path) -> list[list[Path]]:
+    """Return the restorations in `folder/images`, sorted; the text before the first underscore names a group.
+
+    Raises ValueError where there is none.
     """
-    pairs = []
+    groups: dict[str, list[Path]] = {}
     for path in sorted(path for path in (folder / "images").iterdir() if is_shown(path)):
-        reference = folder / "references" / path.name
-        if not reference.exists():
-            raise ValueError(f"{path}: no reference {reference}")
-        pair = [np.asarray(Image.open(file).convert("RGB")) for file in (path, reference)]
-        if any(x.shape != (SMALL_PX, SMALL_PX, 3) for x in pair):
-            raise ValueError(f"{path}: restoration and reference must be {SMALL_PX} x {SMALL_PX} px")
-        pairs.append(DegradedImage(image=pair[0], reference=pair[1], record=DamageRecord(steps=())))
-    if not pairs:
+        groups.setdefault(path.stem.split("_")[0], []).append(path)
+    if not groups:
         raise ValueError(f"{folder}/images holds no image")
-    return pairs
+    return list(groups.values())
+
+
+def read_pair(path: Path) -> DegradedImage:
+    """Return the restoration `FOLDER/images/NAME` and its reference `FOLDER/references/NAME`.
+
+    Raises ValueError where there is no reference, and for sizes other than 224 px.
+    """
+    reference = path.parent.parent / "references" / path.name
+    if not reference.exists():
+        raise ValueError(f"{path}: no reference {reference}")
+    pair = [np.asarray(Image.open(file).convert("RGB")) for file in (path, reference)]
+    if any(x.shape != (SMALL_PX, SMALL_PX, 3) for x in pair):
+        raise ValueError(f"{path}: restoration and reference must be {SMALL_PX} x {SMALL_PX} px")
+    return DegradedImage(image=pair[0], reference=pair[1], record=DamageRecord(steps=()))
+
+
+def read_pairs(folder: Path) -> list[DegradedImage]:
+    """Return the restorations of a folder that are in no pool, and their references, see `read_pair`."""
+    return [read_pair(path) for group in group_files(folder) if len(group) < LEAST_CANDIDATES for path in group]

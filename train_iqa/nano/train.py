@@ -28,6 +28,7 @@ from train_iqa.nano.labels import LabelScale
 from train_iqa.nano.language import RatingTree, Readouts
 from train_iqa.nano.optimizers import SplitOptimizer, WeightAverage
 from train_iqa.nano.people import Opinion, People, PeopleConfig, people_step, read_opinions
+from train_iqa.nano.pools import Pools, read_pools
 from train_iqa.nano.rationale import make_tokenizer, nano_protocol
 from train_iqa.nano.rows import RowBuilder
 from train_iqa.nano.stages import TrainingStage, run_stage
@@ -67,9 +68,13 @@ class NanoConfig:
     people: Path | None = None
     """Folder with `people.csv` (image, set, scene, mos 1..5)."""
     pairs: Path | None = None
-    """Folder with 224 px restorations in `images` and their references, named alike, in `references`."""
+    """Folder with 224 px restorations in `images` and their references, named alike, in `references`.
+
+    Candidates of one image share the text before the first underscore: the people stage learns their order."""
     start: str | None = None
     """Checkpoint to go on from: the people stage alone is run."""
+    hold_language: bool = False
+    """In the people stage, leave the language side as it is: its words stay, and the tower alone learns."""
     choose_views: bool = False
     """Choose the mixture of views on held-out photographs; otherwise it is the protocol's."""
     workers: int = 2
@@ -189,12 +194,13 @@ def stages_of(
     def stage(
         name: str, seconds: float, step: Any, rates: tuple[float, float], decay: float, floor: float
     ) -> TrainingStage:
+        optimizers = {"tower": (SplitOptimizer(tower, weight_decay=decay), rates[0])}
+        held = [parameter for _, parameter in language] if name == "people" and config.hold_language else []
+        if not held:
+            optimizers["language"] = (SplitOptimizer(language, weight_decay=decay), rates[1])
         return TrainingStage(
-            name=name, seconds=seconds, step=step, parts=parts, floor=floor, seed=config.seed,
-            optimizers={
-                "tower": (SplitOptimizer(tower, weight_decay=decay), rates[0]),
-                "language": (SplitOptimizer(language, weight_decay=decay), rates[1]),
-            },
+            name=name, seconds=seconds, step=step, parts=parts, floor=floor, seed=config.seed, optimizers=optimizers,
+            held=held,
             average=None if name == "dense" else WeightAverage(model.parameters()),
             warmup=20 if name == "people" else 80,
         )  # fmt: skip
@@ -214,11 +220,23 @@ def stages_of(
         opinions, settings = opinions or read_opinions(config.people), config.opinions
         people_images = People(opinions, store.device)
         _say(f"{len(opinions)} images with people's scores")
+        candidates = pools_of(config, store)
         stages.append(stage(
-            "people", people_seconds, lambda rng: people_step(learner, tree, people_images, store, settings, rng),
+            "people", people_seconds,
+            lambda rng: people_step(learner, tree, people_images, store, settings, rng, candidates),
             (0.7 * settings.learning_rate, settings.learning_rate), settings.weight_decay, 0.03,
         ))  # fmt: skip
     return stages
+
+
+def pools_of(config: NanoConfig, store: Store) -> Pools | None:
+    """Return the pools that `config.pairs` holds, None where it holds none."""
+    pools = read_pools(config.pairs) if config.pairs is not None else []
+    if not pools:
+        return None
+    assert store.scale is not None
+    _say(f"{len(pools)} pools of candidates from {config.pairs}")
+    return Pools(pools, store.scale, store.device)
 
 
 def make_nano(config: NanoConfig, opinions: Sequence[Opinion] | None = None) -> Path:
@@ -290,6 +308,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--people", type=Path, help="folder with people.csv: image, set, scene, mos 1..5")
     parser.add_argument("--pairs", type=Path, help="folder with restorations in images/ and references/, 224 px")
     parser.add_argument("--start", help="checkpoint to go on from with the people stage alone")
+    parser.add_argument("--hold-language", action="store_true", help="teach the tower alone in the people stage")
     parser.add_argument(
         "--choose-views", action="store_true", help="choose the mixture of views on held-out photographs"
     )
@@ -313,7 +332,7 @@ def _work(args: argparse.Namespace) -> int:
     config = NanoConfig(
         photos=tuple(args.photos), out=args.out, device=args.device, seconds=args.seconds, people=args.people,
         pairs=args.pairs, start=args.start, choose_views=args.choose_views, seed=args.seed, size=args.size,
-        workers=args.workers,
+        workers=args.workers, hold_language=args.hold_language,
     )  # fmt: skip
     share = args.rows_scale if args.rows_scale is not None else 0.1 if args.device == "cpu" else 1.0
     make_nano(config.scaled(share))
