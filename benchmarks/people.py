@@ -62,7 +62,9 @@ def run(args: argparse.Namespace) -> None:
         photos=tuple(args.photos), out=args.out / name, people=args.people, start=args.start, seconds=args.seconds,
         workers=1, store_small=1200, store_large=200, population=400,
         pairs=args.pairs, hold_language=args.hold_language, seed=args.seed,
-        opinions=PeopleConfig(first=args.words, local=args.words, second=0, moved_share=args.moved, ladders=args.ladders),
+        opinions=PeopleConfig(
+            first=args.words, local=args.words, second=0, moved_share=args.moved, ladders=args.ladders,
+        ),
     )  # fmt: skip
     checkpoint = make_nano(config, opinions=taught)
     ratings = rate(checkpoint, [opinions[k] for k in held])

@@ -10,6 +10,7 @@ from restoration.metrics.registry import METRICS
 from zoomiqa_reward.images.loading import ImageError, ImageSource, load_image
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, require_pointwise
+from zoomiqa_reward.rewards.metric import called_names
 
 Fidelity = Callable[[Tensor, Tensor], Tensor | float]
 """`fn(image, other)`, float32 CHW in [0, 1], returns a float or a tensor of one element."""
@@ -33,8 +34,9 @@ class PairedReward(Reward):
 
 
 def metric_names(fidelity: Fidelity) -> frozenset[str]:
-    """Return the name of the metric that measures fidelity, if it is one of the registry."""
-    return frozenset(name for name, metric in METRICS.items() if metric.fn is fidelity)
+    """Return the names of the registry's metrics that fidelity is, or that its code calls."""
+    called = set(called_names(fidelity))
+    return frozenset(name for name, metric in METRICS.items() if metric.fn is fidelity or metric.fn.__name__ in called)
 
 
 def fidelity_of_pairs(

@@ -1,6 +1,7 @@
 """A rating judged together with the clean reference: laws of the form, failures, and what may judge it."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -22,6 +23,19 @@ def brightness(low=1.0, high=5.0):
         lambda image: low + (high - low) * image.mean(), "brightness", True, (low, high), differentiable=True,
         fingerprint="v1",
     )  # fmt: skip
+
+
+def halved(image, other):
+    return 0.5 * haarpsi(image, other)
+
+
+@pytest.mark.parametrize(
+    "fidelity", [haarpsi, halved, partial(haarpsi), lambda image, other: haarpsi(image, other), partial(halved)],
+    ids=["itself", "called", "partial", "lambda", "called in a partial"],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [ReferencedReward, ConditionedReward])
+def test_a_fidelity_that_calls_a_metric_names_it_as_what_may_not_judge(kind, fidelity):
+    assert "haarpsi" in kind(brightness(), fidelity).labels
 
 
 def test_the_form_by_hand():

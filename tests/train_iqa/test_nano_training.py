@@ -121,6 +121,17 @@ def test_people_alone_go_on_from_a_checkpoint(toy, checkpoint, tmp_path):
     assert not all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.integration
+def test_a_held_language_side_keeps_every_bit_while_the_tower_learns(toy, checkpoint, tmp_path):
+    config = replace(toy, out=tmp_path, start=str(checkpoint), seconds=0.5, hold_language=True)
+    before, after = (
+        ZoomIQA.from_pretrained(str(source)).checkpoint.model.state_dict() for source in (checkpoint, make_nano(config))
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("visual" in name for name in changed)
+
+
 def test_a_start_without_people_is_refused(toy):
     with pytest.raises(ValueError, match="people"):
         make_nano(replace(toy, start="nano", people=None))

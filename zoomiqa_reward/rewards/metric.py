@@ -72,7 +72,7 @@ class MetricReward(Reward):
     @Default
     def labels(self) -> frozenset[str]:
         """Names of the functions that `fn` is or calls, beside those of the default: they must not judge its work."""
-        return frozenset((*label_metrics(self), *_called(self.fn)))
+        return frozenset((*label_metrics(self), *called_names(self.fn)))
 
     @canonical
     def __call__(
@@ -129,7 +129,7 @@ class MetricReward(Reward):
         return value, None if is_measured else f"{self.name} returned {value.item()}"
 
 
-def _called(fn: Callable[..., Any]) -> Iterator[str]:
+def called_names(fn: Callable[..., Any]) -> Iterator[str]:
     """Yield the name of a function and of those functions that its code refers to, one level deep."""
     while isinstance(fn, functools.partial):
         fn = fn.func
