@@ -27,6 +27,7 @@ FULL = Protocol(
     sections1=("Faults",),
     sections2=("Closer look",),
     image_labels=("Whole: ", "Part: "),
+    answer_starts=("", "<think>Closer look:"),
     image_order="image_first",
     history_style="none",
     crop=CropPolicy(min_area_frac=0.1, max_area_frac=0.5, min_side_px=14),
@@ -48,7 +49,7 @@ def test_file_round_trip(tmp_path: Path) -> None:
 def test_no_field_is_left_at_its_default_by_the_round_trip_above() -> None:
     plain = Protocol(name="", round1=Prompt(text=""), round2=Prompt(text=""), questions=("",), direct_prefix="")
     mine, default = json.loads(FULL.to_json()), json.loads(plain.to_json())
-    assert [key for key in mine if mine[key] == default[key]] == ["format_version"]
+    assert [key for key in mine if mine[key] == default.get(key)] == ["format_version"]
 
 
 def test_file_is_readable_by_people() -> None:
@@ -113,6 +114,8 @@ def broken(**changes: Any) -> dict[str, Any]:
         ({"crop__min_side": 3}, r"protocol\.crop: unknown field 'min_side'"),
         ({"questions": []}, "questions"),
         ({"image_order": "random"}, "random"),
+        ({"answer_starts": ["<think>"]}, "empty or two texts"),
+        ({"answer_starts": ["<think>", 2]}, "empty or two texts"),
         ({"history_style": "all"}, "all"),
         ({"min_pixels": 10**9}, "no range"),
         ({"min_pixels": "few"}, "protocol"),

@@ -62,6 +62,20 @@ def test_final_in_round_one_needs_no_second_round():
     assert turn.prompt == "How good is this image? Answer with {}."
 
 
+def test_an_answers_start_ends_the_prompt_and_begins_the_text():
+    begun = ("<think>Image Quality Summary:", "<think>Crop Inspection Summary:")
+    checkpoint = tiny_iqa().checkpoint
+    checkpoint = replace(checkpoint, protocol=replace(checkpoint.protocol, answer_starts=begun))
+    writer = Writer([ZOOM.removeprefix(begun[0])], [SECOND.removeprefix(begun[1])])
+    [[found]] = assess_images(checkpoint, [make_image()], sampling=GREEDY, write=writer)
+    assert [turn.text for turn in found.turns] == [ZOOM, SECOND]
+    assert found.rating == 4.0
+    [[first], [second]] = writer.prompts
+    assert first.endswith("assistant\n" + begun[0])
+    assert second.endswith("assistant\n" + begun[1])
+    assert ZOOM in second  # round 1 is quoted with its start
+
+
 def test_only_those_that_want_a_closer_look_go_to_round_two_and_keep_their_place():
     writer = Writer([FINAL, ZOOM, FINAL, ZOOM], [SECOND, SECOND.replace("4", "1.5")])
     images = [make_image(i, 70 + 10 * i, 90) for i in range(4)]

@@ -93,6 +93,47 @@ def test_a_server_that_takes_no_top_k_is_asked_without_it_and_named():
     assert ["top_k" in body for body in script.bodies] == [True, False, False]
 
 
+START = "<think>Crop Inspection Summary:"
+
+
+def begun(answer):
+    return server(answer, protocol=tiny_protocol(answer_starts=("", START)))
+
+
+def test_an_answer_that_begins_for_the_model_is_continued_and_read_whole():
+    def go_on(body, count):
+        return reply(ZOOM if count == 1 else SECOND.removeprefix(START))
+
+    with begun(go_on) as (iqa, script):
+        (found,) = iqa.assess(make_image())
+    assert [turn.text for turn in found.turns] == [ZOOM, SECOND]
+    first, second = script.bodies
+    assert first["messages"][-1]["role"] == "user"
+    assert "continue_final_message" not in first
+    assert second["messages"][-1] == {"role": "assistant", "content": START}
+    assert (second["continue_final_message"], second["add_generation_prompt"]) == (True, False)
+
+
+def test_a_server_that_writes_the_start_itself_is_not_given_it_twice():
+    with begun(lambda body, count: reply(ZOOM if count == 1 else SECOND)) as (iqa, _):
+        (found,) = iqa.assess(make_image())
+    assert found.turns[1].text == SECOND
+
+
+def test_a_server_that_cannot_continue_is_asked_without_the_start_and_named():
+    def strict(body, count):
+        refusal = {"error": {"message": "Unexpected keys in the request: continue_final_message"}}
+        asked = ZOOM if len(body["messages"]) == 1 else SECOND
+        return (422, refusal) if "continue_final_message" in body else reply(asked)
+
+    with begun(strict) as (iqa, script):
+        with pytest.warns(UserWarning, match="cannot continue an answer that has begun"):
+            (found,) = iqa.assess(make_image())
+        (again,) = iqa.assess(make_image())
+    assert found.turns[1].text == again.turns[1].text == SECOND
+    assert ["continue_final_message" in body for body in script.bodies] == [False, True, False, False, False]
+
+
 def test_a_server_that_does_not_sample_is_named():
     with (
         server(always(FINAL)) as (iqa, _),

@@ -44,6 +44,7 @@ def local():
     return ZoomIQA.from_pretrained("nano", device="cpu")
 
 
+@pytest.mark.filterwarnings("ignore:.*cannot continue an answer:UserWarning")  # transformers serve cannot
 def test_the_words_over_the_server_are_nanos_own(served, local, images):
     own = local.assess(images, strict=True)
     with ZoomIQA.from_server(served.base_url, served.model, concurrency=2) as iqa:

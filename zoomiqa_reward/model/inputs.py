@@ -63,11 +63,11 @@ def render(checkpoint: Checkpoint, messages: Sequence[dict[str, Any]]) -> str:
 
 
 def encode(checkpoint: Checkpoint, prompted: Prompted) -> Tensor:
-    """Return int64 [tokens] of the prompt, with one image token per image.
+    """Return int64 [tokens] of the prompt and the answer's start, with one image token per image.
 
     Raises PromptError if the number differs, as when a question or a quoted answer holds the image token itself.
     """
-    text = render(checkpoint, prompted.messages)
+    text = render(checkpoint, prompted.messages) + prompted.start
     ids = torch.tensor(checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
     num_image_tokens = int((ids == checkpoint.image_token_id).sum())
     if num_image_tokens != len(prompted.images):

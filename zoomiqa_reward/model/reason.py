@@ -134,7 +134,10 @@ class _Writing:
         for index, prompted in enumerate(asked):
             is_same = index > 0 and _asks_the_same(asked[index - 1], prompted)  # as the samples of an image do
             rows.append(rows[-1] if is_same else make_row(self.checkpoint, prompted, prepared=self.prepared))
-        return self.write(self.checkpoint, rows, sampling)
+        written = self.write(self.checkpoint, rows, sampling)
+        return [
+            replace(answer, text=prompted.start + answer.text) for prompted, answer in zip(asked, written, strict=True)
+        ]
 
     def forget(self) -> None:
         """Drop the images; the text before them stays."""
@@ -144,7 +147,8 @@ class _Writing:
 
 def _asks_the_same(first: Prompted, second: Prompted) -> bool:
     same_images = all(a is b for a, b in zip(first.images, second.images, strict=False))
-    return len(first.images) == len(second.images) and same_images and first.messages == second.messages
+    same_text = first.messages == second.messages and first.start == second.start
+    return len(first.images) == len(second.images) and same_images and same_text
 
 
 def check_rounds(rounds: int) -> None:
@@ -178,7 +182,7 @@ def assess_batch(
         answers_of = partial(assess_batch, protocol, question=question, rounds=rounds, sampling=sampling)
         read = iter(answers_of(kept, respond) if shown else ())
         return [next(read) if why is None else _without_content(why) for why in empty]
-    asked = [round1(protocol, image, question) for image in images]
+    asked = [replace(round1(protocol, image, question), start=protocol.answer_start(1)) for image in images]
     answers = respond(asked, sampling)
     firsts = [
         _read(prompted, answer, protocol.sections1, None) for prompted, answer in zip(asked, answers, strict=True)
@@ -190,7 +194,8 @@ def assess_batch(
     asked, boxes = [], []
     for index in again:
         crop, box = zoom(images[index], firsts[index].bbox, protocol.crop)
-        asked.append(round2(protocol, images[index], crop, firsts[index].turn.text, question))
+        request = round2(protocol, images[index], crop, firsts[index].turn.text, question)
+        asked.append(replace(request, start=protocol.answer_start(2)))
         boxes.append(box)
     second: int | tuple[int, ...] | None = None
     if seeds is not None:

@@ -23,6 +23,8 @@ class Prompted:
     messages: tuple[dict[str, Any], ...]
     images: tuple[Tensor, ...]
     """Float32 CHW in [0, 1], one for each `{"type": "image"}` item."""
+    start: str = ""
+    """What the answer begins with; the model writes on from there."""
 
 
 @dataclass(frozen=True, kw_only=True)

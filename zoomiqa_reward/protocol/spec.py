@@ -150,6 +150,8 @@ class Protocol:
     sections2: tuple[str, ...] = ROUND2_SECTIONS
     image_labels: tuple[str, str] = ("Original image: ", "Cropped Image: ")
     """Texts before the whole image and before the crop in round 2."""
+    answer_starts: tuple[str, ...] = ()
+    """Empty, or two texts: what the answers of rounds 1 and 2 begin with. The model writes on from there."""
     image_order: str = "text_first"
     """Round 1: `text_first` or `image_first`."""
     history_style: str = "question_answer"
@@ -172,6 +174,8 @@ class Protocol:
     def __post_init__(self) -> None:
         if not self.questions:
             raise ProtocolError("protocol: `questions` is empty; the first one is the default question")
+        if len(self.answer_starts) not in (0, 2) or not all(isinstance(text, str) for text in self.answer_starts):
+            raise ProtocolError(f"protocol: answer_starts {self.answer_starts!r} must be empty or two texts")
         if self.image_order not in ("text_first", "image_first"):
             raise ProtocolError(f"protocol: image_order {self.image_order!r} must be text_first or image_first")
         if self.history_style not in ("question_answer", "none"):
@@ -186,6 +190,10 @@ class Protocol:
         """The rating of each level word, 1 for the worst .. 5 for the best; empty where answers are numbers."""
         steps = max(1, len(self.levels) - 1)
         return {word: 1.0 + 4.0 * index / steps for index, word in enumerate(self.levels)}
+
+    def answer_start(self, number: int) -> str:
+        """Return the text that the answer of round 1 or 2 begins with; mostly empty."""
+        return self.answer_starts[number - 1] if self.answer_starts else ""
 
     @property
     def fingerprint(self) -> str:
@@ -241,7 +249,7 @@ class Protocol:
             raise ProtocolError(f"{target}: {error}") from error
 
 
-_LATER = ("levels", "pair")
+_LATER = ("levels", "pair", "answer_starts")
 _NESTED = {
     "round1": Prompt, "round2": Prompt, "crop": CropPolicy, "views": ViewPolicy, "decoding": Decoding,
     "pair": PairPrompt,

@@ -11,6 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypedDict, TypeVar
 from urllib.parse import urlsplit
 
@@ -86,7 +87,7 @@ class TextServer:
         self.timeout_s, self.max_retries, self.top_logprobs = timeout_s, max_retries, top_logprobs
         self.think_join, self.extra = think_join, dict(extra or {})
         self._base_url, self._api_key = base_url, api_key
-        self._refuses_logprobs = self._refuses_top_k = False
+        self._refuses_logprobs = self._refuses_top_k = self._refuses_start = False
         self._client: Any = None
         self._lock = threading.Lock()
 
@@ -118,6 +119,7 @@ class TextServer:
         messages: Sequence[Mapping[str, Any]],
         *,
         max_tokens: int,
+        start: str = "",
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
@@ -125,6 +127,8 @@ class TextServer:
     ) -> ServerReply:
         """Return the answer to a conversation; with log-probabilities where they are wanted and offered.
 
+        start: text that the answer begins with; the reply holds it. A server that cannot continue an answer is asked
+        without it, from then on and with a warning.
         top_k: likeliest tokens that are drawn from, 0 for all; a field beside OpenAI's own that vLLM and others take.
         A server that refuses the fields of log-probabilities, or top_k, is asked again without them, and from then on;
         for top_k with a warning, since its samples then come from more tokens than the protocol says.
@@ -143,10 +147,21 @@ class TextServer:
             wants_logprobs = bool(self.top_logprobs) and not self._refuses_logprobs
             wants_top_k = temperature > 0 and top_k > 0 and not self._refuses_top_k and "top_k" not in self.extra
             logprobs = {"logprobs": True, "top_logprobs": self.top_logprobs} if wants_logprobs else {}
+            wants_start = bool(start) and not self._refuses_start
+            begun = {"messages": [*messages, {"role": "assistant", "content": start}]} if wants_start else {}
+            more: dict[str, Any] = {"top_k": top_k} if wants_top_k else {}
+            more |= dict(zip(CONTINUE_FIELDS, (True, False), strict=True)) if wants_start else {}
             try:
-                return self._post(body | logprobs, {"top_k": top_k} if wants_top_k else None)
+                reply = self._post(body | begun | logprobs, more)
+                return replace(reply, text=joined(start, reply.text)) if wants_start else reply
             except RequestFailed as error:
-                if wants_top_k and _is_about(error, ("top_k",)):
+                if wants_start and _is_about(error, CONTINUE_FIELDS):
+                    self._refuses_start = True
+                    warnings.warn(
+                        f"{self.address} cannot continue an answer that has begun: it is asked without the start",
+                        stacklevel=2,
+                    )
+                elif wants_top_k and _is_about(error, ("top_k",)):
                     self._refuses_top_k = True
                     warnings.warn(
                         f"{self.address} takes no top_k: it samples from all tokens, not {top_k}", stacklevel=2
@@ -174,7 +189,7 @@ class TextServer:
         what = "mode='direct' over a server needs one that continues an assistant's message and tells log-probabilities"
         way_out = "use vLLM, mode='reason', or load the model itself"
         try:
-            reply = self._post(body, {"continue_final_message": True, "add_generation_prompt": False})
+            reply = self._post(body, dict(zip(CONTINUE_FIELDS, (True, False), strict=True)))
         except RequestFailed as error:
             if not _is_about(error, (*CONTINUE_FIELDS, "logprobs")):
                 raise
@@ -205,6 +220,15 @@ class TextServer:
             return read_reply(raw.text, self.think_join)
         except ReplyError as error:
             raise RequestFailed(f"{where}: the reply {error}") from error
+
+
+def joined(start: str, text: str) -> str:
+    """Return an answer that began with `start`; a server that wrote the whole answer anew has begun it itself.
+
+    >>> joined("<think>\\nSummary:", " soft.</think>"), joined("<think>\\nSummary:", "<think>Soft.</think>")
+    ('<think>\\nSummary: soft.</think>', '<think>Soft.</think>')
+    """
+    return text if text.lstrip().startswith(start.split(maxsplit=1)[0]) else start + text
 
 
 def _is_about(error: RequestFailed, fields: Sequence[str]) -> bool:

@@ -261,7 +261,8 @@ class RemoteZoomIQA:
         images = tuple(resize_to_budget(image, self.protocol, self.factor_px) for image in prompted.images)
         try:
             reply = self.server.ask(
-                chat_messages(replace(prompted, images=images)), max_tokens=sampling.max_new_tokens,
+                chat_messages(replace(prompted, images=images)), start=prompted.start,
+                max_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, seed=_one_seed(sampling),
             )  # fmt: skip
         except (RequestFailed, PromptError) as error:
