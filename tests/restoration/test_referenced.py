@@ -12,7 +12,7 @@ from restoration.metrics import ConditionedReward, ReferencedReward, haarpsi
 from zoomiqa_reward import CompositeReward, MetricReward, Term, ZoomIQAReward, rank
 from zoomiqa_reward.images.filters import gaussian_blur, resize_bicubic
 from zoomiqa_reward.rewards.base import GroupwiseError, ask, optimised_names
-from zoomiqa_reward.rewards.find import beside
+from zoomiqa_reward.rewards.find import judged_together
 
 PHOTO = photograph(0, 96, 96)
 
@@ -108,8 +108,8 @@ def test_rank_takes_the_input_or_the_reference():
     images = [torch.full_like(PHOTO, 0.9) + 0.1 * make_image(2, 96, 96), PHOTO]
     quality = brightness()
     assert rank(quality, images).order == (0, 1)
-    assert rank(beside(quality, "conditioned"), images, lq=lq).order == (1, 0)
-    assert rank(beside(quality, "referenced"), images, hr=[PHOTO, PHOTO]).order == (1, 0)
+    assert rank(judged_together(quality, "conditioned"), images, lq=lq).order == (1, 0)
+    assert rank(judged_together(quality, "referenced"), images, hr=[PHOTO, PHOTO]).order == (1, 0)
     iqa = tiny_iqa()
     found = rank(iqa, [photograph(1, 96, 96), PHOTO], hr=PHOTO)
     expected = ReferencedReward(ZoomIQAReward(iqa))([photograph(1, 96, 96), PHOTO], hr=[PHOTO] * 2)
@@ -117,4 +117,4 @@ def test_rank_takes_the_input_or_the_reference():
     with pytest.raises(ValueError, match="ranked with one of them"):
         rank(iqa, images, lq=lq, hr=PHOTO)
     with pytest.raises(ValueError, match="must be one of conditioned, referenced"):
-        beside(quality, "compared")
+        judged_together(quality, "compared")

@@ -192,7 +192,7 @@ def rank(
     keep_up: clips.KeepUp = False,
 ) -> int:
     """Order images, or clips, best first. Those that could not be measured come last, with the reason."""
-    from zoomiqa_reward.cli import rank_beside
+    from zoomiqa_reward.cli import rank_together
     from zoomiqa_reward.cli.ranking_output import explain_placed, order_by_rating, write_sheet
     from zoomiqa_reward.model.measuring import measure
     from zoomiqa_reward.runs.outputs import claim_file
@@ -201,7 +201,7 @@ def rank(
     has_clips = clips.are_clips(files, every, keep_up, sheet=sheet)
     if sheet is not None:  # before the work; forgotten, `--sheet *.png` names a photograph
         claim_file(sheet, inputs=[*images, *files, *filter(None, (lq, reference))], overwrite=overwrite, suffixes=True)
-    other = rank_beside.other_image(lq, reference)
+    other = rank_together.other_image(lq, reference)
     if other is not None and has_clips:
         raise ValueError("--lq and --reference: only for images; clips are ranked by their ratings alone")
     iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
@@ -219,14 +219,14 @@ def rank(
             placed, gap = order_by_rating(measured) if measured else ([], math.nan)
             _show_ranking(placed, details, as_json=as_json)
         else:
-            judged = rank_beside.judge(iqa, measured, *other, mode=mode, question=question)
-            placed, gap = rank_beside.show(judged, *other, as_json=as_json)
+            judged = rank_together.judge(iqa, measured, *other, mode=mode, question=question)
+            placed, gap = rank_together.show(judged, *other, as_json=as_json)
     if math.isfinite(gap):
         print(f"the best is {gap:.3f} above the second", file=sys.stderr)
     if sheet is not None:
         answers = explain_placed(iqa, placed, question)
         explained_ones = list(progress(answers, len(placed), "explaining", streaming=False))
-        title = None if other is None else rank_beside.title(len(placed), iqa.name, *other)
+        title = None if other is None else rank_together.title(len(placed), iqa.name, *other)
         write_sheet(explained_ones, sheet, overwrite=overwrite, title=title)
         print(f"contact sheet: {sheet}", file=sys.stderr)
     return 0 if all(placement.rank is not None for placement in placed) else 2

@@ -40,18 +40,18 @@ def load_reward(
     anew. is_model_needed: the command loads the model also beside another reward, so `--model` may be given then.
     Raises ValueError for a name that leads to no reward, and for an option of the model beside another reward.
     """
-    from zoomiqa_reward.rewards.find import BESIDE, beside, find_reward, model_of
+    from zoomiqa_reward.rewards.find import TOGETHER, find_reward, judged_together, model_of
 
     if name == "none":
         raise ValueError("--reward none: this command needs a reward")
-    chosen = model if name in BESIDE else model_of(name, model)
+    chosen = model if name in TOGETHER else model_of(name, model)
     if chosen is not None:
         from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
         iqa = inputs.load_model(chosen, device=device, adapter=adapter, protocol=protocol)
         seed = None if num_samples > 1 else 0
         reward = ZoomIQAReward(iqa, mode, question=question, num_samples=num_samples, seed=seed)
-        return beside(reward, name) if name in BESIDE else reward
+        return judged_together(reward, name) if name in TOGETHER else reward
     of_model = {} if is_model_needed else {"model": model, "adapter": adapter, "protocol": protocol}
     refuse_model_options(name, mode=mode, question=question, num_samples=num_samples, **of_model)
     here = os.getcwd()

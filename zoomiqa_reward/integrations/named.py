@@ -4,7 +4,7 @@ import threading
 
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
 from zoomiqa_reward.rewards.base import Reward
-from zoomiqa_reward.rewards.find import DEFAULT_MODEL, beside, find_reward, model_of
+from zoomiqa_reward.rewards.find import DEFAULT_MODEL, find_reward, judged_together, model_of
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 _LOADED: dict[tuple[str, str, str | None, str | None], Reward] = {}
@@ -18,7 +18,7 @@ def named_reward(
 
     name: a Zoom-IQA model (`nano`, a folder, a hub id), a metric (`niqe`), or `package.module:factory`. mode and device
     are those of a model. together: `conditioned` or `referenced` judges each image together with its low-quality image
-    or its reference (`rewards.find.beside`). Safe to call in several threads. Raises ValueError as `find_reward` does.
+    or its reference (`rewards.find.judged_together`). Safe to call in several threads. Raises ValueError as `find_reward` does.
     """
     with _LOCK:
         key = (name, mode, device, together)
@@ -30,5 +30,5 @@ def named_reward(
                 reward = find_reward(name)
             else:
                 reward = ZoomIQAReward(ZoomIQA.from_pretrained(model, device=device), mode)
-            _LOADED[key] = reward if together is None else beside(reward, together)
+            _LOADED[key] = reward if together is None else judged_together(reward, together)
         return _LOADED[key]

@@ -136,16 +136,16 @@ def _measure(
     elif lq is not None and hr is not None:
         raise ValueError("lq and hr: a ZoomIQA is ranked with one of them; pass a reward that uses both")
     else:
-        reward = _beside(iqa_or_reward, mode, "conditioned" if hr is None else "referenced")
+        reward = _judged_together(iqa_or_reward, mode, "conditioned" if hr is None else "referenced")
     scores = ask(reward, sources, lq=_each(lq, sources), hr=_each(hr, sources), groups=[0] * len(sources))  # one group
     return Ratings(value=scores.value, std=scores.std, valid=scores.valid, errors=scores.errors, std_kind="none")
 
 
-def _beside(iqa: Any, mode: str, other: str) -> Reward:
-    from zoomiqa_reward.rewards.find import beside
+def _judged_together(iqa: Any, mode: str, other: str) -> Reward:
+    from zoomiqa_reward.rewards.find import judged_together
     from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
-    return beside(ZoomIQAReward(iqa, mode), other)
+    return judged_together(ZoomIQAReward(iqa, mode), other)
 
 
 def _each(given: ImageSources | None, sources: Sequence[ImageSource]) -> list[ImageSource] | None:

@@ -15,7 +15,7 @@ METRICS_MODULE = "restoration.metrics"
 ZOOMIQA = "zoomiqa"
 """The reward's name that stands for the model given beside it."""
 DEFAULT_MODEL = "nano"
-BESIDE = {"conditioned": "lq", "referenced": "hr"}
+TOGETHER = {"conditioned": "lq", "referenced": "hr"}
 """Rewards that judge an image together with another one, and which one they need."""
 
 
@@ -68,14 +68,14 @@ def require_name(name: str) -> None:
         _metric(name)
 
 
-def beside(quality: Reward, other: str) -> Reward:
+def judged_together(quality: Reward, other: str) -> Reward:
     """Return `quality` judged together with another image of each: `conditioned` on its source, or `referenced`.
 
     These are `restoration.metrics.ConditionedReward`, which needs lq, and `ReferencedReward`, which needs hr. Raises
     ValueError for another word, for a quality that neither takes, and without the extra `restoration`.
     """
-    if other not in BESIDE:
-        raise ValueError(f"{other!r}: must be one of {', '.join(BESIDE)}")
+    if other not in TOGETHER:
+        raise ValueError(f"{other!r}: must be one of {', '.join(TOGETHER)}")
     reward: Reward = getattr(_metrics(other), f"{other.capitalize()}Reward")(quality)
     return reward
 

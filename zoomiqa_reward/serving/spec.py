@@ -11,7 +11,7 @@ from typing import Any
 
 from zoomiqa_reward.images.loading import MAX_PIXELS
 from zoomiqa_reward.rewards.base import Reward
-from zoomiqa_reward.rewards.find import BESIDE, ZOOMIQA, beside
+from zoomiqa_reward.rewards.find import TOGETHER, ZOOMIQA, judged_together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class RewardSpec:
     @property
     def has_model(self) -> bool:
         """Whether the reward is a Zoom-IQA model's rating, alone or judged together with another image."""
-        return self.reward == ZOOMIQA or self.reward in BESIDE
+        return self.reward == ZOOMIQA or self.reward in TOGETHER
 
     def build(self) -> tuple[Reward, Reward]:
         """Return the reward that answers strictly and the one that answers batches; they may be the same.
@@ -59,8 +59,8 @@ class RewardSpec:
             asked: dict[str, Any] = {"question": self.question, "num_samples": self.num_samples}
             strictly = ZoomIQAReward(iqa, self.mode, strict=True, **asked)
             batched = ZoomIQAReward(iqa, self.mode, strict=False, batch_size=MAX_BATCH, **asked)
-            if self.reward in BESIDE:
-                return beside(strictly, self.reward), beside(batched, self.reward)
+            if self.reward in TOGETHER:
+                return judged_together(strictly, self.reward), judged_together(batched, self.reward)
             return strictly, batched
         from zoomiqa_reward.rewards.find import find_reward
 

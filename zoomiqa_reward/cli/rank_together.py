@@ -15,7 +15,7 @@ from zoomiqa_reward.model import ranking
 from zoomiqa_reward.model.measuring import Measured
 from zoomiqa_reward.model.ratings import Ratings, Scores
 from zoomiqa_reward.rewards.base import Reward, ask
-from zoomiqa_reward.rewards.find import BESIDE, beside
+from zoomiqa_reward.rewards.find import TOGETHER, judged_together
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 from zoomiqa_reward.runs.json_lines import plain
 
@@ -64,8 +64,8 @@ def judge(
     """Return the images with their values. No image is rated again; the input is rated once."""
     rating = ZoomIQAReward(iqa, mode, question=question)
     quality = _Remembered(rating, {item.record.image: (item.record.rating, item.record.std) for item in measured})
-    reward = beside(cast(Reward, quality), other)
-    return [_judged(reward, item, BESIDE[other], file) for item in measured]
+    reward = judged_together(cast(Reward, quality), other)
+    return [_judged(reward, item, TOGETHER[other], file) for item in measured]
 
 
 def show(judged: Sequence[Judged], other: str, file: str, *, as_json: bool) -> tuple[list[Placed], float]:
