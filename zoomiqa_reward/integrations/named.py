@@ -18,7 +18,7 @@ def named_reward(
 
     name: a Zoom-IQA model (`nano`, a folder, a hub id), a metric (`niqe`), or `package.module:factory`. mode and device
     are those of a model. together: `conditioned` or `referenced` judges each image together with its low-quality image
-    or its reference (`rewards.find.judged_together`). Safe to call in several threads. Raises ValueError as `find_reward` does.
+    or its reference (`rewards.find.judged_together`). Safe in several threads. Raises ValueError as `find_reward` does.
     """
     with _LOCK:
         key = (name, mode, device, together)
