@@ -65,6 +65,7 @@ def test_a_table_for_people_and_a_clip_that_cannot_be_read(clips, capsys):
     assert cli.main(["score", "sharp.mkv", "torn.mp4", *options]) == 2
     out = capsys.readouterr().out
     assert "of 30 frames rated, 3.0 s, 160 x 128 px" in out
+    assert out.splitlines()[0].split()[-1] == "clip"  # the head of the last column
     assert "worst second: 0:00:0" in out
     assert "torn.mp4: cannot be opened as a clip" in " ".join(out.split())
     assert cli.main(["rank", "torn.mp4", "sharp.mkv", "--json", *options]) == 2

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zoomiqa_reward.images.listing import printable
+from zoomiqa_reward.video.suffixes import is_clip
 
 if TYPE_CHECKING:
     from zoomiqa_reward.model.measuring import Measured, RatedImage
@@ -53,7 +54,7 @@ def table(
     shown = Table(box=None, header_style="bold", pad_edge=False)
     for title in (["rank"] if places else []) + ["rating", "±", "0-100", *(columns or {})]:
         shown.add_column(title, justify="right", no_wrap=True)
-    shown.add_column("image", overflow="fold")
+    shown.add_column("clip" if is_clip(records[0].image) else "image", overflow="fold")
     for k, record in enumerate(records):
         cells = [number(record.rating, 2), number(record.std, 2), number(record.score_0_100, 1)]
         name = Text(printable(record.image))
