@@ -49,7 +49,8 @@ def reads_itself(checkpoint: Checkpoint) -> bool:
         and config.model_type in ("qwen2_5_vl_text", "qwen2_vl_text", "qwen3_vl_text")
         and set(kinds) == {"full_attention"}
         and len(devices) <= 1
-        and not any(tensor.is_meta for tensor in checkpoint.model.parameters())
+        and "disk" not in devices
+        and not next(checkpoint.model.parameters()).is_meta
     )
 
 

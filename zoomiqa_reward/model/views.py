@@ -13,6 +13,8 @@ from torch import Tensor
 from zoomiqa_reward.model.pixels import resized, whole_size
 from zoomiqa_reward.protocol.spec import ViewPolicy
 
+KEPT_SHARE = 0.97
+"""Of a side, what must be left where its rest is cut off."""
 CHUNK_PIXELS = 1 << 20
 """Pixels read in one forward pass, unless a single view is larger: this bounds memory, whatever the image's size."""
 
@@ -31,16 +33,32 @@ class View:
     """Share in the image's rating; a plan's weights sum to 1."""
 
 
-def even_offsets(length: int, side: int) -> list[int]:
-    """Return offsets of the fewest spans of `side` that cover `length`, evenly spread from edge to edge.
+def trimmed(length: int, factor: int) -> int:
+    """Return the multiple of `factor` that a side is read as without resampling: the rest is cut off at both edges.
 
-    >>> even_offsets(500, 336), even_offsets(336, 336)
-    ([0, 164], [0])
+    Where that would cut off more than a share of `1 - KEPT_SHARE`, the side stays as it is.
+
+    >>> trimmed(512, 28), trimmed(100, 28), trimmed(20, 28)
+    (504, 100, 20)
     """
-    count = -(-length // side)
-    if count == 1:
-        return [0]
-    return [i * (length - side) // (count - 1) for i in range(count)]
+    rest = length % factor
+    return length - rest if length - rest >= KEPT_SHARE * length else length
+
+
+def spans(length: int, longest: int, factor: int) -> tuple[list[int], int]:
+    """Return the offsets and the side of the fewest equal spans that cover the trimmed `length`, evenly spread.
+
+    The side is a multiple of `factor`, at most `longest` (one too) and at most `length`.
+
+    >>> spans(500, 336, 28), spans(700, 336, 28), spans(256, 336, 28), spans(100, 336, 28)
+    (([0, 248], 252), ([0, 224, 448], 252), ([2], 252), ([0, 44], 56))
+    """
+    covered = trimmed(length, factor)
+    count = -(-covered // min(longest, length // factor * factor))
+    side = -(-covered // (count * factor)) * factor
+    first = max(0, length - count * side) // 2
+    last = min(length - side, first + (count - 1) * side)
+    return [first + i * (last - first) // max(1, count - 1) for i in range(count)], side
 
 
 def nearest_shares(offsets: Sequence[int], side: int, length: int) -> list[float]:
@@ -59,19 +77,21 @@ def plan_views(
 ) -> list[View]:
     """Return the views of an image of this size; their weights sum to 1.
 
-    An image that the processor would not resize is its own native view: it is read once, whole, with the weights of
-    both. A scale at which the shorter side falls below `min_side_px` (or below one token) is left out and the rest
+    An image whose sides are multiples of `factor`, but for less than `1 - KEPT_SHARE` of them, is its own native view
+    where the processor's budget allows: it is read once, without its rest and not resampled, with the weights of both.
+    A scale at which the shorter side falls below `min_side_px` (or below one token) is left out and the rest
     renormalised; an image too small for every scale is read whole, which the processor enlarges.
     Raises ImageError for an aspect ratio above 200.
     """
     whole = whole_size(height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
-    is_unchanged = whole == (height, width)
+    native = trimmed(height, factor), trimmed(width, factor)
+    is_native = not any(side % factor for side in native) and min_pixels <= native[0] * native[1] <= max_pixels
     tile = max(factor, policy.tile_px // factor * factor)
     whole_weight = policy.whole_weight
     by_scale: list[tuple[float, float, int, int]] = []  # scale, weight, height, width
     for scale, weight in zip(policy.scales, policy.weights, strict=True):
         at_height, at_width = round(height * scale), round(width * scale)
-        if scale == 1.0 and is_unchanged:
+        if scale == 1.0 and is_native:
             whole_weight += weight
         elif min(at_height, at_width) >= max(policy.min_side_px, factor) and weight > 0:
             by_scale.append((scale, weight, at_height, at_width))
@@ -80,16 +100,17 @@ def plan_views(
         whole_weight = total = 1.0
 
     views = []
-    if whole_weight > 0:
+    if whole_weight > 0 and is_native and (height, width) != native:
+        top, left = (height - native[0]) // 2, (width - native[1]) // 2
+        views.append(View(scale=1.0, top=top, left=left, size=native, weight=whole_weight / total))
+    elif whole_weight > 0:
         views.append(View(scale=None, top=0, left=0, size=whole, weight=whole_weight / total))
     for scale, weight, at_height, at_width in by_scale:
-        size = (min(tile, at_height // factor * factor), min(tile, at_width // factor * factor))
-        tops, lefts = even_offsets(at_height, size[0]), even_offsets(at_width, size[1])
-        for top, share_y in zip(tops, nearest_shares(tops, size[0], at_height), strict=True):
-            for left, share_x in zip(lefts, nearest_shares(lefts, size[1], at_width), strict=True):
-                views.append(
-                    View(scale=scale, top=top, left=left, size=size, weight=weight / total * share_y * share_x)
-                )
+        (tops, tall), (lefts, wide) = (spans(side, tile, factor) for side in (at_height, at_width))
+        for top, share_y in zip(tops, nearest_shares(tops, tall, at_height), strict=True):
+            for left, share_x in zip(lefts, nearest_shares(lefts, wide, at_width), strict=True):
+                share = weight / total * share_y * share_x
+                views.append(View(scale=scale, top=top, left=left, size=(tall, wide), weight=share))
     return views
 
 
@@ -116,15 +137,15 @@ Task = tuple[int, View]
 
 
 def chunks(tasks: Sequence[Task], chunk_pixels: int = CHUNK_PIXELS) -> Iterator[list[Task]]:
-    """Yield the tasks in groups of one size and one kind (whole or tile), at most `chunk_pixels` each.
+    """Yield the tasks in groups of one size, at most `chunk_pixels` each.
 
     One view larger than that is a group of its own. Groups depend on the tasks alone, so those of a single image
     are the same in any company.
     """
-    by_kind: dict[tuple[bool, tuple[int, int]], list[Task]] = {}
+    by_size: dict[tuple[int, int], list[Task]] = {}
     for task in tasks:
-        by_kind.setdefault((task[1].scale is None, task[1].size), []).append(task)
-    for (_, (height, width)), group in by_kind.items():
+        by_size.setdefault(task[1].size, []).append(task)
+    for (height, width), group in by_size.items():
         step = max(1, chunk_pixels // (height * width))
         for start in range(0, len(group), step):
             yield group[start : start + step]
