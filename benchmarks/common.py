@@ -16,6 +16,8 @@ import transformers
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from zoomiqa_reward.model.views import VIEWS_RULE
+from zoomiqa_reward.protocol.spec import PROTOCOL_FILE
 from zoomiqa_reward.runs import bootstrap as runs_bootstrap
 
 ROOT = Path(__file__).parents[1]
@@ -28,8 +30,11 @@ WEIGHTS = {
 
 
 def weights() -> dict[str, str]:
-    """Return the first 16 digits of the SHA-256 of each embedded weight file."""
-    return {name: hashlib.sha256((ROOT / file).read_bytes()).hexdigest()[:16] for name, file in WEIGHTS.items()}
+    """Return the first 16 digits of the SHA-256 of each embedded weight file; of the judge, also of how it reads."""
+    found = {name: hashlib.sha256((ROOT / file).read_bytes()) for name, file in WEIGHTS.items()}
+    protocol = (ROOT / WEIGHTS["judge"]).with_name(PROTOCOL_FILE).read_bytes()
+    found["judge"].update(protocol + str(VIEWS_RULE).encode())
+    return {name: value.hexdigest()[:16] for name, value in found.items()}
 
 
 def srcc(a: Sequence[float] | NDArray[Any], b: Sequence[float] | NDArray[Any]) -> float:

@@ -12,8 +12,18 @@ from tiny import ARCHS, make_image, tiny_checkpoint
 
 from zoomiqa_reward.images import ImageError, to_pil
 from zoomiqa_reward.model.pixels import factor_of, to_patches, whole_size
-from zoomiqa_reward.model.views import KEPT_SHARE, ViewCutter, chunks, nearest_shares, plan_views, spans, trimmed
+from zoomiqa_reward.model.views import (
+    KEPT_SHARE,
+    VIEWS_RULE,
+    ViewCutter,
+    chunks,
+    nearest_shares,
+    plan_views,
+    spans,
+    trimmed,
+)
 from zoomiqa_reward.protocol.spec import ViewPolicy
+from zoomiqa_reward.runs.digest import digest
 
 BUDGET = {"factor": 28, "min_pixels": 3136, "max_pixels": 1003520}
 POLICY = ViewPolicy(scales=(1.0, 0.5, 0.25), weights=(0.5, 0.2, 0.1), whole_weight=0.2, tile_px=336)
@@ -196,3 +206,11 @@ def test_smaller_scales_match_an_antialiased_resize():
     top, left = plan[0].top, plan[0].left
     expected = expected[:, top : top + cut.shape[1], left : left + cut.shape[2]]
     torch.testing.assert_close(cut, expected, atol=2e-3, rtol=0)
+
+
+def test_another_plan_needs_another_rule_or_caches_mix_old_ratings_with_new():
+    sizes = [(20, 20), (60, 60), (100, 130), (256, 256), (512, 516), (700, 400), (1200, 1200), (3000, 4000)]
+    plans = [plan_views(*size, POLICY, factor=factor, min_pixels=3136, max_pixels=1003520)
+             for size in sizes for factor in (28, 32)]  # fmt: skip
+    said = "how an image is cut has changed: raise VIEWS_RULE, then write its number and digest here"
+    assert (VIEWS_RULE, digest(repr(plans))) == (2, "fc1bdaad4a71b7f6"), said

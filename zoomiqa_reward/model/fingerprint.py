@@ -10,6 +10,7 @@ import torch
 
 from zoomiqa_reward.images.content import RULE
 from zoomiqa_reward.model.checkpoint import Checkpoint
+from zoomiqa_reward.model.views import VIEWS_RULE
 from zoomiqa_reward.runs.digest import digest, file_digest
 from zoomiqa_reward.runs.weights_digest import WeightsDigests
 
@@ -37,6 +38,7 @@ def fingerprint_parts(checkpoint: Checkpoint) -> dict[str, Any]:
         "device": checkpoint.device.type,
         "precision": _precision(checkpoint.device),
         "content_rule": RULE,
+        "views_rule": VIEWS_RULE,
         "attention": model.config.get_text_config()._attn_implementation,
         "versions": {name: version(name) for name in LIBRARIES},
     }

@@ -13,6 +13,8 @@ from torch import Tensor
 from zoomiqa_reward.model.pixels import resized, whole_size
 from zoomiqa_reward.protocol.spec import ViewPolicy
 
+VIEWS_RULE = 2
+"""Raised with every change of how an image is cut into views: ratings change with it, so it is part of fingerprints."""
 KEPT_SHARE = 0.97
 """Of a side, what must be left where its rest is cut off."""
 CHUNK_PIXELS = 1 << 20

@@ -31,6 +31,7 @@ from zoomiqa_reward.model.text_server.local_server import folder_of
 from zoomiqa_reward.model.text_server.replies import chat_messages, resize_to_budget
 from zoomiqa_reward.model.text_server.spread import spread_in_answer
 from zoomiqa_reward.model.turns import Prompted
+from zoomiqa_reward.model.views import VIEWS_RULE
 from zoomiqa_reward.protocol.spec import PROTOCOL_FILE, Protocol, ProtocolError
 
 
@@ -119,6 +120,7 @@ class RemoteZoomIQA:
             "think_join": self.server.think_join,
             "extra": self.server.extra,
             "content_rule": RULE,
+            "views_rule": VIEWS_RULE,
         }
 
     @property
