@@ -2,12 +2,13 @@
 
 python benchmarks/people.py run --fold 0/3 --people DIR --photos DIR [DIR ...] --start CHECKPOINT [--seconds 800]
 python benchmarks/people.py run --without srij --people DIR --photos DIR --start CHECKPOINT
+python benchmarks/people.py rate --fold 0/3 --people DIR
 python benchmarks/people.py table [--out runs/people] --people DIR --start CHECKPOINT
 
 `run` trains the stage from `--start`, a checkpoint that has seen no person's score, on all images but those held out
 (a scene is in one fold; TID2013's part has one reference, so its kinds of distortion make its folds), and rates the
 held-out ones with the default views. Words are rehearsed as far as `--words` says: they take much of the time.
-`table` puts the folds together, with NIQE and the start's own ratings of the same images.
+`rate` rates the held-out images of a finished run again. `table` puts the folds together, with NIQE and the start's own ratings of the same images.
 """
 
 import argparse
@@ -47,16 +48,19 @@ def rate(model: str | Path, opinions: list[Opinion]) -> list[float]:
     return [float(iqa.rate([one.image], strict=True).mean[0]) for one in tqdm(opinions, desc=str(model))]
 
 
+def held_out(args: argparse.Namespace, opinions: list[Opinion]) -> tuple[str, list[int]]:
+    """Return a run's name and the images that it does not learn from."""
+    if args.fold:
+        number, count = map(int, args.fold.split("/"))
+        return f"fold{number}of{count}", [k for k, fold in enumerate(fold_of(opinions, count)) if fold == number]
+    return f"without_{args.without}", [k for k, one in enumerate(opinions) if one.set == args.without]
+
+
 def run(args: argparse.Namespace) -> None:
     """Train on all but the held-out images, and write their ratings."""
     torch.set_num_threads(args.threads)
     opinions = read_opinions(args.people)
-    if args.fold:
-        number, count = map(int, args.fold.split("/"))
-        held = [k for k, fold in enumerate(fold_of(opinions, count)) if fold == number]
-        name = f"fold{number}of{count}"
-    else:
-        held, name = [k for k, one in enumerate(opinions) if one.set == args.without], f"without_{args.without}"
+    name, held = held_out(args, opinions)
     taught = tuple(one for k, one in enumerate(opinions) if k not in set(held))
     config = NanoConfig(
         photos=tuple(args.photos), out=args.out / name, people=args.people, start=args.start, seconds=args.seconds,
@@ -66,21 +70,26 @@ def run(args: argparse.Namespace) -> None:
             first=args.words, local=args.words, second=0, moved_share=args.moved, ladders=args.ladders,
         ),
     )  # fmt: skip
-    checkpoint = make_nano(config, opinions=taught)
-    ratings = rate(checkpoint, [opinions[k] for k in held])
-    log = [json.loads(line) for line in (config.out / "people" / "log.jsonl").read_text().splitlines()][-1]
-    write_json(
-        args.out / f"{name}.json",
-        {
-            "held": held,
-            "ratings": ratings,
-            "steps": log["step"],
-            "seconds": args.seconds,
-            "taught": len(taught),
-            "folds": int(args.fold.split("/")[1]) if args.fold else None,
-        },
-        overwrite=True,
-    )
+    make_nano(config, opinions=taught)
+    rate_held_out(args)
+
+
+def rate_held_out(args: argparse.Namespace) -> None:
+    """Write the ratings of a finished run's held-out images."""
+    torch.set_num_threads(args.threads)
+    opinions = read_opinions(args.people)
+    name, held = held_out(args, opinions)
+    folder = args.out / name
+    log = json.loads((folder / "people" / "log.jsonl").read_text().splitlines()[-1])
+    found = {
+        "held": held,
+        "ratings": rate(folder / "checkpoint", [opinions[k] for k in held]),
+        "steps": log["step"],
+        "seconds": round(log["seconds"]),
+        "taught": len(opinions) - len(held),
+        "folds": int(args.fold.split("/")[1]) if args.fold else None,
+    }
+    write_json(args.out / f"{name}.json", found, overwrite=True)
 
 
 def figures(ratings: np.ndarray, opinions: list[Opinion], name: str) -> dict[str, Any]:
@@ -159,12 +168,15 @@ def table(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
-    one, all_ = commands.add_parser("run"), commands.add_parser("table")
+    one, again, all_ = (commands.add_parser(name) for name in ("run", "rate", "table"))
     one.set_defaults(do=run)
+    again.set_defaults(do=rate_held_out)
     all_.set_defaults(do=table)
-    which = one.add_mutually_exclusive_group(required=True)
-    which.add_argument("--fold", help="K/N")
-    which.add_argument("--without", help="a set that is left out")
+    for each in (one, again):
+        which = each.add_mutually_exclusive_group(required=True)
+        which.add_argument("--fold", help="K/N")
+        which.add_argument("--without", help="a set that is left out")
+        each.add_argument("--threads", type=int, default=1)
     one.add_argument("--photos", type=Path, nargs="+", required=True)
     one.add_argument("--seconds", type=float, default=800.0)
     one.add_argument("--moved", type=float, default=0.25, help="share of steps with moved images")
@@ -173,10 +185,10 @@ def main() -> None:
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--words", type=int, default=0, help="first rounds, and as many with local damage, per step")
     one.add_argument("--ladders", type=int, default=4, help="ladders per step")
-    one.add_argument("--threads", type=int, default=1)
     for each in (one, all_):
-        each.add_argument("--people", type=Path, required=True)
         each.add_argument("--start", required=True, help="checkpoint that has seen no person's score")
+    for each in (one, again, all_):
+        each.add_argument("--people", type=Path, required=True)
         each.add_argument("--out", type=Path, default=Path("runs/people"))
     args = parser.parse_args()
     args.do(args)
