@@ -8,7 +8,8 @@ python benchmarks/people.py table [--out runs/people] --people DIR --start CHECK
 `run` trains the stage from `--start`, a checkpoint that has seen no person's score, on all images but those held out
 (a scene is in one fold; TID2013's part has one reference, so its kinds of distortion make its folds), and rates the
 held-out ones with the default views. Words are rehearsed as far as `--words` says: they take much of the time.
-`rate` rates the held-out images of a finished run again. `table` puts the folds together, with NIQE and the start's own ratings of the same images.
+`rate` rates the held-out images of a finished run again. `table` puts the folds together, with NIQE and the start's
+own ratings of the same images.
 """
 
 import argparse
