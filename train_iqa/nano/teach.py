@@ -57,7 +57,8 @@ class NanoLearner:
     model: Qwen2_5_VLForConditionalGeneration
     builder: RowBuilder
     heads: DenseHeads
-    readouts: Readouts
+    readouts: Readouts | None
+    """None where the language side is held: the tower would learn what random read-outs ask for."""
 
     @property
     def tower(self) -> WindowTower:

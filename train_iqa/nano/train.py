@@ -188,8 +188,10 @@ def stages_of(
     heads = list(learner.heads.named_parameters(prefix="heads"))
     tower = [*learner.tower.named_parameters(), *heads]
     language = [(name, parameter) for name, parameter in model.named_parameters() if "visual" not in name]
-    language += learner.readouts.named_parameters(prefix="readouts")
-    parts = {"model": model, "heads": learner.heads, "readouts": learner.readouts}
+    parts = {"model": model, "heads": learner.heads}
+    if learner.readouts is not None:
+        language += learner.readouts.named_parameters(prefix="readouts")
+        parts["readouts"] = learner.readouts
 
     def stage(
         name: str, seconds: float, step: Any, rates: tuple[float, float], decay: float, floor: float
@@ -221,9 +223,10 @@ def stages_of(
         people_images = People(opinions, store.device)
         _say(f"{len(opinions)} images with people's scores")
         candidates = pools_of(config, store)
+        taught = replace(learner, readouts=None) if config.hold_language else learner
         stages.append(stage(
             "people", people_seconds,
-            lambda rng: people_step(learner, tree, people_images, store, settings, rng, candidates),
+            lambda rng: people_step(taught, tree, people_images, store, settings, rng, candidates),
             (0.7 * settings.learning_rate, settings.learning_rate), settings.weight_decay, 0.03,
         ))  # fmt: skip
     return stages
