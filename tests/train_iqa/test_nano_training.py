@@ -130,6 +130,9 @@ def test_a_held_language_side_keeps_every_bit_while_the_tower_learns(toy, checkp
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert all("visual" in name for name in changed)
+    row = json.loads((tmp_path / "people" / "log.jsonl").read_text().splitlines()[-1])
+    assert "first_text" in row  # words are rehearsed
+    assert "first_aux" not in row  # but no read-outs are taught, which would stay random
 
 
 def test_a_start_without_people_is_refused(toy):
