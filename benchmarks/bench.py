@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"
 
 from photographs import photograph
 from plain_way import plain_write
-from thin_7b import SIDES, SMALL_SIDES, SMALL_WINDOW, Counts, counted, thin_7b
+from thin_7b import LEAST, LEAST_SIDES, SIDES, SMALL_SIDES, SMALL_WINDOW, Counts, counted, thin_7b
 from tiny import make_image
 
 from zoomiqa_reward import ZoomIQA
@@ -87,7 +87,7 @@ def _plain(counts: Counts) -> dict[str, Any]:
 
 @torch.no_grad()
 def counts(args: argparse.Namespace) -> dict[str, Any]:
-    """Host calls at the real size, and host time where the arithmetic is small (`thin_7b.SMALL_SIDES`)."""
+    """Host calls at the real size, and host time where the arithmetic is small (`thin_7b`)."""
     checkpoint, small = thin_7b(), thin_7b(window_size=SMALL_WINDOW)
     trie, row, few = trie_of(checkpoint), _row(checkpoint, SIDES), _row(small, SMALL_SIDES)
     shared = SharedReading()
@@ -113,6 +113,10 @@ def counts(args: argparse.Namespace) -> dict[str, Any]:
     found["step of an answer"] = steps
     ways: Ways = {"plain": lambda: _library_tower(small, few), "fast": lambda: _own_tower(small, few)}
     found["host_time_tower_small_arithmetic"] = compared(ways, args.rounds * 3, "plain")
+    least = thin_7b(**LEAST)
+    one = _row(least, LEAST_SIDES)
+    ways = {"plain": lambda: _library_tower(least, one), "fast": lambda: _own_tower(least, one)}
+    found["host_time_tower_least_arithmetic"] = compared(ways, args.rounds * 3, "plain")
     longer = {
         f"{name} {n}": (lambda n=n, way=way: way(checkpoint, short, n))
         for name, way in (("plain", _plain_answer), ("fast", _answer)) for n in (BLOCK, 5 * BLOCK)

@@ -24,6 +24,8 @@ SIDES = (756, 1008)
 SMALL_SIDES, SMALL_WINDOW = (364, 504), 56
 """With windows of 56 px this size has as many windows as `SIDES`, partial ones too, so the host makes the same calls,
 with a quarter of the arithmetic in blocks of windows and a seventeenth in the others: what is left is host time."""
+LEAST_SIDES, LEAST = (196, 252), {"window_size": 28, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1}
+"""As many windows, of one token each and so none partial, in a tower 8 wide: hardly any arithmetic is left."""
 TEXT = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 28, "num_attention_heads": 4,
     "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "max_position_embeddings": 128000,

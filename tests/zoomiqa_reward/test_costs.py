@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from thin_7b import SIDES, SMALL_SIDES, SMALL_WINDOW, Reads, counted, thin_7b
+from thin_7b import LEAST, LEAST_SIDES, SIDES, SMALL_SIDES, SMALL_WINDOW, Reads, counted, thin_7b
 from tiny import ARCHS, make_image, make_tiny_checkpoint, tiny_iqa
 
 from zoomiqa_reward.model import language, reading
@@ -55,6 +55,7 @@ def test_the_small_size_has_as_many_windows_as_the_real_one():
         return [-(-side // window) for side in sides], [side % window > 0 for side in sides]
 
     assert windows(SMALL_SIDES, SMALL_WINDOW) == windows(SIDES, 112)
+    assert windows(LEAST_SIDES, LEAST["window_size"])[0] == windows(SIDES, 112)[0]
 
 
 @torch.no_grad()
