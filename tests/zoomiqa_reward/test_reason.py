@@ -76,6 +76,15 @@ def test_an_answers_start_ends_the_prompt_and_begins_the_text():
     assert ZOOM in second  # round 1 is quoted with its start
 
 
+def test_of_several_answers_the_first_counts_and_the_others_are_told():
+    corrected = FINAL + FINAL.replace("3.25", "4.5")
+    (found,) = ask(Writer([corrected]), [make_image()])
+    assert (found.rating, found.valid) == (3.25, True)
+    assert found.warning == "round 1: several answers with the ratings 3.25, 4.5; the first counts"
+    (same,) = ask(Writer([FINAL + FINAL]), [make_image()])
+    assert same.warning is None
+
+
 def test_only_those_that_want_a_closer_look_go_to_round_two_and_keep_their_place():
     writer = Writer([FINAL, ZOOM, FINAL, ZOOM], [SECOND, SECOND.replace("4", "1.5")])
     images = [make_image(i, 70 + 10 * i, 90) for i in range(4)]

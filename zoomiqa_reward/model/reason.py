@@ -26,7 +26,7 @@ from zoomiqa_reward.model.inputs import TokenRow, make_row
 from zoomiqa_reward.model.ratings import Assessment, RatingSpread
 from zoomiqa_reward.model.reading import SharedReading
 from zoomiqa_reward.model.turns import PixelBox, Prompted, Turn, round1, round2
-from zoomiqa_reward.protocol.answers import AnswerError, read_rating, read_route, read_sections, read_tool
+from zoomiqa_reward.protocol.answers import AnswerError, ratings_in, read_rating, read_route, read_sections, read_tool
 from zoomiqa_reward.protocol.crops import usable_box, zoom
 from zoomiqa_reward.protocol.spec import Protocol
 
@@ -244,6 +244,16 @@ def _read(prompted: Prompted, answer: Completion, labels: Sequence[str], crop_bo
     )
 
 
+def _contradictions(rounds: Sequence[_Read]) -> list[str]:
+    """Return what is odd about rounds whose text holds answers with different ratings."""
+    found = {number: ratings_in(turn.turn.text) for number, turn in enumerate(rounds, 1)}
+    return [
+        f"round {number}: several answers with the ratings {', '.join(f'{one:g}' for one in ratings)}; the first counts"
+        for number, ratings in found.items()
+        if len(set(ratings)) > 1
+    ]
+
+
 def _final(rounds: Sequence[_Read]) -> Assessment:
     """Return what the last round says; without a rating there, what is wrong."""
     last = rounds[-1]
@@ -256,9 +266,9 @@ def _final(rounds: Sequence[_Read]) -> Assessment:
     if not 1 <= rating <= 5:
         reason = f"round {len(rounds)}: rating is off the scale: {rating:g}; expected 1 to 5"
         return Assessment(rating=math.nan, std=math.nan, turns=turns, valid=False, error="; ".join([reason, *cut]))
-    odd = cut
+    odd = [*_contradictions(rounds), *cut]
     if len(rounds) == 1 and last.route_error is not None:
-        odd = [f"round 1 cannot be routed, its rating is final: {last.route_error}", *cut]
+        odd = [f"round 1 cannot be routed, its rating is final: {last.route_error}", *odd]
     spread = last.spread
     std = math.nan if spread is None or spread.mass < MIN_MASS else spread.std
     return Assessment(rating=rating, std=std, turns=turns, valid=True, warning="; ".join(odd) or None, spread=spread)

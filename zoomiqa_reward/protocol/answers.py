@@ -11,6 +11,7 @@ readable follows the official evaluator, as far as its recorded answers show it:
 - a rating and a route are read apart: an answer that cannot be routed may still hold a rating.
 """
 
+import contextlib
 import json
 import math
 import re
@@ -70,6 +71,21 @@ def read_rating(text: str) -> float:
     if not math.isfinite(rating):
         raise AnswerError(f"rating is not finite: {_short(value)}; expected 1 to 5")
     return rating
+
+
+def ratings_in(text: str) -> list[float]:
+    """Return the ratings of all answers in a text that can be read, in order; `read_rating` takes the first answer.
+
+    >>> ratings_in('<answer>{"rating": 2}</answer> No: <answer>{"rating": 4}</answer>')
+    [2.0, 4.0]
+    """
+    found: list[float] = []
+    at = 0
+    while (opening := _OPENING.search(text, at)) and (closing := _CLOSING.search(text, opening.end())):
+        at = closing.end()
+        with contextlib.suppress(AnswerError):
+            found.append(read_rating(text[opening.start() : at]))
+    return found
 
 
 def read_route(text: str) -> Route:
