@@ -162,15 +162,16 @@ def _read_window(
 ) -> list[Tensor]:  # fmt: skip
     protocol = checkpoint.protocol
     tasks: list[Task] = []
+    factor = factor_of(checkpoint.image_processor)
     for index, image in enumerate(images):
         _, height, width = image.shape
         plan = plan_views(
-            height, width, protocol.views, factor=factor_of(checkpoint.image_processor),
-            min_pixels=protocol.min_pixels, max_pixels=protocol.max_pixels,
+            height, width, protocol.views, factor=factor, min_pixels=protocol.min_pixels,
+            max_pixels=protocol.max_pixels,
         )  # fmt: skip
         tasks += [(index, view) for view in plan]
     ids = encode(checkpoint, round1(protocol, images[0], question))  # the same text for every view
-    cutters = [ViewCutter(image) for image in images]
+    cutters = [ViewCutter(image, factor) for image in images]
     read: list[list[tuple[float, Tensor]]] = [[] for _ in images]
     for chunk in chunks(tasks, chunk_pixels):
         rows = []

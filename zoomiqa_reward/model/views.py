@@ -35,6 +35,15 @@ class View:
     """Share in the image's rating; a plan's weights sum to 1."""
 
 
+def scaled(length: int, scale: float, factor: int) -> int:
+    """Return a side at a scale: as it is at 1, else resampled to whole tokens, so that tiles need not overlap.
+
+    >>> scaled(256, 1.0, 28), scaled(256, 0.5, 28), scaled(20, 0.5, 28)
+    (256, 140, 0)
+    """
+    return length if scale == 1.0 else round(length * scale / factor) * factor
+
+
 def trimmed(length: int, factor: int) -> int:
     """Return the multiple of `factor` that a side is read as without resampling: the rest is cut off at both edges.
 
@@ -92,7 +101,7 @@ def plan_views(
     whole_weight = policy.whole_weight
     by_scale: list[tuple[float, float, int, int]] = []  # scale, weight, height, width
     for scale, weight in zip(policy.scales, policy.weights, strict=True):
-        at_height, at_width = round(height * scale), round(width * scale)
+        at_height, at_width = scaled(height, scale, factor), scaled(width, scale, factor)
         if scale == 1.0 and is_native:
             whole_weight += weight
         elif min(at_height, at_width) >= max(policy.min_side_px, factor) and weight > 0:
@@ -119,8 +128,8 @@ def plan_views(
 class ViewCutter:
     """Cuts views out of one image, each other scale resized once. Keeps autograd; copies nothing at scale 1."""
 
-    def __init__(self, image: Tensor) -> None:
-        self.image = image
+    def __init__(self, image: Tensor, factor: int) -> None:
+        self.image, self.factor = image, factor
         self._scaled: dict[float, Tensor] = {1.0: image}
 
     def cut(self, view: View) -> Tensor:
@@ -128,8 +137,8 @@ class ViewCutter:
         if view.scale is None:
             return self.image
         if view.scale not in self._scaled:
-            _, height, width = self.image.shape
-            self._scaled[view.scale] = resized(self.image, round(height * view.scale), round(width * view.scale))
+            height, width = (scaled(side, view.scale, self.factor) for side in self.image.shape[1:])
+            self._scaled[view.scale] = resized(self.image, height, width)
         height, width = view.size
         return self._scaled[view.scale][:, view.top : view.top + height, view.left : view.left + width]
 

@@ -36,7 +36,7 @@ def read_direct(
         height, width, protocol.views, factor=factor_px, min_pixels=protocol.min_pixels,
         max_pixels=protocol.max_pixels,
     )  # fmt: skip
-    cutter = ViewCutter(image)
+    cutter = ViewCutter(image, factor_px)
     mixture: list[Branch] = []
     for view in plan:
         pixels = cutter.cut(view)
