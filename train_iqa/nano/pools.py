@@ -38,8 +38,8 @@ class Pools:
         """Of each pool: uint8 (candidates, 3, H, W)."""
         self.labels: list[Tensor] = []
         for pool in pools:
-            images = as_batch([one.image for one in pool], device)
-            references = as_batch([one.reference for one in pool], device)
+            images = as_batch([candidate.image for candidate in pool], device)
+            references = as_batch([candidate.reference for candidate in pool], device)
             scores = reference_scores(images, references).double().cpu().numpy()
             self.images.append((images * 255).round().to(torch.uint8))
             self.labels.append(torch.from_numpy(scale.pseudo_mos(scores)).float().to(device))

@@ -246,10 +246,10 @@ def _read(prompted: Prompted, answer: Completion, labels: Sequence[str], crop_bo
 
 def _contradictions(rounds: Sequence[_Read]) -> list[str]:
     """Return what is odd about rounds whose text holds answers with different ratings."""
-    found = {number: ratings_in(turn.turn.text) for number, turn in enumerate(rounds, 1)}
+    named = {number: ratings_in(turn.turn.text) for number, turn in enumerate(rounds, 1)}
     return [
-        f"round {number}: several answers with the ratings {', '.join(f'{one:g}' for one in ratings)}; the first counts"
-        for number, ratings in found.items()
+        f"round {number}: several answers with the ratings {', '.join(map('{:g}'.format, ratings))}; the first counts"
+        for number, ratings in named.items()
         if len(set(ratings)) > 1
     ]
 

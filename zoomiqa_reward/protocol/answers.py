@@ -79,13 +79,13 @@ def ratings_in(text: str) -> list[float]:
     >>> ratings_in('<answer>{"rating": 2}</answer> No: <answer>{"rating": 4}</answer>')
     [2.0, 4.0]
     """
-    found: list[float] = []
+    ratings: list[float] = []
     at = 0
     while (opening := _OPENING.search(text, at)) and (closing := _CLOSING.search(text, opening.end())):
         at = closing.end()
         with contextlib.suppress(AnswerError):
-            found.append(read_rating(text[opening.start() : at]))
-    return found
+            ratings.append(read_rating(text[opening.start() : at]))
+    return ratings
 
 
 def read_route(text: str) -> Route:

@@ -129,7 +129,7 @@ class MetricReward(Reward):
         return value, None if is_measured else f"{self.name} returned {value.item()}"
 
 
-def called_names(fn: Callable[..., Any]) -> Iterator[str]:
+def called_names(fn: Callable[..., object]) -> Iterator[str]:
     """Yield the name of a function and of those functions that its code refers to, one level deep."""
     while isinstance(fn, functools.partial):
         fn = fn.func
