@@ -228,7 +228,8 @@ def joined(start: str, text: str) -> str:
     >>> joined("<think>\\nSummary:", " soft.</think>"), joined("<think>\\nSummary:", "<think>Soft.</think>")
     ('<think>\\nSummary: soft.</think>', '<think>Soft.</think>')
     """
-    return text if text.lstrip().startswith(start.split(maxsplit=1)[0]) else start + text
+    first_word = start.split(maxsplit=1)[:1]
+    return text if first_word and text.lstrip().startswith(first_word[0]) else start + text
 
 
 def _is_about(error: RequestFailed, fields: Sequence[str]) -> bool:
