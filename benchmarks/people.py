@@ -14,6 +14,7 @@ own ratings of the same images.
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ from zoomiqa_reward.runs.json_lines import write_json
 SCENES = "srij"
 """The set that has scenes of many images."""
 ONE_REFERENCE = "tid2013"
+STORES: tuple[dict[str, int], ...] = (
+    {"workers": 1, "store_small": 1200, "store_large": 200, "population": 400},
+    {"workers": 2, "store_small": 8000, "store_large": 2000, "population": 1500},
+)
+"""Of a run on a CPU, and of one on a GPU."""
 
 
 def fold_of(opinions: list[Opinion], count: int) -> list[int]:
@@ -43,9 +49,9 @@ def fold_of(opinions: list[Opinion], count: int) -> list[int]:
     ]
 
 
-def rate(model: str | Path, opinions: list[Opinion]) -> list[float]:
+def rate(model: str | Path, opinions: list[Opinion], device: str) -> list[float]:
     """Return the ratings of the images."""
-    iqa = ZoomIQA.from_pretrained(str(model))
+    iqa = ZoomIQA.from_pretrained(str(model), device=device, dtype="float32")
     return [float(iqa.rate([one.image], strict=True).mean[0]) for one in tqdm(opinions, desc=str(model))]
 
 
@@ -65,13 +71,13 @@ def run(args: argparse.Namespace) -> None:
     taught = tuple(one for k, one in enumerate(opinions) if k not in set(held))
     config = NanoConfig(
         photos=tuple(args.photos), out=args.out / name, people=args.people, start=args.start, seconds=args.seconds,
-        workers=1, store_small=1200, store_large=200, population=400,
-        pairs=args.pairs, hold_language=args.hold_language, seed=args.seed,
-        opinions=PeopleConfig(
-            first=args.words, local=args.words, second=0, moved_share=args.moved, ladders=args.ladders,
-        ),
-    )  # fmt: skip
-    make_nano(config, opinions=taught)
+        pairs=args.pairs, hold_language=args.hold_language, seed=args.seed, device=args.device, drawn=args.drawn,
+        opinions=PeopleConfig(moved_share=args.moved, learning_rate=args.learning_rate), **STORES[args.device != "cpu"],
+    ).scaled(0.1 if args.device == "cpu" else 1)  # fmt: skip
+    words = {"first": args.words, "local": args.words, "second": args.second}
+    if args.ladders is not None:
+        words["ladders"] = args.ladders
+    make_nano(replace(config, opinions=replace(config.opinions, **words)), opinions=taught)
     rate_held_out(args)
 
 
@@ -84,7 +90,7 @@ def rate_held_out(args: argparse.Namespace) -> None:
     log = json.loads((folder / "people" / "log.jsonl").read_text().splitlines()[-1])
     found = {
         "held": held,
-        "ratings": rate(folder / "checkpoint", [opinions[k] for k in held]),
+        "ratings": rate(folder / "checkpoint", [opinions[k] for k in held], args.device),
         "steps": log["step"],
         "seconds": round(log["seconds"]),
         "taught": len(opinions) - len(held),
@@ -120,7 +126,9 @@ def baselines(args: argparse.Namespace, opinions: list[Opinion], known: np.ndarr
     if not cache.exists():
         chosen = [one for one, is_known in zip(opinions, known, strict=True) if is_known]
         natural = [-niqe(load_image(one.image)) for one in tqdm(chosen, desc="NIQE")]
-        write_json(cache, {"rated": known.tolist(), "niqe": natural, "start": rate(args.start, chosen)}, overwrite=True)
+        write_json(
+            cache, {"rated": known.tolist(), "niqe": natural, "start": rate(args.start, chosen, "cpu")}, overwrite=True
+        )
     cached = json.loads(cache.read_text())
     if cached.pop("rated") != known.tolist():
         raise SystemExit(f"{cache} is of other images: remove it, since more was run")
@@ -178,6 +186,7 @@ def main() -> None:
         which.add_argument("--fold", help="K/N")
         which.add_argument("--without", help="a set that is left out")
         each.add_argument("--threads", type=int, default=1)
+        each.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     one.add_argument("--photos", type=Path, nargs="+", required=True)
     one.add_argument("--seconds", type=float, default=800.0)
     one.add_argument("--moved", type=float, default=0.25, help="share of steps with moved images")
@@ -185,7 +194,12 @@ def main() -> None:
     one.add_argument("--hold-language", action="store_true", help="teach the tower alone")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--words", type=int, default=0, help="first rounds, and as many with local damage, per step")
-    one.add_argument("--ladders", type=int, default=4, help="ladders per step")
+    one.add_argument("--second", type=int, default=0, help="second rounds per step")
+    one.add_argument("--ladders", type=int, help="ladders per step (default: 4 on a CPU, 8 on a GPU)")
+    one.add_argument(
+        "--learning-rate", type=float, default=PeopleConfig.learning_rate, help="peak, of the language side"
+    )
+    one.add_argument("--drawn", type=Path, help="folder of batches, see train_iqa.nano.drawn (default: draws its own)")
     for each in (one, all_):
         each.add_argument("--start", required=True, help="checkpoint that has seen no person's score")
     for each in (one, again, all_):

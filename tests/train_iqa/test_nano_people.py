@@ -113,26 +113,28 @@ def test_one_steps_gradient_is_the_sum_of_its_parts(learner, store, people, pool
     store.labels = np.where(np.arange(len(labels)) < 4, GOOD_LABEL + 0.5, np.minimum(labels, GOOD_LABEL - 0.2))
     words = {"first": 0, "local": 0, "second": 0}
     shares = {"moved_share": moved_share, "pool_share": pool_share}
-    config = PeopleConfig(group=3, rehearsed=8, ladders=2, candidates=3, **words, **shares)
+    config = PeopleConfig(groups=2, group=3, rehearsed=8, ladders=2, candidates=3, **words, **shares)
     tree = RatingTree(learner.model, learner.builder)
     losses = people_step(learner, tree, people, store, config, np.random.default_rng(5), pools)
     taken = gradients(learner)
 
     rng = np.random.default_rng(5)
-    images, scores = people.group(3, rng)
-    rng.random()
     question = learner.builder.question(rng)
-    images.requires_grad_(True)
-    first = rating_loss(tree, images, question, scores, config.sigma)
-    total = first
-    if moved_share:
-        (slope,) = torch.autograd.grad(first, images, retain_graph=True)
-        share = (images.shape[2] * images.shape[3]) ** 0.5 / 224
-        lengths = torch.from_numpy(rng.uniform(0, 0.8 * share, len(images))).float()
-        moved = images.detach().clone()
-        for k in range(len(moved)):
-            moved[k] += lengths[k] * slope[k] / slope[k].norm()
-        total = total + 0.5 * rating_loss(tree, moved, question, scores, config.sigma)
+    total = torch.zeros(())
+    for _ in range(2):
+        images, scores = people.group(3, rng)
+        rng.random()
+        images.requires_grad_(True)
+        first = rating_loss(tree, images, question, scores, config.sigma)
+        total = total + first / 2
+        if moved_share:
+            (slope,) = torch.autograd.grad(first, images, retain_graph=True)
+            share = (images.shape[2] * images.shape[3]) ** 0.5 / 224
+            lengths = torch.from_numpy(rng.uniform(0, 0.8 * share, len(images))).float()
+            moved = images.detach().clone()
+            for k in range(len(moved)):
+                moved[k] += lengths[k] * slope[k] / slope[k].norm()
+            total = total + 0.5 * rating_loss(tree, moved, question, scores, config.sigma) / 2
     crops, targets = dense_batch(store, 8, GRID, rng)
     total = total + 0.6 * rating_loss(tree, crops, question, targets.labels, RATING_SIGMA)
     rungs, gaps = ladder_batch(store, 2, rng)

@@ -16,12 +16,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss, mse_l
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from train_iqa.nano.build import TOKEN_PX
-from train_iqa.nano.rows import BOX_SIGMA, NO_IMAGE, RATING_SIGMA, NanoRow, RowBuilder, mrope_positions
+from train_iqa.nano.rows import BOX_SIGMA, RATING_SIGMA, NanoRow, RowBuilder, mrope_positions
 from train_iqa.nano.tower import flat_tokens, pad_images, read_tokens
 from zoomiqa_reward.model.devices import half_autocast
 from zoomiqa_reward.model.parts import WindowTower
 from zoomiqa_reward.model.trie import build_trie
-from zoomiqa_reward.model.turns import round1
 
 
 def bell(values: Tensor, centres: Tensor, sigma: Tensor | float) -> Tensor:
@@ -184,7 +183,7 @@ class RatingTree:
         """Return (B, ratings) of the tower's tokens (B, rows, columns, width)."""
         trie, model, device = self.trie, self.model, tokens.device
         grid, batch = (tokens.shape[1], tokens.shape[2]), len(tokens)
-        prompt = self.builder.prompt_ids(round1(self.builder.protocol, NO_IMAGE, question), [grid])
+        prompt = self.builder.first_prompt(question, grid)
         ids = np.array([*prompt, *trie.prefix_ids, *trie.tokens[: trie.num_inner]])
         start, length = len(ids) - trie.num_inner, len(ids)
         before = torch.from_numpy(mrope_positions(ids[:start], [grid], self.builder.image_id))

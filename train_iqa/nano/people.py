@@ -54,20 +54,23 @@ class Opinion:
 class PeopleConfig:
     """One step of the stage."""
 
+    groups: int = 4
     group: int = 6
-    rehearsed: int = 8
+    """Images of a group."""
+    rehearsed: int = 64
     """Synthetic crops with direct ratings; a multiple of 8."""
-    ladders: int = 4
+    ladders: int = 8
     """Crops whose further damage must lower the rating."""
     candidates: int = 6
     """Of one pool, in the steps that read one."""
     pool_share: float = 0.5
     """Of the steps, those that read a pool."""
-    first: int = 2
-    local: int = 2
-    second: int = 1
+    first: int = 8
+    local: int = 24
+    """More first rounds, of locally damaged images alone."""
+    second: int = 12
     moved_share: float = 0.35
-    """Of the steps, those that read the moved group as well."""
+    """Of the groups, those that are read moved as well."""
     sigma: float = 0.2
     """Width of the bell about a mean of people's scores."""
     learning_rate: float = 1.2e-4
@@ -118,7 +121,7 @@ class People:
     def __init__(self, opinions: Sequence[Opinion], device: torch.device) -> None:
         self.device = device
         self._images = {
-            opinion.image: (load_image(opinion.image) * 255).round().to(torch.uint8) for opinion in opinions
+            opinion.image: (load_image(opinion.image) * 255).round().to(torch.uint8).to(device) for opinion in opinions
         }
         by_scene: dict[tuple[str, str], list[Opinion]] = {}
         for opinion in opinions:
@@ -149,7 +152,7 @@ class People:
         if view == "whole":  # to the first one's size: images of one set differ little in shape
             parts = [resize_bicubic(part, *parts[0].shape[1:]) for part in parts]
         sides = [min(part.shape[axis] for part in parts) for axis in (1, 2)]
-        images = torch.stack([part[:, : sides[0], : sides[1]] for part in parts]).to(self.device)
+        images = torch.stack([part[:, : sides[0], : sides[1]] for part in parts])
         scores = torch.tensor([opinion.mos for opinion in chosen], dtype=torch.float32, device=self.device)
         return (images.flip(3) if flip else images).contiguous(), scores
 
@@ -191,18 +194,43 @@ def people_step(
     pools: Pools | None = None,
 ) -> dict[str, float]:
     """Accumulate the gradients of one step and return its losses."""
+    question = learner.builder.question(rng)
+    losses = [group_step(tree, people, question, config, rng) for _ in range(config.groups)]
+    names = {name for found in losses for name in found}
+    means = {name: float(np.mean([found[name] for found in losses if name in found])) for name in sorted(names)}
+    return means | rehearse(learner, tree, store, question, config, rng, pools)
+
+
+def group_step(
+    tree: RatingTree, people: People, question: str, config: PeopleConfig, rng: np.random.Generator
+) -> dict[str, float]:
+    """Accumulate the gradients of one group of images that people scored, and return its losses."""
     images, scores = people.group(config.group, rng)
-    is_moved, question = rng.random() < config.moved_share, learner.builder.question(rng)
+    is_moved = rng.random() < config.moved_share
     images.requires_grad_(is_moved)
     loss, parts = tree.loss(tree.logprobs(images, question), scores, sigma=config.sigma, ranked=True)
-    loss.backward()
+    (loss / config.groups).backward()
     losses = {f"people_{name}": value for name, value in parts.items()}
     if is_moved:
         assert images.grad is not None
         moved = moved_images(images.detach(), images.grad, rng)
         loss, parts = tree.loss(tree.logprobs(moved, question), scores, sigma=config.sigma, ranked=True)
-        (0.5 * loss).backward()
+        (0.5 / config.groups * loss).backward()
         losses["moved_error"] = parts["error"]
+    return losses
+
+
+def rehearse(
+    learner: NanoLearner,
+    tree: RatingTree,
+    store: Store,
+    question: str,
+    config: PeopleConfig,
+    rng: np.random.Generator,
+    pools: Pools | None,
+) -> dict[str, float]:
+    """Accumulate the gradients of what no person scored: crops, ladders, a pool, words. Return their losses."""
+    losses: dict[str, float] = {}
     crops, targets = dense_batch(store, config.rehearsed, GRID, rng)
     loss, parts = tree.loss(tree.logprobs(crops, question), targets.labels, sigma=RATING_SIGMA, ranked=True)
     (0.6 * loss).backward()

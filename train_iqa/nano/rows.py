@@ -79,6 +79,7 @@ class RowBuilder:
         self.image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.end_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
         self.digit_ids = [tokenizer.convert_tokens_to_ids(str(digit)) for digit in range(10)]
+        self._first_prompts: dict[tuple[str, Grid], list[int]] = {}
 
     def question(self, rng: np.random.Generator) -> str:
         """Return one of the protocol's questions, mostly the first."""
@@ -94,9 +95,16 @@ class RowBuilder:
             pieces[k] += IMAGE_TOKEN * (rows * columns)
         return self.tokenizer("".join(pieces), add_special_tokens=False)["input_ids"]
 
+    def first_prompt(self, question: str, grid: Grid) -> list[int]:
+        """Return the tokens of round 1's request about an image of `grid` tokens."""
+        key = question, grid
+        if key not in self._first_prompts:
+            self._first_prompts[key] = self.prompt_ids(round1(self.protocol, NO_IMAGE, question), [grid])
+        return self._first_prompts[key]
+
     def first(self, record: DamageRecord, grid: Grid, label: float, rng: np.random.Generator) -> NanoRow:
         """Return round 1's row."""
-        prompt = self.prompt_ids(round1(self.protocol, NO_IMAGE, self.question(rng)), [grid])
+        prompt = self.first_prompt(self.question(rng), grid)
         text, drawn = self._first_answer(record, label, rng)
         return self._row(prompt, text, drawn, [grid], is_first=True)
 

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from train_iqa.nano.optimizers import SplitOptimizer, TimeBudget, WeightAverage, cosine
-from train_iqa.nano.store import Store, Workers
+from train_iqa.nano.store import BatchSource, Store
 from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans
 
 WARMUP_STEPS = 80
@@ -45,7 +45,7 @@ class TrainingStage:
 
 
 def run_stage(
-    stage: TrainingStage, folder: Path, store: Store, workers: Workers, *, save_every_s: float = SAVE_EVERY_S
+    stage: TrainingStage, folder: Path, store: Store, workers: BatchSource, *, save_every_s: float = SAVE_EVERY_S
 ) -> int:
     """Run what is left of a stage, and return its steps in all.
 

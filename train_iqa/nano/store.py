@@ -13,7 +13,7 @@ import queue
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -36,6 +36,13 @@ class DrawnBatch(NamedTuple):
 
     large: bool
     images: list[DegradedImage]
+
+
+class BatchSource(Protocol):
+    """What a store is filled from: `Workers`, or a folder that others fill (`drawn.py`)."""
+
+    def take(self, timeout_s: float) -> DrawnBatch | None:
+        """Return the next batch, None where none comes in time."""
 
 
 class WorkerError(ZoomIQAError, RuntimeError):
@@ -203,7 +210,7 @@ class Store:
         elif self.added["small"] >= self.population:
             self._fit()
 
-    def fill(self, workers: Workers, *, seconds: float) -> None:
+    def fill(self, workers: BatchSource, *, seconds: float) -> None:
         """Take at most `seconds` of what the workers have drawn."""
         if (drawing := workers.take(seconds)) is not None:
             self.add(drawing)

@@ -130,8 +130,8 @@ def write_samples(
             job.result()
 
 
-def _record(text: bytes) -> DamageRecord:
-    data = json.loads(text)
+def read_record(data: dict[str, Any]) -> DamageRecord:
+    """Return the record whose fields `dataclasses.asdict` gave."""
     box = tuple(data["box"]) if data["box"] else None
     return DamageRecord(steps=tuple(Step(**step) for step in data["steps"]), box=box)
 
@@ -149,6 +149,6 @@ def read_samples(folder: Path, limit: int | None = None) -> Iterator[Sample]:
                     scores=arrays[f"scores{k}"],
                     local=arrays[f"local{k}"],
                     bands=arrays[f"bands{k}"],
-                    record=_record(arrays[f"record{k}"].tobytes()),
+                    record=read_record(json.loads(arrays[f"record{k}"].tobytes())),
                 )
                 done += 1

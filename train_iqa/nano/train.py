@@ -24,6 +24,7 @@ from PIL import Image
 from train_iqa.nano.build import SIZES, build_image_processor, build_model, init_energy_meters, init_patch_embedding
 from train_iqa.nano.dense import DenseConfig, DenseHeads, dense_step
 from train_iqa.nano.drawing import SMALL_PX, window_of
+from train_iqa.nano.drawn import DrawnFolder
 from train_iqa.nano.labels import LabelScale
 from train_iqa.nano.language import RatingTree, Readouts
 from train_iqa.nano.optimizers import SplitOptimizer, WeightAverage
@@ -78,6 +79,8 @@ class NanoConfig:
     choose_views: bool = False
     """Choose the mixture of views on held-out photographs; otherwise it is the protocol's."""
     workers: int = 2
+    drawn: Path | None = None
+    """Folder of batches that `drawn.py` fills; they take the place of this run's own workers."""
     dense_share: float = 0.36
     """Of the seconds that are not the people stage's."""
     people_share: float = 0.4
@@ -101,7 +104,15 @@ class NanoConfig:
         counts = {
             name: part(getattr(self.teach, name), 1) for name in ("direct_large", "first", "first_local", "second")
         }
-        return replace(self, dense=dense, teach=replace(self.teach, direct=part(self.teach.direct, 8), **counts))
+        least = {"groups": 1, "rehearsed": 8, "ladders": 4, "first": 2, "local": 2, "second": 1}
+        rows = {name: part(getattr(self.opinions, name), count) for name, count in least.items()}
+        rows["rehearsed"] = rows["rehearsed"] // 8 * 8
+        return replace(
+            self,
+            dense=dense,
+            teach=replace(self.teach, direct=part(self.teach.direct, 8), **counts),
+            opinions=replace(self.opinions, **rows),
+        )
 
 
 def write_run_record(config: NanoConfig) -> None:
@@ -155,7 +166,7 @@ def build_learner(config: NanoConfig, training: list[Path]) -> tuple[NanoLearner
 
 
 @contextmanager
-def filled_store(config: NanoConfig, workers: Workers) -> Iterator[Store]:
+def filled_store(config: NanoConfig, workers: Workers | DrawnFolder) -> Iterator[Store]:
     """Give a store that holds its population and the first whole images; the label scale is in the run folder."""
     store = Store(
         torch.device(config.device), small=config.store_small, large=config.store_large, population=config.population
@@ -172,6 +183,8 @@ def filled_store(config: NanoConfig, workers: Workers) -> Iterator[Store]:
     enough = min(FIRST_CROPS if store.scale is not None else config.population, config.store_small)
     while store.scale is None or store.count < enough or not store.ready:
         store.fill(workers, seconds=1.0)
+        if isinstance(workers, DrawnFolder):
+            workers.require_more()
     if not scale_file.exists():
         store.scale.save(scale_file)
     yield store
@@ -223,7 +236,9 @@ def stages_of(
         people_images = People(opinions, store.device)
         _say(f"{len(opinions)} images with people's scores")
         candidates = pools_of(config, store)
-        taught = replace(learner, readouts=None) if config.hold_language else learner
+        # Read-outs that are random, or that nothing teaches, would teach the tower what they ask for.
+        fresh = config.start is not None or config.hold_language
+        taught = replace(learner, readouts=None) if fresh else learner
         stages.append(stage(
             "people", people_seconds,
             lambda rng: people_step(taught, tree, people_images, store, settings, rng, candidates),
@@ -260,7 +275,8 @@ def make_nano(config: NanoConfig, opinions: Sequence[Opinion] | None = None) -> 
     claim_folder(config.out)
     write_run_record(config)
     _say(f"{len(training)} photographs to train on, {len(held_out)} held out")
-    with Workers(training, count=config.workers, seed=config.seed) as workers:
+    drawing = DrawnFolder(config.drawn) if config.drawn else Workers(training, count=config.workers, seed=config.seed)
+    with drawing as workers:
         learner, processor = build_learner(config, training)
         size = sum(parameter.numel() for parameter in learner.model.parameters())
         _say(f"model {size / 1e6:.2f} M parameters, vocabulary {len(learner.builder.tokenizer)}, {config.device}")
@@ -315,6 +331,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--choose-views", action="store_true", help="choose the mixture of views on held-out photographs"
     )
+    parser.add_argument(
+        "--drawn", type=Path, help="folder of batches, see train_iqa.nano.drawn (default: draws its own)"
+    )
+    parser.add_argument(
+        "--learning-rate",
+        type=float,
+        help=f"peak of the people stage, language side (default: {PeopleConfig.learning_rate:g})",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", choices=sorted(SIZES), default="nano", help="of the model")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw images")
@@ -335,8 +359,10 @@ def _work(args: argparse.Namespace) -> int:
     config = NanoConfig(
         photos=tuple(args.photos), out=args.out, device=args.device, seconds=args.seconds, people=args.people,
         pairs=args.pairs, start=args.start, choose_views=args.choose_views, seed=args.seed, size=args.size,
-        workers=args.workers, hold_language=args.hold_language,
+        workers=args.workers, hold_language=args.hold_language, drawn=args.drawn,
     )  # fmt: skip
+    if args.learning_rate is not None:
+        config = replace(config, opinions=replace(config.opinions, learning_rate=args.learning_rate))
     share = args.rows_scale if args.rows_scale is not None else 0.1 if args.device == "cpu" else 1.0
     make_nano(config.scaled(share))
     return 0
