@@ -33,7 +33,7 @@ from tiny import make_image  # noqa: E402
 from zoomiqa_reward import ZoomIQA  # noqa: E402
 from zoomiqa_reward.model.budget import pass_pixels  # noqa: E402
 from zoomiqa_reward.model.decode import write_answers  # noqa: E402
-from zoomiqa_reward.model.direct import leaf_logprobs, trie_of  # noqa: E402
+from zoomiqa_reward.model.direct import leaf_logprobs, rate_direct, trie_of  # noqa: E402
 from zoomiqa_reward.model.generate import SampledChoice, Sampling, generate, plain_new_ids  # noqa: E402
 from zoomiqa_reward.model.inputs import make_row  # noqa: E402
 from zoomiqa_reward.model.numerics import canonical_numerics  # noqa: E402
@@ -50,7 +50,10 @@ class Run:
     """What was measured so far, and how much time is left."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.result, self.lock = args, {}, threading.Lock()
+        self.args, self.lock = args, threading.Lock()
+        self.result: dict[str, Any] = {
+            "command": f"python benchmarks/gpu.py --seconds {args.seconds:g} --out DIR/gpu.json"
+        }
         threading.Thread(target=self._end_in_time, daemon=True).start()
 
     def left(self) -> float:
@@ -109,6 +112,8 @@ def bits(args: argparse.Namespace) -> dict[str, Any]:
     iqa = ZoomIQA.from_pretrained("nano", device=args.device, dtype="float32")
     first, again = (iqa.rate(images, strict=True).mean for _ in range(2))
     turned = iqa.rate(images[::-1], strict=True).mean.flip(0)
+    trie = trie_of(iqa.checkpoint)
+    logprobs = [rate_direct(iqa.checkpoint, trie, order, strict=True).logprobs for order in (images, images[::-1])]
     alone = torch.cat([iqa.rate([image], strict=True).mean for image in images])
     cpu = ZoomIQA.from_pretrained("nano", device="cpu").rate(images, strict=True).mean
     half = ZoomIQA.from_pretrained("nano", device=args.device, dtype="bfloat16").rate(images, strict=True).mean
@@ -120,6 +125,8 @@ def bits(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"not all images were rated: {cpu.tolist()}")
     return {
         "twice_equal": torch.equal(first, again), "turned_equal": torch.equal(first, turned),
+        "turned_by": (first - turned).abs().tolist(),
+        "turned_logprobs_equal": torch.equal(logprobs[0], logprobs[1].flip(0)),
         "alone_equal": torch.equal(first, alone), "float32_to_cpu": float((first - cpu).abs().max()),
         "bfloat16_to_float32": float((half - first).abs().max()),
         "gradient_twice_equal": all(torch.equal(*pair) for pair in zip(*gradients, strict=True)),
@@ -156,8 +163,9 @@ class Large:
         """Seconds of the vision tower."""
         rows = self.rows[:count]
         _, height, width = rows[0].image_grid_thw[0].tolist()
-        patches = torch.stack([row.pixel_values for row in rows])
-        flat, grids = patches.flatten(0, 1), torch.cat([row.image_grid_thw for row in rows])
+        device = self.checkpoint.device
+        patches = torch.stack([row.pixel_values for row in rows]).to(device)
+        flat, grids = patches.flatten(0, 1), torch.cat([row.image_grid_thw for row in rows]).to(device)
         model = self.checkpoint.model
         return {"plain_s": self.run.seconds(lambda: model.model.get_image_features(flat, grids), 2),
                 "fast_s": self.run.seconds(lambda: read_images(model, patches, (height, width)))}  # fmt: skip

@@ -217,6 +217,43 @@ def ladder_rows(ladders: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+READ_GB_S = 2750
+"""What an H100 reads from its memory in a second, as measured on one; reading the weights bounds a step's time."""
+
+
+def gpu_rows(g: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `gpu`."""
+    of = f"7B with random weights, bfloat16, 1008 x 756 px, on an {g['machine']['device']}"
+    one, eight = (g[f"direct, {count}"] for count in ("1 image", "8 images"))
+    step, single = (g[f"step of {count}"] for count in ("8 answers", "1 answer"))
+    words, bits = g["words of 8 answers"], g["bits of nano"]
+    yes = {True: "yes", False: "NO"}
+    return [
+        (
+            f"{of}: images/s of `direct`, 1 and 8 at once (plain way)",
+            f"{one['fast_images_s']:.1f}, {eight['fast_images_s']:.1f} "
+            f"({one['plain_images_s']:.1f}, {eight['plain_images_s']:.1f})",
+        ),
+        (
+            f"{of}: seconds per answer of 48 tokens with its prompt, 8 at once (plain way)",
+            f"{words['fast_s']:.3f} ({words['plain_s']:.3f}), {words['times']:.2f} times as fast",
+        ),
+        (
+            f"{of}: ms per step of 8 answers, of 1 (plain way); share of the bandwidth limit",
+            f"{step['fast_ms']:.1f}, {single['fast_ms']:.1f} ({step['plain_ms']:.1f}, {single['plain_ms']:.1f}); "
+            f"{step['read_gb_s'] / READ_GB_S:.0%}, {single['read_gb_s'] / READ_GB_S:.0%}",
+        ),
+        (
+            "nano on that GPU, strict, float32: bits equal twice, alone, in another order; of the gradient twice",
+            ", ".join(yes[bits[f"{name}_equal"]] for name in ("twice", "alone", "turned", "gradient_twice")),
+        ),
+        (
+            "nano on that GPU: largest difference from the CPU in float32; of bfloat16 from float32",
+            f"{bits['float32_to_cpu']:.0e}; {bits['bfloat16_to_float32']:.0e}",
+        ),
+    ]
+
+
 PARTS = {
     "nano_synthetic": synthetic_rows,
     "sr_mos": mos_rows,
@@ -225,6 +262,7 @@ PARTS = {
     "readable": readable_rows,
     "repeatability": repeatability_rows,
     "memory": memory_rows,
+    "gpu": gpu_rows,
     "ladders": ladder_rows,
     "restorer": restorer_rows,
     "restorer_held_out": restorer_rows,
@@ -244,7 +282,7 @@ PARTS = {
 HEADLINES = {
     "people": [0], "sr_mos": [0, 1, 3], "readable": [0], "best_of_n": [8, 7, 6, 3, 0],
     "restorer": [2, 4], "tune": [0, 1, 2], "nano_synthetic": [0, 1], "gradients": [0, 4, 2], "memory": [0],
-    "repeatability": [0], "cache": [0], "serving": [0],
+    "gpu": [0, 1], "repeatability": [0], "cache": [0], "serving": [0],
 }  # fmt: skip
 """The rows of README, those on agreement with people first; `docs/figures.md` holds all rows."""
 
@@ -255,7 +293,7 @@ USES = {
     **dict.fromkeys(("best_of_n", "search", "tune"), ("judge", "restorer")),
     **dict.fromkeys(
         ("rl", "people", "cache", "repeatability", "training_kill_sft", "training_kill_grpo", "training_processes",
-         "tune_kill"), (),
+         "tune_kill", "gpu"), (),
     ),
 }  # fmt: skip
 """Embedded weights that a result depends on, by default the judge's; none where any weights give the same."""

@@ -1,0 +1,89 @@
+"""Batches drawn once and shared by several trainings: what is read is what was drawn, each batch once."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train_iqa.nano import drawn
+from train_iqa.nano.drawing import draw_image
+from train_iqa.nano.drawn import DrawnFolder, draw_folder, read_batch, write_batch
+from train_iqa.nano.store import BATCH, DrawnBatch, WorkerError
+from train_iqa.nano.train import NanoConfig, make_nano
+
+
+def photograph(seed: int) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).resize((480, 400))
+
+
+def batch(seed: int, *, large: bool = False, count: int = 2) -> DrawnBatch:
+    rng = np.random.default_rng(seed)
+    return DrawnBatch(large, [draw_image(photograph(seed + k), rng, large=large) for k in range(count)])
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_batch_that_is_read_is_the_one_that_was_written(tmp_path, large):
+    made = batch(3, large=large, count=6)
+    path = tmp_path / f"000000_{'large' if large else 'small'}.npz"
+    write_batch(made, path)
+    found = read_batch(path)
+    assert found.large is large
+    assert len(found.images) == 6
+    for one, other in zip(found.images, made.images, strict=True):
+        assert np.array_equal(one.image, other.image)
+        assert np.array_equal(one.reference, other.reference)
+        assert (one.record, one.is_failed) == (other.record, other.is_failed)
+    assert any(image.record.steps for image in found.images)  # else the records say nothing
+
+
+def test_each_batch_is_taken_once_also_those_that_come_later(tmp_path):
+    for number in range(2):
+        write_batch(batch(number), tmp_path / f"{number:06d}_small.npz")
+    with DrawnFolder(tmp_path) as folder:
+        first = [folder.take(0), folder.take(0)]
+        assert folder.take(0) is None
+        write_batch(batch(2), tmp_path / "000002_small.npz")
+        later = folder.take(0)
+        assert folder.take(0) is None
+    for number, found in enumerate([*first, later]):
+        assert np.array_equal(found.images[0].image, batch(number).images[0].image)
+
+
+def test_a_folder_without_batches_is_refused_with_the_way_out(tmp_path):
+    with pytest.raises(ValueError, match=r"no batch \*\.npz; fill it with `python -m train_iqa\.nano\.drawn`"):
+        DrawnFolder(tmp_path)
+
+
+def test_a_training_that_cannot_begin_says_that_the_folder_is_too_small(tmp_path, monkeypatch):
+    write_batch(batch(0), tmp_path / "000000_small.npz")
+    with DrawnFolder(tmp_path) as folder:
+        folder.take(0)
+        folder.require_more()  # it has just given one
+        folder.take(0)
+        folder.require_more()  # others may still be drawing
+        monkeypatch.setattr(drawn, "QUIET_S", 0.0)
+        folder.take(0)
+        with pytest.raises(WorkerError, match="its 1 batches are too few to begin; draw more"):
+            folder.require_more()
+
+
+@pytest.mark.integration
+def test_two_trainings_learn_from_one_folder(tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "drawn"
+    photos.mkdir()
+    for number in range(10):
+        photograph(number).save(photos / f"{number}.png")
+    count = draw_folder((photos,), out, seconds=4, workers=1, seed=0)
+    assert count >= 2 * BATCH
+    assert len(list(out.glob("*.npz"))) * BATCH == count
+    assert count + draw_folder((photos,), out, seconds=3, workers=1, seed=0) == BATCH * len(list(out.glob("*.npz")))
+    for seed in (0, 1):
+        config = NanoConfig(
+            photos=(photos,), out=tmp_path / f"run{seed}", drawn=out, seconds=1.0, size="small", store_small=16,
+            store_large=8, population=16, seed=seed,
+        ).scaled(0.0)  # fmt: skip
+        assert (make_nano(config) / "model.safetensors").exists()
+        last = json.loads((config.out / "dense" / "log.jsonl").read_text().splitlines()[-1])
+        assert last["crops"] >= 16
