@@ -24,6 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 import torch  # noqa: E402
+from common import weights  # noqa: E402
 from photographs import photograph  # noqa: E402
 from plain_way import plain_write  # noqa: E402
 from sizes_7b import TEXT_7B, VISION_7B  # noqa: E402
@@ -51,9 +52,8 @@ class Run:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.lock = args, threading.Lock()
-        self.result: dict[str, Any] = {
-            "command": f"python benchmarks/gpu.py --seconds {args.seconds:g} --out DIR/gpu.json"
-        }
+        command = f"python benchmarks/gpu.py --seconds {args.seconds:g} --out DIR/gpu.json"
+        self.result: dict[str, Any] = {"command": command, "weights": weights()}
         threading.Thread(target=self._end_in_time, daemon=True).start()
 
     def left(self) -> float:

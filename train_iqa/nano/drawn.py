@@ -29,12 +29,11 @@ QUIET_S = 60.0
 
 
 def write_batch(batch: DrawnBatch, path: Path) -> None:
-    """Write a batch as one `.npz`: images and references, and all else of each as text."""
-    arrays: dict[str, Any] = {}
+    """Write a batch as one `.npz`: images, references, what was done to each as JSON, and which of them failed."""
+    arrays: dict[str, Any] = {"is_failed": np.array([drawn.is_failed for drawn in batch.images])}
     for number, drawn in enumerate(batch.images):
         arrays[f"image{number}"], arrays[f"reference{number}"] = drawn.image, drawn.reference
-        text = json.dumps({"record": asdict(drawn.record), "is_failed": drawn.is_failed})
-        arrays[f"facts{number}"] = np.frombuffer(text.encode(), dtype=np.uint8)
+        arrays[f"record{number}"] = np.frombuffer(json.dumps(asdict(drawn.record)).encode(), dtype=np.uint8)
     with replacing(path) as half, open(half, "wb") as file:
         np.savez(file, **arrays)
 
@@ -43,14 +42,13 @@ def read_batch(path: Path) -> DrawnBatch:
     """Return the batch that `write_batch` wrote; its name says whether the images are large."""
     images = []
     with np.load(path, allow_pickle=False) as arrays:
-        for number in range(sum(name.startswith("image") for name in arrays.files)):
-            facts = json.loads(arrays[f"facts{number}"].tobytes())
+        for number, is_failed in enumerate(arrays["is_failed"].tolist()):
             images.append(
                 DegradedImage(
                     image=arrays[f"image{number}"],
                     reference=arrays[f"reference{number}"],
-                    record=read_record(facts["record"]),
-                    is_failed=facts["is_failed"],
+                    record=read_record(arrays[f"record{number}"].tobytes()),
+                    is_failed=is_failed,
                 )
             )
     return DrawnBatch(path.stem.endswith("_large"), images)
@@ -71,9 +69,9 @@ class DrawnFolder:
             raise ValueError(f"{folder}: no batch *.npz; fill it with `python -m train_iqa.nano.drawn`")
 
     def _new(self) -> list[Path]:
-        found = [path for path in sorted(self.folder.glob("*.npz")) if path.name not in self._seen]
-        self._seen |= {path.name for path in found}
-        return found[::-1]
+        paths = [path for path in sorted(self.folder.glob("*.npz")) if path.name not in self._seen]
+        self._seen |= {path.name for path in paths}
+        return paths[::-1]
 
     def take(self, timeout_s: float) -> DrawnBatch | None:
         """Return the next batch, None where there is no other."""

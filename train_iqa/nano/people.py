@@ -195,9 +195,9 @@ def people_step(
 ) -> dict[str, float]:
     """Accumulate the gradients of one step and return its losses."""
     question = learner.builder.question(rng)
-    losses = [group_step(tree, people, question, config, rng) for _ in range(config.groups)]
-    names = {name for found in losses for name in found}
-    means = {name: float(np.mean([found[name] for found in losses if name in found])) for name in sorted(names)}
+    groups = [group_step(tree, people, question, config, rng) for _ in range(config.groups)]
+    names = {name for losses in groups for name in losses}
+    means = {name: float(np.mean([losses[name] for losses in groups if name in losses])) for name in sorted(names)}
     return means | rehearse(learner, tree, store, question, config, rng, pools)
 
 

@@ -130,8 +130,9 @@ def write_samples(
             job.result()
 
 
-def read_record(data: dict[str, Any]) -> DamageRecord:
-    """Return the record whose fields `dataclasses.asdict` gave."""
+def read_record(text: bytes) -> DamageRecord:
+    """Return the record whose fields `dataclasses.asdict` gave, from JSON."""
+    data = json.loads(text)
     box = tuple(data["box"]) if data["box"] else None
     return DamageRecord(steps=tuple(Step(**step) for step in data["steps"]), box=box)
 
@@ -149,6 +150,6 @@ def read_samples(folder: Path, limit: int | None = None) -> Iterator[Sample]:
                     scores=arrays[f"scores{k}"],
                     local=arrays[f"local{k}"],
                     bands=arrays[f"bands{k}"],
-                    record=read_record(json.loads(arrays[f"record{k}"].tobytes())),
+                    record=read_record(arrays[f"record{k}"].tobytes()),
                 )
                 done += 1
