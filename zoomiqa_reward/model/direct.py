@@ -142,7 +142,14 @@ def rate_direct(
         errors += empty
     if not mixtures:
         return summarise(torch.zeros(0, len(trie.ratings)), trie.ratings)
-    return replace(summarise(torch.stack(mixtures), trie.ratings), errors=tuple(errors))
+    if not strict:
+        return replace(summarise(torch.stack(mixtures), trie.ratings), errors=tuple(errors))
+    # Row by row: a GPU's sums may depend on a row's place in the batch.
+    alone = [summarise(mixture[None], trie.ratings) for mixture in mixtures]
+    fields = {
+        name: torch.cat([getattr(summary, name) for summary in alone]) for name in ("mean", "std", "valid", "logprobs")
+    }
+    return Distribution(**fields, errors=tuple(errors))
 
 
 def _windows(images: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
