@@ -280,7 +280,7 @@ PARTS = {
     "tune_kill": tune_kill_rows,
 }
 HEADLINES = {
-    "people": [0], "sr_mos": [0, 1, 3], "readable": [0], "best_of_n": [8, 7, 6, 3, 0],
+    "people": [1, 0], "sr_mos": [0, 1, 3], "readable": [0], "best_of_n": [8, 7, 6, 3, 0],
     "restorer": [2, 4], "tune": [0, 1, 2], "nano_synthetic": [0, 1], "gradients": [0, 4, 2], "memory": [0],
     "gpu": [0, 1], "repeatability": [0], "cache": [0], "serving": [0],
 }  # fmt: skip

@@ -178,6 +178,12 @@ MODULES = {
     "train_iqa.nano.__main__": NANO_TRAINING | {
         "--photos many --people nosuch": "nosuch", "--photos many --start nosuch": "people",
         "--photos many --people empty": "people.csv", "--photos many --pairs nosuch": "nosuch", "--size x": "--size",
+        "--photos many --drawn empty": "no batch",
+    },
+    "train_iqa.nano.drawn": {
+        "--photos nosuch --out run": "nosuch", "--photos empty --out run": "empty", "--photos few --out run": "few",
+        "--photos many --out strangers": "strangers", "--photos many --out run --workers 0": "--workers",
+        "--photos many --out run --seconds 0": "--seconds", "--photos many --out run --seed x": "x",
     },
     "restoration.nano.train": NANO_TRAINING,
     "restoration.demo": {
