@@ -178,7 +178,8 @@ MODULES = {
     "train_iqa.nano.__main__": NANO_TRAINING | {
         "--photos many --people nosuch": "nosuch", "--photos many --start nosuch": "people",
         "--photos many --people empty": "people.csv", "--photos many --pairs nosuch": "nosuch", "--size x": "--size",
-        "--photos many --drawn empty": "no batch",
+        "--photos many --drawn empty": "no batch", "--photos many --learning-rate 0": "--learning-rate 0",
+        "--photos many --rows-scale 0": "--rows-scale 0",
     },
     "train_iqa.nano.drawn": {
         "--photos nosuch --out run": "nosuch", "--photos empty --out run": "empty", "--photos few --out run": "few",

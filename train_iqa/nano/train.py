@@ -349,10 +349,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
-    if not args.seconds > 0 or min(args.threads, args.workers) < 1 or (args.rows_scale or 1.0) <= 0:
+    amounts = (args.seconds, *(given for given in (args.rows_scale, args.learning_rate) if given is not None))
+    if not all(amount > 0 for amount in amounts) or min(args.threads, args.workers) < 1:
         raise ValueError(
-            f"--seconds {args.seconds:g}, --rows-scale {args.rows_scale}: must be above 0; --threads {args.threads}, "
-            f"--workers {args.workers}: must be at least 1"
+            f"--seconds {args.seconds:g}, --rows-scale {args.rows_scale}, --learning-rate {args.learning_rate}: must "
+            f"be above 0; --threads {args.threads}, --workers {args.workers}: must be at least 1"
         )
     find_device(args.device)
     torch.set_num_threads(args.threads)
