@@ -29,7 +29,7 @@ from zoomiqa_reward.model.ratings import Scores
 if TYPE_CHECKING:
     from zoomiqa_reward.model.zoomiqa import ZoomIQA
 
-TEMPERATURE = 0.14
+TEMPERATURE = 0.12
 """Of `nano`, fitted by `benchmarks/pairs.py` on half of the scenes with people's scores. Below 1, because the two
 spreads are mostly what both images have in common."""
 QUESTION_TEMPERATURE = 1.0
