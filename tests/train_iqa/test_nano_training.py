@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,11 +115,30 @@ def test_people_alone_go_on_from_a_checkpoint(toy, checkpoint, tmp_path):
     config = replace(toy, out=tmp_path, start=str(checkpoint), seconds=0.5)
     made = ZoomIQA.from_pretrained(str(make_nano(config)))
     assert not (tmp_path / "dense").exists()
-    assert (tmp_path / "people" / "log.jsonl").exists()
+    first, onwards = (
+        json.loads((folder / "people" / "log.jsonl").read_text().splitlines()[-1]) for folder in (toy.out, tmp_path)
+    )
+    assert "first_aux" in first  # the read-outs were taught in the stage before
+    assert "first_text" in onwards
+    assert "first_aux" not in onwards  # here they are random, and must not teach the model
     assert (tmp_path / "label_scale.json").read_text() == (toy.out / "label_scale.json").read_text()
     assert made.checkpoint.tokenizer.get_vocab() == source.checkpoint.tokenizer.get_vocab()
     weights = [iqa.checkpoint.model.state_dict() for iqa in (source, made)]
     assert not all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_command_line_reaches_the_people_stage(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("train_iqa.nano.train.make_nano", asked.append)
+    more = ["--people", "scores", "--drawn", "batches", "--learning-rate", "0.0003"]
+    assert main(["--photos", str(tmp_path), *more]) == 0
+    assert main(["--photos", str(tmp_path), *more, "--rows-scale", "1"]) == 0
+    cpu, full = (config.opinions for config in asked)
+    assert [config.drawn for config in asked] == [Path("batches")] * 2
+    assert cpu.learning_rate == full.learning_rate == 0.0003
+    names = ("groups", "rehearsed", "ladders", "first", "local", "second")
+    assert [getattr(cpu, name) for name in names] == [1, 8, 4, 2, 2, 1]
+    assert [getattr(full, name) for name in names] == [4, 64, 8, 8, 24, 12]
 
 
 @pytest.mark.integration

@@ -133,6 +133,24 @@ def test_batched_agrees_with_strict_where_every_pixel_shows(random_checkpoint):
     assert strict.std(dim=0).max() > 1e-2
 
 
+def test_strict_images_share_no_operation(iqa, monkeypatch):
+    """On a GPU a sum may depend on a row's place in its batch."""
+    shapes = []
+
+    def seen(logprobs, ratings):
+        shapes.append(len(logprobs))
+        return summarise(logprobs, ratings)
+
+    monkeypatch.setattr("zoomiqa_reward.model.direct.summarise", seen)
+    count = len(images())
+    strict = iqa.rate(images(), strict=True)
+    assert shapes == [1] * count
+    shapes.clear()
+    together = iqa.rate(images(), strict=False)
+    assert shapes == [count]
+    torch.testing.assert_close(strict.std, together.std, atol=1e-4, rtol=0)
+
+
 def test_strict_is_bit_equal_in_any_company_and_order(iqa):
     together = iqa.rate(images(), strict=True)
     for index, image in enumerate(images()):
