@@ -5,7 +5,8 @@ python benchmarks/tune.py evaluate METHOD --hr DIR [--out runs/tune]
 python benchmarks/tune.py table
 python benchmarks/tune.py kill METHOD --images DIR --hr DIR [--rounds 8] [--out runs/tune]
 
-METHOD: base, or one of `tune_methods.py`: sft, dpo, grpo, nft, reward_gradient; chance: DPO on a number that
+METHOD: base, bicubic, sharpened_0.25, sharpened_0.5 or sharpened_0.75 (the base on a sharpened input), none of which
+is trained; or one of `tune_methods.py`: sft, dpo, grpo, nft, reward_gradient; chance: DPO on a number that
 means nothing, the control; laplacian, niqe: on that alone, by its gradient and by NFT, until its alarm;
 laplacian_heedless: the same, the alarm not heeded.
 `run` trains (resumed where it was), then restores the middle of each evaluation image with fixed seeds and measures.
@@ -30,7 +31,7 @@ from typing import Any
 import numpy as np
 from common import RESULTS, write_result
 from tqdm import tqdm
-from tune_methods import EVAL_LR_PX, METHODS, recipe_of
+from tune_methods import BASELINES, EVAL_LR_PX, METHODS, SHARPNESS, recipe_of
 
 from restoration import Restorer
 from restoration.evaluation.datasets import degraded_folder
@@ -51,7 +52,7 @@ WATCHED = ("reward", "fragility", "fsim", "vif", "psnr_y", "lr_consistency", "fi
 SETS = ["set5", "set14", "urban30"]
 PRESET = "mild"
 NUM_SEEDS = {"base": 8}
-"""Restorations of each evaluation image; 2 by tuned models."""
+"""Restorations of each evaluation image; 2 by the others."""
 
 
 def evaluated(restorer: Restorer, examples: list[Any], iqa: ZoomIQA, count: int) -> list[dict[str, Any]]:
@@ -71,7 +72,7 @@ def evaluated(restorer: Restorer, examples: list[Any], iqa: ZoomIQA, count: int)
 def run(args: argparse.Namespace) -> None:
     """Train and evaluate one method with one seed."""
     folder = args.out / f"{args.method}-{args.seed}"
-    if args.method != "base":
+    if args.method not in BASELINES:
         recipe = recipe_of(args.method, args.seed, args.rounds)
         whole = load_examples(degraded_folder(args.images, PRESET, scale=4, seed=0).take(args.limit))
         reward = recipe.reward(ZoomIQA.from_pretrained("nano"))
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Measure the method's finished runs again, or the base."""
-    found = [args.out / "base-0"] if args.method == "base" else finished_runs(args)
+    found = [args.out / f"{args.method}-0"] if args.method in BASELINES else finished_runs(args)
     for folder in found:
         evaluate_one(folder, args)
 
@@ -91,11 +92,11 @@ def evaluate_one(folder: Path, args: argparse.Namespace) -> None:
     """Measure a run's folder, which is named METHOD-SEED, and keep what came out."""
     method, seed = folder.name.rsplit("-", 1)
     report: dict[str, Any] = {"method": method, "seed": int(seed)}
-    if method != "base":
+    if method not in BASELINES:
         result = json.loads((folder / "run" / "result.json").read_text())
         report |= {key: result[key] for key in ("rounds", "best_round", "alarms", "first_alarm_round", "seconds")}
         report["monitor"] = looks_of(folder / "run")
-    restorer = Restorer.from_pretrained("nano" if method == "base" else folder / "run" / "pipeline")
+    restorer = BASELINES[method]() if method in BASELINES else Restorer.from_pretrained(folder / "run" / "pipeline")
     rows = evaluated(restorer, held_out_images(args), ZoomIQA.from_pretrained("nano"), NUM_SEEDS.get(method, 2))
     keep(folder.name, report, rows)
 
@@ -164,9 +165,12 @@ def kill(args: argparse.Namespace) -> None:
 def table(args: argparse.Namespace) -> None:
     """Gather all runs that were measured."""
     runs = kept_runs()
-    base = next(one for one in runs if one["method"] == "base")["rows"]
+    rows_of = {name: next((one["rows"] for one in runs if one["method"] == name), None) for name in BASELINES}
+    base = rows_of["base"]
+    if base is None:
+        raise ValueError(f"{RUNS}: no measurement of the base; make one with `run base`")
     found: dict[str, Any] = {}
-    for method in ("base", *METHODS):
+    for method in (*BASELINES, *METHODS):
         mine = [one for one in runs if one["method"] == method]
         if mine:
             means = {name: np.mean([[np.mean(row[name]) for row in one["rows"]] for one in mine], axis=0)
@@ -175,6 +179,11 @@ def table(args: argparse.Namespace) -> None:
             by_seed = {name: [float(np.mean([np.mean(row[name]) for row in one["rows"]])) for one in mine]
                        for name in ("robust", "rating", "fsim", "vif")}  # fmt: skip
             found[method] = against(means, base)
+            found[method]["minus_sharpened"] = {
+                str(amount): {name: paired_test(means[name], [np.mean(row[name]) for row in rows]).difference
+                              for name in ("fsim", "vif", "psnr_y")}
+                for amount in SHARPNESS if (rows := rows_of[f"sharpened_{amount}"]) is not None
+            }  # fmt: skip
             found[method] |= {"seeds": len(mine), "by_seed": by_seed}
             found[method] |= {key: [one.get(key) for one in mine] for key in known}
             found[method]["monitor"] = [one.get("monitor", {}) for one in mine]
@@ -182,7 +191,7 @@ def table(args: argparse.Namespace) -> None:
         picks = [int(np.argmax(row[judge])) for row in base]
         chosen = {name: np.array([row[name][k] for row, k in zip(base, picks, strict=True)]) for name in MEASURES}
         found[f"best_of_8_{judge}"] = against(chosen, base)
-    counts = {"images": len(base), "restorations_per_image": {"base": 8, "tuned": 2}}
+    counts = {"images": len(base), "restorations_per_image": {"base": 8, "others": 2}}
     write_result("tune", counts | {"preset": PRESET, "runs": found})
 
 
@@ -212,13 +221,13 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     one, killed, again = (commands.add_parser(name) for name in ("run", "kill", "evaluate"))
     for each in (one, killed):
-        each.add_argument("method", choices=("base", *METHODS))
+        each.add_argument("method", choices=(*BASELINES, *METHODS))
         each.add_argument("--images", type=Path, required=True, help="folder of photographs to learn on")
         each.add_argument("--hr", type=Path, required=True, help="folder of sets of photographs to be judged on")
         each.add_argument("--seed", type=int, default=0)
         each.add_argument("--rounds", type=int)
     killed.set_defaults(do=kill)
-    again.add_argument("method", choices=("base", *METHODS))
+    again.add_argument("method", choices=(*BASELINES, *METHODS))
     again.add_argument("--hr", type=Path, required=True, help="folder of sets of photographs to be judged on")
     again.set_defaults(do=evaluate)
     for each in (one, again):

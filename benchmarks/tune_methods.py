@@ -1,10 +1,17 @@
 """What `tune.py` compares: each method's recipe, how it is made small, and what it is trained on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import Tensor
+
+from restoration import Restorer
+from restoration.evaluation.measuring import BicubicRestorer
 from restoration.metrics import as_reward
+from restoration.restorer.agreement import agreeing
+from restoration.restorer.image_io import sharpened
+from restoration.restorer.restorer import Restored
 from restoration.selection.candidate_loop import pixels_digest
 from restoration.tuning.algorithms.nft import NFT
 from restoration.tuning.algorithms.reward_gradient import RewardGradient
@@ -18,7 +25,7 @@ from zoomiqa_reward.rewards.base import Reward
 TRAIN_LR_PX, EVAL_LR_PX = 28, 49
 """Their restorations are multiples of 28 px, nano's token, so that a rating takes one view; NIQE needs 196 px."""
 SMALL: dict[str, Any] = {
-    "images_per_round": 4, "num_samples": 6, "rounds": 20, "crop_px": TRAIN_LR_PX, "mixed_precision": "bf16",
+    "images_per_round": 4, "num_samples": 6, "rounds": 20, "crop_px": TRAIN_LR_PX,
 }  # fmt: skip
 """What differs from the recipes: less, so that a run takes four to thirty minutes of one core."""
 HACKED: dict[str, Any] = {
@@ -77,6 +84,34 @@ METHODS = {
     "niqe": Method(recipe="nano_nft", changes=HACKED | {"crop_px": EVAL_LR_PX, "num_samples": 4}, every=2,
                    algorithm=NFT(), hackable=True, reward=lambda iqa: as_reward("niqe")),
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SharpenedFirst:
+    """The embedded restorer on an input that is sharpened by a fixed amount; the result agrees with the input itself.
+
+    It is what a method that learns to be sharper has to beat, because it needs no training.
+    """
+
+    amount: float
+
+    def restore(self, image: Tensor, seeds: Sequence[int]) -> Iterator[Restored]:
+        """Yield one restoration per seed of a CHW image in [0, 1]."""
+        restorer = Restorer.from_pretrained("nano")
+        blur_px = restorer.engine.agreement_px
+        if blur_px is None:
+            raise ValueError("nano: agreement_px is not in its configuration, so no restoration agrees with its input")
+        for made in restorer.restore(sharpened(image, self.amount), seeds):
+            yield replace(made, image=agreeing(made.image[None], image[None], blur_px)[0].clamp(0, 1))
+
+
+SHARPNESS = (0.25, 0.5, 0.75)
+BASELINES: dict[str, Callable[[], Any]] = {
+    "base": lambda: Restorer.from_pretrained("nano"),
+    "bicubic": lambda: BicubicRestorer(4),
+    **{f"sharpened_{amount}": lambda amount=amount: SharpenedFirst(amount) for amount in SHARPNESS},
+}
+"""What is measured without training."""
 
 
 def recipe_of(method: str, seed: int, rounds: int | None) -> Recipe:

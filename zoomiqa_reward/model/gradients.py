@@ -22,23 +22,28 @@ from torch.utils.checkpoint import checkpoint
 
 from zoomiqa_reward.images.loading import describe
 from zoomiqa_reward.model.numerics import canonical_numerics
+from zoomiqa_reward.model.repeatable import repeatable_gradients
 from zoomiqa_reward.model.shared_state import Undo, exclusive, shared_change
 
 _FLAGS = ("training", "gradient_checkpointing", "_gradient_checkpointing_func")
 
 
 @contextmanager
-def graph_to_pixels(model: nn.Module, *, gradient_checkpointing: bool = False) -> Iterator[None]:
+def graph_to_pixels(
+    model: nn.Module, *, gradient_checkpointing: bool = False, repeatable: bool = False
+) -> Iterator[None]:
     """Keep the model's parameters out of the graph that is built inside, and recompute activations if asked to.
 
+    repeatable: the gradient has the same bits every time (`model.repeatable`).
     Everything is as it was afterwards: each parameter's `requires_grad`, each layer's mode, also where several threads
     do this with one model. `backward` may run after that; what it recomputes is computed with frozen parameters again.
     Raises ValueError where dropout would act, or where checkpointing is asked of a model that has no layers for it.
     """
     with ExitStack() as stack:
         stack.enter_context(frozen(model))
+        stack.enter_context(repeatable_gradients(repeatable))
         if gradient_checkpointing:
-            stack.enter_context(_recomputing(model))
+            stack.enter_context(_recomputing(model, repeatable))
         with exclusive(model):  # else another thread's layers may look as if they trained
             _refuse_dropout(model)
         yield
@@ -64,7 +69,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _recomputing(model: nn.Module) -> Iterator[None]:
+def _recomputing(model: nn.Module, repeatable: bool) -> Iterator[None]:
     """Recompute in the graph that is built inside. The model is this thread's alone: layers that recompute forget the
     cache of an answer that another thread writes.
     """
@@ -77,7 +82,8 @@ def _recomputing(model: nn.Module) -> Iterator[None]:
             "leave it out and rate smaller images or fewer at a time"
         )
     # Nothing random is recomputed, so the generators' states need not be kept and set again.
-    recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=partial(_contexts, model))
+    contexts = partial(_contexts, model, repeatable)
+    recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
     def make() -> Undo:
         before = [{name: vars(layer)[name] for name in _FLAGS if name in vars(layer)} for layer in layers]
@@ -98,17 +104,17 @@ def _recomputing(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _contexts(model: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+def _contexts(model: nn.Module, repeatable: bool) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """The contexts of a layer's first computation and of its repetition in `backward`.
 
     By then the caller may have unfrozen the model, or switched something on that changes the numbers.
     """
-    return nullcontext(), _recomputation(model)
+    return nullcontext(), _recomputation(model, repeatable)
 
 
 @contextmanager
-def _recomputation(model: nn.Module) -> Iterator[None]:
-    with frozen(model), canonical_numerics():
+def _recomputation(model: nn.Module, repeatable: bool) -> Iterator[None]:
+    with frozen(model), canonical_numerics(), repeatable_gradients(repeatable):
         yield
 
 

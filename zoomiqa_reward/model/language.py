@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from zoomiqa_reward.model.layers import gated, recomputable, rms
 from zoomiqa_reward.model.parts import QwenVL, TextAttention, TextLayer, TextModel, has_norms
+from zoomiqa_reward.model.repeatable import attention, is_on
 from zoomiqa_reward.model.tower import ImageFeatures
 
 
@@ -163,7 +164,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, tree: Tensor | None, scal
         return _causal(query, key, value, scale)
     nodes, tokens = tree.shape[0], key.shape[2]
     mask = torch.nn.functional.pad(tree, (tokens - nodes, 0), value=True)
-    on_top = _attention(query[:, :, -nodes:], key, value, scale, attn_mask=mask)
+    on_top = _attention(query[:, :, -nodes:], key, value, scale, mask, attn_mask=mask)
     if query.shape[2] == nodes:
         return on_top
     under = tokens - nodes
@@ -173,21 +174,28 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, tree: Tensor | None, scal
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     asked, seen = query.shape[2], key.shape[2]
-    if asked == seen:
-        return _attention(query, key, value, scale, is_causal=True)
     if asked == 1:
         return _attention(query, key, value, scale)
-    if query.device.type == "cpu":
-        return _attention(query, key, value, scale, attn_mask=_lower_right(asked, seen, query.device))
-    return _attention(query, key, value, scale, attn_mask=causal_lower_right(asked, seen))
+    on_cpu = query.device.type == "cpu"
+    mask = _lower_right(asked, seen, query.device) if is_on() or (on_cpu and asked != seen) else None
+    if asked == seen:
+        return _attention(query, key, value, scale, mask, is_causal=True)
+    return _attention(query, key, value, scale, mask, attn_mask=mask if on_cpu else causal_lower_right(asked, seen))
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, scale: float, **mask: Any) -> Tensor:
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None = None, **masked: Any
+) -> Tensor:
+    """Return attention as `masked` tells PyTorch, with the same as a `mask` where a repeatable gradient needs one."""
     group = query.shape[1] // key.shape[1]
-    if "attn_mask" in mask and group > 1 and query.device.type != "cpu":
-        # under a mask, only the slowest kernel of a GPU lets several heads share a key
-        key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-    return scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=True, **mask)
+
+    def fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if "attn_mask" in masked and group > 1 and query.device.type != "cpu":
+            # under a mask, only the slowest kernel of a GPU lets several heads share a key
+            key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+        return scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=True, **masked)
+
+    return attention(fused, query, key, value, scale, mask)
 
 
 @lru_cache(maxsize=16)

@@ -8,10 +8,10 @@ training too, and a clamp would kill the gradient at black and white.
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from zoomiqa_reward.images.loading import ImageError
+from zoomiqa_reward.model.repeatable import resized
 
 
 def factor_of(image_processor: Any) -> int:
@@ -38,31 +38,24 @@ def to_patches(
 ) -> tuple[Tensor, Tensor]:
     """Return (pixel_values [patches, patch_dim], image_grid_thw [images, 3]) for float32 CHW images in [0, 1].
 
-    `resize=True` lets the processor resize to multiples of patch x merge within the pixel budget; with
+    `resize=True` resizes to multiples of patch x merge within the pixel budget, as the processor does; with
     `resize=False` nothing is resampled and both sides must be such multiples already (ValueError). Keeps autograd
     and the device. Raises ImageError for an aspect ratio above 200.
     """
     factor = factor_of(image_processor)
+    if resize:
+        budget = {"factor": factor, "min_pixels": min_pixels, "max_pixels": max_pixels}
+        images = [resized(image, *whole_size(*image.shape[1:], **budget)) for image in images]
     for image in images:
         _, height, width = image.shape
-        if resize:
-            whole_size(height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
-        elif height % factor or width % factor:
+        if height % factor or width % factor:
             raise ValueError(f"a view of {width} x {height} px is read unresized: sides must be multiples of {factor}")
     out = image_processor(
         images=list(images),
-        do_resize=resize,
-        size={"shortest_edge": min_pixels, "longest_edge": max_pixels},
+        do_resize=False,
         do_rescale=False,
         do_convert_rgb=False,
         input_data_format="channels_first",  # guessing from the shape fails on images 1 or 3 pixels wide
         return_tensors="pt",
     )
     return out["pixel_values"], out["image_grid_thw"]
-
-
-def resized(image: Tensor, height: int, width: int) -> Tensor:
-    """Return the CHW image at (height, width): antialiased bicubic, the processor's own kernel; keeps autograd."""
-    return torch.nn.functional.interpolate(
-        image[None], size=(height, width), mode="bicubic", align_corners=False, antialias=True
-    )[0]

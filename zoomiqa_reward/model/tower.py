@@ -13,10 +13,13 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
+from zoomiqa_reward.model import repeatable
 from zoomiqa_reward.model.layers import gated, recomputable, rms
 from zoomiqa_reward.model.parts import QwenVL, TowerAttention, TowerBlock, WindowTower, has_windows
 
@@ -78,13 +81,15 @@ def read_images(model: QwenVL, patches: Tensor, grid: tuple[int, int]) -> ImageF
     images, count = patches.shape[0], patches.shape[1]
     kernel = tower.patch_embed.proj  # as wide as its step, so the convolution is a matrix product: faster, never TF32
     hidden = nn.functional.linear(patches.to(kernel.weight.dtype), kernel.weight.flatten(1), kernel.bias)
-    hidden = hidden.view(images, count // merged, -1).index_select(1, plan.order).view(images, count, -1)
+    hidden = repeatable.permuted(hidden.view(images, count // merged, -1), plan.order, plan.back).view(
+        images, count, -1
+    )
     whole = ((count, 1),)
     for number, block in enumerate(tower.blocks):
         groups = whole if number in tower.fullatt_block_indexes else plan.groups
         hidden = recomputable(block, _block(block, plan, groups), hidden)
     tokens = tower.merger(hidden.flatten(0, 1)).view(images, count // merged, -1)
-    return ImageFeatures(tokens=tokens.index_select(1, plan.back))
+    return ImageFeatures(tokens=repeatable.permuted(tokens, plan.back, plan.order))
 
 
 def _by_library(model: QwenVL, patches: Tensor, grid: tuple[int, int]) -> ImageFeatures:
@@ -113,7 +118,8 @@ def _attend(attention: TowerAttention, x: Tensor, plan: _Plan, groups: tuple[tup
     for piece, (length, number) in zip(parts, groups, strict=True):
         windows = piece.reshape(images * number, length, 3, attention.num_heads, -1)
         query, key, value = windows.permute(2, 0, 3, 1, 4).unbind(0)
-        out = nn.functional.scaled_dot_product_attention(query, key, value, scale=attention.scaling)
+        out = repeatable.attention(partial(scaled_dot_product_attention, scale=attention.scaling), query, key, value,
+                                   attention.scaling)  # fmt: skip
         mixed.append(out.transpose(1, 2).reshape(images, -1, width))
     return attention.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1))
 

@@ -10,7 +10,8 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from zoomiqa_reward.model.pixels import resized, whole_size
+from zoomiqa_reward.model.pixels import whole_size
+from zoomiqa_reward.model.repeatable import resized
 from zoomiqa_reward.protocol.spec import ViewPolicy
 
 VIEWS_RULE = 2

@@ -3,7 +3,7 @@
 import math
 import os
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Unpack
 
 import torch
@@ -169,7 +169,8 @@ class ZoomIQA:
         reason: the number in the answer (std NaN). With `num_samples` above 1: mean and unbiased standard deviation of
         sampled answers; valid if more than half of them can be read. Sampling uses `temperature`, by default the
         protocol's (1 if that is greedy).
-        strict: each image has its own forward passes, so its rating is bit-equal every time, beside any images.
+        strict: each image has its own forward passes, so its rating is bit-equal every time, beside any images, and so
+        is its gradient (slower, with more memory).
         Tensors come back on the CPU, with grad=True on the model's device. Raises ImageError, ValueError.
         """
         if mode not in MODES:
@@ -186,7 +187,8 @@ class ZoomIQA:
         if grad:
             require_gradient(split_images(images))
         model = self.checkpoint.model
-        with graph_to_pixels(model, gradient_checkpointing=gradient_checkpointing) if grad else torch.no_grad():
+        graph = partial(graph_to_pixels, model, gradient_checkpointing=gradient_checkpointing, repeatable=strict)
+        with graph() if grad else torch.no_grad():
             ratings = rate_direct(
                 self.checkpoint, self.trie, load_ahead(images), question=question, strict=strict, batch_size=batch_size
             )
@@ -218,7 +220,7 @@ class ZoomIQA:
 
         a, b: one image each, or as many. p(a, b) + p(b, a) is 1 bit for bit and p(a, a) is 0.5. ratings: from both
         rating distributions of `direct`, each image read once. question: the model sees both in one prompt, in both
-        orders; its protocol must have `pair`. temperature: sets how sure a difference makes; None: 0.14 for ratings,
+        orders; its protocol must have `pair`. temperature: sets how sure a difference makes; None: 0.12 for ratings,
         fitted to people for `nano` (`model.pairs.fit_temperature` fits others), 1 for the question.
         A pair with an image that cannot be measured is not valid. Raises ImageError, ValueError.
         """

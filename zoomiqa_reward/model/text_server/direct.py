@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from zoomiqa_reward.model.pixels import resized
 from zoomiqa_reward.model.ratings import RatingSpread
+from zoomiqa_reward.model.repeatable import resized
 from zoomiqa_reward.model.text_server.client import TextServer
 from zoomiqa_reward.model.text_server.replies import chat_messages
 from zoomiqa_reward.model.text_server.spread import Branch, follow, summarise_branches

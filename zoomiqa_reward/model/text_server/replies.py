@@ -23,7 +23,8 @@ from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.model.checkpoint import VISION_TOKENS
 from zoomiqa_reward.model.inputs import PromptError
-from zoomiqa_reward.model.pixels import resized, whole_size
+from zoomiqa_reward.model.pixels import whole_size
+from zoomiqa_reward.model.repeatable import resized
 from zoomiqa_reward.model.turns import Prompted
 from zoomiqa_reward.protocol.spec import Protocol
 
