@@ -1,6 +1,6 @@
 """What measuring costs: host calls of a thin 7B, and speed and memory of the embedded model against the plain way.
 
-make bench            or: python benchmarks/bench.py [--parts counts words niqe large growth best_of_8] [--images 64]
+make bench            or: python benchmarks/bench.py [--parts PART ...] [--images 64]
 
 Ways are timed in turn, round by round, and compared within a round: on a shared machine a ratio holds, a time does not.
 CPU seconds are those of this process. Prints a table and writes results/bench.json, part by part, so that a part can be
@@ -12,14 +12,17 @@ niqe       one image of 512 px: `direct` against NIQE
 large      one image of 4000 x 3000 px: seconds, and memory over the idle process
 growth     `direct` and `reason` with more images in a batch, and `direct` with more pixels
 best_of_8  eight candidates of the embedded restorer: time of rating over time of drawing
+learning   one forward and backward pass of RL over eight answers to one image, prompt shared, against rows of their own
 """
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,9 @@ from plain_way import plain_write
 from thin_7b import LEAST, LEAST_SIDES, SIDES, SMALL_SIDES, SMALL_WINDOW, Counts, counted, thin_7b
 from tiny import make_image
 
+from train_iqa.rows.completions import Batch, TrainingRow, answer_logprobs, collate_completions
+from train_iqa.rows.shared_prompts import collate_shared
+from train_iqa.training.policy import TuningConfig, make_trainable
 from zoomiqa_reward import ZoomIQA
 from zoomiqa_reward.model.decode import BLOCK, write_answers
 from zoomiqa_reward.model.decoding import sampling_of
@@ -257,7 +263,31 @@ def best_of_8(args: argparse.Namespace) -> dict[str, Any]:
             "rating_over_drawing": round(statistics.median(shares), 3)}  # fmt: skip
 
 
-PARTS = {part.__name__: part for part in (counts, words, niqe, large, growth, best_of_8)}
+def learning(args: argparse.Namespace) -> dict[str, Any]:
+    """RL's pass over eight answers of 128 tokens, of the embedded model and of the thin 7B at the real size."""
+    nano, found = ZoomIQA.from_pretrained("nano", device="cpu").checkpoint, {}
+    for name, checkpoint, size in (("nano, 224 px", nano, (224, 224)), ("thin 7B", thin_7b(), SIDES)):
+        make_trainable(checkpoint.model, TuningConfig(lora_rank=0))
+        prompt, generator = _row(checkpoint, size), torch.Generator().manual_seed(0)
+        ids = torch.randint(20, 900, (8, 128), generator=generator)
+        rows = [
+            TrainingRow(prompt=prompt, completion_ids=one, targets=torch.ones(128, dtype=torch.bool)) for one in ids
+        ]
+
+        def learn(collated: Callable[..., Batch], checkpoint: Any = checkpoint, rows: list[TrainingRow] = rows) -> None:
+            answer_logprobs(checkpoint.model, collated(checkpoint, rows))[0].sum().backward()
+            checkpoint.model.zero_grad()
+
+        ways = {"rows": partial(learn, collate_completions), "shared": partial(learn, collate_shared)}
+        found[name] = compared(ways, args.rounds, "rows")
+        found[name]["tokens"] = {
+            way: math.prod(collated(checkpoint, rows).inputs["input_ids"].shape)
+            for way, collated in (("rows", collate_completions), ("shared", collate_shared))
+        }
+    return found
+
+
+PARTS = {part.__name__: part for part in (counts, words, niqe, large, growth, best_of_8, learning)}
 
 
 def show(value: Any, indent: str = "") -> None:

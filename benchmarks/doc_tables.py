@@ -5,6 +5,8 @@ from typing import Any
 
 Result = dict[str, Any]
 TUNE_NAMES = {
+    "bicubic": "bicubic", "sharpened_0.25": "the base, input sharpened by 0.25",
+    "sharpened_0.5": "the base, input sharpened by 0.5", "sharpened_0.75": "the base, input sharpened by 0.75",
     "best_of_8_robust": "best of 8 of the base, by the reward",
     "best_of_8_rating": "best of 8 of the base, by the plain rating", "sft": "rejection SFT", "dpo": "DPO",
     "grpo": "GRPO", "nft": "NFT", "reward_gradient": "reward gradient", "chance": "DPO on chance (control)",
@@ -49,9 +51,9 @@ def tune_tables(result: Result) -> str:
         if method not in runs:
             continue
         one = runs[method]
-        seconds = " / ".join(f"{s:.0f}" for s in one.get("seconds", []))
+        seconds = " / ".join(f"{s:.0f}" for s in one.get("seconds", []) if s is not None)
         rows.append([name, *(signed(one[key]["minus_base"], digits) for key, (_, digits) in MEASURES.items()), seconds])
-        if "monitor" in one:
+        if any(one.get("monitor", ())):
             seen = one["monitor"]
             looks.append([
                 name, " / ".join(str(s["looks"]) for s in seen), " / ".join(str(s["alarmed_looks"]) for s in seen),
@@ -71,7 +73,19 @@ def tune_tables(result: Result) -> str:
         "its own reward, base → last look",
         "fine energy over the truth's",
     ]
-    return f"{table(header, rows)}\n\n{table(watched, looks)}"
+    return f"{table(header, rows)}\n\n{sharpened_table(runs)}\n\n{table(watched, looks)}"
+
+
+def sharpened_table(runs: Result) -> str:
+    """Return the tuned models less the base on a sharpened input, under what no reward saw."""
+    digits = {"fsim": 4, "vif": 4, "psnr_y": 2}
+    rows = []
+    for method, name in TUNE_NAMES.items():
+        for amount, gaps in runs.get(method, {}).get("minus_sharpened", {}).items():
+            worse = [MEASURES[key][0].split(",")[0] for key in digits if gaps[key][0] <= 0]
+            cells = [signed(gaps[key], count) for key, count in digits.items()]
+            rows.append([f"{name} less the input sharpened by {amount}", *cells, ", ".join(worse) or "none"])
+    return table(["[95 %]", "FSIM", "VIF", "PSNR-Y, dB", "not better under"], rows)
 
 
 def rl_tables(result: Result) -> str:

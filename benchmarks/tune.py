@@ -46,6 +46,7 @@ from zoomiqa_reward.runs.json_lines import read_lines
 
 METRICS = ("fsim", "vif", "haarpsi", "psnr_y", "lr_consistency", "niqe")
 MEASURES = ("robust", "rating", *METRICS)
+UNSEEN = ("fsim", "vif", "psnr_y")
 RUNS = RESULTS / "tune_runs"
 WATCHED = ("reward", "fragility", "fsim", "vif", "psnr_y", "lr_consistency", "fine_energy", "grid_peak")
 """Signals of the monitor that are kept: of the base and of the last look."""
@@ -178,19 +179,14 @@ def table(args: argparse.Namespace) -> None:
             known = ("rounds", "best_round", "first_alarm_round", "seconds")
             by_seed = {name: [float(np.mean([np.mean(row[name]) for row in one["rows"]])) for one in mine]
                        for name in ("robust", "rating", "fsim", "vif")}  # fmt: skip
-            found[method] = against(means, base)
-            found[method]["minus_sharpened"] = {
-                str(amount): {name: paired_test(means[name], [np.mean(row[name]) for row in rows]).difference
-                              for name in ("fsim", "vif", "psnr_y")}
-                for amount in SHARPNESS if (rows := rows_of[f"sharpened_{amount}"]) is not None
-            }  # fmt: skip
+            found[method] = against(means, base) | ({} if method in BASELINES else less_sharpened(means, rows_of))
             found[method] |= {"seeds": len(mine), "by_seed": by_seed}
             found[method] |= {key: [one.get(key) for one in mine] for key in known}
             found[method]["monitor"] = [one.get("monitor", {}) for one in mine]
     for judge in ("robust", "rating"):
         picks = [int(np.argmax(row[judge])) for row in base]
         chosen = {name: np.array([row[name][k] for row, k in zip(base, picks, strict=True)]) for name in MEASURES}
-        found[f"best_of_8_{judge}"] = against(chosen, base)
+        found[f"best_of_8_{judge}"] = against(chosen, base) | less_sharpened(chosen, rows_of)
     counts = {"images": len(base), "restorations_per_image": {"base": 8, "others": 2}}
     write_result("tune", counts | {"preset": PRESET, "runs": found})
 
@@ -214,6 +210,15 @@ def against(means: dict[str, Any], base: list[dict[str, Any]]) -> dict[str, Any]
         }
         for name, values in means.items()
     }
+
+
+def less_sharpened(means: dict[str, Any], rows_of: dict[str, Any]) -> dict[str, Any]:
+    """Return what no reward saw, less the base's on an input sharpened by each amount that was measured."""
+    baselines = {str(amount): rows_of[f"sharpened_{amount}"] for amount in SHARPNESS}
+    return {"minus_sharpened": {
+        amount: {name: paired_test(means[name], [np.mean(row[name]) for row in rows]).difference for name in UNSEEN}
+        for amount, rows in baselines.items() if rows is not None
+    }}  # fmt: skip
 
 
 def main() -> None:

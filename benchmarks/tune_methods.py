@@ -108,7 +108,7 @@ class SharpenedFirst:
 SHARPNESS = (0.25, 0.5, 0.75)
 BASELINES: dict[str, Callable[[], Any]] = {
     "base": lambda: Restorer.from_pretrained("nano"),
-    "bicubic": lambda: BicubicRestorer(4),
+    "bicubic": lambda: BicubicRestorer(scale=4),
     **{f"sharpened_{amount}": lambda amount=amount: SharpenedFirst(amount) for amount in SHARPNESS},
 }
 """What is measured without training."""

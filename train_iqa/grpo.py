@@ -43,6 +43,7 @@ from train_iqa.rl.rewards import all_rewards, format_reward
 from train_iqa.rl.rollout import roll_out
 from train_iqa.rl.vllm_rollout import VllmConfig, VllmSampler
 from train_iqa.rows.completions import TrainingRow, answer_logprobs, collate_completions, micro_batches
+from train_iqa.rows.shared_prompts import can_share, collate_shared, shared_batches
 from train_iqa.rows.turn_rows import plan_rows
 from train_iqa.training.config import run_trainer
 from train_iqa.training.learner import (
@@ -71,6 +72,7 @@ class Trainer:
         self.config, self.parts, self.accelerator = config, parts, accelerator
         self.checkpoint = load_base(config.model, accelerator, config.tuning)
         self.suppressed = suppressed_tokens(self.checkpoint)
+        self.shares = can_share(self.checkpoint)
         self.engine: VllmSampler | None = None
         if config.sampler == "vllm":  # first, since it claims its share of the memory
             self.engine = VllmSampler(self.checkpoint, config.vllm or VllmConfig(), accelerator)
@@ -123,10 +125,13 @@ class Trainer:
         return make_generation(images, pixels, groups, rewards, count_tokens=config.count_tokens)
 
     def _batches(self, rows: Sequence[TrainingRow]) -> tuple[list[list[int]], int]:
-        return pad_parts(micro_batches([row.length for row in rows], self.config.micro_rows))
+        size = self.config.micro_rows
+        return pad_parts(
+            shared_batches(rows, size) if self.shares else micro_batches([row.length for row in rows], size)
+        )
 
     def _logprobs(self, model: Any, rows: Sequence[TrainingRow], *, entropy: bool = False) -> tuple[Any, Any, Any]:
-        batch = collate_completions(self.checkpoint, rows)
+        batch = (collate_shared if self.shares else collate_completions)(self.checkpoint, rows)
         temperature = self.config.temperature
         logprobs, spread = answer_logprobs(
             model, batch, temperature=temperature, suppressed=self.suppressed, entropy=entropy

@@ -89,6 +89,35 @@ def test_before_any_update_the_ratio_is_1_and_the_kl_0(dataset, tuning):
 
 
 @pytest.mark.integration
+def test_the_trainer_reads_a_prompt_once_and_finds_what_rows_of_their_own_find(dataset, monkeypatch):
+    trainer, made, _ = generation(dataset.images, LORA)
+    read = []
+
+    def passes(shares):
+        monkeypatch.setattr(trainer, "shares", shares)
+        read.clear()
+        seen = {"ratio_off": 0.0, "clipped": 0.0}
+        loss = sum(trainer.part_loss(made, group, 1.0, seen) for group in trainer._batches(made.rows)[0])
+        loss.backward()
+        gradients = [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]
+        trainer.model.zero_grad()
+        return loss, gradients, sum(read)
+
+    hook = trainer.model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    try:
+        (loss, gradients, few), (plain, expected, many) = passes(True), passes(False)
+    finally:
+        hook.remove()
+    assert few < 0.8 * many
+    torch.testing.assert_close(loss, plain, rtol=1e-4, atol=1e-6)
+    largest = max(float(one.abs().max()) for one in expected)
+    for one, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * largest)
+
+
+@pytest.mark.integration
 def test_only_readable_trajectories_earn_and_every_row_knows_its_own(dataset):
     _, made, _ = generation(dataset.images, LORA)
     flat = [one for group in made.groups for one in group]

@@ -44,7 +44,8 @@ class GrpoConfig:
     vllm: VllmConfig | None = None
     """Options of the sampler `vllm`; None: its defaults."""
     micro_rows: int = 2
-    """Rows of one forward pass of the trainer."""
+    """Rows of one forward pass of the trainer. First rounds of one image share their prompt within it, so `num_samples`
+    of them cost least."""
     updates: int = 1
     """Optimizer steps on one generation batch; each uses all of it."""
     learning_rate: float = 1e-6

@@ -40,11 +40,15 @@ class Batch:
     inputs: dict[str, Tensor]
     """input_ids, attention_mask, mm_token_type_ids [batch, tokens]; pixel_values; image_grid_thw."""
     completion_ids: Tensor
-    """int64 [batch, answer]: the last columns of input_ids."""
+    """int64 [batch, answer]: the last columns of input_ids, unless prompts are shared (`shared_prompts`)."""
     mask: Tensor
     """bool [batch, answer]: real tokens."""
     targets: Tensor
     """bool [batch, answer]: learned tokens; within `mask`."""
+    places: Tensor | None = None
+    """int64 [batch, answer], where prompts are shared: which of all kept logits are those of a token."""
+    kept: int = 0
+    """Where prompts are shared: last places of each sequence whose logits are made."""
 
 
 def complete(
@@ -99,8 +103,10 @@ def answer_logprobs(
     The distribution is the one that is sampled from: logits over `temperature`, without the `suppressed` tokens;
     top-p and top-k never play a part. Padded places hold 0. Keeps autograd (not for the entropy, in nats).
     """
-    width = batch.completion_ids.shape[1]
-    logits = model(**batch.inputs, use_cache=False, logits_to_keep=width + 1).logits[:, :-1].float() / temperature
+    kept = batch.completion_ids.shape[1] + 1 if batch.places is None else batch.kept
+    logits = model(**batch.inputs, use_cache=False, logits_to_keep=kept).logits
+    logits = logits[:, :-1] if batch.places is None else logits.flatten(0, 1)[batch.places]
+    logits = logits.float() / temperature
     if suppressed:
         logits = logits.index_fill(-1, torch.tensor(list(suppressed), device=logits.device), -torch.inf)
     distribution = logits.log_softmax(dim=-1)

@@ -86,7 +86,7 @@ def qwen2_5_vl_7b() -> TrainingRecipe:
         grpo=GrpoConfig(
             model=model, tuning=tuning, out=Path("runs/qwen2_5_vl_7b-grpo"),
             steps=10 * KONIQ_TRAINING // images_per_step, images_per_step=images_per_step, images_per_rollout=4,
-            num_samples=8, max_new_tokens=1024, micro_rows=2, learning_rate=1e-6, kl=KlConfig(share=2e-3, beta=1.0),
+            num_samples=8, max_new_tokens=1024, micro_rows=8, learning_rate=1e-6, kl=KlConfig(share=2e-3, beta=1.0),
         ),
     )  # fmt: skip
 
