@@ -13,7 +13,7 @@ from restoration.metrics.registry import as_reward
 from restoration.restorer.restorer import Restorer
 from restoration.restorer.rng import candidate_seed
 from restoration.selection.best_of_n import best_of_n
-from restoration.tuning.algorithms.groups import group_advantages
+from restoration.tuning.algorithms.groups import TooManyFailures, group_advantages
 from zoomiqa_reward import MetricReward, ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.check.ladders import blur
 from zoomiqa_reward.images.content import contentless
@@ -21,7 +21,13 @@ from zoomiqa_reward.images.filters import resize_bicubic
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward
-from zoomiqa_reward.rewards.restorations import as_worst, ask_restorations, lost_content
+from zoomiqa_reward.rewards.restorations import (
+    EMPTY_SOURCE,
+    as_worst,
+    ask_restorations,
+    lost_content,
+    name_empty_sources,
+)
 
 BROKEN = 3
 DEGENERATE = {
@@ -162,6 +168,22 @@ def test_a_group_without_any_content_carries_no_signal_and_counts_as_failures():
     found = as_worst(scores_of([math.nan, math.nan, 1.0, 2.0], [EMPTY, EMPTY, None, None]), "aabb")
     assert found.valid.tolist() == [False, False, True, True]
     assert group_advantages(found, "aabb", max_failure_rate=0.5).num_failed == 2
+
+
+def test_crops_that_show_nothing_do_not_end_a_run():
+    """A crop of an even sky cannot be measured, whatever restores it; a lost scene or a broken reward still ends it."""
+    sky = torch.full((3, 28, 28), 0.6)
+    scene = make_image(0, 28, 28)
+    enlarged = [resize_bicubic(lq, 112, 112) for lq in (sky, sky, scene, scene)]
+    lost = [*enlarged[:2], torch.full((3, 112, 112), 0.5), enlarged[3]]
+    found = scores_of([math.nan, math.nan, 1.0, 2.0], [f"nano: {EMPTY}", f"nano: {EMPTY}", None, None])
+    named = name_empty_sources(found, enlarged, [sky, sky, scene, scene])
+    assert [why and why.startswith(EMPTY_SOURCE) for why in named.errors] == [True, True, None, None]
+    assert group_advantages(named, "aabb", max_failure_rate=0.0).kept.tolist() == [False, False, True, True]
+    broken = scores_of([math.nan, math.nan, math.nan, 2.0], ["no answer", *[f"nano: {EMPTY}"] * 2, None])
+    named = name_empty_sources(broken, lost, [scene, sky, scene, scene])
+    with pytest.raises(TooManyFailures, match=r"2 of 4 .*no answer"):
+        group_advantages(named, "aabb", max_failure_rate=0.25)
 
 
 def test_what_failed_for_another_reason_stays_missing():

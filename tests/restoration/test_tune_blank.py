@@ -20,6 +20,7 @@ from restoration.tuning.algorithms.pairs import read_pairs
 from restoration.tuning.algorithms.reward_gradient import RewardGradient, away_from_nothing
 from restoration.tuning.algorithms.sft import SFT
 from restoration.tuning.denoisers.nano import NanoDenoiser
+from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.metric import MetricReward
 
@@ -176,6 +177,30 @@ def test_a_round_of_nothing_but_blank_candidates_still_has_a_gradient(monkeypatc
     assert (row["failed"], row["empty"]) == (0, SAMPLES)
     assert row["gradient_norm"] > 0
     assert row["loss"] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("kind", [GRPO, NFT, SFT, DPO])
+def test_a_crop_that_shows_nothing_teaches_nothing_and_ends_no_run(kind, tmp_path, monkeypatch):
+    """An even sky among the low-quality images: a reward that refuses such images cannot rate its restorations."""
+
+    def refusing(image):
+        return math.nan if contentless(image) is not None else -float(image.mean())
+
+    whole, sky, decoded = examples(), Example(name="sky", lq=torch.full((3, 8, 8), 0.6)), NanoDenoiser.decode
+
+    def decode(self, x0, condition):  # a trained restorer adds no grain to a sky; this one is not trained
+        images, flat = decoded(self, x0, condition), condition.lq.flatten(1).std(dim=1) < 1e-3
+        return torch.where(flat.view(-1, 1, 1, 1), 0.6, images)
+
+    monkeypatch.setattr(NanoDenoiser, "decode", decode)
+    monkeypatch.setattr(f"{__name__}.examples", lambda: [*whole, sky])
+    options = {"loss_steps": 1} if kind is GRPO else {}
+    algorithm, rounds, _ = seeing(kind, **options)
+    [row] = run(algorithm, tmp_path, refusing, images_per_round=IMAGES + 1)
+    assert len(rounds[0].parts) == IMAGES
+    assert {part.example.name for part in rounds[0].parts} == {one.name for one in whole}
+    if kind is not DPO:
+        assert (row["failed"], row["kept"], row["tied_groups"]) == (SAMPLES, SAMPLES * IMAGES, 1)
 
 
 # The value that such a candidate gets, and its slope

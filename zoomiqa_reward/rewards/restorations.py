@@ -22,6 +22,8 @@ from zoomiqa_reward.rewards.base import Reward, ask
 T = TypeVar("T")
 
 PREFIX = "the image has no content"
+EMPTY_SOURCE = "the low-quality image shows nothing either"
+"""Start of the reason of a restoration that is as empty as its source (`name_empty_sources`)."""
 KEPT_SHARE = 0.5
 """Of the contrast and the sharpness of a source that is too smooth for the rule once it is enlarged."""
 
@@ -132,3 +134,17 @@ def as_worst(scores: Scores, groups: Sequence[Hashable], width: float = math.inf
             if blank[index]:
                 value[index], valid[index] = float(measured.min()) - step, True
     return replace(scores, value=value, valid=valid)
+
+
+def name_empty_sources(scores: Scores, images: Sequence[ImageSource], lq: Sequence[ImageSource]) -> Scores:
+    """Return the scores with `EMPTY_SOURCE` before the reason of each that the reward refused for its source's sake.
+
+    Such an image has no content by the rule, and has lost none: its source, such as a crop of an even sky, has none.
+    """
+    refused = [index for index, is_valid in enumerate(scores.valid.tolist()) if not is_valid]
+    errors = list(scores.errors)
+    for index in refused:
+        shown = load_image(images[index])
+        if contentless(shown) is not None and _lost(shown, lq[index]) is None:
+            errors[index] = f"{EMPTY_SOURCE}: {errors[index] or PREFIX}"
+    return replace(scores, errors=tuple(errors))

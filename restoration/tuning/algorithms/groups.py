@@ -15,6 +15,7 @@ from torch import Tensor
 from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.normalise import FLAT, group_index, with_finite_best
+from zoomiqa_reward.rewards.restorations import EMPTY_SOURCE
 
 SATURATED_STD, SATURATED_MEAN = 0.05, 0.9
 """A group above this mean and below this spread (both as shares of the reward's range) has nothing left to learn.
@@ -85,10 +86,15 @@ def group_advantages(
 
 
 def check_failures(scores: Scores, max_failure_rate: float) -> None:
-    """Raise TooManyFailures where more than that share could not be measured, naming the first reason."""
-    failed = int((~scores.valid).sum())
+    """Raise TooManyFailures where more than that share could not be measured, naming the first reason.
+
+    A restoration of a crop that shows nothing, such as an even sky, is no failure: there is nothing to measure.
+    """
+    pairs = zip(scores.valid.tolist(), scores.errors or [None] * len(scores), strict=True)
+    reasons = [why for is_valid, why in pairs if not is_valid and not (why or "").startswith(EMPTY_SOURCE)]
+    failed = len(reasons)
     if failed > max_failure_rate * len(scores):
-        reasons = [why for why in scores.errors if why]
+        reasons = [why for why in reasons if why]
         raise TooManyFailures(
             f"{failed} of {len(scores)} candidates could not be scored (at most {max_failure_rate:.0%} may fail); "
             f"the first: {reasons[0] if reasons else 'no reason given'}"

@@ -19,7 +19,7 @@ from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.composite import CompositeReward
 from zoomiqa_reward.rewards.normalise import group_keys
-from zoomiqa_reward.rewards.restorations import as_worst, ask_restorations
+from zoomiqa_reward.rewards.restorations import as_worst, ask_restorations, name_empty_sources
 from zoomiqa_reward.runs.progress import progress
 
 
@@ -168,10 +168,12 @@ def refuse_varied(config: TuneConfig, name: str) -> None:
 def score(tuning: Tuning, drawn: DrawnCandidates) -> Scores:
     """Return the reward of the candidates, groups whole, with the reward on the device.
 
-    A candidate without content is the worst of its group (`rewards.restorations.as_worst`), not missing.
+    A candidate without content is the worst of its group (`rewards.restorations.as_worst`), not missing. One whose
+    source has none either is missing, with a reason that `groups.check_failures` knows.
     """
     low, high = tuning.reward.score_range
-    return as_worst(score_images(tuning, drawn.images, drawn.owners), drawn.keys, high - low)
+    scores = as_worst(score_images(tuning, drawn.images, drawn.owners), drawn.keys, high - low)
+    return name_empty_sources(scores, drawn.images, [owner.lq for owner in drawn.owners])
 
 
 def score_images(tuning: Tuning, images: Sequence[Tensor], owners: Sequence[Example]) -> Scores:
