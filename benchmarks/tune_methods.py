@@ -70,7 +70,7 @@ def laplacian(iqa: Any) -> Reward:
 
 
 METHODS = {
-    "sft": Method(recipe="nano_sft", changes={"images_per_round": 32, "num_samples": 8, "rounds": 6}, every=2),
+    "sft": Method(recipe="nano_sft", changes={"images_per_round": 32, "num_samples": 8, "rounds": 2}, every=1),
     "dpo": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80}),
     "grpo": Method(recipe="nano_grpo", changes={"rounds": 30}),
     "nft": Method(recipe="nano_nft", changes={"images_per_round": 16, "rounds": 4}, every=2),

@@ -18,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from zoomiqa_reward.model.layers import gated, recomputable, rms
 from zoomiqa_reward.model.parts import QwenVL, TextAttention, TextLayer, TextModel, has_norms
-from zoomiqa_reward.model.repeatable import attention, is_on
+from zoomiqa_reward.model.repeatable import attention, builds_repeatable
 from zoomiqa_reward.model.tower import ImageFeatures
 
 
@@ -177,7 +177,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     if asked == 1:
         return _attention(query, key, value, scale)
     on_cpu = query.device.type == "cpu"
-    mask = _lower_right(asked, seen, query.device) if is_on() or (on_cpu and asked != seen) else None
+    mask = _lower_right(asked, seen, query.device) if builds_repeatable() or (on_cpu and asked != seen) else None
     if asked == seen:
         return _attention(query, key, value, scale, mask, is_causal=True)
     return _attention(query, key, value, scale, mask, attn_mask=mask if on_cpu else causal_lower_right(asked, seen))
@@ -186,7 +186,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None = None, **masked: Any
 ) -> Tensor:
-    """Return attention as `masked` tells PyTorch, with the same as a `mask` where a repeatable gradient needs one."""
+    """Return attention. masked: PyTorch's arguments for the mask; mask: the same as a tensor, for the gradient."""
     group = query.shape[1] // key.shape[1]
 
     def fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -23,14 +23,14 @@ _THREAD = threading.local()
 @contextmanager
 def repeatable_gradients(on: bool = True) -> Iterator[None]:
     """Build graphs inside, in this thread, whose attention has a repeatable gradient; slower, and with more memory."""
-    before, _THREAD.on = is_on(), on
+    before, _THREAD.on = builds_repeatable(), on
     try:
         yield
     finally:
         _THREAD.on = before
 
 
-def is_on() -> bool:
+def builds_repeatable() -> bool:
     """Return whether this thread builds repeatable graphs."""
     return bool(getattr(_THREAD, "on", False))
 
@@ -56,7 +56,7 @@ def attention(
     Several heads of `query` may share a head of `key` and `value`. mask: bool [queries, keys], True where a query sees
     a key; None: everywhere. In a graph that is built inside `repeatable_gradients` the gradient is written out.
     """
-    if is_on() and any(_has_graph(x) for x in (query, key, value)):
+    if builds_repeatable() and any(_has_graph(x) for x in (query, key, value)):
         out: Tensor = _Attention.apply(fused, query, key, value, scale, mask)
         return out
     return fused(query, key, value)
