@@ -80,7 +80,8 @@ def sharpened_table(runs: Result) -> str:
     """Return the tuned models less the base on a sharpened input, under what no reward saw."""
     digits = {"fsim": 4, "vif": 4, "psnr_y": 2}
     rows = []
-    for method, name in TUNE_NAMES.items():
+    for method in ("best_of_8_robust", "sft", "dpo", "grpo", "nft", "reward_gradient"):
+        name = TUNE_NAMES[method]
         for amount, gaps in runs.get(method, {}).get("minus_sharpened", {}).items():
             worse = [MEASURES[key][0].split(",")[0] for key in digits if gaps[key][0] <= 0]
             cells = [signed(gaps[key], count) for key, count in digits.items()]

@@ -33,15 +33,20 @@ def cost_rows(c: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def tune_rows(t: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return (what, figure) of `tune` for the ways to tune that raise the reward; the guide's table holds them all."""
+    """Return (what, figure) of `tune` for the ways that raise the reward, and for what needs no training; the guide's
+    table holds them all.
+    """
     found = []
-    for method, name in (("sft", "rejection SFT"), ("dpo", "DPO"), ("nft", "NFT")):
+    names = {"sft": "tuned by rejection SFT", "dpo": "tuned by DPO", "nft": "tuned by NFT",
+             "sharpened_0.25": "on an input sharpened by 0.25, nothing trained"}  # fmt: skip
+    for method, name in names.items():
         if method in t["runs"]:
             run = t["runs"][method]
-            title = f"x4 restorer tuned by {name} ({run['seeds']} seeds) less the base, {t['images']} photographs"
+            seeds = "" if run["seeds"] == 1 else f" ({run['seeds']} seeds)"
+            title = f"x4 restorer {name}{seeds}, less the base, {t['images']} photographs"
             parts = [f"{label} {value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
                      for label, key, digits in (("reward", "robust", 3), ("FSIM", "fsim", 4), ("VIF", "vif", 4),
-                                                ("HaarPSI, a label", "haarpsi", 4),
+                                                ("PSNR-Y in dB", "psnr_y", 2), ("HaarPSI, a label", "haarpsi", 4),
                                                 ("LR-consistency in dB", "lr_consistency", 2))
                      for value, low, high, *_ in (run[key]["minus_base"],)]  # fmt: skip
             found.append((title, "; ".join(parts)))

@@ -59,11 +59,11 @@ def collate_shared(checkpoint: Checkpoint, rows: Sequence[TrainingRow]) -> Batch
     for sequence, group in enumerate(groups):
         start = 0
         for answer, k in enumerate(group, start=1):
-            own, count = rows[k].completion_ids, rows[k].completion_ids.shape[0]
-            answers[sequence, start : start + count] = own
+            tokens, count = rows[k].completion_ids, rows[k].completion_ids.shape[0]
+            answers[sequence, start : start + count] = tokens
             parts[sequence, start : start + count] = answer
             steps[sequence, start : start + count] = torch.arange(1, count + 1)
-            ids[k, :count], mask[k, :count], targets[k, :count] = own, True, rows[k].targets
+            ids[k, :count], mask[k, :count], targets[k, :count] = tokens, True, rows[k].targets
             # A first token follows the prompt, whose last place is the first that is kept.
             places[k, 1:count] = start + torch.arange(1, count)
             places[k, :count] += sequence * (longest + 1)
