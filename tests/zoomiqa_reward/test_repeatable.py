@@ -8,6 +8,7 @@ from tiny import make_image, tiny_iqa
 from torch.nn.functional import interpolate, scaled_dot_product_attention
 
 from zoomiqa_reward import ZoomIQA
+from zoomiqa_reward.model import repeatable
 from zoomiqa_reward.model.pixels import to_patches
 from zoomiqa_reward.model.repeatable import attention, permuted, repeatable_gradients, resized
 
@@ -115,3 +116,26 @@ def test_strict_and_plain_gradients_agree(recompute):
         value = iqa.rate([image], strict=strict, grad=True, gradient_checkpointing=recompute).mean.sum()
         found.append(torch.autograd.grad(value, image)[0])
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3 * float(found[1].abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["resize", "attention"])
+def test_what_the_caller_of_backward_has_switched_on_changes_nothing(kind):
+    leaf = random(1 if kind == "attention" else 3, 24, 31).float().requires_grad_(True)
+
+    def gradient(on):
+        if kind == "resize":
+            made = resized(leaf, 40, 13)
+        else:
+            rows = leaf[None]
+            with repeatable_gradients():
+                made = attention(partial(scaled_dot_product_attention, scale=0.4), rows, rows, rows, 0.4)
+        before = torch.get_default_dtype()
+        repeatable._resize_matrix.cache_clear()
+        try:
+            torch.set_default_dtype(torch.float64 if on else before)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=on):
+                return torch.autograd.grad((made * made.detach().cos()).sum(), leaf)[0]
+        finally:
+            torch.set_default_dtype(before)
+
+    assert torch.equal(gradient(False), gradient(True))

@@ -75,7 +75,7 @@ def _interpolated(image: Tensor, height: int, width: int) -> Tensor:
 @torch.no_grad()
 def _resize_matrix(old: int, new: int, device: torch.device) -> Tensor:
     """Return float32 [new, old]: a column of pixels before, one after."""
-    return _interpolated(torch.eye(old, device=device)[None], new, old)[0]
+    return _interpolated(torch.eye(old, dtype=torch.float32, device=device)[None], new, old)[0]
 
 
 class _Resize(torch.autograd.Function):
@@ -87,10 +87,12 @@ class _Resize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        down, across = (
-            _resize_matrix(old, new, gradient.device) for old, new in zip(ctx.sides, gradient.shape[1:], strict=True)
-        )
-        return (down.T @ gradient.float() @ across).to(gradient.dtype), None, None
+        with _full_precision(gradient.device):
+            down, across = (
+                _resize_matrix(old, new, gradient.device)
+                for old, new in zip(ctx.sides, gradient.shape[1:], strict=True)
+            )
+            return (down.T @ gradient.float() @ across).to(gradient.dtype), None, None
 
 
 class _Permute(torch.autograd.Function):
@@ -118,18 +120,30 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, mask = ctx.saved_tensors
-        rows, heads, asked, _ = query.shape
-        shared, seen = key.shape[1], key.shape[2]
-        # Heads that share a key are seen as more queries of it.
-        queries, slope = (x.float().reshape(rows, shared, -1, x.shape[-1]) for x in (query, gradient))
-        keys, values = key.float(), value.float()
-        scores = (queries @ keys.mT * ctx.scale).view(rows, heads, asked, seen)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        share = scores.softmax(dim=-1).view(rows, shared, -1, seen)
-        to_value = share.mT @ slope
-        slope = slope @ values.mT
-        slope = share * (slope - (share * slope).sum(dim=-1, keepdim=True)) * ctx.scale
-        to_query, to_key = (slope @ keys).view(query.shape), slope.mT @ queries
-        return None, to_query.to(query.dtype), to_key.to(key.dtype), to_value.to(value.dtype), None, None
+        with _full_precision(gradient.device):
+            query, key, value, mask = ctx.saved_tensors
+            found = _attention_slopes(gradient, query, key, value, mask, ctx.scale)
+        return None, *(slope.to(gradient.dtype) for slope in found), None, None
+
+
+def _full_precision(device: torch.device) -> torch.autocast:
+    """Return a context without the autocast that a caller of `backward` may have switched on."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def _attention_slopes(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, heads, asked, _ = query.shape
+    shared, seen = key.shape[1], key.shape[2]
+    # Heads that share a key are seen as more queries of it.
+    queries, slope = (x.float().reshape(rows, shared, -1, x.shape[-1]) for x in (query, gradient))
+    keys, values = key.float(), value.float()
+    scores = (queries @ keys.mT * scale).view(rows, heads, asked, seen)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    share = scores.softmax(dim=-1).view(rows, shared, -1, seen)
+    to_value = share.mT @ slope
+    slope = slope @ values.mT
+    slope = share * (slope - (share * slope).sum(dim=-1, keepdim=True)) * scale
+    return (slope @ keys).view(query.shape), slope.mT @ queries, to_value
