@@ -122,8 +122,8 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         with _full_precision(gradient.device):
             query, key, value, mask = ctx.saved_tensors
-            found = _attention_slopes(gradient, query, key, value, mask, ctx.scale)
-        return None, *(slope.to(gradient.dtype) for slope in found), None, None
+            slopes = _attention_slopes(gradient, query, key, value, mask, ctx.scale)
+        return None, *(slope.to(gradient.dtype) for slope in slopes), None, None
 
 
 def _full_precision(device: torch.device) -> torch.autocast:
