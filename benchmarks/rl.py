@@ -1,14 +1,14 @@
-"""What RL adds to SFT, what KL-Coverage and Progressive Re-sampling add to RL: real runs of a small sibling of nano.
+"""What RL adds to SFT, and KL-Coverage and Progressive Re-sampling to RL: real runs that start from one policy.
 
-python -m train_iqa.nano --photos DIR --out runs/small --size small --seconds 3600
-python benchmarks/rl.py data --nano runs/small --photos DIR [--out runs/rl]
-python benchmarks/rl.py sft --nano runs/small [--out runs/rl]
+python benchmarks/rl.py data --photos DIR [--out runs/rl]
+python benchmarks/rl.py start [--policy nano] [--out runs/rl]
 python benchmarks/rl.py run ARM [--seed 0] [--steps N] [--out runs/rl]
 python benchmarks/rl.py table [--out runs/rl]
 
 `data` takes training images so that their scores are spread like KonIQ-10k's, few of them bad; held-out ones are of
-photographs that nothing was trained on. ARM is one of `ARMS`; all start from the same SFT policy and see the same
-images. `sft` and `run` go on where they were stopped.
+photographs that nothing was trained on. Images without content are left out. ARM is one of `ARMS`: `sft` goes on with
+SFT on the same images for as many optimizer steps, the others do RL. With one seed, all arms of RL but the last see
+the same images. `run` goes on where it was stopped.
 """
 
 import argparse
@@ -20,8 +20,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from common import srcc, write_result
+import torch
+from common import ROOT, srcc, write_result
 from numpy.typing import NDArray
+from scipy import stats
 from tqdm import tqdm
 
 from train_iqa import grpo, sft
@@ -35,12 +37,16 @@ from train_iqa.sft import ConversationSource
 from train_iqa.training.learner import ModelConfig
 from train_iqa.training.recipes import nano
 from zoomiqa_reward import ZoomIQA
+from zoomiqa_reward.images.content import contentless
+from zoomiqa_reward.runs.bootstrap import percentile_interval
 from zoomiqa_reward.runs.json_lines import write_json
 
+Ratings = NDArray[np.float64]
 KONIQ = (118, 656, 1607, 3440, 1237)
 """Images of KonIQ-10k's official training split in five equal levels of the score."""
 NATURAL = ResamplingConfig(start=0.0, end=0.0)
-ARMS: dict[str, tuple[KlConfig, ResamplingConfig]] = {
+ARMS: dict[str, tuple[KlConfig, ResamplingConfig] | None] = {
+    "sft": None,
     "no_kl": (KlConfig(kind="none"), ResamplingConfig()),
     "kl_all_tokens": (KlConfig(kind="all", beta=0.04), ResamplingConfig()),
     "kl_cov": (KlConfig(quadrant="all", reference="old"), ResamplingConfig()),
@@ -49,30 +55,33 @@ ARMS: dict[str, tuple[KlConfig, ResamplingConfig]] = {
 }
 """`kl_cov` is plain KL-Cov: no quadrant, held to the policy that sampled; the last one has no re-sampling."""
 CURVES = ("entropy", "rating_std", "distinct_rationales", "reward_total", "reward_std", "zooms", "unreadable")
+MODES = ("reason", "direct")
 ENDS = 5
 """Steps that a curve's first and last value are the mean of."""
 BATCH = 32
+UPDATES = 2
+"""Optimizer steps on one generation batch."""
+RESAMPLES = 2000
 
 
 def make_data(args: argparse.Namespace) -> None:
     """Write images, `labels.csv` and `talks.jsonl` of a training and a held-out part."""
-    scale, rng = LabelScale.load(args.nano / "label_scale.json"), np.random.default_rng(args.seed)
+    scale = LabelScale.load(ROOT / "zoomiqa_reward" / "checkpoints" / "nano" / "label_scale.json")
+    rng = np.random.default_rng(args.seed)
     training, held_out = hold_out(list_photographs(args.photos))
-    for part, paths, count in (("train", training, args.draws), ("test", held_out, args.draws // 10)):
+    for part, paths, count in (("train", training, args.draws), ("test", held_out, args.held_out)):
         folder = args.out / "samples" / part
         write_samples(folder, paths, count, seed=args.seed, large=False)
-        samples = list(tqdm(read_samples(folder), desc=part))
+        samples = [one for one in tqdm(read_samples(folder), desc=part) if shows_something(one.image)]
         mos = scale.pseudo_mos(np.stack([one.scores for one in samples]).astype(np.float64))
         if part == "train":
             levels, shares = level_of(mos.tolist(), 5), np.array(KONIQ) / sum(KONIQ)
             size = int(min(np.bincount(levels, minlength=5) / shares, default=0))
-            size = min(size, args.limit)
             wanted = np.maximum(1, np.round(shares * size).astype(int))
             kept = np.concatenate([rng.permutation(np.flatnonzero(levels == k))[:n] for k, n in enumerate(wanted)])
             samples = [samples[k] for k in np.sort(kept)]
         talks = synthetic_conversations(samples, scale)
-        file = args.out / part / "talks.jsonl"
-        write_conversations(file, talks, overwrite=True)
+        write_conversations(args.out / part / "talks.jsonl", talks, overwrite=True)
         with open(args.out / part / "labels.csv", "w", newline="", encoding="utf-8") as table:
             rows = csv.writer(table)
             rows.writerow(["image", "mos"])
@@ -80,56 +89,100 @@ def make_data(args: argparse.Namespace) -> None:
         print(part, np.bincount(level_of([one.rating for one in talks], 5), minlength=5).tolist())
 
 
-def errors(ratings: NDArray[np.float64], mos: NDArray[np.float64]) -> dict[str, Any]:
-    """Return SRCC and mean absolute errors: by level, of the mean level, and with KonIQ's shares of the levels."""
-    levels, found = level_of(mos.tolist(), 5), np.abs(ratings - mos)
-    by_level = [float(found[levels == k].mean()) for k in range(5)]
-    return {
-        "srcc": srcc(ratings, mos), "mae_by_level": by_level, "mae_balanced": float(np.mean(by_level)),
-        "mae_rare": float(np.mean(by_level[:2])), "mae_natural": float(np.average(by_level, weights=KONIQ)),
-        "rating_spread": float(ratings.std()),
-    }  # fmt: skip
+def shows_something(image: NDArray[np.uint8]) -> bool:
+    """Return whether a HWC image is one that inference asks about."""
+    return contentless(torch.from_numpy(image).permute(2, 0, 1) / 255) is None
 
 
-def evaluate(policy: Path, out: Path, limit: int | None) -> dict[str, Any]:
-    """Return what a policy does on the held-out images, by both ways to ask."""
-    iqa = ZoomIQA.from_pretrained(str(policy))
-    with open(out / "test" / "labels.csv", newline="", encoding="utf-8") as table:
-        rows = list(csv.DictReader(table))[:limit]
-    images, mos = [out / "test" / row["image"] for row in rows], np.array([float(row["mos"]) for row in rows])
-    found: dict[str, Any] = {"images": len(images)}
-    for mode in ("direct", "reason"):
-        parts = [iqa.rate(images[k : k + BATCH], mode=mode).mean.numpy()
+def read_labels(out: Path, part: str) -> tuple[list[Path], Ratings]:
+    """Return a part's image files and their pseudo-MOS."""
+    with open(out / part / "labels.csv", newline="", encoding="utf-8") as table:
+        rows = list(csv.DictReader(table))
+    return [out / part / row["image"] for row in rows], np.array([float(row["mos"]) for row in rows])
+
+
+def evaluate(policy: str, out: Path) -> dict[str, list[float | None]]:
+    """Return a policy's ratings of the held-out images, by both ways to ask; None where its answer is unreadable."""
+    iqa, (images, _) = ZoomIQA.from_pretrained(policy), read_labels(out, "test")
+    found = {}
+    for mode in MODES:
+        parts = [iqa.rate(images[k : k + BATCH], mode=mode).mean.tolist()
                  for k in tqdm(range(0, len(images), BATCH), desc=mode)]  # fmt: skip
-        ratings = np.concatenate(parts).astype(np.float64)
-        readable = np.isfinite(ratings)
-        found[mode] = errors(ratings[readable], mos[readable]) | {"readable": float(readable.mean())}
+        found[mode] = [rating if np.isfinite(rating) else None for part in parts for rating in part]
     return found
 
 
-def run_sft(args: argparse.Namespace) -> None:
-    """Fine-tune the sibling on conversations about the training images, and evaluate it."""
-    recipe = nano().sft
-    talks = ConversationSource(path=args.out / "train" / "talks.jsonl")
-    policy = sft.train(replace(
-        recipe, model=ModelConfig(name=str(args.nano / "checkpoint")), out=args.out / "sft", steps=args.steps,
-        learning_rate=args.learning_rate, seed=args.seed, data=(talks,), tensorboard=False,
-    ))  # fmt: skip
-    write_json(args.out / "sft" / "evaluation.json", evaluate(policy, args.out, args.limit), overwrite=True)
+def start(args: argparse.Namespace) -> None:
+    """Note the policy that all arms start from, and rate the held-out images by it."""
+    write_json(args.out / "start.json", {"policy": args.policy, **evaluate(args.policy, args.out)}, overwrite=True)
 
 
 def run_arm(args: argparse.Namespace) -> None:
-    """Do one arm's RL with one seed, and evaluate it."""
-    kl, resampling = ARMS[args.arm]
-    folder = args.out / f"{args.arm}-{args.seed}"
-    policy = grpo.train(replace(
-        nano().grpo, model=ModelConfig(name=str(args.out / "sft" / "policy")), out=folder, seed=args.seed,
-        data=(DatasetSource(family="csv", root=args.out / "train" / "labels.csv"),), part="all", kl=kl,
-        resampling=resampling, steps=args.steps, updates=2, num_samples=6,
-        max_new_tokens=200, learning_rate=args.learning_rate,
-        micro_rows=24, save_every=5, page_every=args.steps, tensorboard=False,
-    ))  # fmt: skip
-    write_json(folder / "evaluation.json", evaluate(policy, args.out, args.limit), overwrite=True)
+    """Train one arm with one seed, and rate the held-out images by what it became."""
+    folder, train = args.out / f"{args.arm}-{args.seed}", args.out / "train"
+    model = ModelConfig(name=json.loads((args.out / "start.json").read_text(encoding="utf-8"))["policy"])
+    arm = ARMS[args.arm]
+    if arm is None:
+        policy = sft.train(replace(
+            nano().sft, model=model, out=folder, steps=UPDATES * args.steps, seed=args.seed, tensorboard=False,
+            learning_rate=args.learning_rate, data=(ConversationSource(path=train / "talks.jsonl"),),
+        ))  # fmt: skip
+    else:
+        kl, resampling = arm
+        policy = grpo.train(replace(
+            nano().grpo, model=model, out=folder, seed=args.seed, kl=kl, resampling=resampling, steps=args.steps,
+            data=(DatasetSource(family="csv", root=train / "labels.csv"),), part="all", updates=UPDATES,
+            num_samples=args.samples, max_new_tokens=200, learning_rate=args.learning_rate,
+            micro_rows=args.samples, save_every=5, page_every=args.steps, tensorboard=False,
+        ))  # fmt: skip
+    write_json(folder / "evaluation.json", evaluate(str(policy), args.out), overwrite=True)
+
+
+def errors(ratings: Ratings, mos: Ratings) -> dict[str, float]:
+    """Return SRCC, and mean absolute errors: of the rare levels, of all levels alike, by KonIQ's shares of them.
+
+    An unreadable image is left out; `readable` is the share of the others.
+    """
+    levels, readable = level_of(mos.tolist(), 5), np.isfinite(ratings)
+    found = np.abs(ratings - mos)
+    by_level = np.array([found[(levels == k) & readable].mean() for k in range(5)])
+    return {
+        "srcc": srcc(ratings[readable], mos[readable]), "mae_rare": float(by_level[:2].mean()),
+        "mae_balanced": float(by_level.mean()), "mae_natural": float(np.average(by_level, weights=KONIQ)),
+        "readable": float(readable.mean()),
+    }  # fmt: skip
+
+
+def gains(runs: Ratings, others: Ratings, mos: Ratings) -> dict[str, list[float]]:
+    """Return each figure's mean over the seeds `runs` less that over `others`, with a 95 % interval.
+
+    Both are (seeds, images). The interval is over seeds and images: each resample draws the seeds of both sides by
+    themselves, and the same images for all.
+    """
+    rng, levels = np.random.default_rng(0), level_of(mos.tolist(), 5)
+    members = [np.flatnonzero(levels == k) for k in range(5)]
+
+    def mean_errors(sides: Ratings, images: NDArray[np.int64]) -> dict[str, float]:
+        each = [errors(one[images], mos[images]) for one in sides]
+        return {key: float(np.mean([one[key] for one in each])) for key in each[0]}
+
+    def less(left: Ratings, right: Ratings, images: NDArray[np.int64]) -> dict[str, float]:
+        a, b = mean_errors(left, images), mean_errors(right, images)
+        return {key: a[key] - b[key] for key in a}
+
+    found = less(runs, others, np.arange(len(mos)))
+    drawn = []
+    for _ in range(RESAMPLES):
+        images = np.concatenate([rng.choice(some, len(some)) for some in members])  # so that no level is ever empty
+        sides = [side[rng.integers(0, len(side), len(side))] for side in (runs, others)]
+        drawn.append(less(sides[0], sides[1], images))
+    return {key: [value, *percentile_interval([one[key] for one in drawn])] for key, value in found.items()}
+
+
+def mean_interval(values: list[float]) -> list[float]:
+    """Return the mean of independent values and its 95 % interval by Student's t; two values at least."""
+    mean, half = float(np.mean(values)), float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
+    return [mean, mean - half, mean + half]
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -138,29 +191,52 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def table(args: argparse.Namespace) -> None:
-    """Gather all finished runs and draw their curves."""
-    base = json.loads((args.out / "sft" / "evaluation.json").read_text(encoding="utf-8"))
-    found: dict[str, Any] = {"images": base["images"], "sft": base}
+    """Gather all finished runs, compare them with the start, with SFT and with KL-Coverage, and draw their curves."""
+    began = json.loads((args.out / "start.json").read_text(encoding="utf-8"))
+    mos = read_labels(args.out, "test")[1]
+    ratings = {"start": {mode: np.array([began[mode]], dtype=float) for mode in MODES}}
     logs: dict[str, list[list[dict[str, Any]]]] = {}
+    found: dict[str, Any] = {"policy": began["policy"], "images": len(mos)}
     for arm in ARMS:
         folders = [one.parent for one in sorted(args.out.glob(f"{arm}-[0-9]*/evaluation.json"))]
         if not folders:
             continue
         ends = [json.loads((one / "evaluation.json").read_text(encoding="utf-8")) for one in folders]
-        logs[arm] = [read_log(one) for one in folders]
-        curves = {name: {where: [float(np.mean([row[name] for row in part])) for part in parts]
-                         for where, parts in (("first", [log[:ENDS] for log in logs[arm]]),
-                                              ("last", [log[-ENDS:] for log in logs[arm]]))}
-                  for name in CURVES}  # fmt: skip
-        quadrants = ("likely_good", "likely_bad", "unlikely_good", "unlikely_bad")
-        held = {name: float(np.sum([[row[f"held_{name}"] for row in log] for log in logs[arm]])) for name in quadrants}
-        found[arm] = {
-            "seeds": [int(one.name.rsplit("-", 1)[1]) for one in folders], "steps": [len(log) for log in logs[arm]],
-            "curves": curves, "held_tokens": held,
-            **{mode: {key: [end[mode][key] for end in ends] for key in ends[0][mode]} for mode in ("direct", "reason")},
-        }  # fmt: skip
+        ratings[arm] = {mode: np.array([end[mode] for end in ends], dtype=float) for mode in MODES}
+        found[arm] = {"seeds": [int(one.name.rsplit("-", 1)[1]) for one in folders]}
+        if ARMS[arm] is not None:
+            logs[arm] = [read_log(one) for one in folders]
+            found[arm] |= curves(logs[arm]) | settings(folders[0])
+    for arm, sides in ratings.items():
+        each = {mode: [errors(one, mos) for one in runs] for mode, runs in sides.items()}
+        found.setdefault(arm, {}).update(
+            {mode: {key: [one[key] for one in ends] for key in ends[0]} for mode, ends in each.items()}
+        )
+        for other in ("start", "sft", "kl_coverage"):
+            if other != arm != "start" and other in ratings:
+                found[arm][f"minus_{other}"] = {mode: gains(sides[mode], ratings[other][mode], mos) for mode in MODES}
     write_result("rl", found)
-    plot(logs, Path(__file__).parents[1] / "docs" / "images" / "rl_curves.png")
+    plot(logs, ROOT / "docs" / "images" / "rl_curves.png")
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """Return what was set for a run of RL, from its own note of it."""
+    config = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]
+    return {key: config[key] for key in ("learning_rate", "images_per_step", "num_samples", "updates")}
+
+
+def curves(runs: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """Return what an arm's curves were in the first and last steps, by seed, how they changed, and whom the KL held."""
+    ends = {name: [[float(np.mean([row[name] for row in part])) for part in (log[:ENDS], log[-ENDS:])] for log in runs]
+            for name in CURVES}  # fmt: skip
+    quadrants = ("likely_good", "likely_bad", "unlikely_good", "unlikely_bad")
+    return {
+        "steps": [len(log) for log in runs],
+        "curves": ends,
+        "changes": {name: mean_interval([last - first for first, last in pairs]) for name, pairs in ends.items()}
+        if len(runs) > 1 else {},
+        "held_tokens": {name: float(sum(row[f"held_{name}"] for log in runs for row in log)) for name in quadrants},
+    }  # fmt: skip
 
 
 def plot(logs: dict[str, list[list[dict[str, Any]]]], file: Path) -> None:
@@ -188,26 +264,23 @@ def plot(logs: dict[str, list[list[dict[str, Any]]]], file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    data, tuned = commands.add_parser("data"), commands.add_parser("sft")
+    data, first = commands.add_parser("data"), commands.add_parser("start")
     arm, gather = commands.add_parser("run"), commands.add_parser("table")
     data.set_defaults(do=make_data)
-    tuned.set_defaults(do=run_sft)
+    first.set_defaults(do=start)
     arm.set_defaults(do=run_arm)
     gather.set_defaults(do=table)
-    for each in (data, tuned):
-        each.add_argument("--nano", type=Path, required=True, help="run folder of python -m train_iqa.nano")
     data.add_argument("--photos", type=Path, required=True, help="folder of clean photographs")
     data.add_argument("--draws", type=int, default=5120, help="images drawn before they are chosen by their score")
-    data.add_argument("--limit", type=int, default=2000, help="training images, at most")
-    tuned.add_argument("--steps", type=int, default=250)
-    tuned.add_argument("--learning-rate", type=float, default=1e-3)
+    data.add_argument("--held-out", type=int, default=256, help="held-out images")
+    first.add_argument("--policy", default="nano", help="a checkpoint's folder or embedded name")
     arm.add_argument("arm", choices=ARMS)
     arm.add_argument("--steps", type=int, default=24)
+    arm.add_argument("--samples", type=int, default=6, help="trajectories of one image")
     arm.add_argument("--learning-rate", type=float, default=2e-4)
-    for each in (tuned, arm):
-        each.add_argument("--limit", type=int, default=256, help="held-out images, at most")
-    for each in (data, tuned, arm, gather):
+    for each in (data, arm):
         each.add_argument("--seed", type=int, default=0)
+    for each in (data, first, arm, gather):
         each.add_argument("--out", type=Path, default=Path("runs/rl"))
     args = parser.parse_args()
     args.do(args)

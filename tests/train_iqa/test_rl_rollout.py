@@ -137,6 +137,22 @@ def test_the_fast_draw_is_transformers_draw(arch):
     assert len(set(ends)) > 1 or max(ends) == 21
 
 
+def test_an_image_without_content_has_its_trajectories_in_its_place():
+    """Inference does not ask about it, but a data set may hold it with a score; a run must not end there."""
+    checkpoint = tiny_iqa().checkpoint
+    images = [make_image(0), torch.zeros(3, 56, 56), make_image(1)]
+    groups = roll_out(checkpoint, images, num_samples=2, sampling=SAMPLED)
+    for image, group in zip(images, groups, strict=True):
+        asked = make_row(checkpoint, round1(checkpoint.protocol, image))
+        for one in group:
+            assert len(one.turns) == len(one.assessment.turns) >= 1
+            assert torch.equal(one.turns[0].row.prompt.pixel_values, asked.pixel_values)
+    alone = roll_out(checkpoint, images[1:2], num_samples=2, sampling=SAMPLED)
+    assert [[t.text for t in one.assessment.turns] for one in alone[0]] == [
+        [t.text for t in one.assessment.turns] for one in groups[1]
+    ]
+
+
 @pytest.mark.integration
 def test_a_seed_repeats_a_rollout_and_leaves_the_random_state_alone():
     checkpoint = tiny_iqa().checkpoint

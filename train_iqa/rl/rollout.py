@@ -75,8 +75,9 @@ def roll_out(
 ) -> list[list[AnswerTrajectory]]:
     """Return for each float32 CHW image `num_samples` trajectories, all images' first rounds written in one batch.
 
-    The checkpoint's model must be in eval mode. With a seed, an image's trajectories depend on seed, weights and
-    image alone (up to rounding: who is written together may change the last bits of the logits).
+    The checkpoint's model must be in eval mode. Images without content are asked about too, for the data set has a
+    score for them. With a seed, an image's trajectories depend on seed, weights and image alone (up to rounding: who
+    is written together may change the last bits of the logits).
     draw: another sampler than this process.
     Raises ValueError for decoding whose log-probabilities could not be recomputed: greedy, top-p or top-k.
     """
@@ -88,7 +89,7 @@ def roll_out(
     writer = _Writer(draw or partial(draw_answers, shared=SharedReading()))
     assessments = assess_images(
         checkpoint, images, sampling=sampling, num_samples=num_samples, batch_size=num_samples * len(images),
-        write=writer,
+        skip_empty=False, write=writer,
     )  # fmt: skip
     flat = [assessment for samples in assessments for assessment in samples]
     firsts = writer.calls[0]

@@ -73,6 +73,7 @@ def assess_images(
     num_samples: int = 1,
     strict: bool = False,
     batch_size: int = 8,
+    skip_empty: bool = True,
     write: Generate = generate,
 ) -> list[list[Assessment]]:
     """Return for each float32 CHW image its `num_samples` assessments.
@@ -80,7 +81,8 @@ def assess_images(
     With a seed, what an image's samples draw follows from the seed and its pixels alone: equal images get equal
     samples. strict: only answers about the same image share a batch, `STRICT_ROWS` at a time, so they are bit-equal in
     any company and for any `batch_size`. Otherwise `batch_size` answers are written together, which may change the
-    last bits of the logits. `write` is what turns rows into answers.
+    last bits of the logits. skip_empty: images without content are not asked about, see `assess_batch`. `write` is
+    what turns rows into answers.
     """
     check_rounds(rounds)
     refuse_levels(checkpoint.protocol)
@@ -106,7 +108,7 @@ def assess_images(
             batch_sampling = replace(sampling, seed=tuple(seeds[start : start + step])) if seeds else sampling
             answers += assess_batch(
                 checkpoint.protocol, rows[start : start + step], respond, question=question, rounds=rounds,
-                sampling=batch_sampling,
+                sampling=batch_sampling, skip_empty=skip_empty,
             )  # fmt: skip
         assessments.extend(answers[i : i + num_samples] for i in range(0, len(answers), num_samples))
         window.clear()
@@ -165,15 +167,16 @@ def assess_batch(
     question: str | None,
     rounds: int,
     sampling: Sampling,
+    skip_empty: bool = True,
 ) -> list[Assessment]:
     """Return one assessment for each float32 CHW image; all first rounds are asked in one call, then all seconds.
 
-    The seed of a second round is one more than that of its first. An image without content is not asked about: its
-    assessment is not valid and says why (`images.content`).
+    The seed of a second round is one more than that of its first. skip_empty: an image without content is not asked
+    about; its assessment is not valid and says why (`images.content`).
     """
     check_rounds(rounds)
     seeds = sampling.seed if isinstance(sampling.seed, tuple) else None
-    empty = [contentless(image) for image in images]
+    empty = [contentless(image) for image in images] if skip_empty else []
     if any(empty):
         shown = [index for index, why in enumerate(empty) if why is None]
         if seeds is not None:
