@@ -31,7 +31,9 @@ def iou(a, b):
 
 
 def named_box(assessment):
-    """Return the sorted box that round 1 named, None where it named none."""
+    """Return the sorted box that round 1 named, None where it named none or nothing was asked."""
+    if not assessment.turns:
+        return None
     try:
         route = read_route(assessment.turns[0].text)
     except AnswerError:

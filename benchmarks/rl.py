@@ -51,9 +51,12 @@ ARMS: dict[str, tuple[KlConfig, ResamplingConfig] | None] = {
     "kl_all_tokens": (KlConfig(kind="all", beta=0.04), ResamplingConfig()),
     "kl_cov": (KlConfig(quadrant="all", reference="old"), ResamplingConfig()),
     "kl_coverage": (KlConfig(), ResamplingConfig()),
+    "kl_coverage_strong": (KlConfig(share=1.0, beta=10.0), ResamplingConfig()),
     "kl_coverage_natural": (KlConfig(), NATURAL),
 }
-"""`kl_cov` is plain KL-Cov: no quadrant, held to the policy that sampled; the last one has no re-sampling."""
+"""`kl_cov` is plain KL-Cov: no quadrant, held to the policy that sampled. `kl_coverage_strong` holds every likely and
+good token. The pull of k3 on a token is beta (1 - exp(reference - current)); a token of chance 0.85 can rise by 0.16,
+so only a beta of about 10 outweighs an advantage of 1 there. The last arm has no re-sampling."""
 CURVES = ("entropy", "rating_std", "distinct_rationales", "reward_total", "reward_std", "zooms", "unreadable")
 MODES = ("reason", "direct")
 ENDS = 5
