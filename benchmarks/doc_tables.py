@@ -19,10 +19,12 @@ MEASURES = {
     "lr_consistency": ("LR-consistency, dB", 2), "niqe": ("NIQE", 2),
 }  # fmt: skip
 ARM_NAMES = {
-    "sft": "SFT", "no_kl": "+ RL without KL", "kl_all_tokens": "+ RL, KL on all tokens",
-    "kl_cov": "+ RL, plain KL-Cov (all quadrants, old policy)", "kl_coverage": "+ RL, KL-Coverage",
-    "kl_coverage_natural": "+ RL, KL-Coverage, no re-sampling",
+    "start": "nano, before", "sft": "further SFT", "no_kl": "RL without KL", "kl_all_tokens": "RL, KL on all tokens",
+    "kl_cov": "RL, plain KL-Cov (all quadrants, old policy)", "kl_coverage": "RL, KL-Coverage",
+    "kl_coverage_strong": "RL, KL-Coverage on its whole quadrant, beta 10",
+    "kl_coverage_natural": "RL, KL-Coverage, no re-sampling",
 }  # fmt: skip
+OTHERS = {"start": "nano before", "sft": "further SFT", "kl_coverage": "RL, KL-Coverage"}
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -90,31 +92,35 @@ def sharpened_table(runs: Result) -> str:
 
 
 def rl_tables(result: Result) -> str:
-    """Return SFT against the arms of RL on held-out images, and what their curves did from first to last."""
-    rows, curves = [], []
+    """Return the arms' held-out images by seed, their gains over start and SFT, and how their curves changed."""
+    rows, gaps, curves = [], [], []
+    measured = {"srcc": 3, "mae_rare": 2, "mae_balanced": 2, "mae_natural": 2}
     for arm, name in ARM_NAMES.items():
         if arm not in result:
             continue
         one = result[arm]
-        if arm == "sft":
-            one = {mode: {key: [value] for key, value in one[mode].items()} for mode in ("direct", "reason")}
-        figures = [several(one["reason"]["srcc"]), several(one["direct"]["srcc"])]
-        figures += [several(one["reason"][key], 2) for key in ("mae_rare", "mae_balanced", "mae_natural")]
-        rows.append([name, *figures])
-        if arm != "sft":
-            found = one["curves"]
-            kinds = [found[key] for key in ("entropy", "rating_std", "distinct_rationales", "zooms", "reward_total")]
-            columns = [[f"{first:.2f} → {last:.2f}" for first, last in zip(kind["first"], kind["last"], strict=True)]
-                       for kind in kinds]  # fmt: skip
+        figures = [several(one["reason"][key], digits) for key, digits in measured.items()]
+        people = several(one["people"]["within_scene"]) if one["people"]["within_scene"] else "-"
+        rows.append([name, *figures, several(one["direct"]["srcc"]), people])
+        for other in ("start", "sft") if arm != "kl_coverage_natural" else ("start", "kl_coverage"):
+            if found := one.get(f"minus_{other}"):
+                cells = [signed(found["reason"][key], digits) for key, digits in measured.items()]
+                gaps.append([f"{name} less {OTHERS[other]}", *cells])
+        if changes := one.get("changes"):
+            first = one["curves"]["entropy"]
+            ends = ", ".join(f"{began:.2f} → {ended:.2f}" for began, ended in first)
+            kinds = {"entropy": 3, "rating_std": 2, "distinct_rationales": 2, "zooms": 2, "unreadable": 2}
+            cells = [signed(changes[key], digits) for key, digits in (kinds | {"reward_total": 2}).items()]
             held = one["held_tokens"]
             total = sum(held.values())
             share = f"{held['likely_good'] / total:.0%}" if total else "no tokens"
-            curves.append([name, *(", ".join(cells) for cells in columns), share])
-    header = ["by seed", "SRCC `reason`", "SRCC `direct`", "error in the two rare levels", "in all levels alike",
-              "by KonIQ's shares"]  # fmt: skip
-    watched = ["first → last steps, by seed", "token entropy", "spread of ratings in a group", "distinct rationales",
-               "zooms", "reward (0 to 3)", "held tokens likely and good"]  # fmt: skip
-    return f"{table(header, rows)}\n\n{table(watched, curves)}"
+            curves.append([name, ends, *cells, share])
+    errors = ["error in the two rare levels", "in all levels alike", "by KonIQ's shares"]
+    header = ["by seed", "SRCC `reason`", *errors, "SRCC `direct`", "people: SRCC within a scene, `reason`"]
+    watched = ["last less first steps [95 %]", "token entropy, by seed", "its change", "spread of ratings in a group"]
+    watched += ["distinct rationales", "zooms", "unreadable", "reward (0 to 3)", "held tokens likely and good"]
+    parts = [table(header, rows), table(["gain [95 %]", "SRCC `reason`", *errors], gaps), table(watched, curves)]
+    return "\n\n".join(parts)
 
 
 def restorer_table(result: Result) -> str:

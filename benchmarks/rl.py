@@ -3,12 +3,14 @@
 python benchmarks/rl.py data --photos DIR [--out runs/rl]
 python benchmarks/rl.py start [--policy nano] [--out runs/rl]
 python benchmarks/rl.py run ARM [--seed 0] [--steps N] [--out runs/rl]
+python benchmarks/rl.py people --data DIR [--out runs/rl]
 python benchmarks/rl.py table [--out runs/rl]
 
 `data` takes training images so that their scores are spread like KonIQ-10k's, few of them bad; held-out ones are of
 photographs that nothing was trained on. Images without content are left out. ARM is one of `ARMS`: `sft` goes on with
 SFT on the same images for as many optimizer steps, the others do RL. With one seed, all arms of RL but the last see
-the same images. `run` goes on where it was stopped.
+the same images. `run` goes on where it was stopped. `people` rates images that people scored (`mos.csv`: image, scene,
+mos) by `reason` of every policy that has none of these ratings yet.
 """
 
 import argparse
@@ -141,6 +143,39 @@ def run_arm(args: argparse.Namespace) -> None:
     write_json(folder / "evaluation.json", evaluate(str(policy), args.out), overwrite=True)
 
 
+def rate_by_people(args: argparse.Namespace) -> None:
+    """Rate super-resolved images with people's scores by `reason` of the start and of every finished run."""
+    with open(args.data / "mos.csv", newline="", encoding="utf-8") as table:
+        rows = list(csv.DictReader(table))
+    start = json.loads((args.out / "start.json").read_text(encoding="utf-8"))["policy"]
+    policies = {args.out / "start-people.json": start} | {
+        one.parent / "people.json": str(one.parent / "policy")
+        for one in sorted(args.out.glob("*-[0-9]*/evaluation.json"))
+    }
+    for file, policy in policies.items():
+        if file.exists():
+            continue
+        iqa = ZoomIQA.from_pretrained(policy)
+        images = tqdm([args.data / row["image"] for row in rows], desc=f"{file.parent.name}, people")
+        ratings = [rating for image in images for rating in iqa.rate([image], mode="reason").mean.tolist()]
+        write_json(file, {
+            "reason": [rating if np.isfinite(rating) else None for rating in ratings],
+            "mos": [float(row["mos"]) for row in rows], "scene": [row["scene"] for row in rows],
+        })  # fmt: skip
+
+
+def within_scene(file: Path) -> dict[str, float] | None:
+    """Return the mean SRCC within a scene of what `people` wrote, and the share of readable answers; None without."""
+    if not file.exists():
+        return None
+    rated = json.loads(file.read_text(encoding="utf-8"))
+    ratings, mos, scenes = (np.array(rated[key], dtype=kind)
+                            for key, kind in (("reason", float), ("mos", float), ("scene", str)))  # fmt: skip
+    readable = np.isfinite(ratings)
+    each = [srcc(ratings[some], mos[some]) for some in ((scenes == one) & readable for one in np.unique(scenes))]
+    return {"within_scene": float(np.mean(each)), "readable": float(readable.mean())}
+
+
 def errors(ratings: Ratings, mos: Ratings) -> dict[str, float]:
     """Return SRCC, and mean absolute errors: of the rare levels, of all levels alike, by KonIQ's shares of them.
 
@@ -218,6 +253,11 @@ def table(args: argparse.Namespace) -> None:
         for other in ("start", "sft", "kl_coverage"):
             if other != arm != "start" and other in ratings:
                 found[arm][f"minus_{other}"] = {mode: gains(sides[mode], ratings[other][mode], mos) for mode in MODES}
+    for arm, one in found.items():
+        if arm in ratings:
+            files = [args.out / f"{arm}-{seed}" / "people.json" for seed in one.get("seeds", [])]
+            rated = [within_scene(file) for file in files or [args.out / "start-people.json"]]
+            one["people"] = {key: [part[key] for part in rated if part] for key in ("within_scene", "readable")}
     write_result("rl", found)
     plot(logs, ROOT / "docs" / "images" / "rl_curves.png")
 
@@ -269,10 +309,13 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     data, first = commands.add_parser("data"), commands.add_parser("start")
     arm, gather = commands.add_parser("run"), commands.add_parser("table")
+    people = commands.add_parser("people")
     data.set_defaults(do=make_data)
     first.set_defaults(do=start)
     arm.set_defaults(do=run_arm)
     gather.set_defaults(do=table)
+    people.set_defaults(do=rate_by_people)
+    people.add_argument("--data", type=Path, required=True, help="folder of mos.csv and the images")
     data.add_argument("--photos", type=Path, required=True, help="folder of clean photographs")
     data.add_argument("--draws", type=int, default=5120, help="images drawn before they are chosen by their score")
     data.add_argument("--held-out", type=int, default=256, help="held-out images")
@@ -283,7 +326,7 @@ def main() -> None:
     arm.add_argument("--learning-rate", type=float, default=2e-4)
     for each in (data, arm):
         each.add_argument("--seed", type=int, default=0)
-    for each in (data, first, arm, gather):
+    for each in (data, first, arm, people, gather):
         each.add_argument("--out", type=Path, default=Path("runs/rl"))
     args = parser.parse_args()
     args.do(args)

@@ -292,7 +292,7 @@ USES = {
     **dict.fromkeys(("restorer", "restorer_held_out", "candidates"), ("restorer",)),
     **dict.fromkeys(("best_of_n", "search", "tune"), ("judge", "restorer")),
     **dict.fromkeys(
-        ("rl", "people", "cache", "repeatability", "training_kill_sft", "training_kill_grpo", "training_processes",
+        ("people", "cache", "repeatability", "training_kill_sft", "training_kill_grpo", "training_processes",
          "tune_kill", "gpu"), (),
     ),
 }  # fmt: skip
