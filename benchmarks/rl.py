@@ -148,9 +148,9 @@ def rate_by_people(args: argparse.Namespace) -> None:
     with open(args.data / "mos.csv", newline="", encoding="utf-8") as table:
         rows = list(csv.DictReader(table))
     start = json.loads((args.out / "start.json").read_text(encoding="utf-8"))["policy"]
+    ends = [one for arm in args.arms for one in sorted(args.out.glob(f"{arm}-[0-9]*/evaluation.json"))]
     policies = {args.out / "start-people.json": start} | {
-        one.parent / "people.json": str(one.parent / "policy")
-        for one in sorted(args.out.glob("*-[0-9]*/evaluation.json"))
+        one.with_name("people.json"): str(one.with_name("policy")) for one in ends
     }
     for file, policy in policies.items():
         if file.exists():
@@ -316,6 +316,7 @@ def main() -> None:
     gather.set_defaults(do=table)
     people.set_defaults(do=rate_by_people)
     people.add_argument("--data", type=Path, required=True, help="folder of mos.csv and the images")
+    people.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     data.add_argument("--photos", type=Path, required=True, help="folder of clean photographs")
     data.add_argument("--draws", type=int, default=5120, help="images drawn before they are chosen by their score")
     data.add_argument("--held-out", type=int, default=256, help="held-out images")
