@@ -283,20 +283,20 @@ def curves(runs: list[list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def plot(logs: dict[str, list[list[dict[str, Any]]]], file: Path) -> None:
-    """Draw entropy, spread of ratings, distinct rationales and reward over the steps; a line per seed."""
+    """Draw entropy, spread of ratings, distinct rationales and reward over the steps; thick: the mean over seeds."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     shown = {"entropy": "token entropy (nats)", "rating_std": "spread of ratings in a group",
              "distinct_rationales": "distinct rationales (share)", "reward_total": "reward (0 to 3)"}  # fmt: skip
-    figure, places = plt.subplots(2, 2, figsize=(10, 6.5), constrained_layout=True)
+    figure, places = plt.subplots(2, 2, figsize=(11, 7.5), constrained_layout=True)
     for axis, (name, title) in zip(places.flat, shown.items(), strict=True):
         for k, (arm, runs) in enumerate(logs.items()):
-            for number, log in enumerate(runs):
-                values = np.array([row[name] for row in log], dtype=float)
-                smooth = np.convolve(values, np.ones(ENDS) / ENDS, mode="valid")
-                axis.plot(np.arange(len(smooth)) + ENDS / 2, smooth, color=f"C{k}", alpha=0.9,
-                          label=arm if number == 0 else None)  # fmt: skip
+            values = np.array([[row[name] for row in log] for log in runs], dtype=float)
+            smooth = np.array([np.convolve(one, np.ones(ENDS) / ENDS, mode="valid") for one in values])
+            steps = np.arange(smooth.shape[1]) + ENDS / 2
+            axis.plot(steps, smooth.T, color=f"C{k}", alpha=0.25, linewidth=0.8)
+            axis.plot(steps, smooth.mean(axis=0), color=f"C{k}", linewidth=2, label=arm)
         axis.set_title(title)
         axis.set_xlabel("step")
     places.flat[0].legend(fontsize=8)
