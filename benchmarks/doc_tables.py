@@ -100,7 +100,8 @@ def rl_tables(result: Result) -> str:
             continue
         one = result[arm]
         figures = [several(one["reason"][key], digits) for key, digits in measured.items()]
-        people = several(one["people"]["within_scene"]) if one["people"]["within_scene"] else "-"
+        seen = zip(one["people"]["within_scene"], one["people"]["readable"], strict=True)
+        people = " / ".join(f"{'-' if value is None else f'{value:.3f}'} ({share:.0%})" for value, share in seen)
         rows.append([name, *figures, several(one["direct"]["srcc"]), people])
         for other in ("start", "sft") if arm != "kl_coverage_natural" else ("start", "kl_coverage"):
             if found := one.get(f"minus_{other}"):
@@ -116,7 +117,7 @@ def rl_tables(result: Result) -> str:
             share = f"{held['likely_good'] / total:.0%}" if total else "no tokens"
             curves.append([name, ends, *cells, share])
     errors = ["error in the two rare levels", "in all levels alike", "by KonIQ's shares"]
-    header = ["by seed", "SRCC `reason`", *errors, "SRCC `direct`", "people: SRCC within a scene, `reason`"]
+    header = ["by seed", "SRCC `reason`", *errors, "SRCC `direct`", "people: SRCC in a scene (readable)"]
     watched = ["last less first steps [95 %]", "token entropy, by seed", "its change", "spread of ratings in a group"]
     watched += ["distinct rationales", "zooms", "unreadable", "reward (0 to 3)", "held tokens likely and good"]
     parts = [table(header, rows), table(["gain [95 %]", "SRCC `reason`", *errors], gaps), table(watched, curves)]

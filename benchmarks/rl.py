@@ -164,16 +164,21 @@ def rate_by_people(args: argparse.Namespace) -> None:
         })  # fmt: skip
 
 
-def within_scene(file: Path) -> dict[str, float] | None:
-    """Return the mean SRCC within a scene of what `people` wrote, and the share of readable answers; None without."""
+def within_scene(file: Path) -> dict[str, float | None] | None:
+    """Return the mean SRCC within a scene of what `people` wrote, and the share of readable answers; None without.
+
+    A scene with fewer than 3 readable images, or with one rating for all, has no SRCC and is left out; the mean is None
+    where no scene is left.
+    """
     if not file.exists():
         return None
     rated = json.loads(file.read_text(encoding="utf-8"))
     ratings, mos, scenes = (np.array(rated[key], dtype=kind)
                             for key, kind in (("reason", float), ("mos", float), ("scene", str)))  # fmt: skip
     readable = np.isfinite(ratings)
-    each = [srcc(ratings[some], mos[some]) for some in ((scenes == one) & readable for one in np.unique(scenes))]
-    return {"within_scene": float(np.mean(each)), "readable": float(readable.mean())}
+    chosen = [(scenes == one) & readable for one in np.unique(scenes)]
+    each = [srcc(ratings[some], mos[some]) for some in chosen if some.sum() >= 3 and np.ptp(ratings[some]) > 0]
+    return {"within_scene": float(np.mean(each)) if each else None, "readable": float(readable.mean())}
 
 
 def errors(ratings: Ratings, mos: Ratings) -> dict[str, float]:
