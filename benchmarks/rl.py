@@ -323,13 +323,13 @@ def main() -> None:
     people.add_argument("--data", type=Path, required=True, help="folder of mos.csv and the images")
     people.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     data.add_argument("--photos", type=Path, required=True, help="folder of clean photographs")
-    data.add_argument("--draws", type=int, default=5120, help="images drawn before they are chosen by their score")
+    data.add_argument("--draws", type=int, default=3072, help="images drawn before they are chosen by their score")
     data.add_argument("--held-out", type=int, default=256, help="held-out images")
     first.add_argument("--policy", default="nano", help="a checkpoint's folder or embedded name")
     arm.add_argument("arm", choices=ARMS)
-    arm.add_argument("--steps", type=int, default=24)
+    arm.add_argument("--steps", type=int, default=50)
     arm.add_argument("--samples", type=int, default=6, help="trajectories of one image")
-    arm.add_argument("--learning-rate", type=float, default=2e-4)
+    arm.add_argument("--learning-rate", type=float, default=1e-4)
     for each in (data, arm):
         each.add_argument("--seed", type=int, default=0)
     for each in (data, first, arm, people, gather):
