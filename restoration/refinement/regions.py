@@ -53,8 +53,11 @@ def read_zoom_request(assessment: Assessment, protocol: Protocol, width: int, he
     """Return what the assessment of an image of `width` x `height` pixels asks for.
 
     scale: how many times larger that image is than the low-quality one; the box is rounded outwards to its pixels.
-    An unreadable round 2 takes nothing back: the region stands in round 1, the words are then round 1's too.
+    An unreadable round 2 takes nothing back: the region stands in round 1, the words are then round 1's too. An image
+    without content was not asked about; the reason is the request's error.
     """
+    if not assessment.turns:
+        return ZoomRequest(box=None, error=assessment.error)
     directions, issues = (section_of(assessment, protocol, index) for index in (DIRECTIONS, ISSUES))
     try:
         route = read_route(assessment.turns[0].text)

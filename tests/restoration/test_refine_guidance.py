@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from scripted_refinement import ASKS, CONTENT, LQ, Scripted, answer, grainy, run, scripted_checkpoint
-from tiny import make_image, tiny_protocol
+from tiny import make_image, tiny_iqa, tiny_protocol
 from tiny_pipelines import sd_x4
 
 from restoration.refinement import refine
@@ -44,6 +44,16 @@ def test_a_box_that_means_nothing_is_the_central_half_and_no_box_is_no_wish():
     assert garbled.box is None
     assert "missing <answer>" in garbled.error
     assert "tool is missing" in wish(('<answer>{"bbox_2d": [0, 0, 1, 1], "rating": 3}</answer>',)).error
+
+
+def test_an_image_that_was_not_asked_about_wishes_nothing_and_says_why():
+    """Another reward may rate an even sky; the model that names regions refuses it, and refinement must not fail."""
+    iqa = tiny_iqa()
+    [found] = iqa.assess([torch.full((3, 96, 96), 0.5)], strict=True)
+    assert found.turns == ()
+    wanted = read_zoom_request(found, iqa.protocol, 96, 96, 2)
+    assert (wanted.box, wanted.directions, wanted.issues) == (None, "", "")
+    assert "no content" in wanted.error
 
 
 def test_words_are_those_of_the_last_round_that_can_be_read():
