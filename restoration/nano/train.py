@@ -27,7 +27,7 @@ from zoomiqa_reward.model.devices import find_device, half_autocast
 from zoomiqa_reward.runs.outputs import claim_folder, part_folder, write_text
 from zoomiqa_reward.runs.program import Parser, run_program
 from zoomiqa_reward.runs.progress import counting
-from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans
+from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans, TimeBudget
 
 LARGE_FROM = 0.55
 """Share of the run after which windows are whole crops; small ones vary more and need no wide context at first."""
@@ -86,26 +86,6 @@ class NanoSRConfig:
         return self.batch_px or (CUDA_BATCH_PX if self.device.startswith("cuda") else CPU_BATCH_PX)
 
 
-class TrainingClock:
-    """Seconds of training over all the runs that it took, part of a run's state."""
-
-    def __init__(self) -> None:
-        self.before, self.began = 0.0, time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """So far."""
-        return self.before + time.monotonic() - self.began
-
-    def state_dict(self) -> dict[str, float]:
-        """Return the seconds."""
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from there."""
-        self.before, self.began = state["seconds"], time.monotonic()
-
-
 class RestorerLearner:
     """The denoiser, its average, and what moves them."""
 
@@ -121,14 +101,14 @@ class RestorerLearner:
         self.smooth = NanoSRPipeline(self.average.module.eval(), build_scheduler(), **options)
         self.smooth.set_progress_bar_config(disable=True)
         self.optimizers = Optimizers(self.pipe.unet, config.rate)
-        self.running, self.clock = RunningMeans(0.98), TrainingClock()
+        self.running, self.clock = RunningMeans(0.98), TimeBudget(config.seconds)
         self.parts = {"unet": self.pipe.unet, "average": self.average, "optimizers": self.optimizers,
                       "running": self.running, "clock": self.clock}  # fmt: skip
 
     def done(self, step: int) -> float:
         """Return the share of the run that is behind: by steps where they are given, by time otherwise."""
         config = self.config
-        return step / config.steps if config.steps is not None else self.clock.seconds / config.seconds
+        return step / config.steps if config.steps is not None else self.clock.progress
 
     def step(self, number: int, pairs: Pairs) -> None:
         """Learn from one batch; its random numbers depend on the seed and its number."""
@@ -182,16 +162,17 @@ def train(config: NanoSRConfig) -> Path:
         learner.pipe.unet.train()
         saved = time.monotonic()
         with counting("denoiser, per cent", 100) as count:
-            shown = 0
-            while learner.done(step) < 1:
+            shown, over = 0, learner.done(step) >= 1
+            while not over:
                 if not pairs.complete and step % 8 == 0:
                     pairs.take()
                 learner.step(step, pairs)
                 step += 1
-                reached = min(100, int(100 * learner.done(step)))
+                done = learner.done(step)  # asked once per step: time goes on between two questions
+                reached, over = min(100, int(100 * done)), done >= 1
                 count(reached - shown)
                 shown = reached
-                if time.monotonic() - saved > config.save_seconds or learner.done(step) >= 1:
+                if over or time.monotonic() - saved > config.save_seconds:
                     report = validate(learner.smooth, *checked, seed=config.seed)
                     run.log({"step": step, "pairs": pairs.count, **learner.running.means, **report})
                     run.save(step, learner.parts)

@@ -11,6 +11,7 @@ from restoration.nano.crops import Pairs, Photographs, clean_crop, held_out_pair
 from restoration.nano.learning import GROUPS, Optimizers, mean_residual, start_straight, x0_loss
 from restoration.nano.pipeline import NanoSRPipeline, build_scheduler, build_unet, to_residual
 from restoration.nano.train import NanoSRConfig, RestorerLearner, train
+from zoomiqa_reward.runs.training_folder import TimeBudget
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -149,10 +150,19 @@ def test_training_goes_on_where_it_was_stopped(photos, tmp_path):
 
 
 @pytest.mark.integration
-def test_seconds_are_a_budget_over_all_runs_and_a_spent_one_trains_no_more(photos, tmp_path):
-    config = tiny(photos, tmp_path, steps=None, seconds=0.5)
+@pytest.mark.parametrize("seconds", [4.5, 5.5, 6.5, 7.5, 8.5])
+def test_seconds_are_a_budget_over_all_runs_and_a_spent_one_trains_no_more(photos, tmp_path, monkeypatch, seconds):
+    """A second passes at each look at the clock, so the budget ends at every place of the loop once."""
+    spent = iter(range(1000))
+    monkeypatch.setattr(TimeBudget, "spent", property(lambda clock: float(next(spent))))
+    steps = []
+    known = RestorerLearner.step
+    monkeypatch.setattr(RestorerLearner, "step", lambda *args: (steps.append(args[1]), known(*args)))
+    config = tiny(photos, tmp_path, steps=None, seconds=seconds, save_seconds=1e6)
     first = train(config)
     log = (tmp_path / "train/log.jsonl").read_text()
+    assert torch.load(tmp_path / "train/state.pt")["step"] == len(steps) > 0
+    monkeypatch.undo()
     assert train(config) == first
     assert (tmp_path / "train/log.jsonl").read_text() == log
 

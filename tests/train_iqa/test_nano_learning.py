@@ -7,7 +7,7 @@ import torch
 from train_iqa.nano.build import build_model, build_tokenizer
 from train_iqa.nano.degradations import DamageRecord, Step
 from train_iqa.nano.language import RatingTree, Readouts, bell, digit_targets, pair_loss, rows_loss
-from train_iqa.nano.optimizers import SplitOptimizer, TimeBudget, WeightAverage, orthogonalised
+from train_iqa.nano.optimizers import SplitOptimizer, WeightAverage, orthogonalised
 from train_iqa.nano.rationale import nano_protocol
 from train_iqa.nano.rows import RowBuilder, mirrored, mrope_positions
 from zoomiqa_reward.model.checkpoint import Checkpoint
@@ -171,17 +171,6 @@ def test_averaged_weights():
         average.update()
     average.apply()
     assert layer.weight.item() == 1.0
-
-
-def test_a_clock_that_goes_on_spends_only_the_rest():
-    now = iter([0.0, 10.0, 10.0, 16.0, 100.0, 104.0, 105.0]).__next__
-    clock = TimeBudget(10.0, now)
-    clock.start()  # at 10
-    assert clock.progress == pytest.approx(0.0)
-    state = {"spent": clock.spent}  # at 16
-    again = TimeBudget(10.0, now)  # at 100
-    again.load_state_dict(state)  # at 104
-    assert again.progress == pytest.approx(0.7)
 
 
 def test_a_mirrored_box():

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from train_iqa.nano.optimizers import SplitOptimizer, TimeBudget, WeightAverage, cosine
+from train_iqa.nano.optimizers import SplitOptimizer, WeightAverage, cosine
 from train_iqa.nano.store import BatchSource, Store
-from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans
+from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans, TimeBudget
 
 WARMUP_STEPS = 80
 SAVE_EVERY_S = 60.0
@@ -60,8 +60,8 @@ def run_stage(
     step = run.load(parts)
     clock.start()
     saved_at = started_at = time.monotonic()
-    filling = 0.0
-    while clock.progress < 1:
+    filling, over = 0.0, clock.progress >= 1
+    while not over:
         began = time.monotonic()
         if filling <= FILL_SHARE * (began - started_at):
             store.fill(workers, seconds=FILL_S)
@@ -74,7 +74,8 @@ def run_stage(
         step += 1
         if stage.average is not None and clock.progress >= AVERAGE_FROM:
             stage.average.update()
-        if time.monotonic() - saved_at > save_every_s or clock.progress >= 1:
+        over = clock.progress >= 1  # asked once per step: time goes on between two questions
+        if over or time.monotonic() - saved_at > save_every_s:
             saved_at = time.monotonic()
             held = {"crops": store.added["small"], "whole": store.added["large"]}
             run.log({"step": step, "seconds": clock.spent, **held, **running.means})
