@@ -7,8 +7,7 @@ DIR holds one folder of clean photographs a set. Each photograph (its middle, at
 a seed of its own, restored `--n` times by the members of `varied_pool` (candidate 0 is the default restorer, 1 is
 bicubic; `--pool seeds`: the default restorer alone, another noise each time), and every candidate is scored once by
 `direct`, by `reason` and by NIQE, and judged by FSIM, VIF and PSNR-Y. The choices are made from that table afterwards.
-Resumable: one JSON line per photograph in `--out`, which several processes (`--share 0/2`, `--share 1/2`) can fill. A
-larger `--n` goes on from the candidates that are there.
+Resumable: one JSON line per photograph in `--out`, which several processes (`--share 0/2`, `--share 1/2`) can fill.
 """
 
 import argparse
@@ -40,6 +39,7 @@ from restoration.selection.pool import varied_pool
 from zoomiqa_reward import ZoomIQA
 from zoomiqa_reward.images import load_image, to_pil
 from zoomiqa_reward.protocol.spec import ViewPolicy
+from zoomiqa_reward.rewards.consensus import CONSENSUS, distances_from_mean
 from zoomiqa_reward.runs.json_lines import append_line, read_lines
 
 JUDGES = {"fsim": fsim, "vif": vif, "psnr_y": psnr_y}
@@ -49,6 +49,8 @@ SHARPENED = 0.5
 CASCADE_TOPS = (1, 2, 3)
 WAYS = ("direct", "glance", "reason", "niqe")
 """To choose; `glance` is `direct` that reads the whole image once, and the cascade's first stage."""
+CHOOSERS = ("direct", "agreed", "nearest", "reason", "niqe")
+"""Those of the tables; `agreed` is `direct` with the consensus of best-of-N, `nearest` the consensus alone."""
 
 
 def middle(image: Any, largest: int) -> Any:
@@ -63,8 +65,7 @@ def measured(path: Path, row: dict[str, Any], pool: list[Restorer], iqa: ZoomIQA
     hr = middle(load_image(path), args.max_px)
     lq, _ = degrade(hr, args.preset, seed=args.seed + row["index"], scale=SCALE)
     plain = bicubic(lq, SCALE)
-    seeds = [candidate_seed(args.seed, k) for k in range(len(row.setdefault("direct", [])), args.n)]
-    seconds = row.setdefault("seconds", dict.fromkeys(("restore", "direct", "glance", "reason", "niqe"), 0.0))
+    seconds = row["seconds"] = dict.fromkeys(("restore", "direct", "glance", "reason", "niqe"), 0.0)
     glance = iqa.with_views(ViewPolicy.whole())
 
     def timed(what: str, call: Any) -> Any:
@@ -73,22 +74,19 @@ def measured(path: Path, row: dict[str, Any], pool: list[Restorer], iqa: ZoomIQA
         seconds[what] += time.perf_counter() - began
         return found
 
-    def add(name: str, values: list[Any]) -> None:
-        row[name] = row.get(name, []) + values
-
-    first = args.n - len(seeds)
-    members = [pool[k % len(pool)] for k in range(first, args.n)]
     made = timed("restore", lambda: [
-        load_image(to_pil(next(iter(one.restore(lq, [seed]))).image)) for one, seed in zip(members, seeds, strict=True)
+        load_image(to_pil(next(iter(pool[k % len(pool)].restore(lq, [candidate_seed(args.seed, k)]))).image))
+        for k in range(args.n)
     ])  # fmt: skip
     answers = [timed("reason", lambda image=image: iqa.assess([image])[0]) for image in made]
     row |= {"image": f"{path.parent.name}/{path.name}", "pixels": list(hr.shape[1:])}
-    add("direct", [float(timed("direct", lambda p=p: iqa.rate([p], strict=True)).mean[0]) for p in made])
-    add("glance", [float(timed("glance", lambda p=p: glance.rate([p], strict=True)).mean[0]) for p in made])
-    add("reason", [answer.rating if answer.valid else None for answer in answers])
-    add("niqe", [-timed("niqe", lambda p=p: niqe(p)) for p in made])
+    row["direct"] = [float(timed("direct", lambda p=p: iqa.rate([p], strict=True)).mean[0]) for p in made]
+    row["glance"] = [float(timed("glance", lambda p=p: glance.rate([p], strict=True)).mean[0]) for p in made]
+    row["reason"] = [answer.rating if answer.valid else None for answer in answers]
+    row["niqe"] = [-timed("niqe", lambda p=p: niqe(p)) for p in made]
+    row["distance"] = distances_from_mean(made).tolist()
     for name, judge in JUDGES.items():
-        add(name, [judge(image, hr) for image in made])
+        row[name] = [judge(image, hr) for image in made]
         row[f"{name}_bicubic"] = judge(plain, hr)
         row[f"{name}_sharpened"] = judge(bicubic(sharpened(lq, SHARPENED), SCALE), hr)
     row["direct_bicubic"], row["direct_hr"] = (float(iqa.rate([p], strict=True).mean[0]) for p in (plain, hr))
@@ -105,7 +103,9 @@ def choices(rows: list[dict[str, Any]]) -> dict[str, Any]:
     table = {name: np.array([row[name] for row in rows], dtype=float) for name in WAYS + tuple(JUDGES)}
     table["reason"] = np.nan_to_num(table["reason"], nan=0.0)  # an unreadable answer is last, as in best_of_n
     # Answers have two decimals: of equal ones the better `glance` rating decides, as in the cascade.
-    ways = {name: table[name] for name in WAYS} | {"reason": table["reason"] + 1e-4 * table["glance"]}
+    far = np.array([row["distance"] for row in rows])
+    ways = {name: table[name] for name in WAYS} | {"agreed": table["direct"] - CONSENSUS * far, "nearest": -far}
+    ways |= {"reason": table["reason"] + 1e-4 * table["glance"]}
     ways |= {f"cascade_{top}": cascade(table["glance"], table["reason"], top) for top in CASCADE_TOPS}
     total = {name: sum(row["seconds"][name] for row in rows) for name in rows[0]["seconds"]}
     count = table["direct"].shape[1]
@@ -133,13 +133,14 @@ def choices(rows: list[dict[str, Any]]) -> dict[str, Any]:
         result[f"{name}_mean_minus_bicubic"] = paired_test(table[name].mean(axis=1), plain).difference
         picked = paired_test(selected(table[name], table["direct"]), plain).difference
         result[f"{name}_chosen_minus_bicubic"] = picked
-        for way in ("direct", "reason", "niqe"):
+        for way in CHOOSERS:
             gain = paired_test(selected(table[name], ways[way]), table[name][:, 0]).difference
             result[f"{name}_{way}_minus_default"] = gain
         oracle = paired_test(table[name].max(axis=1), table[name][:, 0]).difference
         result[f"{name}_oracle_minus_default"] = oracle
         sharper = [row[f"{name}_sharpened"] for row in rows]
         result[f"{name}_sharpened_minus_bicubic"] = paired_test(sharper, plain).difference
+    result["chosen"] = {way: np.bincount(ways[way].argmax(axis=1), minlength=count).tolist() for way in CHOOSERS}
     result["rating"] = {
         "pool": best_mean_worst(table["direct"]),
         "bicubic": mean_interval([row["direct_bicubic"] for row in rows]),
@@ -183,7 +184,7 @@ def main() -> None:
     number, processes = map(int, args.share.split("/"))
     known = {row["index"]: row for row in read_lines(args.out / f"{number}.jsonl")}
     mine = [{"index": index} | known.get(index, {}) for index in range(number, len(paths), processes)]
-    for row in tqdm([row for row in mine if len(row.get("direct", [])) < args.n], desc=args.preset):
+    for row in tqdm([row for row in mine if len(row.get("direct", [])) != args.n], desc=args.preset):
         measured(paths[row["index"]], row, pool, iqa, args)
         append_line(args.out / f"{number}.jsonl", row)
     found = {row["index"]: row for k in range(processes) for row in read_lines(args.out / f"{k}.jsonl")}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from zoomiqa_reward.rewards.base import Reward, require_pointwise, walk
     from zoomiqa_reward.rewards.cached import CachedReward
     from zoomiqa_reward.rewards.composite import CompositeReward, Term
+    from zoomiqa_reward.rewards.consensus import ConsensusReward
     from zoomiqa_reward.rewards.metric import MetricReward
     from zoomiqa_reward.rewards.robust import RobustReward
     from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
@@ -28,6 +29,7 @@ _HOMES = {
     "CachedReward": "rewards.cached",
     "ClipScore": "video.scoring",
     "CompositeReward": "rewards.composite",
+    "ConsensusReward": "rewards.consensus",
     "ImageError": "images.loading",
     "MetricReward": "rewards.metric",
     "QualityMap": "model.quality_map",
@@ -55,6 +57,7 @@ __all__ = [
     "CachedReward",
     "ClipScore",
     "CompositeReward",
+    "ConsensusReward",
     "ImageError",
     "MetricReward",
     "QualityMap",

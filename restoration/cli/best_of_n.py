@@ -29,6 +29,9 @@ CascadeTop = Annotated[int, typer.Option("--cascade", help="Judge this many of t
 MinGain = Annotated[
     float, typer.Option(help="With --plain: stop if one more candidate should gain less rating; 0: never.", min=0)
 ]
+Consensus = Annotated[
+    float, typer.Option(help="Lower a score by this per 8-bit level from the candidates' mean; 0: not at all.", min=0)
+]
 
 
 def best_of_n(
@@ -50,6 +53,7 @@ def best_of_n(
     batch_size: BatchSize = 1,
     cascade: CascadeTop = 0,
     min_gain: MinGain = 0.0,
+    consensus: Consensus = 0.0,
     reward: RewardName = "zoomiqa",
     model: inputs.Model = "nano",
     mode: inputs.ModeOption = "direct",
@@ -65,6 +69,7 @@ def best_of_n(
     from zoomiqa_reward import ZoomIQAReward
     from zoomiqa_reward.images.loading import load_image
     from zoomiqa_reward.rewards.base import find_part
+    from zoomiqa_reward.rewards.consensus import ConsensusReward
     from zoomiqa_reward.runs.outputs import require_folder
 
     if min_gain > 0 and not plain:
@@ -81,6 +86,8 @@ def best_of_n(
         load_image(image)
     given: dict[str, Any] = {"device": device, "adapter": adapter, "protocol": protocol}
     judge = load_reward(reward, model=model, mode=mode, is_model_needed=cascade > 0, **given)
+    if consensus > 0:
+        judge = ConsensusReward(judge, consensus)
     explainer = None
     if cascade:  # the model that rates also explains; beside another reward, it is the one of --model
         of_model = find_part(judge, ZoomIQAReward)

@@ -45,7 +45,7 @@ def load_restorers(
 ) -> "list[Restorer]":  # fmt: skip
     """Load the pool that the options ask for, and print the names on stderr."""
     from restoration.restorer.restorer import Restorer
-    from restoration.selection.pool import VARY_SHARPNESS, merge_pools, varied_pool
+    from restoration.selection.pool import merge_pools, varied_pool
 
     print(f"loading restorers: {', '.join(names)} ...", file=sys.stderr)
     given: dict[str, Any] = {
@@ -54,5 +54,4 @@ def load_restorers(
     }  # fmt: skip
     if plain:
         return [Restorer.from_pretrained(name, vary_sharpness=vary_sharpness or 0.0, **given) for name in names]
-    vary = VARY_SHARPNESS if vary_sharpness is None else vary_sharpness
-    return merge_pools([varied_pool(name, vary_sharpness=vary, **given) for name in names])
+    return merge_pools([varied_pool(name, vary_sharpness=vary_sharpness, **given) for name in names])

@@ -23,6 +23,9 @@ from zoomiqa_reward.images.loading import load_image
 PROMPT = str | Callable[[Tensor], str]
 """A text, or what makes one of the low-quality image (CHW in [0, 1]), such as a tagger or a model's advice."""
 
+SharpnessRange = float | tuple[float, float]
+"""How differently candidates see their input: a number for as much softer as sharper, or (lowest, highest)."""
+
 COLOUR_FIXES = ("none", "adain", "wavelet")
 KERNELS = ("none", "nearest", "bilinear", "bicubic", "lanczos")
 OVERSHOOT = 0.5
@@ -50,28 +53,47 @@ def pre_upscale(image: Tensor, scale: int, kernel: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(grown.transpose(2, 0, 1)))
 
 
-def drawn_sharpness(seed: int, vary: float, noise: Sequence[NoiseStep] = ()) -> float:
-    """Return how much sharper than given candidate `seed` sees its input: uniform in [-vary, vary], fixed by the seed.
+def sharpness_range(vary: SharpnessRange) -> tuple[float, float]:
+    """Return the least and the largest sharpness that `vary_sharpness` stands for. Raises ValueError outside -1..1.
 
+    >>> sharpness_range(0.5), sharpness_range((0.0, 0.5))
+    ((-0.5, 0.5), (0.0, 0.5))
+    """
+    low, high = vary if isinstance(vary, tuple) else (-vary, vary)
+    if not -1 <= low <= high <= 1:
+        raise ValueError(
+            f"vary_sharpness={vary}: must be 0 (the input as it is) to 1, or a pair (lowest, highest) within -1 to 1"
+        )
+    return low, high
+
+
+def drawn_sharpness(seed: int, vary: SharpnessRange, noise: Sequence[NoiseStep] = ()) -> float:
+    """Return how much sharper than given candidate `seed` sees its input: uniform in the range, fixed by the seed.
+
+    vary: a number for [-vary, vary], or a pair (lowest, highest).
     noise: steps away from the seed's value. They are taken on the normal score of the value, like those of Gaussian
     noise, so that the result is uniform again.
 
     >>> drawn_sharpness(7, 0.0), drawn_sharpness(7, 1.0) == drawn_sharpness(7, 1.0)
     (0.0, True)
+    >>> 0.2 <= drawn_sharpness(7, (0.2, 0.4)) <= 0.4
+    True
     >>> near = drawn_sharpness(7, 1.0, [NoiseStep(seed=1, amount=0.1)])
     >>> 0 < abs(near - drawn_sharpness(7, 1.0)) < 0.2
     True
     """
-    if vary <= 0:
-        return 0.0
+    low, high = sharpness_range(vary)
+    if low == high:
+        return low
+    centre, half = (low + high) / 2, (high - low) / 2
     drawn = float(np.random.default_rng(seed).uniform(-1, 1))
     if not noise:
-        return vary * drawn
+        return centre + half * drawn
     others = [np.random.default_rng(candidate_seed(seed, step.seed)).uniform(-1, 1) for step in noise]
     normal, least = NormalDist(), 2.0**-53  # its score of 0 is infinite
     scores = [normal.inv_cdf(max((value + 1) / 2, least)) for value in (drawn, *others)]
     mixed = sum(weight * score for weight, score in zip(mixing_weights(noise), scores, strict=True))
-    return vary * (2 * normal.cdf(mixed) - 1)
+    return centre + half * (2 * normal.cdf(mixed) - 1)
 
 
 def sharpened(image: Tensor, sharpness: float) -> Tensor:

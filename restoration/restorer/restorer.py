@@ -15,11 +15,13 @@ from restoration.restorer.image_io import (
     COLOUR_FIXES,
     KERNELS,
     PROMPT,
+    SharpnessRange,
     check_choice,
     colour_fix,
     drawn_sharpness,
     prompt_text,
     sharpened,
+    sharpness_range,
 )
 from restoration.restorer.loading import (
     RestorerSource,
@@ -66,28 +68,30 @@ class Restorer:
 
     def __init__(
         self, engine: Engine, *, prompt: PROMPT = "", negative_prompt: PROMPT = "", colour_fix: str = "none",
-        tiling: Tiling | None = None, vary_sharpness: float = 0.0, checks_draws: bool = False,
+        tiling: Tiling | None = None, vary_sharpness: SharpnessRange = 0.0, checks_draws: bool = False,
     ) -> None:  # fmt: skip
         """Wrap an engine. Use `from_pretrained` unless you write your own engine.
 
         checks_draws: raise if an engine that is declared deterministic draws from a global generator.
         """
         check_choice("colour_fix", colour_fix, COLOUR_FIXES)
-        if not 0 <= vary_sharpness <= 1:
-            raise ValueError(f"vary_sharpness={vary_sharpness}: must be 0 (the input as it is) to 1")
         self.engine, self.prompt, self.negative_prompt = engine, prompt, negative_prompt
         self.colour_fix, self.tiling, self._draws = colour_fix, tiling, Apart(refuse=checks_draws)
         self.vary_sharpness = vary_sharpness
+        low, high = sharpness_range(vary_sharpness)
+        self._varies = low < high
+        """Whether candidates see inputs of different sharpness."""
         self._has_said: set[str] = set()
 
     @classmethod
     def from_pretrained(
         cls, source: RestorerSource = "nano", *, scale: int | None = None, device: str | torch.device | None = None,
         dtype: torch.dtype | None = None, prompt: PROMPT = "", negative_prompt: PROMPT = "",
-        pre_upscale: str = "auto", colour_fix: str = "none", vary_sharpness: float = 0.0, tile_px: int | None = None,
-        tile_overlap_px: int = DEFAULT_OVERLAP_PX, steps: int | None = None, name: str | None = None,
-        image_form: str | None = None, multiple_px: int | None = None, deterministic: bool | None = None,
-        fingerprint: str | None = None, value_range: str | None = None, **call_arguments: object,
+        pre_upscale: str = "auto", colour_fix: str = "none", vary_sharpness: SharpnessRange = 0.0,
+        tile_px: int | None = None, tile_overlap_px: int = DEFAULT_OVERLAP_PX, steps: int | None = None,
+        name: str | None = None, image_form: str | None = None, multiple_px: int | None = None,
+        deterministic: bool | None = None, fingerprint: str | None = None, value_range: str | None = None,
+        **call_arguments: object,
     ) -> "Restorer":  # fmt: skip
         """Return a restorer for `source`.
 
@@ -102,8 +106,8 @@ class Restorer:
         pre_upscale: "auto" first enlarges by bicubic if the output of the pipeline has the size of its input; "none"
         or a kernel name overrides this. colour_fix: "none", "adain" or "wavelet".
         vary_sharpness: each candidate sees a softer or sharper input; the seed draws the amount (0: the original; 1:
-        from blurred to sharpened by as much, sigma 0.8 px; see `image_io.sharpened`). Candidates then differ in
-        structure, also those of a deterministic restorer.
+        from blurred to sharpened by as much, sigma 0.8 px; see `image_io.sharpened`), or draws it from a pair (lowest,
+        highest) within -1 to 1. Candidates then differ in structure, also those of a deterministic restorer.
         tile_px, tile_overlap_px: restore in tiles of this side, in low-quality pixels; see `tiling.py`.
         steps: num_inference_steps. name: name in results. call_arguments: passed to the call of the pipeline.
 
@@ -157,7 +161,7 @@ class Restorer:
     @property
     def deterministic(self) -> bool:
         """Whether every seed gives the same image."""
-        return self.engine.deterministic and self.vary_sharpness == 0
+        return self.engine.deterministic and not self._varies
 
     @property
     def takes_prompt(self) -> bool:
@@ -223,7 +227,7 @@ class Restorer:
         image_lq = load_image(image).detach().cpu()
         texts = self._texts(image_lq, prompt, negative_prompt)
         # With varied sharpness, or moved noise, each has something of its own.
-        alone = strict or not self.engine.batches or self.vary_sharpness > 0 or bool(noise)
+        alone = strict or not self.engine.batches or self._varies or bool(noise)
         size = 1 if alone else batch_size
         return self._restore(image_lq, list(seeds), texts, size, noise)
 
@@ -249,7 +253,7 @@ class Restorer:
     ) -> list[Tensor]:
         with mixed_draws(noise) as draws:
             made = self._draw(image, seen, seeds, texts)
-        if not draws.has_drawn and self.vary_sharpness == 0:
+        if not draws.has_drawn and not self._varies:
             raise ValueError(
                 f"{self.name} draws no Gaussian noise through torch, so there is none to move: draw with "
                 "torch.randn, or pass vary_sharpness=0.5, which can be moved for every restorer"

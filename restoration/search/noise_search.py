@@ -21,14 +21,12 @@ from restoration.restorer.loading import RestorerSource
 from restoration.restorer.noise import NoiseStep
 from restoration.restorer.restorer import Restored, Restorer
 from restoration.restorer.rng import candidate_seed
-from restoration.selection.best_of_n import pool, report_of, result_notes, settings_of
+from restoration.selection.best_of_n import measure_of, pool, report_of, result_notes, settings_of
 from restoration.selection.candidate_loop import CandidateLoop, CandidateSource
 from restoration.selection.candidates import Candidate, are_identical, ranked
 from restoration.selection.result import BestOfN, DrawFolder, open_run, write_artefacts
 from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, to_pil
-from zoomiqa_reward.images.sheet_entry import RATING_TIE
-from zoomiqa_reward.rewards.base import Reward, find_part, require_pointwise
-from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
+from zoomiqa_reward.rewards.base import Reward, require_pointwise
 
 PER_ROUND = 4
 AMOUNT = 0.5
@@ -82,7 +80,7 @@ def search_noise(
         notes = (*result_notes(candidates, sources, n, None), _rounds_note(candidates, per_round))
         notes += tuple(f"the input: {note}" for note in conversions(image_lq))
         arguments = {
-            "n": n, "keep": keep, "tie": RATING_TIE if find_part(reward, ZoomIQAReward) is not None else 0.0,
+            "n": n, "keep": keep, **measure_of(reward),
             "early_stop": None, "cascade": None,
         }  # fmt: skip
         report = report_of(candidates, settings, arguments, notes, time.monotonic() - began)

@@ -26,6 +26,7 @@ from zoomiqa_reward.errors import UnknownState
 from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, to_pil
 from zoomiqa_reward.images.sheet_entry import RATING_TIE
 from zoomiqa_reward.rewards.base import Reward, find_part, require_reward
+from zoomiqa_reward.rewards.consensus import ConsensusReward
 from zoomiqa_reward.rewards.restorations import PREFIX
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 from zoomiqa_reward.runs.digest import digest
@@ -100,7 +101,7 @@ def best_of_n(
         notes = tuple(result_notes(candidates, sources, n, early_stop if stopped else None))
         notes += tuple(f"the input: {note}" for note in conversions(image_lq))
         arguments = {
-            "n": n, "keep": keep, "tie": RATING_TIE if find_part(reward, ZoomIQAReward) is not None else 0.0,
+            "n": n, "keep": keep, **measure_of(reward),
             "early_stop": None if early_stop is None else asdict(early_stop),
             "cascade": None if cascade is None else {"reward": cascade.reward.name, "top": cascade.top},
         }  # fmt: skip
@@ -142,6 +143,16 @@ def settings_of(
         ],
         "reward": known_identity(reward, is_kept=is_kept),
         "seed": seed, "strict": batch is None, "batch_size": batch,
+    }  # fmt: skip
+
+
+def measure_of(reward: Reward) -> dict[str, Any]:
+    """Return what the sheet calls a reward's numbers, `rating` or `score`, and the largest difference that is a tie."""
+    inner = reward.reward if isinstance(reward, ConsensusReward) else reward
+    part = find_part(inner, ZoomIQAReward)
+    is_rating = part is not None and inner.score_range == part.score_range
+    return {
+        "measure": "rating" if is_rating and inner is reward else "score", "tie": RATING_TIE if is_rating else 0.0,
     }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from restoration.restorer.restorer import Restored
 from restoration.restorer.rng import candidate_seed
 from restoration.selection.candidates import Candidate, Explanation, pixels_digest, ranked
 from restoration.selection.early_stop import EarlyStop
-from restoration.selection.result import DrawFolder
+from restoration.selection.result import PENDING, DrawFolder
 from zoomiqa_reward.images.loading import load_image, to_pil
 from zoomiqa_reward.rewards.base import Reward, fingerprint_of, is_groupwise
 from zoomiqa_reward.rewards.restorations import ask_restorations
@@ -96,6 +96,8 @@ class CandidateLoop:
             candidate if candidate.pixels is None else replace(candidate, **_scored(answers[candidate.pixels]))
             for candidate in self.candidates
         ]
+        if self.folder is not None:
+            self.folder.score_together(self.candidates)
 
     def ask_again(self, reward: Reward, top: int) -> None:
         """Ask another reward about the `top` best different images; all candidates that show one get its score."""
@@ -255,7 +257,7 @@ class CandidateLoop:
         ]
 
 
-_PENDING = RewardAnswer(math.nan, math.nan, "not scored yet: the run ended before the whole pool was drawn", None)
+_PENDING = RewardAnswer(math.nan, math.nan, PENDING, None)
 """Stands in the folder for candidates whose score depends on the whole pool."""
 
 

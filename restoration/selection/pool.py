@@ -13,15 +13,19 @@ from typing import Any
 from torch import Tensor
 
 from restoration.evaluation.measuring import bicubic
+from restoration.restorer.image_io import SharpnessRange, sharpness_range
 from restoration.restorer.loading import RestorerSource, is_pipeline, load_pipeline
 from restoration.restorer.restorer import Restorer
 
 BICUBIC = "bicubic"
 """Name in results of the candidate that is only enlarged."""
 VARY_SHARPNESS = 0.5
-TEMPERATURES = (0.0, 0.5, 1.0)
-"""Temperatures of the embedded restorer's varied candidates. Chosen on held-out photographs, like the sharpness
-(docs/notes/restorer.md)."""
+"""Largest sharpness, in either direction, of the varied candidates of a restorer without a temperature."""
+TEMPERATURES = (0.0, 0.25)
+SHARPER = (0.0, 0.5)
+"""Temperatures and sharpness of the embedded restorer's varied candidates. Less texture and a sharper input together
+are nearer to the truth than the default under FSIM and VIF; a softer input is not. Chosen on photographs outside of
+all tables (docs/notes/selection.md)."""
 POOL_SIZE = 8
 
 
@@ -35,19 +39,19 @@ def doing_nothing(scale: int) -> Restorer:
 
 
 def varied_pool(
-    source: RestorerSource = "nano", *, vary_sharpness: float = VARY_SHARPNESS, size: int = POOL_SIZE, **options: object
-) -> list[Restorer]:
+    source: RestorerSource = "nano", *, vary_sharpness: SharpnessRange | None = None, size: int = POOL_SIZE,
+    **options: object,
+) -> list[Restorer]:  # fmt: skip
     """Return `size` restorers for `best_of_n`: `source` as it is, bicubic, then varied ones.
 
     source, options: as in `Restorer.from_pretrained`; a pipeline is loaded once. If the pipeline takes `temperature`,
-    that is varied too, unless the options set it. With `n=size` every member is drawn once. Raises ValueError for a
-    size below 3, for no variation, and for an unknown scale; also the exceptions of loading.
+    that is varied too, unless the options set it. vary_sharpness: as there; by default `SHARPER` for a pipeline that
+    takes a temperature, as the embedded one does, and `VARY_SHARPNESS` for others. With `n=size` every member is drawn
+    once. Raises ValueError for a size below 3, for no variation, and for an unknown scale; also the exceptions of
+    loading.
     """
-    if size < 3 or not 0 < vary_sharpness <= 1:
-        raise ValueError(
-            f"size={size}, vary_sharpness={vary_sharpness}: size must be at least 3, "
-            "vary_sharpness above 0 and at most 1"
-        )
+    if size < 3:
+        raise ValueError(f"size={size}: must be at least 3, for the restorer, bicubic and a varied one")
     given: dict[str, Any] = options
     if isinstance(source, str | Path):
         given = {"name": Path(source).name, "device": _device()} | {k: v for k, v in options.items() if v is not None}
@@ -55,10 +59,17 @@ def varied_pool(
     plain = Restorer.from_pretrained(source, **given)
     if plain.scale is None:
         raise ValueError(f"scale=None: {plain.name} does not say how many times it enlarges; pass scale=4")
+    has_temperature = is_pipeline(source) and "temperature" in inspect.signature(type(source).__call__).parameters
+    if vary_sharpness is None:
+        vary_sharpness = SHARPER if has_temperature else VARY_SHARPNESS
+    low, high = sharpness_range(vary_sharpness)
+    if low == high:
+        raise ValueError(
+            f"vary_sharpness={vary_sharpness}: a varied pool needs a range; pass a single Restorer instead"
+        )
     settings: list[dict[str, Any]] = [{}]
-    if "temperature" not in given and is_pipeline(source):
-        takes = "temperature" in inspect.signature(type(source).__call__).parameters
-        settings = [{"temperature": setting} for setting in TEMPERATURES] if takes else settings
+    if has_temperature and "temperature" not in given:
+        settings = [{"temperature": setting} for setting in TEMPERATURES]
     varied = []
     for setting in settings:
         name = " ".join([plain.name, "varied", *(f"T {value:g}" for value in setting.values())])

@@ -3,7 +3,8 @@
 A kill at any moment neither loses nor repeats finished work:
 
     run.json           settings, fixed at the start; the ranking is added at the end
-    candidates.jsonl   one line per candidate, appended when its image is in candidates/ and its score is known
+    candidates.jsonl   one line per candidate, appended when its image is in candidates/ and its score is known;
+                       written again at the end for a reward that compares candidates and so scores all together
     cascade.jsonl      one line per candidate that the cascade's reward scored
     input.png          the low-quality image
     candidates/*.png   the images; best.png, sheet.png at the end
@@ -12,8 +13,9 @@ An image is renamed into place before its line is appended, and a line counts on
 kill leaves is at most one image without a line, which is made again, bit for bit, in its place.
 """
 
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -25,7 +27,7 @@ from restoration.selection.candidates import Candidate, Explanation
 from restoration.selection.sheet import sheet_of
 from zoomiqa_reward.images.loading import save_png
 from zoomiqa_reward.runs.folder import bind, locked
-from zoomiqa_reward.runs.json_lines import append_line, as_float, plain, read_lines, write_json
+from zoomiqa_reward.runs.json_lines import append_line, as_float, plain, read_lines, write_json, write_lines
 from zoomiqa_reward.runs.outputs import part_folder
 
 
@@ -70,6 +72,8 @@ class BestOfN:
         return save_result(self, Path(folder))
 
 
+PENDING = "not scored yet: the run ended before the whole pool was drawn"
+"""Why there is no score in the folder, of a reward that compares candidates."""
 _NOT_RECORDED = {"rank", "held", "cascade_score", "cascade_error"}
 
 
@@ -98,6 +102,14 @@ class DrawFolder:
         append_line(self.folder / "candidates.jsonl", record_of(candidate, self.folder))
         self.done[candidate.index] = candidate
         return candidate
+
+    def score_together(self, candidates: Sequence[Candidate]) -> None:
+        """Write all lines again, with the scores of one group. The scores of candidates outside of it are dropped."""
+        pending: dict[str, Any] = {"score": math.nan, "std": math.nan, "valid": False, "error": PENDING}
+        others = {index: replace(item, **pending) for index, item in self.done.items() if item.pixels is not None}
+        self.done |= others | {candidate.index: candidate for candidate in candidates}
+        rows = [record_of(item, self.folder) for _, item in sorted(self.done.items())]
+        write_lines(self.folder / "candidates.jsonl", rows)
 
     def add_cascade(self, row: dict[str, Any]) -> None:
         """Append what the cascade's reward said: index, reward (fingerprint), score, error, explanation."""

@@ -31,7 +31,8 @@ def words_of(order: Sequence[Candidate], report: Mapping[str, Any]) -> SheetWord
     """Return the names of the two measures, and the sentence that says how the candidates are ordered."""
     name = str(report["settings"]["reward"]["name"])
     arguments = report["arguments"]
-    is_rating = arguments.get("tie", 0.0) > 0
+    tie = arguments.get("tie", 0.0)
+    is_rating = arguments.get("measure", "rating" if tie > 0 else "score") == "rating"
     cascade = arguments.get("cascade")
     again = sum(math.isfinite(item.cascade_score) for item in order)
     what = f"{name}: 1 bad to 5 excellent, ± standard deviation" if is_rating else f"{name}, higher is better"
@@ -43,7 +44,7 @@ def words_of(order: Sequence[Candidate], report: Mapping[str, Any]) -> SheetWord
         parts.append(f"The best {SHEET_CANDIDATES} are shown.")
     return SheetWords(
         title=" ".join(parts), measure="rating" if is_rating else "score", second=second, is_second_first=again > 0,
-        tie=arguments.get("tie", 0.0), digits=2 if is_rating else 4,
+        tie=tie, digits=2 if tie > 0 else 4,
     )  # fmt: skip
 
 

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 import torch
 from brightness_runs import LQ, brightness, run, same, shifted
+from tiny import tiny_iqa
 from tiny_pipelines import controlnet, convolutions, ldm
 
 from restoration.restorer.restorer import Restorer
 from restoration.restorer.rng import candidate_seed
-from restoration.selection.best_of_n import Cascade, best_of_n
+from restoration.selection.best_of_n import Cascade, best_of_n, measure_of
 from restoration.selection.early_stop import EarlyStop
+from restoration.selection.sheet import words_of
+from zoomiqa_reward import CompositeReward, ConsensusReward, RobustReward, Term, ZoomIQAReward
+from zoomiqa_reward.images.sheet_entry import RATING_TIE
 from zoomiqa_reward.rewards.metric import MetricReward
 
 
@@ -154,3 +158,21 @@ def test_numbers_out_of_range_are_refused():
         EarlyStop(min_draws=2)
     with pytest.raises(ValueError, match="min_gain=0"):
         EarlyStop(min_gain=0)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "measure", "tie"),
+    [
+        (lambda rating: rating, "rating", RATING_TIE),
+        (lambda rating: RobustReward(rating, copies=2), "rating", RATING_TIE),
+        (ConsensusReward, "score", RATING_TIE),
+        (lambda rating: CompositeReward([Term(rating), Term(brightness())]), "score", 0.0),
+        (lambda rating: brightness(), "score", 0.0),
+    ],
+)
+def test_only_ratings_of_1_to_5_are_called_ratings(wrap, measure, tie):
+    reward = wrap(ZoomIQAReward(tiny_iqa()))
+    assert measure_of(reward) == {"measure": measure, "tie": tie}
+    words = words_of((), {"settings": {"reward": {"name": reward.name}}, "arguments": measure_of(reward)})
+    assert words.measure == measure
+    assert ("1 bad to 5 excellent" in words.title) == (measure == "rating")

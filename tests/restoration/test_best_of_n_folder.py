@@ -16,6 +16,8 @@ from restoration.restorer.rng import candidate_seed
 from restoration.selection import candidate_loop as drawing
 from restoration.selection.best_of_n import best_of_n
 from restoration.selection.result import open_run
+from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.rewards.consensus import distances_from_mean
 from zoomiqa_reward.rewards.metric import MetricReward
 from zoomiqa_reward.runs.json_lines import read_lines
 
@@ -161,6 +163,14 @@ def test_command_writes_the_folder_and_json_lines(tmp_path, capsys):
     assert [line["rank"] for line in lines] == [1, 2, 3]
     assert all(line["valid"] and 1 <= line["score"] <= 5 for line in lines)
     assert (tmp_path / "out" / "sheet.png").exists()
+    agreed = options | {"out": tmp_path / "agreed", "consensus": 0.01}
+    assert command(str(tmp_path / "lq.png"), **agreed) == 0
+    lowered = {line["index"]: line["score"] for line in map(json.loads, capsys.readouterr().out.splitlines())}
+    images = [load_image(tmp_path / "agreed" / "candidates" / f"{k:04d}.png") for k in range(3)]
+    for line in lines:
+        away = float(distances_from_mean(images)[line["index"]])
+        assert away > 0
+        assert lowered[line["index"]] == pytest.approx(line["score"] - 0.01 * away, abs=1e-5)
     app = typer.Typer()
     app.command()(command)
     arguments = [

@@ -111,6 +111,15 @@ def grainy_of_any_size(image, seed):
     return 0.25 + 0.5 * large + 0.05 * torch.randn(large.shape, generator=torch.Generator().manual_seed(seed))
 
 
+def test_sharpness_of_a_range_moves_like_that_of_a_number():
+    steps = [NoiseStep(seed=9, amount=0.2)]
+    for seed in range(20):
+        for noise in ([], steps):
+            whole, half = drawn_sharpness(seed, 1.0, noise), drawn_sharpness(seed, (0.0, 0.5), noise)
+            assert half == pytest.approx((whole + 1) / 4)
+    assert drawn_sharpness(3, (0.3, 0.3), steps) == 0.3
+
+
 def test_sharpness_moves_little_by_little_and_stays_in_its_range():
     base = [drawn_sharpness(seed, 0.5) for seed in range(300)]
     near = [drawn_sharpness(seed, 0.5, [NoiseStep(seed=9, amount=0.2)]) for seed in range(300)]

@@ -7,7 +7,15 @@ from tiny_pipelines import small_nano
 
 from restoration.evaluation.measuring import bicubic
 from restoration.selection.best_of_n import best_of_n
-from restoration.selection.pool import BICUBIC, TEMPERATURES, doing_nothing, merge_pools, varied_pool
+from restoration.selection.pool import (
+    BICUBIC,
+    SHARPER,
+    TEMPERATURES,
+    VARY_SHARPNESS,
+    doing_nothing,
+    merge_pools,
+    varied_pool,
+)
 from zoomiqa_reward import MetricReward
 
 LQ = make_image(0, 20, 24)
@@ -22,12 +30,14 @@ def test_the_restorer_as_it_is_and_bicubic_come_first_and_every_temperature_is_t
     pool = varied_pool(small_nano(), steps=2)
     assert len(pool) == 8
     assert [one.name for one in pool[:2]] == ["NanoSRPipeline", BICUBIC]
-    assert [one.engine.call.get("temperature") for one in pool[2:]] == [*TEMPERATURES, *TEMPERATURES]
-    assert all(one.vary_sharpness == 0.5 for one in pool[2:])
+    assert [one.engine.call.get("temperature") for one in pool[2:]] == [*TEMPERATURES] * 3
+    assert all(one.vary_sharpness == SHARPER for one in pool[2:])
     assert pool[0].vary_sharpness == 0
     result = best_of_n(pool, LQ, closeness(0.5), n=8, keep=8, progress=False)
     assert len({one.pixels for one in result.candidates}) == 8
     assert all(one.valid for one in result.candidates)
+    low, high = SHARPER
+    assert all(low < one.sharpness < high for one in result.candidates[2:])
 
 
 def test_bicubic_is_bicubic_and_its_choice_is_said():
@@ -49,6 +59,13 @@ def test_a_network_is_varied_in_sharpness_alone():
     result = best_of_n(pool, LQ, closeness(0.5), n=4, progress=False)
     assert len({one.pixels for one in result.candidates}) == 4
     assert [one.sharpness != 0 for one in result.candidates] == [False, False, True, True]
+
+
+def test_what_has_no_temperature_sees_its_input_softer_and_sharper():
+    pool = varied_pool(torch.nn.Upsample(scale_factor=2), scale=2)
+    assert {one.vary_sharpness for one in pool[2:]} == {VARY_SHARPNESS}
+    drawn = [next(iter(pool[2].restore(LQ, [seed]))).sharpness for seed in range(20)]
+    assert min(drawn) < -0.2 < 0.2 < max(drawn)
 
 
 def test_a_temperature_that_is_given_is_every_members():

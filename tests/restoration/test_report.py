@@ -9,7 +9,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from brightness_runs import LQ, brightness, shifted
+from brightness_runs import LQ, brightness, same, shifted
 from PIL import Image
 from tiny import make_image
 
@@ -24,7 +24,8 @@ from restoration.selection.best_of_n import Cascade, best_of_n
 from restoration.selection.folder import best_of_folder
 from zoomiqa_reward.cli.main import main
 from zoomiqa_reward.images.loading import to_pil
-from zoomiqa_reward.runs.json_lines import append_line, write_json
+from zoomiqa_reward.rewards.consensus import ConsensusReward
+from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json
 from zoomiqa_reward.runs.outputs import claim_folder
 
 IMAGES = re.compile(r'src="data:image/(?:png|webp);base64,([^"]+)"')
@@ -60,6 +61,22 @@ def test_reading_a_run_gives_what_the_run_returned(tmp_path, run):
     assert [(c.index, c.rank, c.score) for c in read] == [(c.index, c.rank, pytest.approx(c.score)) for c in run.order]
     second = [(math.isfinite(c.cascade_score), c.pixels) for c in read]
     assert second == [(math.isfinite(c.cascade_score), c.pixels) for c in run.order]
+
+
+def test_a_reward_that_compares_candidates_has_its_scores_in_the_folder(tmp_path):
+    """They are known together, after the last candidate, when all lines have been written without them."""
+    reward = ConsensusReward(brightness(), 1e-3)
+    result = best_of_n(shifted, LQ, reward, n=5, out=tmp_path / "run", progress=False)
+    report = json.loads((tmp_path / "run" / "run.json").read_text())
+    read = read_order(tmp_path / "run", report)
+    assert [(c.index, c.rank, c.score) for c in read] == [(c.index, c.rank, c.score) for c in result.order]
+    assert "not scored yet" not in report_of(tmp_path / "run")
+    fewer = best_of_n(shifted, LQ, reward, n=3, out=tmp_path / "run", progress=False)
+    rows = {row["index"]: row for row in read_lines(tmp_path / "run" / "candidates.jsonl")}
+    assert [rows[c.index]["score"] for c in fewer.candidates] == [c.score for c in fewer.candidates]
+    assert [rows[k]["valid"] for k in range(5)] == [True, True, True, False, False]  # of another pool: dropped
+    again = best_of_n(shifted, LQ, reward, n=5, out=tmp_path / "run", progress=False)
+    assert same(again, result)
 
 
 def test_a_run_that_is_not_finished_has_a_report_too(tmp_path, run):

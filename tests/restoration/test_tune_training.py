@@ -32,6 +32,7 @@ from restoration.tuning.denoisers.nano import NanoDenoiser
 from restoration.tuning.lora import load_lora, tuners
 from restoration.tuning.sampler.denoising import random_noise, truth_error
 from restoration.tuning.trainer import _settings
+from zoomiqa_reward.rewards.consensus import ConsensusReward
 from zoomiqa_reward.rewards.metric import MetricReward
 from zoomiqa_reward.runs.settings import changes
 from zoomiqa_reward.runs.training_folder import RunFolder
@@ -280,6 +281,9 @@ def test_pairs_from_a_best_of_n_folder_are_learned(tmp_path):
     pairs = pairs_from_best_of_n(tmp_path / "bon", one.lq)
     assert len(pairs) == 4
     assert min(p.score_winner for p in pairs) > max(p.score_loser for p in pairs)
+    best_of_n(Restorer.from_pretrained(nano(), device="cpu", steps=4), one.lq, ConsensusReward(reward_of(), 1e-3), n=8,
+              out=tmp_path / "agreed", progress=False)  # fmt: skip
+    assert len(pairs_from_best_of_n(tmp_path / "agreed", one.lq)) == 4  # its scores come after the last candidate
     with pytest.raises(ValueError, match="another image"):
         pairs_from_best_of_n(tmp_path / "bon", one.lq.flip(2))
     file = write_pairs(tmp_path / "pairs.parquet", pairs)

@@ -65,7 +65,7 @@ def test_amounts_are_uniform_around_none():
     assert abs(amounts.std() - 0.5 / 3**0.5) < 0.015  # of U(-a, a): a / sqrt(3)
 
 
-@pytest.mark.parametrize("amount", [-0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("amount", [-0.1, 1.5, float("nan"), (0.5, 0.2), (0.0, 1.5)])
 def test_an_amount_out_of_range_is_refused(amount):
     with pytest.raises(ValueError, match="vary_sharpness"):
         doubled(vary_sharpness=amount)

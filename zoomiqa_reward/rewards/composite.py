@@ -14,8 +14,7 @@ from zoomiqa_reward.rewards.base import Reward, ask, fingerprint_of, is_groupwis
 from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.rewards.normalise import (
     METHODS,
-    group_index,
-    group_keys,
+    find_groups,
     normalised,
     variance_shares,
     with_finite_bests,
@@ -163,16 +162,7 @@ class CompositeReward(Reward):
     ) -> Tensor:
         if groups is None and not self.groupwise:
             groups = [0] * len(sources)
-        if groups is None:
-            if lq is None:
-                raise ValueError(
-                    f"reward {self.name!r} normalises within groups: give lq= (images of equal lq and prompt are a "
-                    "group) or groups="
-                )
-            groups = group_keys(split_images(lq), prompts)
-        if len(groups) != len(sources):
-            raise ValueError(f"groups (or lq) holds {len(groups)} for {len(sources)} images")
-        return group_index(groups)
+        return find_groups(self.name, len(sources), lq, prompts, groups)
 
     def _errors(self, scores: list[Scores], index: int) -> str | None:
         messages = []

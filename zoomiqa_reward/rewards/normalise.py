@@ -12,10 +12,10 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from zoomiqa_reward.images.loading import ImageSource, hash_pixels, load_image
+from zoomiqa_reward.images.loading import ImageSource, ImageSources, hash_pixels, load_image, split_images
 from zoomiqa_reward.runs.digest import digest
 
-__all__ = ["METHODS", "group_index", "group_keys", "hash_pixels", "normalised", "variance_shares"]
+__all__ = ["METHODS", "find_groups", "group_index", "group_keys", "hash_pixels", "normalised", "variance_shares"]
 
 METHODS = ("z", "minmax", "quantile", "raw")
 FLAT = 1e-6
@@ -42,6 +42,26 @@ def group_index(groups: Sequence[Hashable] | Tensor) -> Tensor:
     items = groups.tolist() if isinstance(groups, Tensor) else list(groups)
     numbers: dict[Hashable, int] = {}
     return torch.tensor([numbers.setdefault(item, len(numbers)) for item in items], dtype=torch.long)
+
+
+def find_groups(
+    name: str, count: int, lq: ImageSources | None, prompts: Sequence[str] | None,
+    groups: Sequence[Hashable] | Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Return int64 [count]: the group of each image, from `groups`, else from the pixels of `lq` and the prompts.
+
+    name: of the reward, for messages. Raises ValueError if neither is given, or if they are not as many as the images.
+    """
+    if groups is None:
+        if lq is None:
+            raise ValueError(
+                f"reward {name!r} compares images within groups: give lq= (images of equal lq and prompt are a group) "
+                "or groups="
+            )
+        groups = group_keys(split_images(lq), prompts)
+    if len(groups) != count:
+        raise ValueError(f"groups (or lq) holds {len(groups)} for {count} images")
+    return group_index(groups)
 
 
 def normalised(values: Tensor, groups: Tensor, method: str = "z") -> Tensor:
