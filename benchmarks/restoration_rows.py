@@ -2,6 +2,8 @@
 
 from typing import Any
 
+CHOICES = {"agreed": "direct with consensus", "nearest": "the distance from the mean alone"}
+
 
 def spread(found: list[float], digits: int = 2) -> str:
     """Return `0.41 [0.30, 0.52]` of (value, low, high, ...)."""
@@ -22,11 +24,12 @@ def best_of_n_rows(b: dict[str, Any]) -> list[tuple[str, str]]:
     found = []
     for judge in ("fsim", "vif"):
         one = b[judge]
-        gains = [f"{way} {spread(one[way]['captured_gain'])}" for way in ("direct", "reason", "niqe", "random")]
+        ways = ("direct", "agreed", "reason", "niqe")
+        gains = [f"{CHOICES.get(way, way)} {spread(one[way]['captured_gain'])}" for way in (*ways, "random")]
         found.append((f"{pool_of(b)}: captured gain, {judge.upper()}", "; ".join(gains)))
-        agree = [f"{way} {spread(one[way]['within_srcc'])}" for way in ("direct", "reason", "niqe")]
+        agree = [f"{CHOICES.get(way, way)} {spread(one[way]['within_srcc'])}" for way in ways]
         found.append((f"{pool_of(b)}: SRCC within a photograph's candidates, {judge.upper()}", "; ".join(agree)))
-        lost = [f"{way} {spread(one[way]['regret'], 4)}" for way in ("direct", "reason", "niqe")]
+        lost = [f"{CHOICES.get(way, way)} {spread(one[way]['regret'], 4)}" for way in ways]
         found.append(
             (f"{pool_of(b)}: regret, {judge.upper()}", f"{'; '.join(lost)}; random {one['random']['regret']:.4f}")
         )
@@ -37,11 +40,13 @@ def best_of_n_rows(b: dict[str, Any]) -> list[tuple[str, str]]:
         found.append((f"{pool_of(b)}: {title} less bicubic", "; ".join(pool)))
     if "fsim_direct_minus_default" in b:
         judges = ("vif", "psnr_y", "fsim")
-        for way in ("direct", "reason", "niqe", "oracle"):
+        for way in ("direct", "agreed", "nearest", "reason", "niqe", "oracle"):
             gains = [
                 f"{name.upper().replace('_', '-')} {spread(b[f'{name}_{way}_minus_default'], 4)}" for name in judges
             ]
-            found.append((f"{pool_of(b)}: choice by {way} less the default candidate", "; ".join(gains)))
+            found.append(
+                (f"{pool_of(b)}: choice by {CHOICES.get(way, way)} less the default candidate", "; ".join(gains))
+            )
     deviations = [f"{name.upper()} {b[name]['g_std'][0]:.4f}" for name in ("fsim", "vif")]
     found.append((f"{pool_of(b)}: G-STD", ", ".join(deviations)))
     return found + cascade_rows(b)

@@ -5,7 +5,8 @@ python benchmarks/tune.py evaluate METHOD --hr DIR [--out runs/tune]
 python benchmarks/tune.py table
 python benchmarks/tune.py kill METHOD --images DIR --hr DIR [--rounds 8] [--out runs/tune]
 
-METHOD: base, bicubic, sharpened_0.25, sharpened_0.5 or sharpened_0.75 (the base on a sharpened input), none of which
+METHOD: base, bicubic, sharpened_0.25, sharpened_0.5 or sharpened_0.75 (the base on a sharpened input), cool,
+cool_sharpened_0.25 or cool_sharpened_0.5 (the base at temperature 0, on the input or a sharpened one), none of which
 is trained; or one of `tune_methods.py`: sft, dpo, grpo, nft, reward_gradient; chance: DPO on a number that
 means nothing, the control; laplacian, niqe: on that alone, by its gradient and by NFT, until its alarm;
 laplacian_heedless: the same, the alarm not heeded.
@@ -179,7 +180,8 @@ def table(args: argparse.Namespace) -> None:
             known = ("rounds", "best_round", "first_alarm_round", "seconds")
             by_seed = {name: [float(np.mean([np.mean(row[name]) for row in one["rows"]])) for one in mine]
                        for name in ("robust", "rating", "fsim", "vif")}  # fmt: skip
-            found[method] = against(means, base) | ({} if method in BASELINES else less_sharpened(means, rows_of))
+            is_compared = method in METHODS or method.startswith("cool")
+            found[method] = against(means, base) | (less_sharpened(means, rows_of) if is_compared else {})
             found[method] |= {"seeds": len(mine), "by_seed": by_seed}
             found[method] |= {key: [one.get(key) for one in mine] for key in known}
             found[method]["monitor"] = [one.get("monitor", {}) for one in mine]

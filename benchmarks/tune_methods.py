@@ -94,10 +94,13 @@ class SharpenedFirst:
     """
 
     amount: float
+    temperature: float | None = None
+    """None: the pipeline's own."""
 
     def restore(self, image: Tensor, seeds: Sequence[int]) -> Iterator[Restored]:
         """Yield one restoration per seed of a CHW image in [0, 1]."""
-        restorer = Restorer.from_pretrained("nano")
+        options = {} if self.temperature is None else {"temperature": self.temperature}
+        restorer = Restorer.from_pretrained("nano", **options)
         blur_px = restorer.engine.agreement_px
         if blur_px is None:
             raise ValueError("nano: agreement_px is not in its configuration, so no restoration agrees with its input")
@@ -106,10 +109,14 @@ class SharpenedFirst:
 
 
 SHARPNESS = (0.25, 0.5, 0.75)
+COOL_SHARPNESS = (0.25, 0.5)
+"""Of the rows at temperature 0: without noise to sharpen, the base bears a sharper input."""
 BASELINES: dict[str, Callable[[], Any]] = {
     "base": lambda: Restorer.from_pretrained("nano"),
     "bicubic": lambda: BicubicRestorer(scale=4),
     **{f"sharpened_{amount}": lambda amount=amount: SharpenedFirst(amount) for amount in SHARPNESS},
+    "cool": lambda: Restorer.from_pretrained("nano", temperature=0.0),
+    **{f"cool_sharpened_{amount}": lambda amount=amount: SharpenedFirst(amount, 0.0) for amount in COOL_SHARPNESS},
 }
 """What is measured without training."""
 

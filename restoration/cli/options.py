@@ -21,7 +21,7 @@ Prompts = Annotated[list[str], typer.Option("--prompt", help="Prompt for pipelin
 NegativePrompt = Annotated[str, typer.Option(help="Negative prompt.")]
 VarySharpness = Annotated[
     float | None,
-    typer.Option(help="0..1: each seed sees a softer or sharper input.  [default: 0.5; plain: 0]",
+    typer.Option(help="0..1: each seed sees a softer or sharper input.  [default: that of the pool; plain: 0]",
                  min=0, max=1, show_default=False),
 ]  # fmt: skip
 Plain = Annotated[

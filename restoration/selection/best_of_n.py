@@ -146,11 +146,11 @@ def settings_of(
     }  # fmt: skip
 
 
-def measure_of(reward: Reward) -> dict[str, Any]:
+def measure_of(reward: Reward) -> dict[str, object]:
     """Return what the sheet calls a reward's numbers, `rating` or `score`, and the largest difference that is a tie."""
     inner = reward.reward if isinstance(reward, ConsensusReward) else reward
-    part = find_part(inner, ZoomIQAReward)
-    is_rating = part is not None and inner.score_range == part.score_range
+    model_reward = find_part(inner, ZoomIQAReward)
+    is_rating = model_reward is not None and inner.score_range == model_reward.score_range
     return {
         "measure": "rating" if is_rating and inner is reward else "score", "tie": RATING_TIE if is_rating else 0.0,
     }  # fmt: skip

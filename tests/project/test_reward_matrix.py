@@ -29,7 +29,7 @@ from restoration.restorer.restorer import Restorer
 from restoration.selection.best_of_n import Cascade, best_of_n
 from restoration.selection.early_stop import EarlyStop
 from restoration.tuning.algorithms.groups import group_advantages
-from zoomiqa_reward import CachedReward, CompositeReward, MetricReward, RobustReward, Term, rank
+from zoomiqa_reward import CachedReward, CompositeReward, ConsensusReward, MetricReward, RobustReward, Term, rank
 from zoomiqa_reward.check.ladders import Pool
 from zoomiqa_reward.check.probes import CheckScorer
 from zoomiqa_reward.images.loading import save_png
@@ -95,6 +95,7 @@ REWARDS = {
     "CompositeReward of a normalised one": lambda: CompositeReward(
         [Term(CompositeReward([Term(brightness(), 1.0, "minmax")]), 1.0, "raw")]
     ),
+    "ConsensusReward": lambda: ConsensusReward(brightness(), 1e-4),
     "RobustReward": lambda: RobustReward(brightness(), copies=1),
     "CachedReward": lambda: CachedReward(brightness(), Path(tempfile.mkdtemp()) / "scores.db"),
     "ConditionedReward": lambda: ConditionedReward(
@@ -291,7 +292,7 @@ def cell(reward_name, consumer_name, folder):
 
 
 def expected(reward_name, consumer_name):
-    compares = "normalised" in reward_name
+    compares = "normalised" in reward_name or reward_name == "ConsensusReward"
     if compares and consumer_name in STAND_ALONE:
         return "refused: group"
     if reward_name == "ReferencedReward" and consumer_name in WITHOUT_REFERENCE:

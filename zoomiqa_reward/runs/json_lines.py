@@ -6,7 +6,7 @@ JSON has no NaN: `plain` writes NaN as null and infinity as a text, and `as_floa
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def append_line(file: Path, row: dict[str, Any]) -> None:
         os.close(handle)
 
 
-def write_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_lines(file: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Write a file of JSON lines in one step, within a run's folder. Raises OutputError elsewhere, if it exists."""
     write_text(file, "".join(_dumps(row) + "\n" for row in rows))
 
