@@ -7,6 +7,9 @@ Result = dict[str, Any]
 TUNE_NAMES = {
     "bicubic": "bicubic", "sharpened_0.25": "the base, input sharpened by 0.25",
     "sharpened_0.5": "the base, input sharpened by 0.5", "sharpened_0.75": "the base, input sharpened by 0.75",
+    "cool": "the base at temperature 0",
+    "cool_sharpened_0.25": "the base at temperature 0, input sharpened by 0.25",
+    "cool_sharpened_0.5": "the base at temperature 0, input sharpened by 0.5",
     "best_of_8_robust": "best of 8 of the base, by the reward",
     "best_of_8_rating": "best of 8 of the base, by the plain rating", "sft": "rejection SFT", "dpo": "DPO",
     "grpo": "GRPO", "nft": "NFT", "reward_gradient": "reward gradient", "chance": "DPO on chance (control)",
@@ -82,7 +85,8 @@ def sharpened_table(runs: Result) -> str:
     """Return the tuned models less the base on a sharpened input, under what no reward saw."""
     digits = {"fsim": 4, "vif": 4, "psnr_y": 2}
     rows = []
-    for method in ("best_of_8_robust", "sft", "dpo", "grpo", "nft", "reward_gradient"):
+    cool = [method for method in TUNE_NAMES if method.startswith("cool")]
+    for method in (*cool, "best_of_8_robust", "sft", "dpo", "grpo", "nft", "reward_gradient"):
         name = TUNE_NAMES[method]
         for amount, gaps in runs.get(method, {}).get("minus_sharpened", {}).items():
             worse = [MEASURES[key][0].split(",")[0] for key in digits if gaps[key][0] <= 0]
