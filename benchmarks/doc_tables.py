@@ -12,8 +12,7 @@ TUNE_NAMES = {
     "cool_sharpened_0.5": "the base at temperature 0, input sharpened by 0.5",
     "best_of_8_robust": "best of 8 of the base, by the reward",
     "best_of_8_rating": "best of 8 of the base, by the plain rating", "sft": "rejection SFT",
-    "sft_cool": "rejection SFT on candidates of temperature 0", "dpo": "DPO",
-    "dpo_cool": "DPO on candidates of temperature 0", "grpo": "GRPO", "nft": "NFT",
+    "dpo": "DPO", "grpo": "GRPO", "nft": "NFT",
     "reward_gradient": "reward gradient", "chance": "DPO on chance (control)",
     "laplacian": "reward gradient of Laplacian variance alone",
     "laplacian_heedless": "the same, the alarm not heeded", "niqe": "NFT on NIQE alone",
@@ -88,7 +87,7 @@ def sharpened_table(runs: Result) -> str:
     digits = {"fsim": 4, "vif": 4, "psnr_y": 2}
     rows = []
     cool = ("cool", "cool_sharpened_0.25", "cool_sharpened_0.5")
-    for method in (*cool, "best_of_8_robust", "sft", "sft_cool", "dpo", "dpo_cool", "grpo", "nft", "reward_gradient"):
+    for method in (*cool, "best_of_8_robust", "sft", "dpo", "grpo", "nft", "reward_gradient"):
         name = TUNE_NAMES[method]
         for amount, gaps in runs.get(method, {}).get("minus_sharpened", {}).items():
             worse = [MEASURES[key][0].split(",")[0] for key in digits if gaps[key][0] <= 0]

@@ -38,7 +38,8 @@ def tune_rows(t: dict[str, Any]) -> list[tuple[str, str]]:
     """
     found = []
     names = {"sft": "tuned by rejection SFT", "dpo": "tuned by DPO", "nft": "tuned by NFT",
-             "sharpened_0.25": "on an input sharpened by 0.25, nothing trained"}  # fmt: skip
+             "sharpened_0.25": "on an input sharpened by 0.25, nothing trained",
+             "cool_sharpened_0.25": "at temperature 0 on an input sharpened by 0.25, nothing trained"}  # fmt: skip
     for method, name in names.items():
         if method in t["runs"]:
             run = t["runs"][method]

@@ -7,9 +7,9 @@ python benchmarks/tune.py kill METHOD --images DIR --hr DIR [--rounds 8] [--out 
 
 METHOD: base, bicubic, sharpened_0.25, sharpened_0.5 or sharpened_0.75 (the base on a sharpened input), cool,
 cool_sharpened_0.25 or cool_sharpened_0.5 (the base at temperature 0, on the input or a sharpened one), none of which
-is trained; or one of `tune_methods.py`: sft, dpo, grpo, nft, reward_gradient; sft_cool, dpo_cool: on candidates of
-temperature 0; chance, chance_cool: DPO and sft_cool on a number that means nothing, the controls; laplacian, niqe: on
-that alone, by its gradient and by NFT, until its alarm; laplacian_heedless: the same, the alarm not heeded.
+is trained; or one of `tune_methods.py`: sft, dpo, grpo, nft, reward_gradient; chance: DPO on a number that
+means nothing, the control; laplacian, niqe: on that alone, by its gradient and by NFT, until its alarm;
+laplacian_heedless: the same, the alarm not heeded.
 `run` trains (resumed where it was), then restores the middle of each evaluation image with fixed seeds and measures.
 "robust" is `RobustReward`'s rating, the mean over copies that look the same; "rating" is that of the image alone.
 `evaluate` measures finished runs again. What was measured of a run is kept in `results/tune_runs/`, image by image,

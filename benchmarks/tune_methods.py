@@ -37,14 +37,6 @@ minutes."""
 CLIMB: dict[str, Any] = {
     "rounds": 40, "learning_rate": 1e-4, "num_samples": 2, "truth_weight": 0.0, "ema_decay": 0.5,
 }  # fmt: skip
-COOL: dict[str, Any] = {
-    "num_samples": 8,
-    "draw_temperature": 0.0,
-    "expected_targets": False,
-    "vary_sharpness": (0.0, 0.5),
-}
-"""Learning from candidates without grain, of inputs as they are or sharper, like the members of `varied_pool`."""
-SFT_SIZE: dict[str, Any] = {"images_per_round": 32, "num_samples": 8, "rounds": 2}
 UNHELD = RewardGradient(reward_weight=100.0, low_frequency=0.0)
 """The slope of a reward whose values are a thousandth of a rating's, and nothing beside it."""
 
@@ -78,17 +70,13 @@ def laplacian(iqa: Any) -> Reward:
 
 
 METHODS = {
-    "sft": Method(recipe="nano_sft", changes=SFT_SIZE, every=1),
-    "sft_cool": Method(recipe="nano_sft", changes=SFT_SIZE | COOL, every=1),
+    "sft": Method(recipe="nano_sft", changes={"images_per_round": 32, "num_samples": 8, "rounds": 2}, every=1),
     "dpo": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80}),
-    "dpo_cool": Method(recipe="nano_dpo", changes={"rounds": 80} | COOL),
     "grpo": Method(recipe="nano_grpo", changes={"rounds": 30}),
     "nft": Method(recipe="nano_nft", changes={"images_per_round": 16, "rounds": 4}, every=2),
     "reward_gradient": Method(recipe="nano_reward_gradient", changes={"num_samples": 2, "rounds": 36}),
     "chance": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80},
                      reward=lambda iqa: MetricReward(chance, "chance", True, (0.0, 1.0))),
-    "chance_cool": Method(recipe="nano_sft", changes=SFT_SIZE | COOL, every=1,
-                          reward=lambda iqa: MetricReward(chance, "chance", True, (0.0, 1.0))),
     "laplacian": Method(recipe="nano_reward_gradient", changes=CLIMB, every=1, algorithm=UNHELD, hackable=True,
                         reward=laplacian),
     "laplacian_heedless": Method(recipe="nano_reward_gradient", changes=CLIMB, every=10, algorithm=UNHELD,

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from restoration.restorer.image_io import SharpnessRange, sharpness_range
 from zoomiqa_reward.rewards.base import Reward
 
 PRECISIONS = ("no", "bf16")
@@ -31,14 +30,10 @@ class TuneConfig:
     temperature: float = 1.0
     """Factor of all noise of the sampler. Use the value of the pipeline's own calls; otherwise the scored images differ
     from those that the pipeline will make."""
-    draw_temperature: float | None = None
-    """Temperature at which nft, dpo and sft draw what they learn from; None: `temperature`. Training adds the noise of
-    `temperature` in any case, so from candidates drawn below it SFT learns to leave out grain, whatever the reward."""
-    vary_sharpness: SharpnessRange = 0.0
+    vary_sharpness: float = 0.0
     """0 to 1: candidates see a softer or sharper input, by an amount from their seed (`image_io.sharpened`), and
-    count as restorations of the original input; a pair is the lowest and the highest amount. They then differ in
-    something that a reward can see; another seed alone changes only grain. For nft, dpo and sft, which accept images
-    from any sampler."""
+    count as restorations of the original input. They then differ in something that a reward can see; another seed
+    alone changes only grain. For nft, dpo and sft, which accept images from any sampler."""
     expected_targets: bool = False
     """For nft, dpo and sft on varied candidates: regress to the model's *mean prediction*, given the input that the
     candidate saw, instead of to the sampled image (`denoising.expected_target`). This removes sampling noise, which
@@ -96,18 +91,8 @@ class TuneConfig:
     def _check_candidates(self) -> None:
         if not 0 < self.temperature <= 1:
             raise ValueError(f"temperature={self.temperature}: must be above 0, at most 1")
-        sharpness_range(self.vary_sharpness)
-        if self.draw_temperature is not None and not 0 <= self.draw_temperature <= 1:
-            raise ValueError(f"draw_temperature={self.draw_temperature}: must be 0 to 1, or None for `temperature`")
-        if self.draw_temperature == 0 and not self.vary_sharpness:
-            raise ValueError(
-                "draw_temperature=0: without noise all candidates of an image are the same; set vary_sharpness"
-            )
-        if self.draw_temperature is not None and self.expected_targets:
-            raise ValueError(
-                "expected_targets replace the drawn candidates by mean predictions: set expected_targets or "
-                "draw_temperature, not both"
-            )
+        if not 0 <= self.vary_sharpness <= 1:
+            raise ValueError(f"vary_sharpness={self.vary_sharpness}: must be 0 to 1")
         if self.expected_targets and not self.vary_sharpness:
             raise ValueError(
                 "expected_targets: candidates that differ only in noise have one mean prediction, the model's own "

@@ -40,12 +40,6 @@ class Tuning:
         return replace(self.denoiser.path(self.config.steps), temperature=self.config.temperature)
 
     @property
-    def draw_path(self) -> NoisePath:
-        """The path on which nft, dpo and sft draw what they learn from (`TuneConfig.draw_temperature`)."""
-        temperature = self.config.draw_temperature
-        return self.path if temperature is None else replace(self.path, temperature=temperature)
-
-    @property
     def images_here(self) -> int:
         """LR images of a round in this process, at least one."""
         return max(1, self.config.images_per_round // self.num_processes)

@@ -1,7 +1,6 @@
 """Tuning on candidates that saw their image softer or sharper: whose they are, and what is learned of them."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -57,16 +56,6 @@ def test_a_varied_candidate_is_what_the_sharper_image_leads_to_told_of_the_image
         draw_piece(one, own, SEEDS, vary_sharpness=1.0, keep=True)
 
 
-def test_without_noise_candidates_differ_in_what_they_saw_alone(tmp_path):
-    one, own = tuning(tmp_path), examples(1)[0]
-    one = replace(one, config=TuneConfig(steps=4, crop_px=None, draw_temperature=0.0, vary_sharpness=(0.0, 0.5)))
-    first, again, other = draw_piece(one, own, [5, 5, 6], vary_sharpness=(0.0, 0.5)).trajectory.x0
-    torch.testing.assert_close(first, again, rtol=0, atol=1e-6)
-    assert not torch.allclose(first, other, atol=1e-3)
-    plain, also = draw_piece(one, own, [5, 6]).trajectory.x0
-    torch.testing.assert_close(plain, also, rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize("name", ["nft", "dpo", "sft"])
 def test_what_takes_any_images_learns_from_them_and_not_from_plain_ones(name, tmp_path):
     algorithm, changes = ALGORITHMS[name]
@@ -85,26 +74,6 @@ def test_what_learns_from_its_own_steps_refuses_them(name, tmp_path):
         run(algorithm, tmp_path, vary_sharpness=0.5, **changes)
 
 
-@pytest.mark.parametrize("name", ["grpo", "reward_gradient"])
-def test_what_learns_from_its_own_steps_refuses_another_temperature(name, tmp_path):
-    algorithm, changes = ALGORITHMS[name]
-    with pytest.raises(ValueError, match=r"draw_temperature=0\.3 must be None"):
-        run(algorithm, tmp_path, draw_temperature=0.3, **changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "why"),
-    [
-        ({"draw_temperature": 1.5}, "must be 0 to 1"),
-        ({"draw_temperature": 0.0}, "set vary_sharpness"),
-        ({"draw_temperature": 0.3, "vary_sharpness": 0.5, "expected_targets": True}, "not both"),
-    ],
-)
-def test_drawing_settings_that_teach_nothing_are_refused(changes, why):
-    with pytest.raises(ValueError, match=why):
-        recipe_of(NFT(), **changes)
-
-
 def test_an_amount_out_of_range_is_refused():
     with pytest.raises(ValueError, match="vary_sharpness"):
         recipe_of(NFT(), vary_sharpness=1.5)
@@ -114,10 +83,6 @@ def test_pairs_are_not_drawn_again_with_other_settings(tmp_path):
     run(DPO(), tmp_path / "one", rounds=1, num_samples=8, vary_sharpness=0.5)
     pairs, header = read_pairs(tmp_path / "one" / "pairs.parquet")
     assert header["drawing"]["vary_sharpness"] == 0.5
-    cool = recipe_of(DPO(pairs_file=tmp_path / "one" / "pairs.parquet"), rounds=1, vary_sharpness=0.5, num_samples=8,
-                     draw_temperature=0.1)  # fmt: skip
-    with pytest.raises(ValueError, match="take the same settings"):  # the seeds would lead to other images
-        tune(cool, examples(), reward_of(), tmp_path / "cool", validation=None, pipeline=nano(), device="cpu")
     file = write_pairs(tmp_path / "pairs.parquet", pairs, **{k: v for k, v in header.items() if k != "format"})
     recipe = recipe_of(DPO(pairs_file=file), rounds=1)
     with pytest.raises(ValueError, match="take the same settings"):

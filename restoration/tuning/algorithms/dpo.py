@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -30,18 +30,15 @@ from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.model.pairs import pair_probabilities
 from zoomiqa_reward.rewards.base import fingerprint_of
 from zoomiqa_reward.rewards.normalise import group_keys
-from zoomiqa_reward.runs.json_lines import plain
 from zoomiqa_reward.runs.progress import progress
 
 MAX_LATENTS = 512
 """Drawn latents that are kept for the next time their pair is chosen."""
 
 
-def _drawing(config: TuneConfig) -> dict[str, Any]:
+def _drawing(config: TuneConfig) -> dict[str, float]:
     """What a seed's image depends on, beside the model."""
-    settings: dict[str, Any] = plain({key: getattr(config, key) for key in ("steps", "eta", "vary_sharpness")})
-    drawn_at = config.temperature if config.draw_temperature is None else config.draw_temperature
-    return settings | {"temperature": drawn_at}
+    return {key: getattr(config, key) for key in ("steps", "eta", "temperature", "vary_sharpness")}
 
 
 def dpo_loss(winner: Tensor, loser: Tensor, winner_base: Tensor, loser_base: Tensor, beta: float) -> Tensor:

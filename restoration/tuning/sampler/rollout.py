@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from restoration.restorer.image_io import SharpnessRange, drawn_sharpness, sharpened
+from restoration.restorer.image_io import drawn_sharpness, sharpened
 from restoration.restorer.rng import candidate_seed
 from restoration.tuning.config import TuneConfig
 from restoration.tuning.context import Tuning
@@ -72,7 +72,7 @@ class DrawnCandidates:
 
 def draw_candidates(
     tuning: Tuning, examples: Sequence[Example], seeds: Sequence[int], *, keep: bool = False,
-    random_steps: Collection[int] | None = None, count: int | None = None, vary_sharpness: SharpnessRange = 0.0,
+    random_steps: Collection[int] | None = None, count: int | None = None, vary_sharpness: float = 0.0,
     expected: bool = False,
 ) -> DrawnCandidates:  # fmt: skip
     """Return `count` candidates (default: the run's) of each image, by the adapter that is active.
@@ -110,7 +110,7 @@ def eight_bit(images: Tensor) -> Tensor:
 
 def draw_piece(
     tuning: Tuning, example: Example, seeds: Sequence[int], *, first: int = 0, keep: bool = False,
-    random_steps: Collection[int] | None = None, vary_sharpness: SharpnessRange = 0.0, expected: bool = False,
+    random_steps: Collection[int] | None = None, vary_sharpness: float = 0.0, expected: bool = False,
 ) -> Piece:  # fmt: skip
     """Return candidates of one image with these seeds, drawn in one pass.
 
@@ -126,7 +126,7 @@ def draw_piece(
         seen = condition
         if vary_sharpness:
             seen = encode(tuning, example, generators, [drawn_sharpness(seed, vary_sharpness) for seed in seeds])
-        drawn = sample(tuning.denoiser, seen, tuning.draw_path, generators, eta=tuning.config.eta, keep=keep,
+        drawn = sample(tuning.denoiser, seen, tuning.path, generators, eta=tuning.config.eta, keep=keep,
                        random_steps=random_steps)  # fmt: skip
         varied = None
         if vary_sharpness:
@@ -157,12 +157,7 @@ def encode(
 
 
 def refuse_varied(config: TuneConfig, name: str) -> None:
-    """Raise ValueError where an algorithm that learns from the sampler's own steps is to draw in another way."""
-    if config.draw_temperature is not None:
-        raise ValueError(
-            f"{name} learns from its own steps: draw_temperature={config.draw_temperature} must be None; nft, dpo and "
-            "sft can learn from candidates of another temperature"
-        )
+    """Raise ValueError where an algorithm that learns from the sampler's own steps is to vary its input."""
     if config.vary_sharpness:
         raise ValueError(
             f"{name} learns from its own steps on the image as it is: vary_sharpness={config.vary_sharpness} must be "
