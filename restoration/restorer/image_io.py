@@ -59,7 +59,7 @@ def sharpness_range(vary: SharpnessRange) -> tuple[float, float]:
     >>> sharpness_range(0.5), sharpness_range((0.0, 0.5))
     ((-0.5, 0.5), (0.0, 0.5))
     """
-    low, high = vary if isinstance(vary, tuple) else (-vary, vary)
+    low, high = vary if isinstance(vary, tuple | list) else (-vary, vary)
     if not -1 <= low <= high <= 1:
         raise ValueError(
             f"vary_sharpness={vary}: must be 0 (the input as it is) to 1, or a pair (lowest, highest) within -1 to 1"
