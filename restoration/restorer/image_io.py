@@ -84,7 +84,7 @@ def drawn_sharpness(seed: int, vary: SharpnessRange, noise: Sequence[NoiseStep] 
     """
     low, high = sharpness_range(vary)
     if low == high:
-        return low
+        return high  # of 0, the lowest is -0.0
     centre, half = (low + high) / 2, (high - low) / 2
     drawn = float(np.random.default_rng(seed).uniform(-1, 1))
     if not noise:
