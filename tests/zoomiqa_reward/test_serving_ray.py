@@ -39,9 +39,11 @@ def mixed(count):
 @pytest.fixture(scope="module")
 def server():
     config = ServeConfig(port=0, replicas=2, threads=1, tokens=(TOKEN,), limits=LIMITS)
+    others = set(children(os.getpid()))  # such as the fork server of another file's tests
     with RewardServer(config) as running:
-        processes = children(os.getpid())
+        processes = [pid for pid in children(os.getpid()) if pid not in others]
         yield running
+    assert processes, "Ray started no process that could be left"
     deadline = time.monotonic() + 60
     while (left := [pid for pid in processes if is_alive(pid)]) and time.monotonic() < deadline:
         time.sleep(0.2)
