@@ -107,7 +107,7 @@ class DrawFolder:
         """Write all lines again, with the scores of one group. The scores of candidates outside of it are dropped."""
         pending: dict[str, Any] = {"score": math.nan, "std": math.nan, "valid": False, "error": PENDING}
         others = {index: replace(item, **pending) for index, item in self.done.items() if item.pixels is not None}
-        self.done |= others | {candidate.index: candidate for candidate in candidates}
+        self.done |= others | {candidate.index: replace(candidate, held=None) for candidate in candidates}
         rows = [record_of(item, self.folder) for _, item in sorted(self.done.items())]
         write_lines(self.folder / "candidates.jsonl", rows)
 
