@@ -206,22 +206,29 @@ def niqe(args: argparse.Namespace) -> dict[str, Any]:
     from restoration.metrics import niqe as by_niqe
 
     iqa, image = ZoomIQA.from_pretrained("nano", device="cpu"), photograph(0, 512, 512)
-    require_valid(iqa.rate([image], strict=True))
+    half = ZoomIQA.from_pretrained("nano", device="cpu", dtype="bfloat16")
+    for one in (iqa, half):
+        require_valid(one.rate([image], strict=True))
     ways: Ways = {
         "niqe": lambda: by_niqe(image),
         "direct": lambda: iqa.rate([image], strict=True),
+        "direct, bfloat16": lambda: half.rate([image], strict=True),
         "direct, whole image": lambda: _glance(iqa).rate([image], strict=True),
     }
     return compared(ways, args.rounds * 3, "niqe")
 
 
 def large(args: argparse.Namespace) -> dict[str, Any]:
-    """One image of 4000 x 3000 px, by `memory.py` in a process of its own."""
+    """One image of 4000 x 3000 px, by `memory.py` in a process of its own, in float32 and in bfloat16."""
     import subprocess
 
-    script = Path(__file__).with_name("memory.py")
-    out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True).stdout
-    return json.loads(out[out.index("{") :])
+    def measured(*options: str) -> dict[str, Any]:
+        command = [sys.executable, str(Path(__file__).with_name("memory.py")), *options]
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return json.loads(out[out.index("{") :])
+
+    half = measured("--dtype", "bfloat16", "--name", "memory_bfloat16")
+    return measured() | {f"{key}_bfloat16": half[key] for key in ("rating", "peak_over_idle_mib", "seconds")}
 
 
 @torch.no_grad()
@@ -249,18 +256,22 @@ def best_of_8(args: argparse.Namespace) -> dict[str, Any]:
     from restoration import Restorer
 
     iqa, restorer = ZoomIQA.from_pretrained("nano", device="cpu"), Restorer.from_pretrained("nano")
+    half = ZoomIQA.from_pretrained("nano", device="cpu", dtype="bfloat16")
     image = photograph(0, 64, 64)
     drawn = [one.image for one in restorer.restore(image, range(8))]
-    require_valid(iqa.rate(drawn, strict=True))
+    for one in (iqa, half):
+        require_valid(one.rate(drawn, strict=True))
     ways: Ways = {
         "drawing": lambda: list(restorer.restore(image, range(8))),
         "rating": lambda: iqa.rate(drawn, strict=True),
+        "rating_bfloat16": lambda: half.rate(drawn, strict=True),
     }
     taken = in_turn(ways, args.rounds)
-    shares = [b[1] / a[1] for a, b in zip(taken["drawing"], taken["rating"], strict=True)]
-    return {"drawing_cpu_s": round(statistics.median(cpu for _, cpu in taken["drawing"]), 3),
-            "rating_cpu_s": round(statistics.median(cpu for _, cpu in taken["rating"]), 3),
-            "rating_over_drawing": round(statistics.median(shares), 3)}  # fmt: skip
+    found = {f"{name}_cpu_s": round(statistics.median(cpu for _, cpu in times), 3) for name, times in taken.items()}
+    for name in ("rating", "rating_bfloat16"):
+        shares = [b[1] / a[1] for a, b in zip(taken["drawing"], taken[name], strict=True)]
+        found[f"{name}_over_drawing"] = round(statistics.median(shares), 3)
+    return found
 
 
 def learning(args: argparse.Namespace) -> dict[str, Any]:

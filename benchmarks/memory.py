@@ -1,6 +1,6 @@
 """Peak memory of rating one large image, over the process that has the model loaded and is idle.
 
-python benchmarks/memory.py [--model nano] [--width 4000] [--height 3000]
+python benchmarks/memory.py [--model nano] [--width 4000] [--height 3000] [--dtype bfloat16] [--name memory]
 """
 
 import argparse
@@ -27,8 +27,10 @@ def main() -> None:
     parser.add_argument("--model", default="nano")
     parser.add_argument("--width", type=int, default=4000)
     parser.add_argument("--height", type=int, default=3000)
+    parser.add_argument("--dtype", default=None, help="of the weights (default: the model's own)")
+    parser.add_argument("--name", default="memory", help="of the result file")
     args = parser.parse_args()
-    iqa = ZoomIQA.from_pretrained(args.model)
+    iqa = ZoomIQA.from_pretrained(args.model, dtype=args.dtype)
     rng = np.random.default_rng(0)
     small = Image.fromarray(rng.integers(0, 255, (args.height // 20, args.width // 20, 3), dtype=np.uint8))
     with tempfile.TemporaryDirectory() as folder:
@@ -42,6 +44,7 @@ def main() -> None:
         began = time.time()
         ratings = iqa.rate([path], strict=True)
     result = {
+        "dtype": str(iqa.checkpoint.dtype).removeprefix("torch."),
         "pixels": [args.width, args.height],
         "rating": float(ratings.mean[0]),
         "valid": bool(ratings.valid[0]),
@@ -49,7 +52,7 @@ def main() -> None:
         "peak_over_idle_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - idle),
         "seconds": round(time.time() - began, 1),
     }
-    write_result("memory", result)
+    write_result(args.name, result)
 
 
 if __name__ == "__main__":

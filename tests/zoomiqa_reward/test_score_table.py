@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import test_cli
+from photographs import photograph
 from PIL import Image
 from test_cli import Scripted, run
 
@@ -82,6 +83,38 @@ def test_a_second_call_measures_only_what_is_new(capsys, folder, counting, suffi
     assert other.asked == 4
 
 
+def save_photograph(path):
+    image = photograph(0, 96, 128)
+    Image.fromarray((image * 255).byte().permute(1, 2, 0).numpy()).save(path)
+
+
+@pytest.mark.parametrize("command", ["score", "rank", "assess"])
+def test_the_dtype_that_is_named_is_the_one_that_rates(capsys, folder, monkeypatch, command):
+    loaded, load = [], inputs.load_model
+    monkeypatch.setattr(
+        inputs, "load_model", lambda *given, **options: loaded.append(load(*given, **options)) or loaded[-1]
+    )
+    save_photograph("in/photograph.png")
+    for dtype in ("float32", "bfloat16"):
+        code, _, err = run(capsys, command, "in/photograph.png", "--device", "cpu", "--dtype", dtype)
+        assert code == 0, err
+    assert [str(iqa.checkpoint.dtype) for iqa in loaded] == ["torch.float32", "torch.bfloat16"]
+    single, half = (float(iqa.rate(["in/photograph.png"]).mean[0]) for iqa in loaded)
+    assert single != half
+    assert abs(single - half) < 0.05
+
+
+def test_a_table_is_not_continued_in_another_dtype(capsys, folder):
+    save_photograph("in/photograph.png")
+    command = ("score", "in/photograph.png", "--out", "t.jsonl", "--device", "cpu")
+    assert run(capsys, *command)[0] == 0
+    (before,) = read_table(Path("t.jsonl"))
+    assert run(capsys, *command, "--dtype", "bfloat16")[0] == 0
+    (after,) = read_table(Path("t.jsonl"))
+    assert before["fingerprint"] != after["fingerprint"]
+    assert before["rating"] != after["rating"]
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_rows_of_other_images_stay(capsys, folder, counting, suffix):
     model = counting()
@@ -133,12 +166,12 @@ def test_other_programs_read_what_csv_and_json_hold(capsys, folder, counting):
 def test_the_summary_counts():
     records = [a_record(f"{k}.png", float(k)) for k in range(1, 8)] + [a_record("bad.png", None)]
     summary = score_table.summarize(records)
-    assert (summary["count"], summary["measured"], summary["mean"]) == (8, 7, 4.0)
+    assert (summary["count"], summary["measured"], summary["rating"]) == (8, 7, 4.0)
     assert summary["percentiles"]["50"] == 4.0
     assert summary["percentiles"]["25"] == 2.5
     assert [row["image"] for row in summary["worst"]] == ["1.png", "2.png", "3.png", "4.png", "5.png"]
     assert summary["not_measured"] == [{"image": "bad.png", "error": "why"}]
-    assert score_table.summarize([])["mean"] is None
+    assert score_table.summarize([])["rating"] is None
 
 
 def a_record(image="a.png", rating=1.0):

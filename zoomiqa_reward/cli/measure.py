@@ -31,6 +31,7 @@ def score(
     ray: inputs.RayWorkers = 0,
     overwrite: inputs.Overwrite = False,
     device: inputs.Device = None,
+    dtype: inputs.Dtype = None,
     strict: inputs.Strict = True,
     question: inputs.Question = None,
     protocol: inputs.ProtocolFile = None,
@@ -44,7 +45,7 @@ def score(
 
     files = inputs.expand(images, recursive=recursive)
     if clips.are_clips(files, every, keep_up, out=out, shared=shared, ray=ray):
-        iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
+        iqa = inputs.load_model(model, device=device, dtype=dtype, adapter=adapter, protocol=protocol)
         return _score_clips(
             iqa, files, as_json=as_json, mode=mode, question=question, every_s=every, keep_up=keep_up
         )  # fmt: skip
@@ -56,12 +57,13 @@ def score(
         raise ValueError("several processes share their work through the table; name it with --out")
     if out is not None and ray:
         records = _score_on_cluster(
-            files, out, overwrite, device, ray, {"model": model, "adapter": adapter, "protocol": protocol},
+            files, out, overwrite, device, ray,
+            {"model": model, "dtype": dtype, "adapter": adapter, "protocol": protocol},
             {"mode": mode, "strict": strict, "question": question},
         )  # fmt: skip
         return _shown(records, as_json=as_json)
     device = inputs.own_device(device, rank) if launched > 1 else device
-    iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
+    iqa = inputs.load_model(model, device=device, dtype=dtype, adapter=adapter, protocol=protocol)
     if out is not None and shared:
         from zoomiqa_reward.cli.score_shared import score_shared
 
@@ -153,6 +155,7 @@ def assess(
     model: inputs.Model = "nano",
     as_json: inputs.Json = False,
     device: inputs.Device = None,
+    dtype: inputs.Dtype = None,
     strict: inputs.Strict = True,
     question: inputs.Question = None,
     protocol: inputs.ProtocolFile = None,
@@ -162,7 +165,7 @@ def assess(
     from zoomiqa_reward.model.measuring import measure
 
     files = inputs.expand(images)
-    iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
+    iqa = inputs.load_model(model, device=device, dtype=dtype, adapter=adapter, protocol=protocol)
     records: list[RatedImage] = []
     results = measure(iqa, files, mode="reason", strict=strict, question=question)
     for measured in progress(results, len(files), "assessing", streaming=True):
@@ -184,6 +187,7 @@ def rank(
     sheet: inputs.SheetFile = None,
     overwrite: inputs.Overwrite = False,
     device: inputs.Device = None,
+    dtype: inputs.Dtype = None,
     strict: inputs.Strict = True,
     question: inputs.Question = None,
     protocol: inputs.ProtocolFile = None,
@@ -204,7 +208,7 @@ def rank(
     other = rank_together.other_image(lq, reference)
     if other is not None and has_clips:
         raise ValueError("--lq and --reference: only for images; clips are ranked by their ratings alone")
-    iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
+    iqa = inputs.load_model(model, device=device, dtype=dtype, adapter=adapter, protocol=protocol)
     details: dict[str, dict[str, object]] = {}
     if has_clips:
         results = _clips_for_rank(iqa, files, details, mode=mode, question=question, every_s=every, keep_up=keep_up)

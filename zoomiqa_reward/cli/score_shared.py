@@ -54,15 +54,15 @@ class Job:
     overwrite: bool
     device: str | None
     loaded: dict[str, Any]
-    """`model`, `adapter`, `protocol`."""
+    """`model`, `dtype`, `adapter`, `protocol`."""
     asked: dict[str, Any]
     """`mode`, `strict`, `question`."""
 
     def __call__(self) -> Callable[[int], int]:
         """Return what rates, given the worker's number; it returns how many records it has. Raises CheckpointError."""
         os.chdir(self.folder)
-        iqa = load_model(self.loaded["model"], device=self.device, adapter=self.loaded["adapter"],
-                         protocol=self.loaded["protocol"])  # fmt: skip
+        options = {name: value for name, value in self.loaded.items() if name != "model"}
+        iqa = load_model(self.loaded["model"], device=self.device, **options)
 
         def rate(worker: int) -> int:
             return len(score_shared(self.out, self.overwrite, iqa, self.files, rank=worker, **self.asked)[0])
