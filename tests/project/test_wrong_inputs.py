@@ -185,6 +185,12 @@ MODULES = {
         "--photos nosuch --out run": "nosuch", "--photos empty --out run": "empty", "--photos few --out run": "few",
         "--photos many --out strangers": "strangers", "--photos many --out run --workers 0": "--workers",
         "--photos many --out run --seconds 0": "--seconds", "--photos many --out run --seed x": "x",
+        "--photos many --out run --large-share 2": "--large-share 2",
+    },
+    "train_iqa.nano.words": {f"--start nano {line}": word for line, word in NANO_TRAINING.items()} | {
+        "--photos many": "--start", "--start nosuch --photos many": "nosuch",
+        "--start nano --photos many --drawn empty": "no batch",
+        "--start nano --photos many --learning-rate 0": "--learning-rate 0",
     },
     "restoration.nano.train": NANO_TRAINING,
     "restoration.demo": {

@@ -4,13 +4,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from train_iqa.nano import drawn
+from train_iqa.nano import drawn, words
 from train_iqa.nano.drawing import draw_image
 from train_iqa.nano.drawn import DrawnFolder, draw_folder, read_batch, write_batch
 from train_iqa.nano.store import BATCH, DrawnBatch, WorkerError
 from train_iqa.nano.train import NanoConfig, make_nano
+from zoomiqa_reward import ZoomIQA
 
 
 def photograph(seed: int) -> Image.Image:
@@ -51,6 +53,13 @@ def test_each_batch_is_taken_once_also_those_that_come_later(tmp_path):
         assert np.array_equal(found.images[0].image, batch(number).images[0].image)
 
 
+@pytest.mark.parametrize("wrong", [["--large-share", "1.5"], ["--local-share", "-0.1"], ["--seconds", "0"]])
+def test_a_share_outside_0_to_1_is_refused(tmp_path, wrong, capsys):
+    assert drawn.main(["--photos", str(tmp_path), "--out", str(tmp_path / "drawn"), *wrong]) == 1
+    assert wrong[0] in capsys.readouterr().err
+    assert not (tmp_path / "drawn").exists()
+
+
 def test_a_folder_without_batches_is_refused_with_the_way_out(tmp_path):
     with pytest.raises(ValueError, match=r"no batch \*\.npz; fill it with `python -m train_iqa\.nano\.drawn`"):
         DrawnFolder(tmp_path)
@@ -87,3 +96,31 @@ def test_two_trainings_learn_from_one_folder(tmp_path):
         assert (make_nano(config) / "model.safetensors").exists()
         last = json.loads((config.out / "dense" / "log.jsonl").read_text().splitlines()[-1])
         assert last["crops"] >= 16
+
+
+@pytest.mark.integration
+def test_the_words_stage_goes_on_from_a_checkpoint_and_from_where_it_was_stopped(tmp_path, capsys):
+    photos, out = tmp_path / "photos", tmp_path / "drawn"
+    photos.mkdir()
+    for number in range(10):
+        photograph(number).save(photos / f"{number}.png")
+    draw_folder((photos,), out, seconds=5, workers=1, seed=0, large_share=0.5, local_share=0.7)
+    batches = [read_batch(path) for path in out.glob("*.npz")]
+    whole = [image for batch in batches if batch.large for image in batch.images if image.record.steps]
+    assert any(image.record.box for image in whole)
+
+    def run(seconds):
+        where = ["--photos", str(photos), "--drawn", str(out), "--out", str(tmp_path / "run")]
+        done = words.main(["--start", "nano", *where, "--seconds", str(seconds), "--threads", "1"])
+        assert done == 0, capsys.readouterr().err
+        log = (tmp_path / "run" / "words" / "log.jsonl").read_text().splitlines()
+        return [json.loads(line)["step"] for line in log]
+
+    first = run(1)
+    assert first[0] >= 1
+    assert run(30)[len(first)] > first[-1]
+    before = ZoomIQA.from_pretrained("nano").checkpoint.model.state_dict()
+    after = ZoomIQA.from_pretrained(tmp_path / "run" / "checkpoint").checkpoint.model.state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed
+    assert not any("visual" in name for name in changed)

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from train_iqa.nano.drawing import DegradedImage
-from train_iqa.nano.store import BATCH, DrawnBatch, WorkerError, Workers
+from train_iqa.nano.drawing import LOCAL_SHARE_LARGE, LOCAL_SHARE_SMALL, DegradedImage
+from train_iqa.nano.store import BATCH, LARGE_SHARE, DrawnBatch, WorkerError, Workers
 from train_iqa.nano.synthetic import hold_out, list_photographs, read_record
 from zoomiqa_reward.runs.outputs import claim_folder, replacing
 from zoomiqa_reward.runs.program import Parser, run_program
@@ -96,13 +96,27 @@ class DrawnFolder:
         self._waiting = []
 
 
-def draw_folder(photos: tuple[Path, ...], out: Path, *, seconds: float, workers: int, seed: int) -> int:
-    """Fill the folder for `seconds` from all but the held-out photographs, and return how many images were added."""
+def draw_folder(
+    photos: tuple[Path, ...],
+    out: Path,
+    *,
+    seconds: float,
+    workers: int,
+    seed: int,
+    large_share: float = LARGE_SHARE,
+    local_share: float | None = None,
+) -> int:
+    """Fill the folder for `seconds` from all but the held-out photographs, and return how many images were added.
+
+    large_share: of the batches, those of whole images; local_share: see `drawing.draw_image`.
+    """
     training = [path for folder in photos for path in hold_out(list_photographs(folder))[0]]
     claim_folder(out)
     first = 1 + max((int(path.stem.split("_")[0]) for path in out.glob("*.npz")), default=-1)
     began, count = time.monotonic(), 0
-    with Workers(training, count=workers, seed=seed + first) as drawing:
+    with Workers(
+        training, count=workers, seed=seed + first, large_share=large_share, local_share=local_share
+    ) as drawing:
         for second in progress(range(round(seconds)), round(seconds), f"drawing into {out}, seconds"):
             until = began + second + 1
             while (left := until - time.monotonic()) > 0:
@@ -121,6 +135,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="of drawing")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw images")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--large-share", type=float, default=LARGE_SHARE, help="of the batches, those of whole images, 0..1"
+    )
+    parser.add_argument(
+        "--local-share",
+        type=float,
+        help=f"of the damaged, those inside a region (default: {LOCAL_SHARE_LARGE:g} of whole images, "
+        f"{LOCAL_SHARE_SMALL:g} of crops)",
+    )
     args = parser.parse_args(argv)
     return run_program("train_iqa.nano.drawn", lambda: _work(args))
 
@@ -128,7 +151,13 @@ def main(argv: list[str] | None = None) -> int:
 def _work(args: argparse.Namespace) -> int:
     if not args.seconds >= 1 or args.workers < 1:
         raise ValueError(f"--seconds {args.seconds:g}, --workers {args.workers}: must be at least 1")
-    count = draw_folder(tuple(args.photos), args.out, seconds=args.seconds, workers=args.workers, seed=args.seed)
+    for name, share in (("--large-share", args.large_share), ("--local-share", args.local_share)):
+        if share is not None and not 0 <= share <= 1:
+            raise ValueError(f"{name} {share:g}: must be in 0..1")
+    count = draw_folder(
+        tuple(args.photos), args.out, seconds=args.seconds, workers=args.workers, seed=args.seed,
+        large_share=args.large_share, local_share=args.local_share,
+    )  # fmt: skip
     say(f"{count} images drawn into {args.out}")
     return 0
 

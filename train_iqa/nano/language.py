@@ -109,8 +109,9 @@ def rows_loss(
     tokens: Tensor,
     readouts: Readouts | None = None,
     truth: Tensor | None = None,
+    box_weight: float = 1.0,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Return the loss of rows and its parts.
+    """Return the loss of rows and its parts; `box_weight` is the weight of the digits of boxes.
 
     tokens: (image tokens of all rows in order, width); with `readouts`, truth is (image tokens, 3): x, y and cover.
     """
@@ -140,7 +141,7 @@ def rows_loss(
     entropies = -(wanted * digits).sum(-1).mean(0)
     parts["rating"] = entropies[~batch.is_box].mean()
     if batch.is_box.any():
-        parts["box"] = entropies[batch.is_box].mean()
+        parts["box"] = box_weight * entropies[batch.is_box].mean()
     if readouts is not None and truth is not None:
         states = [out.hidden_states[layer].flatten(0, 1).float() for layer in (AUX_LAYER, EDGE_LAYER)]
         guess = readouts.tokens(states[0][is_image])

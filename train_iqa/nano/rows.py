@@ -102,11 +102,13 @@ class RowBuilder:
             self._first_prompts[key] = self.prompt_ids(round1(self.protocol, NO_IMAGE, question), [grid])
         return self._first_prompts[key]
 
-    def first(self, record: DamageRecord, grid: Grid, label: float, rng: np.random.Generator) -> NanoRow:
-        """Return round 1's row."""
+    def first(
+        self, record: DamageRecord, grid: Grid, label: float, rng: np.random.Generator, *, short: bool = False
+    ) -> NanoRow:
+        """Return round 1's row; a `short` one is without its thoughts: only box, rating and decision."""
         prompt = self.first_prompt(self.question(rng), grid)
         text, drawn = self._first_answer(record, label, rng)
-        return self._row(prompt, text, drawn, [grid], is_first=True)
+        return self._row(prompt, text[text.index("<answer>") :] if short else text, drawn, [grid], is_first=True)
 
     def second(
         self,

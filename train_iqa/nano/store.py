@@ -23,7 +23,7 @@ from torch import Tensor
 from train_iqa.nano.degradations import DEGRADATIONS, DamageRecord
 from train_iqa.nano.drawing import SMALL_PX, DegradedImage, draw_image
 from train_iqa.nano.labels import LABEL_METRICS, NUM_BANDS, TOKEN_PX, LabelScale
-from train_iqa.nano.synthetic import WORST_SCORE, as_batch, label_drawn
+from train_iqa.nano.synthetic import WORST_SCORE, as_batch, label_drawn, whole_scores
 from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.images.listing import is_shown
 
@@ -49,16 +49,18 @@ class WorkerError(ZoomIQAError, RuntimeError):
     """A drawing process failed or died; the message holds its traceback."""
 
 
-def _work(index: int, photographs: list[Image.Image], seed: int, out: Any, stop: Any) -> None:
+def _work(
+    index: int, photographs: list[Image.Image], seed: int, shares: tuple[float, float | None], out: Any, stop: Any
+) -> None:
     torch.set_num_threads(1)
     os.nice(5)
-    rng = np.random.default_rng([seed, index])
+    rng, (large_share, local_share) = np.random.default_rng([seed, index]), shares
     while not stop.is_set():
-        large = bool(rng.random() < LARGE_SHARE)
+        large = bool(rng.random() < large_share)
         try:
             chosen = [photographs[k] for k in rng.integers(0, len(photographs), BATCH)]
             message: DrawnBatch | str = DrawnBatch(
-                large, [draw_image(photograph, rng, large=large) for photograph in chosen]
+                large, [draw_image(photograph, rng, large=large, local_share=local_share) for photograph in chosen]
             )
         except Exception as error:  # noqa: BLE001  it is raised again where the batch is taken
             message = f"drawing process {index}: {error!r}"
@@ -76,7 +78,19 @@ class Workers:
     Raises WorkerError from `take` when a process failed, ValueError where the platform cannot fork.
     """
 
-    def __init__(self, paths: Sequence[Path], *, count: int, seed: int) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        count: int,
+        seed: int,
+        large_share: float = LARGE_SHARE,
+        local_share: float | None = None,
+    ) -> None:
+        """Start `count` processes.
+
+        large_share: of the batches, those of whole images; local_share: see `draw_image`.
+        """
         if "fork" not in multiprocessing.get_all_start_methods():
             raise ValueError("drawing processes need os.fork, which this platform lacks: train on Linux or macOS")
         photographs = []
@@ -86,7 +100,11 @@ class Workers:
         context = multiprocessing.get_context("fork")
         self._queue, self._stop = context.Queue(maxsize=8 * count), context.Event()
         self._processes = [
-            context.Process(target=_work, args=(k, photographs, seed, self._queue, self._stop), daemon=True)
+            context.Process(
+                target=_work,
+                args=(k, photographs, seed, (large_share, local_share), self._queue, self._stop),
+                daemon=True,
+            )
             for k in range(count)
         ]
         for process in self._processes:
@@ -120,7 +138,7 @@ KINDS = tuple(DEGRADATIONS)
 GRID = SMALL_PX // TOKEN_PX
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class StoredImage:
     """A whole degraded image."""
 
@@ -188,7 +206,7 @@ class Store:
             self.add_small(drawing.images)
             return
         for drawn in drawing.images:  # sizes differ
-            scores, _, _ = label_drawn(*self._pair([drawn]), self._failed([drawn]))
+            scores = whole_scores(*self._pair([drawn]), self._failed([drawn]))
             self._waiting.append((drawn, scores[0].double().cpu().numpy()))
         self._settle()
 
@@ -238,7 +256,7 @@ class Store:
         if self.scale is None:
             return
         for drawn, scores in self._waiting:
-            image = torch.from_numpy(drawn.image).to(self.device).permute(2, 0, 1).contiguous()
+            image = torch.from_numpy(drawn.image.copy()).to(self.device).permute(2, 0, 1).contiguous()
             label = float(self.scale.pseudo_mos(scores[None])[0])
             stored = StoredImage(image=image, label=label, record=drawn.record)
             if len(self.whole_images) < self.capacity["large"]:

@@ -65,11 +65,21 @@ def hold_out(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 def label_drawn(images: Tensor, references: Tensor, failed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return scores (B, 3), local HaarPSI (B, rows, columns) and band targets of BCHW images, on their device.
 
+    failed: see `whole_scores`.
+    """
+    scores, local = whole_scores(images, references, failed), local_haarpsi(images, references)
+    local[failed] = 0.0
+    return scores, local, band_targets(images, references)
+
+
+def whole_scores(images: Tensor, references: Tensor, failed: Tensor) -> Tensor:
+    """Return scores (B, 3) of BCHW images.
+
     A failed image (`failed`, bool [B]) has the worst scores there are, whatever the metrics find in it.
     """
-    scores, local = reference_scores(images, references), local_haarpsi(images, references)
-    scores[failed], local[failed] = WORST_SCORE, 0.0
-    return scores, local, band_targets(images, references)
+    scores = reference_scores(images, references)
+    scores[failed] = WORST_SCORE
+    return scores
 
 
 def as_batch(images: Sequence[NDArray[np.uint8]], device: torch.device | str = "cpu") -> Tensor:

@@ -17,7 +17,7 @@ from train_iqa.nano.build import TOKEN_PX
 from train_iqa.nano.degradations import DamageRecord, Step, sample_box
 from train_iqa.nano.dense import DenseHeads, dense_batch
 from train_iqa.nano.language import RatingTree, Readouts, row_tokens, rows_loss
-from train_iqa.nano.rows import RATING_SIGMA, NanoRow, RowBuilder, mirrored
+from train_iqa.nano.rows import RATING_SIGMA, Grid, NanoRow, RowBuilder, mirrored
 from train_iqa.nano.store import GRID, Store, StoredImage, cover_map
 from train_iqa.nano.tower import read_tokens
 from zoomiqa_reward.images.filters import resize_bicubic
@@ -102,21 +102,30 @@ def first_rounds(
 ) -> tuple[list[NanoRow], list[Tensor], Tensor]:
     """Return round-1 rows of the images, half of them mirrored, their images, and the truth of their tokens.
 
-    The truth is (tokens, 3): x and y of each token's middle, 0..1, and whether damage covers it.
+    The truth is that of `token_truth`, one image after the other.
     """
     rows, images, truth = [], [], []
     for stored in stored_images:
-        image, record = as_float(stored.image), stored.record
-        if rng.random() < 0.5:
-            image, record = image.flip(2), mirrored(record)
-        image = vary_size(image, record, rng)
-        grid = grid_of(image)
-        rows.append(builder.first(record, grid, stored.label, rng))
+        image, record = varied(stored, rng)
+        rows.append(builder.first(record, grid_of(image), stored.label, rng))
         images.append(image)
-        y, x = np.meshgrid(*((np.arange(side) + 0.5) / side for side in grid), indexing="ij")
-        truth.append(np.stack([x, y, cover_map(record, *grid)], axis=-1).reshape(-1, 3))
-    truths = torch.from_numpy(np.concatenate(truth)).float().to(images[0].device)
-    return rows, images, truths
+        truth.append(token_truth(record, grid_of(image)))
+    return rows, images, torch.cat(truth).to(images[0].device)
+
+
+def varied(stored: StoredImage, rng: np.random.Generator) -> tuple[Tensor, DamageRecord]:
+    """Return an image in [0, 1], half of the time mirrored, at one of many sizes, and its record."""
+    image, record = as_float(stored.image), stored.record
+    if rng.random() < 0.5:
+        image, record = image.flip(2), mirrored(record)
+    return vary_size(image, record, rng), record
+
+
+def token_truth(record: DamageRecord, grid: Grid) -> Tensor:
+    """Return float32 (tokens, 3): x and y of each token's middle, 0..1, and whether damage covers it."""
+    y, x = np.meshgrid(*((np.arange(side) + 0.5) / side for side in grid), indexing="ij")
+    truth = np.stack([x, y, cover_map(record, *grid)], axis=-1)
+    return torch.from_numpy(truth.reshape(-1, 3)).float()
 
 
 def second_rounds(
@@ -166,15 +175,25 @@ def text_step(
         loss, parts = rows_loss(learner.model, learner.builder, rows, tokens, learner.readouts, truth)
         (weight * loss).backward()
         losses |= {f"first_{name}": value for name, value in parts.items()}
-    mistaken = int(rng.binomial(second, MISTAKEN_SHARE))
-    zooming = drawn_from(store.whole(local=True), second - mistaken, rng)
-    zooming += drawn_from(store.whole(local=False), mistaken, rng)
-    if zooming:
-        rows, images = second_rounds(learner.builder, zooming, rng)
-        loss, parts = rows_loss(learner.model, learner.builder, rows, row_tokens(learner.tower, images))
-        (weight * SECOND_WEIGHT * loss).backward()
-        losses |= {f"second_{name}": value for name, value in parts.items()}
-    return losses
+    zooming = zooming_images(store, second, rng)
+    return losses | (second_step(learner, zooming, rng, weight) if zooming else {})
+
+
+def zooming_images(store: Store, count: int, rng: np.random.Generator) -> list[StoredImage]:
+    """Return `count` images for second rounds: most with local damage, the others zoomed by mistake."""
+    mistaken = int(rng.binomial(count, MISTAKEN_SHARE))
+    zooming = drawn_from(store.whole(local=True), count - mistaken, rng)
+    return zooming + drawn_from(store.whole(local=False), mistaken, rng)
+
+
+def second_step(
+    learner: NanoLearner, zooming: list[StoredImage], rng: np.random.Generator, weight: float = 1
+) -> dict[str, float]:
+    """Accumulate the gradients of the images' second rounds, and return their losses."""
+    rows, images = second_rounds(learner.builder, zooming, rng)
+    loss, parts = rows_loss(learner.model, learner.builder, rows, row_tokens(learner.tower, images))
+    (weight * SECOND_WEIGHT * loss).backward()
+    return {f"second_{name}": value for name, value in parts.items()}
 
 
 def teach_step(

@@ -4,15 +4,17 @@ import torch
 
 
 def half_autocast(device: torch.device) -> torch.autocast:
-    """Return a context that trains in bfloat16 on a GPU, and in float32 on a CPU.
+    """Return a context that trains in bfloat16 on a GPU; on a CPU only inside a caller's own autocast.
 
-    Most CPUs have no bfloat16 arithmetic and emulate it: a matrix product then takes many times as long.
+    Many CPUs have no bfloat16 arithmetic and emulate it: a matrix product then takes many times as long. On those that
+    have it (avx512_bf16) a product takes a fifth of the time.
 
     >>> with half_autocast(torch.device("cpu")):
     ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
     torch.float32
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu")
+    enabled = device.type != "cpu" or torch.is_autocast_enabled("cpu")
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def find_device(device: str | torch.device | None) -> torch.device:
