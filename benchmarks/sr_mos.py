@@ -1,6 +1,8 @@
 """A reward against human opinion of super-resolved images: the four measures of a ranker, intervals over scenes.
 
-python benchmarks/sr_mos.py --data DIR   (DIR holds mos.csv: image, scene, mos 1-5, and the images)
+python benchmarks/sr_mos.py --data DIR [--dtype bfloat16 --name sr_mos_bfloat16]
+
+DIR holds the images and mos.csv: image, scene, mos (1 to 5).
 """
 
 import argparse
@@ -61,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="nano")
+    parser.add_argument("--dtype", default=None, help="of the weights (default: the model's own)")
     parser.add_argument("--name", default="sr_mos")
     parser.add_argument("--reason", action="store_true", help="also the two-round protocol")
     args = parser.parse_args()
@@ -68,7 +71,7 @@ def main() -> None:
         rows = list(csv.DictReader(file))
     images = [load_image(args.data / row["image"]) for row in rows]
     mos, scenes = np.array([float(r["mos"]) for r in rows]), np.array([r["scene"] for r in rows])
-    iqa = ZoomIQA.from_pretrained(args.model)
+    iqa = ZoomIQA.from_pretrained(args.model, dtype=args.dtype)
     scores = {"niqe": -np.array([niqe(i) for i in tqdm(images, desc="NIQE")])}
     scores["direct"] = np.array([float(iqa.rate([i], strict=True).mean[0]) for i in tqdm(images, desc="direct")])
     if args.reason:

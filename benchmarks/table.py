@@ -155,7 +155,8 @@ def memory_rows(memory: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, figure) of `memory`."""
     size = " x ".join(map(str, memory["pixels"]))
     figure = f"{memory['peak_over_idle_mib'] / 1024:.2f} GiB, {memory['seconds']:.0f} s"
-    return [(f"{size} image: peak memory above idle, time", figure)]
+    half = ", bfloat16" if memory.get("dtype") == "bfloat16" else ""
+    return [(f"{size} image{half}: peak memory above idle, time", figure)]
 
 
 def gradients_rows(g: dict[str, Any]) -> list[tuple[str, str]]:
@@ -262,6 +263,7 @@ PARTS = {
     "readable": readable_rows,
     "repeatability": repeatability_rows,
     "memory": memory_rows,
+    "memory_bfloat16": memory_rows,
     "gpu": gpu_rows,
     "ladders": ladder_rows,
     "restorer": restorer_rows,
