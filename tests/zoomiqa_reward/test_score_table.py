@@ -166,12 +166,12 @@ def test_other_programs_read_what_csv_and_json_hold(capsys, folder, counting):
 def test_the_summary_counts():
     records = [a_record(f"{k}.png", float(k)) for k in range(1, 8)] + [a_record("bad.png", None)]
     summary = score_table.summarize(records)
-    assert (summary["count"], summary["measured"], summary["rating"]) == (8, 7, 4.0)
+    assert (summary["count"], summary["measured"], summary["mean"]) == (8, 7, 4.0)
     assert summary["percentiles"]["50"] == 4.0
     assert summary["percentiles"]["25"] == 2.5
     assert [row["image"] for row in summary["worst"]] == ["1.png", "2.png", "3.png", "4.png", "5.png"]
     assert summary["not_measured"] == [{"image": "bad.png", "error": "why"}]
-    assert score_table.summarize([])["rating"] is None
+    assert score_table.summarize([])["mean"] is None
 
 
 def a_record(image="a.png", rating=1.0):
