@@ -24,11 +24,11 @@ from zoomiqa_reward.model.turns import Turn
 FIELDS = ["image", "rating", "std", "score_0_100", "valid", "error", "mode", "rounds", "model", "notes"]
 WORDS = ["sections", "bbox", "crop_box", "texts"]
 OPTIONS = {
-    "score": "--adapter --batched --config --device --dtype --every --help --json --keep-up --mode --model --out --overwrite "
-    "--protocol --question --ray --recursive --shared --strict",
+    "score": "--adapter --batched --config --device --dtype --every --help --json --keep-up --mode --model --out "
+    "--overwrite --protocol --question --ray --recursive --shared --strict",
     "assess": "--adapter --batched --config --device --dtype --help --json --model --protocol --question --strict",
-    "rank": "--adapter --batched --config --device --dtype --every --help --json --keep-up --lq --mode --model --overwrite "
-    "--protocol --question --reference,--hr --sheet --strict",
+    "rank": "--adapter --batched --config --device --dtype --every --help --json --keep-up --lq --mode --model "
+    "--overwrite --protocol --question --reference,--hr --sheet --strict",
 }
 
 
