@@ -323,7 +323,7 @@ def _work(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     config = NanoConfig(
         photos=tuple(args.photos), out=args.out, device=args.device, seconds=args.seconds, start=args.start,
-        seed=args.seed, workers=args.workers, drawn=args.drawn, store_small=128, store_large=8000,
+        seed=args.seed, workers=args.workers, drawn=args.drawn, store_small=64, store_large=8000,
     )  # fmt: skip
     teach_words(config, WordsConfig(learning_rate=args.learning_rate, bfloat16=args.bfloat16))
     return 0
