@@ -150,7 +150,6 @@ class Start:
     """What the language side was before the stage: its `direct` ratings are labels and must stay."""
 
     def __init__(self, learner: NanoLearner) -> None:
-        self.learner = learner
         # The tower is held, so only the language side is copied.
         held = {id(learner.tower): learner.tower}
         self.tree = RatingTree(copy.deepcopy(learner.model, held).requires_grad_(False).eval(), learner.builder)
