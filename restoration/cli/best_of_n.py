@@ -59,6 +59,7 @@ def best_of_n(
     mode: inputs.ModeOption = "direct",
     as_json: inputs.Json = False,
     device: inputs.Device = None,
+    dtype: inputs.Dtype = None,
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
 ) -> int:
@@ -84,7 +85,7 @@ def best_of_n(
         images_of(Path(image), out, recursive=recursive)
     else:
         load_image(image)
-    given: dict[str, Any] = {"device": device, "adapter": adapter, "protocol": protocol}
+    given: dict[str, Any] = {"device": device, "dtype": dtype, "adapter": adapter, "protocol": protocol}
     judge = load_reward(reward, model=model, mode=mode, is_model_needed=cascade > 0, **given)
     if consensus > 0:
         judge = ConsensusReward(judge, consensus)

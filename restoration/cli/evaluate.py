@@ -67,6 +67,7 @@ def evaluate(
     keep_images: Annotated[bool, typer.Option(help="Keep the candidates in OUT.")] = False,
     as_json: options.ResultJson = False,
     device: inputs.Device = None,
+    dtype: inputs.Dtype = None,
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
 ) -> int:
@@ -91,11 +92,13 @@ def evaluate(
     rated_with = with_conventions(images, [reward] if reward in METRICS else [], metric_options)
     chooser: Reward | None = None
     if reward == "none" or reward in METRICS:
-        refuse_model_options(reward, model=model, mode=mode, adapter=adapter, protocol=protocol)
+        refuse_model_options(reward, model=model, mode=mode, dtype=dtype, adapter=adapter, protocol=protocol)
     if reward in METRICS:
         chooser = as_reward(reward, **rated_with.get(reward, {}))
     elif reward != "none":
-        chooser = load_reward(reward, model=model, mode=mode, device=device, adapter=adapter, protocol=protocol)
+        chooser = load_reward(
+            reward, model=model, mode=mode, device=device, dtype=dtype, adapter=adapter, protocol=protocol
+        )
     evaluation = run(
         _restorer(restorer, images.scale, device, vary_sharpness), images, names, n=n,
         seed=seed, reward=chooser, out=out, headline=headline, options=metric_options,

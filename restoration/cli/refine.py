@@ -54,6 +54,7 @@ def refine(
     mode: inputs.ModeOption = "direct",
     as_json: LinePerRound = False,
     device: inputs.Device = None,
+    dtype: inputs.Dtype = None,
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
 ) -> int:
@@ -67,7 +68,7 @@ def refine(
 
     require_folder(out)  # before the work, as the image
     load_image(image)
-    given: dict[str, Any] = {"device": device, "adapter": adapter, "protocol": protocol}
+    given: dict[str, Any] = {"device": device, "dtype": dtype, "adapter": adapter, "protocol": protocol}
     judge = load_reward(reward, model=model, mode=mode, is_model_needed=True, **given)
     # Beside a reward without a model, the one of --model says where to look.
     assessor = None if find_part(judge, ZoomIQAReward) is not None else inputs.load_model(model, **given)

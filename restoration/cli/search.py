@@ -60,6 +60,7 @@ def search(
     mode: inputs.ModeOption = "direct",
     as_json: Lines = False,
     device: inputs.Device = None,
+    dtype: inputs.Dtype = None,
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
 ) -> int:
@@ -74,7 +75,7 @@ def search(
         raise typer.BadParameter("--softness must be above 0")
     require_folder(out)  # before the work, as the image
     load_image(image)
-    judge = load_reward(reward, model=model, mode=mode, device=device, adapter=adapter, protocol=protocol)
+    judge = load_reward(reward, model=model, mode=mode, device=device, dtype=dtype, adapter=adapter, protocol=protocol)
     pool = options.load_restorers(
         restorer, plain, vary_sharpness, scale=scale, steps=steps, device=device, negative_prompt=negative_prompt,
         tile_px=tile_px, colour_fix=colour_fix,

@@ -31,6 +31,7 @@ def web(
     model: inputs.Model = "nano",
     restorer: options.RestorerName = "nano",
     device: inputs.Device = None,
+    dtype: inputs.Dtype = None,
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
     max_megapixels: MaxMegapixels = 9.0,
@@ -55,8 +56,9 @@ def web(
         max_upload_mib=max_upload_mib, max_pixels=round(max_megapixels * 1e6), max_input_px=max_input_px
     )
     studio = Studio(
-        lambda: inputs.load_model(model, device=device, adapter=adapter, protocol=protocol), load_restorers, limits
-    )
+        lambda: inputs.load_model(model, device=device, dtype=dtype, adapter=adapter, protocol=protocol),
+        load_restorers, limits,
+    )  # fmt: skip
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     serving = serve_page(studio, f"Model: {model}", host=host, port=port, token=token)

@@ -40,6 +40,7 @@ def check(
     mode: inputs.ModeOption = "direct",
     num_samples: NumSamples = 1,
     device: inputs.Device = None,
+    dtype: inputs.Dtype = None,
     question: inputs.Question = None,
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
@@ -67,8 +68,8 @@ def check(
     if not photographs:
         raise ValueError("none of the photographs can be used; give clean ones with detail in the middle")
     checked = load_reward(
-        reward, model=model, mode=mode, question=question, num_samples=num_samples, device=device, adapter=adapter,
-        protocol=protocol,
+        reward, model=model, mode=mode, question=question, num_samples=num_samples, device=device, dtype=dtype,
+        adapter=adapter, protocol=protocol,
     )  # fmt: skip
     report = run_check(checked, progress(photographs, len(photographs), "checking", streaming=False), repeats=repeats)
     output.json_line(report.as_json() | {"not_used": [reason for _, reason in refused]})

@@ -68,6 +68,7 @@ def compare(
     overwrite: inputs.Overwrite = False,
     as_json: ResultJson = False,
     device: inputs.Device = None,
+    dtype: inputs.Dtype = None,
     question: inputs.Question = None,
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
@@ -81,8 +82,9 @@ def compare(
     pairs, unpaired = pair_files(a, b, recursive=recursive)
     _claim(sheet, out, [*(file for pair in pairs for file in pair.files), *unpaired], overwrite)
     judge = load_reward(
-        reward, model=model, mode=mode, question=question, device=device, adapter=adapter, protocol=protocol
-    )
+        reward, model=model, mode=mode, question=question, device=device, dtype=dtype, adapter=adapter,
+        protocol=protocol,
+    )  # fmt: skip
     require_pointwise(judge, "compare sets its value of an image beside that of another")
     if judge.needs:
         raise ValueError(f"--reward {reward}: needs {', '.join(sorted(judge.needs))}; zoomiqa evaluate has references")

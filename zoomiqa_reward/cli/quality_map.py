@@ -31,6 +31,7 @@ def quality_map(
     overwrite: inputs.Overwrite = False,
     model: inputs.Model = "nano",
     device: inputs.Device = None,
+    dtype: inputs.Dtype = None,
     strict: inputs.Strict = False,
     question: inputs.Question = None,
     protocol: inputs.ProtocolFile = None,
@@ -44,7 +45,7 @@ def quality_map(
     if out is not None:  # before the work
         claim_file(out, inputs=[image], overwrite=overwrite, suffixes=True)
     pixels = load_image(image)
-    iqa = inputs.load_model(model, device=device, adapter=adapter, protocol=protocol)
+    iqa = inputs.load_model(model, device=device, dtype=dtype, adapter=adapter, protocol=protocol)
     quality = iqa.quality_map(pixels, view_px=view_px, strict=strict, question=question)
     if as_json:
         output.json_line(map_row(image, quality, iqa.name, conversions(image)))

@@ -30,6 +30,7 @@ def load_reward(
     question: str | None = None,
     num_samples: int = 1,
     device: str | None = None,
+    dtype: str | None = None,
     adapter: str | None = None,
     protocol: str | None = None,
     is_model_needed: bool = False,
@@ -48,11 +49,11 @@ def load_reward(
     if chosen is not None:
         from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
-        iqa = inputs.load_model(chosen, device=device, adapter=adapter, protocol=protocol)
+        iqa = inputs.load_model(chosen, device=device, dtype=dtype, adapter=adapter, protocol=protocol)
         seed = None if num_samples > 1 else 0
         reward = ZoomIQAReward(iqa, mode, question=question, num_samples=num_samples, seed=seed)
         return judged_together(reward, name) if name in TOGETHER else reward
-    of_model = {} if is_model_needed else {"model": model, "adapter": adapter, "protocol": protocol}
+    of_model = {} if is_model_needed else {"model": model, "dtype": dtype, "adapter": adapter, "protocol": protocol}
     refuse_model_options(name, mode=mode, question=question, num_samples=num_samples, **of_model)
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:  # a module beside the user, as with `python -m`

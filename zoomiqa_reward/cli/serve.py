@@ -41,6 +41,7 @@ def serve(
     mode: inputs.ModeOption = "direct",
     num_samples: NumSamples = 1,
     device: inputs.Device = None,
+    dtype: inputs.Dtype = None,
     question: inputs.Question = None,
     protocol: inputs.ProtocolFile = None,
     adapter: inputs.Adapter = None,
@@ -71,7 +72,7 @@ def serve(
     config = ServeConfig(
         spec=RewardSpec(
             reward=reward, model=model, mode=mode, question=question, num_samples=num_samples, device=device,
-            adapter=adapter, protocol=protocol, search_path=os.getcwd(),
+            dtype=dtype, adapter=adapter, protocol=protocol, search_path=os.getcwd(),
         ),
         host=host, port=port, replicas=replicas, threads=threads, tokens=_tokens(token_file),
         gpus_per_replica=_gpus(device) if gpus_per_replica is None else gpus_per_replica,

@@ -115,7 +115,7 @@ def load_checkpoint(
     """
     source = _locate(name_or_path)
     device = find_device(device)
-    dtype = _dtype(dtype, device)
+    dtype = find_dtype(dtype, device)
     spec = _find_protocol(source, revision, adapter, protocol)  # first: it is cheap and the likeliest to be missing
     model = _load_model(
         source, revision, dtype=dtype, device_map=device_map, quantization_config=quantization_config,
@@ -185,7 +185,8 @@ def _locate(name: str | os.PathLike[str]) -> Path | str:
     return text
 
 
-def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+def find_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """Return the type of the weights; by default bfloat16 on CUDA, else float32. Raises CheckpointError."""
     if dtype is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype

@@ -29,6 +29,8 @@ class RewardSpec:
     num_samples: int = 1
     """Answers drawn for one rating in mode `reason`."""
     device: str | None = None
+    dtype: str | None = None
+    """`float32`, `bfloat16` or `float16`; None: float32 on a CPU, bfloat16 on CUDA."""
     adapter: str | None = None
     protocol: str | None = None
     search_path: str | None = None
@@ -37,7 +39,7 @@ class RewardSpec:
     def __post_init__(self) -> None:
         if self.has_model:
             return
-        model_options = ("model", "mode", "question", "num_samples", "device", "adapter", "protocol")
+        model_options = ("model", "mode", "question", "num_samples", "device", "dtype", "adapter", "protocol")
         for name in model_options:
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise ValueError(f"{name}={getattr(self, name)!r} belongs to reward='zoomiqa', not to {self.reward!r}")
@@ -55,7 +57,9 @@ class RewardSpec:
         if self.has_model:
             from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 
-            iqa = ZoomIQA.from_pretrained(self.model, device=self.device, adapter=self.adapter, protocol=self.protocol)
+            iqa = ZoomIQA.from_pretrained(
+                self.model, device=self.device, dtype=self.dtype, adapter=self.adapter, protocol=self.protocol
+            )
             asked: dict[str, Any] = {"question": self.question, "num_samples": self.num_samples}
             strictly = ZoomIQAReward(iqa, self.mode, strict=True, **asked)
             batched = ZoomIQAReward(iqa, self.mode, strict=False, batch_size=MAX_BATCH, **asked)
@@ -75,10 +79,10 @@ class RewardSpec:
         Cheap, so that a wrong name is told before processes start.
         """
         if self.has_model:
-            from zoomiqa_reward.model.checkpoint import require_checkpoint
+            from zoomiqa_reward.model.checkpoint import find_dtype, require_checkpoint
             from zoomiqa_reward.model.devices import find_device
 
-            find_device(self.device)
+            find_dtype(self.dtype, find_device(self.device))
             require_checkpoint(self.model, adapter=self.adapter, protocol=self.protocol)
             return
         from zoomiqa_reward.rewards.find import require_name
