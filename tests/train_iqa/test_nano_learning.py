@@ -1,9 +1,12 @@
 """What nano learns from: rows, number targets, the tree of ratings, and the optimizer. Small and random models."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
+from train_iqa.nano import language
 from train_iqa.nano.build import build_model, build_tokenizer
 from train_iqa.nano.degradations import DamageRecord, Step
 from train_iqa.nano.language import RatingTree, Readouts, bell, digit_targets, pair_loss, rows_loss
@@ -75,6 +78,25 @@ def test_digit_targets_multiply_to_the_bell():
         assert product == pytest.approx(float(bell(values, centre, 0.2)[0, drawn - 100]), rel=1e-3, abs=1e-12)
     shares = digit_targets(torch.tensor([0.98]), torch.tensor([100]), torch.tensor([True]), torch.tensor([0.02]))
     assert shares[1, 0, 0] == 1  # after 1. only 1.00 is left
+
+
+def test_the_width_of_a_builders_bell_is_that_of_its_rows_and_of_their_targets(builder, model, monkeypatch):
+    wide = RowBuilder(builder.tokenizer, builder.protocol, box_sigma=0.2)
+    spread, found, original = [], [], language.digit_targets
+    monkeypatch.setattr(language, "digit_targets", lambda *given: found.append(given[3]) or original(*given))
+    for one in (builder, wide):
+        rows = [one.first(LOCAL, (2, 3), 2.5, np.random.default_rng(k)) for k in range(40)]
+        edges = [number for row in rows for number in row.numbers if number.is_box and 0.2 < number.value < 0.8]
+        spread.append(np.std([number.hundredths / 100 - number.value for number in edges]))
+        rows_loss(model, one, rows[:1], torch.zeros(6, model.config.text_config.hidden_size))
+    assert spread == pytest.approx([0.02, 0.2], rel=0.25)
+    wanted = torch.tensor([[0.02] * 4 + [0.15], [0.2] * 4 + [0.15]])
+    torch.testing.assert_close(torch.stack(found), wanted)
+    # What round 2 quotes is the box that was cropped, so it stays exact.
+    quoted = wide.second(LOCAL, LOCAL, (2, 3), (2, 2), 2.5, rng())
+    text = wide.tokenizer.decode(quoted.ids).replace(" ", "")
+    named = re.findall(r'"bbox_2d":\[(\d\.\d\d),(\d\.\d\d)', text)[0]
+    assert [float(edge) for edge in named] == pytest.approx(LOCAL.box[:2], abs=0.08)
 
 
 def test_a_rows_loss_is_the_same_in_company(builder, model):

@@ -73,13 +73,13 @@ def test_a_view_is_read_once_and_is_what_the_tower_says_of_it(learner, store, mo
         assert len(view.tokens) == len(token_truth(record, view.grid))
 
 
-def test_words_rate_as_the_mean_of_the_label_and_of_direct_at_the_start(learner, store):
+def test_words_rate_as_direct_did_at_the_start(learner, store):
     start, stored = Start(learner), store.whole_images[0]
     with torch.no_grad():
         tree = RatingTree(learner.model, learner.builder)
         logprobs = tree.logprobs(as_float(stored.image)[None], learner.builder.protocol.questions[0])
     rated = float(logprobs.double().softmax(1)[0] @ tree.ratings.double())
-    assert start.label(stored) == pytest.approx((stored.label + rated) / 2, abs=1e-4)
+    assert start.label(stored) == pytest.approx(rated, abs=1e-4)
     # At the start all that is left is the mass that is on no rating. Later weights change neither of the two.
     with torch.no_grad():
         mass = tree.logprobs(as_float(stored.image)[None], "How good?").double().exp().sum()
@@ -126,6 +126,18 @@ def test_boxes_are_learned_from_crops_and_even_damage_from_whole_views(learner, 
     one_step(learner, store, WordsConfig(first=3, local=2, short=2, second=0, kept=8, kept_whole=0))
     assert len(grids) >= 4
     assert None not in grids
+
+
+def test_the_bell_about_an_edge_is_wide(learner, store, monkeypatch, tmp_path):
+    sigmas, original = [], words_module.rows_loss
+    monkeypatch.setattr(
+        words_module, "rows_loss", lambda model, builder, *rest, **more: (
+            sigmas.append(builder.box_sigma) or original(model, builder, *rest, **more)
+        )
+    )  # fmt: skip
+    words_stage(NanoConfig(photos=(), out=tmp_path, start="nano"), FEW, learner, store).step(np.random.default_rng(0))
+    assert sigmas == [words_module.BOX_SIGMA] * 2
+    assert learner.builder.box_sigma < words_module.BOX_SIGMA
 
 
 def test_a_short_row_names_box_and_rating_without_thoughts(learner, store):

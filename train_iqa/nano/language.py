@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss, mse_l
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from train_iqa.nano.build import TOKEN_PX
-from train_iqa.nano.rows import BOX_SIGMA, RATING_SIGMA, NanoRow, RowBuilder, mrope_positions
+from train_iqa.nano.rows import RATING_SIGMA, NanoRow, RowBuilder, mrope_positions
 from train_iqa.nano.tower import flat_tokens, pad_images, read_tokens
 from zoomiqa_reward.model.devices import half_autocast
 from zoomiqa_reward.model.parts import WindowTower
@@ -135,7 +135,7 @@ def rows_loss(
     count = len(batch.texts)
     targets = batch.ids.flatten()[batch.texts]
     parts = {"text": -logprobs[:count].gather(1, targets[:, None]).mean()}
-    sigma = torch.where(batch.is_box, BOX_SIGMA, RATING_SIGMA)
+    sigma = torch.where(batch.is_box, builder.box_sigma, RATING_SIGMA)
     wanted = digit_targets(batch.values, batch.hundredths, batch.is_box, sigma)
     digits = logprobs[count:, torch.tensor(builder.digit_ids, device=device)].view(3, -1, 10)
     entropies = -(wanted * digits).sum(-1).mean(0)

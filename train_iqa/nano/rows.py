@@ -74,8 +74,8 @@ def mrope_positions(ids: NDArray[np.int64], grids: Sequence[Grid], image_id: int
 class RowBuilder:
     """Writes rows with the very requests that inference sends."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, protocol: Protocol) -> None:
-        self.tokenizer, self.protocol = tokenizer, protocol
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, protocol: Protocol, *, box_sigma: float = BOX_SIGMA) -> None:
+        self.tokenizer, self.protocol, self.box_sigma = tokenizer, protocol, box_sigma
         self.image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.end_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
         self.digit_ids = [tokenizer.convert_tokens_to_ids(str(digit)) for digit in range(10)]
@@ -107,7 +107,7 @@ class RowBuilder:
     ) -> NanoRow:
         """Return round 1's row; a `short` one is without its thoughts: only box, rating and decision."""
         prompt = self.first_prompt(self.question(rng), grid)
-        text, drawn = self._first_answer(record, label, rng)
+        text, drawn = self._first_answer(record, label, self.box_sigma, rng)
         return self._row(prompt, text[text.index("<answer>") :] if short else text, drawn, [grid], is_first=True)
 
     def second(
@@ -121,7 +121,7 @@ class RowBuilder:
     ) -> NanoRow:
         """Return round 2's row: `record` is the truth, and the quoted round 1 describes `claimed` and misjudges it."""
         guess = float(np.clip(label + rng.normal(0, GUESS_SIGMA), 1, 5))
-        quoted, _ = self._first_answer(claimed, guess, rng)
+        quoted, _ = self._first_answer(claimed, guess, BOX_SIGMA, rng)
         request = round2(self.protocol, NO_IMAGE, NO_IMAGE, quoted, self.question(rng))
         rating = _drawn(label, RATING_SIGMA, 100, 500, rng)
         text = answer2(record, label, f"{rating / 100:.2f}", guess)
@@ -129,11 +129,11 @@ class RowBuilder:
         return self._row(prompt, text, [(False, label, rating)], [grid, crop], is_first=False)
 
     def _first_answer(
-        self, record: DamageRecord, label: float, rng: np.random.Generator
+        self, record: DamageRecord, label: float, box_sigma: float, rng: np.random.Generator
     ) -> tuple[str, list[tuple[bool, float, int]]]:
         numbers, texts = [], None
         if record.box is not None:
-            edges = [_drawn(edge, BOX_SIGMA, 0, 100, rng) for edge in record.box]
+            edges = [_drawn(edge, box_sigma, 0, 100, rng) for edge in record.box]
             texts = tuple(f"{edge / 100:.2f}" for edge in edges)
             numbers = [(True, value, edge) for value, edge in zip(record.box, edges, strict=True)]
         rating = _drawn(label, RATING_SIGMA, 100, 500, rng)

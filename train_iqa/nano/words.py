@@ -2,8 +2,8 @@
 
 The vision tower is held, so each view of an image is read once and its tokens are kept. The language side learns both
 rounds, most of them of local damage, because boxes take longest to learn. Two things keep it true to the start.
-`direct` learns the start's own distribution of ratings on crops and whole images. The ratings of the words are the mean
-of the label and of the start's `direct` rating, so that `reason` says what `direct` has learned from people.
+`direct` learns the start's own distribution of ratings on crops and whole images. The ratings of the words are the
+start's `direct` ratings, so that `reason` says what `direct` has learned from people.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from train_iqa.nano.dense import dense_batch
 from train_iqa.nano.drawn import DrawnFolder
 from train_iqa.nano.language import RatingTree, row_tokens, rows_loss
 from train_iqa.nano.optimizers import SplitOptimizer, WeightAverage
-from train_iqa.nano.rows import Grid
+from train_iqa.nano.rows import Grid, RowBuilder
 from train_iqa.nano.stages import TrainingStage, run_stage
 from train_iqa.nano.store import GRID, Store, StoredImage, Workers
 from train_iqa.nano.teach import (
@@ -44,7 +44,10 @@ from zoomiqa_reward.runs.progress import say
 
 KEPT_SHARE, KEPT_WEIGHT = 0.5, 4.0
 """Of the steps, those that compare `direct` with the start's; and the weight of the divergence there."""
-BOX_WEIGHT = 3.0
+BOX_WEIGHT = 5.0
+BOX_SIGMA = 0.1
+"""Of the bell about an edge. A wide bell moves the likeliest box, which an answer names, to the middle of what is
+likely: with 0.02 the likeliest digits had an IoU of .51, and the median of 64 sampled boxes one of .56."""
 LARGEST_CUT, LEAST_SHARE = 0.35, 0.03
 """Of a view, what is cut off at most at each side; and what a box fills at least of what remains."""
 ROWS = 16
@@ -158,10 +161,10 @@ class Start:
 
     @torch.no_grad()
     def label(self, stored: StoredImage) -> float:
-        """Return the rating that words give an image: the mean of its label and of the start's `direct` rating."""
+        """Return the rating that words give an image: the start's `direct` rating."""
         if stored not in self._labels:
             logprobs = self.tree.logprobs(as_float(stored.image)[None], self.question)
-            self._labels[stored] = (stored.label + float(self.tree.means(logprobs)[0])) / 2
+            self._labels[stored] = float(self.tree.means(logprobs)[0])
         return self._labels[stored]
 
     def relabelled(self, images: list[StoredImage]) -> list[StoredImage]:
@@ -243,7 +246,9 @@ def words_stage(config: NanoConfig, words: WordsConfig, learner: NanoLearner, st
     """Return the stage; the tower gets no gradient from here on."""
     for _, parameter in learner.tower.named_parameters():
         parameter.requires_grad_(False)
-    model, tree = learner.model, RatingTree(learner.model, learner.builder)
+    builder = RowBuilder(learner.builder.tokenizer, learner.builder.protocol, box_sigma=BOX_SIGMA)
+    learner = replace(learner, builder=builder)
+    model, tree = learner.model, RatingTree(learner.model, builder)
     start, reader = Start(learner), Reader(learner.tower)
     language = [(name, parameter) for name, parameter in model.named_parameters() if "visual" not in name]
     assert learner.readouts is not None
