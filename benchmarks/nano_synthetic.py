@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from common import bootstrap, srcc, write_result
 from PIL import Image
+from readable import is_readable
 from tqdm import tqdm
 
 from restoration.metrics import fsim, niqe, vif
@@ -91,7 +92,7 @@ def main() -> None:
         ratings = np.array([a.rating for a in assessments])
         zoomed = np.array([len(a.turns) > 1 for a in assessments])
         result |= {
-            "readable_share": float(valid.mean()),
+            "readable_share": float(np.mean([is_readable(a) for a in assessments])),
             "srcc_reason_pseudo_mos": srcc(ratings[valid], labels[valid]),
             "srcc_reason_fsim": srcc(ratings[valid], fsims[valid]),
             "srcc_direct_reason": srcc(direct[valid], ratings[valid]),

@@ -151,6 +151,10 @@ def test_a_short_row_names_box_and_rating_without_thoughts(learner, store):
     assert [number.is_box for number in short.numbers] == [True] * 4 + [False]
     assert [number.value for number in short.numbers] == [*stored.record.box, 2.5]
     assert len(short.ids) < len(long.ids)
+    # An answer begins with its thoughts: a short row must not teach that it begins with the box.
+    assert short.texts.min() > short.numbers[0].at
+    assert long.texts.min() == prompt
+    assert short.texts.max() == len(short.ids) - 1
 
 
 def test_direct_is_pulled_back_to_the_start(learner, store, monkeypatch):

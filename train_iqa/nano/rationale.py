@@ -185,7 +185,7 @@ def nano_protocol() -> Protocol:
             "From 1.00 (bad) to 5.00 (excellent), how well is this image preserved?",
         ),
         direct_prefix=DIRECT_PREFIX,
-        answer_starts=("", f"<think>\n{ROUND2_SECTIONS[0]}: The crop"),
+        answer_starts=(f"<think>\n{ROUND1_SECTIONS[0]}: The photo", f"<think>\n{ROUND2_SECTIONS[0]}: The crop"),
         views=ViewPolicy(scales=(1.0, 0.5, 0.25), weights=(0.6, 0.2, 0.0), whole_weight=0.2, tile_px=336),
         decoding=Decoding(max_new_tokens=256),
         min_pixels=28 * 28,

@@ -6,7 +6,7 @@ only says where numbers stand and what they are.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -108,7 +108,9 @@ class RowBuilder:
         """Return round 1's row; a `short` one is without its thoughts: only box, rating and decision."""
         prompt = self.first_prompt(self.question(rng), grid)
         text, drawn = self._first_answer(record, label, self.box_sigma, rng)
-        return self._row(prompt, text[text.index("<answer>") :] if short else text, drawn, [grid], is_first=True)
+        row = self._row(prompt, text[text.index("<answer>") :] if short else text, drawn, [grid], is_first=True)
+        # An answer begins with its thoughts, so a short row teaches its numbers and what follows, not its beginning.
+        return replace(row, texts=row.texts[row.texts > row.numbers[0].at]) if short else row
 
     def second(
         self,

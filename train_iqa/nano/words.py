@@ -42,7 +42,7 @@ from zoomiqa_reward.runs.outputs import claim_folder
 from zoomiqa_reward.runs.program import Parser, run_program
 from zoomiqa_reward.runs.progress import say
 
-KEPT_SHARE, KEPT_WEIGHT = 0.5, 4.0
+KEPT_SHARE, KEPT_WEIGHT = 1.0, 6.0
 """Of the steps, those that compare `direct` with the start's; and the weight of the divergence there."""
 BOX_WEIGHT = 5.0
 BOX_SIGMA = 0.1
@@ -65,15 +65,15 @@ Box = tuple[float, float, float, float]
 class WordsConfig:
     """Rows of one step."""
 
-    first: int = 3
-    local: int = 10
+    first: int = 4
+    local: int = 14
     """More first rounds, of locally damaged images alone."""
-    short: int = 80
+    short: int = 32
     """Rows that name box and rating at once, of locally damaged images: a quarter of the work of a whole answer."""
-    second: int = 2
-    kept: int = 8
+    second: int = 4
+    kept: int = 16
     """Crops whose `direct` ratings must stay; a multiple of 8."""
-    kept_whole: int = 3
+    kept_whole: int = 4
     """Whole images whose `direct` ratings must stay."""
     bfloat16: bool = False
     """Compute in bfloat16 on a CPU; only a CPU that has it gains."""
