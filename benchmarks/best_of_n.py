@@ -8,6 +8,7 @@ a seed of its own, restored `--n` times by the members of `varied_pool` (candida
 bicubic; `--pool seeds`: the default restorer alone, another noise each time), and every candidate is scored once by
 `direct`, by `reason` and by NIQE, and judged by FSIM, VIF and PSNR-Y. The choices are made from that table afterwards.
 Resumable: one JSON line per photograph in `--out`, which several processes (`--share 0/2`, `--share 1/2`) can fill.
+Lines of other weights or settings are not used.
 """
 
 import argparse
@@ -182,13 +183,23 @@ def main() -> None:
     pool = varied_pool(args.restorer) if args.pool == "varied" else [Restorer.from_pretrained(args.restorer)]
     args.out.mkdir(parents=True, exist_ok=True)
     number, processes = map(int, args.share.split("/"))
-    known = {row["index"]: row for row in read_lines(args.out / f"{number}.jsonl")}
-    mine = [{"index": index} | known.get(index, {}) for index in range(number, len(paths), processes)]
-    for row in tqdm([row for row in mine if len(row.get("direct", [])) != args.n], desc=args.preset):
-        measured(paths[row["index"]], row, pool, iqa, args)
+    settings = {
+        "preset": args.preset, "n": args.n, "max_px": args.max_px, "seed": args.seed, "judge": iqa.fingerprint,
+        "pool": [one.fingerprint for one in pool],
+    }  # fmt: skip
+    wanted = {index: settings | {"image": f"{path.parent.name}/{path.name}"} for index, path in enumerate(paths)}
+
+    def done() -> dict[int, dict[str, Any]]:
+        """Return the lines of these photographs, settings and weights; a line of others is not used."""
+        lines = [row for k in range(processes) for row in read_lines(args.out / f"{k}.jsonl")]
+        return {row["index"]: row for row in lines if row.get("settings") == wanted.get(row["index"], "none")}
+
+    known = done()
+    for index in tqdm([k for k in range(number, len(paths), processes) if k not in known], desc=args.preset):
+        row = {"index": index, "settings": wanted[index]}
+        measured(paths[index], row, pool, iqa, args)
         append_line(args.out / f"{number}.jsonl", row)
-    found = {row["index"]: row for k in range(processes) for row in read_lines(args.out / f"{k}.jsonl")}
-    rows = [row for _, row in sorted(found.items()) if len(row["direct"]) == args.n]
+    rows = [row for _, row in sorted(done().items())]
     if len(rows) < len(paths):
         print(f"{len(rows)} of {len(paths)} photographs are done; the other processes have the rest")
         return

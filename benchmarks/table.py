@@ -58,13 +58,17 @@ def mos_rows(m: dict[str, Any]) -> list[tuple[str, str]]:
         "regret_scene": f"MOS lost by its choice (random {m['random_regret_scene']:.2f})",
         "regret_pools_of_4": "MOS lost by its choice among 4",
     }
-    return [
-        (
-            f"human MOS of {m['images']} super-resolved images: {name}",
-            f"{interval(m['direct'], key)}; NIQE {interval(m['niqe'], key)}",
-        )
+    of = f"human MOS of {m['images']} super-resolved images"
+    rows = [
+        (f"{of}: {name}", f"{interval(m['direct'], key)}; NIQE {interval(m['niqe'], key)}")
         for key, name in measures.items()
     ]
+    if "reason" in m:
+        rows += [
+            (f"{of}, `reason`: {measures[key]}", interval(m["reason"], key))
+            for key in ("srcc_overall", "srcc_within_scene", "regret_scene")
+        ]
+    return rows
 
 
 def pair_rows(p: dict[str, Any]) -> list[tuple[str, str]]:

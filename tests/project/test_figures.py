@@ -3,7 +3,10 @@
 import importlib.util
 import json
 
+import pytest
 from conftest import ROOT
+
+RESUMED = [file for file in sorted((ROOT / "benchmarks").glob("*.py")) if "append_line(" in file.read_text("utf-8")]
 
 
 def _table(monkeypatch):
@@ -43,3 +46,13 @@ def test_a_result_of_other_weights_is_marked_as_earlier(monkeypatch):
     assert table.age("cache") == "any"
     row = next(line for line in table.markdown(table.rows()).splitlines() if "SRCC within a scene" in line)
     assert "| earlier |" in row
+
+
+@pytest.mark.parametrize("file", RESUMED, ids=lambda path: path.name)
+def test_lines_of_a_resumed_run_say_which_weights_made_them(file):
+    """A run that goes on from the lines of other weights would publish their figures as today's."""
+    assert ".fingerprint" in file.read_text(encoding="utf-8")
+
+
+def test_there_are_resumed_runs():
+    assert {file.name for file in RESUMED} >= {"best_of_n.py", "pairs.py", "restorer.py", "search.py"}

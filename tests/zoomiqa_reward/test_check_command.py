@@ -22,8 +22,8 @@ from zoomiqa_reward.cli import main as cli
 from zoomiqa_reward.images import load_image
 
 OPTIONS = (
-    "--adapter --config --count --crop-px --device --figure --help --mode --model --num-samples --overwrite --protocol "
-    "--question --repeats --reward"
+    "--adapter --config --count --crop-px --device --dtype --figure --help --mode --model --num-samples --overwrite "
+    "--protocol --question --repeats --reward"
 )
 
 
