@@ -158,7 +158,6 @@ def test_a_short_row_names_box_and_rating_without_thoughts(learner, store):
 
 
 def test_direct_is_pulled_back_to_the_start(learner, store, monkeypatch):
-    monkeypatch.setattr(words_module, "KEPT_SHARE", 1.0)
     monkeypatch.setattr(words_module, "VIEWS", 1)
     few = WordsConfig(first=1, local=0, short=0, second=0, kept=8, kept_whole=1)
     tree, start, reader = RatingTree(learner.model, learner.builder), Start(learner), Reader(learner.tower)

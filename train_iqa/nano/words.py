@@ -42,8 +42,8 @@ from zoomiqa_reward.runs.outputs import claim_folder
 from zoomiqa_reward.runs.program import Parser, run_program
 from zoomiqa_reward.runs.progress import say
 
-KEPT_SHARE, KEPT_WEIGHT = 1.0, 6.0
-"""Of the steps, those that compare `direct` with the start's; and the weight of the divergence there."""
+KEPT_WEIGHT = 6.0
+"""Of the divergence of `direct` from the start's."""
 BOX_WEIGHT = 5.0
 BOX_SIGMA = 0.1
 """Of the bell about an edge. A wide bell moves the likeliest box, which an answer names, to the middle of what is
@@ -230,8 +230,6 @@ def words_step(
         losses |= first_step(learner, start, reader, drawn_from(local, config.short, rng), rng, short=True)
     if zooming := zooming_images(store, config.second, rng):
         losses |= second_step(learner, start.relabelled(zooming), rng)
-    if rng.random() >= KEPT_SHARE:
-        return losses
     question = learner.builder.question(rng)
     kept = [dense_batch(store, config.kept, GRID, rng)[0]]
     kept += [as_float(image.image)[None] for image in drawn_from(store.whole_images, config.kept_whole, rng)]
