@@ -19,7 +19,10 @@ from zoomiqa_reward.model.text_server import local_server as serving
 from zoomiqa_reward.model.text_server.local_server import serve
 from zoomiqa_reward.model.turns import round2
 
-pytestmark = pytest.mark.integration
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore:.*cannot continue an answer:UserWarning"),  # transformers serve cannot
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,6 @@ def local():
     return ZoomIQA.from_pretrained("nano", device="cpu")
 
 
-@pytest.mark.filterwarnings("ignore:.*cannot continue an answer:UserWarning")  # transformers serve cannot
 def test_the_words_over_the_server_are_nanos_own(served, local, images):
     own = local.assess(images, strict=True)
     with ZoomIQA.from_server(served.base_url, served.model, concurrency=2) as iqa:
