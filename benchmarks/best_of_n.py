@@ -93,6 +93,14 @@ def measured(path: Path, row: dict[str, Any], pool: list[Restorer], iqa: ZoomIQA
     row["direct_bicubic"], row["direct_hr"] = (float(iqa.rate([p], strict=True).mean[0]) for p in (plain, hr))
 
 
+def lines_of(folder: Path, processes: int, wanted: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Return the lines of each index whose settings are the wanted ones; lines of other weights are left out."""
+    lines = [row for k in range(processes) for row in read_lines(folder / f"{k}.jsonl")]
+    return {
+        row["index"]: row for row in lines if row["index"] in wanted and row.get("settings") == wanted[row["index"]]
+    }
+
+
 def cascade(first: Any, reason: Any, top: int) -> Any:
     """Return scores whose order is the cascade's: the `top` by `first` in the order of `reason`, then the others."""
     place = (-first).argsort(axis=1, kind="stable").argsort(axis=1)
@@ -188,18 +196,12 @@ def main() -> None:
         "pool": [one.fingerprint for one in pool],
     }  # fmt: skip
     wanted = {index: settings | {"image": f"{path.parent.name}/{path.name}"} for index, path in enumerate(paths)}
-
-    def done() -> dict[int, dict[str, Any]]:
-        """Return the lines of these photographs, settings and weights; a line of others is not used."""
-        lines = [row for k in range(processes) for row in read_lines(args.out / f"{k}.jsonl")]
-        return {row["index"]: row for row in lines if row.get("settings") == wanted.get(row["index"], "none")}
-
-    known = done()
+    known = lines_of(args.out, processes, wanted)
     for index in tqdm([k for k in range(number, len(paths), processes) if k not in known], desc=args.preset):
         row = {"index": index, "settings": wanted[index]}
         measured(paths[index], row, pool, iqa, args)
         append_line(args.out / f"{number}.jsonl", row)
-    rows = [row for _, row in sorted(done().items())]
+    rows = [row for _, row in sorted(lines_of(args.out, processes, wanted).items())]
     if len(rows) < len(paths):
         print(f"{len(rows)} of {len(paths)} photographs are done; the other processes have the rest")
         return

@@ -6,19 +6,21 @@ import json
 import pytest
 from conftest import ROOT
 
+from zoomiqa_reward.runs.json_lines import append_line
+
 RESUMED = [file for file in sorted((ROOT / "benchmarks").glob("*.py")) if "append_line(" in file.read_text("utf-8")]
 
 
-def _table(monkeypatch):
+def _script(monkeypatch, name):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    spec = importlib.util.spec_from_file_location("table", ROOT / "benchmarks" / "table.py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 def test_pages_hold_what_the_result_files_hold(monkeypatch):
-    table = _table(monkeypatch)
+    table = _script(monkeypatch, "table")
     for page, name, made in table.blocks():
         inside = table.between(page.read_text(encoding="utf-8"), name)[1].strip()
         assert inside == made.strip(), f"{page.name}: run `python benchmarks/table.py`"
@@ -34,7 +36,7 @@ def test_every_result_names_a_command_that_exists():
 
 
 def test_a_result_of_other_weights_is_marked_as_earlier(monkeypatch):
-    table = _table(monkeypatch)
+    table = _script(monkeypatch, "table")
     for name in table.PARTS:
         if (ROOT / "benchmarks" / "results" / f"{name}.json").exists():
             assert set(table.load(name)["weights"]) == {"judge", "restorer"}, f"{name}: whose weights?"
@@ -56,3 +58,17 @@ def test_lines_of_a_resumed_run_say_which_weights_made_them(file):
 
 def test_there_are_resumed_runs():
     assert {file.name for file in RESUMED} >= {"best_of_n.py", "pairs.py", "restorer.py", "search.py"}
+
+
+def test_best_of_n_leaves_out_lines_of_other_weights(monkeypatch, tmp_path):
+    today, before = {"judge": "b", "image": "x.png"}, {"judge": "a", "image": "x.png"}
+    rows = [
+        {"index": 0, "settings": today},
+        {"index": 1, "settings": before},
+        {"index": 2},
+        {"index": 9, "settings": today},
+    ]
+    for place, row in enumerate(rows):
+        append_line(tmp_path / f"{place % 2}.jsonl", row)
+    wanted = dict.fromkeys((0, 1, 2), today)
+    assert _script(monkeypatch, "best_of_n").lines_of(tmp_path, 2, wanted) == {0: rows[0]}
