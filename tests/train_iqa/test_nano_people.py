@@ -5,43 +5,27 @@ import csv
 import numpy as np
 import pytest
 import torch
+from nano_stages import full_store, noise_photograph, random_learner
 from PIL import Image
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from train_iqa.nano.build import build_model, build_tokenizer
-from train_iqa.nano.dense import DenseHeads, dense_batch
-from train_iqa.nano.drawing import draw_image
+from train_iqa.nano.dense import dense_batch
 from train_iqa.nano.ladders import GOOD_LABEL, RUNGS, ladder_batch
-from train_iqa.nano.language import PAIR_SCALE, RatingTree, Readouts
+from train_iqa.nano.language import PAIR_SCALE, RatingTree
 from train_iqa.nano.people import People, PeopleConfig, people_step, read_opinions
 from train_iqa.nano.pools import Pools, read_pools
-from train_iqa.nano.rationale import nano_protocol
-from train_iqa.nano.rows import RATING_SIGMA, RowBuilder
-from train_iqa.nano.store import GRID, DrawnBatch, Store, read_pairs
-from train_iqa.nano.teach import NanoLearner
-
-
-def photograph(seed: int, side: int = 320) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    small = rng.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
+from train_iqa.nano.rows import RATING_SIGMA
+from train_iqa.nano.store import GRID, read_pairs
 
 
 @pytest.fixture(scope="module")
 def store():
-    rng, held = np.random.default_rng(0), Store(torch.device("cpu"), small=16, large=4, population=16)
-    held.add(DrawnBatch(False, [draw_image(photograph(k), rng, large=False) for k in range(16)]))
-    assert held.scale is not None
-    return held
+    return full_store()
 
 
 @pytest.fixture(scope="module")
 def learner():
-    protocol = nano_protocol()
-    builder = RowBuilder(build_tokenizer(["user assistant " + protocol.round1.text, "0.12, 3.45"]), protocol)
-    model = build_model(builder.tokenizer, seed=0)
-    width = model.config.text_config.hidden_size
-    return NanoLearner(model.eval(), builder, DenseHeads(width), Readouts(width))
+    return random_learner()
 
 
 @pytest.fixture
@@ -50,7 +34,7 @@ def people(tmp_path):
         table = csv.writer(file)
         table.writerow(["image", "set", "scene", "mos"])
         for number in range(8):
-            photograph(50 + number, 224).save(tmp_path / f"{number}.png")
+            noise_photograph(50 + number, 224).save(tmp_path / f"{number}.png")
             table.writerow([f"{number}.png", "held", "one", 1 + number * 0.5])
     return People(read_opinions(tmp_path), torch.device("cpu"))
 
@@ -87,7 +71,7 @@ def pools(store, tmp_path_factory):
         (folder / kind).mkdir()
     for group, count in (("one", 4), ("two", 4), ("alone", 1)):
         for number in range(count):
-            reference = np.asarray(photograph(90 + len(group), 224))
+            reference = np.asarray(noise_photograph(90 + len(group), 224))
             noisy = reference + rng.normal(0, 12.0 * number + 1, reference.shape)
             Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / "images" / f"{group}_{number}.png")
             Image.fromarray(reference).save(folder / "references" / f"{group}_{number}.png")

@@ -5,47 +5,27 @@ import copy
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from nano_stages import full_store, random_learner
 
 from train_iqa.nano import words as words_module
-from train_iqa.nano.build import build_model, build_tokenizer
 from train_iqa.nano.degradations import DamageRecord, Step, sample_box
-from train_iqa.nano.dense import DenseHeads
-from train_iqa.nano.drawing import draw_image
-from train_iqa.nano.language import RatingTree, Readouts, row_tokens
-from train_iqa.nano.rationale import nano_protocol
-from train_iqa.nano.rows import RowBuilder
-from train_iqa.nano.store import DrawnBatch, Store, cover_map
-from train_iqa.nano.teach import NanoLearner, as_float, grid_of, token_truth
+from train_iqa.nano.language import RatingTree, row_tokens
+from train_iqa.nano.store import cover_map
+from train_iqa.nano.teach import as_float, grid_of, token_truth
 from train_iqa.nano.train import NanoConfig
 from train_iqa.nano.words import Reader, ReadImage, Start, WordsConfig, main, moved, words_stage, words_step
 
 FEW = WordsConfig(first=1, local=1, short=1, second=1, kept=8, kept_whole=1)
 
 
-def photograph(seed: int, side: int = 480) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    small = rng.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
-
-
 @pytest.fixture(scope="module")
 def store():
-    rng, held = np.random.default_rng(0), Store(torch.device("cpu"), small=16, large=4, population=16)
-    held.add(DrawnBatch(False, [draw_image(photograph(k), rng, large=False) for k in range(16)]))
-    while not held.ready:
-        held.add(DrawnBatch(True, [draw_image(photograph(9), rng, large=True)]))
-    return held
+    return full_store()
 
 
 @pytest.fixture
 def learner():
-    protocol = nano_protocol()
-    builder = RowBuilder(build_tokenizer(["user assistant " + protocol.round1.text, "0.12, 3.45"]), protocol)
-    model = build_model(builder.tokenizer, seed=0)
-    width = model.config.text_config.hidden_size
-    torch.manual_seed(0)
-    return NanoLearner(model.eval(), builder, DenseHeads(width), Readouts(width))
+    return random_learner()
 
 
 def one_step(learner, store, config=FEW, seed=0):
