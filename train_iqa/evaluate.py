@@ -38,13 +38,16 @@ HEADLINE = ("plcc_raw", "srcc_raw", "krcc_raw", "plcc_logistic4", "plcc_isotonic
 def evaluate(config: EvaluateConfig, iqa: ZoomIQA, arguments: list[str] | None = None) -> dict[str, Any] | None:
     """Measure what has no line yet, write the report and return it (None in processes other than the first).
 
-    Raises DatasetProblems before anything is measured; ValueError where OUT holds a run with other settings.
+    Raises DatasetProblems before anything is measured; ValueError where OUT holds a run with other settings, and where
+    the run to compare with rates none of the images.
     """
     state = process_state(is_cpu=iqa.device.type == "cpu")
     # One process decodes every file for all; unless images may be left out, which all must know of.
     checks = config.checks if state.is_main_process or config.accept else "paths"
     datasets = load_datasets(config.sources, checks=checks, accept=config.accept)
     chosen = {dataset.name: select(dataset, config.part, seed=config.seed) for dataset in datasets}
+    if config.compare is not None:
+        _require_shared(config.compare, chosen)
     if state.is_main_process:
         bind(config.out, plain(_settings(config, iqa, datasets, chosen)), file="settings.json")
     state.wait_for_everyone()
@@ -55,6 +58,15 @@ def evaluate(config: EvaluateConfig, iqa: ZoomIQA, arguments: list[str] | None =
     report = _report(config, iqa, datasets, chosen, sys.argv[1:] if arguments is None else arguments)
     _write(config.out / "report.json", report)
     return report
+
+
+def _require_shared(folder: Path, chosen: Mapping[str, tuple[LabelledImage, ...]]) -> None:
+    """Raise ValueError for a folder to compare with that rates none of the chosen images."""
+    keys = {(name, image.id) for name, images in chosen.items() for image in images}
+    others = read_lines(folder)
+    if not keys & others.keys():
+        what = f"its {len(others)} ratings are of other images" if others else "holds no ratings"
+        raise ValueError(f"--compare {folder}: {what}; give the --out folder of an evaluation of the same data sets")
 
 
 def _measure(config: EvaluateConfig, iqa: ZoomIQA, chosen: Mapping[str, tuple[LabelledImage, ...]], state: Any) -> None:

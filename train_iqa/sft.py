@@ -8,7 +8,7 @@ under `accelerate launch`, with the same steps on either; a killed run continues
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,16 @@ from torch import Tensor
 from train_iqa.nano.optimizers import cosine_lr
 from train_iqa.rows.completions import TrainingRow, answer_logprobs, collate_completions, micro_batches
 from train_iqa.rows.conversations import Conversation, read_conversations
-from train_iqa.rows.turn_rows import DIRECT, build_row, estimate_length, plan_rows, row_kinds
+from train_iqa.rows.turn_rows import DIRECT, build_row, estimate_length, fitting_protocol, plan_rows, row_kinds
 from train_iqa.training.config import run_trainer
 from train_iqa.training.learner import load_base, make_accelerator, make_learner, optimizer_step, seed_of, total_of
 from train_iqa.training.policy import save_policy
 from train_iqa.training.run_state import MetricLog, RunState, open_run
 from train_iqa.training.sft_config import ConversationSource, SftConfig
 from zoomiqa_reward.model.direct import trie_of
+from zoomiqa_reward.model.reason import refuse_levels
 from zoomiqa_reward.runs.digest import file_digest
+from zoomiqa_reward.runs.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,11 @@ def train(config: SftConfig) -> Path:
         )
     open_run(config, config.out, accelerator, [file_digest(source.path, size=16) for source in config.data])
     checkpoint = load_base(config.model, accelerator, config.tuning)
+    refuse_levels(checkpoint.protocol)
+    protocol = fitting_protocol(checkpoint.protocol, (talk for talks in data for talk in talks))
+    if protocol != checkpoint.protocol:
+        say(f"the answers do not begin as protocol {protocol.name!r} begins them, so the policy's protocol begins none")
+        checkpoint = replace(checkpoint, protocol=protocol)
     plan, trie = _Plan(config, data, checkpoint), trie_of(checkpoint)
     model, optimizer = make_learner(
         checkpoint, accelerator, config.tuning, weight_decay=config.weight_decay, seed=config.seed

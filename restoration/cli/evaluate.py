@@ -211,7 +211,7 @@ def _restorer(name: str, scale: int, device: str | None, vary_sharpness: float) 
         return BicubicRestorer(scale=scale)
     from restoration.restorer.restorer import Restorer
 
-    return Restorer.from_pretrained(name, device=device, vary_sharpness=vary_sharpness)
+    return Restorer.from_pretrained(name, scale=scale, device=device, vary_sharpness=vary_sharpness)
 
 
 def _why(results: dict[str, Any], name: str) -> str:

@@ -35,7 +35,10 @@ def report_of(run: Path, most: int = 24) -> str:
     kept = _settings(run)
     if "folder" in kept:
         return folder_report(run, most)
-    if "sources" in kept.get("settings", {}):
+    settings = kept.get("settings", {})
+    if "assessor" in settings or settings.get("search") == "fusion":
+        raise ValueError(f"{run}: holds a run of refine or of search --by fusion; give {run / 'start'}, its candidates")
+    if "sources" in settings:
         return selection_report(run, most)
     if {"restorer", "dataset", "metrics"} <= set(kept):
         return evaluation_report(run, most)

@@ -30,6 +30,7 @@ def web(
     port: Port = None,
     model: inputs.Model = "nano",
     restorer: options.RestorerName = "nano",
+    scale: options.Scale = None,
     device: inputs.Device = None,
     dtype: inputs.Dtype = None,
     protocol: inputs.ProtocolFile = None,
@@ -50,7 +51,7 @@ def web(
     def load_restorers() -> "list[Restorer]":
         from restoration.selection.pool import varied_pool
 
-        return varied_pool(restorer, device=device)
+        return varied_pool(restorer, scale=scale, device=device)
 
     limits = StudioLimits(
         max_upload_mib=max_upload_mib, max_pixels=round(max_megapixels * 1e6), max_input_px=max_input_px

@@ -150,13 +150,11 @@ def _measure(
     metric: Metric, image: Tensor, given: dict[str, Tensor | None], given_options: Mapping[str, Any]
 ) -> Measurement:
     other = given[metric.needs] if metric.needs else None
-    options = dict(given_options)
-    if metric.options == {"border_px"} and (border := options.pop("border_px", 0)):  # its function has none of its own
-        image, other = _inner(image, border), None if other is None else _inner(other, border)
+    [image, *others], options = _cut([image, *([] if other is None else [other])], metric, given_options)
     if metric.needs and other is None:
         return Measurement(math.nan, f"{metric.name} needs {metric.needs}, which is not there")
     try:
-        value = metric.fn(image, *([] if other is None else [other]), **options)
+        value = metric.fn(image, *others, **options)
     except MetricUnavailable as error:
         return Measurement(math.nan, str(error))
     if math.isnan(value):
@@ -182,6 +180,14 @@ def conventions(names: Sequence[str], options: MetricOptions | None = None) -> d
     return table
 
 
+def _cut(images: list[Tensor], metric: Metric, options: Mapping[str, Any]) -> tuple[list[Tensor], dict[str, Any]]:
+    """Return what the metric's function gets: some cut the border themselves, for the others it is cut here."""
+    options = dict(options)
+    if metric.options == {"border_px"} and (border := options.pop("border_px", 0)):
+        images = [_inner(image, border) for image in images]
+    return images, options
+
+
 def _inner(image: Tensor, border_px: int) -> Tensor:
     height, width = image.shape[1:]
     if border_px < 0 or min(height, width) <= 2 * border_px:
@@ -199,10 +205,12 @@ def as_reward(name: str, **options: object) -> MetricReward:
     parts = [metric.name, metric.version(), str(metric.border_px), *(f"{k}={options[k]}" for k in sorted(options))]
     if name == "lpips":
         weights = cast("str | Path | None", options.get("weights"))
-        parts = [*parts[:3], backbone_hash(weights)]  # what the file holds counts, not where it lies
+        others = (f"{key}={options[key]}" for key in sorted(options) if key != "weights")
+        parts = [*parts[:3], backbone_hash(weights), *others]  # what the file holds counts, not where it lies
 
     def fn(image: Tensor, **given: Tensor) -> float:
-        return metric.fn(image, *(given[key] for key in needs), **options)
+        images, others = _cut([image, *(given[key] for key in needs)], metric, options)
+        return metric.fn(*images, **others)
 
     return MetricReward(
         fn, metric.name, metric.higher_is_better, metric.score_range, needs, fingerprint="|".join(parts)

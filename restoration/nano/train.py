@@ -9,7 +9,7 @@ not, bit for bit on a CPU.
 import argparse
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ from restoration.nano.learning import Optimizers, averaging, rate_share, start_s
 from restoration.nano.pipeline import SCALE, NanoSRPipeline, build_scheduler, build_unet, enlarge
 from restoration.restorer.agreement import AGREEMENT_PX
 from zoomiqa_reward.model.devices import find_device, half_autocast
-from zoomiqa_reward.runs.outputs import claim_folder, part_folder, write_text
+from zoomiqa_reward.runs.digest import digest
+from zoomiqa_reward.runs.folder import bind
+from zoomiqa_reward.runs.json_lines import plain
+from zoomiqa_reward.runs.outputs import part_folder, write_text
 from zoomiqa_reward.runs.program import Parser, run_program
 from zoomiqa_reward.runs.progress import counting
 from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans, TimeBudget
@@ -136,8 +139,8 @@ def validate(pipe: NanoSRPipeline, hr: Tensor, lq: Tensor, seed: int) -> dict[st
         pipe(small, generator=torch.Generator().manual_seed(seed + k), output_type="pt")[0].cpu() for k in range(2)
     ]
     rows: dict[str, list[float]] = {}
-    for sample, plain, truth, source in zip(draws[0], enlarge(small).clamp(0, 1), large, small, strict=True):
-        for end, image in (("", sample), ("_bicubic", plain)):
+    for sample, simple, truth, source in zip(draws[0], enlarge(small).clamp(0, 1), large, small, strict=True):
+        for end, image in (("", sample), ("_bicubic", simple)):
             rows.setdefault(f"psnr_y{end}", []).append(psnr_y(image, truth))
             rows.setdefault(f"fsim{end}", []).append(fsim(image, truth))
             rows.setdefault(f"lr_consistency{end}", []).append(lr_consistency(image, source))
@@ -146,9 +149,12 @@ def validate(pipe: NanoSRPipeline, hr: Tensor, lq: Tensor, seed: int) -> dict[st
 
 
 def train(config: NanoSRConfig) -> Path:
-    """Train until the budget is spent and return the folder of the finished pipeline; a run that exists goes on."""
+    """Train until the budget is spent and return the folder of the finished pipeline; a run that exists goes on.
+
+    Raises AnotherRun (a ValueError) for a folder whose run had other photographs or settings.
+    """
     training, held_out = split(config.photos)
-    claim_folder(config.out)
+    bind(config.out, _settings(config, [*training, *held_out]), key="settings", results=("pairs", "train"))
     pairs = Pairs(
         config.out / "pairs", training, shards=config.shards, shard_size=config.shard_size, px=config.crop_px,
         seed=config.seed, workers=config.workers, device=torch.device(config.device),
@@ -182,6 +188,17 @@ def train(config: NanoSRConfig) -> Path:
     pipeline = part_folder(config.out / "pipeline")
     learner.smooth.to("cpu", torch.float16).save_pretrained(pipeline, safe_serialization=True)
     return pipeline
+
+
+FREE = {"photos", "out", "seconds", "steps", "device", "workers", "shards", "save_seconds", "validation_crops"}
+"""Settings that may change when a run goes on; the photographs must be the same ones, wherever they lie."""
+
+
+def _settings(config: NanoSRConfig, photographs: list[Path]) -> dict[str, Any]:
+    """Return what a run's folder is bound to."""
+    fixed = {key: value for key, value in asdict(config).items() if key not in FREE}
+    names = [(path.name, path.stat().st_size) for path in photographs]
+    return plain(fixed | {"photographs": digest(repr(names))})
 
 
 def wait_for(pairs: Pairs, *, everything: bool) -> None:

@@ -43,6 +43,8 @@ class Round:
     """In the order of their seeds. Those of round 0 are `Refined.start.candidates`."""
     reward: float = math.nan
     """Of this round's best try, kept or not."""
+    before: float = math.nan
+    """Of the image so far, asked together with the tries. NaN where the reward rates each image alone."""
     lr_consistency: float = math.nan
     accepted: bool = False
     reason: str = ""
@@ -95,7 +97,7 @@ def round_of(row: dict[str, Any], folder: Path) -> Round:
     file = None if row["file"] is None else folder / row["file"]
     if file is not None and not file.exists():
         raise ValueError(f"{file} is missing, though rounds.jsonl lists it: put it back or use another folder")
-    numbers = {key: as_float(row[key]) for key in ("reward", "lr_consistency")}
+    numbers = {key: as_float(row.get(key)) for key in ("reward", "before", "lr_consistency")}
     region = None if row["region"] is None else tuple(row["region"])
     return Round(
         **(row | numbers | {"zoom_request": zoom_request, "attempts": attempts, "file": file, "region": region})

@@ -10,6 +10,7 @@ A kill at any moment loses at most the round in progress:
 An image is renamed into place before its line is appended, and a line counts once its newline is there.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -56,12 +57,19 @@ class Refined:
 
     @property
     def reward(self) -> float:
-        """The result's reward."""
+        """The result's reward; of one that compares images, the value within the group of its round."""
         return self.kept.reward
 
     @property
     def gain(self) -> float:
-        """Reward of the result less that of the start, which is the result of best-of-N alone."""
+        """Reward of the result less that of the start, which is the result of best-of-N alone.
+
+        Of a reward that compares images it is the sum of what each kept round gained over the image before it, as the
+        values of two groups cannot be compared.
+        """
+        kept = [round_ for round_ in self.history[1:] if round_.accepted]
+        if any(not math.isnan(round_.before) for round_ in kept):
+            return math.fsum(round_.reward - round_.before for round_ in kept)
         return self.kept.reward - self.history[0].reward
 
     def save(self, folder: str | os.PathLike[str]) -> Path:

@@ -6,6 +6,7 @@ and not with the last, so that many small losses cannot add up.
 """
 
 import copy
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -202,8 +203,10 @@ class Refining:
         seeds = [candidate_seed(number_seed, k) for k in range(self.count)]
         prompt = texts.get("prompt", "")
         made = [self._attempt(seed, region, texts, current) for seed in seeds]
+        before = math.nan
         if is_groupwise(self.reward):  # the image so far and the attempts are one group
             kept, made = self._scored_together(kept, current, made, prompt)
+            before = kept.reward
         else:
             made = [(attempt if image is None else self._scored(attempt, image, prompt), image)
                     for attempt, image in made]  # fmt: skip
@@ -213,7 +216,7 @@ class Refining:
         best = next(image for attempt, image in made if attempt is chosen)
         accepted = judge.accepts(chosen)
         round_ = replace(
-            round_, region=region.box, attempts=tuple(attempts), reward=chosen.reward,
+            round_, region=region.box, attempts=tuple(attempts), reward=chosen.reward, before=before,
             lr_consistency=chosen.lr_consistency, accepted=accepted, reason=judge.reason(attempts),
             pixels=None if best is None else pixels_digest(best),
             stop="deterministic" if self.restorer.deterministic and not accepted and not self.is_mapped else None,

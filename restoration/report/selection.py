@@ -91,15 +91,25 @@ def folder_report(folder: Path, most: int) -> str:
 
 
 def read_order(folder: Path, report: dict[str, Any]) -> list[Candidate]:
-    """Return the candidates of a run, finished or not, best first, without touching the folder."""
-    cascade = {row["index"]: row for row in read_lines(folder / "cascade.jsonl")} if _is_cascaded(report) else {}
+    """Return the candidates of a run, finished or not, best first, without touching the folder.
+
+    A folder may hold more than the run: candidates of a longer one, and what other cascades said. A finished run's
+    report says which of them are its own. Of a run that is not finished a cascade counts if there was only one.
+    """
+    rows = {row["index"]: row for row in read_lines(folder / "candidates.jsonl")}
+    cascaded = read_lines(folder / "cascade.jsonl")
+    cascade = {row["index"]: row for row in cascaded} if len({row["reward"] for row in cascaded}) == 1 else {}
+    if report.get("finished"):
+        said = {row["index"]: row for row in report["ranking"]}
+        rows = {index: row for index, row in rows.items() if index in said}
+        cascade = {index: _said_again(row, cascaded) for index, row in said.items()}
     candidates: dict[int, Candidate] = {}
-    for row in read_lines(folder / "candidates.jsonl"):
-        again = cascade.get(row["index"], {})
+    for index, row in rows.items():
+        again = cascade.get(index, {})
         numbers = {key: as_float(row[key]) for key in ("score", "std")}
         why = Explanation.from_json(again.get("explanation") or row.get("explanation"))
         file = None if row["file"] is None else folder / row["file"]
-        candidates[row["index"]] = Candidate(
+        candidates[index] = Candidate(
             **(row | numbers | {"file": file, "explanation": why}), cascade_score=as_float(again.get("score")),
             cascade_error=again.get("error"),
         )  # fmt: skip
@@ -111,8 +121,12 @@ def read_order(folder: Path, report: dict[str, Any]) -> list[Candidate]:
     return sorted(ranked(same), key=lambda c: (c.rank is None, c.rank or 0, c.index))
 
 
-def _is_cascaded(report: dict[str, Any]) -> bool:
-    return not report.get("finished") or report.get("arguments", {}).get("cascade") is not None
+def _said_again(ranked_row: dict[str, Any], cascaded: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the cascade said of a candidate in the report, with its words where they are recorded."""
+    index, score, error = (ranked_row[key] for key in ("index", "cascade_score", "cascade_error"))
+    same = [row for row in cascaded if (row["index"], row["score"], row["error"]) == (index, score, error)]
+    words = [row["explanation"] for row in same]
+    return {"score": score, "error": error, "explanation": words[-1] if words else None}
 
 
 def _input(folder: Path) -> list[Card]:

@@ -20,6 +20,7 @@ from restoration.restorer.pipeline_engine import failures_named
 from restoration.restorer.rng import isolated
 from restoration.restorer.tiling import whole_scale
 from zoomiqa_reward.images.loading import RANGE_TOLERANCE
+from zoomiqa_reward.model.draws import own_draws
 from zoomiqa_reward.model.shared_state import Undo, shared_change
 from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.runs.weights_digest import WeightsDigests
@@ -56,7 +57,7 @@ class ModuleEngine:
         for _ in seeds:
             with failures_named(self.name), evaluating(self.module), torch.no_grad():
                 if not self._is_range_known:
-                    with isolated(0):  # a network that draws must draw for its images as if this had not been
+                    with isolated(0), own_draws(0):  # what the probe draws must not change what its images draw
                         probe = self.source(probe_image(padded)[None].to(home.device, home.dtype))
                     check_range(from_range(probe, self.value_range), self.name, self.value_range)
                     self._is_range_known = True
@@ -114,7 +115,7 @@ class CallableEngine:
             with failures_named(self.name), torch.no_grad():
                 output = from_range(self.fn(image.clone(), *arguments, **texts_and_seed), self.value_range)
                 if not self._is_range_known and _leaves_unit(output):
-                    with isolated(0):
+                    with isolated(0), own_draws(0):
                         probe = self.fn(probe_image(image), *arguments, **texts_and_seed)
                     check_range(from_range(probe, self.value_range), self.name, self.value_range)
                     self._is_range_known = True

@@ -29,7 +29,7 @@ from restoration.search.noise_search import cost_of
 from restoration.selection.best_of_n import best_of_n, known_identity, pool, settings_of
 from restoration.selection.candidates import Candidate, ranked
 from restoration.selection.result import BestOfN
-from zoomiqa_reward.images.loading import ImageSource, load_image, save_png, to_pil
+from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, save_png, to_pil
 from zoomiqa_reward.model.quality_map import quality_map
 from zoomiqa_reward.model.turns import PixelBox
 from zoomiqa_reward.rewards.base import Reward, require_pointwise
@@ -135,6 +135,8 @@ def fuse(
             start.order, image, reward, top=top, softness=softness, view_px=view_px, rater=rater, hr=given["hr"],
             views=None if folder is None else folder / LINES, progress=progress,
         )  # fmt: skip
+        notes = tuple(f"the input: {note}" for note in conversions(image_lq))
+        start = replace(start, notes=(*start.notes, *notes))
         result = replace(result, start=start)
         report = _report(result, start, settings, {"n": n, "top": top}, time.monotonic() - began)
         result = replace(result, report=report)

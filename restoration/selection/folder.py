@@ -99,13 +99,13 @@ def best_of_folder(
     with locked(out):
         bind(out, settings, key="folder", results=SUMMARIES)
         names = {file.relative_to(folder).as_posix(): file for file in files}
-        best = _names_of_best(list(names))
         before = {row["image"]: row for row in read_table(out / SUMMARIES[0])}
+        best = _names_of_best([*names, *(name for name in before if name not in names)])  # no row loses its image
         others = [row for name, row in before.items() if name not in names]
         cells: list[dict[str, Any]] = []
         for name, file in names.items():
             empty = FolderRow(image=name, sha256=_digest_of(file), asked=asked)
-            row = _kept(before.get(name), empty, out)
+            row = _kept(before.get(name), empty, out, best[name])
             if row is None:
                 began = time.monotonic()
                 try:
@@ -141,13 +141,15 @@ def _row(empty: FolderRow, result: BestOfN, out: Path, best: str) -> FolderRow:
     )  # fmt: skip
 
 
-def _kept(before: dict[str, Any] | None, empty: FolderRow, out: Path) -> FolderRow | None:
+def _kept(before: dict[str, Any] | None, empty: FolderRow, out: Path, best: str) -> FolderRow | None:
     """Return the row of an earlier call where it still holds."""
     if (
         before is None
         or before["error"] is not None
         or (before["sha256"], before["asked"]) != (empty.sha256, empty.asked)
     ):
+        return None
+    if before["chosen"] != f"{BEST}/{best}":  # another image may have this name by now
         return None
     if not (out / before["chosen"]).exists() or not (out / RUNS / empty.image / "run.json").exists():
         return None
@@ -162,16 +164,16 @@ def _cells(row: FolderRow) -> dict[str, Any]:
 
 
 def _names_of_best(names: Sequence[str]) -> dict[str, str]:
-    """Return a PNG name for each image: its own, and with the first suffix where two differ in that alone.
+    """Return a PNG name for each image: its own, and with the first suffix where two would have the same.
 
     >>> _names_of_best(["a.jpg", "b.jpg", "b.png"])
     {'a.jpg': 'a.png', 'b.jpg': 'b.jpg.png', 'b.png': 'b.png.png'}
+    >>> _names_of_best(["c.jpg", "c.png", "c.png.jpg"])
+    {'c.jpg': 'c.jpg.png', 'c.png': 'c.png.png', 'c.png.jpg': 'c.png.jpg.png'}
     """
-    stems = Counter(PurePosixPath(name).with_suffix("").as_posix() for name in names)
-    shown = {}
-    for name in names:
-        stem = PurePosixPath(name).with_suffix("").as_posix()
-        shown[name] = f"{stem}.png" if stems[stem] == 1 else f"{name}.png"
+    shown = {name: PurePosixPath(name).with_suffix(".png").as_posix() for name in names}
+    while repeated := {one for one, count in Counter(shown.values()).items() if count > 1}:
+        shown = {name: f"{name}.png" if one in repeated else one for name, one in shown.items()}
     return shown
 
 

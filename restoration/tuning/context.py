@@ -50,6 +50,16 @@ class Tuning:
         return (int(high) << 21) | (int(low) >> 11)
 
 
+class Asked(NamedTuple):
+    """Candidates that were scored inside a loss."""
+
+    total: int
+    failures: list[str]
+    """Why the others could not be scored, one reason each."""
+    empty: int
+    """Those without content; they are no failures."""
+
+
 class LossTerm(NamedTuple):
     """What one part of a round says."""
 
@@ -58,6 +68,9 @@ class LossTerm(NamedTuple):
     rows: int
     """What the mean weighs."""
     report: dict[str, float]
+    """Means over its rows."""
+    asked: Asked | None = None
+    """None: the scores were known before, and `collect` has counted them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

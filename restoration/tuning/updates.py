@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from restoration.tuning.context import Collected, LossTerm, Part, Tuning
+from restoration.tuning.algorithms.groups import refuse_failures
+from restoration.tuning.context import Asked, Collected, LossTerm, Part, Tuning
 from restoration.tuning.lora import EMA, weights_of
 from restoration.tuning.progress import all_sum
 from restoration.tuning.sampler.denoising import truth_error
@@ -38,26 +39,38 @@ class Updates:
     def take(self, collected: Collected, number: int) -> tuple[dict[str, float], int]:
         """Take round `number`'s steps. Return the mean of what the losses reported, weighted by rows, and how many
         steps there were: none where nothing was kept of a step's material.
+
+        Raises TooManyFailures where the losses asked for scores, and too many of the round's could not be measured.
         """
         config, sums, rows = self.tuning.config, dict[str, float](), 0.0
-        steps, before = [], self._count
+        steps, before, asked = [], self._count, list[Asked]()
         for epoch in range(config.epochs):
             order = np.random.default_rng(self.tuning.seed(8, number, epoch)).permutation(len(collected.parts))
             steps += [(epoch, chunk) for chunk in np.array_split(order, config.updates_per_round)]
         for epoch, chunk in progress(steps, len(steps), "updates", shown=self.tuning.process == 0):
             seeds = [self.tuning.seed(9, number, epoch, int(k)) for k in chunk]
-            losses = self._update([collected.parts[int(k)] for k in chunk], seeds, number)
+            losses = self._update([collected.parts[int(k)] for k in chunk], seeds, number, asked)
             rows += losses.pop("rows")
             sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
-        return {name: value / max(1, rows) for name, value in sums.items()}, self._count - before
+        means = {name: value / max(1, rows) for name, value in sums.items()}
+        if asked:
+            reasons = [why for one in asked for why in one.failures]
+            refuse_failures(reasons, sum(one.total for one in asked), config.max_failure_rate)
+            means |= {"failed": float(len(reasons)), "empty": float(sum(one.empty for one in asked))}
+        return means, self._count - before
 
-    def _update(self, parts: Sequence[Part], seeds: Sequence[int], number: int) -> dict[str, float]:
-        """Take one step; return the sums of what the losses reported, times their rows, and the rows."""
+    def _update(self, parts: Sequence[Part], seeds: Sequence[int], number: int, asked: list[Asked]) -> dict[str, float]:
+        """Take one step; return the sums of what the losses reported, times their rows, and the rows.
+
+        asked: what the losses asked for is added to it, also where they measured nothing.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {"rows": 0}
         for part, seed in zip(parts, seeds, strict=True):
             with self.tuning.autocast():
                 term = self._term(part, torch.Generator().manual_seed(seed))
+            if term.asked is not None:
+                asked.append(term.asked)
             if term.value is None:
                 continue
             if not bool(torch.isfinite(term.value)):
@@ -73,6 +86,11 @@ class Updates:
             gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
             weight.grad = all_sum(gradient) / total
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.tuning.config.max_grad_norm or math.inf)
+        if not bool(torch.isfinite(norm)):
+            raise FloatingPointError(
+                f"round {number + 1}: the gradient is {float(norm)}; lower learning_rate, or find the image for which "
+                "the reward has no finite slope"
+            )
         sums["gradient_norm"] = float(norm) * sums["rows"]
         self.optimizer.step()
         self.ema.update()

@@ -29,12 +29,17 @@ def test_every_command_that_takes_a_reward_names_it_alike(command):
     assert NAMES in declared.help
 
 
-def test_a_name_is_a_model_or_it_is_not(tmp_path):
+def test_a_name_is_a_model_or_it_is_not(tmp_path, monkeypatch):
     assert model_of("zoomiqa", "owner/large") == "owner/large"
     assert [model_of(name) for name in ("zoomiqa", "nano", "owner/large", str(tmp_path))] == [
         "nano", "nano", "owner/large", str(tmp_path),
     ]  # fmt: skip
     assert [model_of(name) for name in ("niqe", "no_such_name", LAPLACIAN)] == [None, None, None]
+    monkeypatch.chdir(tmp_path)
+    for name in ("niqe", "conditioned", "mine"):  # folders named after what wrote them
+        (tmp_path / name).mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    assert [model_of(name) for name in ("niqe", "conditioned", "mine")] == [None, None, "mine"]
     with pytest.raises(ValueError, match="two models"):
         model_of("nano", "owner/large")
 

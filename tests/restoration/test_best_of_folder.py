@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from brightness_runs import brightness, shifted
 from PIL import Image
@@ -76,6 +77,31 @@ def test_a_second_call_makes_only_what_is_missing(tmp_path, photos):
     assert [row.candidates for row in longer] == [5, 5, 5, 5]
     kept = tmp_path / "out" / RUNS / "f2.png" / "candidates" / "0001.png"
     assert kept.stat().st_mtime_ns == made[kept]  # candidate 1 of the shorter run
+
+
+def test_no_two_rows_share_a_chosen_image(tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    light = {"a.jpg": 0.2, "a.png": 0.5, "a.png.jpg": 0.8}
+
+    def put(*names):
+        for file in photos.iterdir():
+            file.unlink()
+        for name in names:
+            to_pil(0.2 * make_image(3, 12, 16) + light[name]).save(photos / name)
+
+    def chosen():
+        rows = rows_of(photos, out, restorer=lambda image, seed: image + 1e-3 * (seed % 7), n=2)
+        for row in read_table(out / SUMMARIES[0]):  # also of images that are gone
+            with Image.open(out / row["chosen"]) as image:
+                assert abs(np.asarray(image).mean() / 255 - light[row["image"]] - 0.1) < 0.06, row["image"]
+        return len({row.chosen for row in rows})
+
+    put("a.jpg", "a.png", "a.png.jpg")
+    assert chosen() == 3
+    for names in (["a.jpg"], ["a.png"], ["a.jpg"], ["a.png", "a.jpg"], ["a.png.jpg"]):
+        put(*names)
+        assert chosen() == len(names)
 
 
 def test_a_kill_between_two_images_loses_neither(tmp_path, photos):

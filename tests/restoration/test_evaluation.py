@@ -9,6 +9,7 @@ import pytest
 import torch
 import typer
 from tiny import make_image
+from tiny_pipelines import controlnet
 from typer.testing import CliRunner
 
 from restoration.cli.evaluate import evaluate as command
@@ -314,6 +315,19 @@ def test_command(dataset, tmp_path):
     assert results == json.loads((tmp_path / "b" / "results.json").read_text()) | {"against": results["against"]}
     refused = call("--out", str(tmp_path / "c"), "--reward", "psnr_y", "--metrics", "psnr_y", "--headline", "psnr_y")
     assert "refused: it was the reward" in str(refused.exception)
+    controlnet().save_pretrained(tmp_path / "pipeline")
+    shown = [
+        "--restorer",
+        str(tmp_path / "pipeline"),
+        "--reward",
+        "none",
+        "--metrics",
+        "lr_consistency",
+        "--limit",
+        "1",
+    ]
+    enlarging = call("--out", str(tmp_path / "f"), *shown, "--n", "1")
+    assert enlarging.exception is None
     plain = call("--out", str(tmp_path / "e"), "--vary-sharpness", "0.5")
     assert "'bicubic' is the plain reference" in str(plain.exception)
     missing = CliRunner().invoke(app, ["set5", "--out", str(tmp_path / "d")], standalone_mode=False)

@@ -15,6 +15,7 @@ from restoration.search import fuse, fuse_candidates
 from restoration.search.blending import blended, pixel_weights, view_weights
 from restoration.selection.best_of_n import best_of_n
 from zoomiqa_reward.images import load_image
+from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.model.quality_map import plan_boxes
 from zoomiqa_reward.rewards.metric import MetricReward
 
@@ -67,6 +68,13 @@ def test_the_fused_image_follows_the_ratings():
     assert [one.pixels for one in bright.start.candidates] == [one.pixels for one in dark.start.candidates]
     assert left_of(dark.weights[0]) < 0.01
     assert not np.array_equal(np.asarray(bright.fused), np.asarray(dark.fused))
+
+
+def test_what_was_done_to_the_input_is_told(tmp_path):
+    to_pil(LQ).convert("RGBA").save(tmp_path / "lq.png")
+    assert fused().report["notes"] == []
+    [note] = fuse(pool(), tmp_path / "lq.png", brightness(), n=2, view_px=16, progress=False).report["notes"]
+    assert "transparency" in note
 
 
 def test_weights_have_no_steps():

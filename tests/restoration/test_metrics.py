@@ -212,6 +212,10 @@ def test_a_metric_as_reward_is_oriented(backbone):
         assert scores.value[0] > scores.value[1], name
     assert as_reward("mdsi").score_range == (-math.inf, 0)
     assert as_reward("fsim").name == "fsim"
+    edge, inner = as_reward("fsim", border_px=4)(images, hr=[reference, reference]), {"fsim": {"border_px": 4}}
+    measured = [measure(["fsim"], image, hr=reference, options=inner)["fsim"].value for image in images]
+    assert edge.value.tolist() == pytest.approx(measured)
+    assert edge.value.tolist() != as_reward("fsim")(images, hr=[reference, reference]).value.tolist()
     small = as_reward("niqe")([flat(1, 40)])
     assert not bool(small.valid[0])
     with pytest.raises(ValueError, match="needs hr"):

@@ -1,5 +1,6 @@
 """Training the embedded restorer: pairs, the loss by hand, going on after a kill, and that it learns."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -7,10 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from restoration.nano import train as train_module
 from restoration.nano.crops import Pairs, Photographs, clean_crop, held_out_pairs, split
 from restoration.nano.learning import GROUPS, Optimizers, mean_residual, start_straight, x0_loss
 from restoration.nano.pipeline import NanoSRPipeline, build_scheduler, build_unet, to_residual
 from restoration.nano.train import NanoSRConfig, RestorerLearner, train
+from zoomiqa_reward.runs.settings import AnotherRun
 from zoomiqa_reward.runs.training_folder import TimeBudget
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -40,6 +43,27 @@ def test_a_tenth_of_each_folder_is_never_learned_from(photos, tmp_path):
     assert len(training) == 18
     with pytest.raises(ValueError, match="0 photographs"):
         split([tmp_path])
+
+
+def test_a_run_goes_on_with_its_own_photographs_and_settings_alone(photos, tmp_path, monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def pairs(*_, **__):
+        raise Reached
+
+    monkeypatch.setattr(train_module, "Pairs", pairs)
+    moved, others = tmp_path / "moved", tmp_path / "others"
+    shutil.copytree(photos, moved)
+    shutil.copytree(photos, others)
+    shutil.copy(photos / "0.png", others / "10.png")
+    config = tiny(photos, tmp_path / "run")
+    for same in (config, replace(config, steps=9, workers=2, shards=3), replace(config, photos=(moved,))):
+        with pytest.raises(Reached):
+            train(same)
+    for other in (replace(config, photos=(others,)), replace(config, seed=7), replace(config, rate=1e-4)):
+        with pytest.raises(AnotherRun):
+            train(other)
 
 
 @pytest.fixture(scope="module")

@@ -77,10 +77,15 @@ def unseeded(image):
     return 0.25 + 0.5 * image + 0.05 * torch.randn_like(image)
 
 
+class Unseeded(torch.nn.Module):
+    def forward(self, image):
+        return unseeded(image)
+
+
 @pytest.mark.parametrize(("source", "options"), [
     (ldm, {"steps": 2, "eta": 1.0}), (lambda: grainy, {}), (lambda: unseeded, {"deterministic": False}),
-    (lambda: grainy, {"tile_px": 12, "tile_overlap_px": 4}),
-], ids=["pipeline", "function", "without a seed", "tiles"])  # fmt: skip
+    (Unseeded, {"deterministic": False}), (lambda: grainy, {"tile_px": 12, "tile_overlap_px": 4}),
+], ids=["pipeline", "function", "without a seed", "network", "tiles"])  # fmt: skip
 def test_a_restorer_near_a_seed(source, options):
     if "tile_px" in options:
 

@@ -1,5 +1,7 @@
 """Refinement's loop: what changes, when it stops, failures, and what cannot be refined."""
 
+import itertools
+import json
 import math
 
 import pytest
@@ -12,6 +14,7 @@ from restoration.refinement import refine
 from restoration.selection.best_of_n import best_of_n
 from restoration.selection.candidate_loop import pixels_digest
 from zoomiqa_reward.images import load_image
+from zoomiqa_reward.rewards.consensus import ConsensusReward
 from zoomiqa_reward.rewards.metric import MetricReward
 
 
@@ -68,6 +71,24 @@ def test_a_deterministic_restorer_runs_once_a_round_and_stops_when_it_cannot_hel
     assert result.stopped == "deterministic"
     assert [len(one.attempts) for one in result.history] == [0, 1]
     assert len(result.start.candidates) == 1
+
+
+def test_the_gain_of_a_reward_that_compares_images_is_that_of_each_kept_round(tmp_path):
+    """Values of two groups differ in what they are compared with, so their difference means nothing."""
+    reward = ConsensusReward(nearness(), 1e-4)
+    result = run(reward=reward, iqa=Scripted(ASKS, answer([0.5, 0.5, 1, 1])), rounds=2, out=tmp_path / "run")
+    kept = [one for one in result.history[1:] if one.accepted]
+    assert kept
+    total, images = 0.0, [one for one in result.history if one.accepted]
+    for before, one in itertools.pairwise(images):
+        assert one.before != before.reward  # another group
+        assert one.reward >= one.before
+        total += one.reward - one.before
+    assert result.gain == pytest.approx(total)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["gain"] == pytest.approx(total)
+    again = run(reward=reward, iqa=Scripted(ASKS, answer([0.5, 0.5, 1, 1])), rounds=2, out=tmp_path / "run")
+    assert again.gain == result.gain
+    assert all(math.isnan(one.before) for one in run(rounds=1).history)
 
 
 def test_failures_are_named_and_never_kept():

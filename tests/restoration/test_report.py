@@ -25,6 +25,7 @@ from restoration.selection.folder import best_of_folder
 from zoomiqa_reward.cli.main import main
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.rewards.consensus import ConsensusReward
+from zoomiqa_reward.rewards.metric import MetricReward
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json
 from zoomiqa_reward.runs.outputs import claim_folder
 
@@ -77,6 +78,26 @@ def test_a_reward_that_compares_candidates_has_its_scores_in_the_folder(tmp_path
     assert [rows[k]["valid"] for k in range(5)] == [True, True, True, False, False]  # of another pool: dropped
     again = best_of_n(shifted, LQ, reward, n=5, out=tmp_path / "run", progress=False)
     assert same(again, result)
+
+
+def test_the_order_is_that_of_the_last_run_whatever_else_the_folder_holds(tmp_path):
+    """Other cascades and longer runs leave their lines; scores of two rewards must not be compared."""
+
+    def dark(image):
+        return 1000 - image.mean()
+
+    folder = tmp_path / "run"
+    for n, cascade in (
+        (6, Cascade(reward=brightness(name="again"), top=3)),
+        (6, Cascade(reward=MetricReward(dark, "dark", True, (0, 1000)), top=2)),
+        (3, Cascade(reward=brightness(name="again"), top=1)),
+        (4, None),
+    ):
+        result = best_of_n(shifted, LQ, brightness(), n=n, out=folder, cascade=cascade, progress=False)
+        read = read_order(folder, json.loads((folder / "run.json").read_text()))
+        assert [(c.index, c.rank) for c in read] == [(c.index, c.rank) for c in result.order]
+        assert [str(c.cascade_score) for c in read] == [str(c.cascade_score) for c in result.order]
+    assert not any(math.isfinite(c.cascade_score) for c in read_order(folder, {"finished": False}))
 
 
 def test_a_run_that_is_not_finished_has_a_report_too(tmp_path, run):
@@ -137,6 +158,15 @@ def test_a_tuning_run_shows_signals_alarms_and_looks(tmp_path):
     assert "Round 5: psnr_y is low." in html
     assert len(IMAGES.findall(html)) == 2
     assert "aspect-ratio: 3.0" in html
+    assert len(IMAGES.findall(report_of(run, 1))) == 1
+
+
+@pytest.mark.parametrize("settings", [{"assessor": "words", "sources": []}, {"search": "fusion", "sources": []}])
+def test_a_run_of_another_command_names_the_folder_that_has_a_report(tmp_path, settings):
+    run = claim_folder(tmp_path / "run")
+    write_json(run / "run.json", {"settings": settings, "finished": True})
+    with pytest.raises(ValueError, match=f"give {re.escape(str(run / 'start'))}"):
+        report_of(run)
 
 
 def test_a_page_asks_nothing_of_the_network(tmp_path, run):

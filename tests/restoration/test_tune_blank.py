@@ -157,7 +157,7 @@ def test_the_gradient_counts_it_as_the_worst(broken, tmp_path):
     [row] = run(algorithm, tmp_path, reward)
     assert len(reward.seen) == IMAGES * (SAMPLES - 1)
     assert min(reward.seen) > 0.1  # never black
-    assert (row["failed"], row["empty"]) == (0, 1)
+    assert (row["failed"], row["empty"]) == (0, IMAGES)
     scores = []
     for start in (0, SAMPLES - 1):
         own = torch.tensor([-value for value in reward.seen[start : start + SAMPLES - 1]])
@@ -174,7 +174,7 @@ def test_a_round_of_nothing_but_blank_candidates_still_has_a_gradient(monkeypatc
     reward = Dark()
     [row] = run(RewardGradient(low_frequency=0.0), tmp_path, reward)
     assert reward.seen == []
-    assert (row["failed"], row["empty"]) == (0, SAMPLES)
+    assert (row["failed"], row["empty"]) == (0, SAMPLES * IMAGES)
     assert row["gradient_norm"] > 0
     assert row["loss"] == pytest.approx(0.05)
 

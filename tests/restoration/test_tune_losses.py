@@ -312,4 +312,4 @@ def test_reward_gradient_counts_the_rows_that_were_measured(tmp_path):
     reward = MetricReward(fails_once, "loudness", True, (0, 1), differentiable=True)
     tuning = replace(toy_tuning(tmp_path), reward=reward)
     term = RewardGradient()._loss(tuning, tuning.examples[0], 3, torch.Generator().manual_seed(0))
-    assert (term.rows, term.report["failed"]) == (2, 1)
+    assert (term.rows, term.asked.total, len(term.asked.failures), term.asked.empty) == (2, 3, 1, 0)

@@ -21,6 +21,7 @@ from restoration.restorer.restorer import Restorer
 from restoration.selection.best_of_n import best_of_n
 from restoration.tuning import Example, MonitorConfig, Recipe, TuneConfig, tune
 from restoration.tuning.algorithms.dpo import DPO
+from restoration.tuning.algorithms.groups import TooManyFailures
 from restoration.tuning.algorithms.grpo import GRPO
 from restoration.tuning.algorithms.nft import NFT
 from restoration.tuning.algorithms.pairs import pairs_from_best_of_n, read_pairs, write_pairs
@@ -250,6 +251,25 @@ def test_failed_scores_are_dropped_and_too_many_stop_the_run(tmp_path):
     assert [row["failed"] for row in rows_of(result.folder)] == [1, 1, 1]
     with pytest.raises(RuntimeError, match="could not be scored"):
         run(SFT(), tmp_path / "b", reward_of(lambda image: image.mean() * math.nan, fingerprint="never"))
+
+
+def test_scores_that_fail_inside_the_loss_stop_the_run_too(tmp_path):
+    """The reward gradient asks for its scores in the loss, so no round collects them."""
+
+    def failing(every):
+        calls = []
+
+        def measured(image):
+            calls.append(1)
+            return image.mean() * (math.nan if len(calls) % every == 0 else 1.0)
+
+        return MetricReward(measured, "failing", True, (0, 1), differentiable=True, fingerprint=f"failing {every}")
+
+    result = run(RewardGradient(), tmp_path / "a", failing(8), max_failure_rate=0.2)
+    assert [(row["failed"], row["empty"]) for row in rows_of(result.folder)] == [(1, 0)] * 3
+    for every in (1, 2):
+        with pytest.raises(TooManyFailures, match="of 8 candidates could not be scored"):
+            run(RewardGradient(), tmp_path / str(every), failing(every), max_failure_rate=0.2)
 
 
 def test_a_constant_reward_changes_nothing(tmp_path):

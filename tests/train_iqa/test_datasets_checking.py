@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from dataset_copies import image_file, write_images, write_kadid, write_koniq
+from tiny import make_image
 
 from train_iqa.data import (
     DatasetProblems,
@@ -20,6 +21,7 @@ from train_iqa.data import (
     select,
     split_by_reference,
 )
+from zoomiqa_reward.images import save_png
 
 
 def table(root: Path, *lines: str, header: str = "image,mos") -> Path:
@@ -182,6 +184,24 @@ def test_no_reference_is_in_two_parts() -> None:
         name: {i.id for i in part} for name, part in parts.items()
     }
     assert split_by_reference(images, seed=2) != parts
+
+
+def test_an_image_that_is_left_out_changes_no_part(tmp_path: Path) -> None:
+    """Else an evaluation that leaves one out would test on images that a training has seen."""
+    lines = ["image,mos"]
+    for k in range(30):
+        save_png(make_image(k, 12, 16), tmp_path / f"{k}.png")
+        lines.append(f"{k}.png,3")
+    (tmp_path / "all.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "4.png").write_bytes(b"torn")
+    trained, tested = (
+        load_dataset("csv", tmp_path / "all.csv", checks=checks, accept=accept)
+        for checks, accept in (("paths", ()), ("full", ("corrupt",)))
+    )
+    assert len(tested) == len(trained) - 1
+    for part in ("training", "validation", "test"):
+        both = [{image.id for image in select(dataset, part, seed=3)} for dataset in (trained, tested)]
+        assert both[1] == both[0] - {"4.png"}
 
 
 def test_images_without_reference_are_their_own() -> None:

@@ -250,6 +250,17 @@ def test_two_runs_are_compared_over_what_both_could_rate() -> None:
     assert math.isnan(compare(run(1), run(None))["srcc"])
 
 
+@pytest.mark.parametrize("lines", [None, '{"dataset": "other", "id": "0.png", "rating": 3.0, "valid": true}'])
+def test_a_folder_with_nothing_to_compare_is_refused_before_the_work(photos: Path, tmp_path: Path, lines) -> None:
+    if lines is not None:
+        (tmp_path / "before").mkdir()
+        (tmp_path / "before" / "ratings-0.jsonl").write_text(lines + "\n")
+    other = config(photos, tmp_path / "out", compare=tmp_path / "before")
+    with pytest.raises(ValueError, match="are of other images" if lines else "holds no ratings"):
+        evaluate(other, tiny_iqa())
+    assert not (tmp_path / "out").exists()
+
+
 def test_probes_do_not_depend_on_the_order(photos: Path) -> None:
     [dataset] = load_datasets([DatasetSource(family="csv", root=photos / "photos.csv")], checks="paths")
     images = list(dataset.images)

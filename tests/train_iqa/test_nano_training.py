@@ -18,8 +18,9 @@ from train_iqa.nano.labels import LabelScale
 from train_iqa.nano.people import People, cut_view, folds, moved_images, read_opinions
 from train_iqa.nano.store import GRID, KINDS, Store, Workers, cover_map, read_pairs
 from train_iqa.nano.synthetic import hold_out, list_photographs, make_sample
-from train_iqa.nano.train import NanoConfig, main, make_nano
+from train_iqa.nano.train import NanoConfig, bind_run, main, make_nano
 from zoomiqa_reward import ZoomIQA
+from zoomiqa_reward.runs.settings import AnotherRun
 
 
 def photograph(rng, size=(160, 120)):
@@ -125,6 +126,23 @@ def test_people_alone_go_on_from_a_checkpoint(toy, checkpoint, tmp_path):
     assert made.checkpoint.tokenizer.get_vocab() == source.checkpoint.tokenizer.get_vocab()
     weights = [iqa.checkpoint.model.state_dict() for iqa in (source, made)]
     assert not all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize("more", [{}, {"words": {"short": 1}}])
+def test_a_folder_goes_on_with_its_own_run_alone(photographs, tmp_path, more):
+    """Else the weights of one run are exported as those of another, under its settings."""
+    paths = sorted(photographs.iterdir())
+    config = NanoConfig(photos=(photographs,), out=tmp_path / "run", start="nano", people=tmp_path)
+    bind_run(config, paths, **more)
+    for same in (config, replace(config, seconds=9.0, people_share=0.9, workers=1, device="cuda", photos=(tmp_path,))):
+        bind_run(same, paths, **more)
+    for other in (replace(config, start="a/b"), replace(config, seed=1), replace(config, people=tmp_path / "fold")):
+        with pytest.raises(AnotherRun):
+            bind_run(other, paths, **more)
+    with pytest.raises(AnotherRun, match="photographs"):
+        bind_run(config, paths[1:], **more)
+    with pytest.raises(AnotherRun):
+        bind_run(config, paths, words={"short": 2})
 
 
 def test_the_command_line_reaches_the_people_stage(monkeypatch, tmp_path):

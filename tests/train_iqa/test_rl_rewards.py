@@ -53,6 +53,8 @@ def test_the_protocols_form_earns_1(texts):
         (FINAL.replace("Decision: ", ""),),  # a section is missing
         (FINAL.replace("</think>", ""),),
         (FINAL + " Thank you.",),
+        (FINAL + " No: " + FINAL[FINAL.index("<answer>") :],),  # a second answer
+        (FINAL.replace("</think>", "</think> So: <think></think>"),),
         (FINAL.replace("4.00", "7.00"),),
         (FINAL.replace("final", "crop"),),  # a closer look, at nothing
         (ZOOM.replace("crop", "final"),),  # no closer look, but a box

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,8 +24,8 @@ from train_iqa.rows.conversations import (
     synthetic_conversations,
     write_conversations,
 )
-from train_iqa.rows.turn_rows import DIRECT, ROUND1, ROUND2, build_row, estimate_length, plan_rows
-from train_iqa.sft import ConversationSource, SftConfig
+from train_iqa.rows.turn_rows import DIRECT, ROUND1, ROUND2, build_row, estimate_length, fitting_protocol, plan_rows
+from train_iqa.sft import ConversationSource, SftConfig, train
 from train_iqa.training.learner import ModelConfig
 from train_iqa.training.policy import TuningConfig
 from train_iqa.training.run_state import read_log
@@ -32,6 +33,7 @@ from zoomiqa_reward.model.checkpoint import load_checkpoint
 from zoomiqa_reward.model.direct import trie_of
 from zoomiqa_reward.model.turns import round1
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
+from zoomiqa_reward.protocol import level_words
 
 ZOOM = '<think>Soft.</think><answer>{"bbox_2d": [0.1, 0.2, 0.6, 0.7], "rating": 3.25, "tool": "crop"}</answer>'
 FINAL = '<think>Fine.</think><answer>{"bbox_2d": [0, 0, 0, 0], "rating": 3.25, "tool": "final"}</answer>'
@@ -78,6 +80,34 @@ def test_exactly_the_answer_is_learned(checkpoint, kind, text):
         assert batch.inputs["input_ids"][place][kept].tolist() == [*one.prompt.input_ids.tolist(), *learned]
     assert not batch.inputs["mm_token_type_ids"][:, -batch.completion_ids.shape[1] :].any()
     assert torch.equal(batch.targets, batch.mask)
+
+
+def test_the_protocols_beginning_of_an_answer_belongs_to_the_request(checkpoint):
+    starts = FINAL[:6], FINAL[:4]
+    begun = replace(checkpoint, protocol=replace(checkpoint.protocol, answer_starts=starts))
+    plain, row = (build_row(one, trie_of(one), talk(rounds=(FINAL,)), ROUND1) for one in (checkpoint, begun))
+    learned = checkpoint.tokenizer.decode(row.completion_ids[row.targets].tolist()[:-1])
+    assert learned == FINAL[6:]
+    assert len(row.prompt.input_ids) > len(plain.prompt.input_ids)
+    with pytest.raises(ValueError, match="round 2: the answer must begin with"):
+        build_row(begun, trie_of(begun), talk(rounds=(ZOOM, FINAL.replace("<think>", "<Think>"))), ROUND2)
+    assert fitting_protocol(begun.protocol, [talk(rounds=(FINAL,))]) == begun.protocol
+    other = [talk(rounds=(FINAL,)), talk(rounds=("<answer>" + FINAL[6:],))]
+    assert fitting_protocol(begun.protocol, other) == checkpoint.protocol
+
+
+def test_a_model_that_answers_in_level_words_is_refused(tmp_path):
+    protocol = tmp_path / "levels.json"
+    level_words().save(protocol)
+    changed = config(tmp_path, model=ModelConfig(name=str(tiny_checkpoint()), protocol=str(protocol)))
+    with pytest.raises(ValueError, match="without reasons"):
+        train(changed)
+
+
+def test_a_separator_inside_a_text_does_not_end_the_line(tmp_path):
+    text = FINAL.replace("<think>", "<think>\u2028\u0085")
+    write_conversations(tmp_path / "talks.jsonl", [talk(rounds=(text,))])
+    assert [found.rounds for found in read_conversations(tmp_path / "talks.jsonl")] == [(text,)]
 
 
 def test_a_wordless_row_learns_the_rating_alone(checkpoint):

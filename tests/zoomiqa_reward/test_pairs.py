@@ -101,6 +101,11 @@ def test_wrong_arguments_are_named(iqa):
         iqa.compare(make_image(0), make_image(1), how="both")
     with pytest.raises(ValueError, match="temperature=0"):
         iqa.compare(make_image(0), make_image(1), temperature=0)
+    for temperature in (0, -1.0):
+        with pytest.raises(ValueError, match="must be above 0"):
+            iqa.compare(make_image(0), make_image(1), how="question", temperature=temperature)
+    with pytest.raises(ValueError, match="leave one of them out"):
+        iqa.compare(make_image(0), make_image(1), how="question", question="Which?")
     with pytest.raises(ValueError, match="has no pair question"):
         iqa.compare(make_image(0), make_image(1), how="question")
     plain = MetricReward(lambda image: image.mean(), name="mean", higher_is_better=True, score_range=(0, 1))

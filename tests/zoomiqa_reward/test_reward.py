@@ -101,6 +101,16 @@ def test_a_bug_in_the_metric_is_raised():
         metric(lambda image: 1 / 0)(make_image())
 
 
+def test_an_image_without_a_value_sends_no_gradient_to_the_others():
+    """0 times NaN is NaN: one such image would spoil all weights that are learned through the reward."""
+    weight = torch.ones((), requires_grad=True)
+    reward = metric(lambda image: image.mean() * (math.nan if image.shape[1] == 8 else 1.0), differentiable=True)
+    scores = reward([weight * make_image(k, side, 16) for k, side in ((0, 16), (1, 8))], grad=True)
+    assert scores.valid.tolist() == [True, False]
+    scores.value[scores.valid].sum().backward()
+    assert bool(weight.grad.isfinite())
+
+
 def test_a_differentiable_metric_keeps_its_graph_and_another_does_not():
     image = make_image().requires_grad_(True)
     metric(differentiable=True, higher_is_better=False)(image).value.sum().backward()
@@ -117,9 +127,9 @@ def test_fingerprint_follows_name_direction_and_code():
     prints = {
         base, metric(name="n").fingerprint, metric(higher_is_better=False).fingerprint, metric(other).fingerprint,
         metric(functools.partial(other, correction=0)).fingerprint, metric(fingerprint="weights-1").fingerprint,
-        metric(max).fingerprint,
+        metric(max).fingerprint, metric(score_range=(0, 50)).fingerprint, metric(needs=("lq",)).fingerprint,
     }  # fmt: skip
-    assert len(prints) == 7
+    assert len(prints) == 9
 
 
 def test_zoomiqa_reward_is_the_strict_rating(iqa):

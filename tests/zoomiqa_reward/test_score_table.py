@@ -143,6 +143,31 @@ def test_an_interrupt_keeps_what_was_measured(capsys, folder, counting, monkeypa
     assert model.asked == 1
 
 
+def test_an_interrupt_of_a_second_call_keeps_what_the_first_measured(capsys, folder, counting, monkeypatch):
+    counting()
+    run(capsys, "score", "in/mid.png", "in/white.png", "--out", "t.csv")
+    monkeypatch.setattr(score_table, "SAVE_EVERY_S", -1)
+    table = score_table.ScoreTable(Path("t.csv"), "0")
+    records = score_table.measure_into(
+        table, Counting(), ["in/deep/er/grey.png", "in/dark.png", "in/mid.png", "in/white.png"], chunk=1, mode="direct"
+    )
+    table.open(["in/deep/er/grey.png", "in/dark.png", "in/mid.png", "in/white.png"])
+    next(records), next(records)
+    kept = {"in/mid.png", "in/white.png"}
+    assert {row["image"] for row in read_table(Path("t.csv"))} == {"in/deep/er/grey.png", *kept}  # a kill
+    records.close()  # an interrupt
+    assert {row["image"] for row in read_table(Path("t.csv"))} == {"in/deep/er/grey.png", "in/dark.png", *kept}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_overwrite_replaces_a_table_that_is_not_ours_or_damaged(capsys, folder, counting, suffix):
+    counting()
+    for text in ("image,sha256\na.png,0\n" if suffix == "csv" else '{"sha256": "0"}\n', '{"sha\n"'):
+        Path(f"t.{suffix}").write_text(text)
+        assert run(capsys, "score", "in/mid.png", "--out", f"t.{suffix}", "--overwrite")[0] == 0
+        assert [row["image"] for row in read_table(Path(f"t.{suffix}"))] == ["in/mid.png"]
+
+
 def test_a_table_is_written_while_the_work_goes_on(folder, counting, monkeypatch):
     monkeypatch.setattr(score_table, "SAVE_EVERY_S", -1)
     table = score_table.ScoreTable(Path("t.csv"), "f")

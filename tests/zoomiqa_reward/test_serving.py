@@ -3,6 +3,7 @@
 Replicas, their death and batching across requests are in test_serving_ray.py.
 """
 
+import asyncio
 import io
 import math
 import sys
@@ -222,6 +223,27 @@ def test_a_late_image_fails_alone_and_typed(tmp_path, monkeypatch):
 def test_a_reward_that_a_server_cannot_find_says_so():
     with pytest.raises(ValueError, match="cannot import 'no_such_module'"):
         Scorer(RewardSpec(reward="no_such_module:factory"), threads=1)
+
+
+def picky(image, lq):
+    if lq.shape[1] * 2 != image.shape[1]:
+        raise ValueError("the image must be twice as large as its source")
+    return image.mean()
+
+
+PICKY = MetricReward(picky, "picky", True, (0, 1), needs=("lq",))
+
+
+def test_an_image_that_does_not_fit_fails_alone_in_a_batch():
+    """A batch holds images of several clients."""
+    scorer = Scorer(RewardSpec(reward=f"{__name__}:PICKY"), threads=1)
+    image, fits, wrong = square(0), square(1, 28), square(2, 20)
+    items = [ScoreItem(image=encode_image(image), lq=encode_image(lq)) for lq in (fits, wrong, fits)]
+    found = [answer.row for answer in asyncio.run(scorer.score(items, batched=True))]
+    scorer.close()
+    assert [row.valid for row in found] == [True, False, True]
+    assert found[0].value == found[2].value == pytest.approx(float(image.mean()), abs=1e-2)
+    assert "twice as large" in found[1].error["message"]
 
 
 def test_metric_rewards_answer_batches_like_single_images():

@@ -10,11 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from skimage import data
 
+from zoomiqa_reward.cli.score_shared import measure_shared, score_shared, shared_work
+from zoomiqa_reward.cli.score_table import ScoreTable
+from zoomiqa_reward.model.ratings import Ratings
+from zoomiqa_reward.runs.digest import file_digest
 from zoomiqa_reward.runs.settings import AnotherRun
 from zoomiqa_reward.runs.shared_work import LEAST_BLOCK, SharedWork, block_size
+from zoomiqa_reward.runs.tables import read_table
 
 COUNT = 20 * LEAST_BLOCK - 7
 WORKER = """
@@ -100,6 +106,39 @@ def _saving(work):
 
 def test_blocks_are_few_enough_for_a_folder():
     assert [block_size(count) for count in (0, 1, 640_000, 640_001)] == [64, 64, 64, 65]
+
+
+class Constant:
+    """Rates every image alike."""
+
+    name = fingerprint = "constant"
+
+    def rate(self, images, **options):
+        self.asked = getattr(self, "asked", 0) + len(images)
+        value = torch.full((len(images),), 3.0)
+        return Ratings(value=value, std=value * 0, valid=value > 0, std_kind="none")
+
+
+def test_a_file_that_changed_after_its_part_was_written_is_measured_again(tmp_path):
+    files = [str(tmp_path / f"{k}.png") for k in range(LEAST_BLOCK + 2)]
+    for k, file in enumerate(files):
+        Image.fromarray(data.astronaut()[k : k + 32, :40]).save(file)
+    iqa, asked = Constant(), {"mode": "direct", "strict": True, "question": None}
+    table = ScoreTable(tmp_path / "t.jsonl", "f")
+    table.open(files)
+    work = shared_work(table, files, asked)
+    blocks = measure_shared(table, iqa, files, work, start=0, **asked)
+    for _ in range(LEAST_BLOCK + 1):
+        next(blocks)
+    blocks.close()  # killed: the first block is done
+    Image.fromarray(data.astronaut()[200:232, :40]).save(files[3])
+    with pytest.raises(AnotherRun, match=r"question was None, now 'How\?'.*delete .*t\.jsonl\.parts"):
+        shared_work(table, files, asked | {"question": "How?"})
+    score_shared(tmp_path / "t.jsonl", False, iqa, files, **asked)
+    rows = read_table(tmp_path / "t.jsonl")
+    assert [row["image"] for row in rows] == files
+    assert [row["sha256"] for row in rows] == [file_digest(file) for file in files]
+    assert iqa.asked == len(files) + 2  # the one that was in work, and the one that changed
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,8 @@ class Curator:
         messages = await asyncio.to_thread(make)
         for attempt in range(self.config.attempts):
             call = f"{work.key}#round{number}/attempt{attempt}"
-            reply = await self.teacher.ask(f"{call}/teacher", messages, seed=self._seed(call))
+            start = "" if self.protocol is None else self.protocol.answer_start(number)
+            reply = await self.teacher.ask(f"{call}/teacher", messages, seed=self._seed(call), start=start)
             try:
                 written = self._read(reply, number, work.mos)
                 written, dropped = await self._consistent(work, written, number, call, box)

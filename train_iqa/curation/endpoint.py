@@ -8,6 +8,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from train_iqa.curation.prompts import Messages
 from zoomiqa_reward.errors import ZoomIQAError
+from zoomiqa_reward.model.text_server.client import CONTINUE_FIELDS, joined
 from zoomiqa_reward.runs.digest import digest
 from zoomiqa_reward.runs.json_lines import append_line, as_float, read_lines
 
@@ -100,6 +102,7 @@ class Asker:
         from openai import AsyncOpenAI, OpenAIError
 
         self.endpoint, self.role, self.calls = endpoint, role, calls
+        self._refuses_start = False
         key = os.environ.get(endpoint.key_variable)
         has_address = endpoint.base_url is not None or "OPENAI_BASE_URL" in os.environ
         if key is None and not has_address:
@@ -114,16 +117,18 @@ class Asker:
         except OpenAIError as error:
             raise FatalEndpointError(f"{role}: {error}") from error
 
-    async def ask(self, call: str, messages: Messages, *, seed: int) -> EndpointReply:
+    async def ask(self, call: str, messages: Messages, *, seed: int, start: str = "") -> EndpointReply:
         """Return the answer of a call, from the journal if it is there.
 
+        start: what the answer begins with, and the reply too. A server that cannot continue an answer is asked without
+        it, from then on and with a warning.
         Raises FatalEndpointError where no call can succeed, EndpointError where this one failed after all retries.
         """
         body = self._body(messages, seed)
-        request = digest(json.dumps(body, sort_keys=True), size=24)
+        request = digest(json.dumps(body, sort_keys=True) + start, size=24)
         row = self.calls.find(call, request)
         if row is None:
-            row = {"call": call, "request": request, "role": self.role, **await self._answer(body)}
+            row = {"call": call, "request": request, "role": self.role, **await self._begun_answer(body, start)}
             self.calls.add(row)
         return EndpointReply(text=row["text"], is_cut=row["is_cut"], entropy=as_float(row["entropy"]))
 
@@ -142,6 +147,25 @@ class Asker:
         if endpoint.json_mode:
             body["response_format"] = {"type": "json_object"}
         return body
+
+    async def _begun_answer(self, body: dict[str, Any], start: str) -> dict[str, Any]:
+        if not start or self._refuses_start:
+            return await self._answer(body)
+        begun = [*body["messages"], {"role": "assistant", "content": start}]
+        fields = dict(zip(CONTINUE_FIELDS, (True, False), strict=True))
+        try:
+            answer = await self._answer(body | {"messages": begun, "extra_body": fields})
+        except EndpointError as error:
+            if not any(field in str(error) for field in CONTINUE_FIELDS):
+                raise
+            self._refuses_start = True
+            warnings.warn(
+                f"{self.endpoint.model}'s server cannot continue an answer that has begun: it is asked without the "
+                "start, and may answer in another form; vLLM can",
+                stacklevel=2,
+            )
+            return await self._answer(body)
+        return answer | {"text": joined(start, answer["text"])}
 
     async def _answer(self, body: Mapping[str, Any]) -> dict[str, Any]:
         import openai

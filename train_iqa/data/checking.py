@@ -10,7 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from train_iqa.data.record import SPLITS, DatasetProblems, IqaDataset, LabelledImage, LabelRow, Listing, Problem
+from train_iqa.data.record import (
+    SPLITS,
+    DatasetProblems,
+    IqaDataset,
+    LabelledImage,
+    LabelRow,
+    Listing,
+    Problem,
+    group_name,
+)
 from train_iqa.data.registry import DatasetSource
 from zoomiqa_reward.images.loading import ImageError, load_image
 from zoomiqa_reward.runs.digest import file_digest
@@ -95,8 +104,9 @@ def _load(source: DatasetSource, checks: str, workers: int) -> tuple[IqaDataset,
         first[key] = path
         images.append(_image(row, path, sha256, source.name, listing))
     dataset = IqaDataset(
-        name=source.name, family=source.family, root=listing.root, scale=listing.scale, images=tuple(images)
-    )
+        name=source.name, family=source.family, root=listing.root, scale=listing.scale, images=tuple(images),
+        groups=tuple(sorted({group_name(_id_of(row), row.reference) for row in listing.rows})),
+    )  # fmt: skip
     return dataset, listing.problems
 
 
@@ -144,9 +154,13 @@ def _hash_or_fault(answer: str | ImageError, path: Path, listing: Listing) -> st
     return None
 
 
+def _id_of(row: LabelRow) -> str:
+    return PurePosixPath(row.file).as_posix()
+
+
 def _image(row: LabelRow, path: Path, sha256: str | None, name: str, listing: Listing) -> LabelledImage:
     return LabelledImage(
-        dataset=name, id=PurePosixPath(row.file).as_posix(), path=path, mos=listing.scale.rating(row.label),
+        dataset=name, id=_id_of(row), path=path, mos=listing.scale.rating(row.label),
         std=listing.scale.spread(row.std), label=row.label, reference=row.reference, split=row.split,
         boxes=row.boxes, sha256=sha256,
     )  # fmt: skip

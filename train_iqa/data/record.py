@@ -116,6 +116,14 @@ class LabelledImage:
     """Of the file; None where only paths were checked."""
 
 
+def group_name(image_id: str, reference: str | None) -> str:
+    """Return what must not be torn apart: the reference, or the image itself.
+
+    The two kinds of name cannot meet: `r:` and `i:` stand before them.
+    """
+    return f"i:{image_id}" if reference is None else f"r:{reference}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class IqaDataset:
     """A data set whose every image is there and can be read."""
@@ -125,6 +133,9 @@ class IqaDataset:
     root: Path
     scale: Scale
     images: tuple[LabelledImage, ...]
+    groups: tuple[str, ...] = ()
+    """What no split tears apart (`group_name`), of all images that are listed, also of those left out: the parts of a
+    split stay as they are when an image is left out. Empty: those of `images`."""
     left_out: tuple[Problem, ...] = ()
     """Images that are missing here because the caller accepted their kind of problem."""
 

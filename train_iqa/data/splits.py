@@ -4,11 +4,11 @@ Two distortions of one photograph in two parts would let a model recognise the p
 split, whole references are drawn, seeded; the draw does not depend on the order of the images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from train_iqa.data.record import IqaDataset, LabelledImage
+from train_iqa.data.record import IqaDataset, LabelledImage, group_name
 
 SHARES = {"training": 0.6, "validation": 0.2, "test": 0.2}
 PARTS = ("standard", "all", *SHARES)
@@ -29,24 +29,27 @@ def select(dataset: IqaDataset, part: str = "standard", *, seed: int = 0) -> tup
         wanted = "test" if part == "standard" else part
         chosen = tuple(image for image in dataset.images if image.split == wanted)
     else:
-        chosen = split_by_reference(dataset.images, seed=seed)[part]
+        chosen = split_by_reference(dataset.images, seed=seed, groups=dataset.groups)[part]
     if not chosen:
         raise ValueError(f"{dataset.name}: part {part!r} holds no images")
     return chosen
 
 
 def split_by_reference(
-    images: Sequence[LabelledImage], *, shares: dict[str, float] | None = None, seed: int = 0
-) -> dict[str, tuple[LabelledImage, ...]]:
+    images: Sequence[LabelledImage], *, shares: dict[str, float] | None = None, seed: int = 0,
+    groups: Collection[str] = (),
+) -> dict[str, tuple[LabelledImage, ...]]:  # fmt: skip
     """Return part -> images such that no reference is in two parts; an image without reference is its own.
 
     `shares` (0.6, 0.2, 0.2 by default) are of the references, rounded, and add up to 1. Raises ValueError where they do
     not, and where a part would stay empty.
+
+    groups: `IqaDataset.groups`; without them, an image that is left out changes the parts of all others.
     """
     shares = SHARES if shares is None else shares
     if any(share <= 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
         raise ValueError(f"shares {shares}: must be positive and add up to 1")
-    names = sorted({group_of(image) for image in images})
+    names = sorted({*groups, *map(group_of, images)})
     order = np.random.default_rng(seed).permutation(len(names))
     ends = np.rint(np.cumsum([0.0, *shares.values()]) * len(names)).astype(int)
     part_of = {
@@ -61,8 +64,5 @@ def split_by_reference(
 
 
 def group_of(image: LabelledImage) -> str:
-    """Return what must not be torn apart: the reference, or the image itself.
-
-    The two kinds of name cannot meet: `r:` and `i:` stand before them.
-    """
-    return f"i:{image.id}" if image.reference is None else f"r:{image.reference}"
+    """Return what must not be torn apart, see `group_name`."""
+    return group_name(image.id, image.reference)

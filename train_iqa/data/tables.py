@@ -1,6 +1,7 @@
 """Reading label tables: a fault in a table is noted with its file and line, and the other lines are still read."""
 
 import csv
+import io
 import math
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ def read_csv(file: Path, columns: Sequence[str], listing: Listing) -> Iterator[t
     text = read_text(file, listing)
     if text is None:
         return
-    reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     names = reader.fieldnames or []
     lacking = [column for column in columns if column not in names]
     if lacking:

@@ -39,8 +39,9 @@ from train_iqa.nano.teach import NanoLearner, TeachConfig, teach_step
 from train_iqa.nano.view_weights import choose_view_weights
 from zoomiqa_reward import ZoomIQA
 from zoomiqa_reward.model.devices import find_device
-from zoomiqa_reward.runs.json_lines import write_json
-from zoomiqa_reward.runs.outputs import claim_folder, copy_file, part_folder
+from zoomiqa_reward.runs.digest import digest
+from zoomiqa_reward.runs.folder import bind
+from zoomiqa_reward.runs.outputs import copy_file, part_folder
 from zoomiqa_reward.runs.program import Parser, run_program
 from zoomiqa_reward.runs.progress import say
 from zoomiqa_reward.runs.provenance import provenance
@@ -117,10 +118,19 @@ class NanoConfig:
         )
 
 
-def write_run_record(config: NanoConfig) -> None:
-    """Write `run.json`: configuration, versions, command and commit."""
-    settings = json.loads(json.dumps(asdict(config), default=str))
-    write_json(config.out / "run.json", {"config": settings} | provenance())
+FREE = ("photos", "out", "device", "seconds", "people_share", "workers", "drawn", "save_every_s", "choose_views")
+"""Settings that may change when a run goes on; the photographs must be the same ones, wherever they lie."""
+
+
+def bind_run(config: NanoConfig, photographs: list[Path], **more: Any) -> None:
+    """Claim the run's folder for these settings: `run.json` with configuration, versions, command and commit.
+
+    more: settings of a stage's own. Raises AnotherRun (a ValueError) where another run lies there: its weights would be
+    exported under this one's name.
+    """
+    names = [(path.name, path.stat().st_size) for path in photographs]
+    settings = asdict(config) | more | {"photographs": digest(repr(names))}
+    bind(config.out, json.loads(json.dumps(settings, default=str)), key="config", free=FREE, facts=provenance)
 
 
 def _say(text: str) -> None:
@@ -275,8 +285,7 @@ def make_nano(config: NanoConfig, opinions: Sequence[Opinion] | None = None) -> 
         opinions = opinions or read_opinions(config.people)
     if config.pairs is not None:
         read_pairs(config.pairs)
-    claim_folder(config.out)
-    write_run_record(config)
+    bind_run(config, [*training, *held_out])
     _say(f"{len(training)} photographs to train on, {len(held_out)} held out")
     drawing = DrawnFolder(config.drawn) if config.drawn else Workers(training, count=config.workers, seed=config.seed)
     with drawing as workers:

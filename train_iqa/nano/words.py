@@ -9,7 +9,7 @@ start's `direct` ratings, so that `reason` says what `direct` has learned from p
 import argparse
 import copy
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -35,10 +35,9 @@ from train_iqa.nano.teach import (
     varied,
     zooming_images,
 )
-from train_iqa.nano.train import NanoConfig, build_learner, filled_store, finish, photographs_of, write_run_record
+from train_iqa.nano.train import NanoConfig, bind_run, build_learner, filled_store, finish, photographs_of
 from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.model.parts import WindowTower
-from zoomiqa_reward.runs.outputs import claim_folder
 from zoomiqa_reward.runs.program import Parser, run_program
 from zoomiqa_reward.runs.progress import say
 
@@ -277,8 +276,7 @@ def teach_words(config: NanoConfig, words: WordsConfig) -> Path:
     Raises ValueError for folders that hold too little.
     """
     training, held_out = photographs_of(config.photos)
-    claim_folder(config.out)
-    write_run_record(config)
+    bind_run(config, [*training, *held_out], words=asdict(words))
     drawing = DrawnFolder(config.drawn) if config.drawn else Workers(
         training, count=config.workers, seed=config.seed, large_share=0.85, local_share=0.75
     )  # fmt: skip

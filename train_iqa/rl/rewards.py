@@ -18,7 +18,8 @@ from zoomiqa_reward.model.turns import Turn
 from zoomiqa_reward.protocol import AnswerError, Protocol, read_route
 
 RANK_EPS = 1e-6
-_FORM = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
+_INSIDE = r"(?:(?!</?(?:think|answer)>).)*"
+_FORM = re.compile(rf"\s*<think>{_INSIDE}</think>\s*<answer>{_INSIDE}</answer>\s*", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)

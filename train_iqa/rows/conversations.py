@@ -65,7 +65,7 @@ def read_conversations(path: Path) -> list[Conversation]:
     or lie outside the file's folder, answers that cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # `splitlines` also splits at U+2028 inside a text
     except (OSError, UnicodeDecodeError) as error:
         raise ConversationError(f"{path}: cannot be read: {error}") from error
     conversations, problems = [], []

@@ -1,14 +1,16 @@
 """The rows of SFT, and their order.
 
 A conversation gives one row per round, and one that rates without words. The row of a round has exactly the prompt of
-inference (`zoomiqa_reward.model.turns`), round 2 with the crop of round 1's box. The row without words is what `direct`
+inference (`zoomiqa_reward.model.turns`) with the protocol's beginning of the answer, round 2 with the crop of round 1's
+box. The row without words is what `direct`
 reads: the protocol's `direct_prefix`, of which nothing is learned, and the rating.
 
 The order mixes several data sets by weight, each in shuffled epochs. It is a function of sizes, weights and the seed,
 so a resumed run has the same rows at the same steps, with any number of processes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +22,8 @@ from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.pixels import factor_of, whole_size
 from zoomiqa_reward.model.trie import RatingTrie
-from zoomiqa_reward.model.turns import round1, round2
-from zoomiqa_reward.protocol import read_route, zoom
+from zoomiqa_reward.model.turns import Prompted, round1, round2
+from zoomiqa_reward.protocol import Protocol, read_route, zoom
 
 ROUND1, ROUND2, DIRECT = "round1", "round2", "direct"
 CHARACTERS_PER_TOKEN = 4
@@ -31,21 +33,43 @@ CHARACTERS_PER_TOKEN = 4
 def build_row(checkpoint: Checkpoint, trie: RatingTrie, conversation: Conversation, kind: str) -> TrainingRow:
     """Return the row of this kind: ROUND1, ROUND2 (the conversation must have one) or DIRECT.
 
-    Raises ValueError for another kind, ImageError for an image that cannot be read.
+    Raises ValueError for another kind, and for an answer that does not begin as the protocol begins it; ImageError for
+    an image that cannot be read.
     """
     image, question = load_image(conversation.image), conversation.question
     protocol = checkpoint.protocol
     if kind == ROUND1:
-        return complete(checkpoint, round1(protocol, image, question), conversation.rounds[0])
+        return _answered(checkpoint, round1(protocol, image, question), 1, conversation.rounds[0])
     if kind == ROUND2 and len(conversation.rounds) == 2:
         first, second = conversation.rounds
         crop, _ = zoom(image, read_route(first).bbox, protocol.crop)
-        return complete(checkpoint, round2(protocol, image, crop, first, question), second)
+        return _answered(checkpoint, round2(protocol, image, crop, first, question), 2, second)
     if kind == DIRECT:
         text = f"{protocol.direct_prefix}{conversation.rating:.2f}"
         shared = len(trie.prefix_ids)  # what all ratings share is no choice, so it is not learned
         return complete(checkpoint, round1(protocol, image, question), text, first_target=shared, ends=False)
     raise ValueError(f"no row of kind {kind!r} for a conversation of {len(conversation.rounds)} rounds")
+
+
+def _answered(checkpoint: Checkpoint, prompted: Prompted, number: int, text: str) -> TrainingRow:
+    """Return the row of a round; what the protocol writes for the model belongs to the request, as in inference."""
+    start = checkpoint.protocol.answer_start(number)
+    if not text.startswith(start):
+        raise ValueError(f"round {number}: the answer must begin with {start!r}, as the protocol begins it")
+    return complete(checkpoint, replace(prompted, start=start), text.removeprefix(start))
+
+
+def fitting_protocol(protocol: Protocol, conversations: Iterable[Conversation]) -> Protocol:
+    """Return the protocol, without the beginnings of its answers if any of the conversations begins otherwise.
+
+    A beginning that is never learned would be forced on the model when it is asked.
+    """
+    begun = (
+        text.startswith(protocol.answer_start(number))
+        for conversation in conversations
+        for number, text in enumerate(conversation.rounds, start=1)
+    )
+    return protocol if all(begun) else replace(protocol, answer_starts=())
 
 
 def row_kinds(conversation: Conversation) -> tuple[str, ...]:

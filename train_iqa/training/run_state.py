@@ -90,7 +90,10 @@ def open_run(config: Any, folder: Path, accelerator: Accelerator, data: Sequence
 
     if accelerator.is_main_process or (folder / "run.json").exists():
         settings = json.loads(json.dumps(asdict(config), default=str))
-        settings["contents"] = {"data": list(data), "model": _contents_of(config.model.name)}
+        contents = {"data": list(data), "model": _contents_of(config.model.name)}
+        if config.model.adapter is not None:
+            contents["adapter"] = _contents_of(config.model.adapter)
+        settings["contents"] = contents
         bind(folder, settings, key="config", free=FREE_FIELDS, facts=facts)
     accelerator.wait_for_everyone()
 

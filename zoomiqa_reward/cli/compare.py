@@ -136,13 +136,14 @@ def pair_files(a: Path, b: Path, *, recursive: bool) -> tuple[list[ComparedPair]
     Raises ValueError where nothing pairs, or two files of a folder have one name; OSError.
     """
     sides = [_by_name(folder, recursive) for folder in (a, b)]
-    names = sorted(sides[0].keys() & sides[1].keys(), key=natural_order)
+    both = sides[0].keys() & sides[1].keys()
+    names = sorted(both, key=natural_order)
     if not names:
         raise ValueError(
             f"{a} and {b}: no image of one has its name in the other ({len(sides[0])} and {len(sides[1])} images); "
             "names count without their suffix"
         )
-    unpaired = [file for side in sides for name, file in side.items() if name not in names]
+    unpaired = [file for side in sides for name, file in side.items() if name not in both]
     return [ComparedPair(name=name, files=(sides[0][name], sides[1][name])) for name in names], unpaired
 
 

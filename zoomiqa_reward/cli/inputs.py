@@ -94,7 +94,8 @@ def expand(arguments: Sequence[str], *, recursive: bool = False) -> list[str]:
     """Return the image files that the arguments name, each argument's own in order: `f2.png` before `f10.png`.
 
     A folder gives its images (`list_images`: nothing hidden, those of subfolders only if `recursive`), a pattern its
-    matches. What names nothing is returned as it stands, so that the failure to read it is reported like any other.
+    matches and the images of those that are folders. What names nothing is returned as it stands, so that the failure
+    to read it is reported like any other.
 
     >>> expand(["no/such/file.png"])
     ['no/such/file.png']
@@ -108,7 +109,10 @@ def expand(arguments: Sequence[str], *, recursive: bool = False) -> list[str]:
                 files = [str(file) for file in list_images(Path(argument), recursive=recursive)]
         elif not os.path.lexists(argument):  # a file may itself be called "a[1].png"
             with contextlib.suppress(ValueError, re.error):  # a null character; no pattern
-                files = glob.glob(argument, recursive=True)
+                found = glob.glob(argument, recursive=True)
+                folders = [match for match in found if os.path.isdir(match)]
+                files = [match for match in found if match not in folders]
+                files += [str(file) for match in folders for file in list_images(Path(match), recursive=recursive)]
         results += sorted(files, key=natural_order) or [argument]
     return results
 

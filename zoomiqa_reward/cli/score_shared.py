@@ -14,14 +14,19 @@ from typing import TYPE_CHECKING, Any
 from zoomiqa_reward.cli.inputs import load_model
 from zoomiqa_reward.cli.score_table import ScoreTable, fingerprint_of, measure_rows, record_of, typed_row, watch
 from zoomiqa_reward.model.measuring import BATCH, RatedImage
-from zoomiqa_reward.runs.digest import digest_of
+from zoomiqa_reward.runs.digest import digest_of, file_digest
 from zoomiqa_reward.runs.progress import progress
+from zoomiqa_reward.runs.settings import AnotherRun
 from zoomiqa_reward.runs.shared_work import SharedWork, parts_of
 from zoomiqa_reward.runs.tables import read_table
 
 if TYPE_CHECKING:
     from zoomiqa_reward.model.text_server import RemoteZoomIQA
     from zoomiqa_reward.model.zoomiqa import ZoomIQA
+
+
+CLOCK_S = 2.0
+"""What the times of two files may be wrong by."""
 
 
 def score_shared(
@@ -35,10 +40,10 @@ def score_shared(
     """
     table = ScoreTable(out, fingerprint_of(iqa, **asked), overwrite)
     table.open(files)
-    work = shared_work(table, files)
+    work = shared_work(table, files, {"model": iqa.name, **asked})
     results = measure_shared(table, iqa, files, work, start=rank, **asked)
     records = watch(progress(results, None, "rating, this process's part"), then)
-    finished = finish_shared(table, files, work)
+    finished = finish_shared(table, iqa, files, work, **asked)
     print(f"{out}: {len(files)} images, {len(records)} of them by this process", file=sys.stderr)
     return (table.records() if finished else records), finished
 
@@ -80,10 +85,14 @@ def score_on_cluster(job: Job, *, workers: int) -> list[RatedImage]:
     return [record_of(rows[file]) for file in job.files]
 
 
-def shared_work(table: ScoreTable, files: Sequence[str]) -> SharedWork:
+def shared_work(table: ScoreTable, files: Sequence[str], asked: dict[str, Any]) -> SharedWork:
     """Return the folder `TABLE.parts` beside the table. Raises AnotherRun, OutputError, SharingError."""
-    settings = {"fingerprint": table.fingerprint, "files": digest_of(f"{file}\0" for file in files)}
-    return SharedWork(parts_of(table.path), settings, len(files))
+    settings = asked | {"fingerprint": table.fingerprint, "files": digest_of(f"{file}\0" for file in files)}
+    folder = parts_of(table.path)
+    try:
+        return SharedWork(folder, settings, len(files))
+    except AnotherRun as error:
+        raise AnotherRun(f"{error}; or delete {folder}, what a stopped run left, and start again") from error
 
 
 def measure_shared(
@@ -104,12 +113,32 @@ def measure_shared(
     table.rows.clear()
 
 
-def finish_shared(table: ScoreTable, files: Sequence[str], work: SharedWork) -> bool:
-    """Write the table of all parts in one of the processes, and return whether it was this one."""
+def finish_shared(
+    table: ScoreTable, iqa: "ZoomIQA | RemoteZoomIQA", files: Sequence[str], work: SharedWork, **asked: Any
+) -> bool:
+    """Write the table of all parts in one of the processes, and return whether it was this one.
+
+    A file that was changed after its part was written is measured again.
+    """
 
     def write() -> None:
         table.open(files)  # anew: another command may have written it in the meantime
-        table.rows = list(work.rows())
+        rows = list(work.rows())
+        stale = [item for item, row in enumerate(rows) if _is_changed(files[item], row, work.written_at(item))]
+        for _ in measure_rows(table, iqa, [files[item] for item in stale], chunk=1, **asked):
+            pass
+        for item, row in zip(stale, table.rows, strict=True):
+            rows[item] = row
+        table.rows = rows
         table.write()
 
     return work.finish(write)
+
+
+def _is_changed(file: str, row: dict[str, Any], written_at: float) -> bool:
+    """Whether a file has other bytes than a row; the bytes of files that are older than it are not read."""
+    try:
+        is_newer = os.stat(file).st_ctime >= written_at - CLOCK_S
+    except (OSError, ValueError):
+        return False
+    return is_newer and file_digest(file) != row["sha256"]

@@ -20,7 +20,7 @@ from zoomiqa_reward.model.measuring import RatedImage, measure
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 from zoomiqa_reward.runs.digest import file_digest
 from zoomiqa_reward.runs.json_lines import as_float
-from zoomiqa_reward.runs.outputs import MADE_BY
+from zoomiqa_reward.runs.outputs import MADE_BY, OutputError
 from zoomiqa_reward.runs.progress import say
 from zoomiqa_reward.runs.tables import read_table, write_table
 
@@ -45,17 +45,26 @@ class ScoreTable:
     kept: int = 0
     """Images of this command that an earlier one had measured."""
     _before: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    _due: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Rows of images of this command that lie in the table, and whose turn has not come."""
     _others: list[dict[str, Any]] = field(default_factory=list)
 
     def open(self, files: Sequence[str]) -> None:
         """Read what is there; with `overwrite` another table than ours goes. Raises OutputError for a damaged table."""
         given = set(files)
-        self._before, self._others = {}, []
-        ours = [row for row in read_table(self.path) if "sha256" in row]
-        for row in map(typed_row, ours):
+        self._before, self._due, self._others = {}, {}, []
+        try:
+            found = read_table(self.path)
+        except OutputError:
+            if not self.overwrite:
+                raise
+            found = []
+        for row in (typed_row(row) for row in found if MADE_BY in row and "sha256" in row):
             if row["valid"]:
                 self._before[row["sha256"], row["fingerprint"]] = row
-            if row["image"] not in given:
+            if row["image"] in given:
+                self._due[row["image"]] = row
+            else:
                 self._others.append(row)
 
     def find(self, file: str, sha256: str | None) -> RatedImage | None:
@@ -73,10 +82,11 @@ class ScoreTable:
     def add(self, record: RatedImage, sha256: str | None) -> None:
         """Hold one more row; `write` writes it."""
         self.rows.append(record.as_json() | {"sha256": sha256, "fingerprint": self.fingerprint})
+        self._due.pop(record.image, None)
 
     def write(self) -> None:
-        """Write the table. Raises OSError, OutputError."""
-        if content := [*self.rows, *self._others]:
+        """Write the table; what an earlier command measured stays in it until its turn. Raises OSError, OutputError."""
+        if content := [*self.rows, *self._due.values(), *self._others]:
             write_table(self.path, content, overwrite=self.overwrite)
 
 

@@ -110,9 +110,14 @@ def compare(
     firsts, seconds = load_images(a), load_images(b)
     if len(firsts) != len(seconds):
         raise ValueError(f"compare: {len(firsts)} images against {len(seconds)}; give one for each")
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature={temperature}: must be above 0")
     if how == "question":
+        if question is not None:
+            raise ValueError("question=: how='question' asks the protocol's own pair question; leave one of them out")
         with torch.no_grad():
-            return _by_question(iqa.checkpoint, firsts, seconds, temperature or QUESTION_TEMPERATURE)
+            scale = QUESTION_TEMPERATURE if temperature is None else temperature
+            return _by_question(iqa.checkpoint, firsts, seconds, scale)
     ratings = iqa.rate([*firsts, *seconds], mode="direct", strict=True, question=question)
     scale = TEMPERATURE if temperature is None else temperature
     _require_spread(ratings, scale)

@@ -94,6 +94,8 @@ def quality_map(
     factor = PLAIN_FACTOR
     if hasattr(iqa_or_reward, "checkpoint"):
         factor = factor_of(iqa_or_reward.checkpoint.image_processor)
+    elif (of_server := getattr(iqa_or_reward, "factor_px", None)) is not None:
+        factor = of_server
     side = _side_for(height, width, factor) if view_px is None else view_px
     if side < MIN_VIEW_PX:
         raise ValueError(f"view_px={view_px}: a view of less than {MIN_VIEW_PX} px shows nothing; pass a larger one")

@@ -4,6 +4,7 @@ This package imports `restoration` only when a metric's name is looked up.
 """
 
 import inspect
+import os
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,7 @@ def model_of(name: str, model: str = DEFAULT_MODEL) -> str | None:
     """Return the Zoom-IQA model that a reward's name stands for, or None if it stands for another reward.
 
     `zoomiqa` stands for `model`. An embedded model (`nano`), a folder and a hub id `owner/name` stand for themselves.
+    A folder in the working folder is a model only if it holds one, for outputs are often named after a reward.
     Raises ValueError if `name` and `model` are two different models.
 
     >>> model_of("zoomiqa", "owner/large"), model_of("nano"), model_of("niqe"), model_of("package.module:factory")
@@ -32,11 +34,16 @@ def model_of(name: str, model: str = DEFAULT_MODEL) -> str | None:
         return model
     from zoomiqa_reward.model.checkpoint import embedded
 
-    if not (name in embedded() or Path(name).is_dir() or ("/" in name and ":" not in name)):
+    is_path = ("/" in name or os.sep in name) and (Path(name).is_dir() or ":" not in name)
+    if name in TOGETHER or not (name in embedded() or _holds_model(Path(name)) or is_path):
         return None
     if model not in (DEFAULT_MODEL, name):
         raise ValueError(f"reward {name!r} and model {model!r} are two models: give one of them")
     return name
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in ("config.json", "adapter_config.json"))
 
 
 def find_reward(name: str) -> Reward:
@@ -106,8 +113,9 @@ def _metric(name: str) -> Reward:
     try:
         reward: Reward = metrics.as_reward(name)
     except ValueError as error:
+        here = f" (the folder {name} here holds no config.json)" if Path(name).is_dir() else ""
         raise ValueError(
-            f"reward {name!r}: neither a Zoom-IQA model ('zoomiqa', 'nano', a folder, owner/name), nor "
+            f"reward {name!r}: neither a Zoom-IQA model ('zoomiqa', 'nano', a folder, owner/name){here}, nor "
             f"package.module:factory, nor a metric ({error})"
         ) from error
     return reward

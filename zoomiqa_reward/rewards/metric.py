@@ -65,9 +65,11 @@ class MetricReward(Reward):
 
     @property
     def fingerprint(self) -> str:
-        """Covers the name, the orientation and everything that `fn` depends on."""
+        """Covers the name, the orientation, the range, what `fn` is given and everything that it depends on."""
         identified = self.fn if self._given_fingerprint is None else self._given_fingerprint
-        return state_digest(self.name, self.metric_higher_is_better, identified)
+        return state_digest(
+            self.name, self.metric_higher_is_better, list(self.score_range), sorted(self.needs), identified
+        )
 
     @Default
     def labels(self) -> frozenset[str]:
@@ -124,6 +126,8 @@ class MetricReward(Reward):
         value = value.to(torch.float32).reshape(())
         if not self.differentiable:
             value = value.detach().cpu()
+        elif bool(value.isnan()):  # through its graph even a gradient of 0 would become NaN
+            value = value.detach()
         worst = -math.inf if self.metric_higher_is_better else math.inf
         is_measured = not bool(value.isnan()) and value.item() != worst
         return value, None if is_measured else f"{self.name} returned {value.item()}"

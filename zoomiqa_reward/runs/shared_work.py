@@ -89,6 +89,10 @@ class SharedWork:
         for block in range(self.num_blocks):
             yield from read_lines(self._part(block))
 
+    def written_at(self, item: int) -> float:
+        """Return when the part with an item was written, in seconds as `os.stat` gives them."""
+        return self._part(item // self.size).stat().st_mtime
+
     def finish(self, use: Callable[[], None]) -> bool:
         """Call `use` in one process, once all is done, and remove the folder; return whether it was this process."""
         if not self.folder.exists():

@@ -86,6 +86,17 @@ class Scorer:
     def _measure(
         self, reward: Reward, items: Sequence[ScoreItem], loaded: dict[int, dict[str, Tensor]]
     ) -> list[ScoreRow]:
+        """Return a row per item; of a batch that fails each is asked alone, so that one client's image fails alone."""
+        try:
+            return self._ask(reward, items, loaded)
+        except (ValueError, torch.OutOfMemoryError) as error:
+            if len(loaded) == 1:
+                if reward is self._strict:
+                    raise
+                return [ScoreRow.failed("internal", f"{type(error).__name__}: {error}")]
+        return [row for index, parts in loaded.items() for row in self._measure(reward, items, {index: parts})]
+
+    def _ask(self, reward: Reward, items: Sequence[ScoreItem], loaded: dict[int, dict[str, Tensor]]) -> list[ScoreRow]:
         given: dict[str, Any] = {
             name: [parts[name] for parts in loaded.values()] for name in ("lq", "hr") if name in reward.needs
         }

@@ -91,13 +91,20 @@ def check_failures(scores: Scores, max_failure_rate: float) -> None:
     A restoration of a crop that shows nothing, such as an even sky, is no failure: there is nothing to measure.
     """
     pairs = zip(scores.valid.tolist(), scores.errors or [None] * len(scores), strict=True)
-    reasons = [why for is_valid, why in pairs if not is_valid and not (why or "").startswith(EMPTY_SOURCE)]
-    failed = len(reasons)
-    if failed > max_failure_rate * len(scores):
-        reasons = [why for why in reasons if why]
+    refuse_failures([why or NO_REASON for is_valid, why in pairs if not is_valid], len(scores), max_failure_rate)
+
+
+NO_REASON = "no reason given"
+
+
+def refuse_failures(reasons: Sequence[str], total: int, max_failure_rate: float) -> None:
+    """Raise TooManyFailures for the reasons of those of `total` candidates that failed, see `check_failures`."""
+    failed = [why for why in reasons if not why.startswith(EMPTY_SOURCE)]
+    if len(failed) > max_failure_rate * total:
+        first = next((why for why in failed if why != NO_REASON), NO_REASON)
         raise TooManyFailures(
-            f"{failed} of {len(scores)} candidates could not be scored (at most {max_failure_rate:.0%} may fail); "
-            f"the first: {reasons[0] if reasons else 'no reason given'}"
+            f"{len(failed)} of {total} candidates could not be scored (at most {max_failure_rate:.0%} may fail); "
+            f"the first: {first}"
         )
 
 

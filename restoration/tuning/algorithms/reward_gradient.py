@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from restoration.tuning.context import Collected, LossTerm, Part, Tuning
+from restoration.tuning.context import Asked, Collected, LossTerm, Part, Tuning
 from restoration.tuning.data import Example, pick_crops
 from restoration.tuning.denoisers.base import Condition
 from restoration.tuning.lora import POLICY
@@ -121,23 +121,24 @@ class RewardGradient:
         condition = encode(tuning, example, generators)
         images = self._images(tuning, condition, generators, generator)
         if not bool(images.isfinite().all()):  # their gradient would spoil all weights
-            return LossTerm(None, 0, {"failed": float(rows), "empty": 0.0})
+            return LossTerm(None, 0, {}, Asked(rows, ["the restoration has pixels that are not finite"] * rows, 0))
         scores = ask_restorations(tuning.reward, list(images), **reward_inputs(tuning, [example] * rows), grad=True)
         bottom, top = tuning.reward.score_range
         tau = top if self.tau is None else self.tau
         values = away_from_nothing(scores, images, example.lq, tau, top - bottom)
         valid = ~values.isnan()
-        report = {"failed": float((~valid).sum()), "empty": float((valid & ~scores.valid).sum())}
+        failures = [scores.reason(k, tuning.reward.name) for k in (~valid).nonzero().flatten().tolist()]
+        asked = Asked(rows, failures, int((valid & ~scores.valid).sum()))
         if not bool(valid.any()):
-            return LossTerm(None, 0, report)
+            return LossTerm(None, 0, {}, asked)
         value = values[valid]
         loss = self.reward_weight * hinge(value, tau).mean().to(tuning.device)
-        report["score"] = float(value.detach().mean())
+        report = {"score": float(value.detach().mean())}
         if self.low_frequency > 0:
             low = self._low_frequency(tuning, condition, generators)
             loss = loss + self.low_frequency * low
             report["low_frequency"] = float(low.detach())
-        return LossTerm(loss, int(valid.sum()), report)
+        return LossTerm(loss, int(valid.sum()), report, asked)
 
     def _images(
         self, tuning: Tuning, condition: Condition, generators: list[torch.Generator], generator: torch.Generator
