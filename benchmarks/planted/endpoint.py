@@ -7,7 +7,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -20,13 +20,19 @@ TOKENS_PER_IMAGE = 500
 class ScriptedServer:
     """Serves `/v1/chat/completions` on a free local port while it is entered."""
 
-    def __init__(self, script: Script, *, delay_s: float = 0.0, statuses: Callable[[int], int] | None = None) -> None:
-        """`delay_s`: before each answer. `statuses`: from the number of a request (from 0) to its HTTP status."""
+    def __init__(
+        self, script: Script, *, delay_s: float = 0.0, statuses: Callable[[int], int] | None = None,
+        refused: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        """`delay_s`: before each answer. `statuses`: from the number of a request (from 0) to its HTTP status.
+
+        `refused`: fields of a request that the server does not know: it answers with status 400 and names them.
+        """
         self.bodies: list[dict[str, Any]] = []
         self.errors: list[Exception] = []
         self.busiest, self._open = 0, 0
         self._lock, self._script, self._delay_s = threading.Lock(), script, delay_s
-        self._statuses = statuses or (lambda _: 200)
+        self._statuses, self._refused = statuses or (lambda _: 200), frozenset(refused)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -61,8 +67,11 @@ class ScriptedServer:
                     server._open += 1
                     server.busiest = max(server.busiest, server._open)
                 time.sleep(server._delay_s)
-                status = server._statuses(number)
-                content: Mapping[str, Any] = {"error": {"message": f"scripted refusal {status}", "type": "scripted"}}
+                unknown = sorted(server._refused & body.keys())
+                status = 400 if unknown else server._statuses(number)
+                content: Mapping[str, Any] = {
+                    "error": {"message": f"scripted refusal {status} {unknown}", "type": "scripted"}
+                }
                 if status == 200:
                     try:
                         content = completion(body, server._script(body))

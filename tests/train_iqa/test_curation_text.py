@@ -1,6 +1,8 @@
 """Answers as parts, what sentences claim, and what the two filters do with that."""
 
+import asyncio
 import base64
+import contextlib
 import io
 import math
 from dataclasses import replace
@@ -10,7 +12,9 @@ import torch
 from PIL import Image
 from tiny import make_image, tiny_protocol
 
+from benchmarks.planted.endpoint import ScriptedServer
 from train_iqa.curation.claims import Claim, read_claims
+from train_iqa.curation.endpoint import Asker, Calls, Endpoint
 from train_iqa.curation.hints import Hints, ImageHints
 from train_iqa.curation.judges import (
     ConsistencyConfig,
@@ -24,6 +28,7 @@ from train_iqa.curation.prompts import ask_protocol, ask_protocol2, begun, image
 from train_iqa.curation.reliance import Continuation, RelianceConfig, compare
 from train_iqa.curation.written import FormError, box_difference, read_written, split_sentences
 from zoomiqa_reward.images import load_image, to_pil
+from zoomiqa_reward.model.text_server.client import CONTINUE_FIELDS
 from zoomiqa_reward.protocol.spec import ROUND1_SECTIONS, ROUND2_SECTIONS
 
 THINK = (
@@ -263,6 +268,28 @@ def test_a_zoom_iqa_teacher_is_asked_as_it_was_trained_and_never_told_the_score(
         for item in message["content"] if item["type"] != "text"
     ]  # fmt: skip
     assert images == []
+
+
+@pytest.mark.parametrize("refused", [(), CONTINUE_FIELDS])
+def test_an_answer_begins_as_the_protocol_says_where_the_server_can_continue(tmp_path, refused):
+    pytest.importorskip("openai", reason="comes with the extra [train]")
+
+    async def ask(server, times):
+        asker = Asker(Endpoint(model="m", base_url=server.url), "teacher", Calls(tmp_path / "calls.jsonl"))
+        message = {"role": "user", "content": "Q"}
+        texts = [(await asker.ask(str(k), [message], seed=0, start="<think> The photo")).text for k in range(times)]
+        await asker.close()
+        return texts
+
+    with ScriptedServer(lambda body: " is soft." if body["messages"][-1]["role"] == "assistant" else "Whole.",
+                        refused=refused) as server:  # fmt: skip
+        with pytest.warns(UserWarning, match="cannot continue") if refused else contextlib.nullcontext():
+            texts = asyncio.run(ask(server, 2))
+        assert texts == (["Whole."] * 2 if refused else ["<think> The photo is soft."] * 2)
+        assert len(server.bodies) == (3 if refused else 2)  # a server that refused once is not asked for it again
+        if not refused:
+            assert server.bodies[0]["messages"][-1] == {"role": "assistant", "content": "<think> The photo"}
+            assert [server.bodies[0][field] for field in CONTINUE_FIELDS] == [True, False]
 
 
 def test_images_are_sent_without_loss_and_reduced_only_beyond_the_limit():
