@@ -170,10 +170,11 @@ def folder_table(rows: "list[FolderRow]") -> None:
     for title in ("score", "±", "bicubic", "candidate 0", "chosen"):
         shown.add_column(title, justify="right", no_wrap=True)
     shown.add_column("image", overflow="fold")
+    digits = output.digits_for(row.score for row in rows)
     for row in rows:
         name = Text(printable(row.image))
         if row.error is not None:
             name = Text(f"not restored: {_named(row)}", style="red")
-        numbers = [output.number(value, 2) for value in (row.score, row.std, row.bicubic, row.first)]
+        numbers = [output.number(value, digits) for value in (row.score, row.std, row.bicubic, row.first)]
         shown.add_row(*numbers, "-" if row.candidate is None else str(row.candidate), name)
     output.console().print(shown)

@@ -27,10 +27,12 @@ def candidate_table(order: tuple["Candidate", ...]) -> None:
     for title in ("rank", "score", "±", "cascade", "seed"):
         shown.add_column(title, justify="right", no_wrap=True)
     shown.add_column("candidate", overflow="fold")
+    digits = output.digits_for(candidate.score for candidate in order)
     for candidate in order:
         name = Text(str(candidate.file) if candidate.file is not None else f"{candidate.index} {candidate.restorer}")
         if not candidate.valid:
             name.append(f"\nnot rated: {candidate.error}", style="red")
-        numbers = [output.number(value, 2) for value in (candidate.score, candidate.std, candidate.cascade_score)]
+        numbers = [output.number(value, digits) for value in (candidate.score, candidate.std)]
+        numbers.append(output.number(candidate.cascade_score, 2))
         shown.add_row("-" if candidate.rank is None else str(candidate.rank), *numbers, str(candidate.seed), name)
     output.console().print(shown)

@@ -21,8 +21,9 @@ from restoration.selection.candidate_loop import CandidateLoop, CandidateSource
 from restoration.selection.candidates import Candidate, are_identical, ranked
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.pool import BICUBIC
-from restoration.selection.result import BestOfN, open_run, write_artefacts
+from restoration.selection.result import BestOfN, DrawFolder, open_run, write_artefacts
 from zoomiqa_reward.errors import UnknownState
+from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, to_pil
 from zoomiqa_reward.images.sheet_entry import RATING_TIE
 from zoomiqa_reward.rewards.base import Reward, find_part, require_reward
@@ -99,6 +100,10 @@ def best_of_n(
         drawing.forget()
         candidates = tuple(ranked(drawing.candidates))
         notes = tuple(result_notes(candidates, sources, n, early_stop if stopped else None))
+        if folder is not None:
+            notes += tuple(left_notes(folder, len(candidates), is_cascaded=cascade is not None))
+        if (nothing := contentless(image)) is not None:
+            notes += (f"restorations that show nothing are scored too, as the input shows nothing: {nothing}",)
         notes += tuple(f"the input: {note}" for note in conversions(image_lq))
         arguments = {
             "n": n, "keep": keep, **measure_of(reward),
@@ -199,6 +204,14 @@ def result_notes(
             yield f"{len(failed)} of {count} could not be {what}; the first: {failed[0].error}"
     if empty := [entry for entry in candidates if _empty(entry)]:
         yield f"{len(empty)} of {count} are never chosen; the first: {empty[0].error}"
+
+
+def left_notes(folder: DrawFolder, count: int, *, is_cascaded: bool) -> Iterator[str]:
+    """Yield what lies in a folder from other calls and takes no part in this one."""
+    if more := len([index for index in folder.done if index >= count]):
+        yield f"the choice is among the first {count} candidates; {more} more lie in the folder, ask for them with n"
+    if folder.cascaded and not is_cascaded:
+        yield "the order is that of the first reward; scores of an earlier cascade lie in the folder and are not used"
 
 
 def _empty(candidate: Candidate) -> bool:

@@ -14,7 +14,7 @@ from tiny_pipelines import convolutions, ldm
 from restoration.restorer.restorer import Restorer
 from restoration.restorer.rng import candidate_seed
 from restoration.selection import candidate_loop as drawing
-from restoration.selection.best_of_n import best_of_n
+from restoration.selection.best_of_n import Cascade, best_of_n
 from restoration.selection.result import open_run
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.rewards.consensus import distances_from_mean
@@ -142,6 +142,16 @@ def test_another_run_in_the_same_folder_is_refused_and_another_n_is_not(tmp_path
     longer = run(out=tmp_path, n=6)
     assert [one.pixels for one in longer.candidates[:4]] == [one.pixels for one in first.candidates]
     assert same(longer, run(n=6))
+
+
+def test_what_lies_in_the_folder_and_takes_no_part_is_told(tmp_path):
+    cascade = Cascade(reward=brightness(name="again"), top=2)
+    assert run(out=tmp_path / "run", cascade=cascade).notes == ()
+    first, second = run(out=tmp_path / "run", n=2).notes
+    assert first.startswith("the choice is among the first 2 candidates; 4 more lie in the folder")
+    assert "earlier cascade" in second
+    black = best_of_n(shifted, np.zeros((12, 16, 3), np.uint8), brightness(), n=2, progress=False)
+    assert any(note.startswith("restorations that show nothing are scored too") for note in black.notes)
 
 
 def test_two_processes_cannot_share_a_folder(tmp_path):

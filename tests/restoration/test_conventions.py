@@ -117,6 +117,7 @@ def test_what_reading_gives_up_is_noted(tmp_path):
     assert conversions(tmp_path / "two.gif") == ("only the first of 2 frames is read",)
     assert conversions(tmp_path / "plain.png") == ()
     assert conversions(rgba) == ("transparency is put on white",)
+    assert conversions(Image.new("RGBA", (20, 20), (1, 2, 3, 255))) == ()
     (tmp_path / "hr").mkdir()
     (tmp_path / "alpha.png").rename(tmp_path / "hr" / "alpha.png")
     done = evaluate(BicubicRestorer(scale=2), degraded_folder(tmp_path / "hr", "bicubic", scale=2), ["psnr_y"], n=1)

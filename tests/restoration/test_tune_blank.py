@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of libr
 
 SAMPLES, IMAGES, BLANK = 4, 2, 1
 """Candidate 1 of each image is blank."""
-NOTHING = "the image has no content: its contrast is 0.0% of the range"
+NOTHING = "the image has no content: reduced to 64 px, its contrast is 0.0% of the range"
 
 
 class Dark:

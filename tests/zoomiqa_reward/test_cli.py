@@ -17,7 +17,7 @@ from tiny import tiny_checkpoint
 from zoomiqa_reward.cli import inputs
 from zoomiqa_reward.cli import main as cli
 from zoomiqa_reward.cli.inputs import expand
-from zoomiqa_reward.images import load_image
+from zoomiqa_reward.images import ImageError, load_image
 from zoomiqa_reward.model.ratings import Assessment, Ratings
 from zoomiqa_reward.model.turns import Turn
 
@@ -188,6 +188,25 @@ def test_rank_puts_the_best_first_and_failures_last(capsys, grays, scripted):
     assert [Path(record["image"]).stem for record in records] == ["white", "mid", "mid", "dark", "torn"]
     assert [record["rank"] for record in records] == [1, 2, 2, 4, None]
     assert "1.992 above the second" in err
+
+
+def test_a_pattern_may_match_folders_and_a_link_to_nothing_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/one", "runs/two/deep"):
+        Path(name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(f"{name}/a.png")
+    assert expand(["runs/*"]) == ["runs/one/a.png"]
+    assert expand(["runs/*"], recursive=True) == ["runs/one/a.png", "runs/two/deep/a.png"]
+    Path("link.png").symlink_to("nowhere.png")
+    with pytest.raises(ImageError, match="link to a file that is missing"):
+        load_image("link.png")
+
+
+def test_a_sheet_does_not_lie_among_the_images_that_are_ranked(capsys, grays, scripted):
+    code, _, err = run(capsys, "rank", ".", "--sheet", "sheet.png")
+    assert code == 1
+    assert "name a place outside of it" in err
+    assert not Path("sheet.png").exists()
 
 
 def test_rank_writes_a_sheet(capsys, grays, scripted):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from zoomiqa_reward.cli.main import main
 from zoomiqa_reward.images.contact_sheet import SheetEntry, contact_sheet
 from zoomiqa_reward.images.loading import save_png
 from zoomiqa_reward.runs.json_lines import append_line, read_lines
-from zoomiqa_reward.runs.outputs import OutputError, claim_file, claim_folder, made_here, write_figure
+from zoomiqa_reward.runs.outputs import OutputError, claim_file, claim_folder, made_here, require_folder, write_figure
 from zoomiqa_reward.runs.progress import ProgressLines
 
 
@@ -65,6 +66,14 @@ def test_every_writer_of_images_asks(tmp_path):
             write()
     assert digest(mine) == before
     assert not [file for file in tmp_path.iterdir() if file.name.endswith(".tmp")]
+
+
+def test_a_folder_that_may_not_be_written_to_is_named_before_the_work(tmp_path, monkeypatch):
+    """root may write everywhere, so the system's answer is replaced."""
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    for claim in (claim_file, require_folder):
+        with pytest.raises(OutputError, match="may not be written to"):
+            claim(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(

@@ -139,9 +139,10 @@ def pair_files(a: Path, b: Path, *, recursive: bool) -> tuple[list[ComparedPair]
     both = sides[0].keys() & sides[1].keys()
     names = sorted(both, key=natural_order)
     if not names:
+        examples = " and ".join(str(min(side.values(), default="none")) for side in sides)
         raise ValueError(
-            f"{a} and {b}: no image of one has its name in the other ({len(sides[0])} and {len(sides[1])} images); "
-            "names count without their suffix"
+            f"{a} and {b}: no image of one has its name in the other ({len(sides[0])} and {len(sides[1])} images, such "
+            f"as {examples}); names must be equal up to the file extension"
         )
     unpaired = [file for side in sides for name, file in side.items() if name not in both]
     return [ComparedPair(name=name, files=(sides[0][name], sides[1][name])) for name in names], unpaired
@@ -211,13 +212,14 @@ def _write_sheet(
 def _show(result: "PairedDifference", valid: Sequence[ComparedPair], top: int, name: str) -> None:
     """Print the result for people."""
     console = output.console()
-    low, high = (output.number(bound, 3) for bound in result.difference_interval)
+    digits = 1 + output.digits_for(value for pair in valid for value in pair.values)
+    low, high = (output.number(bound, digits) for bound in result.difference_interval)
     rates = [output.number(100 * rate, 0) for rate in (result.win_rate, *result.win_rate_interval)]
     shown = Table(box=None, show_header=False, pad_edge=False)
     shown.add_column(style="bold")
     shown.add_column()
     shown.add_row("pairs", f"{result.count}, by {name}")
-    shown.add_row("A - B", f"{result.difference:+.3f}, 95 % interval {low} to {high}")
+    shown.add_row("A - B", f"{result.difference:+.{digits}f}, 95 % interval {low} to {high}")
     shown.add_row("paired test", f"p = {output.number(result.p_value, 4)} (signs flipped)")
     shown.add_row("A wins", f"{rates[0]} % (interval {rates[1]} to {rates[2]} %): {result.wins} wins, "
                   f"{result.ties} ties, {result.losses} losses")  # fmt: skip
@@ -227,6 +229,6 @@ def _show(result: "PairedDifference", valid: Sequence[ComparedPair], top: int, n
         most.add_column(title, justify="right")
     most.add_column("where they differ most", overflow="fold")
     for pair in valid[:top]:
-        numbers = [output.number(value, 3) for value in pair.values]
-        most.add_row(*numbers, f"{pair.difference:+.3f}", Text(printable(pair.name)))
+        numbers = [output.number(value, digits) for value in pair.values]
+        most.add_row(*numbers, f"{pair.difference:+.{digits}f}", Text(printable(pair.name)))
     console.print(most)

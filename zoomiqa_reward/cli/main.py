@@ -80,7 +80,8 @@ def _run(args: list[str]) -> int:
     app = typer.Typer(
         name="zoomiqa", no_args_is_help=True, pretty_exceptions_enable=False,
         help="Zoom-IQA: rate, explain and rank images; restore them and choose the best. "
-        "JSON on stdout, messages on stderr. Exit code: 0 done, 1 failed, 2 some image could not be measured.",
+        "Results on stdout (--json: a JSON line per image), messages on stderr. Exit code: 0 done, 1 failed, 2 some "
+        "image could not be measured.",
     )  # fmt: skip
     app.callback()(lambda: None)  # keeps a lone command a subcommand
     for name, point in available.items():

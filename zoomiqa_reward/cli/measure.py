@@ -6,7 +6,7 @@ What needs torch is imported when a command runs, so that `--help` and wrong opt
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -204,6 +204,7 @@ def rank(
     files = inputs.expand(images)
     has_clips = clips.are_clips(files, every, keep_up, sheet=sheet)
     if sheet is not None:  # before the work; forgotten, `--sheet *.png` names a photograph
+        _refuse_inside(sheet, images)
         claim_file(sheet, inputs=[*images, *files, *filter(None, (lq, reference))], overwrite=overwrite, suffixes=True)
     other = rank_together.other_image(lq, reference)
     if other is not None and has_clips:
@@ -244,6 +245,15 @@ def _show_ranking(placed: "list[Placed]", details: dict[str, dict[str, object]],
             output.json_line(record.as_json() | details.get(record.image, {}) | {"rank": placement.rank})
     else:
         output.table(records, ["-" if placement.rank is None else str(placement.rank) for placement in placed])
+
+
+def _refuse_inside(sheet: Path, images: Sequence[str]) -> None:
+    """Raise OutputError for a sheet in a folder that is ranked: the next call would rank it too."""
+    from zoomiqa_reward.runs.outputs import OutputError
+
+    for folder in map(Path, images):
+        if folder.is_dir() and sheet.resolve().is_relative_to(folder.resolve()):
+            raise OutputError(f"{sheet}: lies in {folder}, whose images are ranked; name a place outside of it")
 
 
 def _clips_for_rank(

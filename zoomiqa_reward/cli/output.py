@@ -95,6 +95,15 @@ def console() -> Console:
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200, highlight=False)
 
 
+def digits_for(values: Iterable[float]) -> int:
+    """Return decimals for numbers that stand in one column: 2, and 4 where none of them reaches 1.
+
+    >>> digits_for([3.2, 0.5]), digits_for([0.012, math.nan])
+    (2, 4)
+    """
+    return 2 if any(abs(value) >= 1 for value in values) else 4
+
+
 def number(value: float, digits: int) -> str:
     """Return the number as text; None and NaN become a dash.
 

@@ -43,7 +43,10 @@ def contentless(image: Tensor) -> str | None:
         return "the image has no content: it holds NaN or infinity"
     span, share = measures(pixels)
     if span <= MIN_SPAN:
-        return f"the image has no content: its contrast is {span:.1%} of the range, more than {MIN_SPAN:.0%} is needed"
+        return (
+            f"the image has no content: reduced to {REDUCED_PX} px, its contrast is {span:.1%} of the range, more than "
+            f"{MIN_SPAN:.0%} is needed"
+        )
     if share <= MIN_STEP_SHARE:
         return (
             f"the image has no content: it is blurred away (neighbours at {REDUCED_PX} px differ by {share:.1%} of its "

@@ -126,12 +126,16 @@ def conversions(source: object) -> tuple[str, ...]:
 def _lost(image: Image.Image) -> tuple[str, ...]:
     deep = any(str(getattr(tile, "args", "")).count("16") for tile in getattr(image, "tile", ()))
     losses = {
-        "transparency is put on white": image.has_transparency_data,
+        "transparency is put on white": image.has_transparency_data and not _is_opaque(image),
         "16-bit colour is reduced to 8 bits": deep and image.mode in ("RGB", "RGBA"),
         "its colour profile is not applied": "icc_profile" in image.info and not _is_srgb(image.info["icc_profile"]),
         f"only the first of {getattr(image, 'n_frames', 1)} frames is read": getattr(image, "n_frames", 1) > 1,
     }
     return tuple(note for note, is_so in losses.items() if is_so)
+
+
+def _is_opaque(image: Image.Image) -> bool:
+    return "A" in image.getbands() and image.getchannel("A").getextrema()[0] in (255, 1.0)
 
 
 def _is_srgb(profile: object) -> bool:
@@ -189,7 +193,8 @@ def _from_file(path: Path, name: str) -> Tensor:
         raise
     except FileNotFoundError as error:
         hint = "; download it first" if "://" in name else ""
-        raise ImageError(f"{name}: no such file or folder{hint}") from error
+        what = "is a link to a file that is missing" if path.is_symlink() else "no such file or folder"
+        raise ImageError(f"{name}: {what}{hint}") from error
     except IsADirectoryError as error:
         raise ImageError(f"{name}: is a folder, but one image file is needed; name a file in it") from error
     except UnidentifiedImageError as error:

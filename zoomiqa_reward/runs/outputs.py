@@ -57,6 +57,8 @@ def claim_file(
         raise OutputError(f"{target}: is a folder; name a file in it")
     if not target.parent.is_dir():
         raise OutputError(f"{target}: there is no folder {target.parent}; make it first")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{target}: the folder {target.parent} may not be written to; name another place")
     for source in inputs:
         if isinstance(source, str | os.PathLike) and _same(target, Path(source)):
             raise OutputError(f"{target}: is one of the inputs, and would be replaced; name another output")
@@ -89,6 +91,8 @@ def require_folder(folder: str | os.PathLike[str]) -> Path:
     above = next((path for path in (target, *target.parents) if os.path.lexists(path)), target)
     if os.path.lexists(above) and not above.is_dir():
         raise OutputError(f"{above}: is a file; name a folder for the output")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise OutputError(f"{target}: the folder {above} may not be written to; name another place")
     if above != target or (target / MARK).exists() or any(_names_us(target / name) for name in _FROM_BEFORE):
         return target
     if (stranger := _first_file(target)) is not None:
