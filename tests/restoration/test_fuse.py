@@ -71,7 +71,9 @@ def test_the_fused_image_follows_the_ratings():
 
 
 def test_what_was_done_to_the_input_is_told(tmp_path):
-    to_pil(LQ).convert("RGBA").save(tmp_path / "lq.png")
+    glass = to_pil(LQ).convert("RGBA")
+    glass.putalpha(200)
+    glass.save(tmp_path / "lq.png")
     assert fused().report["notes"] == []
     [note] = fuse(pool(), tmp_path / "lq.png", brightness(), n=2, view_px=16, progress=False).report["notes"]
     assert "transparency" in note

@@ -1,21 +1,17 @@
 """Batches drawn once and shared by several trainings: what is read is what was drawn, each batch once."""
 
 import json
-import shutil
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import zoomiqa_reward
 from train_iqa.nano import drawn, words
 from train_iqa.nano.drawing import draw_image
 from train_iqa.nano.drawn import DrawnFolder, draw_folder, read_batch, write_batch
 from train_iqa.nano.store import BATCH, DrawnBatch, WorkerError
-from train_iqa.nano.train import NanoConfig, filled_store, make_nano
+from train_iqa.nano.train import NanoConfig, make_nano
 from zoomiqa_reward import ZoomIQA
 
 
@@ -82,29 +78,6 @@ def test_a_training_that_cannot_begin_says_that_the_folder_is_too_small(tmp_path
             folder.require_more()
 
 
-@pytest.mark.parametrize(("first_whole", "held"), [(0, 4), (9, 12), (99, 16)])
-def test_a_stage_begins_with_as_many_whole_images_as_asked_but_no_more_than_it_holds(tmp_path, first_whole, held):
-    class Drawing:
-        """Four crops, then batches of four whole images."""
-
-        def __init__(self):
-            self.taken = 0
-
-        def take(self, _):
-            self.taken += 1
-            made = batch(self.taken, large=self.taken > 1, count=4)
-            if self.taken == 2:  # both kinds of damage
-                for number, box in enumerate([(0.1, 0.1, 0.6, 0.6), None]):
-                    record = replace(made.images[number].record, box=box)
-                    made.images[number] = replace(made.images[number], record=record)
-            return made
-
-    shutil.copy(Path(zoomiqa_reward.__file__).parent / "checkpoints/nano/label_scale.json", tmp_path)
-    config = NanoConfig(photos=(), out=tmp_path, store_small=4, store_large=16, first_whole=first_whole)
-    with filled_store(config, Drawing()) as store:
-        assert len(store.whole_images) == held
-
-
 @pytest.mark.integration
 def test_two_trainings_learn_from_one_folder(tmp_path):
     photos, out = tmp_path / "photos", tmp_path / "drawn"
@@ -126,8 +99,7 @@ def test_two_trainings_learn_from_one_folder(tmp_path):
 
 
 @pytest.mark.integration
-def test_the_words_stage_goes_on_from_a_checkpoint_and_from_where_it_was_stopped(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(words, "FIRST_WHOLE", 8)
+def test_the_words_stage_goes_on_from_a_checkpoint_and_from_where_it_was_stopped(tmp_path, capsys):
     photos, out = tmp_path / "photos", tmp_path / "drawn"
     photos.mkdir()
     for number in range(10):

@@ -1,7 +1,6 @@
 """What nano learns from: rows, number targets, the tree of ratings, and the optimizer. Small and random models."""
 
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from train_iqa.nano.build import build_model, build_tokenizer
 from train_iqa.nano.degradations import DamageRecord, Step
 from train_iqa.nano.language import RatingTree, Readouts, bell, digit_targets, pair_loss, rows_loss
 from train_iqa.nano.optimizers import SplitOptimizer, WeightAverage, orthogonalised
-from train_iqa.nano.rationale import name_region, nano_protocol
+from train_iqa.nano.rationale import nano_protocol
 from train_iqa.nano.rows import RowBuilder, mirrored, mrope_positions
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.direct import leaf_logprobs, trie_of
@@ -98,21 +97,6 @@ def test_the_width_of_a_builders_bell_is_that_of_its_rows_and_of_their_targets(b
     text = wide.tokenizer.decode(quoted.ids).replace(" ", "")
     named = re.findall(r'"bbox_2d":\[(\d\.\d\d),(\d\.\d\d)', text)[0]
     assert [float(edge) for edge in named] == pytest.approx(LOCAL.box[:2], abs=0.08)
-
-
-def test_the_words_name_the_region_of_the_box_that_the_row_names(builder):
-    """Else the words are always right in training, and a wrong guess of theirs moves the box."""
-    wide = RowBuilder(builder.tokenizer, builder.protocol, box_sigma=0.2)
-    record, regions = replace(LOCAL, box=(0.3, 0.3, 0.8, 0.8)), set()
-    for seed in range(12):
-        row = wide.first(record, (2, 3), 2.5, np.random.default_rng(seed))
-        text = wide.tokenizer.decode(row.ids).replace(" ", "")
-        named = tuple(number.hundredths / 100 for number in row.numbers if number.is_box)
-        region = name_region(named)
-        regions.add(region)
-        assert text.count(f"inthe{region.replace(' ', '')}") == 3
-        assert f"lookcloseratthe{region.replace(' ', '')}" in text
-    assert len(regions) > 3
 
 
 def test_a_rows_loss_is_the_same_in_company(builder, model):

@@ -15,7 +15,7 @@ from PIL import Image
 from skimage import data
 
 from zoomiqa_reward.cli.score_shared import measure_shared, score_shared, shared_work
-from zoomiqa_reward.cli.score_table import ScoreTable
+from zoomiqa_reward.cli.score_table import ScoreTable, fingerprint_of
 from zoomiqa_reward.model.ratings import Ratings
 from zoomiqa_reward.runs.digest import file_digest
 from zoomiqa_reward.runs.settings import AnotherRun
@@ -124,16 +124,16 @@ def test_a_file_that_changed_after_its_part_was_written_is_measured_again(tmp_pa
     for k, file in enumerate(files):
         Image.fromarray(data.astronaut()[k : k + 32, :40]).save(file)
     iqa, asked = Constant(), {"mode": "direct", "strict": True, "question": None}
-    table = ScoreTable(tmp_path / "t.jsonl", "f")
+    table = ScoreTable(tmp_path / "t.jsonl", fingerprint_of(iqa, **asked))
     table.open(files)
-    work = shared_work(table, files, asked)
+    work = shared_work(table, files, {"model": iqa.name, **asked})
     blocks = measure_shared(table, iqa, files, work, start=0, **asked)
     for _ in range(LEAST_BLOCK + 1):
         next(blocks)
     blocks.close()  # killed: the first block is done
     Image.fromarray(data.astronaut()[200:232, :40]).save(files[3])
     with pytest.raises(AnotherRun, match=r"question was None, now 'How\?'.*delete .*t\.jsonl\.parts"):
-        shared_work(table, files, asked | {"question": "How?"})
+        shared_work(table, files, {"model": iqa.name, **asked, "question": "How?"})
     score_shared(tmp_path / "t.jsonl", False, iqa, files, **asked)
     rows = read_table(tmp_path / "t.jsonl")
     assert [row["image"] for row in rows] == files

@@ -135,12 +135,9 @@ class RowBuilder:
     ) -> tuple[str, list[tuple[bool, float, int]]]:
         numbers, texts = [], None
         if record.box is not None:
-            left, top, right, bottom = edges = [_drawn(edge, box_sigma, 0, 100, rng) for edge in record.box]
+            edges = [_drawn(edge, box_sigma, 0, 100, rng) for edge in record.box]
             texts = tuple(f"{edge / 100:.2f}" for edge in edges)
             numbers = [(True, value, edge) for value, edge in zip(record.box, edges, strict=True)]
-            # The words name the region of the drawn box, so they are as uncertain as its digits. Words that are always
-            # right would be believed, and a wrong guess of theirs would then move the box.
-            record = replace(record, box=(left / 100, top / 100, right / 100, bottom / 100))
         rating = _drawn(label, RATING_SIGMA, 100, 500, rng)
         return answer1(record, label, f"{rating / 100:.2f}", texts), [*numbers, (False, label, rating)]
 

@@ -88,8 +88,6 @@ class NanoConfig:
     """Of all seconds, where there are opinions and no start."""
     store_small: int = 8000
     store_large: int = 2000
-    first_whole: int = 0
-    """Whole images that the store holds before the first step, beside one of each kind of damage."""
     population: int = 1500
     """Crops that the label scale is fitted to."""
     save_every_s: float = 60.0
@@ -193,8 +191,7 @@ def filled_store(config: NanoConfig, workers: Workers | DrawnFolder) -> Iterator
         _say(f"{len(pairs)} restorations from {config.pairs}")
     # A run that brings its label scale needs no population, only crops to begin with.
     enough = min(FIRST_CROPS if store.scale is not None else config.population, config.store_small)
-    whole = min(config.first_whole, config.store_large)
-    while store.scale is None or store.count < enough or len(store.whole_images) < whole or not store.ready:
+    while store.scale is None or store.count < enough or not store.ready:
         store.fill(workers, seconds=1.0)
         if isinstance(workers, DrawnFolder):
             workers.require_more()

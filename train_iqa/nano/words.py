@@ -55,8 +55,6 @@ READOUT_FACTOR = 10.0
 """Learning rate of the read-outs, which begin at random, over the language side's."""
 VIEWS = 2
 """Of each stored image."""
-FIRST_WHOLE = 1024
-"""Whole images that the store holds before the first step. Of fewer, the language side learns the boxes by heart."""
 
 
 Box = tuple[float, float, float, float]
@@ -326,7 +324,6 @@ def _work(args: argparse.Namespace) -> int:
     config = NanoConfig(
         photos=tuple(args.photos), out=args.out, device=args.device, seconds=args.seconds, start=args.start,
         seed=args.seed, workers=args.workers, drawn=args.drawn, store_small=64, store_large=8000,
-        first_whole=FIRST_WHOLE,
     )  # fmt: skip
     teach_words(config, WordsConfig(learning_rate=args.learning_rate, bfloat16=args.bfloat16))
     return 0

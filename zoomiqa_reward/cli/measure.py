@@ -247,12 +247,12 @@ def _show_ranking(placed: "list[Placed]", details: dict[str, dict[str, object]],
         output.table(records, ["-" if placement.rank is None else str(placement.rank) for placement in placed])
 
 
-def _refuse_inside(sheet: Path, images: Sequence[str]) -> None:
+def _refuse_inside(sheet: str, images: Sequence[str]) -> None:
     """Raise OutputError for a sheet in a folder that is ranked: the next call would rank it too."""
     from zoomiqa_reward.runs.outputs import OutputError
 
     for folder in map(Path, images):
-        if folder.is_dir() and sheet.resolve().is_relative_to(folder.resolve()):
+        if folder.is_dir() and Path(sheet).resolve().is_relative_to(folder.resolve()):
             raise OutputError(f"{sheet}: lies in {folder}, whose images are ranked; name a place outside of it")
 
 

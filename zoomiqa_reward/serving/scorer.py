@@ -91,7 +91,7 @@ class Scorer:
             return self._ask(reward, items, loaded)
         except (ValueError, torch.OutOfMemoryError) as error:
             if len(loaded) == 1:
-                if reward is self._strict:
+                if len(items) == 1:
                     raise
                 return [ScoreRow.failed("internal", f"{type(error).__name__}: {error}")]
         return [row for index, parts in loaded.items() for row in self._measure(reward, items, {index: parts})]
