@@ -139,8 +139,8 @@ def validate(pipe: NanoSRPipeline, hr: Tensor, lq: Tensor, seed: int) -> dict[st
         pipe(small, generator=torch.Generator().manual_seed(seed + k), output_type="pt")[0].cpu() for k in range(2)
     ]
     rows: dict[str, list[float]] = {}
-    for sample, simple, truth, source in zip(draws[0], enlarge(small).clamp(0, 1), large, small, strict=True):
-        for end, image in (("", sample), ("_bicubic", simple)):
+    for sample, bicubic, truth, source in zip(draws[0], enlarge(small).clamp(0, 1), large, small, strict=True):
+        for end, image in (("", sample), ("_bicubic", bicubic)):
             rows.setdefault(f"psnr_y{end}", []).append(psnr_y(image, truth))
             rows.setdefault(f"fsim{end}", []).append(fsim(image, truth))
             rows.setdefault(f"lr_consistency{end}", []).append(lr_consistency(image, source))

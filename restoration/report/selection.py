@@ -100,9 +100,9 @@ def read_order(folder: Path, report: dict[str, Any]) -> list[Candidate]:
     cascaded = read_lines(folder / "cascade.jsonl")
     cascade = {row["index"]: row for row in cascaded} if len({row["reward"] for row in cascaded}) == 1 else {}
     if report.get("finished"):
-        said = {row["index"]: row for row in report["ranking"]}
-        rows = {index: row for index, row in rows.items() if index in said}
-        cascade = {index: _said_again(row, cascaded) for index, row in said.items()}
+        ranking = {row["index"]: row for row in report["ranking"]}
+        rows = {index: row for index, row in rows.items() if index in ranking}
+        cascade = {index: _said_again(row, cascaded) for index, row in ranking.items()}
     candidates: dict[int, Candidate] = {}
     for index, row in rows.items():
         again = cascade.get(index, {})

@@ -172,8 +172,8 @@ def _names_of_best(names: Sequence[str]) -> dict[str, str]:
     {'c.jpg': 'c.jpg.png', 'c.png': 'c.png.png', 'c.png.jpg': 'c.png.jpg.png'}
     """
     shown = {name: PurePosixPath(name).with_suffix(".png").as_posix() for name in names}
-    while repeated := {one for one, count in Counter(shown.values()).items() if count > 1}:
-        shown = {name: f"{name}.png" if one in repeated else one for name, one in shown.items()}
+    while repeated := {best for best, count in Counter(shown.values()).items() if count > 1}:
+        shown = {name: f"{name}.png" if best in repeated else best for name, best in shown.items()}
     return shown
 
 

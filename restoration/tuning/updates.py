@@ -54,9 +54,9 @@ class Updates:
             sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
         means = {name: value / max(1, rows) for name, value in sums.items()}
         if asked:
-            reasons = [why for one in asked for why in one.failures]
-            refuse_failures(reasons, sum(one.total for one in asked), config.max_failure_rate)
-            means |= {"failed": float(len(reasons)), "empty": float(sum(one.empty for one in asked))}
+            reasons = [why for scored in asked for why in scored.failures]
+            refuse_failures(reasons, sum(scored.total for scored in asked), config.max_failure_rate)
+            means |= {"failed": float(len(reasons)), "empty": float(sum(scored.empty for scored in asked))}
         return means, self._count - before
 
     def _update(self, parts: Sequence[Part], seeds: Sequence[int], number: int, asked: list[Asked]) -> dict[str, float]:

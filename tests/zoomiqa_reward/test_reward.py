@@ -97,8 +97,9 @@ def test_an_unreadable_image_is_named_and_the_others_measured():
 
 
 def test_a_bug_in_the_metric_is_raised():
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError) as raised:
         metric(lambda image: 1 / 0)(make_image())
+    assert raised.value.__notes__ == ["raised by the reward 'm'"]
 
 
 def test_an_image_without_a_value_sends_no_gradient_to_the_others():

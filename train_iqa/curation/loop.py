@@ -126,10 +126,8 @@ def _select_images(dataset: IqaDataset, config: CurateConfig) -> Sequence[Labell
     part = config.part
     if part == AUTO:  # never the test part of a set whose authors divided it
         part = "training" if dataset.has_official_split else "all"
-        if part == "all":
-            say(
-                f"{dataset.name} has no official split: all its images are used; --part training leaves some for a test"
-            )
+        if not dataset.has_official_split:
+            say(f"{dataset.name}: no official split, so all images are used; --part training leaves some for a test")
     return select(dataset, part, seed=config.seed)[: config.limit]
 
 

@@ -120,7 +120,7 @@ FREE = ("photos", "out", "device", "seconds", "people_share", "workers", "drawn"
 """Settings that may change when a run goes on; the photographs must be the same ones, wherever they lie."""
 
 
-def bind_run(config: NanoConfig, photographs: list[Path], **more: Any) -> None:
+def bind_run(config: NanoConfig, photographs: list[Path], **more: object) -> None:
     """Claim the run's folder for these settings: `run.json` with configuration, versions, command and commit.
 
     more: settings of a stage's own. Raises AnotherRun (a ValueError) where another run lies there: its weights would be

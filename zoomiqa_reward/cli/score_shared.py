@@ -6,8 +6,9 @@ Each process rates blocks of the files (`runs.shared_work`) into `TABLE.parts`; 
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ def score_shared(
     work = shared_work(table, files, {"model": iqa.name, **asked})
     results = measure_shared(table, iqa, files, work, start=rank, **asked)
     records = watch(progress(results, None, "rating, this process's part"), then)
-    finished = finish_shared(table, iqa, files, work, **asked)
+    finished = finish_shared(table, files, work, partial(measure_rows, table, iqa, chunk=1, **asked))
     print(f"{out}: {len(files)} images, {len(records)} of them by this process", file=sys.stderr)
     return (table.records() if finished else records), finished
 
@@ -85,9 +86,9 @@ def score_on_cluster(job: Job, *, workers: int) -> list[RatedImage]:
     return [record_of(rows[file]) for file in job.files]
 
 
-def shared_work(table: ScoreTable, files: Sequence[str], asked: dict[str, Any]) -> SharedWork:
+def shared_work(table: ScoreTable, files: Sequence[str], asked: Mapping[str, object]) -> SharedWork:
     """Return the folder `TABLE.parts` beside the table. Raises AnotherRun, OutputError, SharingError."""
-    settings = asked | {"fingerprint": table.fingerprint, "files": digest_of(f"{file}\0" for file in files)}
+    settings = {**asked, "fingerprint": table.fingerprint, "files": digest_of(f"{file}\0" for file in files)}
     folder = parts_of(table.path)
     try:
         return SharedWork(folder, settings, len(files))
@@ -114,18 +115,21 @@ def measure_shared(
 
 
 def finish_shared(
-    table: ScoreTable, iqa: "ZoomIQA | RemoteZoomIQA", files: Sequence[str], work: SharedWork, **asked: Any
+    table: ScoreTable,
+    files: Sequence[str],
+    work: SharedWork,
+    measure_again: Callable[[list[str]], Iterator[RatedImage]],
 ) -> bool:
     """Write the table of all parts in one of the processes, and return whether it was this one.
 
-    A file that was changed after its part was written is measured again.
+    A file that was changed after its part was written is measured again: measure_again adds its row to the table.
     """
 
     def write() -> None:
         table.open(files)  # anew: another command may have written it in the meantime
         rows = list(work.rows())
         stale = [item for item, row in enumerate(rows) if _is_changed(files[item], row, work.written_at(item))]
-        for _ in measure_rows(table, iqa, [files[item] for item in stale], chunk=1, **asked):
+        for _ in measure_again([files[item] for item in stale]):
             pass
         for item, row in zip(stale, table.rows, strict=True):
             rows[item] = row

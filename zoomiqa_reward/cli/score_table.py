@@ -54,12 +54,12 @@ class ScoreTable:
         given = set(files)
         self._before, self._due, self._others = {}, {}, []
         try:
-            found = read_table(self.path)
+            before = read_table(self.path)
         except OutputError:
             if not self.overwrite:
                 raise
-            found = []
-        for row in (typed_row(row) for row in found if MADE_BY in row and "sha256" in row):
+            before = []
+        for row in (typed_row(row) for row in before if MADE_BY in row and "sha256" in row):
             if row["valid"]:
                 self._before[row["sha256"], row["fingerprint"]] = row
             if row["image"] in given:

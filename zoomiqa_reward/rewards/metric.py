@@ -122,6 +122,9 @@ class MetricReward(Reward):
             value = self.fn(load_image(source), **others)
         except ImageError as error:
             return torch.tensor(math.nan), str(error)
+        except Exception as error:
+            error.add_note(f"raised by the reward {self.name!r}")
+            raise
         value = value if isinstance(value, Tensor) else torch.tensor(float(value))
         value = value.to(torch.float32).reshape(())
         if not self.differentiable:

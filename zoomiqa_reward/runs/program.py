@@ -66,6 +66,10 @@ def message_of(error: BaseException) -> str:
 
     >>> message_of(FileNotFoundError(2, "No such file or directory", "a.csv"))
     'a.csv: no such file or folder; check the path'
+    >>> bug = ZeroDivisionError("division by zero")
+    >>> bug.add_note("raised by the reward 'mine'")
+    >>> message_of(bug)
+    "ZeroDivisionError: division by zero; raised by the reward 'mine' (ZOOMIQA_TRACEBACK=1 shows where)"
     >>> message_of(KeyError("mos"))
     "KeyError: 'mos' (ZOOMIQA_TRACEBACK=1 shows where)"
     """
@@ -74,7 +78,7 @@ def message_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
         return f"{name}: {_SYSTEM.get(error.errno, error.strerror)}"
-    text = " ".join(str(error).split())
+    text = "; ".join(" ".join(line.split()) for line in (str(error), *getattr(error, "__notes__", ())))
     shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
     if isinstance(error, ValueError | OSError | ImportError):
         return shown or type(error).__name__
