@@ -105,7 +105,7 @@ def best_of_folder(
         cells: list[dict[str, Any]] = []
         for name, file in names.items():
             empty = FolderRow(image=name, sha256=_digest_of(file), asked=asked)
-            row = _kept(before.get(name), empty, out, best[name])
+            row = _kept(before.get(name), empty, out)
             if row is None:
                 began = time.monotonic()
                 try:
@@ -141,15 +141,13 @@ def _row(empty: FolderRow, result: BestOfN, out: Path, best: str) -> FolderRow:
     )  # fmt: skip
 
 
-def _kept(before: dict[str, Any] | None, empty: FolderRow, out: Path, best: str) -> FolderRow | None:
+def _kept(before: dict[str, Any] | None, empty: FolderRow, out: Path) -> FolderRow | None:
     """Return the row of an earlier call where it still holds."""
     if (
         before is None
         or before["error"] is not None
         or (before["sha256"], before["asked"]) != (empty.sha256, empty.asked)
     ):
-        return None
-    if before["chosen"] != f"{BEST}/{best}":  # another image may have this name by now
         return None
     if not (out / before["chosen"]).exists() or not (out / RUNS / empty.image / "run.json").exists():
         return None
