@@ -80,7 +80,7 @@ def test_a_second_call_makes_only_what_is_missing(tmp_path, photos):
 
 
 def test_no_two_rows_share_a_chosen_image(tmp_path):
-    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos = tmp_path / "photos"
     photos.mkdir()
     light = {"a.jpg": 0.2, "a.png": 0.5, "a.png.jpg": 0.8}
 
@@ -90,7 +90,7 @@ def test_no_two_rows_share_a_chosen_image(tmp_path):
         for name in names:
             to_pil(0.2 * make_image(3, 12, 16) + light[name]).save(photos / name)
 
-    def chosen():
+    def chosen(out):
         rows = rows_of(photos, out, restorer=lambda image, seed: image + 1e-3 * (seed % 7), n=2)
         for row in read_table(out / SUMMARIES[0]):  # also of images that are gone
             with Image.open(out / row["chosen"]) as image:
@@ -98,10 +98,10 @@ def test_no_two_rows_share_a_chosen_image(tmp_path):
         return len({row.chosen for row in rows})
 
     put("a.jpg", "a.png", "a.png.jpg")
-    assert chosen() == 3
-    for names in (["a.jpg"], ["a.png"], ["a.jpg"], ["a.png", "a.jpg"], ["a.png.jpg"]):
+    assert chosen(tmp_path / "together") == 3
+    for names in (["a.jpg"], ["a.png"], ["a.jpg"], ["a.png", "a.jpg"], ["a.png.jpg"]):  # one after the other
         put(*names)
-        assert chosen() == len(names)
+        assert chosen(tmp_path / "out") == len(names)
 
 
 def test_a_kill_between_two_images_loses_neither(tmp_path, photos):
