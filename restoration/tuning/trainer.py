@@ -112,6 +112,7 @@ def tune(
         )
     folder = Path(out)
     denoiser = denoiser_of(source, **recipe.denoiser_options)
+    _require_scale([*mine, *(validation or ())], denoiser.scale)
     if state.is_main_process:
         bind(
             folder,
@@ -135,6 +136,19 @@ def tune(
     monitor = None if validation is None else Monitor(tuning, validation, recipe.monitor)
     with callers_precision():  # the backward passes, too, whatever autocast is on outside
         return _Run(recipe, tuning, monitor, is_main=state.is_main_process).go()
+
+
+def _require_scale(examples: Sequence[Example], scale: int) -> None:
+    """Raise ValueError for a ground truth that is not as large as what the pipeline makes."""
+    for example in examples:
+        made = tuple(scale * side for side in example.lq.shape[1:])
+        if example.hr is not None and tuple(example.hr.shape[1:]) != made:
+            given = f"{example.hr.shape[2]} x {example.hr.shape[1]} px"
+            raise ValueError(
+                f"{example.name}: the ground truth has {given}, and the pipeline makes {made[1]} x {made[0]}, {scale} "
+                f"times the low-quality image; degrade by --scale {scale}, or set denoiser_options={{'scale': ...}} for a "
+                "pipeline without a fixed scale"
+            )
 
 
 class _Run:

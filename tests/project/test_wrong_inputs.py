@@ -69,7 +69,7 @@ COMMANDS = {
         "photo.png --device foo": "'foo'",
     },
     "compare": {
-        "nosuch few": "nosuch", "few empty": "empty", "few strangers": "names count", "few": "B",
+        "nosuch few": "nosuch", "few empty": "empty", "few strangers": "names must be equal", "few": "B",
         "few few --sheet photo.png": "--overwrite", "few few --sheet s.txt": ".txt", "few few --out s.txt": "s.txt",
         "few few --sheet few/a.png": "inputs", "few few --reward nosuch": "nosuch", "few few --reward vif": "hr",
         "few few --top 0": "--top",

@@ -10,6 +10,7 @@ import re
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -270,6 +271,13 @@ def test_scores_that_fail_inside_the_loss_stop_the_run_too(tmp_path):
     for every in (1, 2):
         with pytest.raises(TooManyFailures, match="of 8 candidates could not be scored"):
             run(RewardGradient(), tmp_path / str(every), failing(every), max_failure_rate=0.2)
+
+
+def test_a_ground_truth_of_another_size_is_named_before_the_work(tmp_path):
+    halved = [replace(one, hr=one.hr[:, ::2, ::2]) for one in examples()]
+    with pytest.raises(ValueError, match=r"has 24 x 24 px, and the pipeline makes 48 x 48, 4 times"):
+        tune(recipe_of(SFT()), halved, reward_of(), tmp_path / "a", validation=None, pipeline=nano(), device="cpu")
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_constant_reward_changes_nothing(tmp_path):
