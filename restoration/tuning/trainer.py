@@ -146,8 +146,8 @@ def _require_scale(examples: Sequence[Example], scale: int) -> None:
             given = f"{example.hr.shape[2]} x {example.hr.shape[1]} px"
             raise ValueError(
                 f"{example.name}: the ground truth has {given}, and the pipeline makes {made[1]} x {made[0]}, {scale} "
-                f"times the low-quality image; degrade by --scale {scale}, or set denoiser_options={{'scale': ...}} for a "
-                "pipeline without a fixed scale"
+                f"times the low-quality image; degrade by --scale {scale}, or set denoiser_options={{'scale': ...}} "
+                "for a pipeline without a fixed scale"
             )
 
 
