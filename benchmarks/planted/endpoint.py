@@ -70,7 +70,7 @@ class ScriptedServer:
                 unknown = sorted(server._refused & body.keys())
                 status = 400 if unknown else server._statuses(number)
                 content: Mapping[str, Any] = {
-                    "error": {"message": f"scripted refusal {status} {unknown}", "type": "scripted"}
+                    "error": {"message": f"scripted refusal {status}\n{unknown}", "type": "scripted"}
                 }
                 if status == 200:
                     try:

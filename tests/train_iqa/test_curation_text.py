@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import contextlib
 import io
 import math
 from dataclasses import replace
@@ -271,7 +270,7 @@ def test_a_zoom_iqa_teacher_is_asked_as_it_was_trained_and_never_told_the_score(
 
 
 @pytest.mark.parametrize("refused", [(), CONTINUE_FIELDS])
-def test_an_answer_begins_as_the_protocol_says_where_the_server_can_continue(tmp_path, refused):
+def test_an_answer_begins_as_the_protocol_says_where_the_server_can_continue(tmp_path, refused, capsys):
     pytest.importorskip("openai", reason="comes with the extra [train]")
 
     async def ask(server, times):
@@ -283,8 +282,8 @@ def test_an_answer_begins_as_the_protocol_says_where_the_server_can_continue(tmp
 
     with ScriptedServer(lambda body: " is soft." if body["messages"][-1]["role"] == "assistant" else "Whole.",
                         refused=refused) as server:  # fmt: skip
-        with pytest.warns(UserWarning, match="cannot continue") if refused else contextlib.nullcontext():
-            texts = asyncio.run(ask(server, 2))
+        texts = asyncio.run(ask(server, 2))
+        assert ("cannot continue" in capsys.readouterr().err) is bool(refused)
         assert texts == (["Whole."] * 2 if refused else ["<think> The photo is soft."] * 2)
         assert len(server.bodies) == (3 if refused else 2)  # a server that refused once is not asked for it again
         if not refused:

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.model.text_server.client import CONTINUE_FIELDS, joined
 from zoomiqa_reward.runs.digest import digest
 from zoomiqa_reward.runs.json_lines import append_line, as_float, read_lines
+from zoomiqa_reward.runs.progress import say
 
 NO_KEY = "no key is set"
 """Sent where the endpoint has an address of its own and no key: local servers take any."""
@@ -121,7 +121,7 @@ class Asker:
         """Return the answer of a call, from the journal if it is there.
 
         start: what the answer begins with, and the reply too. A server that cannot continue an answer is asked without
-        it, from then on and with a warning.
+        it, from then on, and a line says so.
         Raises FatalEndpointError where no call can succeed, EndpointError where this one failed after all retries.
         """
         body = self._body(messages, seed)
@@ -156,13 +156,13 @@ class Asker:
         try:
             answer = await self._answer(body | {"messages": begun, "extra_body": fields})
         except EndpointError as error:
-            if not any(field in str(error) for field in CONTINUE_FIELDS):
+            reply = getattr(error.__cause__, "response", None)
+            if reply is None or not any(field in reply.text for field in CONTINUE_FIELDS):
                 raise
             self._refuses_start = True
-            warnings.warn(
+            say(
                 f"{self.endpoint.model}'s server cannot continue an answer that has begun: it is asked without the "
-                "start, and may answer in another form; vLLM can",
-                stacklevel=2,
+                "start and may answer in another form; vLLM can"
             )
             return await self._answer(body)
         return answer | {"text": joined(start, answer["text"])}
