@@ -60,6 +60,7 @@ from train_iqa.training.policy import answering, save_policy
 from train_iqa.training.run_state import MetricLog, RunState, open_run
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.model.generate import Sampling, suppressed_tokens
+from zoomiqa_reward.runs.digest import listing_digest
 
 PAGE_GROUPS = 4
 """Images on a page of trajectories."""
@@ -281,7 +282,8 @@ def train(config: GrpoConfig, datasets: Sequence[IqaDataset] | None = None) -> P
             f"images_per_step={config.images_per_step} must be a multiple of processes x images_per_rollout = "
             f"{world} x {config.images_per_rollout}"
         )
-    open_run(config, config.out, accelerator, [dataset.digest for dataset in datasets])
+    files = listing_digest(image.path for dataset in datasets for image in dataset.images)
+    open_run(config, config.out, accelerator, [*(dataset.digest for dataset in datasets), files])
     trainer = Trainer(config, [select(dataset, config.part, seed=config.seed) for dataset in datasets], accelerator)
     state = RunState(config.out, accelerator, trainer.model, trainer.optimizer)
     start, is_main = state.load(), accelerator.is_main_process

@@ -27,7 +27,7 @@ from train_iqa.training.run_state import MetricLog, RunState, open_run
 from train_iqa.training.sft_config import ConversationSource, SftConfig
 from zoomiqa_reward.model.direct import trie_of
 from zoomiqa_reward.model.reason import refuse_levels
-from zoomiqa_reward.runs.digest import file_digest
+from zoomiqa_reward.runs.digest import file_digest, listing_digest
 from zoomiqa_reward.runs.progress import say
 
 
@@ -101,7 +101,8 @@ def train(config: SftConfig) -> Path:
             f"rows_per_step={config.rows_per_step} must be a multiple of micro_rows x processes = "
             f"{config.micro_rows} x {world}"
         )
-    open_run(config, config.out, accelerator, [file_digest(source.path, size=16) for source in config.data])
+    images = listing_digest(Path(str(talk.image)) for talks in data for talk in talks)
+    open_run(config, config.out, accelerator, [*(file_digest(source.path, size=16) for source in config.data), images])
     checkpoint = load_base(config.model, accelerator, config.tuning)
     refuse_levels(checkpoint.protocol)
     protocol = fitting_protocol(checkpoint.protocol, (talk for talks in data for talk in talks))

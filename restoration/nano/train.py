@@ -24,7 +24,7 @@ from restoration.nano.learning import Optimizers, averaging, rate_share, start_s
 from restoration.nano.pipeline import SCALE, NanoSRPipeline, build_scheduler, build_unet, enlarge
 from restoration.restorer.agreement import AGREEMENT_PX
 from zoomiqa_reward.model.devices import find_device, half_autocast
-from zoomiqa_reward.runs.digest import digest
+from zoomiqa_reward.runs.digest import listing_digest
 from zoomiqa_reward.runs.folder import bind
 from zoomiqa_reward.runs.json_lines import plain
 from zoomiqa_reward.runs.outputs import part_folder, write_text
@@ -197,8 +197,7 @@ FREE = {"photos", "out", "seconds", "steps", "device", "workers", "shards", "sav
 def _settings(config: NanoSRConfig, photographs: list[Path]) -> dict[str, Any]:
     """Return what a run's folder is bound to."""
     fixed = {key: value for key, value in asdict(config).items() if key not in FREE}
-    names = [(path.name, path.stat().st_size) for path in photographs]
-    return plain(fixed | {"photographs": digest(repr(names))})
+    return plain(fixed | {"photographs": listing_digest(photographs)})
 
 
 def wait_for(pairs: Pairs, *, everything: bool) -> None:

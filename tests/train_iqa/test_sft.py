@@ -170,6 +170,12 @@ def test_a_continued_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, monkeypa
         sft.train(config(tmp_path, "parts", tuning=tuning, learning_rate=1e-3))
     again = config(tmp_path, "parts", tuning=tuning)
     file = again.data[0].path
+    image = next(file.parent.rglob("*.png"))
+    pixels = image.read_bytes()
+    image.write_bytes(pixels + b"more")  # the same JSONL about another image
+    with pytest.raises(ValueError, match=r"contents\.data was"):
+        sft.train(again)
+    image.write_bytes(pixels)
     file.write_bytes(b"".join(reversed(file.read_bytes().splitlines(keepends=True))))  # other bytes, the same name
     with pytest.raises(ValueError, match=r"contents\.data was"):
         sft.train(again)

@@ -39,7 +39,7 @@ from train_iqa.nano.teach import NanoLearner, TeachConfig, teach_step
 from train_iqa.nano.view_weights import choose_view_weights
 from zoomiqa_reward import ZoomIQA
 from zoomiqa_reward.model.devices import find_device
-from zoomiqa_reward.runs.digest import digest
+from zoomiqa_reward.runs.digest import listing_digest
 from zoomiqa_reward.runs.folder import bind
 from zoomiqa_reward.runs.outputs import copy_file, part_folder
 from zoomiqa_reward.runs.program import Parser, run_program
@@ -126,8 +126,7 @@ def bind_run(config: NanoConfig, photographs: list[Path], **more: object) -> Non
     more: settings of a stage's own. Raises AnotherRun (a ValueError) where another run lies there: its weights would be
     exported under this one's name.
     """
-    names = [(path.name, path.stat().st_size) for path in photographs]
-    settings = asdict(config) | more | {"photographs": digest(repr(names))}
+    settings = asdict(config) | more | {"photographs": listing_digest(photographs)}
     bind(config.out, json.loads(json.dumps(settings, default=str)), key="config", free=FREE, facts=provenance)
 
 
