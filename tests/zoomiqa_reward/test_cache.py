@@ -223,7 +223,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 asked = []
 fn = lambda image: asked.append(1) or image.double().mean().item()
-with CachedReward(MetricReward(fn, "m", True, (0, 1), fingerprint="v1"), path) as reward:
+with CachedReward(MetricReward(fn, "m", True, (0, 9), fingerprint="v1"), path) as reward:
     wrong = 0
     for k in range(0, 1000, 20):
         batch = [images[i] for i in order[k : k + 20]]
