@@ -54,7 +54,8 @@ def _looks(folder: Path, looks: Sequence[dict[str, Any]], most: int) -> list[Car
     files = [(row, folder / "looks" / f"{int(row['round']):05d}.png") for row in looks]
     files = [(row, file) for row, file in files if file.exists()]
     if len(files) > most:
-        files = [files[round(k * (len(files) - 1) / max(1, most - 1))] for k in range(most)][-most:]
+        chosen = [round(k * (len(files) - 1) / (most - 1)) for k in range(most)] if most > 1 else [-1]
+        files = [files[index] for index in chosen]
     cards = []
     for row, file in files:
         with Image.open(file) as image:

@@ -101,7 +101,6 @@ def best_of_folder(
         names = {file.relative_to(folder).as_posix(): file for file in files}
         before = {row["image"]: row for row in read_table(out / SUMMARIES[0])}
         best = _names_of_best([*names, *(name for name in before if name not in names)])  # no row loses its image
-        others = [row for name, row in before.items() if name not in names]
         cells: list[dict[str, Any]] = []
         for name, file in names.items():
             empty = FolderRow(image=name, sha256=_digest_of(file), asked=asked)
@@ -119,8 +118,9 @@ def best_of_folder(
                     row = replace(empty, error=" ".join(str(error).split()))
                 row = replace(row, seconds=round(time.monotonic() - began, 3))
             cells.append(_cells(row))
+            before.pop(name, None)  # the others stay in the table until their turn, if it comes
             for table in SUMMARIES:
-                write_table(out / table, [*cells, *others])
+                write_table(out / table, [*cells, *before.values()])
             yield row
 
 

@@ -112,6 +112,11 @@ def test_a_kill_between_two_images_loses_neither(tmp_path, photos):
     (tmp_path / "out" / RUNS / "f2.png" / "sheet.png").unlink()  # would be written again if the run were
     rows = rows_of(photos, tmp_path / "out")
     assert repr(rows[0]) == repr(first)
+    again = best_of_folder(shifted, photos, brightness(), tmp_path / "out", n=3)
+    next(again)
+    again.close()  # rows whose turn has not come stay
+    table = read_table(tmp_path / "out" / SUMMARIES[0])
+    assert [row["image"] for row in table] == ["f2.png", "f10.png", "torn.png"]
     assert not (tmp_path / "out" / RUNS / "f2.png" / "sheet.png").exists()
     (tmp_path / "out" / rows[0].chosen).unlink()
     assert rows_of(photos, tmp_path / "out")[0].chosen == first.chosen

@@ -33,7 +33,7 @@ from zoomiqa_reward.model.checkpoint import load_checkpoint
 from zoomiqa_reward.model.direct import trie_of
 from zoomiqa_reward.model.turns import round1
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
-from zoomiqa_reward.protocol import level_words
+from zoomiqa_reward.protocol import Protocol, level_words
 
 ZOOM = '<think>Soft.</think><answer>{"bbox_2d": [0.1, 0.2, 0.6, 0.7], "rating": 3.25, "tool": "crop"}</answer>'
 FINAL = '<think>Fine.</think><answer>{"bbox_2d": [0, 0, 0, 0], "rating": 3.25, "tool": "final"}</answer>'
@@ -94,6 +94,16 @@ def test_the_protocols_beginning_of_an_answer_belongs_to_the_request(checkpoint)
     assert fitting_protocol(begun.protocol, [talk(rounds=(FINAL,))]) == begun.protocol
     other = [talk(rounds=(FINAL,)), talk(rounds=("<answer>" + FINAL[6:],))]
     assert fitting_protocol(begun.protocol, other) == checkpoint.protocol
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("start", ["<think>", "<think>The photo"])
+def test_the_policys_protocol_begins_what_was_learned_to_be_begun(tmp_path, start):
+    protocol = tmp_path / "begun.json"
+    replace(load_checkpoint(tiny_checkpoint(), device="cpu").protocol, answer_starts=(start, "<think>")).save(protocol)
+    model = ModelConfig(name=str(tiny_checkpoint()), device="cpu", protocol=str(protocol))
+    policy = sft.train(config(tmp_path, model=model, steps=1))
+    assert Protocol.load(policy).answer_starts == ((start, "<think>") if start == "<think>" else ())
 
 
 def test_a_model_that_answers_in_level_words_is_refused(tmp_path):

@@ -151,7 +151,7 @@ def test_an_interrupt_of_a_second_call_keeps_what_the_first_measured(capsys, fol
     records = score_table.measure_into(
         table, Counting(), ["in/deep/er/grey.png", "in/dark.png", "in/mid.png", "in/white.png"], chunk=1, mode="direct"
     )
-    table.open(["in/deep/er/grey.png", "in/dark.png", "in/mid.png", "in/white.png"])
+    table.open()
     next(records), next(records)
     kept = {"in/mid.png", "in/white.png"}
     assert {row["image"] for row in read_table(Path("t.csv"))} == {"in/deep/er/grey.png", *kept}  # a kill

@@ -125,7 +125,7 @@ def test_a_file_that_changed_after_its_part_was_written_is_measured_again(tmp_pa
         Image.fromarray(data.astronaut()[k : k + 32, :40]).save(file)
     iqa, asked = Constant(), {"mode": "direct", "strict": True, "question": None}
     table = ScoreTable(tmp_path / "t.jsonl", fingerprint_of(iqa, **asked))
-    table.open(files)
+    table.open()
     work = shared_work(table, files, {"model": iqa.name, **asked})
     blocks = measure_shared(table, iqa, files, work, start=0, **asked)
     for _ in range(LEAST_BLOCK + 1):
@@ -139,6 +139,12 @@ def test_a_file_that_changed_after_its_part_was_written_is_measured_again(tmp_pa
     assert [row["image"] for row in rows] == files
     assert [row["sha256"] for row in rows] == [file_digest(file) for file in files]
     assert iqa.asked == len(files) + 2  # the one that was in work, and the one that changed
+    Image.fromarray(data.astronaut()[300:332, :40]).save(files[5])
+    score_shared(tmp_path / "t.jsonl", False, iqa, files[2:], **asked)  # over a table that is there
+    rows = read_table(tmp_path / "t.jsonl")
+    assert [row["image"] for row in rows] == [*files[2:], *files[:2]]  # each once
+    assert [row["sha256"] for row in rows] == [file_digest(row["image"]) for row in rows]
+    assert iqa.asked == len(files) + 3
 
 
 @pytest.fixture(scope="module")

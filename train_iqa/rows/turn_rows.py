@@ -2,8 +2,8 @@
 
 A conversation gives one row per round, and one that rates without words. The row of a round has exactly the prompt of
 inference (`zoomiqa_reward.model.turns`) with the protocol's beginning of the answer, round 2 with the crop of round 1's
-box. The row without words is what `direct`
-reads: the protocol's `direct_prefix`, of which nothing is learned, and the rating.
+box. The row without words is what `direct` reads: the protocol's `direct_prefix`, of which nothing is learned, and the
+rating.
 
 The order mixes several data sets by weight, each in shuffled epochs. It is a function of sizes, weights and the seed,
 so a resumed run has the same rows at the same steps, with any number of processes.

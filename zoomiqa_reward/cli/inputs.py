@@ -109,10 +109,8 @@ def expand(arguments: Sequence[str], *, recursive: bool = False) -> list[str]:
                 files = [str(file) for file in list_images(Path(argument), recursive=recursive)]
         elif not os.path.lexists(argument):  # a file may itself be called "a[1].png"
             with contextlib.suppress(ValueError, re.error):  # a null character; no pattern
-                matches = glob.glob(argument, recursive=True)
-                folders = [match for match in matches if os.path.isdir(match)]
-                files = [match for match in matches if match not in folders]
-                files += [str(file) for match in folders for file in list_images(Path(match), recursive=recursive)]
+                for match in glob.glob(argument, recursive=True):
+                    files += expand([match], recursive=recursive) if os.path.isdir(match) else [match]
         results += sorted(files, key=natural_order) or [argument]
     return results
 

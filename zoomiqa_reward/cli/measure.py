@@ -124,7 +124,7 @@ def _score_into(
     from zoomiqa_reward.model.measuring import BATCH
 
     table = score_table.ScoreTable(out, score_table.fingerprint_of(iqa, **asked), overwrite)
-    table.open(files)
+    table.open()
     results = score_table.measure_into(table, iqa, files, chunk=1 if asked["strict"] else BATCH, **asked)
 
     def show(record: "RatedImage") -> None:
@@ -252,7 +252,7 @@ def _refuse_inside(sheet: str, images: Sequence[str]) -> None:
     from zoomiqa_reward.runs.outputs import OutputError
 
     for folder in map(Path, images):
-        if folder.is_dir() and Path(sheet).resolve().is_relative_to(folder.resolve()):
+        if folder.is_dir() and Path(sheet).resolve().parent == folder.resolve():
             raise OutputError(f"{sheet}: lies in {folder}, whose images are ranked; name a place outside of it")
 
 

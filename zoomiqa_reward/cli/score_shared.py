@@ -40,7 +40,7 @@ def score_shared(
     begin apart. then: gets each record of this process as it comes. asked: mode, strict, question.
     """
     table = ScoreTable(out, fingerprint_of(iqa, **asked), overwrite)
-    table.open(files)
+    table.open()
     work = shared_work(table, files, {"model": iqa.name, **asked})
     results = measure_shared(table, iqa, files, work, start=rank, **asked)
     records = watch(progress(results, None, "rating, this process's part"), then)
@@ -126,7 +126,7 @@ def finish_shared(
     """
 
     def write() -> None:
-        table.open(files)  # anew: another command may have written it in the meantime
+        table.open()  # anew: another command may have written it in the meantime
         rows = list(work.rows())
         stale = [item for item, row in enumerate(rows) if _is_changed(files[item], row, work.written_at(item))]
         for _ in measure_again([files[item] for item in stale]):

@@ -45,27 +45,22 @@ class ScoreTable:
     kept: int = 0
     """Images of this command that an earlier one had measured."""
     _before: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    _due: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Rows of images of this command that lie in the table, and whose turn has not come."""
-    _others: list[dict[str, Any]] = field(default_factory=list)
+    _earlier: list[dict[str, Any]] = field(default_factory=list)
+    """All rows that lie in the table; one stays there until the image has a new row."""
 
-    def open(self, files: Sequence[str]) -> None:
+    def open(self) -> None:
         """Read what is there; with `overwrite` another table than ours goes. Raises OutputError for a damaged table."""
-        given = set(files)
-        self._before, self._due, self._others = {}, {}, []
+        self._before = {}
         try:
             before = read_table(self.path)
         except OutputError:
             if not self.overwrite:
                 raise
             before = []
-        for row in (typed_row(row) for row in before if MADE_BY in row and "sha256" in row):
+        self._earlier = [typed_row(row) for row in before if MADE_BY in row and "sha256" in row]
+        for row in self._earlier:
             if row["valid"]:
                 self._before[row["sha256"], row["fingerprint"]] = row
-            if row["image"] in given:
-                self._due[row["image"]] = row
-            else:
-                self._others.append(row)
 
     def find(self, file: str, sha256: str | None) -> RatedImage | None:
         """Return the rating that an earlier command wrote for these bytes, or None."""
@@ -82,11 +77,11 @@ class ScoreTable:
     def add(self, record: RatedImage, sha256: str | None) -> None:
         """Hold one more row; `write` writes it."""
         self.rows.append(record.as_json() | {"sha256": sha256, "fingerprint": self.fingerprint})
-        self._due.pop(record.image, None)
 
     def write(self) -> None:
         """Write the table; what an earlier command measured stays in it until its turn. Raises OSError, OutputError."""
-        if content := [*self.rows, *self._due.values(), *self._others]:
+        renewed = {row["image"] for row in self.rows}
+        if content := [*self.rows, *(row for row in self._earlier if row["image"] not in renewed)]:
             write_table(self.path, content, overwrite=self.overwrite)
 
 

@@ -114,13 +114,13 @@ def conversions(source: object) -> tuple[str, ...]:
     Transparency, 16-bit colour that Pillow reduces to 8 bits, a colour profile that is not applied, further frames.
     Nothing else is lost. A file that cannot be opened has no notes.
     """
-    if isinstance(source, str | os.PathLike):
-        try:
+    try:
+        if isinstance(source, str | os.PathLike):
             with Image.open(source) as image:
                 return _lost(image)
-        except (*_DECODE_ERRORS, *_BOMBS):
-            return ()
-    return _lost(source) if isinstance(source, Image.Image) else ()
+        return _lost(source) if isinstance(source, Image.Image) else ()
+    except (*_DECODE_ERRORS, *_BOMBS):
+        return ()
 
 
 def _lost(image: Image.Image) -> tuple[str, ...]:
@@ -135,7 +135,8 @@ def _lost(image: Image.Image) -> tuple[str, ...]:
 
 
 def _is_opaque(image: Image.Image) -> bool:
-    return "A" in image.getbands() and image.getchannel("A").getextrema()[0] in (255, 1.0)
+    is_small = image.width * image.height <= MAX_PIXELS  # its pixels are decoded to know
+    return is_small and "A" in image.getbands() and image.getchannel("A").getextrema()[0] == 255
 
 
 def _is_srgb(profile: object) -> bool:
