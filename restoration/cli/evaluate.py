@@ -160,7 +160,7 @@ def _show_test(console: Any, test: dict[str, Any], row: str) -> None:
     comparison = test[row]
     p = [
         output.number(float("nan") if comparison[key] is None else comparison[key], 4)
-        for key in ("p_bootstrap", "p_wilcoxon")
+        for key in ("p_sign_flip", "p_wilcoxon")
     ]
     names = " - ".join(test["restorers"])
     console.print(f"{names}, {row}, {test['metric']} (higher is better): {_cell(comparison['difference'])}, "

@@ -23,6 +23,7 @@ from restoration.degradation.presets import KERNELS, PRESETS, Degradation, Degra
 from restoration.metrics.basicsr_library import basicsr_module
 from restoration.restorer.rng import isolated
 from zoomiqa_reward.images.loading import ImageSource, load_image
+from zoomiqa_reward.model.numerics import canonical
 
 __all__ = ["PRESETS", "Degradation", "DegradationStage", "degrade", "find_preset"]
 
@@ -33,6 +34,7 @@ LONGEST_KERNEL_PX = 21
 """Drawn sides are odd, 7 to 21."""
 
 
+@canonical
 def degrade(
     image: ImageSource, preset: str | Degradation = "realesrgan", seed: int = 0, scale: int = 4
 ) -> tuple[Tensor, dict[str, object]]:

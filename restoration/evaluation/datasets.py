@@ -1,8 +1,8 @@
 """What restorers are evaluated on: pairs of folders, folders that are degraded here, and the usual benchmarks' layouts.
 
 Nothing is fetched: a preset knows how a benchmark's folders are laid out below the root given. Files pair by equal
-names, or by names that are equal after the endings that tell low from high quality (`_LR4`, `_HR`, `_x1`, `_x4`, `x4`)
-are taken off.
+names, or by names that are equal after the endings that tell low from high quality (`_LR4`, `_HR`, `_x1`, `_x4`, and
+of low quality `0801x4`) are taken off.
 """
 
 import hashlib
@@ -21,7 +21,8 @@ from zoomiqa_reward.images.listing import list_images
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.runs.digest import digest, file_digest
 
-_QUALITY_SUFFIX = re.compile(r"(_(LR|HR|gt|lq)\d?|_?x\d)$", re.IGNORECASE)
+_ENDING = re.compile(r"_((LR|HR|gt|lq)\d?|x\d)$", re.IGNORECASE)
+_LOW_ENDING = re.compile(rf"{_ENDING.pattern}|(?<=\d)x\d$", re.IGNORECASE)
 DEGRADED = ("set5", "set14", "urban30", "bsd100", "urban100", "manga109", "div2k")
 """Presets that are folders of high-quality images, degraded here. Any other folder: `degraded_folder`."""
 LAYOUTS: dict[str, tuple[tuple[str, str, str], ...]] = {
@@ -187,21 +188,18 @@ def _paired(low: Sequence[Path], high: Sequence[Path] | None) -> list[DatasetIte
     partners: dict[str, list[Path]] = {}
     same: dict[str, list[Path]] = {}
     for path in high or []:
-        partners.setdefault(_key(path), []).append(path)
+        partners.setdefault(_ENDING.sub("", path.stem), []).append(path)
         same.setdefault(path.stem, []).append(path)
     items = []
     for path in low:
-        matches = same.get(path.stem) or partners.get(_key(path), [])
+        key = _LOW_ENDING.sub("", path.stem)
+        matches = same.get(path.stem) or partners.get(key, [])
         if high is not None and len(matches) != 1:
             what = f"{len(matches)} partners ({', '.join(p.name for p in matches)})" if matches else "no partner"
             raise ValueError(f"{path}: {what} among the high-quality images; names must pair one to one")
-        name = _key(path) if matches and path.stem not in same else path.stem
+        name = key if matches and path.stem not in same else path.stem
         items.append(DatasetItem(name=name, lq=path, hr=matches[0] if matches else None))
     return items
-
-
-def _key(path: Path) -> str:
-    return _QUALITY_SUFFIX.sub("", path.stem)
 
 
 def _images(folder: Path) -> list[Path]:

@@ -46,7 +46,8 @@ class Evaluation:
     @classmethod
     def load(cls, folder: str | Path) -> "Evaluation":
         """Read the folder of a run, finished or not. Raises ValueError if it is no such folder."""
-        return cls(settings=read_settings(Path(folder)), records=tuple(read_records(Path(folder))))
+        settings = read_settings(Path(folder))
+        return cls(settings=settings, records=_of_seeds(read_records(Path(folder)), settings["seeds"]))
 
     def report(self) -> dict[str, Any]:
         """Return the numbers, ready for JSON; see `evaluation_report.report`."""
@@ -90,11 +91,15 @@ def evaluate(
         failed += record.error is not None and record.lq_sha256 != NOT_LOADED
         if failed > MAX_FAILED_SHARE * n * len(dataset.items):
             raise RuntimeError(f"{failed} of {n * len(dataset.items)} candidates failed, the last: {record.error}")
-    kept = tuple(record for record in folder.records.values() if record.seed in {None, *seeds})
-    evaluation = Evaluation(settings=settings, records=kept)
+    evaluation = Evaluation(settings=settings, records=_of_seeds(folder.records.values(), seeds))
     if out is not None:
         write_json(Path(out) / REPORT, evaluation.report())
     return evaluation
+
+
+def _of_seeds(records: Iterable[ImageRecord], seeds: Sequence[int]) -> tuple[ImageRecord, ...]:
+    """Return the records of a run: its folder may hold candidates of an earlier, larger one."""
+    return tuple(record for record in records if record.seed in {None, *seeds})
 
 
 def _run(

@@ -1,11 +1,12 @@
 """From an evaluation's records to its numbers: rows, choice, cost, problems; and who may not be the judge.
 
-A number over candidates counts the images whose candidates were all measured; the others are left out **by name**.
+All rows of a metric are means over the same images: those whose candidates were all measured, and where bicubic, the
+ground truth and the reward have a value too, as far as they have any. The others are left out **by name**.
 """
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,17 +87,22 @@ def report(settings: dict[str, Any], records: Sequence[ImageRecord]) -> dict[str
     for name in [*names, *(["reward"] if rewarded else [])]:
         sign = 1.0 if name == "reward" or METRICS[name].higher_is_better else -1.0
         get = _getter(name, sign)
-        for row in ("hr", "bicubic"):
-            values = [value for value in map(get, pools.single(row).values()) if math.isfinite(value)]
-            rows[row][name] = _number(statistics.mean_interval(values), sign)
+        singles = {row: _finite_values(pools.single(row), get) for row in ("hr", "bicubic")}
         images, scores = pools.table(get)
+        choosable = pools.table(get, _liking) if rewarded else ([], scores, scores)
+        measured = [known for known in (images, *singles.values(), choosable[0]) if known]
+        common = {image for image in pools.names if measured and all(image in known for known in measured)}
+        for row, values in singles.items():
+            interval = statistics.mean_interval([value for image, value in values.items() if image in common])
+            rows[row][name] = _number(interval, sign)
+        scores = _rows_of(common, images, scores)
         for row, interval in statistics.best_mean_worst(scores).items():
             rows[row][name] = _number(interval, sign)
         spread[name] = _number(statistics.group_std(scores))
-        if missing := [image for image in pools.names if image not in images]:
+        if missing := [image for image in pools.names if image not in common or image not in images]:
             left_out[name] = missing
         if rewarded:
-            _, scores, likes = pools.table(get, _liking)
+            scores, likes = (_rows_of(common, choosable[0], table) for table in choosable[1:])
             rows["selected"][name] = _number(statistics.mean_interval(statistics.selected(scores, likes)), sign)
             if name != "reward":
                 choice[name] = _choice(scores, likes) | {"may_judge": name not in settings["not_headline"]}
@@ -116,11 +122,15 @@ def compare(
 ) -> dict[str, Any]:
     """Return how two evaluations' `mean` and `selected` candidates differ, paired by image: first - second, oriented.
 
-    Each side is (settings, records); `mean` and `selected` hold the interval, the paired bootstrap's and Wilcoxon's
-    p. Raises ValueError where the metric may not judge one of them, or where an image's pixels are not the same.
+    Each side is (settings, records); `mean` and `selected` hold the interval, the p of the sign-flip test and
+    of Wilcoxon's. Raises ValueError where the metric may not judge one of them, or was not measured alike (border,
+    channel, options, version), or where an image's pixels are not the same.
     """
     for settings, _ in (first, second):
         pick_headline(list(settings["metrics"]), settings["not_headline"], metric)
+    measured = [_measured_how(settings, metric) for settings, _ in (first, second)]
+    if measured[0] != measured[1]:
+        raise ValueError(f"{metric} was measured as {measured[0]} and as {measured[1]}; evaluate both alike")
     sides = [_Pools(records, s["seeds"]) for s, records in (first, second)]
     common = [name for name in sides[0].names if name in sides[1].names]
     if not common:
@@ -143,10 +153,18 @@ def compare(
             images = [name for name in common if name in values[0] and name in values[1]]
             test = statistics.paired_test([values[0][k] for k in images], [values[1][k] for k in images])
             result[row] = {
-                "difference": _number(test.difference), "p_bootstrap": plain(test.p_bootstrap),
+                "difference": _number(test.difference), "p_sign_flip": plain(test.p_sign_flip),
                 "p_wilcoxon": plain(test.p_wilcoxon),
             }  # fmt: skip
     return result
+
+
+def _measured_how(settings: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """Return what a metric's value depends on beside the images."""
+    return {
+        **settings["conventions"].get(metric, {}), **settings["options"].get(metric, {}),
+        "version": settings["metrics"][metric],
+    }  # fmt: skip
 
 
 class _Pools:
@@ -183,6 +201,16 @@ class _Pools:
                 rows.append(values)
         stacked = np.array(rows).reshape(len(rows), len(getters), len(self._seeds))
         return kept, *(stacked[:, k] for k in range(len(getters)))
+
+
+def _finite_values(records: Mapping[str, ImageRecord], get: Callable[[ImageRecord], float]) -> dict[str, float]:
+    """Return image -> value, of the images that have one."""
+    return {image: value for image, record in records.items() if math.isfinite(value := get(record))}
+
+
+def _rows_of(common: Collection[str], images: Sequence[str], table: Array) -> Array:
+    """Return the rows of the common images, in the table's order."""
+    return table[[k for k, image in enumerate(images) if image in common]]
 
 
 def _getter(name: str, sign: float) -> Callable[[ImageRecord], float]:

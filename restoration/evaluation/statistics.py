@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from zoomiqa_reward.runs.bootstrap import LEVEL, RESAMPLES, resampled_means
+from zoomiqa_reward.runs.paired import sign_flip_p
 
 MIN_CANDIDATES_FOR_SRCC = 3
 """Two candidates give a correlation of 1 or -1, whatever they are."""
@@ -36,8 +37,8 @@ class PairedTest(NamedTuple):
 
     difference: Interval
     """Mean of first - second, in the metric's oriented unit."""
-    p_bootstrap: float
-    """Two-sided: twice the share of resamples on the rarer side of zero; never below 2 / (resamples + 1)."""
+    p_sign_flip: float
+    """Two-sided, of the sign-flip test: exact for few images, never below 2 / 2^images."""
     p_wilcoxon: float
     """Two-sided signed-rank test; 1 where nothing differs."""
 
@@ -134,11 +135,8 @@ def paired_test(first: ArrayLike, second: ArrayLike, *, resamples: int = RESAMPL
     interval = mean_interval(gap, resamples=resamples, seed=seed)
     if len(gap) < 2:
         return PairedTest(interval, math.nan, math.nan)
-    drawn = resampled_means(gap[:, None], resamples, seed)[:, 0]
-    rarer = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    p_bootstrap = min(1.0, 2 * (rarer + 1) / (resamples + 1))
     p_wilcoxon = float(stats.wilcoxon(gap).pvalue) if np.any(gap != 0) else 1.0
-    return PairedTest(interval, p_bootstrap, p_wilcoxon)
+    return PairedTest(interval, sign_flip_p(gap, seed), p_wilcoxon)
 
 
 def _pool(scores: Array) -> tuple[Array, Array]:

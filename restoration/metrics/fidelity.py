@@ -124,9 +124,9 @@ def lr_consistency(image: Tensor, image_lq: Tensor, *, blur_px: float = LR_BLUR_
 
 
 def eight_bit_bgr(image: Tensor) -> np.ndarray:
-    """Return a CHW image in [0, 1] as BasicSR's metrics want it: uint8 HWC, blue first."""
+    """Return a CHW image in [0, 1] as BasicSR's metrics want it: uint8 HWC, blue first, rounded as in files."""
     bgr = image.detach().cpu().clamp(0, 1).permute(1, 2, 0).flip(2).numpy()
-    return (bgr * 255).round().astype(np.uint8)
+    return np.floor(bgr * 255 + np.float32(0.5)).astype(np.uint8)
 
 
 def _basicsr_pair(name: str, image: Tensor, reference: Tensor, border_px: int, channel: str, least: int) -> float:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from ambient import AMBIENT
 from tiny import make_image
 
 from restoration.degradation import PRESETS, Degradation, DegradationStage, degrade
@@ -130,3 +131,13 @@ def test_the_fast_filter_is_basicsrs():
         kernel /= kernel.sum()
         wanted = basicsr_module("utils.img_process_util").filter2D(image, kernel[None])
         torch.testing.assert_close(filtered(image, kernel), wanted, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["autocast_bfloat16", "default_float64", "conv_bfloat16"])
+@pytest.mark.parametrize("preset", ["bicubic", "moderate", "realesrgan"])
+def test_the_callers_numerics_change_no_copy(preset, name):
+    image = make_image(3, 96, 96)
+    plain = degrade(image, preset, seed=2)[0]
+    with AMBIENT[name]():
+        inside = degrade(image, preset, seed=2)[0]
+    assert torch.equal(inside, plain)

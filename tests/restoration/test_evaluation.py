@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
@@ -332,3 +332,40 @@ def test_command(dataset, tmp_path):
     assert "'bicubic' is the plain reference" in str(plain.exception)
     missing = CliRunner().invoke(app, ["set5", "--out", str(tmp_path / "d")], standalone_mode=False)
     assert "needs --root" in str(missing.exception)
+
+
+def test_two_evaluations_measured_in_other_ways_are_not_compared(dataset):
+    usual = evaluate(Noisy(), dataset, METRICS, n=2)
+    rgb = evaluate(Noisy(), dataset, METRICS, n=2, options={"psnr_y": {"channel": "rgb", "border_px": 0}})
+    with pytest.raises(ValueError, match=r"psnr_y was measured as .*'y'.* and as .*'rgb'.*; evaluate both alike"):
+        compare((usual.settings, usual.records), (rgb.settings, rgb.records), "psnr_y")
+    assert compare((usual.settings, usual.records), (rgb.settings, rgb.records), "ssim_y")["mean"]
+
+
+def test_all_rows_of_a_metric_are_of_the_same_images(dataset):
+    whole = evaluate(Noisy(), dataset, METRICS, n=3, reward=reward())
+    hardest = min("012", key=lambda name: rows_of(whole.records, name)["bicubic"].metrics["psnr_y"])
+    seed = whole.settings["seeds"][1]
+    for broken in (
+        [replace(r, metrics={}, error="lost") if (r.image, r.seed) == (hardest, seed) else r for r in whole.records],
+        [replace(r, reward=math.nan) if (r.image, r.seed) == (hardest, seed) else r for r in whole.records],
+    ):
+        results = replace(whole, records=tuple(broken)).report()
+        rest = replace(whole, records=tuple(r for r in whole.records if r.image != hardest)).report()
+        assert results["problems"]["left_out"]["psnr_y"] == [hardest]
+        assert results["pool_above_bicubic_db"] == rest["pool_above_bicubic_db"]
+        assert {row: cells["psnr_y"] for row, cells in results["rows"].items()} == {
+            row: cells["psnr_y"] for row, cells in rest["rows"].items()
+        }
+
+
+def rows_of(records, image):
+    return {record.row: record for record in records if record.image == image}
+
+
+def test_a_folder_that_held_a_larger_run_reports_the_last_one(dataset, tmp_path):
+    evaluate(Noisy(), dataset, METRICS, n=4, out=tmp_path / "run")
+    last = evaluate(Noisy(), dataset, METRICS, n=2, out=tmp_path / "run")
+    kept = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert json.loads(json.dumps(Evaluation.load(tmp_path / "run").report())) == kept
+    assert len(last.records) == 3 * (2 + 2)

@@ -24,6 +24,7 @@ from restoration.metrics import (
 )
 from restoration.metrics.fidelity import mdsi
 from restoration.metrics.perceptual import _SLICES, backbone_hash
+from zoomiqa_reward.images import load_image, to_pil
 from zoomiqa_reward.images.filters import gaussian_blur
 
 LUMA_SPAN = 219.0
@@ -222,3 +223,12 @@ def test_a_metric_as_reward_is_oriented(backbone):
         as_reward("fsim")(images)
     prints = {as_reward("lr_consistency", blur_px=blur).fingerprint for blur in (0.0, 1.0)}
     assert len(prints | {as_reward("fsim").fingerprint}) == 3
+
+
+def test_a_value_between_two_levels_is_measured_as_its_file():
+    """Means of 8-bit images lie halfway between levels; a file rounds them up."""
+    hr = load_image(to_pil(make_image(0, 64, 64)))
+    other = (hr + (torch.arange(64) % 2) / 255).clamp(0, 1)
+    between = (hr + other) / 2
+    for measured in (psnr_y, ssim_y):
+        assert measured(between, hr) == measured(load_image(to_pil(between)), hr)

@@ -1,5 +1,6 @@
 """Hints are measured right on images whose values are known, and become words where the thresholds say so."""
 
+import asyncio
 import dataclasses
 import json
 import math
@@ -10,12 +11,19 @@ import torch
 
 from train_iqa.curation.calibrate import UNTOUCHED, choose
 from train_iqa.curation.calibrate import main as calibrate
+from train_iqa.curation.config import CurateConfig, Endpoint
+from train_iqa.curation.curator import Curator
+from train_iqa.curation.endpoint import EndpointReply
 from train_iqa.curation.hints import MIN_SIDE_PX, Hints, ImageHints, measure_hints, measure_image
+from train_iqa.curation.judges import JudgeVerdict
 from train_iqa.curation.states import LOOKS, degrade_to, knows_absent, state_of
 from train_iqa.curation.thresholds import STATES, HintThresholds, Threshold, shipped
+from train_iqa.data import DatasetSource, LabelledImage
 from train_iqa.nano.degradations import DamageRecord, Step
 from train_iqa.nano.rationale import word_key
-from zoomiqa_reward.images import save_png
+from zoomiqa_reward.images import load_image, save_png
+from zoomiqa_reward.protocol.crops import zoom_box
+from zoomiqa_reward.protocol.spec import ROUND1_SECTIONS, ROUND2_SECTIONS
 
 USUAL = Hints(brightness=0.45, contrast=0.18, colourfulness=30.0, blocking=0.1, blur=0.3, noise=0.004)
 
@@ -183,3 +191,38 @@ def test_only_what_the_record_excludes_counts_as_absent():
     assert knows_absent(DamageRecord(steps=()), "blurred")
     dark = DamageRecord(steps=(Step(kind="exposure", severity=0.8, params={"gamma": 3.0}),))
     assert knows_absent(dark, "bright")
+
+
+def test_round_2_is_judged_by_the_region_that_the_teacher_saw(tmp_path):
+    """The crop grows a small box to a quarter of the image, and the words are about the crop."""
+    image = make_image()
+    height, width = image.shape[:2]
+    save_png(tensor(image), tmp_path / "a.png")
+    named = (0.45, 0.45, 0.55, 0.55)
+    shown = zoom_box(named, width, height)[0]
+    asked = []
+
+    class Teacher:
+        async def ask(self, call, messages, *, seed=0, start=""):
+            sections, box = (ROUND1_SECTIONS, named) if "round1" in call else (ROUND2_SECTIONS, (0, 0, 0, 0))
+            answer = {"bbox_2d": box, "rating": 3.0, "tool": "crop" if any(box) else "final"}
+            words = "\n".join(f"{label}: fine." for label in sections)
+            return EndpointReply(text=f"<think>{words}</think><answer>{json.dumps(answer)}</answer>", is_cut=False,
+                                 entropy=math.nan)  # fmt: skip
+
+    class Judge:
+        name = "recorder"
+
+        async def judge(self, written, hints, *, key="", is_crop=False):
+            asked.append((is_crop, hints.box))
+            return [JudgeVerdict(verdict="match", why="") for _ in written.sentences]
+
+    source, teacher = DatasetSource(family="csv", root=tmp_path), Endpoint(model="m", base_url="u")
+    config = CurateConfig(sources=(source,), teacher=teacher, out=tmp_path / "run", reliance=None)
+    labelled = LabelledImage(dataset="d", id="a.png", path=tmp_path / "a.png", mos=3.0, std=0.1, label=3.0)
+    outcome = asyncio.run(Curator(config=config, teacher=Teacher(), judge=Judge()).curate(labelled))
+    assert len(outcome["rounds"]) == 2
+    loaded = load_image(tmp_path / "a.png")
+    region = tuple(side / length for side, length in zip(shown, (width, height) * 2, strict=True))
+    assert asked == [(False, measure_hints(loaded, named)), (True, measure_hints(loaded, region))]
+    assert measure_hints(loaded, named) != measure_hints(loaded, region)

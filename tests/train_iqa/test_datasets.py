@@ -40,13 +40,18 @@ def test_degraded_folder_is_seeded_by_place(tmp_path):
 
 
 def test_pairs_by_equal_names_first_then_without_endings(tmp_path):
-    write(tmp_path / "lq", "one", "box4", "two_LR4", "three_x1")
-    write(tmp_path / "hr", "one", "box4", "two_HR", "three_x4", size=(64, 64))
+    write(tmp_path / "lq", "one", "box4", "two_LR4", "three_x1", "0801x4", "box1")
+    write(tmp_path / "hr", "one", "box4", "two_HR", "three_x4", "0801", "box1_HR", size=(64, 64))
     dataset = paired_folders(tmp_path / "lq", tmp_path / "hr")
     found = {item.name: item.hr.stem for item in dataset.items}
-    assert found == {"one": "one", "box4": "box4", "two": "two_HR", "three": "three_x4"}
+    assert found == {"one": "one", "box4": "box4", "two": "two_HR", "three": "three_x4",
+                     "0801": "0801", "box1": "box1_HR"}  # fmt: skip
     assert dataset.load(0).hr.shape == (3, 64, 64)
     assert not dataset.is_clean
+    write(tmp_path / "other_lq", "pix3")
+    write(tmp_path / "other_hr", "pix4", size=(64, 64))
+    with pytest.raises(ValueError, match=r"pix3\.png: no partner"):
+        paired_folders(tmp_path / "other_lq", tmp_path / "other_hr")
     alone = paired_folders(tmp_path / "lq", None)
     assert alone.load(0).hr is None
     assert alone.load(0).hr_sha256 is None

@@ -91,15 +91,43 @@ def test_checks_of_paths_do_not_open_images(tmp_path: Path) -> None:
         load_dataset("csv", table(tmp_path, "text.png,2", "text.png,2"), checks="paths")
 
 
+def test_a_comma_within_a_field_shifts_no_label(tmp_path: Path) -> None:
+    write_images(tmp_path, "a.png", "b.png")
+    with pytest.raises(DatasetProblems, match=r"table\.csv:2: more fields than columns; .* decimal point"):
+        load_dataset("csv", table(tmp_path, "a.png,3,75", "b.png,2"))
+    with pytest.raises(DatasetProblems, match="more fields than columns"):
+        load_dataset("csv", table(tmp_path, "a.png,3,75,s1", header="image,mos,reference"))
+    with pytest.raises(DatasetProblems, match="two columns are named mos"):
+        load_dataset("csv", table(tmp_path, "a.png,3,4", header="image,mos,mos"))
+    assert len(load_dataset("csv", table(tmp_path, "a.png,3,,", "b.png,2"))) == 2  # what a spreadsheet leaves
+    with pytest.raises(DatasetProblems, match="mos is '4_0', not a finite number"):
+        load_dataset("csv", table(tmp_path, "a.png,4_0"))
+
+
+def test_a_split_names_every_image_and_tears_no_reference_apart(tmp_path: Path) -> None:
+    write_images(tmp_path, "a.png", "b.png", "c.png")
+    header = "image,mos,reference,split"
+    with pytest.raises(DatasetProblems, match=r"1 of 3 images, b\.png first, name no split"):
+        load_dataset("csv", table(tmp_path, "a.png,3,x,test", "b.png,3,y,", "c.png,3,z,training", header=header))
+    with pytest.raises(DatasetProblems, match="reference x: its images are in test and training"):
+        load_dataset("csv", table(tmp_path, "a.png,3,x,test", "b.png,3,y,test", "c.png,3,x,training", header=header))
+    entries = [
+        {"image": "a.png", "gt_score": 3, "reference": "x "},
+        {"image": "b.png", "gt_score": 3, "reference": "x"},
+    ]
+    (tmp_path / "list.json").write_text(json.dumps(entries))
+    assert {image.reference for image in load_dataset("json", tmp_path / "list.json").images} == {"x"}
+
+
 def test_a_table_with_all_its_columns(tmp_path: Path) -> None:
     write_images(tmp_path, "a.png", "b.png", "c.png")
     header = "image,mos,std,scene,split,boxes"
-    lines = ["a.png,0,5,s1,test,0 0 0.5 0.5; 0.5 0.5 1 1", "b.png,100,,s1,,none", "c.png,50,10,,training,"]
+    lines = ["a.png,0,5,s1,test,0 0 0.5 0.5; 0.5 0.5 1 1", "b.png,100,, s1 ,test,none", "c.png,50,10,,training,"]
     file = table(tmp_path, *lines, header=header)
     first, second, third = load_dataset("csv", file, name="mine", scale=Scale(worst=0, best=100)).images
     assert (first.mos, first.std, first.reference, first.split) == (1.0, 0.2, "s1", "test")
     assert first.boxes == ((0.0, 0.0, 0.5, 0.5), (0.5, 0.5, 1.0, 1.0))
-    assert (second.mos, second.boxes, second.split) == (5.0, (), None)
+    assert (second.mos, second.boxes, second.split, second.reference) == (5.0, (), "test", "s1")
     assert math.isnan(second.std)
     assert (third.mos, third.boxes, third.reference) == (3.0, None, None)
     with pytest.raises(DatasetProblems) as caught:

@@ -275,6 +275,20 @@ def test_all_problems_of_a_file_come_in_one_error(tmp_path):
     assert [line.split(":")[0].strip() for line in lines[1:]] == [f"line {k}" for k in range(2, 11)]
 
 
+@pytest.mark.parametrize(
+    ("rounds", "why"),
+    [
+        ([FINAL.replace("3.25", "72")], "round 1 holds the rating 72: must be a number in 1..5"),
+        ([ZOOM, FINAL.replace("3.25", "-1")], "round 2 holds the rating -1"),
+        ([FINAL + FINAL.replace("3.25", "2")], "round 1 holds 2 answers: leave one"),
+    ],
+)
+def test_what_inference_would_refuse_is_not_taught(rounds, why):
+    assert "3.25" in FINAL
+    with pytest.raises(ConversationError, match=why):
+        Conversation(image=make_image(), rounds=tuple(rounds), rating=3.0)
+
+
 def test_an_answer_may_hold_no_image_token(checkpoint):
     with pytest.raises(ValueError, match="image_pad"):
         complete(checkpoint, round1(checkpoint.protocol, make_image()), "look: <|image_pad|>")

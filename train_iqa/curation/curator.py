@@ -83,9 +83,11 @@ class Curator:
         rounds = [] if first is None else [first.render()]
         if first is not None and first.bbox is not None and self.config.rounds == 2:
             kept, policy = first, CropPolicy() if self.protocol is None else self.protocol.crop
-            crop, _ = await asyncio.to_thread(zoom, image, first.bbox, policy)
+            crop, shown = await asyncio.to_thread(zoom, image, first.bbox, policy)
+            height, width = image.shape[1:]
+            region = (shown[0] / width, shown[1] / height, shown[2] / width, shown[3] / height)
             ask = partial(self._ask2, work, crop, kept.render())
-            second = await self._round(work, 2, (image, crop), ask, box=first.bbox)
+            second = await self._round(work, 2, (image, crop), ask, box=region)
             rounds += [] if second is None else [second.render()]
         return {
             "dataset": labelled.dataset, "id": labelled.id, "status": "kept" if rounds else "rejected",

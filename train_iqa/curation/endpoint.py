@@ -209,7 +209,8 @@ def answer_entropy(logprobs: Any) -> float | None:
 
 def _text(message: Any) -> str:
     """Return what was said; some servers cut `<think>` out of the text and give it apart."""
-    content, apart = message.content or "", getattr(message, "reasoning_content", None)
+    content = message.content or ""
+    apart = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
     if apart and "<think>" not in content and "<answer>" in content:
         return f"<think>\n{apart}\n</think>\n{content}"
     return content

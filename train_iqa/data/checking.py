@@ -85,6 +85,7 @@ def _load(source: DatasetSource, checks: str, workers: int) -> tuple[IqaDataset,
     listing = source.read()
     if not listing.rows and not listing.problems:
         listing.fault("layout", source.root, "names no images")
+    _check_split(listing)
     places = [_place(row, listing) for row in listing.rows]
     kept = [(row, path) for row, path in zip(listing.rows, places, strict=True) if path is not None]
     hashes: list[str | None] = [None] * len(kept)
@@ -108,6 +109,22 @@ def _load(source: DatasetSource, checks: str, workers: int) -> tuple[IqaDataset,
         groups=tuple(sorted({group_name(_id_of(row), row.reference) for row in listing.rows})),
     )  # fmt: skip
     return dataset, listing.problems
+
+
+def _check_split(listing: Listing) -> None:
+    """Note where the listed parts leave images out, or tear the images of one reference apart."""
+    without = [row for row in listing.rows if row.split is None]
+    if 0 < len(without) < len(listing.rows):
+        count = f"{len(without)} of {len(listing.rows)} images, {without[0].file} first,"
+        listing.fault("layout", listing.root, f"{count} name no split; name it for all images or for none")
+    parts_of: dict[str, set[str]] = {}
+    for row in listing.rows:
+        if row.reference is not None and row.split is not None:
+            parts_of.setdefault(row.reference, set()).add(row.split)
+    for reference, parts in parts_of.items():
+        if len(parts) > 1:
+            what = f"its images are in {' and '.join(sorted(parts))}; a reference belongs to one part"
+            listing.fault("layout", f"reference {reference}", what)
 
 
 def _place(row: LabelRow, listing: Listing) -> Path | None:

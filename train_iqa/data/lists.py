@@ -55,7 +55,8 @@ def _add(entry: dict[str, Any], where: str, key: str, listing: Listing) -> None:
     std = spread(entry.get("std_norm" if key == "gt_score_norm" else "std"), where, listing)
     boxes = read_boxes(entry.get("boxes"), where, listing)
     if label is not None and std is not None and boxes is not False:
-        texts = {name: str(entry[name]) for name in ("reference", "split") if entry.get(name) is not None}
+        given = {name: str(entry[name]).strip() for name in ("reference", "split") if entry.get(name) is not None}
+        texts = {name: text for name, text in given.items() if text}  # empty: none, as in a table
         listing.rows.append(LabelRow(file=image, label=label, std=std, boxes=boxes, **texts))
 
 

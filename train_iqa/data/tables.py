@@ -28,22 +28,34 @@ def read_text(file: Path, listing: Listing) -> str | None:
 
 
 def read_csv(file: Path, columns: Sequence[str], listing: Listing) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield (file:line, fields) of a comma-separated table that must have `columns`; others are kept too."""
+    """Yield (file:line, fields) of a comma-separated table that must have `columns`; others are kept too.
+
+    White space around a field is not part of it. A row with more fields than columns is a fault: a comma within a field
+    would shift all that follow.
+    """
     text = read_text(file, listing)
     if text is None:
         return
     reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-    names = reader.fieldnames or []
+    names = [name.strip() for name in reader.fieldnames or ()]
+    reader.fieldnames = names
     lacking = [column for column in columns if column not in names]
     if lacking:
         listing.fault("layout", file, f"no column {', '.join(lacking)}; it has {', '.join(names) or 'none'}")
         return
+    if repeated := sorted({name for name in names if name and names.count(name) > 1}):
+        listing.fault("layout", file, f"two columns are named {', '.join(repeated)}; rename one")
+        return
     for fields in reader:
         where = f"{file}:{reader.line_num}"
+        if any(surplus.strip() for surplus in fields.get(None, ())):  # type: ignore[call-overload]
+            listing.fault("label", where, "more fields than columns; put a field that holds a comma in quotes, and use "
+                          "a decimal point")  # fmt: skip
+            continue
         if any(fields.get(column) is None for column in columns):
             listing.fault("label", where, "fewer fields than columns")
         else:
-            yield where, {key: value for key, value in fields.items() if isinstance(value, str)}
+            yield where, {key: value.strip() for key, value in fields.items() if isinstance(value, str)}
 
 
 class SheetError(ZoomIQAError, ValueError):
@@ -74,9 +86,10 @@ def _values(row: Sequence[Any]) -> list[str | float | None]:
 
 
 def number(value: object, where: object, what: str, listing: Listing) -> float | None:
-    """Return a finite number, None and a fault for anything else (also for True, an empty field, NaN)."""
+    """Return a finite number, None and a fault for anything else (also for True, an empty field, NaN, `4_0`)."""
+    is_none = isinstance(value, bool) or (isinstance(value, str) and "_" in value)  # float("4_0") is 40
     try:
-        result = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+        result = math.nan if is_none else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         result = math.nan
     if math.isfinite(result):

@@ -20,6 +20,7 @@ from train_iqa.nano.synthetic import Sample
 from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.images.loading import load_image, save_png
 from zoomiqa_reward.protocol import AnswerError, read_rating, read_route
+from zoomiqa_reward.protocol.answers import ratings_in
 from zoomiqa_reward.runs.outputs import part_folder, replacing
 
 _KEYS = {"image", "rating", "rounds", "question"}
@@ -49,11 +50,15 @@ class Conversation:
         if len(self.rounds) not in (1, 2):
             raise ConversationError(f"{len(self.rounds)} rounds: the protocol has 1 or 2")
         for number, text in enumerate(self.rounds, start=1):
+            if (count := len(ratings_in(text))) > 1:
+                raise ConversationError(f"round {number} holds {count} answers: leave one, the first would count")
             try:
-                read_rating(text)
+                rating = read_rating(text)
                 wants_zoom = read_route(text).zoom
             except AnswerError as error:
                 raise ConversationError(f"round {number} cannot be read, so it must not be learned: {error}") from error
+            if not 1 <= rating <= 5:
+                raise ConversationError(f"round {number} holds the rating {rating:g}: must be a number in 1..5")
             if number == 1 and len(self.rounds) == 2 and not wants_zoom:
                 raise ConversationError("there is a round 2, but round 1 asks for no closer look")
 

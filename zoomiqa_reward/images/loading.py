@@ -39,6 +39,8 @@ _DECODE_ERRORS = (
 )  # fmt: skip
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # the warning, where filters make it an error
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_DEEP_FORMATS = ("PPM", "PNG")  # Pillow reads their 16 bits, whatever the maximum of a PGM, as 0..65535
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF's tags
 _PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 
 
@@ -83,11 +85,13 @@ def load_image(source: ImageSource) -> Tensor:
 
     Grey is repeated to three channels. Transparent pixels (alpha, or a transparent colour) are blended with
     white. EXIF orientation is applied. Of an animation the first frame is read (of an open PIL image, the current
-    one). 8-bit values are divided by 255, 16-bit ones (grey PNG and TIFF, uint16) by 65535; Pillow itself reduces
-    16-bit **colour** files to 8 bits. CMYK is converted without colour profile.
+    one). 8-bit values are divided by 255, 16-bit ones (grey PNG, PGM and TIFF, uint16) by 65535, those of a grey
+    12-bit TIFF by 4095; Pillow itself reduces 16-bit **colour** files to 8 bits. CMYK is converted without colour
+    profile.
 
     Raises ImageError: missing file, folder, not an image, truncated or damaged, more than `MAX_PIXELS` (checked
-    before decoding), no pixels, unsupported dtype or channels, NaN or infinity, values out of range. A program that
+    before decoding), no pixels, unsupported dtype or channels, signed or 32-bit values (they have no fixed range),
+    NaN or infinity, values out of range. A program that
     sets Pillow's `LOAD_TRUNCATED_IMAGES` switches the check for truncated files off.
     """
     return _load(source, describe(source))
@@ -124,7 +128,7 @@ def conversions(source: object) -> tuple[str, ...]:
 
 
 def _lost(image: Image.Image) -> tuple[str, ...]:
-    deep = any(str(getattr(tile, "args", "")).count("16") for tile in getattr(image, "tile", ()))
+    deep = any(_is_deep(tile.args) for tile in getattr(image, "tile", ()))
     losses = {
         "transparency is put on white": image.has_transparency_data and not _is_opaque(image),
         "16-bit colour is reduced to 8 bits": deep and image.mode in ("RGB", "RGBA"),
@@ -132,6 +136,13 @@ def _lost(image: Image.Image) -> tuple[str, ...]:
         f"only the first of {getattr(image, 'n_frames', 1)} frames is read": getattr(image, "n_frames", 1) > 1,
     }
     return tuple(note for note, is_so in losses.items() if is_so)
+
+
+def _is_deep(decoder_args: object) -> bool:
+    """Return whether a tile's samples have 16 bits: Pillow's raw mode says it (`RGB;16B`), or the maximum of a PPM."""
+    args = decoder_args if isinstance(decoder_args, tuple) else (decoder_args,)
+    is_ppm = len(args) == 2 and isinstance(args[1], int) and args[1] > 255
+    return bool(args) and isinstance(args[0], str) and (";16" in args[0] or is_ppm)
 
 
 def _is_opaque(image: Image.Image) -> bool:
@@ -163,7 +174,10 @@ def save_png(image: Tensor | Image.Image, path: str | os.PathLike[str], *, overw
     `overwrite`. Raises ImageError, OutputError, OSError.
     """
     if isinstance(image, Image.Image):
-        pil_image = ImageOps.exif_transpose(image) if image.mode in _PNG_MODES else to_pil(load_image(image))
+        tags = getattr(image, "tag_v2", {})
+        is_as_in_png = tags.get(_BITS, (16,))[0] in (1, 8, 16) and tags.get(_PHOTOMETRIC) != 0
+        keeps_mode = image.mode in _PNG_MODES and (image.mode != "I;16" or is_as_in_png)
+        pil_image = ImageOps.exif_transpose(image) if keeps_mode else to_pil(load_image(image))
     else:
         pil_image = to_pil(image)
     target = claim_file(path, overwrite=overwrite)
@@ -213,6 +227,8 @@ def _from_pil(image: Image.Image, name: str) -> Tensor:
         raise ImageError(_too_large(name, image.width * image.height))
     try:
         image.load()  # reads all of the file: a truncated one fails here
+        if image.mode in _SIXTEEN_BIT_MODES:
+            return _from_deep_grey(image, name)
         return _from_array(_pixels(_upright(image), name), name)
     except ImageError:
         raise
@@ -229,22 +245,36 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
+def _from_deep_grey(image: Image.Image, name: str) -> Tensor:
+    """Return a grey image of more than 8 bits; a TIFF's tags say how many, and whether 0 is white."""
+    tags = getattr(image, "tag_v2", {})
+    bits, is_unsigned = tags.get(_BITS, (16,))[0], tags.get(_SAMPLE_FORMAT, (1,))[0] == 1
+    if bits > 16 or not is_unsigned or (image.mode == "I" and not tags and image.format not in _DEEP_FORMATS):
+        kind = f"{bits}-bit {'unsigned' if is_unsigned else 'signed'} integers" if tags else "32-bit integers"
+        raise ImageError(
+            f"{name}: mode {image.mode} of {kind} has no fixed range; "
+            "scale it yourself and pass a float tensor in [0, 1]"
+        )
+    white = 2**bits - 1
+    values = np.asarray(_upright(image))
+    if values.min() < 0 or values.max() > white:
+        raise ImageError(
+            f"{name}: values {values.min()}..{values.max()} are not in 0..{white}; "
+            "scale it yourself and pass a float tensor in [0, 1]"
+        )
+    transparent = image.info.get("transparency")
+    if transparent is not None:
+        values = np.where(values == transparent, white, values)
+    return _from_array((white - values if tags.get(_PHOTOMETRIC) == 0 else values).astype(np.uint16), name, white)
+
+
 def _pixels(image: Image.Image, name: str) -> np.ndarray:
-    if image.mode in _SIXTEEN_BIT_MODES:
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ImageError(
-                f"{name}: mode {image.mode} with values {values.min()}..{values.max()}, but only 16 bits (0..65535) "
-                "are read; scale it yourself and pass a float tensor in [0, 1]"
-            )
-        transparent = image.info.get("transparency")
-        return (values if transparent is None else np.where(values == transparent, 65535, values)).astype(np.uint16)
     if image.mode == "F":
         raise ImageError(f"{name}: mode F has no fixed range; scale it yourself and pass a float tensor in [0, 1]")
     return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
 
 
-def _from_array(array: np.ndarray, name: str) -> Tensor:
+def _from_array(array: np.ndarray, name: str, white: int | None = None) -> Tensor:
     if array.dtype.kind != "u" or array.dtype.itemsize > 2:
         raise ImageError(
             f"{name}: a numpy image is uint8 (0..255) or uint16 (0..65535), not {array.dtype}; "
@@ -257,7 +287,7 @@ def _from_array(array: np.ndarray, name: str) -> Tensor:
         raise ImageError(f"{name}: a numpy image is HW, or HWC with 1, 3 or 4 channels, not {_by(array.shape)}{hint}")
     if array.size == 0:
         raise ImageError(f"{name}: has no pixels ({_by(array.shape)}); both sides must be at least 1")
-    values = array.transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(np.iinfo(array.dtype).max)
+    values = array.transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(white or np.iinfo(array.dtype).max)
     if len(values) == 4:
         values = values[:3] * values[3] + (1 - values[3])
     return torch.from_numpy(values if len(values) == 3 else np.repeat(values, 3, axis=0))

@@ -61,15 +61,21 @@ def paired_difference(a: Sequence[float], b: Sequence[float], *, tie: float = 0.
         count=count,
         difference=float(gaps.mean()) if count else math.nan,
         difference_interval=nothing if means is None else percentile_interval(means[:, 0]),
-        p_value=_sign_flip(gaps, seed),
+        p_value=sign_flip_p(gaps, seed),
         wins=int((signs > 0).sum()), ties=int((signs == 0).sum()), losses=int((signs < 0).sum()),
         win_rate=float(points.mean()) if count else math.nan,
         win_rate_interval=nothing if means is None else percentile_interval(means[:, 1]),
     )  # fmt: skip
 
 
-def _sign_flip(gaps: NDArray[np.float64], seed: int) -> float:
-    """Return the share of sign patterns whose mean is as far from zero as the measured one, which counts itself."""
+def sign_flip_p(gaps: NDArray[np.float64], seed: int = 0) -> float:
+    """Return the two-sided p of the sign-flip test: the share of sign patterns whose mean is as far from zero.
+
+    The measured pattern counts itself, so p is at least 2 / 2^count. NaN with fewer than two values.
+
+    >>> sign_flip_p(np.array([1.0, 2.0, 3.0]))
+    0.25
+    """
     count = len(gaps)
     if count < 2:
         return math.nan
