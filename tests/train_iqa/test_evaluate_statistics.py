@@ -13,7 +13,7 @@ from tiny import make_image
 from benchmarks.planted.statistics import filter_statistics, wilson_interval
 from train_iqa.evaluation.calibration import calibrate
 from train_iqa.evaluation.correlations import correlations, krcc, pair_tables, share
-from train_iqa.evaluation.grounding import as_shares, grounding, iou
+from train_iqa.evaluation.grounding import grounding, iou
 from train_iqa.evaluation.robustness import (
     gain_over_sampling,
     jpeg95,
@@ -173,8 +173,6 @@ def test_grounding_by_hand() -> None:
     assert (found["hit_share"], found["silent_share"]) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
     assert (found["undamaged"], found["false_share"]) == (2, 0.5)
     assert math.isnan(grounding([], [])["iou_mean"])
-    assert as_shares([0.5, 0.75, 0.25, 0.25], 100, 200) == (0.25, 0.25, 0.5, 0.75)
-    assert as_shares([50, 20, 150, 100], 100, 200) == (0.5, 0.1, 1.0, 0.5)
 
 
 def test_calibration_by_hand() -> None:

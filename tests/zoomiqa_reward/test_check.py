@@ -260,6 +260,20 @@ def test_everything_needed_is_given():
     assert seen["prompt"] == ""
 
 
+@pytest.mark.parametrize(("width", "height"), [(128, 128), (130, 97)])
+def test_a_source_is_always_a_whole_number_of_times_smaller(width, height):
+    """Some rewards refuse anything else, the conditioned one among them."""
+    sizes = set()
+
+    def look(image, lq):
+        sizes.add((tuple(image.shape[1:]), tuple(lq.shape[1:])))
+        return 0.0
+
+    run_check(wrapped(look, needs=("lq",)), [photo(width=width, height=height)])
+    assert len(sizes) == 2  # as it is, and resized
+    assert all((4 * low[0], 4 * low[1]) == high for high, low in sizes)
+
+
 def test_a_sum_within_groups_is_refused():
     composite = CompositeReward([Term(laplacian(), 1.0, "z")])
     with pytest.raises(ValueError, match="use its terms one by one"):

@@ -306,3 +306,17 @@ def test_the_real_tiny_model_runs_both_modes_and_never_raises_on_nonsense(iqa):
     ratings = iqa.rate(images, mode="reason", strict=True, max_new_tokens=6)
     assert not ratings.valid.any()
     assert ratings.mean.isnan().all()
+
+
+@pytest.mark.parametrize("named", ["[9, 8, 54, 56]", "[0.6, 0.7, 0.1, 0.1]", "[54, 56, 9, 8]", "[-30, 8, 54, 900]"])
+def test_a_turns_box_is_fractions_with_corners_in_order_whatever_the_answer_holds(named):
+    answer = ZOOM.replace("[0.1, 0.1, 0.6, 0.7]", named)
+    assert answer != ZOOM
+    (assessment,) = ask(Writer([answer], [SECOND]), [make_image(0, 80, 90)])
+    expected = {
+        "[0.6, 0.7, 0.1, 0.1]": (0.1, 0.1, 0.6, 0.7), "[-30, 8, 54, 900]": (0.0, 0.1, 0.6, 1.0),
+    }.get(named, (0.1, 0.1, 0.6, 0.7))  # fmt: skip
+    assert assessment.turns[0].bbox == pytest.approx(expected)
+    left, top, right, bottom = assessment.turns[1].crop_box
+    assert 0 <= left < right <= 90
+    assert 0 <= top < bottom <= 80

@@ -21,19 +21,6 @@ def iou(first: Box, second: Box) -> float:
     return both / (sum(areas) - both) if both > 0 else 0.0
 
 
-def as_shares(bbox: Sequence[float], width: int, height: int) -> Box:
-    """Return a named box as shares of the sides, corners in order, within the image.
-
-    As in the protocol's crops: four numbers within 0..1 are shares already, otherwise they are pixels.
-    """
-    x1, y1, x2, y2 = bbox
-    if not all(0 <= side <= 1 for side in bbox):
-        x1, x2, y1, y2 = x1 / width, x2 / width, y1 / height, y2 / height
-    corners = min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
-    left, top, right, bottom = (min(max(side, 0.0), 1.0) for side in corners)
-    return left, top, right, bottom
-
-
 def grounding(named: Sequence[Box | None], truths: Sequence[Sequence[Box] | None]) -> dict[str, float]:
     """Return how the named boxes (None: none was named) fit the known regions (None: unknown, so not counted).
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from train_iqa.data import LabelledImage
-from train_iqa.evaluation.grounding import as_shares
 from train_iqa.evaluation.robustness import perturbed_ratings
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.model.measuring import Measured, measure
@@ -84,18 +83,15 @@ def _line(image: LabelledImage, measured: Measured) -> dict[str, Any]:
         "error": record.error,
         "warning": None if assessment is None else assessment.warning,
         "rounds": record.rounds,
-        "bbox": None if assessment is None else _named_box(image, assessment),
+        "bbox": None if assessment is None else _named_box(assessment),
         "ratings_by_round": [] if assessment is None else [turn.rating for turn in assessment.turns],
     }
 
 
-def _named_box(image: LabelledImage, assessment: Assessment) -> list[float] | None:
+def _named_box(assessment: Assessment) -> list[float] | None:
     """Return the box of round 1 as shares of the sides, None where it names none."""
     bbox = assessment.turns[0].bbox if assessment.turns else None
-    if bbox is None:
-        return None
-    height, width = load_image(image.path).shape[1:]
-    return list(as_shares(bbox, width, height))
+    return None if bbox is None else list(bbox)
 
 
 def _probe(iqa: "ZoomIQA | RemoteZoomIQA", image: LabelledImage, asking: Asking) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from train_iqa.rl.rollout import AnswerTrajectory
 from zoomiqa_reward.images.loading import to_pil
-from zoomiqa_reward.protocol import Protocol, zoom
+from zoomiqa_reward.protocol import Protocol, read_route, zoom
 from zoomiqa_reward.runs.outputs import part_folder, write_text
 
 THUMBNAIL_PX = 320
@@ -77,7 +77,7 @@ def _card(image: Tensor, trajectory: AnswerTrajectory, rewards: dict[str, float]
     parts = [f"<article>{head}<table>{rows}</table>"]
     for number, turn in enumerate(assessment.turns, start=1):
         if turn.crop_box is not None:
-            crop, _ = zoom(image, assessment.turns[0].bbox, protocol.crop)
+            crop, _ = zoom(image, read_route(assessment.turns[0].text).bbox, protocol.crop)
             parts.append(f"<p>round {number} looked at {turn.crop_box}</p>{_image(crop, 'crop')}")
         parts.append(f"<pre>{html.escape(turn.text)}</pre>")
     return "".join([*parts, "</article>"])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zoomiqa_reward.model.ratings import Assessment
 from zoomiqa_reward.model.turns import Turn
-from zoomiqa_reward.protocol import AnswerError, Protocol, read_route
+from zoomiqa_reward.protocol import AnswerError, Protocol, read_route, usable_box
 
 RANK_EPS = 1e-6
 _INSIDE = r"(?:(?!</?(?:think|answer)>).)*"
@@ -66,9 +66,10 @@ def _is_well_formed(turn: Turn, labels: tuple[str, ...], *, may_zoom: bool) -> b
         return False
     if turn.tool == "final":
         return isinstance(sides, list) and len(sides) == 4 and all(side == 0 for side in sides)
-    if turn.tool != "crop" or not may_zoom or turn.bbox is None:
+    box = usable_box(sides)
+    if turn.tool != "crop" or not may_zoom or box is None:
         return False
-    left, top, right, bottom = turn.bbox
+    left, top, right, bottom = box  # as it stands in the answer
     return 0 <= left < right <= 1 and 0 <= top < bottom <= 1
 
 

@@ -167,8 +167,12 @@ class Pool:
 
 
 def make_pool(photograph: Photograph) -> Pool:
-    """Return the photograph with its ladders. The same photograph gives the same pixels, every time."""
-    hr = photograph.image
+    """Return the photograph with its ladders. The same photograph gives the same pixels, every time.
+
+    Sides that are no multiples of `SCALE` are cut at the far edge: the source `lq` is a whole number of times smaller.
+    """
+    height, width = (side // SCALE * SCALE for side in photograph.image.shape[1:])
+    hr = photograph.image[:, :height, :width].contiguous()
     return Pool(
         name=photograph.name, hr=hr, lq=reduce(hr, SCALE),
         ladders={damage.kind: damage.ladder(hr) for damage in DAMAGES},

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoomiqa_reward.check.ladders import DETAIL, Pool, reduce, through_png
+from zoomiqa_reward.check.ladders import DETAIL, SCALE, Pool, reduce, through_png
 from zoomiqa_reward.images.content import contentless
-from zoomiqa_reward.images.filters import through_jpeg
+from zoomiqa_reward.images.filters import resize_bicubic, through_jpeg
 from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
 
 
@@ -43,18 +43,24 @@ class CheckScorer:
         self._is_warm = False
 
     def __call__(
-        self, images: Sequence[Tensor], pool: Pool, *, hr: Tensor | None = None, may_fail: bool = False
+        self,
+        images: Sequence[Tensor],
+        pool: Pool,
+        *,
+        lq: Tensor | None = None,
+        hr: Tensor | None = None,
+        may_fail: bool = False,
     ) -> list[float]:
         """Return one value per image, NaN where it could not be measured.
 
-        The reward gets the pool's `lq`, its photograph (or `hr`) as `hr`, and an empty prompt, for every image. An
-        image without content that has no value is no failure; with `may_fail` none is.
+        The reward gets the pool's `lq` and its photograph as `hr` (or those given), and an empty prompt, for every
+        image. An image without content that has no value is no failure; with `may_fail` none is.
         """
         count = len(images)
-        reference = pool.hr if hr is None else hr
+        source, reference = pool.lq if lq is None else lq, pool.hr if hr is None else hr
         began = time.perf_counter()
         with torch.no_grad():
-            scores = self.reward(list(images), lq=[pool.lq] * count, hr=[reference] * count, prompts=[""] * count)
+            scores = self.reward(list(images), lq=[source] * count, hr=[reference] * count, prompts=[""] * count)
         values, valid = scores.value.detach().tolist(), scores.valid.tolist()  # waits for the device
         took = time.perf_counter() - began
         if len(values) != count:
@@ -104,22 +110,24 @@ class Transport:
 TRANSPORTS = (
     Transport(name="png", send=through_png),
     Transport(name=f"jpeg {JPEG_QUALITY}", send=lambda image: through_jpeg(image, JPEG_QUALITY)),
-    Transport(name="resize 7/8", send=lambda image: reduce(image, RESIZE_FACTOR), changes_size=True),
+    Transport(name="resize 7/8", send=lambda image: _resized(image, RESIZE_FACTOR), changes_size=True),
 )
 
 
+def _resized(image: Tensor, factor: float) -> Tensor:
+    """Return the image about `factor` times smaller, its sides multiples of `SCALE`, so that it has a source `lq`."""
+    height, width = (max(1, round(side / factor / SCALE)) * SCALE for side in image.shape[1:])
+    return resize_bicubic(image, height, width)
+
+
 def sent_scores(pool: Pool, scorer: CheckScorer) -> dict[str, tuple[float, ...]]:
-    """Return the values of the `detail` ladder by transport; a resized image is compared with a resized reference."""
-    return {
-        way.name: tuple(
-            scorer(
-                [way.send(image) for image in pool.ladders[DETAIL]],
-                pool,
-                hr=way.send(pool.hr) if way.changes_size else None,
-            )
-        )
-        for way in TRANSPORTS
-    }
+    """Return the values of the `detail` ladder by transport; a resized image gets a reference and source alike."""
+    values: dict[str, tuple[float, ...]] = {}
+    for way in TRANSPORTS:
+        hr = way.send(pool.hr) if way.changes_size else None
+        lq = None if hr is None else reduce(hr, SCALE)
+        values[way.name] = tuple(scorer([way.send(image) for image in pool.ladders[DETAIL]], pool, lq=lq, hr=hr))
+    return values
 
 
 EPSILON = 2 / 255

@@ -27,7 +27,7 @@ from zoomiqa_reward.model.ratings import Assessment, RatingSpread
 from zoomiqa_reward.model.reading import SharedReading
 from zoomiqa_reward.model.turns import PixelBox, Prompted, Turn, round1, round2
 from zoomiqa_reward.protocol.answers import AnswerError, ratings_in, read_rating, read_route, read_sections, read_tool
-from zoomiqa_reward.protocol.crops import usable_box, zoom
+from zoomiqa_reward.protocol.crops import box_shares, zoom
 from zoomiqa_reward.protocol.spec import Protocol
 
 STRICT_ROWS = 8
@@ -217,6 +217,7 @@ def _without_content(why: str) -> Assessment:
 
 def _read(prompted: Prompted, answer: Completion, labels: Sequence[str], crop_box: PixelBox | None) -> _Read:
     rating, rating_error, route, route_error, tool = math.nan, None, None, None, None
+    height, width = prompted.images[0].shape[1:]  # of the whole image, also in round 2
     try:
         rating = read_rating(answer.text)
     except AnswerError as error:
@@ -230,7 +231,7 @@ def _read(prompted: Prompted, answer: Completion, labels: Sequence[str], crop_bo
         prompt="".join(item.get("text", "") for item in prompted.messages[-1]["content"]),
         text=answer.text,
         sections=read_sections(answer.text, labels),
-        bbox=None if route is None else usable_box(route.bbox),
+        bbox=None if route is None else box_shares(route.bbox, width, height),
         crop_box=crop_box,
         tool=tool,
         rating=rating,
