@@ -25,8 +25,9 @@ def best_of_n_rows(b: dict[str, Any]) -> list[tuple[str, str]]:
     for judge in ("fsim", "vif"):
         one = b[judge]
         ways = ("direct", "agreed", "reason", "niqe")
-        gains = [f"{CHOICES.get(way, way)} {spread(one[way]['captured_gain'])}" for way in (*ways, "random")]
-        found.append((f"{pool_of(b)}: captured gain, {judge.upper()}", "; ".join(gains)))
+        gains = [f"{CHOICES.get(way, way)} {spread(one[way]['captured_gain'])}" for way in ways]
+        title = f"{pool_of(b)}: captured gain (0: a random choice, 1: the best), {judge.upper()}"
+        found.append((title, "; ".join(gains)))
         agree = [f"{CHOICES.get(way, way)} {spread(one[way]['within_srcc'])}" for way in ways]
         found.append((f"{pool_of(b)}: SRCC within a photograph's candidates, {judge.upper()}", "; ".join(agree)))
         lost = [f"{CHOICES.get(way, way)} {spread(one[way]['regret'], 4)}" for way in ways]
@@ -98,14 +99,19 @@ def candidates_rows(c: dict[str, Any]) -> list[tuple[str, str]]:
     best = "yes" if kills["best_png_equal"] else "NO"
     kept = f"{kills['same_candidates']} of {kills['n']}, {kills['lines']} lines, best.png equal: {best}"
     size = " x ".join(map(str, memory["output"]))
+    restored = memory["n"] - 1  # the second candidate of the varied pool is bicubic
+    times = "once" if restored == 1 else f"{restored} times"
+    others = same["compared"] - max(same["n"])  # the reference was compared with itself too
     return [
         (
-            f"candidates of one seed with N in {same['n']} and batch in {same['batch']}: compared, different",
-            f"{same['compared']}, {same['different']}",
+            f"candidates of one seed with N in {same['n']} and batch in {same['batch']}, against those of N "
+            f"{max(same['n'])} drawn one by one: compared, different",
+            f"{others}, {same['different']}",
         ),
         (f"best-of-N killed {len(kills['killed_after_lines'])} times: same candidates", kept),
         (
-            f"{memory['input_px']} px input restored to {size} and ranked: peak memory of the process",
+            f"{memory['input_px']} px input restored {times} to {size} and ranked beside bicubic: peak memory of the "
+            "process, time",
             f"{memory['peak_gib']:.2f} GiB, {memory['seconds']:.0f} s",
         ),
     ]

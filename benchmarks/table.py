@@ -9,122 +9,39 @@ from typing import Any
 
 from common import weights
 from doc_tables import BLOCKS
+from judge_rows import mos_rows, pair_rows, pair_table, people_rows, synthetic_rows
 from restoration_rows import best_of_n_rows, candidates_rows, restorer_rows, search_rows
 from training_rows import cost_rows, killed_rows, processes_rows, tune_kill_rows, tune_rows
 
 ROOT = Path(__file__).parents[1]
+SHARED_FILES = {"gpu_nano": "gpu"}
+"""Parts whose rows come from another part's result."""
+
+
+def file_of(name: str) -> Path:
+    """Return where a part's result stands."""
+    return ROOT / "benchmarks" / "results" / f"{SHARED_FILES.get(name, name)}.json"
 
 
 def load(name: str) -> dict[str, Any]:
     """Return one result file."""
-    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-
-
-def interval(result: dict[str, Any], key: str) -> str:
-    """Return `0.812 [0.79, 0.83]`."""
-    low, high = result[f"{key}_95"]
-    return f"{result[key]:.3f} [{low:.2f}, {high:.2f}]"
-
-
-def synthetic_rows(s: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return (what, figure) of `nano_synthetic`."""
-    found = []
-    names = {"pseudo_mos": "pseudo-MOS", "fsim": "FSIM, a near copy of the labels", "vif": "VIF"}
-    for target, name in ((target, name) for target, name in names.items() if f"srcc_direct_{target}" in s):
-        figure = f"{interval(s, f'srcc_direct_{target}')}; NIQE {interval(s, f'srcc_niqe_{target}')}"
-        found.append((f"SRCC of `direct` with {name}, {s['images']} degraded BSDS500 test photographs", figure))
-    terciles = ", ".join(
-        f"{s[f'iou_tercile_{k}']['named']:.2f} ({s[f'iou_tercile_{k}']['central']:.2f})" for k in (1, 2, 3)
-    )
-    rates = (s["zoom_rate"], s["zoom_rate_local"], s["zoom_rate_global"])
-    return [
-        *found,
-        ("readable answers in `reason`", f"{s['readable_share']:.1%}"),
-        ("SRCC of `direct` with `reason`", f"{s['srcc_direct_reason']:.3f}"),
-        ("zoom rate: all, local damage, global damage", ", ".join(f"{rate:.0%}" for rate in rates)),
-        (
-            "IoU of the named box with the true region (in brackets: the central box); by tercile of area",
-            f"{s['iou_named']:.2f} ({s['iou_central']:.2f}); {terciles}",
-        ),
-    ]
-
-
-def mos_rows(m: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return (what, figure) of `sr_mos`."""
-    measures = {
-        "srcc_overall": "SRCC overall",
-        "srcc_within_scene": "SRCC within a scene",
-        "pair_accuracy": "pair accuracy, MOS 0.5 apart",
-        "regret_scene": f"MOS lost by its choice (random {m['random_regret_scene']:.2f})",
-        "regret_pools_of_4": "MOS lost by its choice among 4",
-    }
-    of = f"human MOS of {m['images']} super-resolved images"
-    rows = [
-        (f"{of}: {name}", f"{interval(m['direct'], key)}; NIQE {interval(m['niqe'], key)}")
-        for key, name in measures.items()
-    ]
-    if "reason" in m:
-        rows += [
-            (f"{of}, `reason`: {measures[key]}", interval(m["reason"], key))
-            for key in ("srcc_overall", "srcc_within_scene", "regret_scene")
-        ]
-    return rows
-
-
-def pair_rows(p: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return (what, figure) of `pairs`: the restorations of SRIJ, in the scenes that the temperature did not see."""
-    held = p["held"]["srij"]
-    low, high = held["agreement_95"]
-    of = f"{held['pairs']} pairs of restorations, {held['scenes']} scenes"
-    return [
-        (
-            f"pair mode: agreement with people, {of} (images that nano has learnt from)",
-            f"{held['agreement_of_probability']:.3f} [{low:.2f}, {high:.2f}]; "
-            f"difference of ratings {held['agreement_of_difference']:.3f}",
-        ),
-        (
-            f"pair mode: agreement where it is 90 % sure ({held['share_at_least_0.9']:.0%} of the pairs); elsewhere",
-            f"{held['agreement_at_least_0.9']:.3f}; {held['agreement_below']:.3f}",
-        ),
-        (
-            "pair mode: calibration error; negative log-likelihood (0.693 by chance); asymmetry",
-            f"{held['calibration_error']:.3f}; {held['negative_log_likelihood']:.3f}; {held['largest_asymmetry']:g}",
-        ),
-    ]
-
-
-def pair_table(p: dict[str, Any]) -> str:
-    """Return the guide's table of `pairs`."""
-    lines = ["| what (95 % interval over scenes in brackets) | nano |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {what} | {figure} |" for what, figure in pair_rows(p))])
+    return json.loads(file_of(name).read_text())
 
 
 def readable_rows(r: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, figure) of `readable`."""
     where = ", ".join(f"{name} {count}" for name, count in r["by_folder"].items())
-    what = f"photographs with a readable answer of `reason` in every round ({where})"
-    return [(what, f"{r['readable']} of {r['images']}")]
-
-
-SETS = {"srij": "SRIJ", "tid2013": "TID2013", "koniq": "KonIQ", "spaq": "SPAQ"}
-
-
-def people_rows(p: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return (what, figure) of `people`: of images in no fold's training set, and of sets that were left out whole."""
-    found = []
-    for name, shown in ((name, shown) for name, shown in SETS.items() if name in p["sets"]):
-        one = p["sets"][name]
-        key = "within" if "within" in one["niqe"] else "srcc"
-        of = f"held-out images of {shown}{', within a scene' if key == 'within' else ''}: SRCC"
-        beside = f"before the stage {interval(one['start'], key)}; NIQE {interval(one['niqe'], key)}"
-        if "crossed" in one:
-            folds = f"{len(p['folds'])} of {p['folds_in_all']} folds"
-            what = f"people's scores, {one['crossed']['images']} {of}, {folds}"
-            found.append((what, f"{interval(one['crossed'], key)}; {beside}"))
-        if left := one.get("family_left_out"):
-            what = f"people's scores, {left['images']} {of}, none of the set learned from ({left['steps']:.0f} steps)"
-            found.append((what, f"{interval(left, key)}; {beside}"))
-    return found
+    what = f"readable answers of `reason` in every round: development set ({where})"
+    figure = f"{r['readable']} of {r['images']}"
+    if file_of("check_reason").exists():
+        what += "; damaged images of `zoomiqa check`"
+        figure += f"; {load('check_reason')['measures']['measured_share']:.1%}"
+    if file_of("best_of_n").exists():
+        pool = load("best_of_n")
+        answers = pool["images"] * pool["n"]
+        what += "; candidates of best-of-N"
+        figure += f"; {answers - pool['unreadable_answers']} of {answers}"
+    return [(what, figure)]
 
 
 def repeatability_rows(r: dict[str, Any]) -> list[tuple[str, str]]:
@@ -132,7 +49,11 @@ def repeatability_rows(r: dict[str, Any]) -> list[tuple[str, str]]:
     strict = all(value for key, value in r.items() if key.startswith("strict_equal"))
     difference, same = r["batched_direct_max_difference"], r["batched_reason_same_text_share"]
     return [
-        ("strict ratings: bit-equal in any order, beside any images, in another process", "yes" if strict else "NO"),
+        (
+            "strict ratings on a CPU: bit-equal in any order, beside any images, in another process (not confirmed on "
+            "a GPU)",
+            "yes" if strict else "NO",
+        ),
         (
             "batched against strict: largest difference of `direct`; same text in `reason`",
             f"{difference:.1e}; {same:.0%}",
@@ -143,14 +64,18 @@ def repeatability_rows(r: dict[str, Any]) -> list[tuple[str, str]]:
 def serving_rows(s: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, figure) of `serving`."""
     killed, equal = s["replica_killed"], "yes" if s["strict_bit_equal"] else "NO"
-    lost = f"{killed['wrong']}; {killed['lost_without_retries']}, {killed['lost_with_retries']} of {killed['answers']}"
+    half = killed["answers"] // 2  # each image is asked for once without and once with retries
+    losses = [f"{killed[f'lost_{how}_retries']} of {half}" for how in ("without", "with")]
     speeds = ", ".join(f"{s[key]:.1f}" for key in ("local_one_by_one_per_s", "strict_per_s", "batched_per_s"))
     return [
         (
-            f"server: {s['requests']} concurrent requests bit-equal to local; batched difference",
+            f"server: {s['requests']} requests, 32 under way at once, bit-equal to local; batched difference",
             f"{equal}; {s['batched_max_difference']:.0e}",
         ),
-        ("server, one replica killed under load: wrong values; lost without retries, with retries", lost),
+        (
+            "server, one replica killed under load: wrong values; requests lost in one attempt; in up to 8 attempts",
+            "; ".join([f"{killed['wrong']} of {killed['answers']}", *losses]),
+        ),
         (f"images/s: local one by one, served strict, served batched ({s['replicas']} replicas)", speeds),
     ]
 
@@ -179,15 +104,19 @@ def gradients_rows(g: dict[str, Any]) -> list[tuple[str, str]]:
              for name in ("plain", "recompute")]  # fmt: skip
     return [
         (
-            f"gradient against finite differences along it, step 0.5 (a third of a grey level per value), "
-            f"{g['images']} images: relative error",
-            f"median {visible['median']:.2f}, largest {visible['largest']:.2f}",
+            "predicted against measured change of the rating for a step along the gradient; the step is the Euclidean "
+            f"norm of the image's change, 0.5 (a third of a grey level RMS), {g['images']} images: relative error",
+            f"median {visible['median']:.0%}, largest {visible['largest']:.0%}",
         ),
         (
-            f"gradient against finite differences along it, step 3e-5, {g['images']} images: relative error",
+            f"the same for a step of 3e-5, {g['images']} images: relative error",
             f"median {along['median']:.1e}, largest {along['largest']:.1e}",
         ),
-        ("gradient error by step size: median, step measured by its largest pixel, by its length", "; ".join(cells)),
+        (
+            "the same for other steps (pixel values from 0 to 1), median: where the step is the largest change of a "
+            "value; where it is the Euclidean norm",
+            "; ".join(cells),
+        ),
         (
             f"slope of finite differences on predictions, {g['directions_an_image']} directions per image: "
             "signs, step 3e-5; single pixels, step 1e-3",
@@ -231,8 +160,7 @@ def gpu_rows(g: dict[str, Any]) -> list[tuple[str, str]]:
     of = f"7B with random weights, bfloat16, 1008 x 756 px, on an {g['machine']['device']}"
     one, eight = (g[f"direct, {count}"] for count in ("1 image", "8 images"))
     step, single = (g[f"step of {count}"] for count in ("8 answers", "1 answer"))
-    words, bits = g["words of 8 answers"], g["bits of nano"]
-    yes = {True: "yes", False: "NO"}
+    words = g["words of 8 answers"]
     return [
         (
             f"{of}: images/s of `direct`, 1 and 8 at once (plain way)",
@@ -248,12 +176,21 @@ def gpu_rows(g: dict[str, Any]) -> list[tuple[str, str]]:
             f"{step['fast_ms']:.1f}, {single['fast_ms']:.1f} ({step['plain_ms']:.1f}, {single['plain_ms']:.1f}); "
             f"{step['read_gb_s'] / READ_GB_S:.0%}, {single['read_gb_s'] / READ_GB_S:.0%}",
         ),
+    ]
+
+
+def gpu_nano_rows(g: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of what `gpu` says of the embedded judge."""
+    bits, yes = g["bits of nano"], {True: "yes", False: "NO"}
+    on = f"nano on an {g['machine']['device']}"
+    return [
         (
-            "nano on that GPU, strict, float32: bits equal twice, alone, in another order; of the gradient twice",
+            f"{on}, strict, float32, before the repair: bits equal twice, alone, in another order; of the gradient "
+            "twice",
             ", ".join(yes[bits[f"{name}_equal"]] for name in ("twice", "alone", "turned", "gradient_twice")),
         ),
         (
-            "nano on that GPU: largest difference from the CPU in float32; of bfloat16 from float32",
+            f"{on}: largest difference from the CPU in float32; of bfloat16 from float32",
             f"{bits['float32_to_cpu']:.0e}; {bits['bfloat16_to_float32']:.0e}",
         ),
     ]
@@ -269,6 +206,7 @@ PARTS = {
     "memory": memory_rows,
     "memory_bfloat16": memory_rows,
     "gpu": gpu_rows,
+    "gpu_nano": gpu_nano_rows,
     "ladders": ladder_rows,
     "restorer": restorer_rows,
     "restorer_held_out": restorer_rows,
@@ -286,8 +224,8 @@ PARTS = {
     "tune_kill": tune_kill_rows,
 }
 HEADLINES = {
-    "people": [1, 0], "sr_mos": [0, 1, 3], "readable": [0], "best_of_n": [8, 7, 6, 3, 0],
-    "restorer": [2, 4], "tune": [2, 0, 1, 3], "nano_synthetic": [0, 1], "gradients": [0, 4, 2], "memory": [0],
+    "people": [1, 0, 2, 3], "sr_mos": [0, 1, 3], "readable": [0], "best_of_n": [8, 7, 6, 3, 0],
+    "restorer": [2, 4], "tune": [2, 0, 1, 5, 3, 4], "nano_synthetic": [0, 1, 2], "gradients": [0, 2, 4], "memory": [0],
     "gpu": [0, 1], "repeatability": [0], "cache": [0], "serving": [0],
 }  # fmt: skip
 """The rows of README, those on agreement with people first; `docs/figures.md` holds all rows."""
@@ -297,16 +235,20 @@ EARLIER = "\n\nThis table was made with earlier weights of `nano`, not with toda
 USES = {
     **dict.fromkeys(("restorer", "restorer_held_out", "candidates"), ("restorer",)),
     **dict.fromkeys(("best_of_n", "search", "tune"), ("judge", "restorer")),
-    **dict.fromkeys(
-        ("people", "cache", "repeatability", "training_kill_sft", "training_kill_grpo", "training_processes",
-         "tune_kill", "gpu"), (),
-    ),
+    **dict.fromkeys(("cache", "training_kill_sft", "training_kill_grpo", "tune_kill", "gpu"), ()),
 }  # fmt: skip
 """Embedded weights that a result depends on, by default the judge's; none where any weights give the same."""
+COPIES = ("people",)
+"""Results of models that were trained for them alone."""
 
 
 def age(name: str) -> str:
-    """Return `today's` where a result is of the weights in this folder, `earlier` where they have changed since."""
+    """Return `today's` where a result is of the weights in this folder, `earlier` where they have changed since.
+
+    `any`: any weights give the same. `copies`: of models that were trained for this result.
+    """
+    if name in COPIES:
+        return "copies"
     measured, present = load(name).get("weights", {}), weights()
     used = USES.get(name, ("judge",))
     if not used:
@@ -318,7 +260,7 @@ def rows(chosen: dict[str, list[int]] | None = None) -> list[tuple[str, str, str
     """Return (what, figure, name of the result) of every benchmark that has been run, or of the chosen rows."""
     found = []
     for name in PARTS if chosen is None else chosen:
-        if (ROOT / "benchmarks" / "results" / f"{name}.json").exists():
+        if file_of(name).exists():
             made = PARTS[name](load(name))
             places = range(len(made)) if chosen is None else chosen[name]
             found += [(*made[k], name) for k in places]
@@ -341,7 +283,7 @@ def blocks() -> list[tuple[Path, str, str]]:
         (ROOT / "docs" / "figures.md", "figures", markdown(rows(), "../")),
     ]
     for page, (name, make) in (BLOCKS | {"docs/pairs.md": ("pairs", pair_table)}).items():
-        if (ROOT / "benchmarks" / "results" / f"{name}.json").exists():
+        if file_of(name).exists():
             found.append((ROOT / page, name, make(load(name)) + (EARLIER if age(name) == "earlier" else "")))
     return found
 

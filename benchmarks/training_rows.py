@@ -33,18 +33,20 @@ def cost_rows(c: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def tune_rows(t: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return (what, figure) of `tune` for the ways that raise the reward, and for what needs no training; the guide's
-    table holds them all.
+    """Return (what, figure) of `tune` for the ways that raise the reward, for their control, and for what needs no
+    training; the guide's table holds them all.
     """
     found = []
     names = {"sft": "tuned by rejection SFT", "dpo": "tuned by DPO", "nft": "tuned by NFT",
              "sharpened_0.25": "on an input sharpened by 0.25, nothing trained",
-             "cool_sharpened_0.25": "at temperature 0 on an input sharpened by 0.25, nothing trained"}  # fmt: skip
+             "cool_sharpened_0.25": "at temperature 0 on an input sharpened by 0.25, nothing trained",
+             "chance": "tuned by DPO on chance, the control"}  # fmt: skip
     for method, name in names.items():
         if method in t["runs"]:
             run = t["runs"][method]
-            seeds = "" if run["seeds"] == 1 else f" ({run['seeds']} seeds)"
-            title = f"x4 restorer {name}{seeds}, less the base, {t['images']} photographs"
+            seeds = f"{run['seeds']} training seed{'s' if run['seeds'] > 1 else ''}; interval over images only"
+            title = f"x4 restorer {name}, less the base, {t['images']} photographs"
+            title += "" if "nothing trained" in name else f" ({seeds})"
             parts = [f"{label} {value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
                      for label, key, digits in (("reward", "robust", 3), ("FSIM", "fsim", 4), ("VIF", "vif", 4),
                                                 ("PSNR-Y in dB", "psnr_y", 2), ("HaarPSI, a label", "haarpsi", 4),
