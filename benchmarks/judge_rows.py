@@ -86,7 +86,7 @@ def pair_titles(p: dict[str, Any]) -> dict[str, str]:
 
 def pair_rows(p: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, figure) of `pairs`: of the scenes that did not fit the temperature."""
-    fitted = f"temperature {p['temperature']:.3f}, fitted to {p['fitted_scenes']} other scenes; nano learned from these images"
+    fitted = f"temperature {p['temperature']:.3f}, fitted to {p['fitted_scenes']} other scenes; nano learned these"
     return [(f"pair mode, {of} ({fitted}): {what}", figure)
             for name, of in pair_titles(p).items() for what, figure in pair_figures(p["held"][name])]  # fmt: skip
 

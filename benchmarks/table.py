@@ -231,7 +231,7 @@ HEADLINES = {
 """The rows of README, those on agreement with people first; `docs/figures.md` holds all rows."""
 
 
-EARLIER = "\n\nThis table was made with earlier weights of `nano`, not with today's."
+EARLIER = "\n\nThis table was made with earlier weights of `nano`."
 USES = {
     **dict.fromkeys(("restorer", "restorer_held_out", "candidates"), ("restorer",)),
     **dict.fromkeys(("best_of_n", "search", "tune"), ("judge", "restorer")),
