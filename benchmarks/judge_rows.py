@@ -18,7 +18,9 @@ def interval(result: dict[str, Any], key: str) -> str:
 def synthetic_rows(s: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (what, figure) of `nano_synthetic`."""
     found = []
-    names = {"pseudo_mos": "pseudo-MOS", "fsim": "FSIM, a near copy of the labels", "vif": "VIF"}
+    names = {"pseudo_mos": "pseudo-MOS", **{
+        name: f"{name.upper()} (SRCC of the labels with it: {s[f'srcc_labels_{name}']:.2f})" for name in ("fsim", "vif")
+    }}  # fmt: skip
     for target, name in ((target, name) for target, name in names.items() if f"srcc_direct_{target}" in s):
         figure = f"{interval(s, f'srcc_direct_{target}')}; NIQE {interval(s, f'srcc_niqe_{target}')}"
         found.append((f"SRCC of `direct` with {name}, {s['images']} degraded BSDS500 test photographs", figure))
