@@ -2,14 +2,15 @@
 
 python benchmarks/best_of_n.py --hr DIR [--sets set5 set14 urban30] [--preset moderate] [--n 8]
     [--pool seeds --name best_of_n_seeds --out runs/best_of_n_seeds]
-python benchmarks/best_of_n.py --hr DIR --sets test --leave-out-every 3 --name best_of_n_many --out runs/best_of_n_many
+python benchmarks/best_of_n.py --hr DIR --sets test --every 3 --name best_of_n_chosen --out runs/best_of_n_chosen
+python benchmarks/best_of_n.py --hr DIR --sets test --not-every 3 --name best_of_n_many --out runs/best_of_n_many
 
 DIR holds one folder of clean photographs per set. Each photograph (its middle, at most 256 px per side) is degraded x4
 with a seed of its own, restored `--n` times by the members of `varied_pool` (candidate 0 is the default restorer, 1 is
 bicubic; `--pool seeds`: the default restorer alone, another noise each time), and every candidate is scored once by
 `direct`, by `reason` and by NIQE, and judged by FSIM, VIF and PSNR-Y. The choices are made from that table afterwards.
-`--leave-out-every 3` leaves out photographs 1, 4, 7, ... of each set: of BSDS500's test part, those on which the pool
-and the consensus were chosen.
+`--every 3` takes photographs 1, 4, 7, ... of each set alone: of BSDS500's test part, those on which the pool and the
+consensus were chosen. `--not-every 3` takes the others.
 Resumable: one JSON line per photograph in `--out`, which several processes (`--share 0/2`, `--share 1/2`) can fill.
 Lines of other weights or settings are not used.
 """
@@ -58,10 +59,12 @@ CHOOSERS = ("direct", "agreed", "nearest", "reason", "niqe")
 """Those of the tables; `agreed` is `direct` with the consensus of best-of-N, `nearest` the consensus alone."""
 
 
-def photographs(folder: Path, leave_out_every: int | None) -> list[Path]:
-    """Return the images of a set in the order of their names, without those on which settings were chosen."""
-    found = list_images(folder)
-    return [path for k, path in enumerate(found) if not leave_out_every or k % leave_out_every]
+def photographs(folder: Path, every: int | None, not_every: int | None) -> list[Path]:
+    """Return the images of a set in the order of their names: all, every K-th alone, or all but those."""
+    paths = list_images(folder)
+    if every:
+        return paths[::every]
+    return [path for k, path in enumerate(paths) if not not_every or k % not_every]
 
 
 def middle(image: Any, largest: int) -> Any:
@@ -185,7 +188,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hr", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=["set5", "set14", "urban30"])
-    parser.add_argument("--leave-out-every", type=int, metavar="K", help="leave out photographs 1, K + 1, ... of a set")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--every", type=int, metavar="K", help="only photographs 1, K + 1, 2 K + 1, ... of each set")
+    which.add_argument("--not-every", type=int, metavar="K", help="all but photographs 1, K + 1, ... of each set")
     parser.add_argument("--preset", default="moderate")
     parser.add_argument("--n", type=int, default=8)
     parser.add_argument("--max-px", type=int, default=256)
@@ -197,7 +202,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/best_of_n"))
     parser.add_argument("--name", default="best_of_n")
     args = parser.parse_args()
-    paths = [path for name in args.sets for path in photographs(args.hr / name, args.leave_out_every)]
+    paths = [path for name in args.sets for path in photographs(args.hr / name, args.every, args.not_every)]
     iqa = ZoomIQA.from_pretrained(args.model)
     pool = varied_pool(args.restorer) if args.pool == "varied" else [Restorer.from_pretrained(args.restorer)]
     args.out.mkdir(parents=True, exist_ok=True)
@@ -219,7 +224,7 @@ def main() -> None:
     result = {
         "images": len(rows), "unreadable_answers": sum(row["reason"].count(None) for row in rows), "n": args.n,
         "preset": args.preset, "max_px": args.max_px, "model": iqa.name, "restorer": pool[0].name,
-        "pool": args.pool, "sets": args.sets, "leave_out_every": args.leave_out_every,
+        "pool": args.pool, "sets": args.sets, "every": args.every, "not_every": args.not_every,
     }  # fmt: skip
     write_result(args.name, result | choices(rows))
 
