@@ -17,7 +17,7 @@ Restorers = Annotated[
     list[str], typer.Option(help="'nano' (embedded, x4), a hub id or a folder; repeat the option for a mixed pool.")
 ]
 Count = Annotated[int, typer.Option("--n", help="Number of candidates.", min=1)]
-Prompts = Annotated[list[str], typer.Option("--prompt", help="Prompt for pipelines that take text; repeatable.")]
+Prompts = Annotated[list[str], typer.Option("--prompt", help="Prompt, if pipelines or rewards take text; repeatable.")]
 NegativePrompt = Annotated[str, typer.Option(help="Negative prompt.")]
 VarySharpness = Annotated[
     float | None,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Out = Annotated[Path, typer.Option(help="Folder for refined.png, strip.png and rounds; an existing run continues.")]
 Rounds = Annotated[int, typer.Option(help="Largest number of regions to restore again.", min=1)]
 SeedsPerRound = Annotated[int, typer.Option(help="Restorations per round, and at the start.", min=1)]
-Prompt = Annotated[str, typer.Option(help="Text before the model's directions, for pipelines that take text.")]
+Prompt = Annotated[str, typer.Option(help="What the image shows, for pipelines and rewards that take text.")]
 Negative = Annotated[str, typer.Option(help="Text before the issues that the model names.")]
 MinGain = Annotated[float | None, typer.Option(help="Smallest gain of rating that counts; default 0.01.", min=0)]
 Slack = Annotated[

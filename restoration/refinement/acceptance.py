@@ -115,7 +115,7 @@ def limits_of(reward: Reward, min_gain: float | None, slack_db: float) -> dict[s
     low, high = reward.score_range
     if min_gain is None and not math.isfinite(high - low):
         raise ValueError(f"min_gain=None: reward {reward.name!r} has no finite range; pass the least rise that counts")
-    gain = (high - low) * MIN_GAIN_FRAC if min_gain is None else min_gain
+    gain = float((high - low) * MIN_GAIN_FRAC if min_gain is None else min_gain)
     if not 0 <= gain < math.inf or not 0 <= slack_db < math.inf:
         raise ValueError(f"min_gain={gain}, lr_consistency_slack_db={slack_db}: both must be finite and at least 0")
-    return {"min_gain": gain, "lr_consistency_slack_db": slack_db}
+    return {"min_gain": gain, "lr_consistency_slack_db": float(slack_db)}

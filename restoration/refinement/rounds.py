@@ -7,6 +7,7 @@ and not with the last, so that many small losses cannot add up.
 
 import copy
 import math
+import operator
 import os
 import time
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from restoration.restorer.loading import RestorerSource
 from restoration.restorer.restorer import Restorer
 from restoration.restorer.rng import candidate_seed
 from restoration.selection.best_of_n import best_of_n, settings_of
-from restoration.selection.candidate_loop import CandidateSource
+from restoration.selection.candidate_loop import CandidateSource, require_texts
 from restoration.selection.candidates import pixels_digest
 from restoration.selection.result import BestOfN, open_run, settings_in
 from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, to_pil
@@ -54,7 +55,7 @@ def refine(
     rounds: int = 3, seeds_per_round: int = 4, seed: int = 0,
     out: str | os.PathLike[str] | None = None, min_gain: float | None = None,
     lr_consistency_slack_db: float = LR_CONSISTENCY_SLACK_DB, assessor: "Assessor | None" = None,
-    regions: str = "words", progress: bool = True,
+    regions: str = "words", progress: bool = True, prompt: str | None = None,
 ) -> Refined:  # fmt: skip
     """Restore `image_lq`, then restore again the regions that the quality model names.
 
@@ -64,6 +65,8 @@ def refine(
     and of the region in each round; a deterministic restorer runs once. min_gain: smallest gain of the reward in its
     own units; None: 1/400 of its range. lr_consistency_slack_db: see above; 0 forbids any loss.
     out: folder, created if missing. If it holds this run, the run continues, also with more `rounds`.
+    prompt: what the image shows, in place of the restorer's own prompt (None). A reward that needs a text gets it
+    alone, without the model's directions, so that the values of all rounds can be compared.
 
     If the restorer takes text, the model's directions follow its prompt and the model's issues follow its negative
     prompt; at the start they are those about the low-quality image. A refused round is tried again with new seeds; the
@@ -75,9 +78,10 @@ def refine(
     The words then still go into the prompts of a restorer that takes text.
 
     Raises ValueError for numbers out of range, other regions, an image of less than 5 px on a side, a reward that needs
-    hr or has no assessor, a folder of another run, a start without any valid candidate; ImageError;
-    also the exceptions of the reward and the assessor.
+    hr, or a text where there is none, or has no assessor, a folder of another run, a start without any valid candidate;
+    ImageError; also the exceptions of the reward and the assessor.
     """
+    rounds, seeds_per_round, seed = map(operator.index, (rounds, seeds_per_round, seed))  # run.json: Python's numbers
     if rounds < 1 or seeds_per_round < 1 or seed < 0:
         raise ValueError(
             f"rounds={rounds}, seeds_per_round={seeds_per_round}, seed={seed}: seed must be at least 0, "
@@ -88,6 +92,11 @@ def refine(
     reward, assessor = find_reward_and_assessor(iqa_or_reward, assessor)
     limits = limits_of(reward, min_gain, lr_consistency_slack_db)
     restorer = restorer if isinstance(restorer, Restorer) else Restorer.from_pretrained(restorer)
+    if prompt is not None and restorer.takes_prompt:
+        restorer = copy.copy(restorer)  # shares the engine; only its text is another
+        restorer.prompt = prompt
+    source = CandidateSource(restorer=restorer, prompt=prompt)
+    require_texts([reward], [source], "prompt")
     image = load_image(image_lq).detach().cpu()
     if min(image.shape[1:]) <= 2 * LR_BORDER_PX:
         raise ValueError(
@@ -105,9 +114,11 @@ def refine(
     settings = own_settings | limits | {"assessor": assessor.fingerprint, "seeds_per_round": seeds_per_round}
     if regions != "words":  # runs from before this choice hold no such setting
         settings["regions"] = regions
+    if prompt is not None:
+        settings["prompt"] = prompt
     journal = Journal(None if out is None else Path(out), settings)
     began = time.monotonic()
-    refining = Refining(restorer, image, reward, assessor, journal, settings)
+    refining = Refining(restorer, image, reward, assessor, journal, settings, source.reward_text(None, image))
     refining.notes = [f"the input: {note}" for note in conversions(image_lq)]
     with refining.started(progress=progress):
         numbers = range(len(journal.history), rounds + 1)
@@ -126,9 +137,10 @@ class Refining:
 
     def __init__(
         self, restorer: Restorer, image: Tensor, reward: Reward, assessor: "Assessor", journal: Journal,
-        settings: dict[str, Any],
+        settings: dict[str, Any], reward_text: str,
     ) -> None:  # fmt: skip
         """image: CHW in [0, 1] on the CPU. settings: what stands in run.json; the limits are read from there."""
+        self.reward_text = reward_text
         self.restorer, self.image, self.reward, self.assessor = restorer, image, reward, assessor
         self.journal, self.settings = journal, settings
         self.notes: list[str] = []
@@ -148,8 +160,9 @@ class Refining:
         for key, text in texts.items():
             setattr(guided, key, text)
         folder = None if self.journal.folder is None else self.journal.folder / "start"
+        reward_prompt = self.reward_text if "prompts" in self.reward.needs else None
         self.start = best_of_n(guided, self.image, self.reward, n=self.count, seed=self.settings["seed"], out=folder,
-                               progress=progress)  # fmt: skip
+                               progress=progress, reward_prompt=reward_prompt)  # fmt: skip
         with ExitStack() as stack:
             if folder is not None:
                 stack.enter_context(open_run(folder, settings_in(self.start.report)))  # its lock is the whole run's
@@ -201,15 +214,13 @@ class Refining:
         floor = max(past.lr_consistency for past in self.journal.history if past.accepted)
         number_seed = candidate_seed(self.settings["seed"], ROUND_SEEDS + round_.number)
         seeds = [candidate_seed(number_seed, k) for k in range(self.count)]
-        prompt = texts.get("prompt", "")
         made = [self._attempt(seed, region, texts, current) for seed in seeds]
         before = math.nan
         if is_groupwise(self.reward):  # the image so far and the attempts are one group
-            kept, made = self._scored_together(kept, current, made, prompt)
+            kept, made = self._scored_together(kept, current, made)
             before = kept.reward
         else:
-            made = [(attempt if image is None else self._scored(attempt, image, prompt), image)
-                    for attempt, image in made]  # fmt: skip
+            made = [(attempt if image is None else self._scored(attempt, image), image) for attempt, image in made]
         judge = acceptance_rule(kept, floor, self.settings["min_gain"], self.settings["lr_consistency_slack_db"])
         attempts = [attempt for attempt, _ in made]
         chosen = judge.best_of(attempts)
@@ -244,15 +255,15 @@ class Refining:
         image = to_pil(region.blended(load_image(current), restored.image, self.image))
         return Attempt(seed=seed, lr_consistency=self._consistency(image)), image
 
-    def _scored(self, attempt: Attempt, image: Image.Image, prompt: str) -> Attempt:
-        scores = self._ask_reward([image], prompt)
+    def _scored(self, attempt: Attempt, image: Image.Image) -> Attempt:
+        scores = self._ask_reward([image])
         return _with_score(attempt, scores, 0, self.reward.name)
 
     def _scored_together(
-        self, kept: Round, current: Image.Image, made: list[tuple[Attempt, Image.Image | None]], prompt: str
+        self, kept: Round, current: Image.Image, made: list[tuple[Attempt, Image.Image | None]]
     ) -> tuple[Round, list[tuple[Attempt, Image.Image | None]]]:
         """Return the kept round and the attempts with values of one group: values of two groups cannot be compared."""
-        scores = self._ask_reward([current, *(image for _, image in made if image is not None)], prompt)
+        scores = self._ask_reward([current, *(image for _, image in made if image is not None)])
         attempts: list[tuple[Attempt, Image.Image | None]] = []
         index = 1
         for attempt, image in made:
@@ -262,11 +273,11 @@ class Refining:
             attempts.append((attempt, image))
         return replace(kept, reward=float(scores.value[0])), attempts
 
-    def _ask_reward(self, images: list[Image.Image], prompt: str) -> Scores:
+    def _ask_reward(self, images: list[Image.Image]) -> Scores:
         count = len(images)
         return ask_restorations(
-            self.reward, [load_image(image) for image in images], lq=[self.image] * count, prompts=[prompt] * count,
-            groups=[0] * count,
+            self.reward, [load_image(image) for image in images], lq=[self.image] * count,
+            prompts=[self.reward_text] * count, groups=[0] * count,
         )  # fmt: skip
 
     def result(self, rounds: int, seconds: float) -> Refined:

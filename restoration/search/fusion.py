@@ -9,6 +9,7 @@ no less; otherwise it is that candidate. A kill loses at most the candidate, or 
 """
 
 import math
+import operator
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -112,6 +113,8 @@ def fuse(
     of less than 5 px on a side, a reward that compares images or needs hr that is not given, a rater that needs more
     than the image, a folder of another run; ImageError; what reward and rater raise.
     """
+    n, seed, top = map(operator.index, (n, seed, top))  # run.json holds Python's numbers
+    view_px = None if view_px is None else operator.index(view_px)
     image = load_image(image_lq).detach().cpu()
     softness = _checked(image, reward, top, softness)
     judge = _rater(reward, rater)
@@ -134,6 +137,7 @@ def fuse(
         result = fuse_candidates(
             start.order, image, reward, top=top, softness=softness, view_px=view_px, rater=rater, hr=given["hr"],
             views=None if folder is None else folder / LINES, progress=progress,
+            prompt=sources[start.order[0].source].reward_text(start.order[0].prompt, image),
         )  # fmt: skip
         notes = tuple(f"the input: {note}" for note in conversions(image_lq))
         start = replace(start, notes=(*start.notes, *notes))
@@ -150,16 +154,21 @@ def fuse(
 def fuse_candidates(
     candidates: Sequence[Candidate], image_lq: ImageSource, reward: Reward, *, top: int = TOP,
     softness: float | None = None, view_px: int | None = None, rater: "Rater | None" = None,
-    hr: ImageSource | None = None, views: Path | None = None, progress: bool = False,
+    hr: ImageSource | None = None, views: Path | None = None, progress: bool = False, prompt: str | None = None,
 ) -> Fused:  # fmt: skip
     """Blend the `top` best different ones of candidates that are drawn and scored, as `best_of_n` returns them.
 
     Arguments and exceptions as in `fuse`; the images of these candidates must be in memory or in files.
     views: file of a run's folder with the ratings of views; the views in it are not rated again.
+    prompt: text for a reward that needs one; None: that of the best candidate, which has none if its restorer takes
+    none. Then such a reward raises ValueError.
     """
     image = load_image(image_lq).detach().cpu()
     softness = _checked(image, reward, top, softness)
     parts = _different(candidates, top)
+    text = parts[0].prompt if prompt is None else prompt
+    if text is None and "prompts" in reward.needs:
+        raise ValueError(f"reward {reward.name!r} needs prompts: pass prompt='what the image shows'")
     images = [load_image(item.image) for item in parts]
     if len({shown.shape for shown in images}) > 1:
         raise ValueError("candidates of different sizes cannot be fused: pass restorers of one scale")
@@ -169,7 +178,7 @@ def fuse_candidates(
     floor_db = lr_consistency(images[0], image)
     blend = blended(images, weights, image, floor_db)
     scores = ask_restorations(
-        reward, [blend.image], lq=[image], hr=None if hr is None else [hr], prompts=[parts[0].prompt or ""]
+        reward, [blend.image], lq=[image], hr=None if hr is None else [hr], prompts=None if text is None else [text]
     )
     score = float(scores.value[0]) if bool(scores.valid[0]) else math.nan
     is_chosen = len(parts) > 1 and blend.agrees and score > parts[0].score  # False for NaN
@@ -194,7 +203,7 @@ def _checked(image: Tensor, reward: Reward, top: int, softness: float | None) ->
     low, high = reward.score_range
     if softness is None and not math.isfinite(high - low):
         raise ValueError(f"softness=None: reward {reward.name!r} has no finite range; pass it in the rater's units")
-    value = (high - low) * SOFTNESS_FRAC if softness is None else softness
+    value = (high - low) * SOFTNESS_FRAC if softness is None else float(softness)
     if top < 1 or not 0 < value < math.inf:
         raise ValueError(f"top={top}, softness={value}: top must be at least 1, softness above 0")
     if min(image.shape[1:]) <= 2 * LR_BORDER_PX:

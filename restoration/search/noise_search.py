@@ -7,6 +7,7 @@ Source: zero-order search over noise (Ma et al., "Inference-time scaling for dif
 steps", 2025); here with steps that keep the noise standard normal.
 """
 
+import operator
 import os
 import time
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from restoration.restorer.noise import NoiseStep
 from restoration.restorer.restorer import Restored, Restorer
 from restoration.restorer.rng import candidate_seed
 from restoration.selection.best_of_n import measure_of, pool, report_of, result_notes, settings_of
-from restoration.selection.candidate_loop import CandidateLoop, CandidateSource
+from restoration.selection.candidate_loop import CandidateLoop, CandidateSource, require_texts
 from restoration.selection.candidates import Candidate, are_identical, ranked
 from restoration.selection.result import BestOfN, DrawFolder, open_run, write_artefacts
 from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, to_pil
@@ -51,9 +52,11 @@ def search_noise(
     restorer without noise takes part in the first round alone: the best of the others is then moved. If none of them
     could be measured, the next round draws new noise.
 
-    Raises ValueError for numbers out of range, a missing hr, a pool without noise, a folder of another run;
+    Raises ValueError for numbers out of range, a missing hr or prompt, a pool without noise, a folder of another run;
     GroupwiseError for a reward that compares images; ImageError; what a reward raises.
     """
+    n, keep, seed, per_round = map(operator.index, (n, keep, seed, per_round))  # run.json holds Python's numbers
+    amount = float(amount)
     if n < 1 or keep < 1 or seed < 0 or per_round < 1 or not 0 < amount <= 1:
         raise ValueError(
             f"n={n}, keep={keep}, per_round={per_round}, seed={seed}, amount={amount}: n, keep and per_round must be "
@@ -65,6 +68,7 @@ def search_noise(
     image = load_image(image_lq).detach().cpu()
     given = {"lq": image, "hr": None if hr is None else load_image(hr).detach().cpu()}
     sources = pool(restorer, prompts)
+    require_texts([reward], sources)
     if all(source.restorer.deterministic for source in sources):
         names = ", ".join(sorted({source.restorer.name for source in sources}))
         raise ValueError(f"{names}: takes no seed, so there is no noise to search; vary_sharpness=0.5 gives it some")

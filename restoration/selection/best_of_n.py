@@ -4,6 +4,7 @@ Candidate k comes from restorer and prompt k modulo the pool's size, with the se
 mode it is the same image whatever N, batch size or order. What is scored is the 8-bit image, as its PNG holds it.
 """
 
+import operator
 import os
 import time
 import warnings
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from restoration.restorer.loading import RestorerSource
 from restoration.restorer.restorer import Restorer
-from restoration.selection.candidate_loop import CandidateLoop, CandidateSource
+from restoration.selection.candidate_loop import CandidateLoop, CandidateSource, require_texts
 from restoration.selection.candidates import Candidate, are_identical, ranked
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.pool import BICUBIC
@@ -54,14 +55,15 @@ def best_of_n(
     n: int = 8, seed: int = 0, *, out: str | os.PathLike[str] | None = None, keep: int = 4,
     batch_size: int = 1, strict: bool = True, prompts: str | Sequence[str] | None = None,
     early_stop: EarlyStop | None = None, cascade: Cascade | None = None, hr: ImageSource | None = None,
-    progress: bool = True,
+    progress: bool = True, reward_prompt: str | None = None,
 ) -> BestOfN:  # fmt: skip
     """Return N candidate restorations of `image_lq` in the order of a reward.
 
     restorer: a `Restorer`, anything that `Restorer.from_pretrained` takes, or a list of those, as `varied_pool` makes.
     Bicubic takes part in that pool, and `notes` report it if it wins. prompts: one text or several. Candidates run
     through the pool: all restorers with the first prompt, then with the second, and so on.
-    reward: any `Reward`; it gets the low-quality image, `hr` and the prompts. A reward that compares images within a
+    reward: any `Reward`; it gets the low-quality image, `hr` and the candidate's prompt, even if the restorer takes
+    none. reward_prompt: text for the reward in place of those prompts. A reward that compares images within a
     group (a `CompositeReward` with normalised terms) scores the whole pool together, after the last candidate; early
     stopping then calls it again at every step, so cache its terms. cascade: a second reward for the best candidates.
     keep: number of different images in memory, the best ones. The others are read from `out`, or dropped without it.
@@ -73,9 +75,10 @@ def best_of_n(
     (`images.content`) although `image_lq` does. It is not tried again. If all candidates are the same image, as with a
     deterministic restorer (which runs once), you get a warning and a note.
 
-    Raises ValueError for numbers out of range, a missing hr, a folder of another run; ImageError; what a reward
-    raises.
+    Raises ValueError for numbers out of range, a missing hr, a reward that needs a text where none is given, a folder
+    of another run; ImageError; what a reward raises.
     """
+    n, keep, seed, batch_size = map(operator.index, (n, keep, seed, batch_size))  # run.json holds Python's numbers
     if n < 1 or keep < 1 or seed < 0 or batch_size < 1:
         raise ValueError(
             f"n={n}, keep={keep}, batch_size={batch_size}, seed={seed}: seed must be at least 0, the others at least 1"
@@ -88,12 +91,14 @@ def best_of_n(
     image = load_image(image_lq).detach().cpu()
     given = {"lq": image, "hr": None if hr is None else load_image(hr).detach().cpu()}
     sources = pool(restorer, prompts)
-    settings = settings_of(sources, given, reward, seed, None if strict else batch_size, is_kept=out is not None)
+    require_texts(stages if reward_prompt is None else [], sources)
+    batch = None if strict else batch_size
+    settings = settings_of(sources, given, reward, seed, batch, is_kept=out is not None, reward_prompt=reward_prompt)
     began = time.monotonic()
     with ExitStack() as stack:
         folder = None if out is None else stack.enter_context(open_run(Path(out), settings))
         held = keep if cascade is None or folder is not None else max(keep, cascade.top)
-        drawing = CandidateLoop(sources, given, reward, seed, folder, held, None if strict else batch_size)
+        drawing = CandidateLoop(sources, given, reward, seed, folder, held, batch, reward_prompt)
         stopped = drawing.draw(n, early_stop, progress=progress)
         if cascade is not None:
             drawing.ask_again(cascade.reward, cascade.top)
@@ -134,7 +139,7 @@ def pool(
 
 def settings_of(
     sources: list[CandidateSource], given: dict[str, Tensor | None], reward: Reward, seed: int, batch: int | None, *,
-    is_kept: bool = True,
+    is_kept: bool = True, reward_prompt: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return everything that a candidate and its score depend on. A folder with other settings is another run.
 
@@ -148,7 +153,7 @@ def settings_of(
         ],
         "reward": known_identity(reward, is_kept=is_kept),
         "seed": seed, "strict": batch is None, "batch_size": batch,
-    }  # fmt: skip
+    } | ({} if reward_prompt is None else {"reward_prompt": reward_prompt})  # fmt: skip
 
 
 def measure_of(reward: Reward) -> dict[str, object]:

@@ -2,14 +2,14 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from PIL import Image
 from torch import Tensor
 
-from restoration.restorer.image_io import RestorationError
+from restoration.restorer.image_io import RestorationError, prompt_text
 from restoration.restorer.restorer import Restored
 from restoration.restorer.rng import candidate_seed
 from restoration.selection.candidates import Candidate, Explanation, pixels_digest, ranked
@@ -30,6 +30,27 @@ class CandidateSource:
     prompt: str | None
     """None: the restorer's own."""
 
+    @property
+    def has_text(self) -> bool:
+        """Whether the caller has given a prompt, here or to the restorer, even if the restorer takes none."""
+        return self.prompt is not None or getattr(self.restorer, "prompt", "") != ""
+
+    def reward_text(self, used: str | None, image_lq: Tensor) -> str:
+        """Return the text for a reward: what the restorer used, else the prompt that it dropped; may be empty.
+
+        used: `Restored.prompt`, None for a restorer that takes no text. image_lq: CHW.
+        """
+        if used is None:
+            used = self.prompt
+        return prompt_text(getattr(self.restorer, "prompt", ""), image_lq) if used is None else used
+
+
+def require_texts(rewards: Sequence[Reward], sources: Sequence[CandidateSource], argument: str = "prompts") -> None:
+    """Raise ValueError for a reward that needs a text where a source has none. argument: the caller's, for the text."""
+    has_texts = all(source.has_text for source in sources)
+    if needing := [reward for reward in rewards if "prompts" in reward.needs and not has_texts]:
+        raise ValueError(f"reward {needing[0].name!r} needs prompts: pass {argument}='what the image shows'")
+
 
 class RewardAnswer(NamedTuple):
     """What a reward said of one image."""
@@ -46,9 +67,13 @@ class CandidateLoop:
 
     def __init__(
         self, sources: list[CandidateSource], given: dict[str, Tensor | None], reward: Reward, seed: int,
-        folder: DrawFolder | None, keep: int, batch_size: int | None,
+        folder: DrawFolder | None, keep: int, batch_size: int | None, reward_prompt: str | None = None,
     ) -> None:  # fmt: skip
-        """given: lq, and hr or None. keep: most images held. batch_size: None in strict mode."""
+        """given: lq, and hr or None. keep: most images held. batch_size: None in strict mode.
+
+        reward_prompt: text for the reward; None: that of each candidate (`CandidateSource.reward_text`).
+        """
+        self.reward_prompt = reward_prompt
         self.sources, self.given, self.reward, self.seed = sources, given, reward, seed
         self.folder, self.keep, self.batch_size = folder, keep, batch_size
         self.candidates: list[Candidate] = []
@@ -114,7 +139,7 @@ class CandidateLoop:
             if self.folder is not None and answer is None:
                 row = self.folder.cascaded.get((candidate.index, fingerprint_of(reward)))
             if row is None:
-                answer = answer or self._ask(reward, candidate.image, candidate.prompt)
+                answer = answer or self._ask(reward, candidate.image, candidate.prompt, candidate.source)
                 why = None if answer.explanation is None else asdict(answer.explanation)
                 score = None if answer.error else plain(answer.score)
                 key = None if self.folder is None else fingerprint_of(reward)
@@ -182,7 +207,7 @@ class CandidateLoop:
             failed = Candidate(prompt=source.prompt, batch_position=0, batch_size=1, error=str(restored), **common)
             return self._recorded(failed, None)
         image = to_pil(restored.image)
-        answer = _PENDING if self.pools else self._ask(self.reward, image, restored.prompt)
+        answer = _PENDING if self.pools else self._ask(self.reward, image, restored.prompt, index)
         scored = Candidate(
             prompt=restored.prompt, batch_position=restored.batch_position, batch_size=restored.batch_size,
             sharpness=restored.sharpness,
@@ -210,26 +235,31 @@ class CandidateLoop:
                 return [error]
         return [self._restore(source, [seed])[0] for seed in seeds]  # so that one does not fail the others
 
-    def _ask(self, reward: Reward, image: Image.Image, prompt: str | None) -> RewardAnswer:
-        """Ask a reward about one image."""
-        return self._score_restorations(reward, [image], [prompt])[0]
+    def _ask(self, reward: Reward, image: Image.Image, prompt: str | None, source: int) -> RewardAnswer:
+        """Ask a reward about one image. prompt: what the restorer used. source: its index."""
+        return self._score_restorations(reward, [image], [self._text(prompt, source)])[0]
 
     def _ask_together(self, reward: Reward, candidates: list[Candidate]) -> list[RewardAnswer]:
         """Ask a reward about candidates as one group."""
-        return self._score_restorations(
-            reward, [candidate.image for candidate in candidates], [candidate.prompt for candidate in candidates]
-        )
+        texts = [self._text(candidate.prompt, candidate.source) for candidate in candidates]
+        return self._score_restorations(reward, [candidate.image for candidate in candidates], texts)
 
-    def _score_restorations(
-        self, reward: Reward, images: list[Image.Image], prompts: list[str | None]
-    ) -> list[RewardAnswer]:
+    def _text(self, prompt: str | None, source: int) -> str:
+        """Return the text for the reward. prompt: what the restorer used. source: its index."""
+        if self.reward_prompt is not None:
+            return self.reward_prompt
+        image_lq = self.given["lq"]
+        assert image_lq is not None
+        return self.sources[source].reward_text(prompt, image_lq)
+
+    def _score_restorations(self, reward: Reward, images: list[Image.Image], texts: list[str]) -> list[RewardAnswer]:
         count, lq, hr = len(images), self.given["lq"], self.given["hr"]
         if not count:
             return []
         assert lq is not None
         scores = ask_restorations(
             reward, [load_image(image) for image in images], lq=[lq] * count,
-            hr=None if hr is None else [hr] * count, prompts=[prompt or "" for prompt in prompts], groups=[0] * count,
+            hr=None if hr is None else [hr] * count, prompts=texts, groups=[0] * count,
         )  # fmt: skip
         answers = []
         for k in range(count):

@@ -140,8 +140,8 @@ def test_rewards_get_what_they_need():
 
     reward = MetricReward(fn, "mse", True, (-1, 0), needs=("lq", "hr", "prompts"))
     hr = LQ.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    run(reward=reward, hr=hr, n=2)
-    assert seen == [((3, 24, 32), True, (3, 24, 32), "")] * 2
+    run(reward=reward, hr=hr, n=2, reward_prompt="a house")
+    assert seen == [((3, 24, 32), True, (3, 24, 32), "a house")] * 2
     with pytest.raises(ValueError, match="reward 'mse' needs hr="):
         run(reward=reward)
 
@@ -176,3 +176,42 @@ def test_only_ratings_of_1_to_5_are_called_ratings(wrap, measure, tie):
     words = words_of((), {"settings": {"reward": {"name": reward.name}}, "arguments": measure_of(reward)})
     assert words.measure == measure
     assert ("1 bad to 5 excellent" in words.title) == (measure == "rating")
+
+
+def texts_seen():
+    """Return a reward that needs a text, and the list of the texts that it gets."""
+    seen = []
+
+    def fn(image, prompt):
+        seen.append(prompt)
+        return image.mean()
+
+    return MetricReward(fn, "text", True, (0, 1), needs=("prompts",), fingerprint="text"), seen
+
+
+def test_a_reward_gets_the_prompt_that_its_restorer_drops():
+    reward, seen = texts_seen()
+    with pytest.warns(UserWarning, match="takes no prompt"):
+        result = run(shifted, reward, n=2, prompts="a red house")
+    assert seen == ["a red house"] * 2
+    assert [one.prompt for one in result.candidates] == [None, None]  # what the restorer used
+    seen.clear()
+    with pytest.warns(UserWarning, match="takes no prompt"):
+        run(Restorer.from_pretrained(shifted, prompt=lambda image: f"{image.shape[2]} px"), reward, n=1)
+    assert seen == [f"{LQ.shape[2]} px"]
+    seen.clear()
+    grouped = CompositeReward([Term(reward, 1.0, "z")])
+    second = Cascade(reward=reward, top=1)
+    with pytest.warns(UserWarning, match="takes no prompt"):
+        run(shifted, grouped, n=2, prompts="a house", cascade=second)
+    assert seen == ["a house"] * 3
+
+
+def test_a_reward_that_needs_a_text_is_refused_without_one():
+    reward, seen = texts_seen()
+    with pytest.raises(ValueError, match="reward 'text' needs prompts: pass prompts="):
+        run(shifted, reward, n=2)
+    with pytest.raises(ValueError, match="reward 'text' needs prompts: pass prompts="):
+        run(shifted, brightness(), n=2, cascade=Cascade(reward=reward, top=1))
+    run(shifted, reward, n=1, reward_prompt="a red house")
+    assert seen == ["a red house"]

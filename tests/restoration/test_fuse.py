@@ -197,3 +197,19 @@ def test_wrong_arguments_are_named():
     one = Restorer.from_pretrained(lambda image: image, name="as it is", fingerprint="i")
     with pytest.raises(ValueError, match="different sizes"):
         fuse([*pool(), one], LQ, brightness(), n=3, progress=False)
+
+
+def test_a_reward_that_needs_a_text_gets_it_for_the_fused_image_too():
+    seen = []
+    reward = MetricReward(
+        lambda image, prompt: float(image.mean()) + 0 * len(seen.append(prompt) or ""), "text", True, (0, 1),
+        needs=("prompts",), fingerprint="text",
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="takes no prompt"):
+        fused(reward, prompts="a red house", rater=brightness())
+    assert seen == ["a red house"] * 3
+    start = best_of_n(pool(), LQ, brightness(), n=2, progress=False)
+    with pytest.raises(ValueError, match="reward 'text' needs prompts: pass prompt="):
+        fuse_candidates(start.candidates, LQ, reward, view_px=16, rater=brightness())
+    fuse_candidates(start.candidates, LQ, reward, view_px=16, rater=brightness(), prompt="a house")
+    assert seen[3:] == ["a house"]

@@ -120,3 +120,29 @@ def test_a_diffusion_pipeline_hears_them_too():
     assert [one.history[0].prompt for one in spoken] == ["More detail."] * 2
     assert [one.history[0].negative_prompt for one in spoken] == ["Noise.", "Blur and halos."]
     assert spoken[0].history[0].pixels != spoken[1].history[0].pixels
+
+
+def test_a_reward_that_needs_a_text_gets_the_prompt_alone_in_every_round():
+    """With the model's directions in it the values of two rounds could not be compared."""
+    seen, heard = [], []
+
+    def like(image, prompt):
+        seen.append(prompt)
+        return image.mean()
+
+    def worded(image, seed, prompt):
+        heard.append(prompt)
+        return grainy(image, seed)
+
+    reward = MetricReward(like, "text", True, (0, 1), needs=("prompts",), fingerprint="text")
+    options = {"reward": reward, "iqa": Scripted(ASKS), "rounds": 1, "seeds_per_round": 2}
+    result = run(grainy, prompt="a red house", **options)
+    assert seen == ["a red house"] * 4
+    assert result.report["settings"]["prompt"] == "a red house"
+    run(Restorer.from_pretrained(worded, prompt="photo"), prompt="a red house", **options)
+    assert heard == ["a red house, More detail."] * 4
+    run(Restorer.from_pretrained(worded, prompt="photo"), **options)
+    assert seen[4:] == ["a red house"] * 4 + ["photo"] * 4
+    assert heard[4:] == ["photo, More detail."] * 4
+    with pytest.raises(ValueError, match="reward 'text' needs prompts: pass prompt="):
+        run(grainy, **options)

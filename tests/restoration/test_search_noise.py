@@ -141,3 +141,16 @@ def test_wrong_arguments_are_named():
         search(reward=grouped)
     with pytest.raises(ValueError, match="needs hr="):
         search(reward=MetricReward(lambda image, hr: 0.0, "mse", True, (-1, 0), needs=("hr",)))
+
+
+def test_a_reward_gets_the_prompt_also_in_later_rounds():
+    seen = []
+    reward = MetricReward(
+        lambda image, prompt: float(image.mean()) + 0 * len(seen.append(prompt) or ""), "text", True, (0, 1),
+        needs=("prompts",), fingerprint="text",
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="takes no prompt"):
+        search(reward=reward, n=6, prompts="a red house")
+    assert seen == ["a red house"] * 6
+    with pytest.raises(ValueError, match="reward 'text' needs prompts: pass prompts="):
+        search(reward=reward, n=2)
