@@ -1,10 +1,11 @@
 """From what a caller names (the embedded pipeline, a folder, a hub id, an object) to the engine that runs it."""
 
 import json
+import operator
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -144,7 +145,10 @@ def pipeline_engine(
         scale, kernel = system.scale, "none"
     else:
         if scale is None:
-            raise ValueError(f"scale=None: {name} does not say how many times to enlarge; pass scale=4, for instance")
+            raise ValueError(
+                f"scale=None: {name} does not say how many times to enlarge: give it, as in "
+                "Restorer.from_pretrained(pipe, scale=4) or --scale 4"
+            )
         kernel = "bicubic" if pre_upscale == "auto" else pre_upscale
     if device is not None or dtype is not None:
         pipeline.to(device=device, dtype=dtype)
@@ -161,8 +165,7 @@ def plain_engine(
         raise ValueError(f"pre_upscale={pre_upscale!r}: a network or a function gets the image as it is")
     value_range = "unit" if value_range is None else value_range
     check_choice("value_range", value_range, tuple(VALUE_RANGES))
-    if scale is not None:
-        _whole("scale", scale)
+    scale = None if scale is None else _whole("scale", scale)
     is_descriptor = isinstance(getattr(source, "model", None), nn.Module) and hasattr(source, "scale")
     if isinstance(source, nn.Module) or is_descriptor:
         refuse("a network", fingerprint=fingerprint)
@@ -182,6 +185,6 @@ def plain_engine(
 
 
 def _whole(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or operator.index(value) < 1:
         raise ValueError(f"{name}={value!r}: must be 1, 2, 3, ...")
-    return value
+    return operator.index(value)

@@ -1,5 +1,6 @@
 """`Restorer`: one interface for pipelines, networks and functions that restore an image."""
 
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -215,21 +216,23 @@ class Restorer:
         not change, with one exception: for a function or network that draws from Python's or numpy's generators, those
         are set for each candidate and put back, and other threads see this.
 
-        Raises ImageError, ValueError (a seed below 0, a batch below 1, noise of a deterministic restorer) at once,
-        RestorationError at a candidate, and ValueError there if `noise` is given and none was drawn through torch.
+        Raises ImageError, TypeError (a seed that is no integer), ValueError (a seed below 0, a batch below 1, noise of
+        a deterministic restorer) at once, RestorationError at a candidate, and ValueError there if `noise` is given and
+        none was drawn through torch.
         """
         if noise and self.deterministic:
             raise ValueError(f"{self.name} takes no seed, so it has no noise to move: pass a restorer that draws some")
-        if batch_size < 1 or any(seed < 0 for seed in seeds):
+        numbers = [operator.index(seed) for seed in seeds]  # numpy's and torch's integers too
+        if batch_size < 1 or any(number < 0 for number in numbers):
             raise ValueError(
-                f"batch_size={batch_size}, seeds={list(seeds)}: batch_size must be at least 1, a seed at least 0"
+                f"batch_size={batch_size}, seeds={numbers}: batch_size must be at least 1, a seed at least 0"
             )
         image_lq = load_image(image).detach().cpu()
         texts = self._texts(image_lq, prompt, negative_prompt)
         # With varied sharpness, or moved noise, each has something of its own.
         alone = strict or not self.engine.batches or self._varies or bool(noise)
         size = 1 if alone else batch_size
-        return self._restore(image_lq, list(seeds), texts, size, noise)
+        return self._restore(image_lq, numbers, texts, size, noise)
 
     def _restore(
         self, image: Tensor, seeds: list[int], texts: dict[str, str], size: int, noise: Sequence[NoiseStep]

@@ -191,3 +191,9 @@ def test_command_writes_the_folder_and_json_lines(tmp_path, capsys):
     said = capsys.readouterr()
     assert "candidates/0002.png" in said.out.replace("\\", "/")
     assert f"best: {tmp_path / 'out' / 'best.png'}" in said.err
+
+
+def test_numbers_of_numpy_name_the_same_run(tmp_path):
+    options = {"n": 2, "seed": 1, "keep": 1, "batch_size": 1, "out": tmp_path}
+    first = run(**{key: np.int64(value) if key != "out" else value for key, value in options.items()})
+    assert same(run(**options), first)

@@ -152,7 +152,7 @@ def test_arguments_that_a_source_has_no_use_for_are_refused():
         Restorer.from_pretrained(ldm(), noise_level=3)
     with pytest.raises(ValueError, match="enlarges 4 times by itself"):
         Restorer.from_pretrained(ldm(), scale=2)
-    with pytest.raises(ValueError, match="pass scale=4"):
+    with pytest.raises(ValueError, match=r"Restorer.from_pretrained\(pipe, scale=4\) or --scale 4"):
         Restorer.from_pretrained(controlnet())
     with pytest.raises(ValueError, match="generator= is set for each candidate"):
         Restorer.from_pretrained(ldm(), generator=None)
@@ -372,3 +372,10 @@ def test_inputs_of_every_form():
     forms = (image, np.asarray(image), Image.fromarray(np.asarray(image)))
     found = [next(restorer.restore(form, [0])).image for form in forms]
     assert all(torch.equal(one, found[0]) for one in found)
+
+
+def test_numbers_of_numpy_are_numbers():
+    restorer = Restorer.from_pretrained(nn.Upsample(scale_factor=2), scale=np.int64(2))
+    assert [type(restored.seed) for restored in restorer.restore(make_image(0, 16, 16), np.arange(2))] == [int, int]
+    with pytest.raises(TypeError, match="'float' object"):
+        restorer.restore(make_image(0, 16, 16), [1.5])
