@@ -274,7 +274,7 @@ CONSUMERS = {
 }
 WITHOUT_REFERENCE = {"best-of-N", "early stop", "cascade", "refine"}
 """They restore images whose clean version nobody has."""
-STAND_ALONE = {"cache", "server", "check", "evaluate", "torchmetrics"}
+STAND_ALONE = {"DDPO, Flow-GRPO", "cache", "server", "check", "evaluate", "torchmetrics"}
 
 
 def cell(reward_name, consumer_name, folder):

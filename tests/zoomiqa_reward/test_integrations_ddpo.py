@@ -8,6 +8,8 @@ import torch
 from mean_reward import mean_reward
 
 from zoomiqa_reward.integrations.ddpo import batch_images, ddpo_reward, flow_grpo_reward
+from zoomiqa_reward.rewards.base import GroupwiseError
+from zoomiqa_reward.rewards.composite import CompositeReward, Term
 
 
 def test_ddpo_form_of_both_layouts():
@@ -62,6 +64,23 @@ def test_a_failure_is_nan_or_an_error_and_never_zero():
         ddpo_reward(mean_reward(), on_invalid="raise")(images, ["", ""], [{}, {}])
     with pytest.raises(ValueError, match="on_invalid='zero'"):
         ddpo_reward(mean_reward(), on_invalid="zero")
+
+
+def test_a_reward_that_compares_images_is_refused():
+    """A batch may hold fragments of groups: four different sources would all get 0, the value of a tie."""
+    grouped = CompositeReward([Term(mean_reward(), 1.0, "z")])
+    for form in (ddpo_reward, flow_grpo_reward):
+        with pytest.raises(GroupwiseError, match="within its own groups"):
+            form(grouped)
+
+
+def test_flow_grpo_has_no_place_for_nan():
+    images = torch.stack([torch.full((3, 8, 8), 0.5), torch.full((3, 8, 8), 3.0)])
+    with pytest.raises(RuntimeError, match="could not measure image 1"):
+        flow_grpo_reward(mean_reward())(images, ["", ""], [{}, {}])
+    rewards, info = flow_grpo_reward(mean_reward(), on_invalid="nan")(images, ["", ""], [{}, {}])
+    assert rewards["avg"].tolist() == pytest.approx([0.5, math.nan], nan_ok=True)
+    assert info["valid"].tolist() == [True, False]
 
 
 def test_flow_grpo_form():

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zoomiqa_reward.images.loading import ImageError, ImageSource
 from zoomiqa_reward.model.ratings import Scores
-from zoomiqa_reward.rewards.base import Reward, ask, is_groupwise, require_reward
+from zoomiqa_reward.rewards.base import Reward, ask, require_reward
 
 ON_INVALID = ("nan", "raise")
 
@@ -38,7 +38,7 @@ def require_valid(reward: Reward, scores: Scores) -> None:
 def score_batch(
     reward: Reward, images: object, prompts: object, metadata: object, *, lq_key: str, hr_key: str
 ) -> Scores:
-    """Return the scores of a batch, without gradients.
+    """Return the scores of a batch, without gradients. reward: rates each image alone, as a batch may split a group.
 
     images: as `batch_images` takes them. metadata: a sequence of one dictionary per image, from which `lq` and `hr` are
     taken under their keys if the reward needs them. prompts: one text per image, or None.
@@ -47,9 +47,8 @@ def score_batch(
     require_reward(reward)
     sources = batch_images(images)
     sides: dict[str, list[ImageSource] | None] = {"hr": None, "lq": None}
-    wanted = reward.needs | ({"lq"} if is_groupwise(reward) else set())  # equal low-quality images are a group
     for name, key in (("hr", hr_key), ("lq", lq_key)):
-        if name in wanted:
+        if name in reward.needs:
             sides[name] = [
                 _entry(entry, key, index, reward.name)
                 for index, entry in enumerate(dictionaries(metadata, len(sources)))

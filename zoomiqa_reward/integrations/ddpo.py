@@ -4,7 +4,8 @@ Both trainers pass a batch of images as a float tensor NCHW in [0, 1] or as a ui
 one metadata dictionary per image. A restoration reward also needs the low-quality image, which is in the metadata.
 Pixels are not changed: no 8-bit rounding of floats, no JPEG, no pickle, no shrinking.
 
-Neither trainer has a value for failed measurements. Here they are NaN, which shows in its mean, or an error; never 0.
+Neither trainer has a value for failed measurements. Here they are NaN or an error, never 0. DDPO's loop can drop NaN
+before the advantage; Flow-GRPO's has no place for that, so an error is its default.
 Source of the forms: the reward functions of kvablack/ddpo-pytorch (`ddpo_pytorch/rewards.py`) and of
 yifan123/flow_grpo (`flow_grpo/rewards.py`, whose `multi_score` returns named scores with their weighted sum, `avg`).
 """
@@ -22,7 +23,7 @@ from zoomiqa_reward.integrations.batches import (
     require_valid,
     score_batch,
 )
-from zoomiqa_reward.rewards.base import Reward
+from zoomiqa_reward.rewards.base import Reward, require_pointwise
 
 __all__ = ["FlowRewardFunction", "RewardFunction", "batch_images", "ddpo_reward", "flow_grpo_reward"]
 
@@ -38,9 +39,11 @@ def ddpo_reward(reward: Reward, *, lq_key: str = "lq", hr_key: str = "hr", on_in
     `hr_key` (any image), and from `prompts`. info: `valid` and `std` (arrays [batch]) and `errors` (a list).
     on_invalid: `nan` gives NaN for what could not be measured: drop those samples by `info["valid"]` before the
     advantage; `raise` raises RuntimeError with the first reason.
+    Raises GroupwiseError for a reward that compares images within a group: a batch may hold a fragment of one.
     fn raises ValueError for images of another form, or metadata that is missing or too short.
     """
     check_on_invalid(on_invalid)
+    require_pointwise(reward, "the trainer compares values of several batches within its own groups")
 
     def fn(images: Any, prompts: Any = None, metadata: Any = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
         scores = score_batch(reward, images, prompts, metadata, lq_key=lq_key, hr_key=hr_key)
@@ -53,13 +56,14 @@ def ddpo_reward(reward: Reward, *, lq_key: str = "lq", hr_key: str = "hr", on_in
 
 
 def flow_grpo_reward(
-    reward: Reward, *, lq_key: str = "lq", hr_key: str = "hr", on_invalid: str = "nan"
+    reward: Reward, *, lq_key: str = "lq", hr_key: str = "hr", on_invalid: str = "raise"
 ) -> FlowRewardFunction:
     """Return `fn(images, prompts, metadata, ref_images=None, only_strict=True)` as Flow-GRPO's training loop calls it.
 
     It gives ({reward.name: scores, "avg": scores}, info), with the rest as `ddpo_reward` says. For Flow-GRPO's own
     `multi_score`, which sums several of the three-argument kind, use `ddpo_reward`. `ref_images`, if given, stand in
     for `lq` where the metadata holds none; `only_strict` changes nothing.
+    on_invalid: `raise` is the default, because one NaN would reach the advantage of every sample.
     """
     single = ddpo_reward(reward, lq_key=lq_key, hr_key=hr_key, on_invalid=on_invalid)
 
