@@ -7,7 +7,8 @@ Sources: DDIM (Song et al. 2021), zero terminal SNR with v-prediction (Lin et al
 super-resolution (SRDiff, Li et al. 2022).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -83,6 +84,8 @@ class NanoSRPipeline(DiffusionPipeline):
     """x4 super-resolution of any RGB image; stochastic, so that candidates differ."""
 
     model_cpu_offload_seq = "unet"
+    decode_x0: Callable[[Tensor], Tensor] | None = None
+    """While it samples: makes images of predicted residuals, for `integrations.diffusers.score_steps`."""
 
     def __init__(
         self, unet: UNet2DModel, scheduler: DDIMScheduler, residual_std: float = 0.06, predicts: str = "v",
@@ -193,9 +196,13 @@ class NanoSRPipeline(DiffusionPipeline):
         # At eta = 1 the first step's 1 - alpha - std^2 is 0, which rounding takes below 0 at 3, 7, 14, ... steps: NaN.
         eta = min(eta, LARGEST_ETA)
         residual = temperature * randn_tensor(shape, generator=generator, device=lq.device, dtype=torch.float32)
-        for step in self.progress_bar(self.scheduler.timesteps):
-            velocity = self.velocity(padded, residual, step)
-            # The scheduler would draw with its own scale, so the noise comes from here.
-            noise = temperature * randn_tensor(shape, generator=generator, device=lq.device) if eta > 0 else None
-            residual = self.scheduler.step(velocity, step, residual, eta=eta, variance_noise=noise).prev_sample
+        self.decode_x0 = partial(self.finished, padded=padded, lq=lq)
+        try:
+            for step in self.progress_bar(self.scheduler.timesteps):
+                velocity = self.velocity(padded, residual, step)
+                # The scheduler would draw with its own scale, so the noise comes from here.
+                noise = temperature * randn_tensor(shape, generator=generator, device=lq.device) if eta > 0 else None
+                residual = self.scheduler.step(velocity, step, residual, eta=eta, variance_noise=noise).prev_sample
+        finally:
+            self.decode_x0 = None
         return self.finished(residual, padded, lq)

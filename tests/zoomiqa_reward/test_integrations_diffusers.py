@@ -7,6 +7,7 @@ import pytest
 import torch
 from mean_reward import mean_reward
 from tiny import make_image, tiny_iqa
+from tiny_pipelines import small_nano
 
 from zoomiqa_reward.integrations.diffusers import decoded, predicted_x0, score_steps
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
@@ -169,6 +170,39 @@ def test_a_tuple_is_what_the_scheduler_would_have_returned(diffusers, name):
     assert len(results[0]) == len(results[1])
     for plain, found in zip(*results, strict=True):
         assert torch.equal(plain, found)
+
+
+def test_score_steps_of_the_embedded_restorer_sees_its_images():
+    """Its x0 is a residual of 48 channels, which only the pipeline can make an image of."""
+    pipe = quiet(small_nano())
+    images = make_image(0, 17, 13)[None].repeat(2, 1, 1, 1)  # not a multiple of its stride
+    sizes = []
+
+    def fn(image):
+        sizes.append(tuple(image.shape))
+        return image.mean()
+
+    def run():
+        return pipe(images, generator=torch.Generator().manual_seed(0), output_type="pt").images
+
+    plain = run()
+    with score_steps(pipe, mean_reward(fn=fn)) as steps:
+        watched = run()
+    assert torch.equal(watched, plain)
+    assert sizes == [(3, 68, 52)] * 2 * len(steps)
+    assert all(one.scores.valid.all() for one in steps)
+    assert steps[-1].scores.value.tolist() == pytest.approx(plain.mean(dim=(1, 2, 3)).tolist(), abs=0.02)
+    assert pipe.decode_x0 is None
+
+
+def test_a_sample_that_is_no_image_asks_for_decode(diffusers):
+    pipe = quiet(diffusers.DDIMPipeline(tiny_unet(diffusers, channels=4, out=4), diffusers.DDIMScheduler()))
+    message = r"\(1, 4, 16, 16\), which is no image of 1 or 3 channels: give decode="
+    with pytest.raises(TypeError, match=message), score_steps(pipe, mean_reward()):
+        pipe(num_inference_steps=2, output_type="pt")
+    with score_steps(pipe, mean_reward(), decode=lambda x0: x0[:, :3].sigmoid()) as steps:
+        pipe(num_inference_steps=2, output_type="pt")
+    assert all(one.scores.valid.all() for one in steps)
 
 
 def test_what_cannot_be_decoded_or_predicted_is_said(diffusers):

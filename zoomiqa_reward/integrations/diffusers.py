@@ -62,12 +62,13 @@ def score_steps(
     """Yield a list that grows by one `StepScore` at steps 0, every, 2 every, ... of the calls made inside.
 
     lq, hr, prompts: handed to the reward, one per image of the batch. decode: x0 -> float BCHW in [0, 1]; by default
-    the pipeline's `vae` or `vqvae`, or x0 itself, mapped from [-1, 1], where it has neither. What a reward draws from
+    the pipeline's own `decode_x0`, as the embedded restorer has it, or its `vae` or `vqvae`, or x0 itself, mapped from
+    [-1, 1], where it has none of them. What a reward draws from
     torch comes from a generator of its own. On leaving, also by an exception, the scheduler is as it was; do not swap
     it inside. Only steps of this thread are scored, where several threads use the pipeline.
 
-    Raises ValueError for every < 1; TypeError, at the first step, for a scheduler whose x0 is not known, or for latents
-    that only the pipeline can unpack (give `decode`).
+    Raises ValueError for every < 1; TypeError, at the first step, for a scheduler whose x0 is not known, for latents
+    that only the pipeline can unpack, and for what is no image of 1 or 3 channels once decoded (give `decode`).
     """
     if every < 1:
         raise ValueError(f"every={every}: must be at least 1")
@@ -82,6 +83,7 @@ def score_steps(
             with torch.no_grad(), own_draws(0):
                 x0 = predicted_x0(scheduler, output, given["model_output"], given["timestep"], given["sample"])
                 images = decode(x0) if decode is not None else decoded(pipe, x0)
+                require_images(images, x0)
                 scores = ask(reward, images.float(), lq=lq, hr=hr, prompts=prompts)
             results.append(StepScore(step=count, timestep=float(given["timestep"]), scores=scores))
         count += 1
@@ -171,11 +173,15 @@ def predicted_x0(scheduler: Any, output: Any, model_output: Tensor, timestep: An
 
 
 def decoded(pipe: Any, x0: Tensor) -> Tensor:
-    """Return x0 as images, float BCHW in [0, 1], by the pipeline's autoencoder where it has one.
+    """Return x0 as images, float BCHW in [0, 1], by the pipeline's `decode_x0` or autoencoder where it has one.
 
-    A `vae` undoes its scaling and shift first; a `vqvae` takes latents as they are. Raises TypeError for latents that
-    are packed or normalised in the pipeline's own way.
+    `decode_x0(x0)`, which a pipeline may have while it samples, returns such images. A `vae` undoes its scaling and
+    shift first; a `vqvae` takes latents as they are. Raises TypeError for latents that are packed or normalised in the
+    pipeline's own way.
     """
+    if (own_decode := getattr(pipe, "decode_x0", None)) is not None:
+        images: Tensor = own_decode(x0)
+        return images
     if x0.ndim != 4:
         raise TypeError(f"score_steps: latents of shape {tuple(x0.shape)} are packed; give decode=")
     vae = getattr(pipe, "vae", None)
@@ -187,6 +193,15 @@ def decoded(pipe: Any, x0: Tensor) -> Tensor:
     if autoencoder is not None:
         x0 = autoencoder.decode(x0.to(autoencoder.dtype)).sample
     return (x0 / 2 + 0.5).clamp(0, 1)
+
+
+def require_images(images: Tensor, x0: Tensor) -> None:
+    """Raise TypeError unless the decoded `images` are BCHW with 1 or 3 channels. x0: what they were decoded from."""
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise TypeError(
+            f"score_steps: x0 of shape {tuple(x0.shape)} became {tuple(images.shape)}, which is no image of 1 or 3 "
+            "channels: give decode=, a function of x0 that returns BCHW in [0, 1]"
+        )
 
 
 def _sigma(scheduler: Any) -> Tensor:
