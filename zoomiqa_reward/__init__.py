@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zoomiqa_reward.rewards.cached import CachedReward
     from zoomiqa_reward.rewards.composite import CompositeReward, Term
     from zoomiqa_reward.rewards.consensus import ConsensusReward
+    from zoomiqa_reward.rewards.loss import ZoomIQALoss
     from zoomiqa_reward.rewards.metric import MetricReward
     from zoomiqa_reward.rewards.robust import RobustReward
     from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
@@ -43,6 +44,7 @@ _HOMES = {
     "Turn": "model.turns",
     "ZoomIQA": "model.zoomiqa",
     "ZoomIQAError": "errors",
+    "ZoomIQALoss": "rewards.loss",
     "ZoomIQAReward": "rewards.zoomiqa",
     "load_image": "images.loading",
     "quality_map": "model.quality_map",
@@ -71,6 +73,7 @@ __all__ = [
     "Turn",
     "ZoomIQA",
     "ZoomIQAError",
+    "ZoomIQALoss",
     "ZoomIQAReward",
     "load_image",
     "quality_map",

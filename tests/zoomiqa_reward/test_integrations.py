@@ -1,10 +1,12 @@
 """Zoom-IQA as a loss and a metric inside its hosts: basicsr and torchmetrics themselves, pyiqa's call form."""
 
+import logging
 import math
 import subprocess
 import sys
 import types
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from conftest import ROOT
 from mean_reward import mean_reward
 from tiny import make_image, tiny_checkpoint, tiny_iqa
 
+import zoomiqa_reward
 from zoomiqa_reward.integrations.pyiqa import ZoomIQAScorer, register
+from zoomiqa_reward.rewards.loss import ZoomIQALoss
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 
@@ -76,6 +80,11 @@ def test_basicsr_loss_of_what_a_network_puts_out(host):
         host.ours.ZoomIQALoss(reduction="none")
 
 
+def test_basicsr_loss_is_the_plain_one(host):
+    assert host.ours.ZoomIQALoss is ZoomIQALoss
+    assert logging.getLogger("zoomiqa_reward.rewards.loss").parent is logging.getLogger("basicsr")
+
+
 def test_basicsr_perceptual_form(host):
     """BasicSR's SRModel unpacks two values from `perceptual_opt`."""
     options = {"loss_weight": 0.5, "model": str(tiny_checkpoint()), "device": "cpu"}
@@ -87,7 +96,7 @@ def test_basicsr_perceptual_form(host):
 
 def test_basicsr_loss_of_a_batch_that_shows_nothing(host, caplog, monkeypatch):
     """A crop of sky does not end a training: no direction from it, one line in the log, an error if it goes on."""
-    monkeypatch.setattr(host.ours, "MAX_EMPTY_BATCHES", 3)
+    monkeypatch.setattr("zoomiqa_reward.rewards.loss.MAX_EMPTY_BATCHES", 3)
     loss = host.ours.ZoomIQALoss(model=str(tiny_checkpoint()), device="cpu")
     sky = torch.full((2, 3, 64, 64), 0.5, requires_grad=True)
     for _ in range(2):
@@ -122,7 +131,69 @@ def test_basicsr_metric_by_its_own_builder(host):
         host.calculate_metric({"img": bgr}, options | {"crop_border": 40})
 
 
+# ---- any training loop
+
+
+def test_the_plain_loss_is_public_and_takes_a_loaded_model():
+    assert ZoomIQALoss is zoomiqa_reward.ZoomIQALoss
+    iqa = tiny_iqa()
+    output = (1.1 * make_image(1, 64, 64) - 0.05)[None].requires_grad_(True)
+    loss = ZoomIQALoss(0.5, iqa)(output)
+    assert loss.shape == ()
+    rating = ZoomIQAReward(iqa)(output.detach().clamp(0, 1)).value.item()
+    assert loss.item() == pytest.approx(0.5 * (5 - rating) / 4)
+    loss.backward()
+    assert output.grad.any()
+
+
+@pytest.mark.integration
+def test_the_plain_loss_needs_no_other_library():
+    code = (
+        "import sys\nfrom zoomiqa_reward import ZoomIQALoss\n"
+        "print(sorted({'basicsr', 'pyiqa', 'torchmetrics', 'diffusers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 # ---- torchmetrics
+
+
+def test_torchmetrics_takes_8_bit_batches_as_its_own_metrics_do():
+    pytest.importorskip("torchmetrics")
+    from zoomiqa_reward.integrations.torchmetrics import ZoomIQAMetric
+
+    batch = (torch.rand(2, 3, 16, 12) * 255).to(torch.uint8)
+    expected = float(batch.float().mean() / 255)
+    forms = (
+        batch, list(batch), batch.permute(0, 2, 3, 1), batch.permute(0, 2, 3, 1).numpy(), batch.float() / 255,
+    )  # fmt: skip
+    for form in forms:
+        metric = ZoomIQAMetric(mean_reward())
+        metric.update(form)
+        assert metric.compute().item() == pytest.approx(expected)
+    metric = ZoomIQAMetric(mean_reward(needs=("lq", "hr")))
+    metric.update(batch[0], batch[1], lq=batch[:1, :, :4, :4])
+    parts = (batch[0], batch[1], batch[0, :, :4, :4])
+    assert metric.compute().item() == pytest.approx(sum(float(one.float().mean() / 255) for one in parts))
+    with pytest.raises(ValueError, match="must be a float tensor NCHW"):
+        metric.update(torch.zeros(1, 4, 8, 8, dtype=torch.uint8))
+
+
+def test_torchmetrics_names_the_first_reason_of_a_mean_that_is_nan():
+    pytest.importorskip("torchmetrics")
+    from zoomiqa_reward.integrations.torchmetrics import ZoomIQAMetric
+
+    metric = ZoomIQAMetric(mean_reward())
+    message = "mean: 1 of 2 images could not be measured, so the mean is NaN; the first: no-such-file.png"
+    with pytest.warns(UserWarning, match=message):
+        metric([torch.full((3, 8, 8), 0.5), "no-such-file.png"])  # the value of one batch, as Lightning logs it
+    metric(torch.full((1, 3, 8, 8), 0.5))
+    metric.update("another-file.png")
+    with pytest.warns(UserWarning, match=r"mean: 2 of 4 .*; the first: no-such-file.png"):
+        assert metric.compute().isnan()
+    metric.reset()
+    assert metric.first_error is None
 
 
 def test_torchmetrics_accumulates_merges_and_resets():
@@ -152,7 +223,8 @@ def test_torchmetrics_shows_failures():
     for on_invalid, expected in (("nan", math.nan), ("drop", 0.5)):
         metric = ZoomIQAMetric(mean_reward(), on_invalid=on_invalid)
         metric.update(images)
-        assert metric.compute().item() == pytest.approx(expected, nan_ok=True)
+        with pytest.warns(UserWarning, match="no-such-file") if on_invalid == "nan" else nullcontext():
+            assert metric.compute().item() == pytest.approx(expected, nan_ok=True)
         assert int(metric.failed) == 1
     metric = ZoomIQAMetric(mean_reward(needs=("lq", "hr")))
     metric.update(images[:1], torch.full((1, 3, 8, 8), 0.25), lq=torch.full((1, 3, 4, 4), 1.0))
@@ -180,6 +252,21 @@ def test_pyiqa_style_metric_needs_no_pyiqa():
         assert not scorer(batch).requires_grad
     scorer(batch).sum().backward()
     assert batch.grad.any()
+
+
+def test_pyiqa_style_loss_of_what_a_network_puts_out():
+    """Outside [0, 1] it is rated clamped, with a gradient; without any measured image there is nothing to follow."""
+    scorer = ZoomIQAScorer(tiny_iqa())
+    output = (1.2 * make_image(1, 64, 64) - 0.1)[None].requires_grad_(True)
+    found = scorer(output)
+    assert found.item() == pytest.approx(scorer(output.detach().clamp(0, 1)).item())
+    found.sum().backward()
+    outside = (output < 0) | (output > 1)
+    assert outside.any()
+    assert output.grad[outside].any()
+    assert scorer(output.detach()).isnan()  # a metric says that the image is out of range
+    with pytest.raises(RuntimeError, match=r"none of 1 images of a loss could be measured.*NaN"):
+        scorer(torch.full((1, 3, 64, 64), math.nan, requires_grad=True))
 
 
 def test_pyiqa_registration_by_contract(monkeypatch):

@@ -8,22 +8,20 @@ your own, import this module before BasicSR reads its options. The YAML file may
     val:    metrics: {zoomiqa: {type: calculate_zoomiqa, model: nano, better: higher}}
 
 BasicSR reads two values, perceptual and style loss, from `perceptual_opt`, and one from every other loss: use
-`ZoomIQAPerceptualLoss` there and `ZoomIQALoss` elsewhere. The rating alone rewards invented detail: keep a fidelity
-loss too.
+`ZoomIQAPerceptualLoss` there and `ZoomIQALoss` elsewhere, which is that of `rewards/loss.py`. The rating alone rewards
+invented detail: keep a fidelity loss too.
 """
 
 import logging
 import math
 import warnings
-from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from zoomiqa_reward.model.zoomiqa import ZoomIQA
-from zoomiqa_reward.rewards.restorations import PREFIX
+from zoomiqa_reward.rewards.loss import ZoomIQALoss, shared_model
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 try:
@@ -36,71 +34,8 @@ except ImportError as error:
         "if libGL is missing, install the Debian package libgl1"
     ) from error
 
-_LOG = logging.getLogger("basicsr")
-MAX_EMPTY_BATCHES = 100
-"""Batches in a row without any image that shows something, before training stops."""
-
-
-@LOSS_REGISTRY.register()
-class ZoomIQALoss(nn.Module):
-    """loss_weight * mean over the batch of (5 - rating) / 4: 0 for excellent images, loss_weight for bad ones.
-
-    The model is kept outside the module tree: it is in no state_dict, and `.to()` does not move it.
-    `empty_batches` counts the batches in a row that had no content (random crops of sky, an untrained network).
-    """
-
-    empty_batches = 0
-
-    def __init__(
-        self,
-        loss_weight: float = 1.0,
-        model: str = "nano",
-        device: str | None = None,
-        gradient_checkpointing: bool = False,
-        strict: bool = True,
-        reduction: str = "mean",
-    ) -> None:
-        """Load `model` (a name, a folder or a hub id) onto `device`. reduction: `mean` or `sum`."""
-        super().__init__()
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction={reduction!r}: must be mean or sum")
-        self.loss_weight = float(loss_weight)
-        self.reduction = reduction
-        self.reward = ZoomIQAReward(_load(model, device), strict=strict, gradient_checkpointing=gradient_checkpointing)
-
-    def forward(self, pred: Tensor, target: object = None, weight: object = None, **_: object) -> Tensor:
-        """Return the loss of a float BCHW batch in [0, 1]; `target` is ignored.
-
-        Values outside [0, 1] are clamped before the rating, and the gradient passes the clamp unchanged. An image that
-        cannot be measured is left out of the mean. If no image of the batch has content, the loss is 0 with a zero
-        gradient, and the log gets a line; `MAX_EMPTY_BATCHES` such batches in a row raise RuntimeError, and so
-        does a batch that cannot be measured for another reason, such as NaN. Raises ValueError for a `weight`.
-        """
-        if weight is not None:
-            raise ValueError("ZoomIQALoss takes no weight: a rating is of the whole image; leave it out")
-        pred = pred + (pred.clamp(0, 1) - pred).detach()
-        scores = self.reward(pred, grad=pred.requires_grad and torch.is_grad_enabled())
-        if not bool(scores.valid.any()):
-            self._note_empty([error or "" for error in scores.errors])
-            return 0.0 * pred.sum()  # keeps the graph: the caller will call backward
-        self.empty_batches = 0
-        losses = (5 - scores.value[scores.valid]) / 4
-        total = losses.mean() if self.reduction == "mean" else losses.sum()
-        return (self.loss_weight * total).to(pred.device)
-
-    def _note_empty(self, errors: list[str]) -> None:
-        """Count a batch without any value. Raises RuntimeError unless none of its images has content."""
-        self.empty_batches += 1
-        wrong = next((error for error in errors if not error.startswith(PREFIX)), None)
-        if wrong is not None:
-            raise RuntimeError(f"ZoomIQALoss: none of {len(errors)} images could be measured: {wrong}")
-        if self.empty_batches >= MAX_EMPTY_BATCHES:
-            raise RuntimeError(
-                f"ZoomIQALoss: no image had content in {self.empty_batches} batches in a row: {errors[0]}; train with "
-                "a fidelity loss alone first, or on larger crops"
-            )
-        if self.empty_batches == 1:
-            _LOG.warning("ZoomIQALoss takes no part in a step: %s", errors[0])
+logging.getLogger(ZoomIQALoss.__module__).parent = logging.getLogger("basicsr")  # its log holds what the losses report
+LOSS_REGISTRY.register(ZoomIQALoss)
 
 
 @LOSS_REGISTRY.register()
@@ -146,11 +81,5 @@ def calculate_zoomiqa(
     if not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > 255:
         raise ValueError(f"img holds {pixels.min():.4g}..{pixels.max():.4g}: must be in [0, 255]")
     image = torch.from_numpy(np.ascontiguousarray(pixels[:, :, ::-1].transpose(2, 0, 1))) / 255
-    scores = ZoomIQAReward(_load(model, device), mode=mode)(image)
+    scores = ZoomIQAReward(shared_model(model, device), mode=mode)(image)
     return float(scores.value[0]) if bool(scores.valid[0]) else math.nan
-
-
-@lru_cache(maxsize=4)
-def _load(model: str, device: str | None) -> ZoomIQA:
-    """Return the model; the same one for the same arguments."""
-    return ZoomIQA.from_pretrained(model, device=device)

@@ -6,10 +6,11 @@ The dictionaries hold the low-quality image and the reference, as anything `load
 
 import io
 from collections.abc import Iterable, Mapping
-from typing import cast
+from typing import TypeGuard, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -64,21 +65,35 @@ def score_batch(
 def batch_images(images: object) -> list[ImageSource]:
     """Return the images of a batch, each as `load_image` takes it.
 
-    Raises ValueError unless they are a float NCHW tensor, a uint8 NHWC array or tensor, or a list.
+    Raises ValueError unless they are a float NCHW tensor, a uint8 NHWC array, a uint8 tensor NHWC or NCHW, or a list.
     """
     if isinstance(images, list | tuple):
-        return list(images)
+        return [channels_last(image) if _is_eight_bit(image) else image for image in images]
     if isinstance(images, Tensor) and images.ndim == 4:
         if images.is_floating_point() and images.shape[1] in (1, 3):
             return list(images)
-        if images.dtype == torch.uint8 and images.shape[3] in (1, 3):
-            return list(images.cpu().numpy())
+        if images.dtype == torch.uint8 and {images.shape[1], images.shape[3]} & {1, 3}:
+            return [channels_last(image) for image in images]
     if isinstance(images, np.ndarray) and images.ndim == 4 and images.dtype == np.uint8 and images.shape[3] in (1, 3):
         return list(images)
     kind = f"{getattr(images, 'dtype', '')} {tuple(getattr(images, 'shape', ()))}".strip()
     raise ValueError(
         f"images ({type(images).__name__} {kind}): must be a float tensor NCHW in [0, 1], a uint8 array NHWC, or a list"
     )
+
+
+def channels_last(image: Tensor) -> NDArray[np.uint8]:
+    """Return a uint8 tensor HWC or CHW with 1 or 3 channels as an array HWC, which `load_image` takes.
+
+    Where both orders are possible, in an image of 1 or 3 px, it is read as HWC.
+    """
+    ordered = image if image.shape[-1] in (1, 3) else image.permute(1, 2, 0)
+    pixels: NDArray[np.uint8] = ordered.detach().cpu().numpy()
+    return pixels
+
+
+def _is_eight_bit(image: object) -> TypeGuard[Tensor]:
+    return isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3
 
 
 def dictionaries(metadata: object, count: int) -> list[Mapping[str, object]]:

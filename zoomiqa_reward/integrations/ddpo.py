@@ -34,9 +34,10 @@ FlowRewardFunction = Callable[..., tuple[dict[str, NDArray[np.float32]], dict[st
 def ddpo_reward(reward: Reward, *, lq_key: str = "lq", hr_key: str = "hr", on_invalid: str = "nan") -> RewardFunction:
     """Return `fn(images, prompts, metadata)`, which gives (scores [batch] float32 higher-better, info).
 
-    images: float NCHW tensor in [0, 1], uint8 NHWC array or tensor, or a list of anything `load_image` takes.
-    metadata: a sequence with one dictionary per image. What `reward.needs` names is taken from there under `lq_key` and
-    `hr_key` (any image), and from `prompts`. info: `valid` and `std` (arrays [batch]) and `errors` (a list).
+    images: float NCHW tensor in [0, 1], uint8 NHWC array, uint8 NHWC or NCHW tensor, or a list of anything that
+    `load_image` takes. metadata: a sequence with one dictionary per image. What `reward.needs` names is taken from
+    there under `lq_key` and `hr_key` (any image), and from `prompts`. info: `valid` and `std` (arrays [batch]) and
+    `errors` (a list).
     on_invalid: `nan` gives NaN for what could not be measured: drop those samples by `info["valid"]` before the
     advantage; `raise` raises RuntimeError with the first reason.
     Raises GroupwiseError for a reward that compares images within a group: a batch may hold a fragment of one.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
 from zoomiqa_reward.rewards.base import ask
+from zoomiqa_reward.rewards.loss import clamped
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 
@@ -42,11 +43,10 @@ class ZoomIQADistance(nn.Module):
         if in0.ndim != 4 or in1.ndim != 4 or len(in0) != len(in1):
             raise ValueError(f"in0 {tuple(in0.shape)} and in1 {tuple(in1.shape)}: must be two BCHW batches of one size")
         wants_gradient = in0.requires_grad and torch.is_grad_enabled()
-        judged = ask(self.reward, _unit_range(in0, normalize), grad=wants_gradient).value
-        goal = ask(self.reward, _unit_range(in1.detach(), normalize)).value
+        judged = ask(self.reward, clamped(_unit_range(in0, normalize)), grad=wants_gradient).value
+        goal = ask(self.reward, clamped(_unit_range(in1.detach(), normalize))).value
         return ((goal.to(judged.device) - judged).clamp(min=0) / 4).to(in0.device)[:, None, None, None]
 
 
 def _unit_range(batch: Tensor, is_unit: bool) -> Tensor:
-    batch = batch if is_unit else (batch + 1) / 2
-    return batch + (batch.clamp(0, 1) - batch).detach()
+    return batch if is_unit else (batch + 1) / 2

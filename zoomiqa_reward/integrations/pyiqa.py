@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
+from zoomiqa_reward.rewards.loss import clamped
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 METRIC_NAME = "zoomiqa"
@@ -43,12 +44,21 @@ class ZoomIQAScorer(nn.Module):
     def forward(self, x: Any, ref: Any = None, **_: Any) -> Tensor:
         """Return the ratings of a float BCHW batch in [0, 1], or of one image of any kind; NaN where not measured.
 
-        A batch that requires a gradient gets one where gradients are switched on (pyiqa: `as_loss=True`). `ref` is
-        not looked at. Raises ValueError for mode `reason` then: text has no gradient.
+        A batch that requires a gradient gets one where gradients are switched on (pyiqa: `as_loss=True`). Of such a
+        batch, what lies outside [0, 1] is rated clamped, and its gradient passes as if it did not. `ref` is not looked
+        at. Raises ValueError for mode `reason` then, because text has no gradient, and RuntimeError with the first
+        reason if no image of that batch could be measured, because the loss would be NaN without a gradient.
         """
-        wants = isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
-        value = self.reward(x, grad=wants).value
-        return (value.to(x.device) if isinstance(x, Tensor) else value)[:, None]
+        if not (isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()):
+            value = self.reward(x).value
+            return (value.to(x.device) if isinstance(x, Tensor) else value)[:, None]
+        scores = self.reward(clamped(x), grad=True)
+        if not bool(scores.valid.any()):
+            raise RuntimeError(
+                f"ZoomIQAScorer: none of {len(scores)} images of a loss could be measured: "
+                f"{scores.reason(0, self.reward.name)}"
+            )
+        return scores.value.to(x.device)[:, None]
 
 
 def register() -> None:

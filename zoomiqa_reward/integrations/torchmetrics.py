@@ -1,12 +1,14 @@
 """The mean rating of a data set as a `torchmetrics.Metric`: any reward that needs no prompts."""
 
 import math
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from zoomiqa_reward.images.loading import ImageSources
+from zoomiqa_reward.integrations.batches import batch_images
 from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
 
 try:
@@ -23,7 +25,8 @@ class ZoomIQAMetric(Metric):  # type: ignore[misc] # torchmetrics is not followe
     """Mean of a reward over all images seen, over all processes. Its model is no submodule and does not move.
 
     on_invalid: what an image that could not be measured does to the mean. `nan` (default) makes it NaN, which
-    cannot be overlooked; `drop` leaves it out. `failed` counts them either way.
+    cannot be overlooked; `drop` leaves it out. `failed` counts them either way, and `first_error` holds the first
+    reason in this process.
     """
 
     is_differentiable = False
@@ -44,6 +47,7 @@ class ZoomIQAMetric(Metric):  # type: ignore[misc] # torchmetrics is not followe
             raise ValueError(f"reward {reward.name!r} needs prompts; update() gets images only")
         self.reward = reward
         self.on_invalid = on_invalid
+        self.first_error: str | None = None
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("measured", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("failed", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
@@ -51,20 +55,54 @@ class ZoomIQAMetric(Metric):  # type: ignore[misc] # torchmetrics is not followe
     def update(
         self, preds: ImageSources, target: ImageSources | None = None, *, lq: ImageSources | None = None
     ) -> None:
-        """Add images: a float BCHW or CHW tensor in [0, 1], a uint8 NHWC array, or a list of any images.
+        """Add images: a float BCHW or CHW tensor in [0, 1], a uint8 tensor BCHW or CHW, a uint8 array BHWC, or a list.
 
+        A list may hold any images that `load_image` takes, and uint8 tensors CHW.
         target: their references, lq: their low-quality images, for a reward that needs them; others ignore them.
         Raises ValueError where the reward needs what is missing.
         """
-        scores = ask(self.reward, preds, lq=lq, hr=target)
+        sources = None if lq is None else _readable(lq)
+        references = None if target is None else _readable(target)
+        scores = ask(self.reward, _readable(preds), lq=sources, hr=references)
         valid = scores.valid.to(self.total.device)
         value = scores.value.detach().to(self.total.device, torch.float64)
         self.total += value[valid].sum()
         self.measured += valid.sum()
         self.failed += (~valid).sum()
+        if self.first_error is None and not bool(valid.all()):
+            self.first_error = scores.reason(valid.tolist().index(False), self.reward.name)
+
+    def reset(self) -> None:
+        """Forget all images."""
+        super().reset()
+        self.first_error = None
+
+    def forward(self, *args: object, **kwargs: object) -> Tensor:
+        """Add a batch and return its value; torchmetrics resets this metric in between."""
+        before = self.first_error
+        value: Tensor = super().forward(*args, **kwargs)
+        self.first_error = before or self.first_error
+        return value
 
     def compute(self) -> Tensor:
-        """Return the mean, float32; NaN where nothing was measured, or anything failed and `on_invalid` is `nan`."""
+        """Return the mean, float32; NaN where nothing was measured, or anything failed and `on_invalid` is `nan`.
+
+        A warning then names the first reason.
+        """
         if self.measured == 0 or (self.failed > 0 and self.on_invalid == "nan"):
+            if self.failed > 0:
+                count = int(self.failed + self.measured)
+                reason = self.first_error or "in another process, which holds the reason"
+                warnings.warn(
+                    f"{self.reward.name}: {int(self.failed)} of {count} images could not be measured, so the mean is "
+                    f"NaN; the first: {reason}", stacklevel=2
+                )  # fmt: skip
             return torch.tensor(math.nan, device=self.total.device)
         return (self.total / self.measured).float()
+
+
+def _readable(images: ImageSources) -> ImageSources:
+    """Return images as rewards take them: 8-bit tensors, which torchmetrics' own metrics get, become arrays HWC."""
+    if isinstance(images, Tensor) and images.dtype == torch.uint8:
+        return batch_images(images if images.ndim == 4 else images[None])
+    return batch_images(images) if isinstance(images, list | tuple) else images

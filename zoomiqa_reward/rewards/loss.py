@@ -1,0 +1,92 @@
+"""The rating as a loss: any training loop that calls `loss(output)` with a batch of images. Needs no other library."""
+
+import logging
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from zoomiqa_reward.model.zoomiqa import ZoomIQA
+from zoomiqa_reward.rewards.restorations import PREFIX
+from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
+
+LOG = logging.getLogger(__name__)
+MAX_EMPTY_BATCHES = 100
+"""Batches in a row without any image that shows something, before training stops."""
+
+
+class ZoomIQALoss(nn.Module):
+    """loss_weight * mean over the batch of (5 - rating) / 4: 0 for excellent images, loss_weight for bad ones.
+
+    The rating alone rewards invented detail: add a fidelity loss. The model is kept outside the module tree: it is in
+    no state_dict, and `.to()` does not move it. `empty_batches` counts the batches in a row that had no content (random
+    crops of sky, an untrained network).
+    """
+
+    empty_batches = 0
+
+    def __init__(
+        self,
+        loss_weight: float = 1.0,
+        model: str | ZoomIQA = "nano",
+        device: str | None = None,
+        gradient_checkpointing: bool = False,
+        strict: bool = True,
+        reduction: str = "mean",
+    ) -> None:
+        """Load `model` (a name, a folder, a hub id, or a loaded one) onto `device`. reduction: `mean` or `sum`."""
+        super().__init__()
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction={reduction!r}: must be mean or sum")
+        self.loss_weight = float(loss_weight)
+        self.reduction = reduction
+        iqa = model if isinstance(model, ZoomIQA) else shared_model(model, device)
+        self.reward = ZoomIQAReward(iqa, strict=strict, gradient_checkpointing=gradient_checkpointing)
+
+    def forward(self, pred: Tensor, target: object = None, weight: object = None, **_: object) -> Tensor:
+        """Return the loss of a float BCHW batch in [0, 1], a tensor of one element; `target` is ignored.
+
+        Values outside [0, 1] are clamped before the rating, and the gradient passes the clamp unchanged. An image that
+        cannot be measured is left out of the mean. If no image of the batch has content, the loss is 0 with a zero
+        gradient, and the log gets a line; `MAX_EMPTY_BATCHES` such batches in a row raise RuntimeError, and so
+        does a batch that cannot be measured for another reason, such as NaN. Raises ValueError for a `weight`.
+        """
+        if weight is not None:
+            raise ValueError("ZoomIQALoss takes no weight: a rating is of the whole image; leave it out")
+        pred = clamped(pred)
+        scores = self.reward(pred, grad=pred.requires_grad and torch.is_grad_enabled())
+        if not bool(scores.valid.any()):
+            self._note_empty([error or "" for error in scores.errors])
+            return 0.0 * pred.sum()  # keeps the graph: the caller will call backward
+        self.empty_batches = 0
+        losses = (5 - scores.value[scores.valid]) / 4
+        total = losses.mean() if self.reduction == "mean" else losses.sum()
+        return (self.loss_weight * total).to(pred.device)
+
+    def _note_empty(self, errors: list[str]) -> None:
+        """Count a batch without any value. Raises RuntimeError unless none of its images has content."""
+        self.empty_batches += 1
+        wrong = next((error for error in errors if not error.startswith(PREFIX)), None)
+        if wrong is not None:
+            raise RuntimeError(f"ZoomIQALoss: none of {len(errors)} images could be measured: {wrong}")
+        if self.empty_batches >= MAX_EMPTY_BATCHES:
+            raise RuntimeError(
+                f"ZoomIQALoss: no image had content in {self.empty_batches} batches in a row: {errors[0]}; train with "
+                "a fidelity loss alone first, or on larger crops"
+            )
+        if self.empty_batches == 1:
+            LOG.warning("ZoomIQALoss takes no part in a step: %s", errors[0])
+
+
+def clamped(batch: Tensor) -> Tensor:
+    """Return a float batch clamped to [0, 1]; its gradient passes as if it were not clamped.
+
+    What a network puts out may leave the range a little, and a gradient of 0 there would never bring it back.
+    """
+    return batch + (batch.clamp(0, 1) - batch).detach()
+
+
+@lru_cache(maxsize=4)
+def shared_model(model: str, device: str | None) -> ZoomIQA:
+    """Return the model of a name, a folder or a hub id; the same object for the same arguments."""
+    return ZoomIQA.from_pretrained(model, device=device)
