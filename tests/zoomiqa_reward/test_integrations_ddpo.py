@@ -7,7 +7,7 @@ import pytest
 import torch
 from mean_reward import mean_reward
 
-from zoomiqa_reward.integrations.ddpo import batch_images, ddpo_reward, flow_grpo_reward
+from zoomiqa_reward.integrations.ddpo import batch_images, ddpo_reward, flow_grpo_reward, from_reward_function
 from zoomiqa_reward.rewards.base import GroupwiseError
 from zoomiqa_reward.rewards.composite import CompositeReward, Term
 
@@ -101,3 +101,25 @@ def test_flow_grpo_form():
 def test_other_layouts_are_refused(images):
     with pytest.raises(ValueError, match="must be a float tensor NCHW"):
         batch_images(images)
+
+
+def test_their_reward_functions_are_rewards_here():
+    seen = []
+
+    def fn(images, prompts, metadata):
+        seen.append((tuple(images.shape), prompts, [sorted(entry) for entry in metadata]))
+        return images.mean(dim=(1, 2, 3)).numpy(), {}
+
+    images = [torch.full((3, 8, 8), level) for level in (0.2, 0.4)]
+    reward = from_reward_function(fn, "theirs", (0, 1))
+    assert reward(images, prompts=["a", "b"]).value.tolist() == pytest.approx([0.2, 0.4])
+    assert seen == [((2, 3, 8, 8), ["a", "b"], [[], []])]
+    source = torch.zeros(3, 4, 4)
+    worse = from_reward_function(fn, "theirs", (0, 1), higher_is_better=False, needs=("lq", "hr"), lq_key="source")
+    assert worse(images, lq=[source] * 2, hr=images).value.tolist() == pytest.approx([-0.2, -0.4])
+    assert seen[1] == ((2, 3, 8, 8), ["", ""], [["hr", "source"]] * 2)
+    for answer in ({"avg": [0.5], "other": [0.1]}, [0.5], (torch.tensor([[0.5]]), {}), (np.array([0.5]), {})):
+        only = from_reward_function(lambda images, prompts, metadata, answer=answer: answer, "theirs", (0, 1), needs=())
+        assert only(images[:1]).value.tolist() == [0.5]
+    there_and_back = from_reward_function(ddpo_reward(mean_reward()), "mean", (0, 1), needs=())
+    assert there_and_back(images).value.tolist() == pytest.approx([0.2, 0.4])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import ARCHS, make_image, tiny_iqa
 
-from zoomiqa_reward.rewards.base import Reward
+from zoomiqa_reward.rewards.base import NoReward, Reward
 from zoomiqa_reward.rewards.metric import MetricReward
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
@@ -171,3 +171,69 @@ def test_zoomiqa_reward_keys_and_refusals(iqa):
         reward(make_image(), grad=True)
     with pytest.raises(ValueError, match="mode='x'"):
         ZoomIQAReward(iqa, mode="x")
+
+
+def batch_means(calls, **options):
+    """A batched reward that notes the shapes that it gets."""
+
+    def fn(images, **others):
+        calls.append((tuple(images.shape), {key: getattr(given, "shape", given) for key, given in others.items()}))
+        return images.mean(dim=(1, 2, 3))
+
+    return MetricReward(fn, "means", True, (0, 1), batched=True, fingerprint="means", **options)
+
+
+def test_a_batched_metric_gets_images_of_one_size_and_the_order_is_kept():
+    calls = []
+    images = [torch.full((3, 8, side), level) for level, side in ((0.1, 8), (0.2, 9), (0.3, 8), (0.4, 8), (0.5, 9))]
+    scores = batch_means(calls)([*images, "no-such-file.png"])
+    assert scores.value[:5].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert sorted(calls) == [((2, 3, 8, 9), {}), ((3, 3, 8, 8), {})]
+    assert scores.valid.tolist() == [True] * 5 + [False]
+    assert "no-such-file.png" in scores.errors[5]
+    calls.clear()
+    batch_means(calls, batch_size=2)(images)
+    assert sorted(shape[0] for shape, _ in calls) == [1, 2, 2]
+    calls.clear()
+    small = [torch.zeros(3, side, 4) for side in (4, 4, 5, 4, 4)]
+    needy = batch_means(calls, needs=("lq", "prompts"))
+    needy(images, lq=small, prompts=list("abcde"))
+    assert [given["prompts"] for _, given in calls] == [["a", "d"], ["b", "e"], ["c"]]
+    assert [tuple(given["lq"]) for _, given in calls] == [(2, 3, 4, 4), (2, 3, 4, 4), (1, 3, 5, 4)]
+    assert len(batch_means([])([])) == 0
+
+
+def test_a_bad_image_does_not_fail_its_batch():
+    def fn(images):
+        if bool((images.flatten(1).mean(1) > 0.8).any()):
+            raise RuntimeError("too bright")
+        return images.mean(dim=(1, 2, 3)).tolist()
+
+    reward = MetricReward(fn, "means", True, (0, 1), batched=True)
+    images = [torch.full((3, 8, 8), level) for level in (0.2, 0.9, 0.4)]
+    scores = reward(images)
+    assert scores.value.tolist() == pytest.approx([0.2, math.nan, 0.4], nan_ok=True)
+    assert scores.errors == (None, "RuntimeError: too bright", None)
+    with pytest.raises(RuntimeError, match="too bright") as caught:  # a bug is no measurement
+        reward(images[1:2])
+    assert "reward 'means'" in caught.value.__notes__[0]
+    with pytest.raises(NoReward, match=r"fn returned shape \(\) for 2 images"):
+        MetricReward(lambda images: images.mean(), "mean", True, (0, 1), batched=True)(images[:2])
+    with pytest.raises(ValueError, match="batch_size=0"):
+        MetricReward(fn, "means", True, (0, 1), batched=True, batch_size=0)
+
+
+def test_a_batched_metric_keeps_its_graph_and_nan_spoils_no_gradient():
+    def fn(images):
+        values = images.mean(dim=(1, 2, 3))
+        return values + 0 * (0.8 - values).sqrt()  # of a bright one NaN, and its slope too
+
+    reward = MetricReward(fn, "means", True, (0, 1), batched=True, differentiable=True)
+    images = torch.stack([torch.full((3, 8, 8), level) for level in (0.2, 0.9, 0.4)]).requires_grad_(True)
+    scores = reward(images, grad=True)
+    scores.value[scores.valid].sum().backward()
+    assert images.grad.sum(dim=(1, 2, 3)).tolist() == pytest.approx([1, 0, 1])
+
+
+def test_a_batched_metric_is_another_metric():
+    assert metric(torch.mean).fingerprint != metric(torch.mean, batched=True).fingerprint

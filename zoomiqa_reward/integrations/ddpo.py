@@ -1,4 +1,4 @@
-"""Rewards in the call forms of DDPO and Flow-GRPO trainers: `fn(images, prompts, metadata) -> (scores, info)`.
+"""Rewards in the call form of DDPO and Flow-GRPO, `fn(images, prompts, metadata) -> (scores, info)`, and back.
 
 Both trainers pass a batch of images as a float tensor NCHW in [0, 1] or as a uint8 array NHWC, with one prompt and
 one metadata dictionary per image. A restoration reward also needs the low-quality image, which is in the metadata.
@@ -10,11 +10,13 @@ Source of the forms: the reward functions of kvablack/ddpo-pytorch (`ddpo_pytorc
 yifan123/flow_grpo (`flow_grpo/rewards.py`, whose `multi_score` returns named scores with their weighted sum, `avg`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from zoomiqa_reward.integrations.batches import (
     batch_images,
@@ -24,8 +26,16 @@ from zoomiqa_reward.integrations.batches import (
     score_batch,
 )
 from zoomiqa_reward.rewards.base import Reward, require_pointwise
+from zoomiqa_reward.rewards.metric import MetricReward
 
-__all__ = ["FlowRewardFunction", "RewardFunction", "batch_images", "ddpo_reward", "flow_grpo_reward"]
+__all__ = [
+    "FlowRewardFunction",
+    "RewardFunction",
+    "batch_images",
+    "ddpo_reward",
+    "flow_grpo_reward",
+    "from_reward_function",
+]
 
 RewardFunction = Callable[..., tuple[NDArray[np.float32], dict[str, Any]]]
 FlowRewardFunction = Callable[..., tuple[dict[str, NDArray[np.float32]], dict[str, Any]]]
@@ -79,3 +89,32 @@ def flow_grpo_reward(
         return {reward.name: value, "avg": value}, info
 
     return fn
+
+
+def from_reward_function(
+    fn: Callable[..., Any], name: str, score_range: tuple[float, float], *, higher_is_better: bool = True,
+    needs: Collection[str] = ("prompts",), key: str = "avg", lq_key: str = "lq", hr_key: str = "hr",
+    fingerprint: str | None = None, batch_size: int = 8,
+) -> MetricReward:  # fmt: skip
+    """Return a reward that asks a reward function of these trainers: the other way round.
+
+    fn: `fn(images, prompts, metadata)`, which gets a float NCHW tensor in [0, 1] with images of one size, one prompt
+    each ("" unless `needs` names prompts) and one dictionary each, with the low-quality image and the reference, float
+    CHW tensors, under `lq_key` and `hr_key` if `needs` names them. It returns (scores, info), or scores alone: one
+    number per image, or a dictionary of such scores, of which `key` is taken. The rest is that of `MetricReward`.
+    Raises ValueError as `MetricReward` does; a call raises KeyError for a dictionary without `key`.
+    """
+
+    def call(
+        images: Tensor, prompts: list[str] | None = None, lq: Tensor | None = None, hr: Tensor | None = None
+    ) -> Tensor:
+        texts = [""] * len(images) if prompts is None else prompts
+        others = {field: batch for field, batch in ((lq_key, lq), (hr_key, hr)) if batch is not None}
+        metadata = [{field: batch[index] for field, batch in others.items()} for index in range(len(images))]
+        answer = fn(images, texts, metadata)
+        scores = answer[0] if isinstance(answer, tuple) else answer
+        return torch.as_tensor(scores[key] if isinstance(scores, Mapping) else scores)
+
+    return MetricReward(
+        call, name, higher_is_better, score_range, needs, fingerprint=fingerprint, batched=True, batch_size=batch_size
+    )

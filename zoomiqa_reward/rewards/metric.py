@@ -4,20 +4,34 @@ import contextlib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from zoomiqa_reward.images.loading import ImageError, ImageSource, ImageSources, load_image, split_images
 from zoomiqa_reward.model.gradients import require_gradient, require_graph
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
-from zoomiqa_reward.rewards.base import NEEDS, Default, Reward, label_metrics, needed_inputs, require_pointwise
+from zoomiqa_reward.rewards.base import (
+    NEEDS,
+    Default,
+    NoReward,
+    Reward,
+    label_metrics,
+    needed_inputs,
+    require_pointwise,
+)
 from zoomiqa_reward.rewards.code_reach import reach_of
 from zoomiqa_reward.rewards.identity import state_digest
+
+FunctionValue = Tensor | float | Sequence[float] | NDArray[np.float32]
+"""What a function returns: a number, or several with `batched=True`."""
 
 
 class MetricReward(Reward):
@@ -26,11 +40,14 @@ class MetricReward(Reward):
     `fn(image)` gets one float32 CHW image in [0, 1], on the CPU unless it came as a tensor. It returns a number: a
     float or a tensor of one element. Inputs in `needs` are passed by keyword, for that image: `lq` and `hr` as such
     tensors, `prompts` as the text `prompt`.
+
+    With `batched=True`, `fn(images)` gets a BCHW batch of such images of one size, at most `batch_size`, and returns B
+    numbers: a tensor, an array or a list. `lq` and `hr` are BCHW batches then, and `prompts` is a list of B texts.
     """
 
     def __init__(
         self,
-        fn: Callable[..., Tensor | float],
+        fn: Callable[..., FunctionValue],
         name: str,
         higher_is_better: bool,
         score_range: tuple[float, float],
@@ -39,21 +56,26 @@ class MetricReward(Reward):
         differentiable: bool = False,
         deterministic: bool = True,
         fingerprint: str | None = None,
+        batched: bool = False,
+        batch_size: int = 8,
     ) -> None:
         """Wrap `fn`. higher_is_better and score_range describe the metric; if lower is better, its values are negated.
 
         fingerprint: by default it is computed from the state of fn each time: code, closures, attributes, arrays and
         weights in memory. It does not cover files that fn reads; then pass a text that names them. If the state
         cannot be read, the property raises UnknownState.
-        Raises ValueError for unknown needs or an empty range; GroupwiseError where fn asks a reward that compares
-        images within a group, because fn gets one image at a time.
+        Raises ValueError for unknown needs, an empty range or a batch size below 1; GroupwiseError where fn asks a
+        reward that compares images within a group, because images are given to fn without their group.
         """
         low, high = score_range
         if not low < high:
             raise ValueError(f"score_range={score_range}: the first number must be below the second")
         if unknown := sorted(set(needs) - NEEDS):
             raise ValueError(f"needs={unknown[0]!r}: must be among {', '.join(sorted(NEEDS))}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: must be at least 1")
         self.fn = fn
+        self.batched, self.batch_size = batched, batch_size
         self.name = name
         self.metric_higher_is_better = higher_is_better
         self.score_range = (float(low), float(high)) if higher_is_better else (-float(high), -float(low))
@@ -61,14 +83,17 @@ class MetricReward(Reward):
         self.differentiable = differentiable
         self.deterministic = deterministic
         self._given_fingerprint = fingerprint
-        require_pointwise(self, "a metric gets one image at a time")
+        require_pointwise(
+            self, "a metric gets batches without their groups" if batched else "a metric gets one image at a time"
+        )
 
     @property
     def fingerprint(self) -> str:
         """Covers the name, the orientation, the range, what `fn` is given and everything that it depends on."""
         identified = self.fn if self._given_fingerprint is None else self._given_fingerprint
+        form = ["batched"] if self.batched else []
         return state_digest(
-            self.name, self.metric_higher_is_better, list(self.score_range), sorted(self.needs), identified
+            self.name, self.metric_higher_is_better, list(self.score_range), sorted(self.needs), identified, *form
         )
 
     @Default
@@ -87,6 +112,10 @@ class MetricReward(Reward):
         becomes the best end of `score_range`, or infinity if the range has no end. Any other exception of `fn` is
         raised. A differentiable metric keeps the graph of tensor images, and `grad=True` requires it. Raises
         ValueError if that graph is missing, or if a needed input is missing or too short.
+
+        `batched`: a call of `fn` that fails is repeated image by image. An image that fails alone is then not valid;
+        the exception is raised only if no image could be measured. The neighbours of an image in its batch may change
+        the last bits of its value. Raises NoReward unless `fn` returns one number per image.
         """
         sources = split_images(images)
         if grad:
@@ -96,11 +125,12 @@ class MetricReward(Reward):
                 )
             require_gradient(sources)
         given = needed_inputs(self, len(sources), lq=lq, hr=hr, prompts=prompts)
-        values, errors = [], []
-        for index, source in enumerate(sources):
-            value, error = self._measure(source, {key: items[index] for key, items in given.items()})
-            values.append(value)
-            errors.append(error)
+        rows = [{key: items[index] for key, items in given.items()} for index in range(len(sources))]
+        if self.batched:
+            measured = self._measure_batches(sources, rows)
+        else:
+            measured = [self._measure(source, row) for source, row in zip(sources, rows, strict=True)]
+        values, errors = [value for value, _ in measured], [error for _, error in measured]
         home = next((value.device for value, error in zip(values, errors, strict=True) if error is None), None)
         raw = torch.stack([value.to(home) for value in values]) if values else torch.zeros(0)
         nan = torch.full_like(raw, math.nan)
@@ -119,13 +149,17 @@ class MetricReward(Reward):
             others: dict[str, Any] = {key: load_image(given[key]) for key in ("lq", "hr") if key in given}
             if "prompts" in given:
                 others["prompt"] = given["prompts"]
-            value = self.fn(load_image(source), **others)
+            value: Any = self.fn(load_image(source), **others)
+            value = value if isinstance(value, Tensor) else torch.tensor(float(value))
         except ImageError as error:
             return torch.tensor(math.nan), str(error)
         except Exception as error:
             error.add_note(f"raised by the reward {self.name!r}")
             raise
-        value = value if isinstance(value, Tensor) else torch.tensor(float(value))
+        return self._checked(value)
+
+    def _checked(self, value: Tensor) -> tuple[Tensor, str | None]:
+        """Return a value of `fn` as float32 without dimensions, and why it is no measurement."""
         value = value.to(torch.float32).reshape(())
         if not self.differentiable:
             value = value.detach().cpu()
@@ -134,6 +168,98 @@ class MetricReward(Reward):
         worst = -math.inf if self.metric_higher_is_better else math.inf
         is_measured = not bool(value.isnan()) and value.item() != worst
         return value, None if is_measured else f"{self.name} returned {value.item()}"
+
+    def _measure_batches(
+        self, sources: list[ImageSource], rows: list[dict[str, Any]]
+    ) -> list[tuple[Tensor, str | None]]:
+        """Return the value and the error of each image, in order, by calls of `fn` with images of one size."""
+        results: dict[int, tuple[Tensor, str | None]] = {}
+        failures: dict[int, Exception] = {}
+        waiting: dict[Hashable, list[LoadedImage]] = {}
+
+        def ask(samples: list[LoadedImage]) -> None:
+            for sample, value in zip(samples, self._ask_batch(samples), strict=True):
+                if isinstance(value, Exception):
+                    failures[sample.position] = value
+                else:
+                    results[sample.position] = self._checked(value)
+
+        for index, (source, row) in enumerate(zip(sources, rows, strict=True)):
+            try:
+                others: dict[str, Tensor] = {key: load_image(row[key]) for key in ("lq", "hr") if key in row}
+                sample = LoadedImage(index, load_image(source), others, row.get("prompts"))
+            except ImageError as error:
+                results[index] = torch.tensor(math.nan), str(error)
+                continue
+            samples = waiting.setdefault(sample.form, [])
+            samples.append(sample)
+            if len(samples) == self.batch_size:
+                ask(waiting.pop(sample.form))
+        for samples in waiting.values():
+            ask(samples)
+        raised = [error for error in failures.values() if not isinstance(error, ImageError)]
+        if raised and all(error is not None for _, error in results.values()):
+            raised[0].add_note(f"raised by the reward {self.name!r}, which could measure no image of the call")
+            raise raised[0]
+        results |= {index: (torch.tensor(math.nan), _reason(error)) for index, error in failures.items()}
+        return [results[index] for index in range(len(sources))]
+
+    def _ask_batch(self, samples: list["LoadedImage"]) -> list[Tensor | Exception]:
+        """Return what `fn` gives for each image of one size, or what it raises for that image alone."""
+        try:
+            values = self._call(samples)
+        except NoReward:
+            raise
+        except _FAILURES as error:
+            if len(samples) == 1:
+                return [error]
+        except Exception as error:
+            error.add_note(f"raised by the reward {self.name!r}")
+            raise
+        else:  # a graph of NaN would make the gradient of the whole batch NaN
+            if len(samples) == 1 or not values.requires_grad or not bool(values.isnan().any()):
+                return list(values)
+        return [self._ask_batch([sample])[0] for sample in samples]
+
+    def _call(self, samples: list["LoadedImage"]) -> Tensor:
+        others: dict[str, Any] = {
+            key: torch.stack([sample.others[key] for sample in samples]) for key in samples[0].others
+        }
+        if "prompts" in self.needs:
+            others["prompts"] = [sample.prompt for sample in samples]
+        values: Any = self.fn(torch.stack([sample.image for sample in samples]), **others)
+        if isinstance(values, list | tuple) and any(isinstance(value, Tensor) for value in values):
+            values = torch.stack([torch.as_tensor(value).reshape(()) for value in values])
+        numbers: Tensor = torch.as_tensor(values)
+        if numbers.numel() != len(samples):
+            raise NoReward(
+                f"reward {self.name!r}: fn returned shape {tuple(numbers.shape)} for {len(samples)} images; with "
+                "batched=True it must return one number per image"
+            )
+        return numbers.reshape(len(samples))
+
+
+_FAILURES = (RuntimeError, ValueError, ArithmeticError, OSError)
+"""What a function may fail with on some images (out of memory, a size that it cannot take); a TypeError is a bug."""
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """One image of a call, with what is given with it."""
+
+    position: int
+    image: Tensor
+    others: dict[str, Tensor]
+    prompt: str | None
+
+    @property
+    def form(self) -> Hashable:
+        """Equal for images that can stand in one batch: sizes and devices."""
+        return tuple((tuple(image.shape), str(image.device)) for image in (self.image, *self.others.values()))
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
 
 
 def called_names(fn: Callable[..., object]) -> Iterator[str]:
