@@ -92,7 +92,7 @@ def flow_grpo_reward(
 
 
 def from_reward_function(
-    fn: Callable[..., Any], name: str, score_range: tuple[float, float], *, higher_is_better: bool = True,
+    fn: Callable[..., object], name: str, score_range: tuple[float, float], *, higher_is_better: bool = True,
     needs: Collection[str] = ("prompts",), key: str = "avg", lq_key: str = "lq", hr_key: str = "hr",
     fingerprint: str | None = None, batch_size: int = 8,
 ) -> MetricReward:  # fmt: skip
@@ -113,7 +113,8 @@ def from_reward_function(
         metadata = [{field: batch[index] for field, batch in others.items()} for index in range(len(images))]
         answer = fn(images, texts, metadata)
         scores = answer[0] if isinstance(answer, tuple) else answer
-        return torch.as_tensor(scores[key] if isinstance(scores, Mapping) else scores)
+        values: Any = scores[key] if isinstance(scores, Mapping) else scores
+        return torch.as_tensor(values)
 
     return MetricReward(
         call, name, higher_is_better, score_range, needs, fingerprint=fingerprint, batched=True, batch_size=batch_size
