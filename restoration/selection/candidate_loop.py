@@ -49,7 +49,9 @@ def require_texts(rewards: Sequence[Reward], sources: Sequence[CandidateSource],
     """Raise ValueError for a reward that needs a text where a source has none. argument: the caller's, for the text."""
     has_texts = all(source.has_text for source in sources)
     if needing := [reward for reward in rewards if "prompts" in reward.needs and not has_texts]:
-        raise ValueError(f"reward {needing[0].name!r} needs prompts: pass {argument}='what the image shows'")
+        raise ValueError(
+            f"reward {needing[0].name!r} needs prompts: pass {argument}='what the image shows', or --prompt"
+        )
 
 
 class RewardAnswer(NamedTuple):
