@@ -12,7 +12,7 @@ from torch import Tensor
 
 from restoration.tuning.config import TuneConfig
 from restoration.tuning.data import Example
-from restoration.tuning.denoisers.base import Denoiser
+from restoration.tuning.denoisers.base import Denoiser, with_autocast
 from restoration.tuning.offload import Offloader
 from restoration.tuning.sampler.transitions import NoisePath
 from zoomiqa_reward.rewards.base import Reward
@@ -23,6 +23,7 @@ class Tuning:
     """A run, as algorithms see it."""
 
     denoiser: Denoiser
+    """Its `predict` runs under `autocast`; encoding and decoding stay float32."""
     reward: Reward
     examples: Sequence[Example]
     """This process's share of the training images."""
@@ -34,6 +35,9 @@ class Tuning:
     process: int = 0
     num_processes: int = 1
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "denoiser", with_autocast(self.denoiser, self.autocast))
+
     @property
     def path(self) -> NoisePath:
         """The sampler's steps."""
@@ -41,8 +45,8 @@ class Tuning:
 
     @property
     def images_here(self) -> int:
-        """LR images of a round in this process, at least one."""
-        return max(1, self.config.images_per_round // self.num_processes)
+        """LR images of a round in this process; `tune` sees to it that they can be shared out evenly."""
+        return self.config.images_per_round // self.num_processes
 
     def seed(self, *parts: int) -> int:
         """Return a seed that depends on the run's seed, this process and the numbers given, and on nothing else."""
@@ -89,6 +93,8 @@ class Collected:
 
     parts: list[Part]
     report: dict[str, float] = field(default_factory=dict)
+    """For the log. Over several processes an int is added up, a `progress.Mean` is weighted by its count, and another
+    float is averaged."""
 
 
 class Algorithm(Protocol):

@@ -35,7 +35,9 @@ def add_lora(
     """Put equal adapters of these names on the denoiser; the first is active and trained.
 
     targets: endings of the names of the layers that get them; None: the denoiser's own choice. An adapter starts as no
-    change at all: its second matrix is zero. Raises ValueError where no layer fits, or where adapters are already.
+    change at all: its second matrix is zero. Its weights are float32 whatever the network is in: an update is often
+    smaller than the steps of bfloat16. Raises ValueError where a given ending, or all of the denoiser's own, fit no
+    layer, or where adapters are already.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -44,8 +46,13 @@ def add_lora(
         raise ValueError(f"{denoiser.module_name} has adapters already: fuse or unload them before tuning")
     endings = denoiser.lora_targets if targets is None else targets
     layers = _layers(module, endings)
-    if not layers:
-        raise ValueError(f"{type(module).__name__} has no layer whose name ends with {', '.join(endings)}")
+    # The denoiser's own choice may name layers that only some of its networks have.
+    unused = [ending for ending in targets or () if not _layers(module, [ending])]
+    if unused or not layers:
+        raise ValueError(
+            f"{type(module).__name__} has no layer whose name ends with {', '.join(unused or endings)}: give endings "
+            "of names of linear layers or convolutions, or leave lora_targets at None"
+        )
     with own_draws(seed):
         for name in adapters:
             config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers, init_lora_weights="gaussian")
@@ -55,6 +62,8 @@ def add_lora(
                     add(config, adapter_name=name)
                 else:
                     inject_adapter_in_model(config, module, adapter_name=name)
+            for parameter in weights_of(module, name).values():
+                parameter.data = parameter.data.float()
     for name in adapters[1:]:
         copy_adapter(module, adapters[0], name)
     _activate(module, [adapters[0]])
@@ -173,8 +182,11 @@ def load_lora(denoiser: Denoiser, folder: Path) -> None:
 
 
 def merge_adapter(module: nn.Module, adapter: str = POLICY) -> nn.Module:
-    """Return a copy of the network with the adapter added to its weights, and no adapters left."""
-    whole: Any = copy.deepcopy(module)  # with the attributes that diffusers and peft set
+    """Return a copy of the network with the adapter added to its weights, and no adapters left.
+
+    The copy is float32 whatever the network is in: most of an adapter would be rounded away in bfloat16.
+    """
+    whole: Any = copy.deepcopy(module).float()  # with the attributes that diffusers and peft set
     for name, layer in list(whole.named_modules()):
         if not hasattr(layer, "lora_A") or not hasattr(layer, "merge"):
             continue

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -68,6 +69,45 @@ def all_sum(tensor: Tensor) -> Tensor:
 
     with torch.no_grad():
         return reduce(tensor, reduction="sum")
+
+
+def gather(value: Any) -> list[Any]:
+    """Return the value of each process, in their order, in every process."""
+    from accelerate.utils import gather_object
+
+    return list(gather_object([value]))
+
+
+class Mean(float):
+    """A mean that knows how many values it is of, so that the means of several processes can be put together."""
+
+    count: int
+
+    def __new__(cls, value: float, count: int = 1) -> "Mean":
+        self = super().__new__(cls, value)
+        self.count = count
+        return self
+
+
+def merged(reports: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the report of a round from those of its processes: counts (int) are added, means weighted by their
+    counts (`Mean`) or alike.
+
+    >>> merged([{"kept": 2, "score": Mean(1.0, 1)}, {"kept": 4, "score": Mean(4.0, 2)}, {"kept": 0}])
+    {'kept': 6, 'score': 3.0}
+    """
+    if len(reports) == 1:
+        return dict(reports[0])
+    result: dict[str, float] = {}
+    for name in dict.fromkeys(name for report in reports for name in report):
+        values = [report[name] for report in reports if name in report]
+        if all(isinstance(value, int) for value in values):
+            result[name] = sum(values)
+        else:
+            counts = [value.count if isinstance(value, Mean) else 1 for value in values]
+            total = sum(value * count for value, count in zip(values, counts, strict=True))
+            result[name] = float(total / max(1, sum(counts)))
+    return result
 
 
 def agree(value: Any) -> Any:

@@ -5,17 +5,18 @@
     monitor_limits.json   limits of the base model, written before the first update
     monitor.jsonl, looks/, reward_vs_held_out.png, strip.png    the looks of the monitor
     lora/                 the adapter, as diffusers' `load_lora_weights` reads it
-    pipeline/             the whole pipeline with the adapter fused: `Restorer.from_pretrained(out / "pipeline")`
-    result.json           rounds, best round, alarms, seconds
+    pipeline/             the whole pipeline with the adapter fused, float32: `TuneResult.restorer` loads it
+    result.json           rounds, best round, alarms, seconds, and how to call the tuned pipeline
 
 One process or many (`accelerate launch`): each draws and scores its own images; `updates.py` sums the gradients.
 Every random number follows from the seed and the round, so a run that is killed and restarted gives the same curve.
 """
 
+import json
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,17 @@ import torch
 from torch import Tensor
 
 from restoration.restorer.loading import Pipeline, is_pipeline, load_pipeline
+from restoration.tuning.algorithms.groups import NothingLearned
 from restoration.tuning.config import Recipe
 from restoration.tuning.context import Algorithm, Tuning
 from restoration.tuning.data import Example
-from restoration.tuning.denoisers.base import denoiser_of
+from restoration.tuning.denoisers.base import (
+    Denoiser,
+    denoiser_of,
+    freeze,
+    require_denoiser,
+    restorer_options_of,
+)
 from restoration.tuning.lora import POLICY, AdapterState, add_lora, merge_adapter, save_lora
 from restoration.tuning.monitor.figures import draw_strip, plot_reward, save_look
 from restoration.tuning.monitor.monitor import Monitor, Reading
@@ -35,6 +43,8 @@ from restoration.tuning.progress import (
     Progress,
     agree,
     finite,
+    gather,
+    merged,
     processes,
 )
 from restoration.tuning.updates import Updates
@@ -44,7 +54,7 @@ from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.normalise import group_keys
 from zoomiqa_reward.runs.digest import digest, file_digest
 from zoomiqa_reward.runs.folder import bind
-from zoomiqa_reward.runs.json_lines import append_line, plain, read_lines, trim_lines, write_json
+from zoomiqa_reward.runs.json_lines import append_line, read_lines, trim_lines, write_json
 from zoomiqa_reward.runs.outputs import part_folder
 from zoomiqa_reward.runs.progress import counting
 from zoomiqa_reward.runs.settings import identity_of
@@ -72,35 +82,56 @@ class TuneResult:
     """Why the monitor stopped the run; empty if it did not."""
     seconds: float
     """Time of drawing, scoring and updating, over all sessions, without the looks of the monitor."""
+    restorer_options: dict[str, Any] = field(default_factory=dict)
+    """Options of `Restorer.from_pretrained` with which the pipeline restores as it was tuned and monitored: steps, eta,
+    and what its denoiser was given, such as guidance_scale. Also in `result.json`, as `restorer`."""
+    pipeline_class: type | None = None
+    """The class of a pipeline of your own (`tune(denoiser=)`), whose `from_pretrained` reads `pipeline`."""
 
     def restorer(self, **options: Any) -> "Restorer":
-        """Return the tuned pipeline as a `Restorer`; options as in `Restorer.from_pretrained`."""
+        """Return the tuned pipeline as a `Restorer` that restores as it was tuned.
+
+        options: as in `Restorer.from_pretrained`; they replace `restorer_options`.
+        """
         from restoration.restorer.restorer import Restorer
 
-        return Restorer.from_pretrained(self.pipeline, **options)
+        given = self.restorer_options | options
+        if self.pipeline_class is None:
+            return Restorer.from_pretrained(self.pipeline, **given)
+        own: Any = self.pipeline_class  # it has diffusers' own methods
+        given["device"] = find_device(given.get("device"))
+        return Restorer.from_pretrained(own.from_pretrained(self.pipeline), **given)
 
 
 def tune(
     recipe: Recipe, examples: Sequence[Example], reward: Reward, out: str | os.PathLike[str], *,
-    validation: Sequence[Example] | None, pipeline: Pipeline | None = None, device: str | torch.device | None = None,
+    validation: Sequence[Example] | None, pipeline: Pipeline | None = None, denoiser: Denoiser | None = None,
+    device: str | torch.device | None = None, on_round: Callable[[dict[str, float]], object] | None = None,
 ) -> TuneResult:  # fmt: skip
     """Run the recipe, or continue the run in `out`, and return the result.
 
     examples: images to learn from; see `load_examples`. validation: at least 4 other images, for the monitor; None: no
     monitor, and the last weights are the result. reward: any `Reward`. pipeline: a diffusers pipeline instead of the
-    recipe's source; LoRA adapters are added to its denoiser and stay there.
+    recipe's source; LoRA adapters are added to its denoiser and stay there. denoiser: a pipeline of your own, taken
+    apart as `denoisers.base.Denoiser` says, instead of one of the known classes. on_round: is called after each round
+    with its row of `log.jsonl`, in the main process; for wandb or tensorboard.
 
+    The same call continues an interrupted run, and one with more rounds a finished one.
     With a monitor, an alarm stops the run, and the result is the look with the highest reward before it. With
     `MonitorConfig(stop=False)` the result is the last round.
-    Raises ValueError for settings that do not fit and for a folder of another run; TooManyFailures; ImageError.
+    Raises ValueError for settings that do not fit and for a folder of another run; TooManyFailures; NothingLearned
+    where the whole run made no update; ImageError.
     """
     if device is not None:
         find_device(device)
     state = processes(device)
     here = state.device if device is None or state.num_processes > 1 else find_device(device)
-    source = load_pipeline(recipe.source) if pipeline is None else pipeline
-    if not is_pipeline(source):
-        raise ValueError(f"pipeline={type(source).__name__}: must be a diffusers pipeline")
+    if recipe.config.images_per_round % state.num_processes:
+        raise ValueError(
+            f"images_per_round={recipe.config.images_per_round}: must be a multiple of the {state.num_processes} "
+            "processes, or a round would have fewer images than it says"
+        )
+    source, own = _source_of(recipe, pipeline, denoiser)
     source.to(here)
     mine = list(examples)[state.process_index :: state.num_processes]
     if not mine:
@@ -111,15 +142,13 @@ def tune(
             f"{without[0]} has no ground truth, but truth_weight needs one: give it, or set truth_weight=0"
         )
     folder = Path(out)
-    denoiser = denoiser_of(source, **recipe.denoiser_options)
+    denoiser = denoiser_of(source, **recipe.denoiser_options) if own is None else own
+    _require_gradients(denoiser.module)
+    restorer_options = restorer_options_of(denoiser, recipe.config)
     _require_scale([*mine, *(validation or ())], denoiser.scale)
     if state.is_main_process:
-        bind(
-            folder,
-            _settings(recipe, source, denoiser.module, reward, examples, validation),
-            key="settings",
-            facts=lambda: {"finished": False},
-        )
+        settings = _settings(recipe, source, denoiser.module, reward, examples, validation, state.num_processes)
+        _bind(folder, settings)
     state.wait_for_everyone()
     add_lora(denoiser, recipe.config.lora_rank, recipe.config.lora_alpha, recipe.algorithm.adapters,
              recipe.config.seed, recipe.config.lora_targets)  # fmt: skip
@@ -135,7 +164,46 @@ def tune(
     )  # fmt: skip
     monitor = None if validation is None else Monitor(tuning, validation, recipe.monitor)
     with callers_precision():  # the backward passes, too, whatever autocast is on outside
-        return _Run(recipe, tuning, monitor, is_main=state.is_main_process).go()
+        run = _Run(recipe, tuning, monitor, is_main=state.is_main_process, on_round=on_round)
+        result = run.go(restorer_options)
+    return result if own is None else replace(result, pipeline_class=type(source))
+
+
+def _source_of(recipe: Recipe, pipeline: Pipeline | None, denoiser: Denoiser | None) -> tuple[Any, Denoiser | None]:
+    """Return the pipeline, and the denoiser where the caller gave one, with the pipeline frozen."""
+    if denoiser is None:
+        source = load_pipeline(recipe.source) if pipeline is None else pipeline
+    elif pipeline is not None or recipe.denoiser_options:
+        raise ValueError("denoiser= brings its pipeline and its options: leave pipeline= and denoiser_options out")
+    else:
+        require_denoiser(denoiser)
+        source = denoiser.pipeline
+    if not is_pipeline(source):
+        raise ValueError(f"pipeline={type(source).__name__}: must be a diffusers pipeline")
+    if denoiser is not None:
+        freeze(source)
+    return source, denoiser
+
+
+def _require_gradients(module: torch.nn.Module) -> None:
+    """Raise ValueError for a network in float16."""
+    if any(parameter.dtype == torch.float16 for parameter in module.parameters()):
+        raise ValueError(
+            f"{type(module).__name__} is in float16, whose gradients vanish without a loss scale: load the pipeline in "
+            "float32 and set mixed_precision='bf16', or convert it with pipeline.to(torch.bfloat16)"
+        )
+
+
+def _bind(folder: Path, settings: dict[str, Any]) -> None:
+    """Claim the folder for a run with these settings; the same run with more rounds continues it."""
+    file, rounds = folder / "run.json", settings["config"]["rounds"]
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    record = stored.get("settings") if isinstance(stored, dict) else None
+    before = record["config"]["rounds"] if isinstance(record, dict) and "config" in record else rounds
+    known = settings | {"config": settings["config"] | {"rounds": min(before, rounds)}}
+    bind(folder, known, key="settings", facts=lambda: {"finished": False})
+    if rounds > before:
+        write_json(file, stored | {"settings": settings})
 
 
 def _require_scale(examples: Sequence[Example], scale: int) -> None:
@@ -154,8 +222,12 @@ def _require_scale(examples: Sequence[Example], scale: int) -> None:
 class _Run:
     """One session of a run."""
 
-    def __init__(self, recipe: Recipe, tuning: Tuning, monitor: Monitor | None, *, is_main: bool) -> None:
+    def __init__(
+        self, recipe: Recipe, tuning: Tuning, monitor: Monitor | None, *, is_main: bool,
+        on_round: Callable[[dict[str, float]], object] | None = None,
+    ) -> None:  # fmt: skip
         self.recipe, self.tuning, self.monitor, self.is_main = recipe, tuning, monitor, is_main
+        self.on_round = on_round
         self.algorithm: Algorithm = recipe.algorithm
         module = tuning.denoiser.module
         self.policy = AdapterState(module, POLICY)
@@ -170,8 +242,8 @@ class _Run:
             "progress": self.progress, "running": self.running,
         }  # fmt: skip
 
-    def go(self) -> TuneResult:
-        """Run what is missing."""
+    def go(self, restorer_options: dict[str, Any]) -> TuneResult:
+        """Run what is missing. restorer_options: see `TuneResult`."""
         done = self.run.load(self.parts)
         if self.is_main:
             for name in ("log.jsonl", "monitor.jsonl"):
@@ -191,13 +263,13 @@ class _Run:
             while done < total and not self.progress.stopped:
                 done = self._round(done)
                 count(1)
-        return self._finish(done)
+        return self._finish(done, restorer_options)
 
     def _round(self, number: int) -> int:
         began = time.monotonic()
         collected = self.algorithm.collect(self.tuning, number)
         losses, count = self.updates.take(collected, number)
-        report = collected.report | losses
+        report = merged(gather(collected.report)) | losses
         self.progress.updates += count
         self.algorithm.after_round(self.tuning, self.progress.updates)
         self.progress.seconds += time.monotonic() - began
@@ -206,7 +278,10 @@ class _Run:
         if self.monitor is not None and (done % self.recipe.monitor.every == 0 or done == config.rounds):
             self._look(done)
         if self.is_main:
-            self.run.log({"round": done} | finite(report) | self.running.means)
+            row = {"round": done} | finite(report) | self.running.means
+            self.run.log(row)
+            if self.on_round is not None:
+                self.on_round(row)
             if done % config.save_every == 0 or done == config.rounds or self.progress.stopped:
                 self.run.save(done, self.parts)
         return done
@@ -235,8 +310,14 @@ class _Run:
         plot_reward(read_lines(folder / "monitor.jsonl"), held_out, folder / "reward_vs_held_out.png")
         draw_strip(folder / "looks", folder / "strip.png")
 
-    def _finish(self, done: int) -> TuneResult:
-        """Put the result's weights on the adapter and write them."""
+    def _finish(self, done: int, restorer_options: dict[str, Any]) -> TuneResult:
+        """Put the result's weights on the adapter and write them. Raises NothingLearned where there are none."""
+        if self.progress.updates == 0:
+            raise NothingLearned(
+                f"{self.tuning.folder}: {done} rounds and no update, so the model is its base: in every round all "
+                "groups were tied or saturated, or could not be scored, as log.jsonl tells; take a reward that tells "
+                "candidates apart, more num_samples, or vary_sharpness above 0"
+            )
         best = self.monitor is not None and (self.recipe.monitor.stop or self.progress.stopped)
         if best:
             self.policy.load_state_dict(self.progress.best)
@@ -246,17 +327,19 @@ class _Run:
         result = TuneResult(
             folder=folder, pipeline=folder / "pipeline", lora=folder / "lora", rounds=done,
             best_round=self.progress.best_round if best else done, alarms=tuple(self.progress.alarms),
-            seconds=self.progress.seconds,
+            seconds=self.progress.seconds, restorer_options=restorer_options,
         )  # fmt: skip
         if self.is_main:
             save_lora(self.tuning.denoiser, result.lora)
             _save_pipeline(self.tuning, result.pipeline)
-            reward = self.progress.best_reward
+            looks = [] if self.monitor is None else read_lines(folder / "monitor.jsonl")
+            reward = next((look.get("reward") for look in looks if look["round"] == result.best_round), None)
             write_json(folder / "result.json", {
                 "rounds": done, "best_round": result.best_round, "updates": self.progress.updates,
-                "best_reward": plain(reward), "alarms": list(result.alarms),
+                "best_reward": reward, "alarms": list(result.alarms),
                 "signals_without_limit": [] if self.monitor is None else list(self.monitor.left_out),
                 "first_alarm_round": self.progress.alarm_round or None, "seconds": round(result.seconds, 3),
+                "restorer": restorer_options,
             })  # fmt: skip
         agree(None)  # nobody reads the folder before it is written
         return result
@@ -274,7 +357,7 @@ def _save_pipeline(tuning: Tuning, folder: Path) -> None:
 
 def _settings(
     recipe: Recipe, pipeline: Any, module: torch.nn.Module, reward: Reward, examples: Sequence[Example],
-    validation: Sequence[Example] | None,
+    validation: Sequence[Example] | None, num_processes: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what a run is made of: another one must not continue in its folder."""
 
@@ -289,7 +372,7 @@ def _settings(
                    if component is not module},
         "pairs": None if (pairs := getattr(recipe.algorithm, "pairs_file", None)) is None else file_digest(pairs),
         "examples": digests(examples), "validation": None if validation is None else digests(validation),
-    }  # fmt: skip
+    } | ({"processes": num_processes} if num_processes > 1 else {})  # fmt: skip
 
 
 def _state_of(component: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from restoration.tuning.algorithms.groups import refuse_failures
 from restoration.tuning.context import Asked, Collected, LossTerm, Part, Tuning
 from restoration.tuning.lora import EMA, weights_of
-from restoration.tuning.progress import all_sum
+from restoration.tuning.progress import all_sum, gather
 from restoration.tuning.sampler.denoising import truth_error
 from zoomiqa_reward.runs.progress import progress
 
@@ -37,8 +37,8 @@ class Updates:
         self._count = 0
 
     def take(self, collected: Collected, number: int) -> tuple[dict[str, float], int]:
-        """Take round `number`'s steps. Return the mean of what the losses reported, weighted by rows, and how many
-        steps there were: none where nothing was kept of a step's material.
+        """Take round `number`'s steps. Return the mean of what the losses reported, weighted by rows and over all
+        processes, and how many steps there were: none where nothing was kept of a step's material.
 
         Raises TooManyFailures where the losses asked for scores, and too many of the round's could not be measured.
         """
@@ -52,6 +52,10 @@ class Updates:
             losses = self._update([collected.parts[int(k)] for k in chunk], seeds, number, asked)
             rows += losses.pop("rows")
             sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
+        every = gather((sums, rows, asked))
+        rows = sum(own_rows for _, own_rows, _ in every)
+        asked = [scored for _, _, own_asked in every for scored in own_asked]
+        sums = {name: sum(own[name] for own, _, _ in every if name in own) for own, _, _ in every for name in own}
         means = {name: value / max(1, rows) for name, value in sums.items()}
         if asked:
             reasons = [why for scored in asked for why in scored.failures]
@@ -67,8 +71,7 @@ class Updates:
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {"rows": 0}
         for part, seed in zip(parts, seeds, strict=True):
-            with self.tuning.autocast():
-                term = self._term(part, torch.Generator().manual_seed(seed))
+            term = self._term(part, torch.Generator().manual_seed(seed))
             if term.asked is not None:
                 asked.append(term.asked)
             if term.value is None:

@@ -1,22 +1,25 @@
 """Learning what the drawing model expects under what a varied candidate saw: without the candidate's grain."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from test_tune_denoisers import nano
+from test_tune_denoisers import PIPELINES, nano
 from test_tune_training import ALGORITHMS, examples, recipe_of, reward_of, rows_of, run
 from test_tune_varied import SEEDS, detail, tuning
 
-from restoration.tuning import tune
+from restoration.tuning import Example, TuneConfig, tune
 from restoration.tuning.algorithms.dpo import DPO
 from restoration.tuning.algorithms.nft import NFT
 from restoration.tuning.algorithms.pairs import read_pairs, write_pairs
-from restoration.tuning.denoisers.base import Condition
-from restoration.tuning.sampler.denoising import expected_target
+from restoration.tuning.denoisers.base import Condition, denoiser_of
+from restoration.tuning.lora import add_lora
+from restoration.tuning.sampler.denoising import denoising_errors, expected_target
 from restoration.tuning.sampler.parametrisation import KINDS, noisy, target, to_noise, to_x0
-from restoration.tuning.sampler.rollout import Varied, draw_piece
+from restoration.tuning.sampler.rollout import Varied, draw_piece, generators_of
+from restoration.tuning.sampler.transitions import draw
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of libraries, while pipelines are saved
 
@@ -44,6 +47,64 @@ def test_the_target_means_the_image_that_is_expected_of_what_was_seen(tmp_path):
     inside = (shown > 1e-3) & (shown < 1 - 1e-3)  # where the candidate was clipped, its two x0 are two images
     assert float(inside.float().mean()) > 0.9
     torch.testing.assert_close(told[inside], seen[inside], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_of_a_varied_candidate_only_the_sharpness_differs(name, tmp_path, monkeypatch):
+    """Its noise is that of the same seed under the image as it is, also what the condition itself draws (SD-x4)."""
+    build, options, _ = PIPELINES[name]
+    run_of_it = replace(tuning(tmp_path), denoiser=denoiser_of(build(), **options))
+    example = Example(name="a", lq=torch.rand(3, 16, 16))
+    plain = draw_piece(run_of_it, example, SEEDS)
+    piece = draw_piece(run_of_it, example, SEEDS, vary_sharpness=1.0, expected=True)
+    assert torch.equal(piece.varied.x0_as_is, plain.trajectory.x0)
+    for name, tensor in plain.condition.given.items():
+        assert torch.equal(piece.condition.given[name], tensor)
+    monkeypatch.setattr("restoration.tuning.sampler.rollout.drawn_sharpness", lambda seed, amount: 0.0)
+    same = draw_piece(run_of_it, example, SEEDS, vary_sharpness=1.0, expected=True)
+    for name, tensor in plain.condition.given.items():
+        assert torch.equal(same.varied.condition.given[name], tensor)
+
+
+def test_the_noise_in_a_condition_is_not_that_of_the_sampler(tmp_path):
+    """SD-x4 draws both from one generator, one after the other."""
+    run_of_it = replace(tuning(tmp_path), denoiser=denoiser_of(PIPELINES["sd_x4"][0]()))
+    begun = []
+    begin = run_of_it.denoiser.begin
+    run_of_it.denoiser.denoiser.begin = lambda noise, *rest: begun.append(noise) or begin(noise, *rest)
+    draw_piece(run_of_it, Example(name="a", lq=torch.rand(3, 16, 16)), SEEDS, vary_sharpness=1.0, expected=True)
+    assert len(begun) == 2
+    assert torch.equal(*begun)
+    in_condition = draw((3, 16, 16), generators_of(SEEDS), torch.device("cpu"))
+    assert not bool((begun[0][:, :3] == in_condition).any())
+
+
+@pytest.mark.integration
+def test_dpo_tells_both_sides_of_one_noise(tmp_path, monkeypatch):
+    seen = []
+
+    def spied(denoiser, varied, noise, levels):
+        seen.append(varied.condition)
+        return expected_target(denoiser, varied, noise, levels)
+
+    def errors(denoiser, condition, *rest):
+        seen.append(condition)
+        return denoising_errors(denoiser, condition, *rest)
+
+    monkeypatch.setattr("restoration.tuning.algorithms.dpo.expected_target", spied)
+    monkeypatch.setattr("restoration.tuning.algorithms.dpo.denoising_errors", errors)
+    config = TuneConfig(steps=4, crop_px=None, vary_sharpness=1.0, expected_targets=True)
+    run_of_it = replace(tuning(tmp_path), denoiser=denoiser_of(PIPELINES["sd_x4"][0]()), config=config)
+    add_lora(run_of_it.denoiser, 2, 2)
+    algorithm = DPO()
+    algorithm.prepare(run_of_it)
+    [part] = algorithm.collect(run_of_it, 0).parts
+    monkeypatch.setattr("restoration.tuning.algorithms.dpo.drawn_sharpness", lambda seed, amount: 0.0)
+    part.loss(torch.Generator().manual_seed(0))
+    assert len(seen) == 3
+    assert all(torch.equal(condition.given["noised"], seen[0].given["noised"]) for condition in seen)
+    winners, losers = seen[0].given["noised"].chunk(2)
+    assert torch.equal(winners, losers)
 
 
 def test_of_a_candidate_that_saw_the_image_as_it_is_nothing_is_learned(tmp_path):

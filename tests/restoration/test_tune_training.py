@@ -22,7 +22,7 @@ from restoration.restorer.restorer import Restorer
 from restoration.selection.best_of_n import best_of_n
 from restoration.tuning import Example, MonitorConfig, Recipe, TuneConfig, tune
 from restoration.tuning.algorithms.dpo import DPO
-from restoration.tuning.algorithms.groups import TooManyFailures
+from restoration.tuning.algorithms.groups import NothingLearned, TooManyFailures
 from restoration.tuning.algorithms.grpo import GRPO
 from restoration.tuning.algorithms.nft import NFT
 from restoration.tuning.algorithms.pairs import pairs_from_best_of_n, read_pairs, write_pairs
@@ -95,8 +95,8 @@ def test_every_algorithm_leaves_a_restorer_with_a_better_reward(name, tmp_path):
     result = run(algorithm, tmp_path, rounds=5, **changes)
     assert result.rounds == result.best_round == 5
     lq = examples()[0].lq
-    base = Restorer.from_pretrained(nano(), device="cpu", steps=4)
-    tuned = result.restorer(device="cpu", steps=4)
+    base = Restorer.from_pretrained(nano(), device="cpu", **result.restorer_options)
+    tuned = result.restorer(device="cpu")
     means = [
         float(torch.stack([one.image for one in restorer.restore(lq, range(6))]).mean()) for restorer in (base, tuned)
     ]
@@ -280,10 +280,13 @@ def test_a_ground_truth_of_another_size_is_named_before_the_work(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_a_constant_reward_changes_nothing(tmp_path):
-    result = run(GRPO(), tmp_path, reward_of(lambda image: image.mean() * 0 + 0.5, fingerprint="constant"))
-    assert [row["tied_groups"] for row in rows_of(result.folder)] == [2, 2, 2]
-    assert json.loads((tmp_path / "result.json").read_text())["updates"] == 0
+def test_a_run_that_made_no_update_is_no_success(tmp_path):
+    constant = reward_of(lambda image: image.mean() * 0 + 0.5, fingerprint="constant")
+    for _ in range(2):  # nor is the finished one that is asked for again
+        with pytest.raises(NothingLearned, match="3 rounds and no update"):
+            run(GRPO(), tmp_path, constant)
+    assert [row["tied_groups"] for row in rows_of(tmp_path)] == [2, 2, 2]
+    assert not (tmp_path / "result.json").exists()
 
 
 def test_checkpointing_offload_and_bf16_run(tmp_path):
@@ -341,7 +344,8 @@ from restoration.tuning.trainer import _Run
 from test_tune_training import NFT, run
 out, rank = pathlib.Path(sys.argv[1]), os.environ["RANK"]
 kept = []
-_Run._finish = lambda self, done, finish=_Run._finish: (kept.append(self.policy.state_dict()), finish(self, done))[1]
+finish = _Run._finish
+_Run._finish = lambda self, *given: (kept.append(self.policy.state_dict()), finish(self, *given))[1]
 run(NFT(), out, rounds=2, images_per_round=2)
 torch.save(kept[0], out.parent / f"{rank}.pt")
 """
@@ -355,8 +359,9 @@ def test_two_processes_hold_one_model(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    paths = [ROOT, ROOT / "tests", ROOT / "tests" / "support", ROOT / "tests" / "restoration"]
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+        "PYTHONPATH": os.pathsep.join(map(str, paths)), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     started = [
@@ -370,6 +375,6 @@ def test_two_processes_hold_one_model(tmp_path):
     rows = rows_of(tmp_path / "run")
     assert [row["round"] for row in rows] == [1, 2]
     assert json.loads((tmp_path / "run/result.json").read_text())["updates"] == 2
-    assert rows[0]["kept"] == 4  # the main process's half: one image
+    assert rows[0]["kept"] == 8  # of both processes
     [one, other] = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -1,8 +1,9 @@
-"""A training run's time."""
+"""A training run's time and state."""
 
 import pytest
+import torch
 
-from zoomiqa_reward.runs.training_folder import TimeBudget
+from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans, TimeBudget
 
 
 def test_a_clock_that_goes_on_spends_only_the_rest():
@@ -14,3 +15,16 @@ def test_a_clock_that_goes_on_spends_only_the_rest():
     again = TimeBudget(10.0, now)  # at 100
     again.load_state_dict(state)  # at 104
     assert again.progress == pytest.approx(0.7)
+
+
+def test_a_state_is_read_to_the_cpu_whatever_device_it_was_on(tmp_path, monkeypatch):
+    """So a run of a GPU goes on where there is none."""
+    means, given = RunningMeans(), []
+    means.update({"loss": 2.0})
+    RunFolder(tmp_path / "run").save(3, {"means": means})
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **options: given.append(options) or load(*args, **options))
+    again = RunningMeans()
+    assert RunFolder(tmp_path / "run").load({"means": again}) == 3
+    assert again.means == {"loss": 2.0}
+    assert given[0]["map_location"] == "cpu"

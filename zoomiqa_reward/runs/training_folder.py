@@ -25,7 +25,8 @@ class RunFolder:
         file = self.folder / "state.pt"
         if not file.exists():
             return 0
-        state = torch.load(file, weights_only=True)
+        # On the CPU first: the state may be that of a GPU which this machine does not have.
+        state = torch.load(file, map_location="cpu", weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(state[name])
         return int(state["step"])

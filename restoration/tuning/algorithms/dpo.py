@@ -7,7 +7,7 @@ lie in `pairs.parquet` of the run folder; a file of one's own takes their place.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -23,13 +23,24 @@ from restoration.tuning.algorithms.pairs import PreferencePair, mine_pairs, read
 from restoration.tuning.config import TuneConfig
 from restoration.tuning.context import Collected, LossTerm, Part, Tuning
 from restoration.tuning.data import Example, pick_crops
+from restoration.tuning.denoisers.base import Condition
 from restoration.tuning.lora import POLICY, reference
 from restoration.tuning.sampler.denoising import denoising_errors, expected_target, random_noise
-from restoration.tuning.sampler.rollout import Varied, convert_prediction, draw_candidates, draw_piece, encode, score
+from restoration.tuning.sampler.rollout import (
+    Varied,
+    convert_prediction,
+    draw_candidates,
+    draw_piece,
+    encode,
+    generators_of,
+    score,
+)
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.model.pairs import pair_probabilities
+from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import fingerprint_of
 from zoomiqa_reward.rewards.normalise import group_keys
+from zoomiqa_reward.rewards.restorations import PREFIX
 from zoomiqa_reward.runs.progress import progress
 
 MAX_LATENTS = 512
@@ -49,6 +60,22 @@ def dpo_loss(winner: Tensor, loser: Tensor, winner_base: Tensor, loser_base: Ten
     tensor([0.6931])
     """
     return -logsigmoid(-beta / 2 * ((winner - winner_base) - (loser - loser_base)))
+
+
+def probabilities_of(scores: Scores) -> Tensor:
+    """Return float64 [candidates, candidates] that the row is better than the column, of the scores of one group.
+
+    As `pair_probabilities`; a candidate without content, the worst of the group by rule, has no distribution and loses
+    to each of the others for certain. NaN where one was not measured. Raises ValueError for scores without deviation.
+    """
+    is_blank = torch.tensor([why is not None and why.startswith(PREFIX) for why in scores.errors])
+    is_blank &= scores.valid.cpu()
+    is_measured = scores.valid.cpu() & ~is_blank
+    alone = replace(scores, valid=is_measured.to(scores.valid.device))
+    probabilities = pair_probabilities(alone).cpu()
+    probabilities[is_measured[:, None] & is_blank[None]] = 1.0
+    probabilities[is_blank[:, None] & is_measured[None]] = 0.0
+    return probabilities
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +111,10 @@ class DPO:
             raise ValueError(f"min_probability={self.min_probability}: must be at least 0 and below 1")
 
     def prepare(self, tuning: Tuning) -> None:
-        """Mine the pairs, or read them. Raises ValueError where there are none, or where an image is missing."""
+        """Mine the pairs, or read them.
+
+        Raises ValueError where there are none, where an image is missing, and for files of another size.
+        """
         crops = pick_crops(tuning.examples, len(tuning.examples), tuning.config.crop_px, (tuning.seed(1),))
         keys = group_keys([item.lq for item in crops], [item.prompt for item in crops])
         file = self.pairs_file
@@ -114,8 +144,22 @@ class DPO:
                 raise ValueError(f"{file}: no training image has the hash {item.lr_hash}; give the images it is of")
         if tuning.config.expected_targets and any(item.file_winner is not None for item in pairs):
             raise ValueError(f"{file}: expected_targets needs candidates drawn from seeds, and these are files")
+        self._check_files(file, pairs, tuning.denoiser.scale)
         if not self._held:
             raise ValueError(f"{file}: no pairs; all groups were tied or could not be measured")
+
+    def _check_files(self, file: Path, pairs: Sequence[PreferencePair], scale: int) -> None:
+        """Raise ValueError for a candidate's file that is not as large as what the pipeline makes of its image."""
+        files = {(pair.lr_hash, path) for pair in pairs for path in (pair.file_winner, pair.file_loser) if path}
+        for key, path in sorted(files):
+            if (example := self._images.get(key)) is None:
+                continue
+            wanted = [scale * side for side in example.lq.shape[1:]]
+            if (shape := list(load_image(path).shape[1:])) != wanted:
+                raise ValueError(
+                    f"{file}: {path} has {shape[1]} x {shape[0]} px, and the pipeline makes {wanted[1]} x {wanted[0]} "
+                    f"of its image, {scale} times as large; give pairs of a restorer with that scale"
+                )
 
     def collect(self, tuning: Tuning, number: int) -> Collected:
         """Choose a round's pairs and make their latents again from their seeds."""
@@ -147,7 +191,7 @@ class DPO:
                     [float(v) if ok else float("nan") for v, ok in zip(scores.value, scores.valid, strict=True)],
                     drawn.seeds, lr_hash=drawn.keys[0], prompt=example.prompt, reward=fingerprint_of(tuning.reward),
                     share=self.share, min_probability=self.min_probability,
-                    probabilities=pair_probabilities(scores) if self.min_probability > 0 else None,
+                    probabilities=probabilities_of(scores) if self.min_probability > 0 else None,
                 )  # fmt: skip
         return pairs
 
@@ -171,12 +215,17 @@ class DPO:
             self._latents.pop(next(iter(self._latents)))
         return latent.to(tuning.device)
 
-    def _varied(self, tuning: Tuning, example: Example, pairs: list[PreferencePair], latents: Tensor) -> Varied:
-        """What winners and then losers saw, told of the winners' own states for both: only what was seen differs."""
+    def _varied(
+        self, tuning: Tuning, example: Example, pairs: list[PreferencePair], latents: Tensor, plain: Condition,
+        noise_seeds: list[int],
+    ) -> Varied:  # fmt: skip
+        """What winners and then losers saw, told of the winners' own states for both: only the sharpness differs.
+
+        plain: the condition of both under the image as it is. noise_seeds: of the noise in it, one per pair.
+        """
         seeds = [pair.seed_winner for pair in pairs] + [pair.seed_loser for pair in pairs]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         amounts = [drawn_sharpness(seed, tuning.config.vary_sharpness) for seed in seeds]
-        plain, seen = encode(tuning, example, generators), encode(tuning, example, generators, amounts)
+        seen = encode(tuning, example, generators_of([*noise_seeds, *noise_seeds]), amounts)
         latents = torch.cat([latents, latents])
         return Varied(condition=seen, x0_as_is=latents, x0=convert_prediction(tuning, latents, plain, seen))
 
@@ -192,7 +241,7 @@ class DPO:
         ]
         rows = len(pairs)
         seeds = torch.randint(2**62, (rows,), generator=generator).tolist()
-        condition = encode(tuning, example, [torch.Generator().manual_seed(seed) for seed in seeds])
+        condition = encode(tuning, example, generators_of(seeds))
         both = condition.rows([*range(rows), *range(rows)])
         noise = random_noise(sides[0], generator, tuning.config.temperature).repeat(2, *[1] * (sides[0].ndim - 1))
         times, alphas, sigmas = (
@@ -202,7 +251,7 @@ class DPO:
         x0, wanted = torch.cat(sides), None
         with torch.no_grad(), reference(tuning.denoiser.module):
             if tuning.config.expected_targets:
-                varied = self._varied(tuning, example, pairs, sides[0])
+                varied = self._varied(tuning, example, pairs, sides[0], both, seeds)
                 x0, wanted = varied.x0_as_is, expected_target(tuning.denoiser, varied, noise, levels)
             base = denoising_errors(tuning.denoiser, both, x0, noise, levels, wanted)
         now = denoising_errors(tuning.denoiser, both, x0, noise, levels, wanted)

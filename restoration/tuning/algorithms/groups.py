@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from restoration.tuning.config import TuneConfig
 from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.normalise import FLAT, group_index, with_finite_best
@@ -27,6 +28,10 @@ count as near the top."""
 
 class TooManyFailures(ZoomIQAError, RuntimeError):
     """So many scores could not be measured that what is left would be a biased sample."""
+
+
+class NothingLearned(ZoomIQAError, RuntimeError):
+    """A whole run made no update, so what it would leave is its base model."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,6 +88,14 @@ def group_advantages(
     kept = ~advantages.isnan()
     return Advantages(value=advantages.float(), kept=kept, num_groups=len(set(keys)), num_failed=int((~valid).sum()),
                       num_tied=tied, num_saturated=saturated)  # fmt: skip
+
+
+def require_groups(config: TuneConfig, name: str) -> None:
+    """Raise ValueError where an image has one candidate: an algorithm that compares would drop every group."""
+    if config.num_samples < 2:
+        raise ValueError(
+            f"num_samples={config.num_samples}: {name} compares the candidates of an image, so it needs 2 or more"
+        )
 
 
 def check_failures(scores: Scores, max_failure_rate: float) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from restoration.tuning.algorithms.groups import group_advantages
+from restoration.tuning.algorithms.groups import group_advantages, require_groups
 from restoration.tuning.context import Collected, LossTerm, Part, Tuning
 from restoration.tuning.data import pick_crops
 from restoration.tuning.lora import POLICY, reference
@@ -52,11 +52,14 @@ class GRPO:
     """Random steps that enter the loss, drawn anew each round; None: all."""
 
     def __post_init__(self) -> None:
-        if self.clip <= 0 or self.advantage_clip <= 0 or self.kl < 0 or (self.loss_steps or 1) < 1:
-            raise ValueError(f"{self}: clip, advantage_clip and loss_steps must be above 0, kl at least 0")
+        if self.clip <= 0 or self.advantage_clip <= 0 or self.kl < 0:
+            raise ValueError(f"{self}: clip and advantage_clip must be above 0, kl at least 0")
+        if self.loss_steps is not None and self.loss_steps < 1:
+            raise ValueError(f"loss_steps={self.loss_steps}: must be at least 1, or None for all random steps")
 
     def prepare(self, tuning: Tuning) -> None:
-        """Raise ValueError for varied candidates."""
+        """Raise ValueError for varied candidates, and for a single one."""
+        require_groups(tuning.config, self.name)
         refuse_varied(tuning.config, self.name)
 
     def collect(self, tuning: Tuning, number: int) -> Collected:

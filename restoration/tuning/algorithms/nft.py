@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from restoration.tuning.algorithms.groups import group_advantages
+from restoration.tuning.algorithms.groups import group_advantages, require_groups
 from restoration.tuning.context import Collected, LossTerm, Part, Tuning
 from restoration.tuning.data import pick_crops
 from restoration.tuning.lora import OLD, POLICY, copy_adapter, reference, use_adapter
@@ -74,7 +74,8 @@ class NFT:
             raise ValueError(f"{self}: beta and advantage_clip must be above 0, kl at least 0")
 
     def prepare(self, tuning: Tuning) -> None:
-        """Nothing comes before the first round."""
+        """Raise ValueError for a single candidate."""
+        require_groups(tuning.config, self.name)
 
     def collect(self, tuning: Tuning, number: int) -> Collected:
         """Draw a round with `old` and score it."""

@@ -143,13 +143,16 @@ def pairs_from_best_of_n(
     """Return the pairs of a finished or unfinished best-of-N folder, unweighted, with the files of its images.
 
     image_lq: the image that it restored. prompt: as the tuning run will call it. Candidates that are copies of
-    another, or were not measured, are left out. Raises ValueError where `image_lq` is another image.
+    another, or were not measured, are left out. After a cascade the order is that of the run: the two rewards have two
+    scales, so the scores are the ranks, negated. Raises ValueError where `image_lq` is another image, and where a
+    cascade has begun whose run is not finished.
     """
     from restoration.selection.best_of_n import image_digest
-    from zoomiqa_reward.runs.json_lines import read_lines
+    from zoomiqa_reward.runs.json_lines import as_float, read_lines
 
     image = load_image(image_lq)
-    settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"]
+    report = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    settings = report["settings"]
     if settings["image"] != image_digest(image.detach().cpu()):
         raise ValueError(f"{folder} restored another image than the one given: their pixels differ")
     rows = [
@@ -157,9 +160,21 @@ def pairs_from_best_of_n(
         if row["valid"] and row["file"] is not None and row["same_as"] is None
     ]  # fmt: skip
     [key] = group_keys([image], [prompt])
+    scores, reward = [as_float(row["score"]) for row in rows], settings["reward"]["fingerprint"]
+    if cascaded := read_lines(folder / "cascade.jsonl"):
+        if "ranking" not in report:
+            raise ValueError(
+                f"{folder}: a second reward has scored some candidates, and the run was not finished, so their order "
+                "is not known; run the same best-of-N again to finish it"
+            )
+        ranking = {entry["index"]: entry for entry in report["ranking"]}
+        if any(entry["cascade_score"] is not None for entry in ranking.values()):
+            rows = [row for row in rows if row["index"] in ranking]
+            scores = [-float(ranking[row["index"]]["rank"]) for row in rows]
+            reward = f"{reward}, then {cascaded[-1]['reward']}"
     return mine_pairs(
-        [row["score"] for row in rows], [row["seed"] for row in rows], lr_hash=key, prompt=prompt, share=share,
-        reward=settings["reward"]["fingerprint"], files=[str(folder / row["file"]) for row in rows],
+        scores, [row["seed"] for row in rows], lr_hash=key, prompt=prompt, share=share, reward=reward,
+        files=[str(folder / row["file"]) for row in rows],
     )  # fmt: skip
 
 

@@ -16,13 +16,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from restoration.tuning.config import TuneConfig
 from restoration.tuning.context import Asked, Collected, LossTerm, Part, Tuning
 from restoration.tuning.data import Example, pick_crops
 from restoration.tuning.denoisers.base import Condition
 from restoration.tuning.lora import POLICY
-from restoration.tuning.sampler.rollout import eight_bit, encode, refuse_varied, reward_inputs
+from restoration.tuning.sampler.rollout import eight_bit, encode, generators_of, refuse_varied, reward_inputs
 from restoration.tuning.sampler.transitions import draw, sample, transition
 from zoomiqa_reward.model.ratings import Scores
+from zoomiqa_reward.rewards.base import is_groupwise
 from zoomiqa_reward.rewards.restorations import PREFIX, as_worst, ask_restorations
 
 
@@ -61,6 +63,12 @@ def away_from_nothing(scores: Scores, images: Tensor, lq: Tensor, tau: float, wi
     return scores.value.index_copy(0, empty.nonzero().flatten(), pulled.to(scores.value))
 
 
+def _chunks(config: TuneConfig) -> list[int]:
+    """Return how many candidates of an image are drawn and scored at once, pass by pass."""
+    size = config.rows_at_once
+    return [min(size, config.num_samples - start) for start in range(0, config.num_samples, size)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RewardGradient:
     """Settings."""
@@ -84,7 +92,9 @@ class RewardGradient:
             raise ValueError(f"{self}: low_frequency must be 0 or more")
 
     def prepare(self, tuning: Tuning) -> None:
-        """Raise ValueError for a reward without gradient, or one without a top and no tau."""
+        """Raise ValueError for a reward without gradient, or without a top and no tau, or that compares candidates of
+        which one is drawn alone.
+        """
         reward = tuning.reward
         refuse_varied(tuning.config, self.name)
         if not reward.differentiable:
@@ -96,19 +106,23 @@ class RewardGradient:
             raise ValueError(f"reward {reward.name!r} has no largest value: give tau")
         if tuning.config.offload:
             raise ValueError("reward_gradient needs the pipeline and the reward side by side: switch offload off")
+        if is_groupwise(reward) and min(_chunks(tuning.config)) < 2:
+            raise ValueError(
+                f"reward {reward.name!r} compares the candidates that are drawn at once, and of num_samples="
+                f"{tuning.config.num_samples} by rows_at_once={tuning.config.rows_at_once} one would be alone, without "
+                "a gradient; take numbers that leave 2 or more in each pass, or terms that are 'raw'"
+            )
         if tuning.config.steps < self.grad_steps:
             raise ValueError(f"grad_steps={self.grad_steps}: there are only {tuning.config.steps} steps")
 
     def collect(self, tuning: Tuning, number: int) -> Collected:
         """Choose a round's images; they are drawn inside the loss."""
         examples = pick_crops(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
-        size = tuning.config.rows_at_once
-        chunks = [min(size, tuning.config.num_samples - start) for start in range(0, tuning.config.num_samples, size)]
         return Collected(
             parts=[
                 Part(loss=partial(self._loss, tuning, example, rows), example=example)
                 for example in examples
-                for rows in chunks
+                for rows in _chunks(tuning.config)
             ]
         )
 
@@ -117,7 +131,7 @@ class RewardGradient:
 
     def _loss(self, tuning: Tuning, example: Example, rows: int, generator: torch.Generator) -> LossTerm:
         seeds = torch.randint(2**62, (rows,), generator=generator).tolist()
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = generators_of(seeds)
         condition = encode(tuning, example, generators)
         images = self._images(tuning, condition, generators, generator)
         if not bool(images.isfinite().all()):  # their gradient would spoil all weights

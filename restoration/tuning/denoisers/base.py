@@ -1,17 +1,20 @@
 """What an algorithm sees of a pipeline: a `Denoiser`.
 
-A new pipeline is one file with `build(pipeline, **options)` and its line in `PIPELINES`.
+A pipeline of your own is a class with these members, and `tune(..., denoiser=YourDenoiser(pipeline))`. To ship one, add
+a file with `build(pipeline, **options)` and its line in `PIPELINES`.
 """
 
 import importlib
-from collections.abc import Sequence
-from contextlib import ExitStack
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from restoration.tuning.config import TuneConfig
 from restoration.tuning.sampler.transitions import NoisePath, Schedule
 
 PIPELINES = {
@@ -63,6 +66,9 @@ class Denoiser(Protocol):
     """Period in output pixels at which grid artefacts would show."""
     lora_targets: tuple[str, ...]
     """Name endings of the layers that a LoRA goes on by default; empty: all linear layers and convolutions."""
+    restorer_options: dict[str, Any]
+    """Options of `Restorer.from_pretrained` with which the pipeline's own call restores as this denoiser does: JSON
+    values such as guidance_scale. `restorer_options_of` adds those of the sampler."""
 
     def encode(self, lq: Tensor, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Condition:
         """Return the condition of BCHW images in [0, 1]; a generator per row for what is random in it."""
@@ -110,9 +116,61 @@ def denoiser_of(pipeline: Any, **options: Any) -> Denoiser:
             freeze(pipeline)
             return denoiser
     raise ValueError(
-        f"{names[0]} cannot be tuned: known are {', '.join(sorted(PIPELINES))}; a new one is a file in "
-        "restoration/tuning/denoisers and a line of PIPELINES in restoration/tuning/denoisers/base.py"
+        f"{names[0]} cannot be tuned: known are {', '.join(sorted(PIPELINES))}; for another one write a class with "
+        "the members of `restoration.tuning.denoisers.base.Denoiser`, and give tune(denoiser=) an object of it"
     )
+
+
+def restorer_options_of(denoiser: Denoiser, config: TuneConfig) -> dict[str, Any]:
+    """Return the options of `Restorer.from_pretrained` with which the pipeline restores as it is tuned and monitored.
+
+    Those of the denoiser, and of the sampler's steps, eta and temperature those that the pipeline's call takes.
+    Raises ValueError for a temperature that the call cannot take: the scored images would not be those that it makes.
+    """
+    accepted = inspect.signature(type(denoiser.pipeline).__call__).parameters
+    if config.temperature != 1 and "temperature" not in accepted:
+        raise ValueError(
+            f"temperature={config.temperature}: {type(denoiser.pipeline).__name__} always draws with all of its noise, "
+            "at temperature 1. The nano_* recipes are for the embedded restorer; take the sdx4_* recipe of that "
+            "algorithm for other pipelines, with pipeline= or --restorer, or set temperature=1"
+        )
+    sampler = {"steps": ("num_inference_steps", config.steps), "eta": ("eta", config.eta),
+               "temperature": ("temperature", config.temperature)}  # fmt: skip
+    taken = {name: value for name, (argument, value) in sampler.items() if argument in accepted}
+    return taken | denoiser.restorer_options
+
+
+class _Autocasting:
+    """A denoiser whose `predict` runs under an autocast; everything else is the denoiser's own."""
+
+    def __init__(self, denoiser: Denoiser, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
+        self.denoiser, self.autocast = denoiser, autocast
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.denoiser, name)
+
+    def predict(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        """See `Denoiser`."""
+        with self.autocast():
+            return self.denoiser.predict(x_t, time, condition)
+
+
+def with_autocast(denoiser: Denoiser, autocast: Callable[[], AbstractContextManager[Any]]) -> Denoiser:
+    """Return the denoiser with `predict` under that context, and nothing else: an autoencoder in bfloat16 would
+    change images by several 8-bit levels.
+    """
+    own = denoiser.denoiser if isinstance(denoiser, _Autocasting) else denoiser
+    return cast(Denoiser, _Autocasting(own, autocast))
+
+
+def require_denoiser(denoiser: Denoiser) -> None:
+    """Raise ValueError that names what an object lacks to be a `Denoiser`."""
+    members = [*Denoiser.__annotations__, *(name for name in vars(Denoiser) if not name.startswith("_"))]
+    if missing := [name for name in members if not hasattr(denoiser, name)]:
+        raise ValueError(
+            f"denoiser={type(denoiser).__name__} lacks {', '.join(missing)}; `restoration.tuning.denoisers.base."
+            "Denoiser` says what each of them is"
+        )
 
 
 def freeze(pipeline: Any) -> None:
@@ -123,7 +181,15 @@ def freeze(pipeline: Any) -> None:
 
 
 def pad_to(images: Tensor, height: int, width: int) -> Tensor:
-    """Return BCHW images as float32, their far edges repeated up to that size."""
+    """Return BCHW images as float32, their far edges repeated up to that size.
+
+    Raises ValueError for images that are larger: padding by less than nothing would cut them.
+    """
+    if images.shape[-2] > height or images.shape[-1] > width:
+        raise ValueError(
+            f"images of {images.shape[-1]} x {images.shape[-2]} px cannot be padded to {width} x {height}: give images "
+            "as large as the pipeline makes of the low-quality image"
+        )
     space = (0, width - images.shape[-1], 0, height - images.shape[-2])
     return nn.functional.pad(images.float(), space, mode="replicate")
 

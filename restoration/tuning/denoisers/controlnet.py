@@ -59,6 +59,11 @@ class ControlDenoiser:
         self._stride = self.patch_px * 2 ** (len(self.module.config.block_out_channels) - 1)
         self._strength, self._control, self._from_image = strength, control_scale, starts_from_image
         self._guidance, self._negative = guidance, negative
+        self.restorer_options: dict[str, Any] = {
+            "scale": scale, "controlnet_conditioning_scale": control_scale, "guidance_scale": guidance,
+        }  # fmt: skip
+        self.restorer_options |= {"strength": strength} if starts_from_image else {}
+        self.restorer_options |= {"negative_prompt": negative} if negative else {}
 
     @torch.no_grad()
     def encode(self, lq: Tensor, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Condition:

@@ -1,7 +1,8 @@
 """`StableDiffusion3Img2ImgPipeline`: a flow transformer (SD3Transformer2DModel) that starts from the enlarged image.
 
 The LR image is enlarged by bicubic interpolation and encoded; sampling begins at the noise level that `strength`
-names, as the pipeline does, so the path is a tail of the whole one. No guidance while training.
+names, as the pipeline does, so the path is a tail of the whole one. No guidance, neither while training nor of the
+tuned pipeline.
 """
 
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ class SD3Denoiser:
         self.pipeline, self.module = pipeline, pipeline.transformer
         self.schedule = Schedule(pipeline.scheduler)
         self.scale, self._strength = scale, strength
+        self.restorer_options: dict[str, Any] = {"scale": scale, "strength": strength, "guidance_scale": 1.0}
         self.patch_px = int(pipeline.vae_scale_factor) * int(self.module.config.patch_size)
 
     @torch.no_grad()

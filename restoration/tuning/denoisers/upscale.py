@@ -2,7 +2,8 @@
 
 The pipeline noises the LR image at `noise_level`; that noise belongs to a candidate and is drawn from its generator.
 Training and sampling here go without classifier-free guidance unless `guidance_scale` is above 1, which doubles the
-time; the pipeline's own default of 9 is for a text prompt that describes the image.
+time; the pipeline's own default of 9 is for a text prompt that describes the image. A tuned pipeline is called with
+what it was tuned with (`restorer_options`).
 """
 
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ class UpscaleDenoiser:
         self.scale = self.patch_px = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
         self._stride = 2 ** (len(self.module.config.block_out_channels) - 1)
         self._noise_level, self._guidance, self._negative = noise_level, guidance_scale, negative_prompt
+        self.restorer_options: dict[str, Any] = {"noise_level": noise_level, "guidance_scale": guidance_scale}
+        self.restorer_options |= {"negative_prompt": negative_prompt} if negative_prompt else {}
 
     @torch.no_grad()
     def encode(self, lq: Tensor, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Condition:

@@ -199,15 +199,13 @@ class Monitor:
             rows = self.config.num_seeds
             condition = encode(self.tuning, example, [generator] * rows)
             clean = _yardstick(example, denoiser.scale).to(self.tuning.device)
-            with self.tuning.autocast():
-                x0 = denoiser.encode_target(clean, condition)
+            x0 = denoiser.encode_target(clean, condition)
             x0 = x0.expand(rows, *x0.shape[1:])
             times, alphas, sigmas = denoiser.schedule.draw(rows, generator)
             x_t = noisy(x0, random_noise(x0, generator, self.tuning.config.temperature), alphas, sigmas)
-            with self.tuning.autocast():
-                now = denoiser.predict(x_t, times, condition)
-                with reference(denoiser.module):
-                    base = denoiser.predict(x_t, times, condition)
+            now = denoiser.predict(x_t, times, condition)
+            with reference(denoiser.module):
+                base = denoiser.predict(x_t, times, condition)
             gaps.append(float((now - base).square().mean()))
             sizes.append(float(base.square().mean()))
         return sum(gaps) / sum(sizes)
@@ -220,7 +218,7 @@ class Monitor:
 
     def _features(self, example: Example, images: Tensor) -> list[Tensor]:
         generators = [torch.Generator().manual_seed(0) for _ in images]
-        with torch.no_grad(), reference(self.tuning.denoiser.module), self.tuning.autocast():
+        with torch.no_grad(), reference(self.tuning.denoiser.module):
             condition = encode(self.tuning, example, generators)
             maps = self.tuning.denoiser.features(images.to(self.tuning.device), condition)
         return [features.cpu() for features in maps]

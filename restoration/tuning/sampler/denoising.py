@@ -7,7 +7,7 @@ from restoration.tuning.context import Tuning
 from restoration.tuning.data import Example
 from restoration.tuning.denoisers.base import Condition, Denoiser
 from restoration.tuning.sampler.parametrisation import noisy, target
-from restoration.tuning.sampler.rollout import Varied, encode
+from restoration.tuning.sampler.rollout import Varied, encode, generators_of
 
 Levels = tuple[Tensor, Tensor, Tensor]
 """(times, alphas, sigmas), one number per row each, as `Schedule.draw` gives them."""
@@ -63,7 +63,7 @@ def truth_error(tuning: Tuning, example: Example, rows: int, generator: torch.Ge
     if example.hr is None:
         raise ValueError(f"{example.name} has no ground truth to denoise: set truth_weight=0")
     seeds = torch.randint(2**62, (rows,), generator=generator).tolist()
-    condition = encode(tuning, example, [torch.Generator().manual_seed(seed) for seed in seeds])
+    condition = encode(tuning, example, generators_of(seeds))
     with torch.no_grad():
         x0 = tuning.denoiser.encode_target(example.hr[None].to(tuning.device).expand(rows, -1, -1, -1), condition)
     levels = tuning.denoiser.schedule.draw(rows, generator)

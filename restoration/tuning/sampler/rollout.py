@@ -14,6 +14,7 @@ from restoration.tuning.config import TuneConfig
 from restoration.tuning.context import Tuning
 from restoration.tuning.data import Example
 from restoration.tuning.denoisers.base import Condition
+from restoration.tuning.progress import Mean
 from restoration.tuning.sampler.transitions import Trajectory, sample
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward
@@ -94,7 +95,7 @@ def draw_candidates(
             piece = draw_piece(tuning, owners[start], numbers[start:stop], first=start, keep=keep,
                                random_steps=random_steps, vary_sharpness=vary_sharpness, expected=expected)  # fmt: skip
             pieces.append(piece)
-            with torch.no_grad(), tuning.autocast():
+            with torch.no_grad():
                 images += list(eight_bit(tuning.denoiser.decode(piece.trajectory.x0, piece.condition).float()).cpu())
     return DrawnCandidates(pieces=pieces, images=images, owners=owners, seeds=numbers,
                  keys=[key for key in keys for _ in range(count)])  # fmt: skip
@@ -120,22 +121,27 @@ def draw_piece(
     """
     if vary_sharpness and keep:
         raise ValueError("vary_sharpness: the steps of such candidates are those of another image; keep=False")
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    with tuning.autocast():
-        condition = encode(tuning, example, generators)
-        seen = condition
-        if vary_sharpness:
-            seen = encode(tuning, example, generators, [drawn_sharpness(seed, vary_sharpness) for seed in seeds])
-        drawn = sample(tuning.denoiser, seen, tuning.path, generators, eta=tuning.config.eta, keep=keep,
-                       random_steps=random_steps)  # fmt: skip
-        varied = None
-        if vary_sharpness:
-            drawn = replace(drawn, states=(convert_prediction(tuning, drawn.x0, seen, condition),))
-        if vary_sharpness and expected:
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            x0 = sample(tuning.denoiser, condition, tuning.path, generators, eta=tuning.config.eta).x0
-            varied = Varied(condition=seen, x0_as_is=x0, x0=convert_prediction(tuning, x0, condition, seen))
+    # Encoding may draw noise of its own, and sampling goes on with the same generators. So each encoding of a
+    # candidate has new ones: then its noise is the same under any sharpness.
+    generators = generators_of(seeds)
+    condition = encode(tuning, example, generators)
+    seen, varied = condition, None
+    if vary_sharpness:
+        after_encoding, generators = generators, generators_of(seeds)
+        seen = encode(tuning, example, generators, [drawn_sharpness(seed, vary_sharpness) for seed in seeds])
+    drawn = sample(tuning.denoiser, seen, tuning.path, generators, eta=tuning.config.eta, keep=keep,
+                   random_steps=random_steps)  # fmt: skip
+    if vary_sharpness:
+        drawn = replace(drawn, states=(convert_prediction(tuning, drawn.x0, seen, condition),))
+    if vary_sharpness and expected:
+        x0 = sample(tuning.denoiser, condition, tuning.path, after_encoding, eta=tuning.config.eta).x0
+        varied = Varied(condition=seen, x0_as_is=x0, x0=convert_prediction(tuning, x0, condition, seen))
     return Piece(condition=condition, trajectory=drawn, first=first, varied=varied)
+
+
+def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
+    """Return a new generator on the CPU for each seed."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 @torch.no_grad()
@@ -219,4 +225,7 @@ def score_report(scores: Scores, keys: Sequence[str]) -> dict[str, float]:
             groups.setdefault(key, []).append(value)
     spreads = [float(torch.tensor(group).std(correction=0)) for group in groups.values()]
     measured = [value for value in raw_values(scores) if not math.isnan(value)]
-    return {"score": sum(measured) / len(measured), "score_std": sum(spreads) / len(spreads)}
+    return {
+        "score": Mean(sum(measured) / len(measured), len(measured)),
+        "score_std": Mean(sum(spreads) / len(spreads), len(spreads)),
+    }

@@ -1,0 +1,117 @@
+"""Settings with which a run would learn nothing, or something else than it says, are refused before the work."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_tune_denoisers import nano
+from test_tune_training import examples, recipe_of, reward_of, rows_of
+
+from restoration.tuning import TuneConfig, tune
+from restoration.tuning.algorithms.grpo import GRPO
+from restoration.tuning.algorithms.nft import NFT
+from restoration.tuning.algorithms.reward_gradient import RewardGradient
+from restoration.tuning.algorithms.sft import SFT
+from restoration.tuning.denoisers.base import denoiser_of, pad_to
+from restoration.tuning.lora import add_lora
+from restoration.tuning.monitor.monitor import Monitor, Reading
+from restoration.tuning.progress import Mean, merged
+from restoration.tuning.trainer import _settings
+from zoomiqa_reward.rewards.composite import CompositeReward, Term
+from zoomiqa_reward.runs.settings import changes
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of libraries, while pipelines are saved
+
+
+@pytest.mark.parametrize("algorithm", [GRPO(), NFT()])
+def test_what_compares_candidates_needs_two(algorithm):
+    with pytest.raises(ValueError, match=r"num_samples=1: (grpo|nft) compares the candidates of an image"):
+        algorithm.prepare(SimpleNamespace(config=TuneConfig(num_samples=1)))
+
+
+@pytest.mark.parametrize(("rows", "samples"), [(1, 4), (4, 1), (3, 4)])
+def test_a_gradient_of_a_comparison_needs_two_in_each_pass(rows, samples):
+    compared = CompositeReward([Term(reward_of(), 1.0, "z")])
+    tuning = SimpleNamespace(reward=compared, config=TuneConfig(rows_at_once=rows, num_samples=samples))
+    with pytest.raises(ValueError, match=f"num_samples={samples} by rows_at_once={rows} one would be alone"):
+        RewardGradient(tau=3.0).prepare(tuning)
+    tuning.config = TuneConfig(rows_at_once=2, num_samples=4)
+    RewardGradient(tau=3.0).prepare(tuning)
+    alone = CompositeReward([Term(reward_of(), 1.0, "raw")])
+    RewardGradient(tau=3.0).prepare(SimpleNamespace(reward=alone, config=TuneConfig(rows_at_once=1)))
+
+
+def test_loss_steps_of_0_are_not_all_steps():
+    with pytest.raises(ValueError, match="loss_steps=0: must be at least 1, or None"):
+        GRPO(loss_steps=0)
+    assert GRPO(loss_steps=None).loss_steps is None
+
+
+def test_endings_that_fit_no_layer_are_named():
+    with pytest.raises(ValueError, match=r"no layer whose name ends with conv_inn, conv3: give"):
+        add_lora(denoiser_of(nano()), 2, 2, targets=("conv1", "conv_inn", "conv3"))
+
+
+def test_padding_never_cuts():
+    assert pad_to(torch.rand(1, 3, 4, 5), 6, 5).shape == (1, 3, 6, 5)
+    for size in ((3, 8), (8, 4)):
+        with pytest.raises(ValueError, match=rf"5 x 4 px cannot be padded to {size[1]} x {size[0]}"):
+            pad_to(torch.rand(1, 3, 4, 5), *size)
+
+
+# Several processes
+
+
+def two_processes(monkeypatch):
+    state = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True, device=torch.device("cpu"))
+    monkeypatch.setattr("restoration.tuning.trainer.processes", lambda device: state)
+
+
+def test_a_round_that_cannot_be_shared_out_is_refused(monkeypatch, tmp_path):
+    two_processes(monkeypatch)
+    with pytest.raises(ValueError, match=r"images_per_round=3: must be a multiple of the 2 processes"):
+        tune(recipe_of(SFT(), images_per_round=3), examples(), reward_of(), tmp_path, validation=None)
+
+
+def test_another_number_of_processes_is_another_run():
+    pipeline = nano()
+
+    def settings(count):
+        made = _settings(recipe_of(SFT()), pipeline, pipeline.unet, reward_of(), examples(), None, count)
+        return json.loads(json.dumps(made))
+
+    assert changes(settings(2), settings(2)) == []
+    assert changes(settings(2), settings(4)) == ["processes was 2, now 4"]
+    assert changes(settings(1), settings(2)) == ["processes was not set, now 2"]
+
+
+def test_a_rounds_report_is_of_all_processes():
+    reports = [
+        {"kept": 3, "score": Mean(1.0, 1), "kl": 0.5},
+        {"kept": 1, "score": Mean(2.0, 3), "kl": 1.5},
+        {"kept": 0},
+    ]
+    assert merged(reports) == {"kept": 4, "score": 1.75, "kl": 1.0}
+    assert merged(reports[:1]) == reports[0]
+
+
+@pytest.mark.integration
+def test_the_reward_in_the_result_is_that_of_its_weights(monkeypatch, tmp_path):
+    """An alarm that is only recorded leaves the last round, whatever look was the best."""
+    rewards = iter([0.9, 0.5])
+
+    def look(self):
+        return Reading(values={"reward": next(rewards)}, alarms=(), images=self.draw())
+
+    monkeypatch.setattr(Monitor, "look", look)
+    for stop, wanted in ((False, (2, 0.5)), (True, (1, 0.9))):
+        rewards = iter([0.9, 0.5])
+        recipe = recipe_of(SFT(), rounds=2)
+        recipe = replace(recipe, monitor=replace(recipe.monitor, every=1, stop=stop))
+        out = tmp_path / str(stop)
+        tune(recipe, examples(), reward_of(), out, validation=examples(4, seed=1), pipeline=nano(), device="cpu")
+        result = json.loads((out / "result.json").read_text())
+        assert (result["best_round"], result["best_reward"]) == wanted
+        assert rows_of(out, "monitor.jsonl")[wanted[0]]["reward"] == wanted[1]
