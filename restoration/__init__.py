@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from restoration.selection.early_stop import EarlyStop
     from restoration.selection.pool import varied_pool
     from restoration.selection.result import BestOfN
-    from restoration.tuning.algorithms.groups import TooManyFailures
+    from restoration.tuning.algorithms.groups import NothingLearned, TooManyFailures
     from restoration.tuning.data import load_examples
     from restoration.tuning.trainer import tune
 
@@ -38,6 +38,7 @@ _HOMES = {
     "METRICS": "metrics.registry",
     "Fused": "search.fusion",
     "MetricUnavailable": "metrics.fidelity",
+    "NothingLearned": "tuning.algorithms.groups",
     "PipelineError": "restorer.loading",
     "Refined": "refinement",
     "RestorationError": "restorer.image_io",
@@ -68,6 +69,7 @@ __all__ = [
     "EarlyStop",
     "Fused",
     "MetricUnavailable",
+    "NothingLearned",
     "PipelineError",
     "Refined",
     "RestorationError",

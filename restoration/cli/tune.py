@@ -81,6 +81,7 @@ def tune(
     shown = {
         "recipe": chosen.name, "rounds": result.rounds, "best_round": result.best_round, "alarms": list(result.alarms),
         "seconds": round(result.seconds, 1), "pipeline": str(result.pipeline), "lora": str(result.lora),
+        "restorer": result.restorer_options,
     }  # fmt: skip
     if as_json:
         output.json_line(shown)

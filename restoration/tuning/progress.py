@@ -3,10 +3,12 @@
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class Progress:
@@ -71,7 +73,7 @@ def all_sum(tensor: Tensor) -> Tensor:
         return reduce(tensor, reduction="sum")
 
 
-def gather(value: Any) -> list[Any]:
+def gather(value: T) -> list[T]:
     """Return the value of each process, in their order, in every process."""
     from accelerate.utils import gather_object
 

@@ -82,7 +82,7 @@ class TuneResult:
     """Why the monitor stopped the run; empty if it did not."""
     seconds: float
     """Time of drawing, scoring and updating, over all sessions, without the looks of the monitor."""
-    restorer_options: dict[str, Any] = field(default_factory=dict)
+    restorer_options: dict[str, float | str] = field(default_factory=dict)
     """Options of `Restorer.from_pretrained` with which the pipeline restores as it was tuned and monitored: steps, eta,
     and what its denoiser was given, such as guidance_scale. Also in `result.json`, as `restorer`."""
     pipeline_class: type | None = None
@@ -95,12 +95,12 @@ class TuneResult:
         """
         from restoration.restorer.restorer import Restorer
 
-        given = self.restorer_options | options
+        given: dict[str, Any] = {**self.restorer_options, **options}
         if self.pipeline_class is None:
             return Restorer.from_pretrained(self.pipeline, **given)
-        own: Any = self.pipeline_class  # it has diffusers' own methods
+        pipeline_class: Any = self.pipeline_class  # it has diffusers' own methods
         given["device"] = find_device(given.get("device"))
-        return Restorer.from_pretrained(own.from_pretrained(self.pipeline), **given)
+        return Restorer.from_pretrained(pipeline_class.from_pretrained(self.pipeline), **given)
 
 
 def tune(
@@ -131,7 +131,8 @@ def tune(
             f"images_per_round={recipe.config.images_per_round}: must be a multiple of the {state.num_processes} "
             "processes, or a round would have fewer images than it says"
         )
-    source, own = _source_of(recipe, pipeline, denoiser)
+    source = _source_of(recipe, pipeline, denoiser)
+    pipeline_class = None if denoiser is None else type(source)
     source.to(here)
     mine = list(examples)[state.process_index :: state.num_processes]
     if not mine:
@@ -142,7 +143,7 @@ def tune(
             f"{without[0]} has no ground truth, but truth_weight needs one: give it, or set truth_weight=0"
         )
     folder = Path(out)
-    denoiser = denoiser_of(source, **recipe.denoiser_options) if own is None else own
+    denoiser = denoiser_of(source, **recipe.denoiser_options) if denoiser is None else denoiser
     _require_gradients(denoiser.module)
     restorer_options = restorer_options_of(denoiser, recipe.config)
     _require_scale([*mine, *(validation or ())], denoiser.scale)
@@ -166,11 +167,11 @@ def tune(
     with callers_precision():  # the backward passes, too, whatever autocast is on outside
         run = _Run(recipe, tuning, monitor, is_main=state.is_main_process, on_round=on_round)
         result = run.go(restorer_options)
-    return result if own is None else replace(result, pipeline_class=type(source))
+    return replace(result, pipeline_class=pipeline_class)
 
 
-def _source_of(recipe: Recipe, pipeline: Pipeline | None, denoiser: Denoiser | None) -> tuple[Any, Denoiser | None]:
-    """Return the pipeline, and the denoiser where the caller gave one, with the pipeline frozen."""
+def _source_of(recipe: Recipe, pipeline: Pipeline | None, denoiser: Denoiser | None) -> Any:
+    """Return the pipeline to tune; frozen where it comes with a denoiser. Raises ValueError for what is none."""
     if denoiser is None:
         source = load_pipeline(recipe.source) if pipeline is None else pipeline
     elif pipeline is not None or recipe.denoiser_options:
@@ -182,7 +183,7 @@ def _source_of(recipe: Recipe, pipeline: Pipeline | None, denoiser: Denoiser | N
         raise ValueError(f"pipeline={type(source).__name__}: must be a diffusers pipeline")
     if denoiser is not None:
         freeze(source)
-    return source, denoiser
+    return source
 
 
 def _require_gradients(module: torch.nn.Module) -> None:
@@ -200,8 +201,8 @@ def _bind(folder: Path, settings: dict[str, Any]) -> None:
     stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     record = stored.get("settings") if isinstance(stored, dict) else None
     before = record["config"]["rounds"] if isinstance(record, dict) and "config" in record else rounds
-    known = settings | {"config": settings["config"] | {"rounds": min(before, rounds)}}
-    bind(folder, known, key="settings", facts=lambda: {"finished": False})
+    compared = settings | {"config": settings["config"] | {"rounds": min(before, rounds)}}
+    bind(folder, compared, key="settings", facts=lambda: {"finished": False})
     if rounds > before:
         write_json(file, stored | {"settings": settings})
 
@@ -242,7 +243,7 @@ class _Run:
             "progress": self.progress, "running": self.running,
         }  # fmt: skip
 
-    def go(self, restorer_options: dict[str, Any]) -> TuneResult:
+    def go(self, restorer_options: dict[str, float | str]) -> TuneResult:
         """Run what is missing. restorer_options: see `TuneResult`."""
         done = self.run.load(self.parts)
         if self.is_main:
@@ -310,7 +311,7 @@ class _Run:
         plot_reward(read_lines(folder / "monitor.jsonl"), held_out, folder / "reward_vs_held_out.png")
         draw_strip(folder / "looks", folder / "strip.png")
 
-    def _finish(self, done: int, restorer_options: dict[str, Any]) -> TuneResult:
+    def _finish(self, done: int, restorer_options: dict[str, float | str]) -> TuneResult:
         """Put the result's weights on the adapter and write them. Raises NothingLearned where there are none."""
         if self.progress.updates == 0:
             raise NothingLearned(

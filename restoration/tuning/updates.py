@@ -53,9 +53,10 @@ class Updates:
             rows += losses.pop("rows")
             sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
         every = gather((sums, rows, asked))
-        rows = sum(own_rows for _, own_rows, _ in every)
-        asked = [scored for _, _, own_asked in every for scored in own_asked]
-        sums = {name: sum(own[name] for own, _, _ in every if name in own) for own, _, _ in every for name in own}
+        rows = sum(count for _, count, _ in every)
+        asked = [scored for _, _, batch in every for scored in batch]
+        names = dict.fromkeys(name for reported, _, _ in every for name in reported)
+        sums = {name: sum(reported.get(name, 0.0) for reported, _, _ in every) for name in names}
         means = {name: value / max(1, rows) for name, value in sums.items()}
         if asked:
             reasons = [why for scored in asked for why in scored.failures]

@@ -66,7 +66,7 @@ class Denoiser(Protocol):
     """Period in output pixels at which grid artefacts would show."""
     lora_targets: tuple[str, ...]
     """Name endings of the layers that a LoRA goes on by default; empty: all linear layers and convolutions."""
-    restorer_options: dict[str, Any]
+    restorer_options: dict[str, float | str]
     """Options of `Restorer.from_pretrained` with which the pipeline's own call restores as this denoiser does: JSON
     values such as guidance_scale. `restorer_options_of` adds those of the sampler."""
 
@@ -121,7 +121,7 @@ def denoiser_of(pipeline: Any, **options: Any) -> Denoiser:
     )
 
 
-def restorer_options_of(denoiser: Denoiser, config: TuneConfig) -> dict[str, Any]:
+def restorer_options_of(denoiser: Denoiser, config: TuneConfig) -> dict[str, float | str]:
     """Return the options of `Restorer.from_pretrained` with which the pipeline restores as it is tuned and monitored.
 
     Those of the denoiser, and of the sampler's steps, eta and temperature those that the pipeline's call takes.
@@ -134,16 +134,16 @@ def restorer_options_of(denoiser: Denoiser, config: TuneConfig) -> dict[str, Any
             "at temperature 1. The nano_* recipes are for the embedded restorer; take the sdx4_* recipe of that "
             "algorithm for other pipelines, with pipeline= or --restorer, or set temperature=1"
         )
-    sampler = {"steps": ("num_inference_steps", config.steps), "eta": ("eta", config.eta),
+    sampler: dict[str, tuple[str, float]] = {"steps": ("num_inference_steps", config.steps), "eta": ("eta", config.eta),
                "temperature": ("temperature", config.temperature)}  # fmt: skip
-    taken = {name: value for name, (argument, value) in sampler.items() if argument in accepted}
+    taken: dict[str, float | str] = {name: value for name, (argument, value) in sampler.items() if argument in accepted}
     return taken | denoiser.restorer_options
 
 
 class _Autocasting:
     """A denoiser whose `predict` runs under an autocast; everything else is the denoiser's own."""
 
-    def __init__(self, denoiser: Denoiser, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
+    def __init__(self, denoiser: Denoiser, autocast: Callable[[], AbstractContextManager[object]]) -> None:
         self.denoiser, self.autocast = denoiser, autocast
 
     def __getattr__(self, name: str) -> Any:
@@ -155,12 +155,12 @@ class _Autocasting:
             return self.denoiser.predict(x_t, time, condition)
 
 
-def with_autocast(denoiser: Denoiser, autocast: Callable[[], AbstractContextManager[Any]]) -> Denoiser:
+def with_autocast(denoiser: Denoiser, autocast: Callable[[], AbstractContextManager[object]]) -> Denoiser:
     """Return the denoiser with `predict` under that context, and nothing else: an autoencoder in bfloat16 would
     change images by several 8-bit levels.
     """
-    own = denoiser.denoiser if isinstance(denoiser, _Autocasting) else denoiser
-    return cast(Denoiser, _Autocasting(own, autocast))
+    plain = denoiser.denoiser if isinstance(denoiser, _Autocasting) else denoiser
+    return cast(Denoiser, _Autocasting(plain, autocast))
 
 
 def require_denoiser(denoiser: Denoiser) -> None:

@@ -59,7 +59,7 @@ class ControlDenoiser:
         self._stride = self.patch_px * 2 ** (len(self.module.config.block_out_channels) - 1)
         self._strength, self._control, self._from_image = strength, control_scale, starts_from_image
         self._guidance, self._negative = guidance, negative
-        self.restorer_options: dict[str, Any] = {
+        self.restorer_options: dict[str, float | str] = {
             "scale": scale, "controlnet_conditioning_scale": control_scale, "guidance_scale": guidance,
         }  # fmt: skip
         self.restorer_options |= {"strength": strength} if starts_from_image else {}

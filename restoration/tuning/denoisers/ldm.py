@@ -25,7 +25,7 @@ class LDMDenoiser:
     lora_targets: tuple[str, ...] = ()
 
     def __init__(self, pipeline: Any) -> None:
-        self.restorer_options: dict[str, Any] = {}
+        self.restorer_options: dict[str, float | str] = {}
         self.pipeline, self.module = pipeline, pipeline.unet
         self.schedule = Schedule(pipeline.scheduler)
         self.scale = self.patch_px = 2 ** (len(pipeline.vqvae.config.block_out_channels) - 1)

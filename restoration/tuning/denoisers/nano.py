@@ -25,7 +25,7 @@ class NanoDenoiser:
         from restoration.nano.pipeline import RESIDUAL_CHANNELS, SCALE
 
         self.pipeline, self.module = pipeline, pipeline.unet
-        self.restorer_options: dict[str, Any] = {}
+        self.restorer_options: dict[str, float | str] = {}
         self.schedule = Schedule(pipeline.scheduler)
         self.scale = self.patch_px = SCALE
         self._channels = RESIDUAL_CHANNELS

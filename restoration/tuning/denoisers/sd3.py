@@ -41,7 +41,7 @@ class SD3Denoiser:
         self.pipeline, self.module = pipeline, pipeline.transformer
         self.schedule = Schedule(pipeline.scheduler)
         self.scale, self._strength = scale, strength
-        self.restorer_options: dict[str, Any] = {"scale": scale, "strength": strength, "guidance_scale": 1.0}
+        self.restorer_options: dict[str, float | str] = {"scale": scale, "strength": strength, "guidance_scale": 1.0}
         self.patch_px = int(pipeline.vae_scale_factor) * int(self.module.config.patch_size)
 
     @torch.no_grad()

@@ -36,7 +36,7 @@ class UpscaleDenoiser:
         self.scale = self.patch_px = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
         self._stride = 2 ** (len(self.module.config.block_out_channels) - 1)
         self._noise_level, self._guidance, self._negative = noise_level, guidance_scale, negative_prompt
-        self.restorer_options: dict[str, Any] = {"noise_level": noise_level, "guidance_scale": guidance_scale}
+        self.restorer_options: dict[str, float | str] = {"noise_level": noise_level, "guidance_scale": guidance_scale}
         self.restorer_options |= {"negative_prompt": negative_prompt} if negative_prompt else {}
 
     @torch.no_grad()
