@@ -4,13 +4,15 @@ python benchmarks/best_of_n.py --hr DIR [--sets set5 set14 urban30] [--preset mo
     [--pool seeds --name best_of_n_seeds --out runs/best_of_n_seeds]
 python benchmarks/best_of_n.py --hr DIR --sets test --every 3 --name best_of_n_chosen --out runs/best_of_n_chosen
 python benchmarks/best_of_n.py --hr DIR --sets test --not-every 3 --name best_of_n_many --out runs/best_of_n_many
+python benchmarks/best_of_n.py --hr DIR --add runs/best_of_n_many --name best_of_n_all
 
 DIR holds one folder of clean photographs per set. Each photograph (its middle, at most 256 px per side) is degraded x4
 with a seed of its own, restored `--n` times by the members of `varied_pool` (candidate 0 is the default restorer, 1 is
 bicubic; `--pool seeds`: the default restorer alone, another noise each time), and every candidate is scored once by
 `direct`, by `reason` and by NIQE, and judged by FSIM, VIF and PSNR-Y. The choices are made from that table afterwards.
 `--every 3` takes photographs 1, 4, 7, ... of each set alone: of BSDS500's test part, those on which the pool and the
-consensus were chosen. `--not-every 3` takes the others.
+consensus were chosen. `--not-every 3` takes the others. `--add` also counts the lines of a finished run with the same
+settings and other photographs.
 Resumable: one JSON line per photograph in `--out`, which several processes (`--share 0/2`, `--share 1/2`) can fill.
 Lines of other weights or settings are not used.
 """
@@ -114,6 +116,14 @@ def lines_of(folder: Path, processes: int, wanted: dict[int, dict[str, Any]]) ->
     }
 
 
+def added(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the lines of another run. Raises ValueError for one without lines, or with other settings."""
+    rows = [row for file in sorted(folder.glob("*.jsonl")) for row in read_lines(file)]
+    if not rows or any(row["settings"] | {"image": None} != settings | {"image": None} for row in rows):
+        raise ValueError(f"{folder}: holds no lines of these settings and weights alone; name the folder of such a run")
+    return sorted(rows, key=lambda row: row["index"])
+
+
 def cascade(first: Any, reason: Any, top: int) -> Any:
     """Return scores whose order is the cascade's: the `top` by `first` in the order of `reason`, then the others."""
     place = (-first).argsort(axis=1, kind="stable").argsort(axis=1)
@@ -200,6 +210,7 @@ def main() -> None:
     parser.add_argument("--pool", choices=("varied", "seeds"), default="varied")
     parser.add_argument("--share", default="0/1", help="K/P: this is process K of P, each on its share of photographs")
     parser.add_argument("--out", type=Path, default=Path("runs/best_of_n"))
+    parser.add_argument("--add", type=Path, action="append", default=[], help="folder of a finished run; repeatable")
     parser.add_argument("--name", default="best_of_n")
     args = parser.parse_args()
     paths = [path for name in args.sets for path in photographs(args.hr / name, args.every, args.not_every)]
@@ -221,6 +232,9 @@ def main() -> None:
     if len(rows) < len(paths):
         print(f"{len(rows)} of {len(paths)} photographs are done; the other processes have the rest")
         return
+    rows += [row for folder in args.add for row in added(folder, settings)]
+    if len({row["settings"]["image"] for row in rows}) < len(rows):
+        raise ValueError(f"--add {args.add}: holds photographs that are counted already")
     result = {
         "images": len(rows), "unreadable_answers": sum(row["reason"].count(None) for row in rows), "n": args.n,
         "preset": args.preset, "max_px": args.max_px, "model": iqa.name, "restorer": pool[0].name,
