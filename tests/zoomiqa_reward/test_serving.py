@@ -194,6 +194,28 @@ def test_what_is_too_large_is_not_sent(url):
     assert found.info["kinds"] == ["too_large", None, None, None, "too_large"]  # 120 kB each: three requests
 
 
+@pytest.mark.parametrize("knows_the_limit", [True, False])
+def test_an_image_of_too_many_pixels_fails_alone(url, local, knows_the_limit):
+    flat = torch.full((3, 210, 200), 0.2)  # few bytes
+    with RemoteReward(url, token=TOKEN) as remote:
+        if not knows_the_limit:  # the server says the same of it
+            remote._max_pixels = 10**9
+        found = remote([square(0), flat, square(1)])
+    assert found.info["kinds"] == [None, "too_large", None]
+    assert "image has 200x210 pixels; the server takes 40000" in found.errors[1]
+    assert torch.equal(found.value[::2], local([square(0), square(1)]).value)
+
+
+def test_long_prompts_travel_in_several_requests(url):
+    with RemoteReward(url, token=TOKEN) as remote:
+        remote._max_body_bytes = 64 << 20
+        long = {k: ScoreItem(image=encode_image(square(k)), prompt="p" * 100_000) for k in range(3)}
+        assert list(remote._requests(long)) == [[0], [1], [2]]
+        assert "a prompt of 200000 characters" in remote._too_large(
+            ScoreItem(image=encode_image(square(0)), prompt="p" * 200_000)
+        )
+
+
 def test_a_late_image_fails_alone_and_typed(tmp_path, monkeypatch):
     (tmp_path / "slow_metric.py").write_text(
         "import time\n"

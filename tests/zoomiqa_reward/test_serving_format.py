@@ -26,6 +26,7 @@ from zoomiqa_reward.serving.wire import (
     decode_request,
     encode_image,
     encode_request,
+    oversize,
 )
 
 # -- the format --
@@ -123,8 +124,9 @@ def test_what_breaks_the_format_is_refused(body):
 
 def test_too_much_is_refused_before_decoding():
     head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + struct.pack(">II", 50_000, 50_000)
-    with pytest.raises(ServingError, match="50000x50000 pixels; at most"):
-        decode_request(head, "image/png", Limits())
+    [item] = decode_request(head, "image/png", Limits())
+    assert oversize(item, Limits().max_pixels) == "image has 50000x50000 pixels; the server takes 24000000"
+    assert oversize(item, 50_000**2) is None
     with pytest.raises(ServingError, match="3 images; at most 2"):
         decode_request(one_body(3), SAFETENSORS_TYPE, Limits(max_images=2))
 

@@ -30,7 +30,7 @@ from starlette.types import Receive, Scope, Send
 from zoomiqa_reward.serving.errors import ServingError
 from zoomiqa_reward.serving.scorer import Answer
 from zoomiqa_reward.serving.spec import Limits
-from zoomiqa_reward.serving.wire import PNG_TYPE, SAFETENSORS_TYPE, ScoreItem, ScoreRow, decode_request
+from zoomiqa_reward.serving.wire import PNG_TYPE, SAFETENSORS_TYPE, ScoreItem, ScoreRow, decode_request, oversize
 
 FINGERPRINT_HEADER = "zoomiqa-fingerprint"
 WIRE_VERSION = 1
@@ -206,6 +206,8 @@ class Gateway:
         return [task.result() if task.done() and not task.cancelled() else late for task in tasks]
 
     async def _row(self, item: ScoreItem, batched: bool, fingerprint: str) -> ScoreRow:
+        if (reason := oversize(item, self.limits.max_pixels)) is not None:
+            return ScoreRow.failed("too_large", reason)
         try:
             answer = await self.backend.score(item, batched=batched)
         except ServingError as error:

@@ -16,12 +16,14 @@ from zoomiqa_reward.rewards.base import Reward, needed_inputs
 from zoomiqa_reward.serving.connection import Connections
 from zoomiqa_reward.serving.errors import FingerprintError, ServingError
 from zoomiqa_reward.serving.wire import (
+    MAX_HEADER_BYTES,
     SAFETENSORS_TYPE,
     TRANSPORTS,
     ScoreItem,
     ScoreRow,
     encode_image,
     encode_request,
+    oversize,
 )
 
 TOKEN_VARIABLE = "ZOOMIQA_TOKEN"
@@ -101,6 +103,7 @@ class RemoteReward(Reward):
             self.needs = frozenset(self.info["needs"])
             self.labels = frozenset(map(str, self.info["labels"]))
             self._max_body_bytes = int(self.info["limits"]["max_body_bytes"])
+            self._max_pixels = int(self.info["limits"]["max_pixels"])
             self._chunk = min(CHUNK_IMAGES, int(self.info["limits"]["max_images"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ServingError(
@@ -154,10 +157,8 @@ class RemoteReward(Reward):
             except ImageError as error:
                 rows[index] = ScoreRow.failed("unreadable_image", str(error))
                 continue
-            if _size(item) > self._max_body_bytes:
-                rows[index] = ScoreRow.failed(
-                    "too_large", f"{_size(item)} bytes; the server takes {self._max_body_bytes}"
-                )
+            if (reason := self._too_large(item)) is not None:
+                rows[index] = ScoreRow.failed("too_large", reason)
             else:
                 items[index] = item
         for places in self._requests(items):
@@ -169,16 +170,25 @@ class RemoteReward(Reward):
         prompt = str(given["prompts"]) if "prompts" in given else None
         return ScoreItem(image=encode_image(source, self.transport), prompt=prompt, **images)
 
+    def _too_large(self, item: ScoreItem) -> str | None:
+        """Return why the server would refuse the item, or None: sent, it would fail the whole request."""
+        if _size(item) > self._max_body_bytes:
+            return f"{_size(item)} bytes; the server takes {self._max_body_bytes}"
+        if _header_size(item) > MAX_HEADER_BYTES:
+            return f"a prompt of {len(item.prompt or '')} characters; a request's texts take {MAX_HEADER_BYTES} bytes"
+        return oversize(item, self._max_pixels)
+
     def _requests(self, items: dict[int, ScoreItem]) -> Iterator[list[int]]:
-        """Yield the indices of one request after another, each within the byte limit of the server."""
+        """Yield the indices of one request after another, each within the byte limits of the server."""
         places: list[int] = []
-        held = 0
+        held = header = 0
         for index, item in items.items():
-            if places and held + _size(item) > self._max_body_bytes:
+            if places and (held + _size(item) > self._max_body_bytes or header + _header_size(item) > MAX_HEADER_BYTES):
                 yield places
-                places, held = [], 0
+                places, held, header = [], 0, 0
             places.append(index)
             held += _size(item)
+            header += _header_size(item)
         if places:
             yield places
 
@@ -228,8 +238,12 @@ class RemoteReward(Reward):
 
 
 def _size(item: ScoreItem) -> int:
+    return sum(len(image.data) for image in item.images.values()) + _header_size(item)
+
+
+def _header_size(item: ScoreItem) -> int:
     prompt = len(item.prompt.encode()) * 6 if item.prompt else 0  # JSON writes a character in at most 6 bytes
-    return sum(len(image.data) for image in item.images.values()) + prompt + _HEADER_BYTES
+    return prompt + _HEADER_BYTES
 
 
 def _may_be_retried(row: ScoreRow) -> bool:

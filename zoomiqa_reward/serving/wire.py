@@ -135,8 +135,8 @@ def encode_request(items: Sequence[ScoreItem]) -> bytes:
 def decode_request(body: bytes, content_type: str, limits: Limits) -> list[ScoreItem]:
     """Return the images of a request. Raises ServingError: malformed, too_large, unsupported_media_type.
 
-    Checked here: the format and what the limits say. Whether a PNG or its values can be used shows when it is loaded,
-    and concerns that image alone.
+    Checked here: the format and the number of images. Too many pixels (`oversize`) and whether a PNG or its values can
+    be used concern that image alone.
     """
     if content_type == PNG_TYPE:
         items = [ScoreItem(image=EncodedImage(data=body))]
@@ -148,17 +148,19 @@ def decode_request(body: bytes, content_type: str, limits: Limits) -> list[Score
         )
     if len(items) > limits.max_images:
         raise ServingError("too_large", f"{len(items)} images; at most {limits.max_images} a request")
-    for index, item in enumerate(items):
-        for part, image in item.images.items():
-            try:
-                width, height = image.size()
-            except ImageError:  # this image's own failure, told when it is loaded
-                continue
-            if width * height > limits.max_pixels:
-                raise ServingError(
-                    "too_large", f"{part} {index} has {width}x{height} pixels; at most {limits.max_pixels}"
-                )
     return items
+
+
+def oversize(item: ScoreItem, max_pixels: int) -> str | None:
+    """Return which of an item's images has more than `max_pixels` (width x height), or None; decodes nothing."""
+    for role, image in item.images.items():
+        try:
+            width, height = image.size()
+        except ImageError:  # told when it is loaded
+            continue
+        if width * height > max_pixels:
+            return f"{role} has {width}x{height} pixels; the server takes {max_pixels}"
+    return None
 
 
 def _parse(body: bytes) -> tuple[dict[str, EncodedImage], dict[str, str]]:
