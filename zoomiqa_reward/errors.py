@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from zoomiqa_reward.protocol.spec import ProtocolError
     from zoomiqa_reward.rewards.base import GroupwiseError, NoReward
     from zoomiqa_reward.rewards.score_store import CacheError
+    from zoomiqa_reward.runs.locks import SharingError
     from zoomiqa_reward.runs.outputs import OutputError
     from zoomiqa_reward.runs.settings import AnotherRun
-    from zoomiqa_reward.runs.shared_work import SharingError
     from zoomiqa_reward.serving.errors import FingerprintError, ServingError
     from zoomiqa_reward.video.decoding import VideoError
 
@@ -51,7 +51,7 @@ _HOMES = {
     "ServerError": "model.text_server.client",
     "ServerRefused": "model.text_server.client",
     "ServingError": "serving.errors",
-    "SharingError": "runs.shared_work",
+    "SharingError": "runs.locks",
     "VideoError": "video.decoding",
 }
 

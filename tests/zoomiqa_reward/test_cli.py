@@ -199,6 +199,7 @@ def test_a_pattern_may_match_folders_and_a_link_to_nothing_is_named(tmp_path, mo
         "runs/one/a.png",
         "runs/two",
     ]  # the folder without images is named, as the shell would
+    assert expand(["runs/**"]) == expand(["runs"], recursive=True)  # a folder and its files both match
     assert expand(["runs/*"], recursive=True) == ["runs/one/a.png", "runs/two/deep/a.png"]
     Path("link.png").symlink_to("nowhere.png")
     with pytest.raises(ImageError, match="link to a file that is missing"):
@@ -231,6 +232,9 @@ def test_folders_and_patterns_expand_in_order(grays):
     here = ["a[1].png", "black.png", "dark.png", "mid.png", "torn.png", "white.png"]
     assert expand(["."]) == here
     assert expand(["?a*.png", "mid.png"]) == ["dark.png", "mid.png"]
+    assert expand(["mid.png", "mid.png"]) == ["mid.png", "mid.png"]
+    assert expand(["./mid.png", "*d*.png", "mid.png"]) == ["./mid.png", "dark.png"]
+    assert expand([str(Path("mid.png").absolute()), "."])[1:] == [name for name in here if name != "mid.png"]
     assert expand(["a[1].png"]) == ["a[1].png"]
     assert expand(["*.gif"]) == ["*.gif"]
 

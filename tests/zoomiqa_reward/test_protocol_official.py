@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from zoomiqa_reward.cli.main import main
 from zoomiqa_reward.protocol import CropPolicy, Decoding, Protocol, ProtocolError, import_official
 from zoomiqa_reward.protocol.official import decoding_of, read_constants
 
@@ -88,6 +89,31 @@ MAX_PIXELS = 1280 * 28 * 28
     assert (protocol.min_pixels, protocol.max_pixels) == (3136, 1003520)
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("MAX_PIXELS = 2**20 - 1", "max_pixels", 2**20 - 1),
+        ("MAX_PIXELS = 1280 * 28 ** 2", "max_pixels", 1280 * 28**2),
+        ("questions = list(RANDOM_QUESTIONS)\nfor question in questions: print(question)", "questions",
+         ("Is it sharp?", "Is it noisy?")),
+        ("MAX_CROP_AREA = 1 - 1/8", "crop", CropPolicy(max_area_frac=0.875)),
+        ("N = int('2048')\nGENERATION_CONFIG = dict(do_sample=True, temperature=.7, max_new_tokens=N)", "decoding",
+         Decoding(temperature=0.7, max_new_tokens=2048)),
+        ("BASE = {'do_sample': True}\nGENERATION_CONFIG = {**BASE, 'max_new_tokens': 2 << 10, 'top_k': -(-7 // 2)}",
+         "decoding", Decoding(temperature=1.0, max_new_tokens=2048, top_k=4)),
+    ],
+)  # fmt: skip
+def test_arithmetic_is_read(tmp_path: Path, text: str, key: str, value: object) -> None:
+    assert getattr(import_official(write(tmp_path, f"{STAND_IN}\n{text}")), key) == value
+
+
+def test_the_command_does_not_replace_the_file_that_it_reads(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    path = write(tmp_path / "src")
+    assert main(["protocol", "import", str(tmp_path), "--out", str(path), "--overwrite"]) == 1
+    assert path.read_text(encoding="utf-8") == STAND_IN
+
+
 def test_other_names_for_the_same_things(tmp_path: Path) -> None:
     text = """
 _ROUND_1_PROMPT = "First. {question}"
@@ -129,7 +155,13 @@ def test_a_repository_is_searched(tmp_path: Path) -> None:
         (STAND_IN.replace('"Judge the picture.', '"Judge {picture}.'), "doubled braces"),
         (STAND_IN + "STAGE2_PROMPT = 3", "STAGE2_PROMPT is 3; expected a text"),
         (STAND_IN + "STAGE2_PROMPT = ' '", "expected a text"),
-        (STAND_IN + "STAGE2_PROMPT = load()", "no constant STAGE2_PROMPT"),
+        (STAND_IN + "STAGE2_PROMPT = load()", r"STAGE2_PROMPT = load\(\) is not understood without running the file"),
+        (STAND_IN + "MAX_PIXELS = 4 if BIG else 8", r"line 24: MAX_PIXELS = 4 if BIG else 8 is not understood"),
+        (STAND_IN + "GENERATION_CONFIG = dict(max_new_tokens=LATER)", r"dict\(max_new_tokens=LATER\) is not"),
+        (STAND_IN + "if BIG:\n    MAX_PIXELS = 8", "line 24: if BIG: MAX_PIXELS = 8 is not understood"),
+        (STAND_IN + "GENERATION_CONFIG['top_k'] = 9", r"line 24: GENERATION_CONFIG\['top_k'\] = 9 is not"),
+        (STAND_IN + "RANDOM_QUESTIONS.append('Good?')", r"line 24: RANDOM_QUESTIONS\.append\('Good\?'\) is not"),
+        (STAND_IN + "_CROP_MIN_SIDE = 9 ** 9 ** 9", "_CROP_MIN_SIDE = .* is not understood"),
         (STAND_IN + "RANDOM_QUESTIONS = []", "RANDOM_QUESTIONS must be a list"),
         (STAND_IN + "RANDOM_QUESTIONS = [1]", "RANDOM_QUESTIONS must be a list"),
         (STAND_IN + "GENERATION_CONFIG = 'fast'", "GENERATION_CONFIG is a str"),
@@ -173,16 +205,17 @@ H += "y"
 lost = A
 lost = open("/etc/hostname").read()
 bomb = "x" * 1000000000
-power = 9 ** 9
+power = 9 ** 9 ** 9
+shift = 1 << 10 ** 10
 call = __import__("os").getcwd()
 index = [1][0]
 zero = 1 / 0
 for loop in (1, 2): pass
-A.attribute = 3
+B.attribute = 3
 annotated: int
 '''
     assert read_constants(write(tmp_path, text)) == {
-        "A": "x", "B": "x", "C": "x-x!", "D": "padded", "E": "one\n  two", "F": ["x", [1, -2.5], {"k": None}],
+        "A": "x", "C": "x-x!", "D": "padded", "E": "one\n  two", "F": ["x", [1, -2.5], {"k": None}],
         "G": {"a": 1, "b": "x"}, "H": "xy",
     }  # fmt: skip
 

@@ -232,9 +232,9 @@ def test_the_table_of_another_command_stays(capsys, folder, counting, suffix):
     before = table.read_bytes()
     assert run(capsys, "score", str(folder), "--out", str(table))[0] == 1
     with pytest.raises(OutputError, match="table of another command"):
-        claim_table(table, column="sha256")
+        claim_table(table, columns=score_table.COLUMNS)
     assert table.read_bytes() == before
-    assert claim_table(table, column="a_file") == table
+    assert claim_table(table, columns=["a_file"]) == table
     assert run(capsys, "score", str(folder), "--out", str(table), "--overwrite")[0] != 1
     assert all("sha256" in row and "a_file" not in row for row in read_table(table))
 

@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 from skimage import data
 
-from zoomiqa_reward.cli.score_shared import measure_shared, score_shared, shared_work
+from zoomiqa_reward.cli import score_shared as score_shared_module
+from zoomiqa_reward.cli.score_shared import Job, measure_shared, score_on_cluster, score_shared, shared_work
 from zoomiqa_reward.cli.score_table import ScoreTable, fingerprint_of
 from zoomiqa_reward.model.ratings import Ratings
+from zoomiqa_reward.runs import shared_work as shared_work_module
 from zoomiqa_reward.runs.digest import file_digest
 from zoomiqa_reward.runs.settings import AnotherRun
 from zoomiqa_reward.runs.shared_work import LEAST_BLOCK, SharedWork, block_size
@@ -90,6 +92,33 @@ def test_other_work_is_refused(tmp_path):
         SharedWork(tmp_path / "parts", {"fingerprint": "a"}, 10)
 
 
+def test_a_kill_while_the_folder_is_removed_leaves_no_parts_to_other_work(tmp_path, monkeypatch):
+    work = SharedWork(tmp_path / "parts", {"of": "a"}, 2)
+    assert len(list(_saving(work))) == 1
+
+    def killed(folder, **options):
+        if Path(folder).exists():
+            (Path(folder) / "run.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shared_work_module.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            work.finish(lambda: None)
+    other = SharedWork(tmp_path / "parts", {"of": "b"}, 2)
+    assert [block for block, _ in _saving(other)] == [0]
+    assert other.finish(lambda: None)
+    assert os.listdir(tmp_path) == []
+
+
+def test_parts_without_their_settings_are_refused(tmp_path):
+    work = SharedWork(tmp_path / "parts", {"of": "a"}, 2)
+    assert len(list(_saving(work))) == 1
+    (tmp_path / "parts" / "run.json").unlink()
+    with pytest.raises(AnotherRun, match=r"holds 00000\.jsonl without run\.json"):
+        SharedWork(tmp_path / "parts", {"of": "b"}, 2)
+
+
 def test_nothing_is_finished_before_all_is_done(tmp_path):
     work = SharedWork(tmp_path / "parts", {}, LEAST_BLOCK + 1)
     work.put(0, "")
@@ -145,6 +174,48 @@ def test_a_file_that_changed_after_its_part_was_written_is_measured_again(tmp_pa
     assert [row["image"] for row in rows] == [*files[2:], *files[:2]]  # each once
     assert [row["sha256"] for row in rows] == [file_digest(row["image"]) for row in rows]
     assert iqa.asked == len(files) + 3
+
+
+ASKED = {"mode": "direct", "strict": True, "question": None}
+
+
+def save_images(folder, *names):
+    folder.mkdir(exist_ok=True)
+    for k, name in enumerate(names):
+        Image.fromarray(data.astronaut()[k : k + 32, :40]).save(folder / name)
+    return [str(folder / name) for name in names]
+
+
+def test_a_file_that_changed_while_its_own_block_was_worked_on_is_measured_again(tmp_path):
+    files = save_images(tmp_path / "in", "a.png", "b.png")
+
+    def change_the_first(record):
+        if record.image == files[1]:
+            Image.fromarray(data.astronaut()[200:232, :40]).save(files[0])
+
+    iqa = Constant()
+    rated, finished = score_shared(tmp_path / "t.csv", False, iqa, files, then=change_the_first, **ASKED)
+    assert finished
+    assert iqa.asked == 3
+    assert [row["sha256"] for row in read_table(tmp_path / "t.csv")] == [file_digest(file) for file in files]
+    assert [record.image for record in rated] == files
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "jsonl"])
+def test_odd_names_and_a_folder_without_images_are_shared_too(tmp_path, monkeypatch, suffix):
+    files = save_images(tmp_path / "in", "caf\udce9.png", "a\rb.png", "x\r\ny.png")
+    (tmp_path / "empty").mkdir()
+    files.append(str(tmp_path / "empty"))  # as `inputs.expand` leaves it
+    out = tmp_path / f"t.{suffix}"
+    monkeypatch.setattr(score_shared_module, "load_model", lambda *_, **__: Constant())
+    monkeypatch.setattr("zoomiqa_reward.integrations.ray_data.score_on_ray", lambda job, **_: job()(0))
+    job = Job(files=tuple(files), folder=str(tmp_path), out=out, overwrite=False, device=None, loaded={"model": "m"},
+              asked=ASKED)  # fmt: skip
+    for _ in range(2):
+        records = score_on_cluster(job, workers=1)
+        assert [record.image for record in records] == files
+        assert [record.valid for record in records] == [True, True, True, False]
+        assert len(read_table(out)) == 4
 
 
 @pytest.fixture(scope="module")

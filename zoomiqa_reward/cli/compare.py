@@ -118,7 +118,7 @@ def _claim(sheet: Path | None, out: Path | None, read: Sequence[Path], overwrite
     if sheet is not None:
         claim_file(sheet, inputs=read, overwrite=overwrite, suffixes=True)
     if out is not None:
-        claim_table(out, column="a_file", inputs=read, overwrite=overwrite)
+        claim_table(out, columns=("name", "a_file", "b_file"), inputs=read, overwrite=overwrite)
 
 
 def _measure_all(judge: "Reward", pairs: Sequence[ComparedPair]) -> list[ComparedPair]:

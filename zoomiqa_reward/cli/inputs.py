@@ -94,13 +94,15 @@ def expand(arguments: Sequence[str], *, recursive: bool = False) -> list[str]:
     """Return the image files that the arguments name, each argument's own in order: `f2.png` before `f10.png`.
 
     A folder gives its images (`list_images`: nothing hidden, those of subfolders only if `recursive`), a pattern its
-    matches and the images of those that are folders. What names nothing is returned as it stands, so that the failure
-    to read it is reported like any other.
+    matches and the images of those that are folders. A file that arguments have in common counts once, unless it is
+    named by itself each time. What names nothing is returned as it stands, so that the failure to read it is reported
+    like any other.
 
     >>> expand(["no/such/file.png"])
     ['no/such/file.png']
     """
     results: list[str] = []
+    is_named: dict[Path, bool] = {}
     for argument in arguments:
         files: list[str] = []
         # os.path, for pathlib raises on names that the system refuses, which would lose the others.
@@ -109,10 +111,24 @@ def expand(arguments: Sequence[str], *, recursive: bool = False) -> list[str]:
                 files = [str(file) for file in list_images(Path(argument), recursive=recursive)]
         elif not os.path.lexists(argument):  # a file may itself be called "a[1].png"
             with contextlib.suppress(ValueError, re.error):  # a null character; no pattern
-                for match in glob.glob(argument, recursive=True):
-                    files += expand([match], recursive=recursive) if os.path.isdir(match) else [match]
-        results += sorted(files, key=natural_order) or [argument]
+                files = _matches(argument, recursive=recursive)
+        for file in sorted(files, key=natural_order) or [argument]:
+            path = Path(file).absolute()  # `./a.png` is `a.png`; `..` stays, for behind a link it leads elsewhere
+            if path not in is_named or (is_named[path] and not files):
+                results.append(file)
+            is_named[path] = is_named.get(path, True) and not files
     return results
+
+
+def _matches(pattern: str, *, recursive: bool) -> list[str]:
+    """Return what a pattern matches, with the images of the folders among it."""
+    files: list[str] = []
+    for match in glob.glob(pattern, recursive=True):
+        if not os.path.isdir(match):
+            files.append(match)
+        elif os.path.basename(pattern) != "**":  # which matches all that lies in the folder
+            files += expand([match], recursive=recursive)
+    return files
 
 
 def named(image: str, error: str | None) -> str:

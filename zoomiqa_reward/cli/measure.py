@@ -40,6 +40,7 @@ def score(
     keep_up: clips.KeepUp = False,
 ) -> int:
     """Rate each image or clip from 1 (bad) to 5 (excellent), with a standard deviation; a folder into a table."""
+    from zoomiqa_reward.cli.score_table import COLUMNS
     from zoomiqa_reward.model.measuring import measure
     from zoomiqa_reward.runs.tables import claim_table
 
@@ -52,7 +53,8 @@ def score(
     rank, launched = inputs.launched_processes()
     shared = shared or launched > 1
     if out is not None:
-        claim_table(out, column="sha256", inputs=files, overwrite=overwrite)
+        files = list(dict.fromkeys(files))  # a row per image
+        claim_table(out, columns=COLUMNS, inputs=files, overwrite=overwrite)
     if out is None and (shared or ray):
         raise ValueError("several processes share their work through the table; name it with --out")
     if out is not None and ray:
@@ -135,6 +137,7 @@ def _score_into(
     if not as_json:
         score_table.show_summary(score_table.summarize(records))
     print(f"{out}: {len(records)} images, {table.kept} of them measured before", file=sys.stderr)
+    table.tell_replaced()
     return records
 
 

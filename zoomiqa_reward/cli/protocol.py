@@ -23,11 +23,12 @@ def _group() -> None:
 def import_(source: Source, out: Out = Path("zoomiqa_protocol.json"), overwrite: inputs.Overwrite = False) -> int:
     """Read the official prompts into a protocol file. The source is neither imported nor installed."""
     from zoomiqa_reward.protocol import PROTOCOL_FILE, import_official
+    from zoomiqa_reward.protocol.official import find_source
     from zoomiqa_reward.runs.outputs import claim_file
 
     protocol = import_official(source)
     file = out / PROTOCOL_FILE if out.is_dir() else out
-    claim_file(file, inputs=[source, source / "protocol.py"], overwrite=overwrite)
+    claim_file(file, inputs=[source, find_source(source)], overwrite=overwrite)
     target = protocol.save(file, overwrite=overwrite)
     print(target)
     print(f"protocol {protocol.name}: pass it with --protocol {target}, or put it beside the weights", file=sys.stderr)

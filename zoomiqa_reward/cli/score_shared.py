@@ -7,27 +7,35 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoomiqa_reward.cli.inputs import load_model
-from zoomiqa_reward.cli.score_table import ScoreTable, fingerprint_of, measure_rows, record_of, typed_row, watch
+from zoomiqa_reward.cli.score_table import (
+    ScoreTable,
+    digest_if_readable,
+    fingerprint_of,
+    measure_rows,
+    record_of,
+    typed_row,
+    watch,
+)
 from zoomiqa_reward.model.measuring import BATCH, RatedImage
-from zoomiqa_reward.runs.digest import digest_of, file_digest
+from zoomiqa_reward.runs.digest import digest_of
 from zoomiqa_reward.runs.progress import progress
 from zoomiqa_reward.runs.settings import AnotherRun
 from zoomiqa_reward.runs.shared_work import SharedWork, parts_of
-from zoomiqa_reward.runs.tables import read_table
+from zoomiqa_reward.runs.tables import as_stored, read_table
 
 if TYPE_CHECKING:
     from zoomiqa_reward.model.text_server import RemoteZoomIQA
     from zoomiqa_reward.model.zoomiqa import ZoomIQA
 
 
-CLOCK_S = 2.0
-"""What the times of two files may be wrong by."""
+_CHANGED_NS = "changed_ns"
+"""Column of a part, not of the table."""
 
 
 def score_shared(
@@ -46,6 +54,7 @@ def score_shared(
     records = watch(progress(results, None, "rating, this process's part"), then)
     finished = finish_shared(table, files, work, partial(measure_rows, table, iqa, chunk=1, **asked))
     print(f"{out}: {len(files)} images, {len(records)} of them by this process", file=sys.stderr)
+    table.tell_replaced()
     return (table.records() if finished else records), finished
 
 
@@ -83,7 +92,7 @@ def score_on_cluster(job: Job, *, workers: int) -> list[RatedImage]:
     score_on_ray(job, workers=workers, out=job.out, num_files=len(job.files))
     rows = {row["image"]: row for row in map(typed_row, read_table(job.out))}
     print(f"{job.out}: {len(job.files)} images by {workers} workers", file=sys.stderr)
-    return [record_of(rows[file]) for file in job.files]
+    return [replace(record_of(rows[as_stored(job.out, file)]), image=file) for file in job.files]
 
 
 def shared_work(table: ScoreTable, files: Sequence[str], asked: Mapping[str, object]) -> SharedWork:
@@ -109,8 +118,11 @@ def measure_shared(
     chunk = 1 if asked["strict"] else BATCH
     for block, items in work.blocks(start):
         table.rows.clear()
-        yield from measure_rows(table, iqa, [files[item] for item in items], chunk=chunk, **asked)
-        work.put(block, "".join(f"{json.dumps(row)}\n" for row in table.rows))
+        block_files = [files[item] for item in items]
+        changed_at = [_changed_ns(file) for file in block_files]  # before the first byte is read
+        yield from measure_rows(table, iqa, block_files, chunk=chunk, **asked)
+        rows = ({**row, _CHANGED_NS: at} for row, at in zip(table.rows, changed_at, strict=True))
+        work.put(block, "".join(f"{json.dumps(row)}\n" for row in rows))
     table.rows.clear()
 
 
@@ -122,13 +134,13 @@ def finish_shared(
 ) -> bool:
     """Write the table of all parts in one of the processes, and return whether it was this one.
 
-    A file that was changed after its part was written is measured again: measure_again adds its row to the table.
+    A file that was changed since its block was begun is measured again: measure_again adds its row to the table.
     """
 
     def write() -> None:
         table.open()  # anew: another command may have written it in the meantime
         rows = list(work.rows())
-        stale = [item for item, row in enumerate(rows) if _is_changed(files[item], row, work.written_at(item))]
+        stale = [item for item, row in enumerate(rows) if _is_changed(files[item], row, row.pop(_CHANGED_NS, None))]
         for _ in measure_again([files[item] for item in stale]):
             pass
         for item, row in zip(stale, table.rows, strict=True):
@@ -139,10 +151,16 @@ def finish_shared(
     return work.finish(write)
 
 
-def _is_changed(file: str, row: dict[str, Any], written_at: float) -> bool:
-    """Whether a file has other bytes than a row; the bytes of files that are older than it are not read."""
-    try:
-        is_newer = os.stat(file).st_ctime >= written_at - CLOCK_S
-    except (OSError, ValueError):
+def _is_changed(file: str, row: dict[str, Any], changed_ns: int | None) -> bool:
+    """Whether a file has other bytes than a row; the bytes of files that were not touched are not read."""
+    if (now := _changed_ns(file)) is None or now == changed_ns:
         return False
-    return is_newer and file_digest(file) != row["sha256"]
+    return (sha256 := digest_if_readable(file)) is not None and sha256 != row["sha256"]
+
+
+def _changed_ns(file: str) -> int | None:
+    """Return the time of the last change of a file, of its bytes or its name, as its own file system counts it."""
+    try:
+        return os.stat(file).st_ctime_ns
+    except (OSError, ValueError):
+        return None

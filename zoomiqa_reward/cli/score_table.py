@@ -4,6 +4,7 @@ A row is kept where the file's bytes and all that the rating depends on are the 
 `fingerprint`. A renamed file is not measured again, a failed one is.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,27 +17,36 @@ from rich.text import Text
 
 from zoomiqa_reward.cli import inputs, output
 from zoomiqa_reward.images.listing import printable
-from zoomiqa_reward.model.measuring import RatedImage, measure
+from zoomiqa_reward.model.measuring import FIELDS, RatedImage, measure
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 from zoomiqa_reward.runs.digest import file_digest
 from zoomiqa_reward.runs.json_lines import as_float
-from zoomiqa_reward.runs.outputs import MADE_BY, OutputError
+from zoomiqa_reward.runs.locks import alone_if_possible
+from zoomiqa_reward.runs.outputs import MADE_BY, OutputError, behind_link
 from zoomiqa_reward.runs.progress import say
-from zoomiqa_reward.runs.tables import read_table, write_table
+from zoomiqa_reward.runs.tables import as_stored, read_table, write_table
 
 if TYPE_CHECKING:
     from zoomiqa_reward.model.text_server import RemoteZoomIQA
     from zoomiqa_reward.model.zoomiqa import ZoomIQA
 
+COLUMNS = (*FIELDS, "sha256", "fingerprint")
+"""Of the table, beside `made_by` and what the user adds."""
 SAVE_EVERY_S = 30.0
 """Seconds of measuring that a kill may cost."""
 PERCENTILES = (5, 25, 50, 75, 95)
 WORST = 5
+SHOWN = 3
+"""Names in a message."""
 
 
 @dataclass
 class ScoreTable:
-    """The rows of a table file: those of the images of this command in their order, then all others."""
+    """The rows of a table file: those of the images of this command in their order, then all others.
+
+    Several commands may write one table: each reads it again before it writes, and keeps the rows of the others.
+    Columns that the user added stay with the name of their image.
+    """
 
     path: Path
     fingerprint: str
@@ -44,23 +54,36 @@ class ScoreTable:
     rows: list[dict[str, Any]] = field(default_factory=list)
     kept: int = 0
     """Images of this command that an earlier one had measured."""
+    replaced: dict[str, None] = field(default_factory=dict)
+    """Names whose rows were of other bytes: images that were edited, or others of the same name, in order."""
     _before: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    _earlier: list[dict[str, Any]] = field(default_factory=list)
-    """All rows that lie in the table; one stays there until the image has a new row."""
+    _earlier: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """All rows that lie in the table, by their image; one stays there until the image has a new row."""
+    _seen: tuple[int, int, int] | None = None
+    """The file that was read or written last."""
 
     def open(self) -> None:
-        """Read what is there; with `overwrite` another table than ours goes. Raises OutputError for a damaged table."""
-        self._before = {}
+        """Read what is there; with `overwrite` another table than ours goes.
+
+        Raises OutputError for a damaged table, and for a row that is not one of this command.
+        """
+        self._seen = _state_of(self.path)
         try:
-            before = read_table(self.path)
+            rows = [self._typed(number, row) for number, row in enumerate(read_table(self.path), start=1)]
         except OutputError:
             if not self.overwrite:
                 raise
-            before = []
-        self._earlier = [typed_row(row) for row in before if MADE_BY in row and "sha256" in row]
-        for row in self._earlier:
-            if row["valid"]:
-                self._before[row["sha256"], row["fingerprint"]] = row
+            rows = []
+        self._earlier = {row["image"]: row for row in rows}
+        self._before = {(row["sha256"], row["fingerprint"]): row for row in rows if row["valid"]}
+
+    def _typed(self, number: int, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return typed_row(row)
+        except ValueError as error:
+            raise OutputError(
+                f"{self.path}, row {number}: {error}; mend it, name another output, or begin anew with --overwrite"
+            ) from error
 
     def find(self, file: str, sha256: str | None) -> RatedImage | None:
         """Return the rating that an earlier command wrote for these bytes, or None."""
@@ -79,10 +102,36 @@ class ScoreTable:
         self.rows.append(record.as_json() | {"sha256": sha256, "fingerprint": self.fingerprint})
 
     def write(self) -> None:
-        """Write the table; what an earlier command measured stays in it until its turn. Raises OSError, OutputError."""
-        renewed = {row["image"] for row in self.rows}
-        if content := [*self.rows, *(row for row in self._earlier if row["image"] not in renewed)]:
-            write_table(self.path, content, overwrite=self.overwrite)
+        """Write the table; what other commands measured stays in it until its turn. Raises OSError, OutputError."""
+        with alone_if_possible(_lock_file(self.path)):
+            if _state_of(self.path) != self._seen:
+                self.open()
+            names = [as_stored(self.path, row["image"]) for row in self.rows]
+            renewed = set(names)
+            content = [
+                {**row, **self._added_columns(name, row)} for name, row in zip(names, self.rows, strict=True)
+            ] + [row for name, row in self._earlier.items() if name not in renewed]
+            if content:
+                write_table(self.path, content, overwrite=self.overwrite)
+                self._seen = _state_of(self.path)
+
+    def tell_replaced(self) -> None:
+        """Say on stderr which names had rows of other bytes."""
+        if self.replaced:
+            names = list(self.replaced)
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            say(
+                f"{self.path}: new rows for files with other bytes than before: "
+                f"{printable(', '.join(names[:SHOWN]))}{more}; if they are other images of the same names, use "
+                "absolute paths"
+            )
+
+    def _added_columns(self, name: str, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the user's columns of the row that is replaced."""
+        earlier = self._earlier.get(name, {})
+        if earlier.get("sha256") and row["sha256"] and earlier["sha256"] != row["sha256"]:
+            self.replaced[row["image"]] = None
+        return {key: value for key, value in earlier.items() if key not in row}
 
 
 def measure_into(
@@ -109,7 +158,7 @@ def measure_rows(
     """Yield one record per file, in order, and add its row to the table, which is not written."""
     for start in range(0, len(files), chunk):
         group = files[start : start + chunk]
-        digests = [_digest(file) for file in group]
+        digests = [digest_if_readable(file) for file in group]
         earlier = [table.find(file, sha256) for file, sha256 in zip(group, digests, strict=True)]
         fresh = measure(iqa, [file for file, old in zip(group, earlier, strict=True) if old is None], **options)
         for old, sha256 in zip(earlier, digests, strict=True):
@@ -172,20 +221,49 @@ def record_of(row: dict[str, Any]) -> RatedImage:
     )  # fmt: skip
 
 
-def _digest(file: str) -> str | None:
+def digest_if_readable(file: str) -> str | None:
+    """Return the sha256 of a file, None for what cannot be read as one: measuring it says why."""
     try:
         return file_digest(file)
-    except (OSError, ValueError):  # measuring it says why
+    except (OSError, ValueError):
         return None
 
 
 def typed_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with the types that CSV lost, and without the mark."""
+    """Return a row with the types that CSV lost, and without the mark. Raises ValueError that names the column."""
+    if missing := [column for column in COLUMNS if column not in row]:
+        raise ValueError(f"has no column {missing[0]!r}")
+    if not row["image"]:
+        raise ValueError("has no image")
     typed = {key: value for key, value in row.items() if key != MADE_BY}
     for key in ("rating", "std", "score_0_100"):
-        typed[key] = None if typed[key] is None else float(typed[key])
-    typed["valid"] = typed["valid"] in (True, "True")
-    typed["rounds"] = int(typed["rounds"])
+        typed[key] = None if typed[key] is None else _read(float, key, typed[key])
+    valid = str(typed["valid"]).lower()  # a spreadsheet writes TRUE
+    if valid not in ("true", "false"):
+        raise ValueError(f"valid is {typed['valid']!r}; must be true or false")
+    typed["valid"] = valid == "true"
+    typed["rounds"] = _read(int, "rounds", typed["rounds"])
     notes = typed["notes"]
     typed["notes"] = notes.split("; ") if isinstance(notes, str) else list(notes or ())
     return typed
+
+
+def _read(kind: Callable[[Any], Any], key: str, value: object) -> Any:
+    try:
+        return kind(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{key} is {value!r}; must be a number") from error
+
+
+def _state_of(path: Path) -> tuple[int, int, int] | None:
+    """Return what tells whether a file was replaced or changed; None without a file."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_ino, state.st_mtime_ns, state.st_size
+
+
+def _lock_file(path: Path) -> Path:
+    table = behind_link(path)
+    return table.with_name(f".{os.fsdecode(os.fsencode(table.name)[:180])}.lock")  # a name has at most 255 bytes

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 BATCH = 8
 """Images in one forward pass with `--batched`."""
 NO_RATING = "the ratings hold less than half of the probability of the model's next word"
-_FIELDS = ("image", "rating", "std", "score_0_100", "valid", "error", "mode", "rounds", "model", "notes")
+FIELDS = ("image", "rating", "std", "score_0_100", "valid", "error", "mode", "rounds", "model", "notes")
+"""Of `RatedImage.as_json`, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class RatedImage:
     def as_json(self) -> dict[str, Any]:
         """Return the documented fields in their documented order, NaN as None."""
         values = asdict(self) | {"score_0_100": self.score_0_100}
-        fields: dict[str, Any] = plain({key: values[key] for key in _FIELDS})
+        fields: dict[str, Any] = plain({key: values[key] for key in FIELDS})
         return fields
 
 

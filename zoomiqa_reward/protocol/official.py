@@ -6,11 +6,12 @@ package pins versions of other libraries, and a prompt file has no business runn
 """
 
 import ast
+import operator
 import os
 import re
 import textwrap
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,13 @@ def import_official(path: str | os.PathLike[str], out: str | os.PathLike[str] | 
     numbers and pixel budget. Everything else is the official behaviour, which is `Protocol`'s default.
 
     Raises ProtocolError if the file is missing, is not Python, lacks a prompt (the message lists the constants that
-    were found and those that are needed) or holds a value of the wrong kind.
+    were found and those that are needed), computes one of these constants in a way that is not understood, or holds a
+    value of the wrong kind.
     """
-    file = _find(Path(path))
-    constants = read_constants(file)
+    file = find_source(path)
+    constants, unknown = _read(file)
     try:
+        _refuse_unknown(constants, unknown)
         protocol = _assemble(constants)
     except ProtocolError as error:
         raise ProtocolError(f"{file}: {error}") from error
@@ -70,10 +73,16 @@ def import_official(path: str | os.PathLike[str], out: str | os.PathLike[str] | 
 def read_constants(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return name -> value of the file's top-level constants, evaluated from its syntax tree; no code is run.
 
-    Understood: literals, earlier constants, concatenation and arithmetic, f-strings of these, `.strip()`,
-    `textwrap.dedent`, and calls with keywords only (`dict(...)`, `GenerationConfig(...)`), which give a dict.
-    What is not understood is left out. Raises ProtocolError if the file cannot be read or is not Python.
+    Understood: literals, earlier constants, concatenation and arithmetic (`+ - * / // % ** << >>`, signs), f-strings of
+    these, `.strip()`, `textwrap.dedent`, `int` and `float` of one value, unpacking in a dict, and calls with keywords
+    only (`dict(...)`, `GenerationConfig(...)`), which give a dict. What is not understood, or changed in another way
+    than by an assignment to its name at the top, is left out. Raises ProtocolError if the file cannot be read or is not Python.
     """
+    return _read(path)[0]
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, ast.stmt]]:
+    """Return the constants, and by name the statements that were not understood."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # unknown escapes in someone else's prompts
@@ -83,22 +92,54 @@ def read_constants(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ProtocolError(f"{path}: is not a Python file ({error})") from error
     constants: dict[str, Any] = {}
+    unknown: dict[str, ast.stmt] = {}
     for statement in tree.body:
-        if isinstance(statement, ast.Assign):
-            targets, node = statement.targets, statement.value
-        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
-            targets, node = [statement.target], statement.value
-        elif isinstance(statement, ast.AugAssign):
-            targets, node = [statement.target], ast.BinOp(statement.target, statement.op, statement.value)
-        else:
-            continue
-        names = [target.id for target in targets if isinstance(target, ast.Name)]
+        names, node = _assigned(statement)
         try:
-            constants.update(dict.fromkeys(names, _evaluate(node, constants)))
+            values = dict.fromkeys(names, _evaluate(node, constants)) if node is not None else {}
         except (ValueError, TypeError, ArithmeticError, LookupError, RecursionError):
-            for name in names:  # computed at run time: not a constant, and no longer the one it may have been
-                constants.pop(name, None)
-    return constants
+            values = {}  # computed at run time: not a constant
+        for name in {*names, *_changed(statement)} - values.keys():  # and no longer the one it may have been
+            constants.pop(name, None)
+            unknown[name] = statement
+        constants |= values
+        for name in values:
+            unknown.pop(name, None)
+    return constants, unknown
+
+
+def _assigned(statement: ast.stmt) -> tuple[list[str], ast.expr | None]:
+    """Return the names that a statement assigns to, and the expression; [] and None for any other statement."""
+    match statement:
+        case ast.Assign(targets=targets, value=value):
+            return [target.id for target in targets if isinstance(target, ast.Name)], value
+        case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+            return [name], value
+        case ast.AugAssign(target=ast.Name(id=name) as target, op=op, value=value):
+            return [name], ast.BinOp(target, op, value)
+    return [], None
+
+
+def _changed(statement: ast.stmt) -> set[str]:
+    """Return the names that a statement may change in another way: in a block, by parts (`A["k"] = 1`), by a method."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return set()
+    names = set()
+    for node in ast.walk(statement):
+        targets: list[ast.expr] = []
+        match node:
+            case ast.Assign(targets=targets):
+                targets = [inner for target in targets for inner in getattr(target, "elts", [target])]
+            case ast.AnnAssign(target=target, value=ast.expr()) | ast.AugAssign(target=target):
+                targets = [target]
+            case ast.Expr(value=ast.Call(func=ast.Attribute(value=owner))):
+                targets = [owner]
+        for target in targets:
+            while isinstance(target, ast.Subscript | ast.Attribute):
+                target = target.value
+            if isinstance(target, ast.Name):
+                names.add(target.id)
+    return names
 
 
 def decoding_of(config: Mapping[str, Any]) -> Decoding:
@@ -118,7 +159,12 @@ def decoding_of(config: Mapping[str, Any]) -> Decoding:
     )
 
 
-def _find(path: Path) -> Path:
+def find_source(source: str | os.PathLike[str]) -> Path:
+    """Return the evaluator's `protocol.py`: the path itself, or the only such file of a folder.
+
+    Raises ProtocolError.
+    """
+    path = Path(source)
     if not path.is_dir():
         if not path.exists():
             raise ProtocolError(f"{path}: no such file; pass the official evaluator's protocol.py or its repository")
@@ -128,6 +174,24 @@ def _find(path: Path) -> Path:
         names = ", ".join(map(str, files[:5])) or "none"
         raise ProtocolError(f"{path}: must hold exactly one protocol.py, found {len(files)} ({names}); name the file")
     return files[0]
+
+
+def _refuse_unknown(constants: Mapping[str, Any], unknown: Mapping[str, ast.stmt]) -> None:
+    """Raise ProtocolError for a constant that is looked for and was not understood: its default would be a guess."""
+    for wanted, pattern in {**_NEEDED, **_OPTIONAL}.items():
+        if wanted in constants:
+            continue
+        for name, statement in unknown.items():
+            if name == wanted or _is_name_of(name, pattern):
+                shown = " ".join(ast.unparse(statement).split())
+                raise ProtocolError(
+                    f"line {statement.lineno}: {shown:.80} is not understood without running the file, so {name} has "
+                    "no value; write the value there, in a copy of the file"
+                )
+
+
+def _is_name_of(name: str, pattern: str) -> bool:
+    return re.fullmatch(pattern, name.lstrip("_"), re.IGNORECASE) is not None
 
 
 def _assemble(constants: Mapping[str, Any]) -> Protocol:
@@ -174,7 +238,7 @@ def _crop_policy(constants: Mapping[str, Any]) -> CropPolicy:
 def _look_up(constants: Mapping[str, Any], wanted: str, pattern: str) -> Any:
     if wanted in constants:
         return constants[wanted]
-    names = [name for name in constants if re.fullmatch(pattern, name.lstrip("_"), re.IGNORECASE)]
+    names = [name for name in constants if _is_name_of(name, pattern)]
     return constants[names[0]] if names else None
 
 
@@ -213,15 +277,19 @@ def _evaluate(node: ast.expr, names: Mapping[str, Any]) -> Any:
         case ast.List(elts=items) | ast.Tuple(elts=items):
             return [_evaluate(item, names) for item in items]
         case ast.Dict(keys=keys, values=values):
-            if None in keys:
-                raise ValueError("unpacking in a dict")
-            return {_evaluate(k, names): _evaluate(v, names) for k, v in zip(keys, values, strict=True) if k}
+            content: dict[Any, Any] = {}
+            for key, value in zip(keys, values, strict=True):
+                inner = _evaluate(value, names)
+                content |= inner if key is None else {_evaluate(key, names): inner}
+            return content
         case ast.JoinedStr(values=parts):
             return "".join(str(_evaluate(part, names)) for part in parts)
         case ast.FormattedValue(value=value, conversion=-1, format_spec=None):
             return _evaluate(value, names)
-        case ast.BinOp(left=left, op=ast.Add() | ast.Mult() | ast.Div() as op, right=right):
+        case ast.BinOp(left=left, op=op, right=right):
             return _operate(op, _evaluate(left, names), _evaluate(right, names))
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as op, operand=operand):
+            return _operate(ast.Sub() if isinstance(op, ast.USub) else ast.Add(), 0, _evaluate(operand, names))
         case ast.Call():
             return _evaluate_call(node, names)
         case _:
@@ -234,16 +302,30 @@ def _evaluate_call(call: ast.Call, names: Mapping[str, Any]) -> Any:
             return getattr(str(_evaluate(value, names)), name)()
         case ast.Call(func=ast.Name(id="dedent") | ast.Attribute(attr="dedent"), args=[value], keywords=[]):
             return textwrap.dedent(_evaluate(value, names))
+        case ast.Call(func=ast.Name(id="int" | "float" as name), args=[value], keywords=[]):
+            return {"int": int, "float": float}[name](_evaluate(value, names))
         case ast.Call(args=[], keywords=keywords) if keywords and all(keyword.arg for keyword in keywords):
             return {str(keyword.arg): _evaluate(keyword.value, names) for keyword in keywords}
         case _:
             raise ValueError("a call that only running the file could answer")
 
 
+_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow, ast.LShift: operator.lshift,
+    ast.RShift: operator.rshift,
+}  # fmt: skip
+_LARGEST_EXPONENT = 64
+"""Of `**` and `<<`: a file must not be able to fill the memory."""
+
+
 def _operate(op: ast.operator, left: Any, right: Any) -> Any:
     numbers = all(isinstance(side, int | float) for side in (left, right))
     if isinstance(op, ast.Add) and (numbers or type(left) is type(right)):
         return left + right
-    if numbers:  # no multiplication of texts: a file must not be able to fill the memory
-        return left * right if isinstance(op, ast.Mult) else left / right
+    if numbers and type(op) in _ARITHMETIC:  # no multiplication of texts, for the same reason
+        if isinstance(op, ast.Pow | ast.LShift) and max(abs(left).bit_length() if isinstance(left, int) else 0,
+                                                        abs(right)) > _LARGEST_EXPONENT:  # fmt: skip
+            raise ValueError("a power beyond any setting")
+        return _ARITHMETIC[type(op)](left, right)
     raise ValueError("neither concatenation nor arithmetic")

@@ -11,6 +11,8 @@ Part = str | bytes | memoryview
 def digest(*parts: Part, size: int = 16) -> str:
     """Return the first `size` hex digits of the sha256 of the parts, one after the other; texts count as UTF-8.
 
+    Of a file name that is no UTF-8, its bytes count.
+
     >>> digest("a", b"b") == digest("ab"), len(digest("ab"))
     (True, 16)
     """
@@ -21,7 +23,7 @@ def digest_of(parts: Iterable[Part], *, size: int = 16) -> str:
     """Return the `digest` of parts that are made one at a time, so that they need not be held together."""
     total = hashlib.sha256()
     for piece in parts:
-        total.update(piece.encode() if isinstance(piece, str) else piece)
+        total.update(piece.encode(errors="surrogateescape") if isinstance(piece, str) else piece)
     return total.hexdigest()[:size]
 
 

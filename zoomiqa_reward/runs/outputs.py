@@ -55,14 +55,15 @@ def claim_file(
         )
     if target.is_dir():
         raise OutputError(f"{target}: is a folder; name a file in it")
-    if not target.parent.is_dir():
-        raise OutputError(f"{target}: there is no folder {target.parent}; make it first")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{target}: the folder {target.parent} may not be written to; name another place")
+    folder = behind_link(target).parent
+    if not folder.is_dir():
+        raise OutputError(f"{target}: there is no folder {folder}; make it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{target}: the folder {folder} may not be written to; name another place")
     for source in inputs:
         if isinstance(source, str | os.PathLike) and _same(target, Path(source)):
             raise OutputError(f"{target}: is one of the inputs, and would be replaced; name another output")
-    if not overwrite and os.path.lexists(target) and not made_here(target):
+    if not overwrite and os.path.lexists(behind_link(target)) and not made_here(target):
         raise OutputError(
             f"{target}: is there already, and this program did not make it; name another output, or allow it with "
             "--overwrite (overwrite=True)"
@@ -120,11 +121,12 @@ def part_folder(folder: str | os.PathLike[str]) -> Path:
 def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
     """Give the path to write to; what is written is renamed to `path` at the end, so no reader sees half a file.
 
-    Within a run's folder the file may be there already; elsewhere `claim_file` decides. Raises OutputError, OSError.
+    A link stays, and what it leads to is replaced. Within a run's folder the file may be there already; elsewhere
+    `claim_file` decides. Raises OutputError, OSError.
     """
-    target = Path(path)
+    target = behind_link(Path(path))
     if not _is_in_run(target.parent):
-        claim_file(target, overwrite=overwrite)
+        claim_file(path, overwrite=overwrite)
     name = os.fsdecode(os.fsencode(target.name)[:180])  # a name has at most 255 bytes
     half = target.with_name(f".{name}.{os.getpid()}-{threading.get_ident():x}.tmp")
     try:
@@ -132,6 +134,11 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Itera
         os.replace(half, target)
     finally:
         half.unlink(missing_ok=True)
+
+
+def behind_link(path: Path) -> Path:
+    """Return what a symbolic link leads to, whether or not it is there; any other path as it is."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def write_text(path: str | os.PathLike[str], text: str, *, overwrite: bool = False) -> Path:
@@ -175,7 +182,7 @@ def first_row(path: Path) -> dict[str, object]:
 
         row: dict[str, object] = next(parquet.ParquetFile(path).iter_batches(1)).to_pylist()[0]
         return row
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         row = next(csv.DictReader(file)) if path.suffix.lower() == ".csv" else json.loads(next(file))
         return row
 

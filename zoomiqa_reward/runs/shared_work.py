@@ -6,27 +6,22 @@ process left, processes may join at any time, and no coordinator is needed. On o
 serves; several machines need a shared one that has locks (NFS 4 does).
 """
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.runs.folder import bind
 from zoomiqa_reward.runs.json_lines import read_lines
+from zoomiqa_reward.runs.locks import alone, held
 from zoomiqa_reward.runs.outputs import write_text
 
 LEAST_BLOCK = 64
 MOST_BLOCKS = 10_000
 """Files in one folder."""
 WAIT_S = 0.5
-
-
-class SharingError(ZoomIQAError, RuntimeError):
-    """This system has no file locks."""
 
 
 def block_size(count: int) -> int:
@@ -48,11 +43,11 @@ class SharedWork:
 
     def __init__(self, folder: Path, settings: dict[str, Any], count: int) -> None:
         """Claim the folder. settings: what all processes agree on. Raises AnotherRun, OutputError, SharingError."""
-        _locks()
         self.folder, self.count, self.size = folder, count, block_size(count)
         self._settings = settings | {"count": count, "block": self.size}
         with self._alone("settings"):
-            bind(folder, self._settings)
+            shutil.rmtree(self._dead, ignore_errors=True)
+            bind(folder, self._settings, results=[path.name for path in sorted(folder.glob("*.jsonl"))])
 
     @property
     def num_blocks(self) -> int:
@@ -89,10 +84,6 @@ class SharedWork:
         for block in range(self.num_blocks):
             yield from read_lines(self._part(block))
 
-    def written_at(self, item: int) -> float:
-        """Return when the part with an item was written, in seconds as `os.stat` gives them."""
-        return self._part(item // self.size).stat().st_mtime
-
     def finish(self, use: Callable[[], None]) -> bool:
         """Call `use` in one process, once all is done, and remove the folder; return whether it was this process."""
         if not self.folder.exists():
@@ -101,52 +92,23 @@ class SharedWork:
             is_mine = self.folder.exists() and all(map(self.is_done, range(self.num_blocks)))
             if is_mine:
                 use()
-                shutil.rmtree(self.folder)
-            if not self.folder.exists():  # nobody needs these any more
-                for step in ("settings", "finish"):
-                    self._lock_file(step).unlink(missing_ok=True)
+                shutil.rmtree(self._dead, ignore_errors=True)
+                self.folder.rename(self._dead)  # in one step: a kill must not leave parts without their settings
+                shutil.rmtree(self._dead, ignore_errors=True)
             return is_mine
+
+    @property
+    def _dead(self) -> Path:
+        """What the folder is called while it is removed."""
+        return self.folder.with_name(f".{self.folder.name}.done")
 
     def _part(self, block: int) -> Path:
         return self.folder / f"{block:05}.jsonl"
 
-    def _lock_file(self, step: str) -> Path:
-        return self.folder.with_name(f".{self.folder.name}.{step}.lock")
+    def _held(self, block: int) -> AbstractContextManager[bool]:
+        """Hold a block if no other process does; another process may also have finished and removed the folder."""
+        return held(self.folder / f"{block:05}.lock")
 
-    @contextmanager
-    def _held(self, block: int) -> Iterator[bool]:
-        """Hold a block if no other process does; give whether it is held."""
-        fcntl = _locks()
-        try:
-            handle = os.open(self.folder / f"{block:05}.lock", os.O_WRONLY | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # another process has finished and removed the folder
-            yield False
-            return
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-        finally:
-            os.close(handle)
-
-    @contextmanager
-    def _alone(self, what: str) -> Iterator[None]:
+    def _alone(self, step: str) -> AbstractContextManager[None]:
         """Wait until no other process is in the same step. The lock lies beside the folder, which may be removed."""
-        fcntl = _locks()
-        handle = os.open(self._lock_file(what), os.O_WRONLY | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
-
-
-def _locks() -> Any:
-    try:
-        import fcntl
-    except ModuleNotFoundError as error:
-        raise SharingError("this system has no file locks, so processes cannot share work; run one process") from error
-    return fcntl
+        return alone(self.folder.with_name(f".{self.folder.name}.{step}.lock"))
