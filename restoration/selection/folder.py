@@ -6,13 +6,15 @@
     summary.csv, .jsonl one row per image, and the error of one that failed
 
 The row of an image is kept, and nothing is made again, while its bytes and what was asked for are the same.
-What a kill leaves half done is continued by the run of that image. An image that failed is tried again.
+What a kill leaves half done is continued by the run of that image. An image that failed is tried again. An image that
+has no choice any more, as one that was edited, has none in `best` either; its run stays.
 """
 
 import math
+import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,9 +29,11 @@ from zoomiqa_reward.images.listing import list_images, natural_order
 from zoomiqa_reward.images.loading import save_png
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.runs.digest import digest, file_digest
+from zoomiqa_reward.runs.failures import Failures
 from zoomiqa_reward.runs.folder import bind, locked
 from zoomiqa_reward.runs.json_lines import as_float, plain
 from zoomiqa_reward.runs.outputs import part_folder
+from zoomiqa_reward.runs.settings import AnotherRun
 from zoomiqa_reward.runs.tables import read_table, write_table
 
 SUMMARIES = ("summary.jsonl", "summary.csv")
@@ -85,8 +89,9 @@ def best_of_folder(
 ) -> Iterator[FolderRow]:  # fmt: skip
     """Yield one row per image of `folder`, as each is done; arguments as in `best_of_n`.
 
-    An image that cannot be read, or whose run in `out` is of another image, gives a row with an error; others go on.
-    Raises ValueError for a folder without images and for an `out` of another run, before the first row.
+    An image that cannot be read or restored, or whose run in `out` is of another image, gives a row with an error;
+    others go on. Raises ValueError for a folder without images and for an `out` of another run, before the first row;
+    and the error by which the first images all fail (`runs.failures`).
     """
     folder, out = Path(folder), Path(out)
     files = images_of(folder, out, recursive=recursive)
@@ -102,6 +107,7 @@ def best_of_folder(
         before = {row["image"]: row for row in read_table(out / SUMMARIES[0])}
         best = _names_of_best([*names, *(name for name in before if name not in names)])  # no row loses its image
         cells: list[dict[str, Any]] = []
+        failures = Failures()
         for name, file in names.items():
             empty = FolderRow(image=name, sha256=_digest_of(file), asked=asked)
             row = _kept(before.get(name), empty, out)
@@ -114,11 +120,18 @@ def best_of_folder(
                         progress=False,
                     )  # fmt: skip
                     row = _row(empty, result, out, best[name])
-                except ValueError as error:
-                    row = replace(empty, error=" ".join(str(error).split()))
+                except AnotherRun as error:
+                    way_out = f"; or delete {out / RUNS / name} to restore the image anew"
+                    row = replace(empty, error=failures.reason(error) + way_out)
+                except Exception as error:  # noqa: BLE001 - whatever a restorer or a reward raises for this image
+                    row = replace(empty, error=failures.reason(error))
                 row = replace(row, seconds=round(time.monotonic() - began, 3))
+            if row.error is None:
+                failures.succeeded()
             cells.append(_cells(row))
-            before.pop(name, None)  # the others stay in the table until their turn, if it comes
+            earlier = before.pop(name, None)  # the others stay in the table until their turn, if it comes
+            if earlier is not None:
+                _forget_choice(earlier["chosen"], out, {other["chosen"] for other in [*cells, *before.values()]})
             for table in SUMMARIES:
                 write_table(out / table, [*cells, *before.values()])
             yield row
@@ -141,6 +154,12 @@ def _row(empty: FolderRow, result: BestOfN, out: Path, best: str) -> FolderRow:
     )  # fmt: skip
 
 
+def _forget_choice(chosen: str, out: Path, still_chosen: Collection[str]) -> None:
+    """Remove what an earlier row chose from the folder of the best, unless a row still has it; its run holds it too."""
+    if chosen and chosen not in still_chosen:
+        (out / chosen).unlink(missing_ok=True)
+
+
 def _kept(before: dict[str, Any] | None, empty: FolderRow, out: Path) -> FolderRow | None:
     """Return the row of an earlier call where it still holds."""
     if (
@@ -149,8 +168,8 @@ def _kept(before: dict[str, Any] | None, empty: FolderRow, out: Path) -> FolderR
         or (before["sha256"], before["asked"]) != (empty.sha256, empty.asked)
     ):
         return None
-    if not (out / before["chosen"]).exists() or not (out / RUNS / empty.image / "run.json").exists():
-        return None
+    if not os.path.exists(out / before["chosen"]) or not os.path.exists(out / RUNS / empty.image / "run.json"):
+        return None  # os.path: a name may be too long for the folder of its run
     values = {key: before[key] for key in (field.name for field in fields(FolderRow))}
     for key in ("score", "std", "cascade_score", "bicubic", "first", "seconds"):
         values[key] = as_float(values[key])

@@ -1,6 +1,7 @@
 """Best of N over a folder: one run per image, damaged ones named, and a table that a second call continues."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tiny_pipelines import small_nano
 
 from restoration.selection.best_of_n import best_of_n
 from restoration.selection.folder import BEST, RUNS, SUMMARIES, best_of_folder, images_of
+from zoomiqa_reward import MetricReward
 from zoomiqa_reward.cli.main import main
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.runs.settings import AnotherRun
@@ -128,9 +130,46 @@ def test_an_image_that_changed_is_refused_alone_and_other_options_as_a_whole(tmp
     to_pil(make_image(9, 12, 16)).save(photos / "f2.png")
     rows = rows_of(photos, tmp_path / "out")
     assert "another run" in rows[0].error
+    assert f"or delete {tmp_path / 'out' / RUNS / 'f2.png'} to restore the image anew" in rows[0].error
     assert rows[1].error is None
+    assert [path.name for path in (tmp_path / "out" / BEST).iterdir()] == ["f10.png"]  # not that of the old image
+    shutil.rmtree(tmp_path / "out" / RUNS / "f2.png")
+    assert rows_of(photos, tmp_path / "out")[0].chosen == "best/f2.png"
     with pytest.raises(AnotherRun, match="seed was 0, now 1"):
         rows_of(photos, tmp_path / "out", seed=1)
+
+
+def test_any_error_of_one_image_is_that_image_s_alone(tmp_path, photos):
+    with Image.open(photos / "f2.png") as image:
+        image.save(photos / f"{'x' * 251}.png")  # too long for the folder of its run, with what is written into it
+    seen = []
+
+    def score(image):
+        seen.append(float(image.mean()))
+        if len(seen) == 4:
+            raise RuntimeError("a kernel of 5 x 5 px is larger than the image")
+        return seen[-1]
+
+    picky = MetricReward(score, "picky", True, (0, 1), fingerprint="1")
+    rows = list(best_of_folder(shifted, photos, picky, tmp_path / "out", n=3, recursive=True))
+    errors = {row.image[-9:]: row.error for row in rows}
+    assert errors["f2.png"] is None
+    assert "RuntimeError: a kernel of 5 x 5 px" in errors["f10.png"]
+    assert errors["ub/f1.png"] is None
+    assert "torn.png" in errors["torn.png"]
+    assert "File name too long" in errors["xxxxx.png"]
+
+
+def test_what_fails_every_image_ends_the_work(tmp_path, photos):
+    def broken(image):
+        raise RuntimeError("no such device")
+
+    reward = MetricReward(broken, "broken", True, (0, 1), fingerprint="1")
+    (photos / "torn.png").unlink()
+    rows = best_of_folder(shifted, photos, reward, tmp_path / "out", n=3, recursive=True)
+    assert ["no such device" in next(rows).error for _ in range(2)] == [True, True]
+    with pytest.raises(RuntimeError, match="no such device"):
+        next(rows)
 
 
 def test_two_images_that_differ_in_their_suffix_have_two_choices(tmp_path, photos):

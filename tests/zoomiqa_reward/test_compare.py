@@ -136,5 +136,50 @@ def test_the_statistics_keep_their_laws():
     shares = [paired_difference(*rng.normal(size=(2, 10))).p_value < 0.1 for _ in range(300)]
     assert np.mean(shares) == pytest.approx(0.1, abs=0.05)  # alike, so one in ten is below 0.1
     for wrong in (([1.0], [1.0, 2.0]), ([math.nan], [1.0])):
-        with pytest.raises(ValueError, match="finite"):
+        with pytest.raises(ValueError, match="no NaN"):
             paired_difference(*wrong)
+
+
+def test_infinite_values_win_lose_or_tie_and_have_no_part_in_the_mean():
+    inf = math.inf
+    result = paired_difference([inf, 1.0, inf, -inf, 5.0, 7.0], [inf, inf, 2.0, -inf, 3.0, 3.0])
+    assert (result.count, result.infinite) == (6, 4)
+    assert (result.wins, result.ties, result.losses) == (3, 2, 1)
+    assert result.difference == 3.0
+    assert result.win_rate == 4 / 6
+    assert math.isnan(paired_difference([inf], [1.0]).difference)
+
+
+REWARDS = """
+import math
+from zoomiqa_reward import MetricReward
+def measure(image):
+    level = round(float(image.mean()) * 255)
+    if level == 204:
+        raise RuntimeError("kernel larger than the image")
+    return math.inf if level == 153 else level
+def broken(image):
+    raise RuntimeError("no such device")
+def make():
+    return MetricReward(measure, "level", True, (0, math.inf), fingerprint="1")
+def make_broken():
+    return MetricReward(broken, "broken", True, (0, math.inf), fingerprint="2")
+"""
+
+
+def test_an_infinite_value_and_an_error_of_one_image_lose_nothing_of_the_others(capsys, folders, monkeypatch):
+    (folders / "level_rewards.py").write_text(REWARDS)
+    monkeypatch.syspath_prepend(folders)
+    code, out, err = run(capsys, "compare", "A", "B", "--reward", "level_rewards:make", "--json", "--out", "t.csv")
+    result = json.loads(out)
+    assert code == 2
+    assert (result["count"], result["infinite"], result["wins"], result["ties"]) == (2, 1, 1, 1)
+    assert (result["difference"], result["means"]) == (0.0, [100.0, 100.0])
+    assert "not measured: A/f10.png: RuntimeError: kernel larger than the image" in err
+    assert len(read_table(Path("t.csv"))) == 3
+    _, out, _ = run(capsys, "compare", "A", "B", "--reward", "level_rewards:make", "--sheet", "sheet.png")
+    assert "without 1 infinite" in out
+    code, _, err = run(capsys, "compare", "A", "B", "--reward", "level_rewards:make_broken")
+    assert code == 1
+    assert "no such device" in err
+    assert "no pair of" not in err  # it ended at the third image

@@ -50,8 +50,9 @@ class ComparedPair:
 
     @property
     def difference(self) -> float:
-        """A - B."""
-        return self.values[0] - self.values[1]
+        """A - B; 0 for two values that are equal, also if both are infinite."""
+        first, second = self.values
+        return 0.0 if first == second else first - second
 
 
 def compare(
@@ -98,13 +99,13 @@ def compare(
     if not valid:
         raise ValueError(f"no pair of {a} and {b} could be measured; the first: {measured[0].error}")
     result = paired_difference([p.values[0] for p in valid], [p.values[1] for p in valid], tie=margin)
-    if sheet is not None:
-        _write_sheet(valid[:top], (a, b), judge, sheet, overwrite)
     if as_json:
         sides = {"a": str(a), "b": str(b), "reward": judge.name, "tie": margin}
         output.json_line(_result_row(result, measured, valid, top) | sides | {"unpaired": [str(f) for f in unpaired]})
     else:
         _show(result, valid, top, judge.name)
+    if sheet is not None:
+        _write_sheet(valid[:top], (a, b), judge, sheet, overwrite)
     for what, written in (("table", out), ("sheet", sheet)):
         if written is not None:
             print(f"{what}: {written}", file=sys.stderr)
@@ -149,11 +150,14 @@ def pair_files(a: Path, b: Path, *, recursive: bool) -> tuple[list[ComparedPair]
 
 
 def measure_pairs(reward: "Reward", pairs: Sequence[ComparedPair]) -> Iterator[ComparedPair]:
-    """Yield the pairs with their values, or with the error of the first image that has none."""
-    import torch
+    """Yield the pairs with their values, or with the error of the first image that has none.
 
+    Raises the error by which the first images all fail (`runs.failures`).
+    """
     from zoomiqa_reward.rewards.base import ask
+    from zoomiqa_reward.runs.failures import Failures
 
+    failures = Failures()
     for pair in pairs:
         values: list[float] = []
         error = None
@@ -163,9 +167,12 @@ def measure_pairs(reward: "Reward", pairs: Sequence[ComparedPair]) -> Iterator[C
                 if not bool(scores.valid[0]):
                     why = scores.errors[0] if scores.errors else None
                     error = error or inputs.named(str(file), why or "has no value")
+                else:
+                    failures.succeeded()
                 values.append(float(scores.value[0]))
-            except (ValueError, torch.OutOfMemoryError) as problem:
-                error = error or inputs.named(str(file), " ".join(str(problem).split()))
+            except Exception as problem:  # noqa: BLE001 - whatever a reward raises for this image
+                why = failures.reason(problem)
+                error = error or inputs.named(str(file), why)
                 values.append(math.nan)
         yield ComparedPair(name=pair.name, files=pair.files, values=(values[0], values[1]), error=error)
 
@@ -191,12 +198,18 @@ def _result_row(
     from zoomiqa_reward.runs.json_lines import plain
 
     row: dict[str, Any] = {
-        **asdict(result), "means": [sum(pair.values[side] for pair in valid) / len(valid) for side in (0, 1)],
+        **asdict(result), "means": _means(valid),
         "largest": [_row(pair) for pair in valid[:top]],
         "not_measured": [_row(pair) for pair in measured if pair.error is not None],
     }  # fmt: skip
     content: dict[str, Any] = plain(row)
     return content
+
+
+def _means(valid: Sequence[ComparedPair]) -> list[float]:
+    """Return the means of A and of B over the pairs that `difference` is the mean of; NaN without any."""
+    finite = [pair.values for pair in valid if all(map(math.isfinite, pair.values))]
+    return [sum(values[side] for values in finite) / len(finite) if finite else math.nan for side in (0, 1)]
 
 
 def _write_sheet(
@@ -219,7 +232,9 @@ def _show(result: "PairedDifference", valid: Sequence[ComparedPair], top: int, n
     shown.add_column(style="bold")
     shown.add_column()
     shown.add_row("pairs", f"{result.count}, by {name}")
-    shown.add_row("A - B", f"{result.difference:+.{digits}f}, 95 % interval {low} to {high}")
+    left_out = f"; without {result.infinite} infinite pairs" if result.infinite else ""
+    mean = "-" if math.isnan(result.difference) else f"{result.difference:+.{digits}f}"
+    shown.add_row("A - B", f"{mean}, 95 % interval {low} to {high}{left_out}")
     shown.add_row("paired test", f"p = {output.number(result.p_value, 4)} (signs flipped)")
     shown.add_row("A wins", f"{rates[0]} % (interval {rates[1]} to {rates[2]} %): {result.wins} wins, "
                   f"{result.ties} ties, {result.losses} losses")  # fmt: skip

@@ -101,13 +101,13 @@ def digits_for(values: Iterable[float]) -> int:
     >>> digits_for([3.2, 0.5]), digits_for([0.012, math.nan])
     (2, 4)
     """
-    return 2 if any(abs(value) >= 1 for value in values) else 4
+    return 2 if any(1 <= abs(value) < math.inf for value in values) else 4
 
 
 def number(value: float, digits: int) -> str:
     """Return the number as text; None and NaN become a dash.
 
-    >>> number(3.14159, 2), number(math.nan, 2)
-    ('3.14', '-')
+    >>> number(3.14159, 2), number(math.nan, 2), number(math.inf, 2)
+    ('3.14', '-', 'inf')
     """
-    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"

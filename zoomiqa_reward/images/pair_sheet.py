@@ -63,7 +63,7 @@ def _row(pair: SheetPair, measure: str) -> Image.Image:
     scale = sheet_card.scale_of([image.size for image in images])
     centre = _differing(images[0], images[1])
     shown = [sheet_card.look_at(image, centre) for image in images]
-    gap = pair.values[0] - pair.values[1]
+    gap = 0.0 if pair.values[0] == pair.values[1] else pair.values[0] - pair.values[1]  # both may be infinite
     name = wrap(f"{pair.name}: A - B = {gap:+.3f} by {measure}", 16, 2 * CELL_PX + MARGIN_PX)
     image_px = max(max(1, round(image.height * scale)) for image in images)
     detail_px = DETAIL_PX + 2 if sheet_card.has_detail(scale) else 0
@@ -77,7 +77,7 @@ def _row(pair: SheetPair, measure: str) -> Image.Image:
     for side in (0, 1):
         row.paste(_card(shown[side], scale, image_px, detail_px), (_left(side), head_px))
         value = pair.values[side]
-        text = f"{value:.3f}" if math.isfinite(value) else "not measured"
+        text = "not measured" if math.isnan(value) else f"{value:.3f}"
         colour = GOOD if value > pair.values[1 - side] else INK
         draw_text(draw, (_left(side), head_px + image_px + detail_px + 6), text, 20, colour)
     return row

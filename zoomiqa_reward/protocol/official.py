@@ -76,7 +76,9 @@ def read_constants(path: str | os.PathLike[str]) -> dict[str, Any]:
     Understood: literals, earlier constants, concatenation and arithmetic (`+ - * / // % ** << >>`, signs), f-strings of
     these, `.strip()`, `textwrap.dedent`, `int` and `float` of one value, unpacking in a dict, and calls with keywords
     only (`dict(...)`, `GenerationConfig(...)`), which give a dict. What is not understood, or changed in another way
-    than by an assignment to its name at the top, is left out. Raises ProtocolError if the file cannot be read or is not Python.
+    than by an assignment to its name at the top, is left out.
+
+    Raises ProtocolError if the file cannot be read or is not Python.
     """
     return _read(path)[0]
 

@@ -24,6 +24,8 @@ class PairedDifference:
     """A against B, over images that both have a value for; NaN without any."""
 
     count: int
+    infinite: int = 0
+    """Images with an infinite value on a side: they are won, tied or lost, and left out of the numbers of A - B."""
     difference: float
     """Mean of A - B."""
     difference_interval: Interval
@@ -42,30 +44,39 @@ class PairedDifference:
 def paired_difference(a: Sequence[float], b: Sequence[float], *, tie: float = 0.0, seed: int = 0) -> PairedDifference:
     """Return how the values a differ from b, one per image in the same order, higher is better.
 
-    tie: difference up to which two values count as equal. Raises ValueError for other lengths, values that are not
-    finite, or a tie below 0.
+    tie: difference up to which two values count as equal; equal infinities are a tie. Raises ValueError for other
+    lengths, NaN, or a tie below 0.
 
     >>> paired_difference([3.0, 2.0, 4.0], [1.0, 2.0, 3.0]).win_rate  # two wins and a tie
     0.8333333333333334
     """
-    gaps = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64) if len(a) == len(b) else np.array(math.nan)
-    if not np.isfinite(gaps).all() or not tie >= 0:
-        raise ValueError(f"{len(a)} and {len(b)} values, tie={tie}: give as many finite values on both sides, tie >= 0")
+    sides = [np.asarray(values, dtype=np.float64) for values in (a, b)]
+    if len(a) != len(b) or np.isnan([*sides[0], *sides[1]]).any() or not tie >= 0:
+        raise ValueError(
+            f"{len(a)} and {len(b)} values, tie={tie}: give as many values on both sides, no NaN, tie >= 0"
+        )
+    is_finite = np.isfinite(sides[0]) & np.isfinite(sides[1])
+    apart = (sides[0] > sides[1]).astype(np.float64) - (sides[0] < sides[1])
+    gaps = sides[0][is_finite] - sides[1][is_finite]
     # A hair of slack: 3.25 - 3.24 is above 0.01 in binary.
-    signs = np.where(np.abs(gaps) <= tie + 1e-9, 0.0, np.sign(gaps))
-    points = (signs + 1) / 2
-    count = len(gaps)
-    nothing = (math.nan, math.nan)
-    means = resampled_means(np.stack([gaps, points], axis=1), RESAMPLES, seed) if count > 1 else None
+    apart[is_finite] = np.where(np.abs(gaps) <= tie + 1e-9, 0.0, np.sign(gaps))
+    points = (apart + 1) / 2
     return PairedDifference(
-        count=count,
-        difference=float(gaps.mean()) if count else math.nan,
-        difference_interval=nothing if means is None else percentile_interval(means[:, 0]),
+        count=len(apart), infinite=int((~is_finite).sum()),
+        difference=float(gaps.mean()) if len(gaps) else math.nan,
+        difference_interval=_interval(gaps, seed),
         p_value=sign_flip_p(gaps, seed),
-        wins=int((signs > 0).sum()), ties=int((signs == 0).sum()), losses=int((signs < 0).sum()),
-        win_rate=float(points.mean()) if count else math.nan,
-        win_rate_interval=nothing if means is None else percentile_interval(means[:, 1]),
+        wins=int((apart > 0).sum()), ties=int((apart == 0).sum()), losses=int((apart < 0).sum()),
+        win_rate=float(points.mean()) if len(points) else math.nan,
+        win_rate_interval=_interval(points, seed),
     )  # fmt: skip
+
+
+def _interval(values: NDArray[np.float64], seed: int) -> Interval:
+    """Return the 95 % interval of the mean; NaN with fewer than two values."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    return percentile_interval(resampled_means(values[:, None], RESAMPLES, seed)[:, 0])
 
 
 def sign_flip_p(gaps: NDArray[np.float64], seed: int = 0) -> float:
