@@ -83,14 +83,15 @@ def _compare_tab(studio: Studio, samples: Sequence[str]) -> None:
             if ranking is None:
                 yield (drawn.progress(done, len(names), f"{done} of {len(names)} rated, next: {names[done]}"), *waiting)
                 continue
-            first, second = ranking.order[0], ranking.order[-1]
+            keys = studio.keys(files)
+            first, second = keys[ranking.order[0]], keys[ranking.order[-1]]
             left, right, note = studio.side_by_side(files, first, second)
-            choices = [(names[index], index) for index in ranking.order]
+            choices = [(names[index], keys[index]) for index in ranking.order]
             head = drawn.progress(done, done, f"{done} of {done} rated. {note}")
             pick = (gr.update(choices=choices, value=value) for value in (first, second))
             yield head, drawn.table(names, ranking), (left, right), *pick
 
-    def show(files: list[str] | None, first: int | None, second: int | None) -> tuple[Any, str]:
+    def show(files: list[str] | None, first: str | None, second: str | None) -> tuple[Any, str]:
         left, right, note = studio.side_by_side(files, first, second)
         return (left, right), f'<p class="zq-small">{escape(note)}</p>'
 

@@ -21,6 +21,7 @@ from zoomiqa_reward.model.ranking import Ranking, ranking_of
 from zoomiqa_reward.model.ratings import Assessment, Ratings
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
+from zoomiqa_reward.runs.digest import file_digest
 
 if TYPE_CHECKING:
     from restoration.restorer.restorer import Restorer
@@ -118,15 +119,23 @@ class Studio:
         errors = tuple(rating.errors[0] for rating in rated)
         yield len(files), ranking_of(Ratings(value=means, std=stds, valid=valid, errors=errors, std_kind="token"))
 
+    def keys(self, files: Sequence[str] | None) -> list[str]:
+        """Return what names each of the files for `side_by_side`: its place and its bytes. Raises ImageError."""
+        try:
+            return [f"{place}-{file_digest(file, size=16)}" for place, file in enumerate(files or [])]
+        except OSError as error:
+            raise ImageError("the images are gone: upload them again") from error
+
     def side_by_side(
-        self, files: Sequence[str] | None, first: int | None, second: int | None
+        self, files: Sequence[str] | None, first: str | None, second: str | None
     ) -> tuple[Image.Image, Image.Image, str]:
         """Return two of the files at the size of the larger, and a sentence if one was enlarged for it.
 
-        first, second: places in `files`, never paths, because the caller may be a stranger. Raises ImageError.
+        first, second: keys of the files, never paths, because the caller may be a stranger. A key of other files, as a
+        list keeps it after a new upload, is none of these. Raises ImageError.
         """
-        places = range(len(files or []))
-        chosen = [(files or [])[index] for index in (first, second) if index is not None and index in places]
+        by_key = dict(zip(self.keys(files), files or [], strict=True))
+        chosen = [by_key[key] for key in (first, second) if key in by_key]
         if len(chosen) < 2:
             raise ImageError("the images have changed: rate and rank them again")
         images = [to_pil(self.open(file)) for file in chosen]

@@ -270,7 +270,7 @@ def test_a_request_cannot_name_a_file_of_the_host(started):
         "quality_map": lambda file: (file,),
         "compare": lambda file: ([file] * 2,),
         "best_of_n": lambda file: (file, 1, 0, "shrink it"),
-        "side_by_side": lambda file: ([file], 0, 0),
+        "side_by_side": lambda file: ([file], "0-0", "0-0"),
     }
     for name, data in requests.items():
         assert call(url, name, *data(given(secret)))[0] == "error", name

@@ -148,13 +148,18 @@ def test_images_are_all_checked_before_any_is_rated(studio, files, tmp_path):
 def test_the_slider_shows_places_among_the_files_at_one_size(studio, files, tmp_path):
     small = str(tmp_path / "small.png")
     Image.open(files[0]).resize((64, 48)).save(small)
-    left, right, note = studio.side_by_side([files[0], small], 0, 1)
+    pair = [files[0], small]
+    left, right, note = studio.side_by_side(pair, *studio.keys(pair))
     assert left.size == right.size == (128, 96)
     assert note == "small.png is shown enlarged from 64 x 48 px (nearest pixel)."
-    assert studio.side_by_side(files, 0, 1)[2] == ""
-    for place in (3, -1, None, files[1]):
+    keys = studio.keys(files)
+    assert studio.side_by_side(files, *keys[:2])[2] == ""
+    others = studio.keys([files[1], files[0], files[2]])  # of a new upload, while the lists still name the old one
+    for key in ("3-0", "", None, files[1], 1, *others[:2]):
         with pytest.raises(ImageError, match="rate and rank them again"):
-            studio.side_by_side(files, 0, place)
+            studio.side_by_side(files, keys[0], key)
+    with pytest.raises(ImageError, match="upload them again"):
+        studio.keys([str(tmp_path / "gone.png")])
 
 
 def test_best_of_n_shows_each_candidate_and_ends_as_best_of_n_does(studio, pool, files):
