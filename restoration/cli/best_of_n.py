@@ -77,12 +77,15 @@ def best_of_n(
         raise typer.BadParameter(
             "--min-gain needs --plain: a varied pool's members are drawn once or twice, too few to foresee the next"
         )
+    if batch_size > 1 and strict:
+        raise typer.BadParameter("--batch-size needs --batched: by default candidates are made one by one")
     is_folder = Path(image).is_dir()
     if recursive and not is_folder:
         raise typer.BadParameter(f"--recursive needs a folder, and {image} is none")
     require_folder(out)  # before the work, as the image
     if is_folder:
         images_of(Path(image), out, recursive=recursive)
+        inputs.tell_left_out(Path(image), recursive=recursive)
     else:
         load_image(image)
     given: dict[str, Any] = {"device": device, "dtype": dtype, "adapter": adapter, "protocol": protocol}

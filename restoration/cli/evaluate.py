@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zoomiqa_reward.rewards.base import Reward
 
 ROWS = ("hr", "bicubic", "worst", "mean", "best", "selected")
+DEGRADATION = "realesrgan"
 DEFAULT_METRICS = "fsim,vif,psnr_y,ssim_y,niqe,lr_consistency"
 
 DatasetArgument = Annotated[
@@ -48,7 +49,7 @@ def evaluate(
     root: Root = None,
     hr: Hr = None,
     as_is: AsIs = False,
-    degradation: options.Degradation = "realesrgan",
+    degradation: options.Degradation = DEGRADATION,
     scale: options.DatasetScale = 4,
     restorer: RestorerName = "nano",
     vary_sharpness: Vary = 0.0,
@@ -78,6 +79,8 @@ def evaluate(
     from restoration.metrics.registry import METRICS, as_reward
 
     require_folder(out)  # before the work
+    names = [name.strip() for name in metrics.split(",")]
+    _refuse_idle_metric_options({*names, reward}, border_px, channel, lpips_weights, as_is=as_is)
     images = _dataset(dataset, root, hr, as_is, degradation, scale, seed)
     images = images if limit is None else images.take(limit)
     other = None if against is None else Evaluation.load(against)  # a wrong folder is told before the work
@@ -88,7 +91,6 @@ def evaluate(
     def watch(records: Iterable[Any], total: int) -> Iterable[Any]:
         return progress(records, total, "evaluating", streaming=False)
 
-    names = [name.strip() for name in metrics.split(",")]
     rated_with = with_conventions(images, [reward] if reward in METRICS else [], metric_options)
     chooser: Reward | None = None
     if reward == "none" or reward in METRICS:
@@ -193,6 +195,8 @@ def _dataset(
 
     if as_is and (hr or root):
         raise ValueError("--as-is goes with neither --hr nor --root")
+    if (hr is not None or as_is) and degradation != DEGRADATION:
+        raise ValueError(f"--degradation {degradation}: with --hr or --as-is nothing is degraded; leave it out")
     if hr is not None or as_is:
         return paired_folders(name, hr, scale=scale)
     if root is None and name in PRESETS and not Path(name).is_dir():
@@ -200,6 +204,22 @@ def _dataset(
     if root is not None:
         return load_preset(name, root, degradation, scale=scale, seed=seed)
     return degraded_folder(name, degradation, scale=scale, seed=seed)
+
+
+def _refuse_idle_metric_options(
+    names: set[str], border_px: int | None, channel: str | None, lpips_weights: Path | None, *, as_is: bool
+) -> None:
+    """Raise ValueError for an option of metrics that are not measured."""
+    for option, value, metrics in (
+        ("--border-px", border_px, ("psnr_y", "ssim_y")), ("--channel", channel, ("psnr_y", "ssim_y")),
+        ("--lpips-weights", lpips_weights, ("lpips",)),
+    ):  # fmt: skip
+        if value is not None and as_is:
+            raise ValueError(f"{option}: {' and '.join(metrics)} need a ground truth, which --as-is says is not there")
+        if value is not None and not names & set(metrics):
+            raise ValueError(
+                f"{option} is for {' and '.join(metrics)}; name one of them with --metrics, or leave it out"
+            )
 
 
 def _restorer(name: str, scale: int, device: str | None, vary_sharpness: float) -> Any:

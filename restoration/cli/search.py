@@ -17,6 +17,8 @@ from zoomiqa_reward.cli.reward_option import RewardName, load_reward
 if TYPE_CHECKING:
     from restoration.search import Fused
 
+PER_ROUND, AMOUNT, TOP = 4, 0.5, 4
+"""Defaults."""
 Out = Annotated[Path, typer.Option(help="Folder for candidates, best.png and run.json; an existing run continues.")]
 By = Annotated[
     Literal["noise", "fusion"],
@@ -42,9 +44,9 @@ def search(
     restorer: options.Restorers = ["nano"],  # noqa: B006  (typer reads it, nothing writes it)
     n: options.Count = 8,
     seed: options.Seed = 0,
-    per_round: PerRound = 4,
-    amount: Amount = 0.5,
-    top: Top = 4,
+    per_round: PerRound = PER_ROUND,
+    amount: Amount = AMOUNT,
+    top: Top = TOP,
     softness: Softness = None,
     view_px: ViewPx = None,
     scale: options.Scale = None,
@@ -69,6 +71,12 @@ def search(
     from zoomiqa_reward.images.loading import load_image
     from zoomiqa_reward.runs.outputs import require_folder
 
+    idle = {
+        "noise": {"--top": top != TOP, "--softness": softness is not None, "--view-px": view_px is not None},
+        "fusion": {"--per-round": per_round != PER_ROUND, "--amount": amount != AMOUNT},
+    }  # fmt: skip
+    if given := [option for option, is_given in idle[by].items() if is_given]:
+        raise typer.BadParameter(f"{given[0]} has no use in --by {by}; leave it out")
     if amount == 0:
         raise typer.BadParameter("--amount 0 would repeat the same noise; give more, up to 1")
     if softness is not None and softness <= 0:

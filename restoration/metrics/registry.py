@@ -28,7 +28,7 @@ from restoration.metrics.fidelity import (
     vif,
 )
 from restoration.metrics.perceptual import backbone_hash, lpips, niqe
-from zoomiqa_reward.images.loading import ImageSource, load_image
+from zoomiqa_reward.images.loading import ImageError, ImageSource, load_image
 from zoomiqa_reward.rewards.metric import MetricReward
 
 __all__ = [
@@ -158,9 +158,7 @@ def _measure(
     except MetricUnavailable as error:
         return Measurement(math.nan, str(error))
     if math.isnan(value):
-        return Measurement(
-            math.nan, f"{metric.name} is not defined for this image of {image.shape[2]} x {image.shape[1]} px"
-        )
+        return Measurement(math.nan, _undefined(metric, image))
     best = math.inf if metric.higher_is_better else -math.inf
     if value == -best:
         return Measurement(math.nan, f"{metric.name} is infinitely bad")
@@ -195,6 +193,10 @@ def _inner(image: Tensor, border_px: int) -> Tensor:
     return image[:, border_px : height - border_px, border_px : width - border_px].contiguous()
 
 
+def _undefined(metric: Metric, image: Tensor) -> str:
+    return f"{metric.name} is not defined for this image of {image.shape[2]} x {image.shape[1]} px"
+
+
 def as_reward(name: str, **options: object) -> MetricReward:
     """Return the metric as a reward where higher is better. `options` go to its function.
 
@@ -210,7 +212,10 @@ def as_reward(name: str, **options: object) -> MetricReward:
 
     def fn(image: Tensor, **given: Tensor) -> float:
         images, others = _cut([image, *(given[key] for key in needs)], metric, options)
-        return metric.fn(*images, **others)
+        value = float(metric.fn(*images, **others))
+        if math.isnan(value):
+            raise ImageError(_undefined(metric, image))
+        return value
 
     return MetricReward(
         fn, metric.name, metric.higher_is_better, metric.score_range, needs, fingerprint="|".join(parts)

@@ -46,6 +46,7 @@ COMMANDS = {
     "rank": {
         "photo.png --sheet photo.png": "inputs", "photo.png --sheet other.png": "--overwrite",
         "photo.png --sheet no/s.png": "no folder no", "photo.png --sheet s.txt": ".txt", "--sheet s.png": "images",
+        "photo.png --sheet s.xbm": ".xbm",
         "photo.png --mode x": "--mode", "photo.png --device foo": "'foo'", "photo.png --lq nosuch.png": "nosuch.png",
         "photo.png --reference text.txt": "text.txt", "photo.png --lq other.png --reference other.png": "one of them",
         "clip.mp4 photo.png": "clip.mp4", "clip.mp4 --sheet s.png": "--sheet", "clip.mp4 --every 0": "--every",
@@ -76,7 +77,8 @@ COMMANDS = {
     },
     "best-of-n": {
         "nosuch.png": "nosuch.png", "text.txt": "text.txt", "empty": "empty", "photo.png --n 0": "--n",
-        "photo.png --min-gain 0.1": "--plain", "photo.png --device foo": "'foo'",
+        "photo.png --min-gain 0.1": "--plain", "photo.png --batch-size 4": "--batched",
+        "photo.png --device foo": "'foo'",
         **{f"photo.png {one}": word for one, word in RESTORING.items()},
     },
     "report": {
@@ -91,6 +93,8 @@ COMMANDS = {
     "search": {
         "nosuch.png": "nosuch.png", "text.txt": "text.txt", "empty": "empty", "photo.png --n 0": "--n",
         "photo.png --by luck": "--by", "photo.png --amount 0": "--amount", "photo.png --softness 0": "--softness",
+        "photo.png --view-px 64": "--view-px", "photo.png --top 2": "--top", "photo.png --softness 3": "--softness",
+        "photo.png --by fusion --amount 0.2": "--amount", "photo.png --by fusion --per-round 2": "--per-round",
         "photo.png --view-px 8": "--view-px", "photo.png --top 0": "--top", "photo.png --device foo": "'foo'",
         **{f"photo.png {one}": word for one, word in RESTORING.items()},
     },
@@ -111,12 +115,17 @@ COMMANDS = {
         "few --reward none --headline nosuch --out run": "nosuch", "few --reward none --out text.txt": "text.txt",
         "few --restorer nosuch --out run": "nosuch", "few --hr nosuch --out run": "nosuch", "few": "--out",
         "few --reward none --device foo --out run": "'foo'",
+        "few --as-is --degradation mild --out run": "--degradation", "few --hr few --degradation mild --out run":
+        "--degradation", "few --as-is --border-px 3 --out run": "--border-px",
+        "few --metrics niqe --channel rgb --out run": "--channel",
+        "few --lpips-weights w.pth --out run": "--lpips-weights",
     },
     "serve": {
         "--reward nosuch": "'nosuch'", "--reward no.such:thing": "no.such", "--model nosuch": "'nosuch'",
         "--model cut": "model.safetensors", "--device foo": "'foo'", "--host 0.0.0.0": "token",
         "--token-file nosuch": "nosuch", "--token-file blank.txt": "blank.txt", "--port 99999": "--port",
         "--protocol nosuch.json": "nosuch.json", "--reward niqe --mode reason": "mode",
+        "--num-samples 2": "num_samples=2",
         "--host nosuch.invalid": "nosuch.invalid",
     },
     "web": {  # what comes before Gradio is needed

@@ -232,3 +232,9 @@ def test_a_value_between_two_levels_is_measured_as_its_file():
     between = (hr + other) / 2
     for measured in (psnr_y, ssim_y):
         assert measured(between, hr) == measured(load_image(to_pil(between)), hr)
+
+
+def test_a_metric_that_is_not_defined_for_an_image_says_so_as_a_reward_too():
+    image = torch.rand(3, 24, 32)
+    [row] = [as_reward("niqe")([image]).errors]
+    assert row == ("niqe is not defined for this image of 32 x 24 px",)

@@ -239,6 +239,21 @@ def test_folders_and_patterns_expand_in_order(grays):
     assert expand(["*.gif"]) == ["*.gif"]
 
 
+def test_images_of_other_kinds_in_a_folder_are_counted(capsys, grays, scripted):
+    for name in ("a.heic", "b.HEIC", "c.jxl", ".d.heic", "notes.txt"):
+        Path(name).write_text("x")
+    _, _, err = run(capsys, "score", ".")
+    assert ".: 3 files of other kinds were left out (.heic 2, .jxl 1); convert them to PNG" in err
+
+
+@pytest.mark.parametrize("command", ["score", "assess", "rank"])
+def test_an_empty_question_is_none(capsys, grays, command):
+    code, _, err = run(capsys, command, "mid.png", "--question", " ")
+    assert code == 1
+    assert "--question" in err
+    assert "must be a text" in err
+
+
 def test_lines_come_as_they_are_measured(capsys, grays, monkeypatch):
     seen = []
 

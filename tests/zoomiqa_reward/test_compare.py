@@ -177,7 +177,9 @@ def test_an_infinite_value_and_an_error_of_one_image_lose_nothing_of_the_others(
     assert (result["difference"], result["means"]) == (0.0, [100.0, 100.0])
     assert "not measured: A/f10.png: RuntimeError: kernel larger than the image" in err
     assert len(read_table(Path("t.csv"))) == 3
-    _, out, _ = run(capsys, "compare", "A", "B", "--reward", "level_rewards:make", "--sheet", "sheet.png")
+    monkeypatch.setattr("zoomiqa_reward.runs.outputs._LONGEST_PX", {"WEBP": 9})
+    code, out, err = run(capsys, "compare", "A", "B", "--reward", "level_rewards:make", "--sheet", "sheet.webp")
+    assert (code, "WEBP holds 9 px" in err) == (1, True)  # and what was measured is printed all the same
     assert "without 1 infinite" in out
     code, _, err = run(capsys, "compare", "A", "B", "--reward", "level_rewards:make_broken")
     assert code == 1

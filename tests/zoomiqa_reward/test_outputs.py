@@ -11,9 +11,11 @@ from PIL import Image
 from zoomiqa_reward.cli.main import main
 from zoomiqa_reward.images.contact_sheet import SheetEntry, contact_sheet
 from zoomiqa_reward.images.loading import save_png
+from zoomiqa_reward.runs.folder import bind
 from zoomiqa_reward.runs.json_lines import append_line, read_lines
 from zoomiqa_reward.runs.outputs import OutputError, claim_file, claim_folder, made_here, require_folder, write_figure
 from zoomiqa_reward.runs.progress import ProgressLines
+from zoomiqa_reward.runs.settings import AnotherRun
 
 
 def photograph(file: Path, colour: tuple[int, int, int] = (90, 120, 40)) -> Path:
@@ -157,3 +159,33 @@ def test_an_interrupted_rank_prints_what_it_measured(tmp_path, capsys, monkeypat
     shown = capsys.readouterr()
     assert len(shown.out.splitlines()) == 2
     assert "interrupted" in shown.err
+
+
+def test_a_sheet_that_its_format_cannot_hold_is_refused_with_a_way_out(tmp_path):
+    with pytest.raises(OutputError, match=r"2 x 16384 px; WEBP holds 16383 px a side; end the name in \.png"):
+        write_figure(Image.new("RGB", (2, 16_384)), tmp_path / "sheet.webp")
+    write_figure(Image.new("RGB", (2, 16_384)), tmp_path / "sheet.png")
+    for name in ("sheet.bufr", "sheet.xbm", "sheet.ico", "sheet.pdf"):
+        with pytest.raises(OutputError, match=r"is no image format to write; end it in \.png, \.jpg"):
+            claim_file(tmp_path / name, suffixes=True)
+
+
+def test_a_link_to_an_output_stays_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    link, target = tmp_path / "sheet.png", tmp_path / "real" / "sheet.png"
+    link.symlink_to("real/sheet.png")
+    for size in (8, 9):  # at first it leads to nothing
+        write_figure(Image.new("RGB", (size, 8)), link)
+        assert link.is_symlink()
+        with Image.open(target) as image:
+            assert image.width == size
+    photograph(target)
+    with pytest.raises(OutputError, match="did not make it"):
+        write_figure(Image.new("RGB", (8, 8)), link)
+
+
+def test_a_damaged_record_of_a_run_is_named(tmp_path):
+    bind(tmp_path / "run", {"seed": 0})
+    (tmp_path / "run" / "run.json").write_text("")
+    with pytest.raises(AnotherRun, match=r"run\.json: damaged .*name another folder"):
+        bind(tmp_path / "run", {"seed": 0})

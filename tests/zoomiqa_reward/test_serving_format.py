@@ -165,6 +165,15 @@ def test_model_options_belong_to_the_model():
         RewardSpec(reward="niqe", mode="reason")
 
 
+@pytest.mark.parametrize(("options", "words"), [
+    ({"num_samples": 2}, "num_samples=2 needs mode='reason'"), ({"mode": "sideways"}, "mode='sideways'"),
+    ({"question": " "}, "question=' ': must be a text"),
+])  # fmt: skip
+def test_options_that_no_replica_could_use_are_told_before_one_starts(options, words):
+    with pytest.raises(ValueError, match=words):
+        RewardSpec(**options)
+
+
 @pytest.mark.integration
 def test_the_client_imports_neither_ray_nor_the_server():
     code = "import sys, zoomiqa_reward.serving.remote; print(*sys.modules)"

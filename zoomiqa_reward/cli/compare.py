@@ -81,6 +81,8 @@ def compare(
     from zoomiqa_reward.runs.tables import write_table
 
     pairs, unpaired = pair_files(a, b, recursive=recursive)
+    for folder in (a, b):
+        inputs.tell_left_out(folder, recursive=recursive)
     _claim(sheet, out, [*(file for pair in pairs for file in pair.files), *unpaired], overwrite)
     judge = load_reward(
         reward, model=model, mode=mode, question=question, device=device, dtype=dtype, adapter=adapter,

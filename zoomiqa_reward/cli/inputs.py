@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from zoomiqa_reward.images.listing import IMAGE_SUFFIXES, list_images, natural_order, printable
+from zoomiqa_reward.images.listing import IMAGE_SUFFIXES, left_out, list_images, natural_order, printable
 
 if TYPE_CHECKING:
     from zoomiqa_reward.model.zoomiqa import ZoomIQA
@@ -31,7 +31,15 @@ Dtype = Annotated[
     ),
 ]
 Strict = Annotated[bool, typer.Option("--strict/--batched", help="One image per forward pass (bit-equal), or several.")]
-Question = Annotated[str | None, typer.Option(help="Replaces the checkpoint's own question.")]
+
+
+def _require_text(question: str | None) -> str | None:
+    if question is not None and not question.strip():
+        raise typer.BadParameter("must be a text; leave it out to ask the checkpoint's own question")
+    return question
+
+
+Question = Annotated[str | None, typer.Option(help="Replaces the checkpoint's own question.", callback=_require_text)]
 ProtocolFile = Annotated[str | None, typer.Option("--protocol", help="Protocol file, for a model without one.")]
 Adapter = Annotated[str | None, typer.Option(help="LoRA adapter: a hub id or a folder.")]
 SheetFile = Annotated[
@@ -109,6 +117,7 @@ def expand(arguments: Sequence[str], *, recursive: bool = False) -> list[str]:
         if os.path.isdir(argument):
             with contextlib.suppress(OSError):  # reading it as an image says why
                 files = [str(file) for file in list_images(Path(argument), recursive=recursive)]
+                tell_left_out(Path(argument), recursive=recursive)
         elif not os.path.lexists(argument):  # a file may itself be called "a[1].png"
             with contextlib.suppress(ValueError, re.error):  # a null character; no pattern
                 files = _matches(argument, recursive=recursive)
@@ -129,6 +138,12 @@ def _matches(pattern: str, *, recursive: bool) -> list[str]:
         elif os.path.basename(pattern) != "**":  # which matches all that lies in the folder
             files += expand([match], recursive=recursive)
     return files
+
+
+def tell_left_out(folder: Path, *, recursive: bool) -> None:
+    """Say on stderr how many images of a folder are of kinds that a folder does not stand for. Raises OSError."""
+    if (told := left_out(folder, recursive=recursive)) is not None:
+        print(told, file=sys.stderr)
 
 
 def named(image: str, error: str | None) -> str:

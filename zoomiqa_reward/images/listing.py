@@ -1,6 +1,9 @@
 """Which files of a folder are images to be measured: the one place that lists folders."""
 
+import contextlib
 import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,11 @@ IMAGE_SUFFIXES = frozenset(
      ".tiff", ".webp")
 )  # fmt: skip
 """Files that a folder stands for; a file named by itself may be called anything."""
+OTHER_IMAGES = frozenset(
+    (".arw", ".cr2", ".cr3", ".dib", ".dng", ".exr", ".hdr", ".heic", ".heif", ".ico", ".j2k", ".jpe", ".jxl", ".nef",
+     ".orf", ".pnm", ".psd", ".raf", ".raw", ".rw2", ".svg")
+)  # fmt: skip
+"""Files of images that a folder does not stand for."""
 
 
 def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
@@ -28,6 +36,29 @@ def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
             except OSError:
                 results.append(path)
     return sorted(results)
+
+
+def left_out(folder: Path, *, recursive: bool = False) -> str | None:
+    """Return how many images of other kinds `list_images` passes over, for people; None for none. Raises OSError.
+
+    A text beside the images is no image, and not counted.
+    """
+    kinds = Counter(_other_kinds(folder, recursive))
+    if not kinds:
+        return None
+    counts = ", ".join(f"{suffix} {count}" for suffix, count in sorted(kinds.items()))
+    return (
+        f"{printable(str(folder))}: {kinds.total()} files of other kinds were left out ({counts}); convert them to PNG"
+    )
+
+
+def _other_kinds(folder: Path, recursive: bool) -> Iterator[str]:
+    for path in folder.iterdir():
+        if path.suffix.lower() in OTHER_IMAGES and is_shown(path):
+            yield path.suffix.lower()
+        elif recursive and _is_subfolder(path):
+            with contextlib.suppress(OSError):
+                yield from _other_kinds(path, recursive)
 
 
 def natural_order(path: str | Path) -> list[Any]:

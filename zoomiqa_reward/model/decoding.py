@@ -8,6 +8,14 @@ from zoomiqa_reward.protocol.spec import Protocol
 MODES = ("direct", "reason")
 
 
+def require_mode(mode: str, num_samples: int = 1) -> None:
+    """Raise ValueError for an unknown mode, and for several samples in a mode that draws none."""
+    if mode not in MODES:
+        raise ValueError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
+    if mode != "reason" and num_samples != 1:
+        raise ValueError(f"num_samples={num_samples} needs mode='reason'; {mode!r} does not sample")
+
+
 def sampling_of(protocol: Protocol, temperature: float, seed: int | None, max_new_tokens: int | None) -> Sampling:
     """Return the protocol's decoding at this temperature, with its own limit of tokens unless one is given."""
     decoding = protocol.decoding

@@ -47,6 +47,17 @@ class Turn:
     """Rating in the text, not clipped; NaN if unreadable."""
 
 
+def require_question(question: str | None) -> None:
+    """Raise ValueError for a question without text; None stands for the protocol's own."""
+    if question is not None and not question.strip():
+        raise ValueError(f"question={question!r}: must be a text; leave it out to ask the protocol's own question")
+
+
+def _asked(protocol: Protocol, question: str | None) -> str:
+    require_question(question)
+    return protocol.questions[0] if question is None else question
+
+
 def _text(text: str) -> dict[str, str]:
     return {"type": "text", "text": text}
 
@@ -56,7 +67,7 @@ _IMAGE = {"type": "image"}
 
 def round1(protocol: Protocol, image: Tensor, question: str | None = None) -> Prompted:
     """Return the request of round 1: prompt and whole image, in the order of the protocol."""
-    prompt = _text(protocol.round1.render(question or protocol.questions[0]))
+    prompt = _text(protocol.round1.render(_asked(protocol, question)))
     content = [prompt, _IMAGE] if protocol.image_order == "text_first" else [_IMAGE, prompt]
     return Prompted(messages=({"role": "user", "content": content},), images=(image,))
 
@@ -69,7 +80,7 @@ def pair_turn(pair: PairPrompt, first: Tensor, second: Tensor) -> Prompted:
 
 def round2(protocol: Protocol, image: Tensor, crop: Tensor, answer1: str, question: str | None = None) -> Prompted:
     """Return the request of round 2: round 1 as a quotation, then the whole image and the crop."""
-    question = question or protocol.questions[0]
+    question = _asked(protocol, question)
     whole_label, crop_label = protocol.image_labels
     content = [_text(protocol.round2.render(question)), _text(whole_label), _IMAGE, _text(crop_label), _IMAGE]
     history: tuple[dict[str, Any], ...] = ()

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from zoomiqa_reward.images.loading import ImageError, ImageSources, load_image, split_images
-from zoomiqa_reward.model.decoding import MODES
+from zoomiqa_reward.model.decoding import require_mode
 from zoomiqa_reward.model.gradients import require_gradient
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Assessment, Scores
+from zoomiqa_reward.model.turns import require_question
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.identity import state_digest
@@ -43,8 +44,8 @@ class ZoomIQAReward(Reward):
         gradient_checkpointing: with grad=True, `backward` recomputes the activations of the layers. This takes less
         memory and more time; ratings and gradients are the same.
         """
-        if mode not in MODES:
-            raise ValueError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
+        require_mode(mode, num_samples)
+        require_question(question)
         self.iqa = iqa
         self.mode = mode
         self.strict = strict
@@ -52,8 +53,6 @@ class ZoomIQAReward(Reward):
         self._options: dict[str, Any] = {"batch_size": batch_size, "question": question}
         if mode == "reason":
             self._options |= {"num_samples": num_samples, "seed": seed}
-        elif num_samples != 1:
-            raise ValueError("num_samples needs mode='reason'; 'direct' does not sample")
         self.name = f"zoomiqa-{iqa.name}-{mode}"
         self.deterministic = mode == "direct" or num_samples == 1 or seed is not None
 

@@ -34,7 +34,10 @@ def bind(
     """
     target = claim_folder(folder) / file
     if target.exists():
-        stored = json.loads(target.read_text(encoding="utf-8"))
+        try:
+            stored = json.loads(target.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise AnotherRun(f"{target}: damaged ({error}); name another folder") from error
         before = stored.get(key) if key and isinstance(stored, dict) else stored
         if not isinstance(before, dict):
             raise AnotherRun(f"{target}: is no record of a run of this program; name another folder")

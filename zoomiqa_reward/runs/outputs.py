@@ -11,6 +11,7 @@ A file that the user names goes through `claim_file` before the work; a folder t
 import contextlib
 import csv
 import json
+import math
 import os
 import shutil
 import threading
@@ -30,6 +31,9 @@ MARK = ".zoomiqa"
 _MARK_TEXT = "Made by zoomiqa-reward, which may replace its own files here.\n"
 _SOFTWARE_TAG = 0x0131
 """`Software`, of EXIF and TIFF."""
+FIGURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
+"""Suffixes of sheets and figures, and Pillow's names of their formats: those that hold any picture in full colour."""
+_LONGEST_PX = {"JPEG": 65_500, "WEBP": 16_383}
 _FROM_BEFORE = ("run.json", "settings.json")
 """What a run's folder held before folders were marked; one of this program names its version in it."""
 _UNFINISHED = (".lock",)
@@ -44,14 +48,14 @@ def claim_file(
 ) -> Path:
     """Return the path of an output file that may be written; call it before the work, not after.
 
-    inputs: paths that are read; anything else in it is skipped. suffixes: the suffix must be that of an image
-    format that Pillow writes. Raises OutputError: one of the inputs, a folder, no folder to write into, a file that
-    this program did not make (unless `overwrite`), another suffix.
+    inputs: paths that are read; anything else in it is skipped. suffixes: the suffix must be one of `FIGURES`.
+    Raises OutputError: one of the inputs, a folder, no folder to write into, a file that this program did not make
+    (unless `overwrite`), another suffix.
     """
     target = Path(path)
-    if suffixes and target.suffix.lower() not in _writable():
+    if suffixes and target.suffix.lower() not in FIGURES:
         raise OutputError(
-            f"{target}: {target.suffix or 'no suffix'} is no image format to write; end it in .png or .jpg"
+            f"{target}: {target.suffix or 'no suffix'} is no image format to write; end it in {', '.join(FIGURES)}"
         )
     if target.is_dir():
         raise OutputError(f"{target}: is a folder; name a file in it")
@@ -203,19 +207,20 @@ def save_image(image: Image.Image, file: str | os.PathLike[str] | IO[bytes], for
 def write_figure(image: Image.Image, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Write a sheet or a figure by its suffix, in one step, and return where it is. Raises OutputError, OSError."""
     target = claim_file(path, overwrite=overwrite, suffixes=True)
+    format_name = FIGURES[target.suffix.lower()]
+    if max(image.size) > (longest := _LONGEST_PX.get(format_name, math.inf)):
+        raise OutputError(
+            f"{target}: {image.width} x {image.height} px; {format_name} holds {longest} px a side; end the "
+            "name in .png"
+        )
     with replacing(target, overwrite=True) as half:
-        save_image(image, half, _writable()[target.suffix.lower()])
+        save_image(image, half, format_name)
     return target
 
 
 def _is_in_run(folder: Path) -> bool:
     here = folder.absolute()
     return any((folder / MARK).is_file() for folder in (here, *here.parents))
-
-
-def _writable() -> dict[str, str]:
-    Image.init()
-    return {suffix: name for suffix, name in Image.registered_extensions().items() if name in Image.SAVE}
 
 
 def _same(first: Path, second: Path) -> bool:

@@ -38,6 +38,11 @@ class RewardSpec:
 
     def __post_init__(self) -> None:
         if self.has_model:
+            from zoomiqa_reward.model.decoding import require_mode
+            from zoomiqa_reward.model.turns import require_question
+
+            require_mode(self.mode, self.num_samples)
+            require_question(self.question)
             return
         model_options = ("model", "mode", "question", "num_samples", "device", "dtype", "adapter", "protocol")
         for name in model_options:
