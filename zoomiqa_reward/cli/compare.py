@@ -234,7 +234,7 @@ def _show(result: "PairedDifference", valid: Sequence[ComparedPair], top: int, n
     shown.add_column(style="bold")
     shown.add_column()
     shown.add_row("pairs", f"{result.count}, by {name}")
-    left_out = f"; without {result.infinite} infinite pairs" if result.infinite else ""
+    left_out = f"; pairs with an infinite value left out: {result.infinite}" if result.infinite else ""
     mean = "-" if math.isnan(result.difference) else f"{result.difference:+.{digits}f}"
     shown.add_row("A - B", f"{mean}, 95 % interval {low} to {high}{left_out}")
     shown.add_row("paired test", f"p = {output.number(result.p_value, 4)} (signs flipped)")

@@ -126,22 +126,25 @@ def _changed(statement: ast.stmt) -> set[str]:
     """Return the names that a statement may change in another way: in a block, by parts (`A["k"] = 1`), by a method."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return set()
-    names = set()
+    names: set[str] = set()
     for node in ast.walk(statement):
         targets: list[ast.expr] = []
         match node:
             case ast.Assign(targets=targets):
-                targets = [inner for target in targets for inner in getattr(target, "elts", [target])]
-            case ast.AnnAssign(target=target, value=ast.expr()) | ast.AugAssign(target=target):
-                targets = [target]
+                targets = [inner for goal in targets for inner in getattr(goal, "elts", [goal])]
+            case ast.AnnAssign(target=goal, value=ast.expr()) | ast.AugAssign(target=goal):
+                targets = [goal]
             case ast.Expr(value=ast.Call(func=ast.Attribute(value=owner))):
                 targets = [owner]
-        for target in targets:
-            while isinstance(target, ast.Subscript | ast.Attribute):
-                target = target.value
-            if isinstance(target, ast.Name):
-                names.add(target.id)
+        names |= {owner.id for owner in map(_owner, targets) if isinstance(owner, ast.Name)}
     return names
+
+
+def _owner(target: ast.expr) -> ast.expr:
+    """Return what `A.b["k"]` is part of: `A`."""
+    while isinstance(target, ast.Subscript | ast.Attribute):
+        target = target.value
+    return target
 
 
 def decoding_of(config: Mapping[str, Any]) -> Decoding:
