@@ -122,7 +122,7 @@ class Studio:
     def keys(self, files: Sequence[str] | None) -> list[str]:
         """Return what names each of the files for `side_by_side`: its place and its bytes. Raises ImageError."""
         try:
-            return [f"{place}-{file_digest(file, size=16)}" for place, file in enumerate(files or [])]
+            return [f"{index}-{file_digest(file, size=16)}" for index, file in enumerate(files or [])]
         except OSError as error:
             raise ImageError("the images are gone: upload them again") from error
 

@@ -142,8 +142,8 @@ def _matches(pattern: str, *, recursive: bool) -> list[str]:
 
 def tell_left_out(folder: Path, *, recursive: bool) -> None:
     """Say on stderr how many images of a folder are of kinds that a folder does not stand for. Raises OSError."""
-    if (told := left_out(folder, recursive=recursive)) is not None:
-        print(told, file=sys.stderr)
+    if (message := left_out(folder, recursive=recursive)) is not None:
+        print(message, file=sys.stderr)
 
 
 def named(image: str, error: str | None) -> str:

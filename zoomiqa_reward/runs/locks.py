@@ -14,15 +14,6 @@ class SharingError(ZoomIQAError, RuntimeError):
     """This system has no file locks."""
 
 
-def require_locks() -> Any:
-    """Return the module `fcntl`. Raises SharingError where the system has none."""
-    try:
-        import fcntl
-    except ModuleNotFoundError as error:
-        raise SharingError("this system has no file locks, so processes cannot share work; run one process") from error
-    return fcntl
-
-
 @contextmanager
 def alone(file: Path) -> Iterator[None]:
     """Wait until no other process holds the lock file, hold it, and remove it at the end.
@@ -49,7 +40,7 @@ def alone_if_possible(file: Path) -> Iterator[None]:
 @contextmanager
 def held(file: Path) -> Iterator[bool]:
     """Hold the lock file if no other process does; give whether it is held. False where its folder is gone."""
-    fcntl = require_locks()
+    fcntl = _locks()
     try:
         handle = os.open(file, os.O_WRONLY | os.O_CREAT, 0o644)
     except FileNotFoundError:
@@ -66,9 +57,18 @@ def held(file: Path) -> Iterator[bool]:
         os.close(handle)
 
 
+def _locks() -> Any:
+    """Return the module `fcntl`. Raises SharingError where the system has none."""
+    try:
+        import fcntl
+    except ModuleNotFoundError as error:
+        raise SharingError("this system has no file locks, so processes cannot share work; run one process") from error
+    return fcntl
+
+
 def _wait_for(file: Path) -> int:
     """Return the handle of the lock file, held; not of one that another process removed in the meantime."""
-    fcntl = require_locks()
+    fcntl = _locks()
     while True:
         handle = os.open(file, os.O_WRONLY | os.O_CREAT, 0o644)
         try:

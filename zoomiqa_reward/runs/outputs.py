@@ -32,7 +32,7 @@ _MARK_TEXT = "Made by zoomiqa-reward, which may replace its own files here.\n"
 _SOFTWARE_TAG = 0x0131
 """`Software`, of EXIF and TIFF."""
 FIGURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
-"""Suffixes of sheets and figures, and Pillow's names of their formats: those that hold any picture in full colour."""
+"""Suffixes of sheets and figures, and Pillow's names of their formats: those that hold any image in full colour."""
 _LONGEST_PX = {"JPEG": 65_500, "WEBP": 16_383}
 _FROM_BEFORE = ("run.json", "settings.json")
 """What a run's folder held before folders were marked; one of this program names its version in it."""
