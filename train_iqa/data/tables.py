@@ -48,7 +48,7 @@ def read_csv(file: Path, columns: Sequence[str], listing: Listing) -> Iterator[t
         return
     for fields in reader:
         where = f"{file}:{reader.line_num}"
-        if any(surplus.strip() for surplus in fields.get(None, ())):  # type: ignore[call-overload]
+        if any(surplus.strip() for surplus in fields.get(None, ())):
             listing.fault("label", where, "more fields than columns; put a field that holds a comma in quotes, and use "
                           "a decimal point")  # fmt: skip
             continue
