@@ -55,6 +55,8 @@ SCALE = 4
 SHARPENED = 0.5
 """Fixed amount of the baseline that sharpens the input and enlarges it."""
 CASCADE_TOPS = (1, 2, 3)
+CONSENSUS_GRID = (0.0, 0.02, 0.03, 0.04, 0.05, 0.055, 0.06, 0.065, 0.07, 0.075, 0.08, 0.09, 0.1)
+"""Weights of the consensus. `--every 3` chooses the one whose smaller t of the gains in FSIM and VIF is largest."""
 WAYS = ("direct", "glance", "reason", "niqe")
 """To choose; `glance` is `direct` that reads the whole image once, and the cascade's first stage."""
 CHOOSERS = ("direct", "agreed", "nearest", "reason", "niqe")
@@ -172,6 +174,7 @@ def choices(rows: list[dict[str, Any]]) -> dict[str, Any]:
         result[f"{name}_oracle_minus_default"] = oracle
         sharper = [row[f"{name}_sharpened"] for row in rows]
         result[f"{name}_sharpened_minus_bicubic"] = paired_test(sharper, plain).difference
+    result["consensus_grid"] = consensus_grid(table, far)
     result["chosen"] = {way: np.bincount(ways[way].argmax(axis=1), minlength=count).tolist() for way in CHOOSERS}
     result["rating"] = {
         "pool": best_mean_worst(table["direct"]),
@@ -179,6 +182,18 @@ def choices(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "hr": mean_interval([row["direct_hr"] for row in rows]),
     }
     return result | {"seconds_an_image": {name: round(value / len(rows), 2) for name, value in total.items()}}
+
+
+def consensus_grid(table: dict[str, Any], far: Any) -> dict[str, Any]:
+    """Return for each weight of the consensus what the choice gains over the default, and t = mean / standard error."""
+    grid = {}
+    for weight in CONSENSUS_GRID:
+        gains = {judge: selected(table[judge], table["direct"] - weight * far) - table[judge][:, 0] for judge in JUDGES}
+        grid[f"{weight:g}"] = {
+            judge: {"gain": mean_interval(gain), "t": float(gain.mean() / (gain.std(ddof=1) / len(gain) ** 0.5))}
+            for judge, gain in gains.items()
+        }
+    return grid
 
 
 def paired_gain(scores: Any, first: Any, second: Any, draws: int = 2000) -> list[float]:

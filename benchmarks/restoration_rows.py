@@ -40,17 +40,22 @@ def best_of_n_rows(b: dict[str, Any]) -> list[tuple[str, str]]:
         title = {"mean": "one candidate at random", "chosen": "chosen by `direct`"}[which]
         found.append((f"{pool_of(b)}: {title} less bicubic", "; ".join(pool)))
     if "fsim_direct_minus_default" in b:
-        judges = ("vif", "psnr_y", "fsim")
-        for way in ("direct", "agreed", "nearest", "reason", "niqe", "oracle"):
-            gains = [
-                f"{name.upper().replace('_', '-')} {spread(b[f'{name}_{way}_minus_default'], 4)}" for name in judges
-            ]
-            found.append(
-                (f"{pool_of(b)}: choice by {CHOICES.get(way, way)} less the default candidate", "; ".join(gains))
-            )
+        found += choice_rows(b)
     deviations = [f"{name.upper()} {b[name]['g_std'][0]:.4f}" for name in ("fsim", "vif")]
     found.append((f"{pool_of(b)}: G-STD", ", ".join(deviations)))
     return found + cascade_rows(b)
+
+
+def choice_rows(b: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of each way to choose, less the default candidate."""
+    rows = []
+    for way in ("direct", "agreed", "nearest", "reason", "niqe", "oracle"):
+        gains = [
+            f"{name.upper().replace('_', '-')} {spread(b[f'{name}_{way}_minus_default'], 4)}"
+            for name in ("vif", "psnr_y", "fsim")
+        ]
+        rows.append((f"{pool_of(b)}: choice by {CHOICES.get(way, way)} less the default candidate", "; ".join(gains)))
+    return rows
 
 
 def cascade_rows(b: dict[str, Any]) -> list[tuple[str, str]]:

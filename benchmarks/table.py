@@ -10,7 +10,7 @@ from typing import Any
 from common import weights
 from doc_tables import BLOCKS
 from judge_rows import mos_rows, pair_rows, pair_table, people_rows, synthetic_rows
-from restoration_rows import best_of_n_rows, candidates_rows, restorer_rows, search_rows
+from restoration_rows import best_of_n_rows, candidates_rows, choice_rows, restorer_rows, search_rows
 from training_rows import cost_rows, killed_rows, processes_rows, tune_kill_rows, tune_rows
 
 ROOT = Path(__file__).parents[1]
@@ -211,6 +211,7 @@ PARTS = {
     "restorer": restorer_rows,
     "restorer_held_out": restorer_rows,
     "best_of_n": best_of_n_rows,
+    "best_of_n_all": choice_rows,
     "search": search_rows,
     "candidates": candidates_rows,
     "gradients": gradients_rows,
@@ -234,7 +235,7 @@ HEADLINES = {
 EARLIER = "\n\nThis table was made with earlier weights of `nano`."
 USES = {
     **dict.fromkeys(("restorer", "restorer_held_out", "candidates"), ("restorer",)),
-    **dict.fromkeys(("best_of_n", "search", "tune"), ("judge", "restorer")),
+    **dict.fromkeys(("best_of_n", "best_of_n_all", "search", "tune"), ("judge", "restorer")),
     **dict.fromkeys(("cache", "training_kill_sft", "training_kill_grpo", "tune_kill", "gpu"), ()),
 }  # fmt: skip
 """Embedded weights that a result depends on, by default the judge's; none where any weights give the same."""

@@ -90,8 +90,8 @@ def report(settings: dict[str, Any], records: Sequence[ImageRecord]) -> dict[str
         singles = {row: _finite_values(pools.single(row), get) for row in ("hr", "bicubic")}
         images, scores = pools.table(get)
         choosable = pools.table(get, _liking) if rewarded else ([], scores, scores)
-        measured = [known for known in (images, *singles.values(), choosable[0]) if known]
-        common = {image for image in pools.names if measured and all(image in known for known in measured)}
+        measured = [row_images for row_images in map(set, (images, *singles.values(), choosable[0])) if row_images]
+        common = set.intersection(*measured) if measured else set()
         for row, values in singles.items():
             interval = statistics.mean_interval([value for image, value in values.items() if image in common])
             rows[row][name] = _number(interval, sign)

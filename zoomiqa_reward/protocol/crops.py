@@ -43,7 +43,7 @@ def usable_box(bbox: Any) -> Box | None:
     return (sides[0], sides[1], sides[2], sides[3])
 
 
-def box_shares(bbox: Any, width: int, height: int) -> Box | None:
+def box_shares(bbox: object, width: int, height: int) -> Box | None:
     """Return a named box as fractions of the sides, corners in order, within the image; None for an unusable one.
 
     As in `zoom_box`: four numbers within 0..1 are fractions already, otherwise they are pixels.

@@ -20,7 +20,7 @@ from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.rewards.normalise import find_groups
 from zoomiqa_reward.runs.settings import identity_of
 
-CONSENSUS = 0.05
+CONSENSUS = 0.065
 """Rating per 8-bit level of distance. Chosen on photographs outside of all tables (docs/notes/selection.md)."""
 
 
