@@ -22,6 +22,7 @@ from typing import Any
 from restoration.restorer.loading import RestorerSource
 from restoration.restorer.restorer import Restorer
 from restoration.selection.best_of_n import Cascade, best_of_n, known_identity, pool, settings_of
+from restoration.selection.candidate_loop import require_texts
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.pool import BICUBIC
 from restoration.selection.result import BestOfN
@@ -90,13 +91,15 @@ def best_of_folder(
     """Yield one row per image of `folder`, as each is done; arguments as in `best_of_n`.
 
     An image that cannot be read or restored, or whose run in `out` is of another image, gives a row with an error;
-    others go on. Raises ValueError for a folder without images and for an `out` of another run, before the first row;
-    and the error by which the first images all fail (`runs.failures`).
+    others go on. Before the first row, raises ValueError for a folder without images, for an `out` of another run, and
+    for a reward that needs a text where none is given; later the error by which the first images all fail
+    (`runs.failures`).
     """
     folder, out = Path(folder), Path(out)
     files = images_of(folder, out, recursive=recursive)
     restorers = [source.restorer for source in pool(restorer, None)]
     batch = None if strict else batch_size
+    require_texts([reward, *([] if cascade is None else [cascade.reward])], pool(restorers, prompts))
     settings = settings_of(pool(restorers, prompts), {"lq": None, "hr": None}, reward, seed, batch)
     settings = {key: value for key, value in settings.items() if key not in ("image", "hr")}
     again = None if cascade is None else (known_identity(cascade.reward, is_kept=True), cascade.top)

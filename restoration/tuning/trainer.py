@@ -142,6 +142,7 @@ def tune(
         raise ValueError(
             f"{without[0]} has no ground truth, but truth_weight needs one: give it, or set truth_weight=0"
         )
+    _require_texts(reward, [*mine, *(validation or ())])
     folder = Path(out)
     denoiser = denoiser_of(source, **recipe.denoiser_options) if denoiser is None else denoiser
     _require_gradients(denoiser.module)
@@ -184,6 +185,15 @@ def _source_of(recipe: Recipe, pipeline: Pipeline | None, denoiser: Denoiser | N
     if denoiser is not None:
         freeze(source)
     return source
+
+
+def _require_texts(reward: Reward, examples: Sequence[Example]) -> None:
+    """Raise ValueError for a reward that needs a text where an image has none."""
+    without = [example.name for example in examples if not example.prompt]
+    if "prompts" in reward.needs and without:
+        raise ValueError(
+            f"reward {reward.name!r} needs prompts, and {without[0]} has none: give load_examples(..., prompts=[...])"
+        )
 
 
 def _require_gradients(module: torch.nn.Module) -> None:

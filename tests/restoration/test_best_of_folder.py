@@ -161,6 +161,13 @@ def test_any_error_of_one_image_is_that_image_s_alone(tmp_path, photos):
     assert "File name too long" in errors["xxxxx.png"]
 
 
+def test_a_reward_without_the_text_that_it_needs_is_refused_before_the_first_image(tmp_path, photos):
+    texts = MetricReward(lambda image, prompts: float(len(prompts)), "texts", True, (0, 100), needs=("prompts",))
+    with pytest.raises(ValueError, match="reward 'texts' needs prompts"):
+        next(best_of_folder(small_nano(), photos, texts, tmp_path / "out", n=2))
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_fails_every_image_ends_the_work(tmp_path, photos):
     def broken(image):
         raise RuntimeError("no such device")

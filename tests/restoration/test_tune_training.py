@@ -280,6 +280,13 @@ def test_a_ground_truth_of_another_size_is_named_before_the_work(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def test_a_reward_without_the_text_that_it_needs_is_refused_before_the_work(tmp_path):
+    texts = MetricReward(lambda image, prompts: image.mean(), "texts", True, (0, 1), needs=("prompts",))
+    with pytest.raises(ValueError, match=r"reward 'texts' needs prompts, and .* has none: give load_examples"):
+        tune(recipe_of(SFT()), examples(), texts, tmp_path / "a", validation=None, pipeline=nano(), device="cpu")
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_run_that_made_no_update_is_no_success(tmp_path):
     constant = reward_of(lambda image: image.mean() * 0 + 0.5, fingerprint="constant")
     for _ in range(2):  # nor is the finished one that is asked for again
