@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from brightness_runs import LQ, brightness
+from brightness_runs import LQ, brightness, prompted_brightness
 from tiny import make_image
 
 from restoration.metrics.fidelity import lr_consistency
@@ -201,10 +201,7 @@ def test_wrong_arguments_are_named():
 
 def test_a_reward_that_needs_a_text_gets_it_for_the_fused_image_too():
     seen = []
-    reward = MetricReward(
-        lambda image, prompt: float(image.mean()) + 0 * len(seen.append(prompt) or ""), "text", True, (0, 1),
-        needs=("prompts",), fingerprint="text",
-    )  # fmt: skip
+    reward = prompted_brightness(seen)
     with pytest.warns(UserWarning, match="takes no prompt"):
         fused(reward, prompts="a red house", rater=brightness())
     assert seen == ["a red house"] * 3

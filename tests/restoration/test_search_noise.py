@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from brightness_runs import LQ, brightness, same
+from brightness_runs import LQ, brightness, prompted_brightness, same
 from test_noise import grainy
 from tiny_pipelines import convolutions, ldm
 
@@ -145,12 +145,8 @@ def test_wrong_arguments_are_named():
 
 def test_a_reward_gets_the_prompt_also_in_later_rounds():
     seen = []
-    reward = MetricReward(
-        lambda image, prompt: float(image.mean()) + 0 * len(seen.append(prompt) or ""), "text", True, (0, 1),
-        needs=("prompts",), fingerprint="text",
-    )  # fmt: skip
     with pytest.warns(UserWarning, match="takes no prompt"):
-        search(reward=reward, n=6, prompts="a red house")
+        search(reward=prompted_brightness(seen), n=6, prompts="a red house")
     assert seen == ["a red house"] * 6
     with pytest.raises(ValueError, match="reward 'text' needs prompts: pass prompts="):
-        search(reward=reward, n=2)
+        search(reward=prompted_brightness(seen), n=2)

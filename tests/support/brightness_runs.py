@@ -38,3 +38,13 @@ def summary(result):
 
 def same(left, right):
     return repr(summary(left)) == repr(summary(right))  # repr: NaN equals NaN
+
+
+def prompted_brightness(seen):
+    """Return the brightness as a reward that needs a text, which it appends to `seen`."""
+
+    def measure(image, prompt):
+        seen.append(prompt)
+        return float(image.mean())
+
+    return MetricReward(measure, "text", True, (0, 1), needs=("prompts",), fingerprint="text")
