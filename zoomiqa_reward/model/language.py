@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-from zoomiqa_reward.model.layers import gated, recomputable, rms
+from zoomiqa_reward.model.layers import gated, linear, recomputable, rms
 from zoomiqa_reward.model.parts import QwenVL, TextAttention, TextLayer, TextModel, has_norms
 from zoomiqa_reward.model.repeatable import attention, builds_repeatable
 from zoomiqa_reward.model.tower import ImageFeatures
@@ -141,7 +141,7 @@ def _layer(
         if kept is not None:
             kept.append((key, value))
         mixed = _attend(query, key, value, tree, layer.self_attn.scaling)
-        hidden = hidden + layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2))
+        hidden = hidden + linear(layer.self_attn.o_proj)(mixed.transpose(1, 2).flatten(2))
         return hidden + gated(layer.mlp, rms(layer.post_attention_layernorm, hidden))
 
     return run
@@ -151,7 +151,7 @@ def projected(attention: TextAttention, x: Tensor) -> tuple[Tensor, Tensor, Tens
     """Return queries, keys and values [rows, heads, tokens, head width] of [rows, tokens, width]."""
     shape = (*x.shape[:2], -1, attention.head_dim)
     query, key, value = (
-        projection(x).view(shape) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        linear(projection)(x).view(shape) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     if has_norms(attention):
         query, key = rms(attention.q_norm, query), rms(attention.k_norm, key)

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from zoomiqa_reward.model.parts import Layer, Norm
+from zoomiqa_reward.model.parts import Affine, Layer, Mlp, Norm, TowerMlp
+from zoomiqa_reward.model.products import affine, suits
 
 
 def recomputable(layer: Layer, run: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
@@ -30,25 +31,27 @@ def rms(norm: Norm, x: Tensor) -> Tensor:
     return nn.functional.rms_norm(x, (x.shape[-1],), norm.weight, epsilon)
 
 
-def gated(mlp: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def gated(mlp: Mlp | TowerMlp, x: Tensor) -> Tensor:
     """Return the gated feed-forward part."""
-    return mlp(x)
+    if _is_hooked(mlp) or not all(hasattr(mlp, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
+        return mlp(x)
+    return linear(mlp.down_proj)(mlp.act_fn(linear(mlp.gate_proj)(x)) * linear(mlp.up_proj)(x))
 
 
-def linear(module: nn.Module) -> Callable[[Tensor], Tensor]:
+def linear(module: nn.Module | Affine) -> Callable[[Tensor], Tensor]:
     """Return what the module computes, without the module's own calls where it is a plain linear layer."""
     if type(module) is not nn.Linear or _is_hooked(module):
         return module
     weight, bias = module.weight, module.bias
-    return lambda x: nn.functional.linear(x, weight, bias)
+    return lambda x: affine(x, weight, bias)
 
 
 def add_linear(module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     """Return `x + module(y)` of [rows, width], in one operator where the module is a plain linear layer, no bias."""
     if type(module) is not nn.Linear or module.bias is not None or _is_hooked(module):
         return lambda x, y: x + module(y)
-    weight = module.weight.t()
-    return lambda x, y: torch.addmm(x, y, weight)
+    weight, turned = module.weight, module.weight.t()
+    return lambda x, y: x + affine(y, weight) if suits(y, weight) else torch.addmm(x, y, turned)
 
 
 def side_by_side(modules: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
@@ -62,8 +65,8 @@ def side_by_side(modules: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
         return lambda x: torch.cat([module(x) for module in modules], dim=-1)
     weight = torch.cat([module.weight for module in plain])
     bias = None if plain[0].bias is None else torch.cat([module.bias for module in plain])
-    return lambda x: nn.functional.linear(x, weight, bias)
+    return lambda x: affine(x, weight, bias)
 
 
-def _is_hooked(module: nn.Module | Norm) -> bool:
+def _is_hooked(module: nn.Module | Norm | Mlp | TowerMlp) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))

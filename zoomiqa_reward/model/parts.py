@@ -48,6 +48,9 @@ class Mlp(Protocol):
     gate_proj: nn.Module
     up_proj: nn.Module
     down_proj: nn.Module
+    act_fn: Callable[[Tensor], Tensor]
+    _forward_hooks: dict[int, Callable[..., object]]
+    _forward_pre_hooks: dict[int, Callable[..., object]]
 
     def __call__(self, x: Tensor, /) -> Tensor: ...
 
@@ -103,6 +106,9 @@ class TowerMlp(Protocol):
     gate_proj: Affine
     up_proj: Affine
     down_proj: Affine
+    act_fn: Callable[[Tensor], Tensor]
+    _forward_hooks: dict[int, Callable[..., object]]
+    _forward_pre_hooks: dict[int, Callable[..., object]]
 
     def __call__(self, x: Tensor, /) -> Tensor: ...
 

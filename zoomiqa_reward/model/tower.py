@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from zoomiqa_reward.model import repeatable
-from zoomiqa_reward.model.layers import gated, recomputable, rms
+from zoomiqa_reward.model.layers import gated, linear, recomputable, rms
 from zoomiqa_reward.model.parts import QwenVL, TowerAttention, TowerBlock, WindowTower, has_windows
+from zoomiqa_reward.model.products import affine
 
 KEPT_SIZES = 32
 """Sizes of images whose plans are kept; a plan of 1008 x 756 px in the 7B holds 2.5 MB."""
@@ -80,7 +81,7 @@ def read_images(model: QwenVL, patches: Tensor, grid: tuple[int, int]) -> ImageF
     merged = tower.spatial_merge_size**2
     images, count = patches.shape[0], patches.shape[1]
     kernel = tower.patch_embed.proj  # as wide as its step, so the convolution is a matrix product: faster, never TF32
-    hidden = nn.functional.linear(patches.to(kernel.weight.dtype), kernel.weight.flatten(1), kernel.bias)
+    hidden = affine(patches.to(kernel.weight.dtype), kernel.weight, kernel.bias)
     hidden = repeatable.permuted(hidden.view(images, count // merged, -1), plan.order, plan.back).view(
         images, count, -1
     )
@@ -112,7 +113,7 @@ def _block(block: TowerBlock, plan: _Plan, groups: tuple[tuple[int, int], ...]) 
 
 def _attend(attention: TowerAttention, x: Tensor, plan: _Plan, groups: tuple[tuple[int, int], ...]) -> Tensor:
     images, count, width = x.shape
-    qkv = _turned(attention.qkv(x).view(images, count, 3, attention.num_heads, -1), plan.cos, plan.sin)
+    qkv = _turned(linear(attention.qkv)(x).view(images, count, 3, attention.num_heads, -1), plan.cos, plan.sin)
     parts = [qkv] if len(groups) == 1 else qkv.split_with_sizes([length * number for length, number in groups], dim=1)
     mixed = []
     for piece, (length, number) in zip(parts, groups, strict=True):
@@ -121,7 +122,7 @@ def _attend(attention: TowerAttention, x: Tensor, plan: _Plan, groups: tuple[tup
         out = repeatable.attention(partial(scaled_dot_product_attention, scale=attention.scaling), query, key, value,
                                    attention.scaling)  # fmt: skip
         mixed.append(out.transpose(1, 2).reshape(images, -1, width))
-    return attention.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1))
+    return linear(attention.proj)(mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1))
 
 
 def _turned(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
