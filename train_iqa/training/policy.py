@@ -4,7 +4,7 @@ SFT and RL use this alike. The loaded checkpoint is frozen; here a part of it is
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -166,19 +166,41 @@ class TrainedWeights:
 def save_policy(
     checkpoint: Checkpoint, accelerator: Accelerator, model: nn.Module, config: TuningConfig, folder: Path
 ) -> None:
-    """Write what has been learned: a LoRA adapter, or a whole checkpoint; either with its protocol. All processes call.
+    """Write what has been learned, with its protocol: a LoRA adapter, or a whole checkpoint. All processes call.
 
-    `load_checkpoint(base, adapter=folder)` or `load_checkpoint(folder)` reads it.
+    `load_checkpoint(base, adapter=folder)` or `load_checkpoint(folder)` reads it. A LoRA that was learned on top of an
+    earlier one is written as a whole checkpoint: to the base model alone it does not fit.
     """
     state = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
         part_folder(folder)
         inner = accelerator.unwrap_model(model)
-        if config.is_lora:
+        if config.is_lora and checkpoint.adapter is None:
             inner.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
         else:
-            inner.save_pretrained(folder, state_dict=state)
+            if config.is_lora:
+                state = _merged(state, config.lora_alpha / config.lora_rank)
+                for stale in folder.glob("adapter_*"):  # transformers would add it once more
+                    stale.unlink()
+            plain_model(accelerator, model).save_pretrained(folder, state_dict=state)
             checkpoint.tokenizer.save_pretrained(folder)
             checkpoint.image_processor.save_pretrained(folder)
         checkpoint.protocol.save(folder)
     accelerator.wait_for_everyone()
+
+
+def _merged(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Return the weights of the plain model from those of the PeftModel around it, with the adapter added.
+
+    They are computed here and not by peft, since in a sharded run only `state` is whole.
+    """
+    merged = {}
+    for name, values in state.items():
+        layer = name.removesuffix(".base_layer.weight")
+        if ".lora_" in name:
+            continue
+        if layer != name:
+            down, up = (state[f"{layer}.lora_{matrix}.default.weight"].float() for matrix in "AB")
+            values = (values.float() + scale * (up @ down)).to(values.dtype).cpu()  # no second model on the GPU
+        merged[name.removeprefix("base_model.model.").replace(".base_layer.", ".")] = values
+    return merged
