@@ -142,16 +142,18 @@ class AdapterOff:
 class FrozenCopy:
     """The reference of a full run: a copy taken before anything is trained or wrapped."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, *, offload: bool) -> None:
-        self.home = next(model.parameters()).device
-        self.offload = offload
-        self.copy = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
-        if offload:
-            self.copy.to("cpu")
+    def __init__(self, model: nn.Module, dtype: torch.dtype, home: torch.device, *, offload: bool) -> None:
+        """Copy the model with weights of this type. home: where the run computes; the model itself may still wait on
+        the CPU to be sharded."""
+        self.home, self.offload = home, offload
+        self.copy = copy.deepcopy(model).eval().requires_grad_(False)
+        for parameter in self.copy.parameters():  # buffers stay float32: the rotary frequencies among them need it
+            parameter.data = parameter.data.to(dtype)
+        self.copy.to("cpu" if offload else home)
 
     @contextmanager
     def active(self) -> Iterator[Any]:
-        """Yield the copy, on the device that it was made on; offloaded, it leaves again afterwards."""
+        """Yield the copy, on the device of the run; offloaded, it leaves again afterwards."""
         with torch.no_grad():
             self.copy.to(self.home)
             try:

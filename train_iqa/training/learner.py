@@ -74,11 +74,18 @@ def load_base(config: ModelConfig, accelerator: Accelerator, tuning: TuningConfi
 def make_learner(
     checkpoint: Checkpoint, accelerator: Accelerator, tuning: TuningConfig, *, weight_decay: float, seed: int
 ) -> tuple[nn.Module, Any]:
-    """Return (model, AdamW), prepared by accelerate; a LoRA's first values depend on the seed alone."""
+    """Return (model, AdamW), prepared by accelerate; a LoRA's first values depend on the seed alone.
+
+    Buffers keep their type and values: DeepSpeed in half precision rounds them as well, and with the rotary frequencies
+    among them the positions of a long prompt. Inference, which loads the result, does not round them.
+    """
     with own_draws(seed):
         model = make_trainable(checkpoint.model, tuning)
+    exact = [buffer.clone() for buffer in model.buffers()]
     optimizer = torch.optim.AdamW(trained_parameters(model), lr=0.0, weight_decay=weight_decay)
     model, optimizer = accelerator.prepare(model, optimizer)
+    for buffer, values in zip(accelerator.unwrap_model(model).buffers(), exact, strict=True):
+        buffer.data = values.to(buffer.device)
     model.train()
     return model, optimizer
 

@@ -1,0 +1,95 @@
+"""What learns, what it is held to and what is saved are one and the same model, on every way that leads there."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_rl_rollout import zooming_folder
+from test_sft import ZOOM
+from test_sft import config as sft_config
+from tiny import ARCHS, make_image, tiny_checkpoint
+
+from train_iqa import sft
+from train_iqa.rl.objective import FrozenCopy
+from train_iqa.rows.completions import answer_logprobs, collate_completions, complete
+from train_iqa.training import policy
+from train_iqa.training.learner import ModelConfig, load_base, make_learner
+from train_iqa.training.policy import TuningConfig
+from zoomiqa_reward.model.checkpoint import load_checkpoint
+from zoomiqa_reward.model.turns import round1
+
+
+@torch.no_grad()
+def logprobs(checkpoint, model=None):
+    """Log-probabilities of one answer's tokens."""
+    row = complete(checkpoint, round1(checkpoint.protocol, make_image(0, 224, 224)), ZOOM)
+    values, _ = answer_logprobs(model or checkpoint.model, collate_completions(checkpoint, [row]))
+    return values[0]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("train_tower", [False, True])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_an_adapter_on_top_of_another_is_saved_with_it(arch, train_tower, tmp_path, monkeypatch):
+    """The base model with the second adapter alone lacks the first stage."""
+    base, tuning = str(tiny_checkpoint(arch)), TuningConfig(lora_rank=4, lora_alpha=12, train_tower=train_tower)
+    first = sft.train(sft_config(tmp_path, "first", model=ModelConfig(name=base, device="cpu"), tuning=tuning))
+    learned = []
+    save = policy.save_policy
+
+    def note(checkpoint, accelerator, model, tuning, folder):
+        learned.append(logprobs(checkpoint, accelerator.unwrap_model(model).eval()))
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text("{}")  # of an earlier save
+        save(checkpoint, accelerator, model, tuning, folder)
+
+    monkeypatch.setattr(sft, "save_policy", note)
+    stacked = ModelConfig(name=base, adapter=str(first), device="cpu")
+    second = sft.train(sft_config(tmp_path, "second", model=stacked, tuning=tuning))
+    before = logprobs(load_checkpoint(base, device="cpu", adapter=first))
+    after = logprobs(load_checkpoint(second, device="cpu"))
+    torch.testing.assert_close(after, learned[0], rtol=1e-4, atol=1e-4)
+    assert (after - before).abs().max() > 0.01
+    assert (before - logprobs(load_checkpoint(base, device="cpu"))).abs().max() > 0.01
+
+
+def test_the_frozen_copy_is_the_model_as_it_is_loaded_in_its_type():
+    """Rotary frequencies in bfloat16 would be other positions, and a KL that is not 0 before anything was learned."""
+    checkpoint = load_checkpoint("nano", device="cpu")
+    copied = FrozenCopy(checkpoint.model, torch.bfloat16, checkpoint.device, offload=True)
+    loaded = load_checkpoint("nano", device="cpu", dtype="bfloat16")
+    with copied.active() as model:
+        assert torch.equal(logprobs(checkpoint, model), logprobs(loaded))
+    assert checkpoint.dtype == torch.float32
+
+
+def sharded(device, prepare):
+    return SimpleNamespace(
+        device=torch.device(device), distributed_type=SimpleNamespace(value="DEEPSPEED"), prepare=prepare,
+        unwrap_model=lambda model: model,
+    )  # fmt: skip
+
+
+def test_the_frozen_copy_answers_where_a_sharded_run_computes():
+    """Its model is loaded on the CPU, to be sharded; the rows lie on the device of the process."""
+    accelerator = sharded("meta", None)
+    model = ModelConfig(name=str(tiny_checkpoint()))
+    checkpoint = load_base(model, accelerator, TuningConfig(lora_rank=0))
+    assert checkpoint.device.type == "cpu"
+    copied = FrozenCopy(checkpoint.model, torch.float32, accelerator.device, offload=False)
+    with copied.active() as reference:
+        assert {parameter.device.type for parameter in reference.parameters()} == {"meta"}
+    assert checkpoint.device.type == "cpu"
+
+
+def test_buffers_are_not_rounded_by_what_prepares_the_model():
+    """As DeepSpeed does in half precision; the loaded result would be asked with other positions."""
+    checkpoint = load_checkpoint(zooming_folder(), device="cpu")
+    wanted = [buffer.clone() for buffer in checkpoint.model.buffers()]
+    accelerator = sharded("cpu", lambda model, optimizer: (model.bfloat16(), optimizer))
+    model, _ = make_learner(checkpoint, accelerator, TuningConfig(lora_rank=0), weight_decay=0.0, seed=0)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert len(wanted) > 0
+    for buffer, values in zip(model.buffers(), wanted, strict=True):
+        assert torch.equal(buffer, values)
+        assert buffer.dtype == values.dtype
