@@ -45,7 +45,7 @@ def evaluate(config: EvaluateConfig, iqa: ZoomIQA, arguments: list[str] | None =
     # One process decodes every file for all; unless images may be left out, which all must know of.
     checks = config.checks if state.is_main_process or config.accept else "paths"
     datasets = load_datasets(config.sources, checks=checks, accept=config.accept)
-    chosen = {dataset.name: select(dataset, config.part, seed=config.seed) for dataset in datasets}
+    chosen = {dataset.name: select(dataset, config.part) for dataset in datasets}
     if config.compare is not None:
         _require_shared(config.compare, chosen)
     if state.is_main_process:

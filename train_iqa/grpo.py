@@ -57,7 +57,7 @@ from train_iqa.training.learner import (
     total_of,
 )
 from train_iqa.training.policy import answering, save_policy
-from train_iqa.training.run_state import MetricLog, RunState, open_run
+from train_iqa.training.run_state import MetricLog, RunState, open_run, require_readable_images
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.model.generate import Sampling, suppressed_tokens
 from zoomiqa_reward.runs.digest import listing_digest
@@ -270,8 +270,9 @@ class Trainer:
 def train(config: GrpoConfig, datasets: Sequence[IqaDataset] | None = None) -> Path:
     """Run what is missing of the training and return the folder of what was learned.
 
-    `datasets`: already loaded ones, instead of `config.data`. Raises DatasetProblems, ValueError for a run folder of
-    another configuration and for counts that do not fit, FloatingPointError for a gradient that is not finite.
+    `datasets`: already loaded ones, instead of `config.data`. Every image is decoded once before a new run starts.
+    Raises DatasetProblems, ValueError for a run folder of another configuration and for counts that do not fit,
+    FloatingPointError for a gradient that is not finite.
     """
     if datasets is None:
         if not config.data:
@@ -284,9 +285,12 @@ def train(config: GrpoConfig, datasets: Sequence[IqaDataset] | None = None) -> P
             f"images_per_step={config.images_per_step} must be a multiple of processes x images_per_rollout = "
             f"{world} x {config.images_per_rollout}"
         )
+    parts = [select(dataset, config.part) for dataset in datasets]
+    _require_enough(config, parts)
+    require_readable_images([image.path for part in parts for image in part], config.out, accelerator)
     files = listing_digest(image.path for dataset in datasets for image in dataset.images)
     open_run(config, config.out, accelerator, [*(dataset.digest for dataset in datasets), files])
-    trainer = Trainer(config, [select(dataset, config.part, seed=config.seed) for dataset in datasets], accelerator)
+    trainer = Trainer(config, parts, accelerator)
     state = RunState(config.out, accelerator, trainer.model, trainer.optimizer)
     start, is_main = state.load(), accelerator.is_main_process
     with MetricLog(config.out, resumed_at=start, is_main=is_main, tensorboard=config.tensorboard) as log:
@@ -299,6 +303,17 @@ def train(config: GrpoConfig, datasets: Sequence[IqaDataset] | None = None) -> P
                 state.save(step + 1)
     save_policy(trainer.checkpoint, accelerator, trainer.model, config.tuning, config.out / "policy")
     return config.out / "policy"
+
+
+def _require_enough(config: GrpoConfig, parts: Sequence[Sequence[LabelledImage]]) -> None:
+    """Raise ValueError for a data set with fewer images than a step draws, in whatever step its turn comes."""
+    for part in parts:
+        if len(part) < config.images_per_step:
+            raise ValueError(
+                f"{part[0].dataset}: part {config.part!r} holds {len(part)} images, and a step draws images_per_step="
+                f"{config.images_per_step} different ones of one data set; lower it (below 8 with rewards.rank 0), or "
+                f"leave the data set out"
+            )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -23,7 +23,7 @@ from train_iqa.rows.turn_rows import DIRECT, build_row, estimate_length, fitting
 from train_iqa.training.config import run_trainer
 from train_iqa.training.learner import load_base, make_accelerator, make_learner, optimizer_step, seed_of, total_of
 from train_iqa.training.policy import save_policy
-from train_iqa.training.run_state import MetricLog, RunState, open_run
+from train_iqa.training.run_state import MetricLog, RunState, open_run, require_readable_images
 from train_iqa.training.sft_config import ConversationSource, SftConfig
 from zoomiqa_reward.model.direct import trie_of
 from zoomiqa_reward.model.reason import refuse_levels
@@ -88,8 +88,9 @@ def _share(model: Any, checkpoint: Any, rows: Sequence[TrainingRow], count: floa
 def train(config: SftConfig) -> Path:
     """Run what is missing of the training and return the folder of what was learned.
 
-    Raises ConversationError for data that cannot be used, ValueError for a run folder of another configuration and
-    where rows_per_step does not divide evenly over the processes, FloatingPointError for a gradient that is not finite.
+    Raises ConversationError for data that cannot be used, DatasetProblems for images that cannot be decoded, ValueError
+    for a run folder of another configuration and where rows_per_step does not divide evenly over the processes,
+    FloatingPointError for a gradient that is not finite.
     """
     if not config.data:
         raise ValueError("no data: give at least one JSONL file of conversations")
@@ -101,8 +102,10 @@ def train(config: SftConfig) -> Path:
             f"rows_per_step={config.rows_per_step} must be a multiple of micro_rows x processes = "
             f"{config.micro_rows} x {world}"
         )
-    images = listing_digest(Path(str(talk.image)) for talks in data for talk in talks)
-    open_run(config, config.out, accelerator, [*(file_digest(source.path, size=16) for source in config.data), images])
+    images = [Path(str(talk.image)) for talks in data for talk in talks]
+    require_readable_images(images, config.out, accelerator)
+    digests = [*(file_digest(source.path, size=16) for source in config.data), listing_digest(images)]
+    open_run(config, config.out, accelerator, digests)
     checkpoint = load_base(config.model, accelerator, config.tuning)
     refuse_levels(checkpoint.protocol)
     protocol = fitting_protocol(checkpoint.protocol, (talk for talks in data for talk in talks))

@@ -8,8 +8,10 @@ import torch
 from test_rl_trainer import LORA, config, dataset, generation, trainer_of  # noqa: F401 - `dataset` is a fixture
 
 from train_iqa import grpo
+from train_iqa.grpo import Trainer
 from train_iqa.rl.coverage import KlConfig, coverage_mask
 from train_iqa.rl.rewards import RewardConfig, all_rewards, format_reward
+from train_iqa.training.learner import make_accelerator
 
 
 def scripted(dataset, monkeypatch):  # noqa: F811
@@ -17,6 +19,8 @@ def scripted(dataset, monkeypatch):  # noqa: F811
     _, made, _ = generation(dataset.images, LORA)
     readable = next(k for group in made.groups for k in group if k.assessment.valid)
     unreadable = replace(readable, assessment=replace(readable.assessment, rating=float("nan"), valid=False))
+    turn = replace(readable.assessment.turns[0], text="Fine. " + readable.assessment.turns[0].text)
+    formless = replace(readable, assessment=replace(readable.assessment, turns=(turn,)))
     rng, calls = np.random.default_rng(0), []
 
     def roll_out(checkpoint, images, *, num_samples, sampling, draw):
@@ -25,7 +29,7 @@ def scripted(dataset, monkeypatch):  # noqa: F811
             [replace(readable, assessment=replace(readable.assessment, rating=float(rng.uniform(1, 5))))
              for _ in range(num_samples)] for _ in images
         ]  # fmt: skip
-        groups[0][1] = unreadable
+        groups[0][:2] = [unreadable, formless]
         return groups
 
     monkeypatch.setattr(grpo, "roll_out", roll_out)
@@ -44,6 +48,7 @@ def test_rewards_are_those_of_an_images_own_ratings_and_opinion_score(dataset, t
     forms = [[format_reward(trainer.checkpoint.protocol, k.assessment) for k in group] for group in made.groups]
     wanted = all_rewards(ratings, torch.tensor(forms), torch.tensor(mos), weights)
     assert set(made.rewards) == set(wanted) == {"format", "gaussian", "threshold", "rank", "total"}
+    assert 0 < wanted["format"].sum() < (~ratings.isnan()).sum()
     for name, values in wanted.items():
         assert torch.equal(made.rewards[name], values), name
     total = wanted["total"]
@@ -61,6 +66,14 @@ def test_every_step_seed_and_rollout_has_samples_of_its_own(dataset, tmp_path, m
             trainer.generate(step)
     assert len({sampling.seed for sampling, _ in calls}) == len(calls) == 8
     assert {(sampling.temperature, sampling.top_p, sampling.top_k) for sampling, _ in calls} == {(0.7, 1.0, 0)}
+
+
+def test_a_step_draws_from_one_data_set_and_each_has_its_share_of_steps(dataset, tmp_path):  # noqa: F811
+    other = tuple(replace(image, dataset="other") for image in dataset.images[:4])
+    trainer = Trainer(config(tmp_path, steps=6), [dataset.images, other], make_accelerator(config(tmp_path).model))
+    names = [{image.dataset for image in trainer.draw(step)} for step in range(6)]
+    assert sorted(map(len, names)) == [1] * 6
+    assert sum(name == {"other"} for name in names) == 2  # 4 of 12 images, so a third
 
 
 @pytest.mark.integration

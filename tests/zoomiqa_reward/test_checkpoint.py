@@ -161,14 +161,16 @@ def test_an_adapter_is_merged_into_the_plain_model(adapter):
     assert print_of(merged) != print_of(plain)
 
 
-def test_a_protocol_beside_the_adapter_counts_where_the_weights_bring_none(adapter, folder):
+def test_a_model_with_an_adapter_is_asked_as_the_adapter_was_trained(adapter, folder, tmp_path):
     place, _ = adapter
+    assert load_checkpoint(folder, device="cpu", adapter=place).protocol.name == "tiny"  # the adapter brings none
+    asked = shutil.copytree(place, tmp_path / "asked")
+    tiny_protocol(name="of the adapter").save(asked)
+    assert load_checkpoint(folder, device="cpu", adapter=asked).protocol.name == "of the adapter"
+    given = tiny_protocol(name="given")
+    assert load_checkpoint(folder, device="cpu", adapter=asked, protocol=given).protocol == given
     (folder / PROTOCOL_FILE).unlink()
-    tiny_protocol(name="of the adapter").save(place)
-    assert load_checkpoint(folder, device="cpu", adapter=place).protocol.name == "of the adapter"
-    with pytest.warns(UserWarning, match="different protocols"):
-        found = load_checkpoint(tiny_checkpoint(), device="cpu", adapter=place)
-    assert found.protocol.name == "tiny"
+    assert load_checkpoint(folder, device="cpu", adapter=asked).protocol.name == "of the adapter"
 
 
 def test_an_adapter_without_safetensors_or_for_another_model_is_refused(adapter, tmp_path):

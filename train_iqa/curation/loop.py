@@ -128,7 +128,7 @@ def _select_images(dataset: IqaDataset, config: CurateConfig) -> Sequence[Labell
         part = "training" if dataset.has_official_split else "all"
         if not dataset.has_official_split:
             say(f"{dataset.name}: no official split, so all images are used; --part training leaves some for a test")
-    return select(dataset, part, seed=config.seed)[: config.limit]
+    return select(dataset, part)[: config.limit]
 
 
 def _keep_settings(

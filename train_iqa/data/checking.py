@@ -81,6 +81,20 @@ def find_shared(first: IqaDataset, second: IqaDataset) -> list[Problem]:
     ]
 
 
+def require_readable(paths: Iterable[Path], *, workers: int | None = None) -> None:
+    """Raise DatasetProblems with every image file that cannot be decoded. workers: as for `load_datasets`."""
+    files = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        answers = list(progress(pool.map(_inspect, files), len(files), "checking images"))
+    problems = [
+        Problem(kind="corrupt", where=str(path), what=str(answer).removeprefix(f"{path}: "), dataset="images")
+        for path, answer in zip(files, answers, strict=True)
+        if isinstance(answer, ImageError)
+    ]
+    if problems:
+        raise DatasetProblems(problems)
+
+
 def _load(source: DatasetSource, checks: str, workers: int) -> tuple[IqaDataset, list[Problem]]:
     listing = source.read()
     if not listing.rows and not listing.problems:

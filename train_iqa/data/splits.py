@@ -19,6 +19,7 @@ def select(dataset: IqaDataset, part: str = "standard", *, seed: int = 0) -> tup
 
     all: every image. standard: the official test part where there is one, else every image, as works that train on
     another set report it. training, validation, test: official, else by reference (`split_by_reference` and `seed`).
+    The commands leave `seed` at 0 whatever the seed of a run is, so that what one stage trains on is no other's test.
     Raises ValueError: unknown part, a part without images, too few references.
     """
     if part not in PARTS:

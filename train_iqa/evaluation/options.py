@@ -29,7 +29,7 @@ class EvaluateConfig:
     out: Path
     """Run folder; an unfinished run in it is continued."""
     part: str = "standard"
-    """Of each data set, see `datasets.select`; by-reference parts are drawn with `seed`."""
+    """Of each data set, see `train_iqa.data.select`."""
     asking: Asking = field(default_factory=Asking)
     num_probes: int = 100
     """Images of each data set that are also rated repeatedly, by sampling, and after imperceptible changes."""

@@ -25,7 +25,7 @@ class GrpoConfig:
     resampling: ResamplingConfig = field(default_factory=ResamplingConfig)
     data: tuple[DatasetSource, ...] = ()
     part: str = "training"
-    """Of each data set; validation images choose, test images never."""
+    """Of each data set, the same for every `seed`; validation images choose, test images never."""
     out: Path = Path("runs/grpo")
     """Run folder; continued if it exists. What was learned is in its `policy`."""
     seed: int = 0

@@ -23,9 +23,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from train_iqa.data import require_readable
 from train_iqa.training.policy import TrainedWeights
 from zoomiqa_reward.model.checkpoint import embedded
 from zoomiqa_reward.model.fingerprint import hash_folder
+from zoomiqa_reward.protocol import Protocol
 from zoomiqa_reward.runs.folder import bind
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, trim_lines, write_json
 from zoomiqa_reward.runs.outputs import part_folder
@@ -76,12 +78,24 @@ class RunState:
         return self.folder.folder / f"sharded-{step:08d}"
 
 
+def require_readable_images(paths: Sequence[Path], folder: Path, accelerator: Accelerator) -> None:
+    """Raise DatasetProblems for images that cannot be decoded, where no run is continued in the folder.
+
+    A run that meets one later could not go on: the next attempt draws it again, and another file in its place is
+    another run's. All processes call, and each decodes its share.
+    """
+    is_new = not (folder / "run.json").exists()
+    accelerator.wait_for_everyone()  # before the file is written
+    if is_new:
+        require_readable(paths[accelerator.process_index :: accelerator.num_processes])
+
+
 def open_run(config: Any, folder: Path, accelerator: Accelerator, data: Sequence[str]) -> None:
     """Write `run.json` (configuration, command, commit, versions), or check that the folder holds this very run.
 
-    data: digests of what is learned from. They and the files of a checkpoint in a folder are compared too: the same
-    path may hold other bytes by now. Raises ValueError where the folder belongs to a run of another configuration or
-    other contents: its curve could not be continued.
+    data: digests of what is learned from. They, the files of a checkpoint in a folder and a protocol in a file are
+    compared too: the same path may hold other bytes by now. Raises ValueError where the folder belongs to a run of
+    another configuration or other contents: its curve could not be continued.
     """
 
     def facts() -> dict[str, Any]:
@@ -93,6 +107,8 @@ def open_run(config: Any, folder: Path, accelerator: Accelerator, data: Sequence
         contents = {"data": list(data), "model": _contents_of(config.model.name)}
         if config.model.adapter is not None:
             contents["adapter"] = _contents_of(config.model.adapter)
+        if isinstance(config.model.protocol, str) and Path(config.model.protocol).exists():
+            contents["protocol"] = Protocol.load(config.model.protocol).fingerprint
         settings["contents"] = contents
         bind(folder, settings, key="config", free=FREE_FIELDS, facts=facts)
     accelerator.wait_for_everyone()

@@ -108,7 +108,8 @@ def load_checkpoint(
     device: CUDA if there is one, else the CPU. dtype: float32 on the CPU, bfloat16 on CUDA; weights stored in half
     precision are cast up. adapter: a LoRA folder or hub id, merged into the weights unless these are quantised (the
     forward is then the plain model's). protocol: a path, a Protocol or `level-words`; otherwise the file beside the
-    weights, then the one beside the adapter. Only safetensors are read and no code from a checkpoint is run.
+    adapter, by which that was trained, then the one beside the weights. Only safetensors are read and no code from a
+    checkpoint is run.
 
     Raises CheckpointError: unknown name, hub out of reach, no protocol, no vision-language model, no safetensors,
     weights or adapter that do not fit; ProtocolError: a protocol file that breaks a rule.
@@ -204,15 +205,8 @@ def _find_protocol(
         return level_words()
     if given is not None:
         return Protocol.load(given)
-    beside_weights = _protocol_beside(source, revision)
     beside_adapter = None if adapter is None else _protocol_beside(_folder_or_id(adapter), None)
-    if beside_weights and beside_adapter and beside_weights.fingerprint != beside_adapter.fingerprint:
-        warnings.warn(
-            f"{source} and its adapter {adapter} bring different protocols; the one beside the weights is used. "
-            f"Pass protocol= to decide.",
-            stacklevel=4,
-        )
-    protocol = beside_weights or beside_adapter
+    protocol = beside_adapter or _protocol_beside(source, revision)
     if protocol is None:
         way_out = "pass protocol=PATH"
         if str(source) == OFFICIAL or Path(str(source)).name == OFFICIAL.split("/")[1]:
