@@ -97,6 +97,10 @@ def test_a_file_that_breaks_a_rule_is_refused_by_name(tmp_path):
         ("kl: {betta: 1}", "unknown field kl.betta"),
         ("data: none", "data: must be a list"),
         ("num_samples: 1", "at least 2"),
+        ("learning_rate: fast", "learning_rate: must be a finite number, not 'fast'"),
+        ("kl: {beta: .nan}", "kl.beta: must be a finite number, not nan"),
+        ("temperature: .inf", "temperature: must be a finite number"),
+        ("clip: true", "clip: must be a finite number, not True"),
         ("[", "not a readable"),
         ("3", "must be a mapping"),
     ):

@@ -110,3 +110,31 @@ def test_the_mask_is_made_of_each_tokens_own_advantage(dataset, monkeypatch, qua
     dropped = covariances[torch.cat(made.dropped)]
     assert len(dropped) == 1
     assert 1 < float(dropped) < 5
+
+
+def test_an_update_clips_and_decays_as_configured(dataset, tmp_path, monkeypatch):  # noqa: F811
+    trainer = trainer_of(config(tmp_path, max_grad_norm=1e-3, weight_decay=0.03), dataset)
+    _, made, _ = generation(dataset.images, LORA)
+    norms = []
+
+    def note(*_):
+        gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+        norms.append(float(torch.cat([gradient.flatten() for gradient in gradients]).norm()))
+
+    monkeypatch.setattr(trainer.optimizer.optimizer, "step", note)
+    assert trainer.update(made, 1e-3)["grad_norm"] > 0.01
+    assert norms == [pytest.approx(1e-3, rel=1e-3)]
+    assert trainer.optimizer.param_groups[0]["weight_decay"] == 0.03
+
+
+def test_the_log_says_how_far_sampler_and_trainer_are_apart(dataset, monkeypatch):  # noqa: F811
+    trainer, plain, held = generation(dataset.images, LORA)
+    made = replace(plain, sampled=[old + 0.25 for old in plain.old])
+    entropies = [torch.full_like(old, 0.5) for old in plain.old]
+    monkeypatch.setattr(trainer, "generate", lambda step: made)
+    monkeypatch.setattr(trainer, "logprobs_and_entropies", lambda model, rows: (plain.old, entropies))
+    monkeypatch.setattr(trainer, "hold", lambda made, step: held)
+    monkeypatch.setattr(trainer, "update", lambda made, rate: {})
+    _, values = trainer.step(0)
+    assert values["mismatch"] == pytest.approx(0.25, abs=1e-5)
+    assert values["entropy"] == pytest.approx(0.5)

@@ -5,6 +5,7 @@ ones. The command line takes a configuration file or a recipe, and a few options
 """
 
 import dataclasses
+import math
 import sys
 import types
 import typing
@@ -42,12 +43,22 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise ValueError(f"{where[:-1]}: must be a list, not {value!r}")
         return tuple(_build(inner[0], item, f"{where[:-1]}[{k}].") for k, item in enumerate(value))
-    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-        return float(value)  # YAML reads 1e-6 as a text
+    if kind is float:
+        return _finite(value, where)
     wanted = str if kind is Path else kind
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         raise ValueError(f"{where[:-1]}: must be of type {kind.__name__}, not {value!r}")
     return Path(value) if kind is Path else value
+
+
+def _finite(value: Any, where: str) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # YAML reads 1e-6 as a text
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{where[:-1]}: must be a finite number, not {value!r}")
+    return number
 
 
 def _fields(kind: Any, value: Any, where: str) -> Any:
