@@ -13,7 +13,7 @@ from train_iqa import sft
 from train_iqa.rl.objective import FrozenCopy
 from train_iqa.rows.completions import answer_logprobs, collate_completions, complete
 from train_iqa.training import policy
-from train_iqa.training.learner import ModelConfig, load_base, make_learner
+from train_iqa.training.learner import ModelConfig, load_base, make_accelerator, make_learner, optimizer_step
 from train_iqa.training.policy import TuningConfig
 from zoomiqa_reward.model.checkpoint import load_checkpoint
 from zoomiqa_reward.model.turns import round1
@@ -93,3 +93,31 @@ def test_buffers_are_not_rounded_by_what_prepares_the_model():
     for buffer, values in zip(model.buffers(), wanted, strict=True):
         assert torch.equal(buffer, values)
         assert buffer.dtype == values.dtype
+
+
+def test_steps_of_any_number_of_parts_are_steps_on_their_sum():
+    """By hand: the gradient of sum(w x) is the sum of the x, whatever the step before was cut into."""
+    accelerator, generator = make_accelerator(ModelConfig(device="cpu")), torch.Generator().manual_seed(0)
+    model = torch.nn.Linear(3, 1, bias=False)
+    wanted = model.weight[0].detach().clone()
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.0))
+    for count, rate in ((3, 0.1), (4, 0.2), (1, 0.3), (2, 0.4)):
+        inputs = torch.randn(count, 3, generator=generator)
+        parts = [lambda values=values: model(values).sum() for values in inputs]
+        loss, norm = optimizer_step(accelerator, model, optimizer, parts, learning_rate=rate, max_norm=0.0)
+        assert loss == pytest.approx(float((inputs @ wanted).sum()), abs=1e-5)
+        assert norm == pytest.approx(float(inputs.sum(dim=0).norm()), rel=1e-5)
+        wanted -= rate * inputs.sum(dim=0)
+        torch.testing.assert_close(model.weight[0].detach(), wanted)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_changes_no_weight(value):
+    accelerator = make_accelerator(ModelConfig(device="cpu"))
+    model = torch.nn.Linear(3, 1, bias=False)
+    before = model.weight.detach().clone()
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+    parts = [lambda: model(torch.ones(3)).sum(), lambda: model(torch.full((3,), value)).sum()]
+    with pytest.raises(FloatingPointError, match="no weight was changed"):
+        optimizer_step(accelerator, model, optimizer, parts, learning_rate=1.0, max_norm=1.0)
+    assert torch.equal(model.weight, before)
