@@ -14,7 +14,7 @@ from train_iqa.rl.objective import FrozenCopy
 from train_iqa.rows.completions import answer_logprobs, collate_completions, complete
 from train_iqa.training import policy
 from train_iqa.training.learner import ModelConfig, load_base, make_accelerator, make_learner, optimizer_step
-from train_iqa.training.policy import TuningConfig
+from train_iqa.training.policy import TuningConfig, answering
 from zoomiqa_reward.model.checkpoint import load_checkpoint
 from zoomiqa_reward.model.turns import round1
 
@@ -121,3 +121,16 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(value):
     with pytest.raises(FloatingPointError, match="no weight was changed"):
         optimizer_step(accelerator, model, optimizer, parts, learning_rate=1.0, max_norm=1.0)
     assert torch.equal(model.weight, before)
+
+
+def test_the_model_learns_in_training_mode_and_answers_in_eval_mode():
+    """Dropout and the recomputation of activations act in training mode alone."""
+    accelerator, checkpoint = make_accelerator(ModelConfig(device="cpu")), load_checkpoint(tiny_checkpoint())
+    tuning = TuningConfig(lora_rank=2, lora_alpha=4, lora_dropout=0.5)
+    model, _ = make_learner(checkpoint, accelerator, tuning, weight_decay=0.0, seed=0)
+    dropouts = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    assert any(module.p == 0.5 for module in dropouts)
+    for _ in range(2):
+        assert all(module.training for module in (model, *dropouts))
+        with answering(checkpoint, accelerator, model) as asked:
+            assert not any(module.training for module in asked.model.modules())

@@ -173,6 +173,9 @@ def test_a_continued_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, monkeypa
     losses = [[row["loss"] for row in read_log(tmp_path / name)] for name in ("whole", "parts")]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 4
+    # one step of warm-up, then a cosine from 1 to 0.02: at a third and at two thirds 0.02 + 0.98 x 0.75 and x 0.25
+    rates = [5e-3 * share for share in (1, 1, 0.755, 0.265)]
+    assert [row["learning_rate"] for row in read_log(tmp_path / "parts")] == pytest.approx(rates)
     states = [torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "parts")]
     for name, values in states[0]["weights"].items():
         assert torch.equal(values, states[1]["weights"][name]), name
