@@ -31,6 +31,9 @@ from train_iqa.training.policy import TuningConfig
 from train_iqa.training.run_state import read_log
 from zoomiqa_reward.model.checkpoint import load_checkpoint
 from zoomiqa_reward.model.direct import trie_of
+from zoomiqa_reward.model.generate import Completion, Sampling
+from zoomiqa_reward.model.inputs import make_row
+from zoomiqa_reward.model.reason import assess_batch
 from zoomiqa_reward.model.turns import round1
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
 from zoomiqa_reward.protocol import Protocol, level_words
@@ -80,6 +83,24 @@ def test_exactly_the_answer_is_learned(checkpoint, kind, text):
         assert batch.inputs["input_ids"][place][kept].tolist() == [*one.prompt.input_ids.tolist(), *learned]
     assert not batch.inputs["mm_token_type_ids"][:, -batch.completion_ids.shape[1] :].any()
     assert torch.equal(batch.targets, batch.mask)
+
+
+@pytest.mark.parametrize("question", [None, "Is it sharp?"])
+def test_rows_ask_what_inference_asks(checkpoint, question):
+    """The same tokens and pixels in both rounds, the crop of round 1's box among them."""
+    example, asked = replace(talk(), question=question), []
+
+    def respond(requests, sampling):
+        asked.extend(requests)
+        return [Completion(text=example.rounds[len(asked) - 1], is_truncated=False)]
+
+    assess_batch(checkpoint.protocol, [example.image], respond, question=question, rounds=2, sampling=Sampling())
+    kinds = (ROUND1, ROUND2, DIRECT)
+    rows = [build_row(checkpoint, trie_of(checkpoint), example, kind).prompt for kind in kinds]
+    for row, request in zip(rows, [*asked, asked[0]], strict=True):
+        wanted = make_row(checkpoint, request)
+        for name in ("input_ids", "pixel_values", "image_grid_thw"):
+            assert torch.equal(getattr(row, name), getattr(wanted, name)), name
 
 
 def test_the_protocols_beginning_of_an_answer_belongs_to_the_request(checkpoint):
