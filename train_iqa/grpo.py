@@ -287,7 +287,7 @@ def train(config: GrpoConfig, datasets: Sequence[IqaDataset] | None = None) -> P
         )
     parts = [select(dataset, config.part) for dataset in datasets]
     _require_enough(config, parts)
-    require_readable_images([image.path for part in parts for image in part], config.out, accelerator)
+    require_readable_images([image.path for images in parts for image in images], config.out, accelerator)
     files = listing_digest(image.path for dataset in datasets for image in dataset.images)
     open_run(config, config.out, accelerator, [*(dataset.digest for dataset in datasets), files])
     trainer = Trainer(config, parts, accelerator)
@@ -307,10 +307,10 @@ def train(config: GrpoConfig, datasets: Sequence[IqaDataset] | None = None) -> P
 
 def _require_enough(config: GrpoConfig, parts: Sequence[Sequence[LabelledImage]]) -> None:
     """Raise ValueError for a data set with fewer images than a step draws, in whatever step its turn comes."""
-    for part in parts:
-        if len(part) < config.images_per_step:
+    for images in parts:
+        if len(images) < config.images_per_step:
             raise ValueError(
-                f"{part[0].dataset}: part {config.part!r} holds {len(part)} images, and a step draws images_per_step="
+                f"{images[0].dataset}: part {config.part!r} holds {len(images)} images, and a step draws images_per_step="
                 f"{config.images_per_step} different ones of one data set; lower it (below 8 with rewards.rank 0), or "
                 f"leave the data set out"
             )

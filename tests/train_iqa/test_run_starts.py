@@ -51,7 +51,7 @@ def test_a_test_part_is_the_same_for_every_seed_of_every_command(tmp_path, parts
     """Else SFT, or RL with another seed, would have learned from what is tested."""
     source = DatasetSource(family="csv", root=table(tmp_path, 30))
     divided = load_dataset("csv", source.root)
-    training, tested = (select(divided, part) for part in ("training", "test"))
+    training, tested = (select(divided, name) for name in ("training", "test"))
     assert select(divided, "test", seed=1) != tested
     measured = []
 
@@ -77,9 +77,9 @@ def test_a_test_part_is_the_same_for_every_seed_of_every_command(tmp_path, parts
 def test_rl_draws_from_the_asked_part_alone(dataset, tmp_path, parts):  # noqa: F811
     images = [replace(image, split="test" if k % 4 == 0 else "training") for k, image in enumerate(dataset.images)]
     divided = replace(dataset, images=tuple(images))
-    for part in ("training", "test"):
+    for name in ("training", "test"):
         with pytest.raises(Started):
-            grpo.train(config(tmp_path / part, part=part), [divided])
+            grpo.train(config(tmp_path / name, part=name), [divided])
     assert [[len(images) for images in run] for run in parts] == [[6], [2]]
     assert {image.split for image in parts[0][0]} == {"training"}
 
