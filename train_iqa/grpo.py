@@ -310,9 +310,9 @@ def _require_enough(config: GrpoConfig, parts: Sequence[Sequence[LabelledImage]]
     for images in parts:
         if len(images) < config.images_per_step:
             raise ValueError(
-                f"{images[0].dataset}: part {config.part!r} holds {len(images)} images, and a step draws images_per_step="
-                f"{config.images_per_step} different ones of one data set; lower it (below 8 with rewards.rank 0), or "
-                f"leave the data set out"
+                f"{images[0].dataset}: part {config.part!r} holds {len(images)} images, and a step draws "
+                f"images_per_step={config.images_per_step} different ones of one data set; lower it (below 8 with "
+                f"rewards.rank 0), or leave the data set out"
             )
 
 
