@@ -9,6 +9,7 @@ import functools
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -195,6 +196,18 @@ def tiny_iqa(arch: str = "qwen2_5_vl"):
     from zoomiqa_reward.model.zoomiqa import ZoomIQA
 
     return ZoomIQA.from_pretrained(tiny_checkpoint(arch), device="cpu")
+
+
+def with_lora(model: torch.nn.Module, **options: object):
+    """Return the model with LoRA layers in it that change what it says, in eval mode, wrapped by peft."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(**({"r": 2, "init_lora_weights": False} | options))  # type: ignore[arg-type]
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        # peft's own use of an older name of transformers
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        torch.manual_seed(1)
+        return get_peft_model(model, config).eval()
 
 
 def make_image(seed: int = 0, height: int = 70, width: int = 90) -> Tensor:

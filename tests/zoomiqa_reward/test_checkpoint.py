@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import ARCHS, FORGETFUL_TEMPLATE, make_image, make_tiny_checkpoint, tiny_checkpoint, tiny_protocol
+from tiny import ARCHS, FORGETFUL_TEMPLATE, make_image, make_tiny_checkpoint, tiny_checkpoint, tiny_protocol, with_lora
 
 from zoomiqa_reward.model.checkpoint import OFFICIAL, CheckpointError, embedded, load_checkpoint
 from zoomiqa_reward.model.direct import leaf_logprobs, trie_of
@@ -135,15 +134,8 @@ def test_a_chat_template_in_the_older_file_is_found(folder):
 @pytest.fixture
 def adapter(tmp_path):
     """A LoRA adapter that changes the model, without base weights."""
-    from peft import LoraConfig, get_peft_model
-
     checkpoint = load_checkpoint(tiny_checkpoint(), device="cpu")
-    torch.manual_seed(1)
-    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-    with warnings.catch_warnings():  # peft's own use of an older name of transformers
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        wrapped = get_peft_model(checkpoint.model, config)
-    wrapped.eval()
+    wrapped = with_lora(checkpoint.model, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     expected = logprobs(checkpoint)  # the layers are inside the model now
     wrapped.save_pretrained(tmp_path / "lora")
     return tmp_path / "lora", expected

@@ -1,15 +1,19 @@
 """What a pass costs the host, counted on a thin 7B, and that its answers are those of the plain way."""
 
+import copy
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 from thin_7b import LEAST, LEAST_SIDES, SIDES, SMALL_SIDES, SMALL_WINDOW, Reads, counted, thin_7b
-from tiny import ARCHS, make_image, make_tiny_checkpoint, tiny_iqa
+from tiny import ARCHS, make_image, make_tiny_checkpoint, tiny_iqa, with_lora
 
 from zoomiqa_reward.model import language, reading
 from zoomiqa_reward.model.checkpoint import load_checkpoint
 from zoomiqa_reward.model.decode import BLOCK, TokenChoice, write_answers
 from zoomiqa_reward.model.direct import leaf_logprobs, rate_direct, trie_of
-from zoomiqa_reward.model.generate import SampledChoice, Sampling, generate, plain_new_ids
+from zoomiqa_reward.model.generate import SampledChoice, Sampling, end_tokens, generate, plain_new_ids
 from zoomiqa_reward.model.inputs import make_row
 from zoomiqa_reward.model.plain import plain_leaf_logprobs
 from zoomiqa_reward.model.tower import read_images
@@ -118,6 +122,31 @@ def test_greedy_answers_are_the_plain_ones(random_checkpoint):
     for one, other in zip(plain, fast, strict=True):
         end = next((place for place, token in enumerate(one) if token in ends), len(one) - 1)
         assert other[: end + 1] == one[: end + 1]
+
+
+@pytest.mark.parametrize("target_modules", [["qkv", "proj"], "all-linear", ["embed_tokens", "lm_head"]])
+@torch.no_grad()
+def test_an_adapter_that_is_not_merged_counts_in_every_part(random_checkpoint, target_modules):
+    """`proj` names the output of the tower's attention, and the patch embedding as well, which is no linear layer."""
+    adapted = with_lora(copy.deepcopy(random_checkpoint.model), target_modules=target_modules)
+    checkpoint = replace(random_checkpoint, model=adapted.get_base_model())
+    row, trie = row_of(checkpoint, 64, 90), trie_of(checkpoint)
+    found, plain = (way(checkpoint, trie, [row]) for way in (leaf_logprobs, plain_leaf_logprobs))
+    torch.testing.assert_close(found, plain, atol=1e-3, rtol=0)
+    assert (found - leaf_logprobs(random_checkpoint, trie, [row])).abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_a_step_computes_the_activation_that_the_config_names(tmp_path):
+    folder = make_tiny_checkpoint(tmp_path)
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"text_config": config["text_config"] | {"hidden_act": "gelu"}}))
+    checkpoint, sampling = load_checkpoint(folder, device="cpu"), Sampling(max_new_tokens=21)
+    row = row_of(checkpoint, 64, 90)
+    choice = SampledChoice(checkpoint, sampling, 1)
+    fast = write_answers(checkpoint, [row], choice, max_new_tokens=21, ends=end_tokens(checkpoint))
+    assert fast == plain_new_ids(checkpoint, [row], sampling)
 
 
 class Scripted(TokenChoice):

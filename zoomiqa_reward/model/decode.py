@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import scaled_dot_product_attention
 
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.inputs import TokenRow
@@ -206,6 +206,6 @@ def _step_layer(layer: TextLayer) -> Callable[..., Tensor]:
         mixed = scaled_dot_product_attention(query.view(rows, heads, -1, width), keys, values, seen, scale=scale)
         hidden = add_mixed(hidden, mixed.reshape(rows, -1))
         x = rms(layer.post_attention_layernorm, hidden)
-        return add_down(hidden, silu(to_gate(x)).mul_(to_up(x)))
+        return add_down(hidden, mlp.act_fn(to_gate(x)).mul_(to_up(x)))
 
     return run

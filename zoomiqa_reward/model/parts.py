@@ -126,6 +126,10 @@ class PatchEmbed(Protocol):
     """The first layer of the vision tower."""
 
     proj: nn.Conv3d
+    _forward_hooks: dict[int, Callable[..., object]]
+    _forward_pre_hooks: dict[int, Callable[..., object]]
+
+    def __call__(self, patches: Tensor, /) -> Tensor: ...
 
 
 class TowerAngles(Protocol):

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from zoomiqa_reward.model import repeatable
-from zoomiqa_reward.model.layers import gated, linear, recomputable, rms
-from zoomiqa_reward.model.parts import QwenVL, TowerAttention, TowerBlock, WindowTower, has_windows
+from zoomiqa_reward.model.layers import gated, is_hooked, linear, recomputable, rms
+from zoomiqa_reward.model.parts import PatchEmbed, QwenVL, TowerAttention, TowerBlock, WindowTower, has_windows
 from zoomiqa_reward.model.products import affine
 
 KEPT_SIZES = 32
@@ -80,8 +80,7 @@ def read_images(model: QwenVL, patches: Tensor, grid: tuple[int, int]) -> ImageF
     plan = _plan(tower, grid, patches.device)
     merged = tower.spatial_merge_size**2
     images, count = patches.shape[0], patches.shape[1]
-    kernel = tower.patch_embed.proj  # as wide as its step, so the convolution is a matrix product: faster, never TF32
-    hidden = affine(patches.to(kernel.weight.dtype), kernel.weight, kernel.bias)
+    hidden = _embedded(tower.patch_embed, patches)
     hidden = repeatable.permuted(hidden.view(images, count // merged, -1), plan.order, plan.back).view(
         images, count, -1
     )
@@ -91,6 +90,14 @@ def read_images(model: QwenVL, patches: Tensor, grid: tuple[int, int]) -> ImageF
         hidden = recomputable(block, _block(block, plan, groups), hidden)
     tokens = tower.merger(hidden.flatten(0, 1)).view(images, count // merged, -1)
     return ImageFeatures(tokens=repeatable.permuted(tokens, plan.back, plan.order))
+
+
+def _embedded(embed: PatchEmbed, patches: Tensor) -> Tensor:
+    kernel = embed.proj
+    if type(kernel) is not nn.Conv3d or is_hooked(kernel) or is_hooked(embed):  # such as one with a LoRA adapter
+        return embed(patches.flatten(0, 1))
+    # As wide as its step, so the convolution is a matrix product: faster, never TF32.
+    return affine(patches.to(kernel.weight.dtype), kernel.weight, kernel.bias)
 
 
 def _by_library(model: QwenVL, patches: Tensor, grid: tuple[int, int]) -> ImageFeatures:
