@@ -1,13 +1,15 @@
 """Gradients from the rating to the pixels: checked against finite differences, per image, and never silently cut."""
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
-from tiny import ARCHS, make_image, make_tiny_checkpoint, tiny_iqa
+from tiny import ARCHS, make_image, make_tiny_checkpoint, tiny_iqa, with_lora
 from torch import nn
 
+from zoomiqa_reward import ZoomIQA
 from zoomiqa_reward.images import save_png, to_pil
 from zoomiqa_reward.model.checkpoint import load_checkpoint
 from zoomiqa_reward.model.direct import rate_direct, trie_of
@@ -223,6 +225,18 @@ def test_dropout_that_would_act_is_refused(iqa):
         pass
     with graph_to_pixels(dropout.eval()):
         pass
+
+
+def test_a_rating_with_the_dropout_of_an_adapter_is_refused_in_every_mode(tmp_path):
+    iqa = ZoomIQA.from_pretrained(make_tiny_checkpoint(tmp_path), device="cpu")
+    trained = with_lora(iqa.checkpoint.model, target_modules=["q_proj"], lora_dropout=0.5)
+    iqa = ZoomIQA(replace(iqa.checkpoint, model=trained.get_base_model()))
+    image = make_image()
+    iqa.rate(image)
+    trained.train()
+    for say in (iqa.rate, iqa.assess, lambda one: iqa.rate(one, mode="reason"), lambda one: iqa.compare(one, one)):
+        with pytest.raises(ValueError, match=r"lora_dropout.*p=0\.5.*call model\.eval\(\)"):
+            say(image)
 
 
 def test_a_model_without_layers_to_recompute_is_refused():

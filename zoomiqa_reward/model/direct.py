@@ -17,6 +17,7 @@ from torch import Tensor
 from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.model.budget import pass_pixels
 from zoomiqa_reward.model.checkpoint import Checkpoint
+from zoomiqa_reward.model.gradients import refuse_dropout
 from zoomiqa_reward.model.inputs import TokenRow, encode, make_row
 from zoomiqa_reward.model.pixels import factor_of
 from zoomiqa_reward.model.plain import (
@@ -127,8 +128,10 @@ def rate_direct(
 
     strict: each image in its own forward passes, so that its rating is bit-equal in any company. Otherwise views of
     equal size of up to `batch_size` images share a pass. Tiles are cut and read `chunk_pixels` at a time. An image
-    without content is not looked at: not valid, with the reason in `errors`.
+    without content is not looked at: not valid, with the reason in `errors`. Raises ValueError for a model in training
+    mode with dropout.
     """
+    refuse_dropout(checkpoint.model)
     mixtures: list[Tensor] = []
     errors: list[str | None] = []
     shared = SharedReading()

@@ -45,7 +45,7 @@ def graph_to_pixels(
         if gradient_checkpointing:
             stack.enter_context(_recomputing(model, repeatable))
         with exclusive(model):  # else another thread's layers may look as if they trained
-            _refuse_dropout(model)
+            refuse_dropout(model)
         yield
 
 
@@ -118,8 +118,8 @@ def _recomputation(model: nn.Module, repeatable: bool) -> Iterator[None]:
         yield
 
 
-def _refuse_dropout(model: nn.Module) -> None:
-    """Raise ValueError if a part in training mode drops anything: the rating would be random."""
+def refuse_dropout(model: nn.Module) -> None:
+    """Raise ValueError if a part in training mode drops anything: what the model says would be random."""
     for name, module in model.named_modules():
         if not module.training:
             continue
@@ -129,8 +129,8 @@ def _refuse_dropout(model: nn.Module) -> None:
         for key, rate in rates.items():
             if isinstance(rate, int | float) and rate > 0:
                 raise ValueError(
-                    f"{name or 'the model'} is in training mode with {key}={rate}: a rating with dropout is random; "
-                    "call model.eval() first"
+                    f"{name or 'the model'} is in training mode with {key}={rate}: what it says with "
+                    "dropout is random; call model.eval() first"
                 )
 
 

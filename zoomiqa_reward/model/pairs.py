@@ -152,6 +152,7 @@ def _require_spread(scores: Scores, temperature: float) -> None:
 
 def _by_question(checkpoint: Checkpoint, firsts: list[Tensor], seconds: list[Tensor], temperature: float) -> Comparison:
     from zoomiqa_reward.model.direct import MIN_MASS, answers_after, leaf_logprobs
+    from zoomiqa_reward.model.gradients import refuse_dropout
     from zoomiqa_reward.model.inputs import make_row
     from zoomiqa_reward.model.turns import pair_turn
 
@@ -161,6 +162,7 @@ def _by_question(checkpoint: Checkpoint, firsts: list[Tensor], seconds: list[Ten
             f"how='question': protocol {checkpoint.protocol.name!r} has no pair question, so the model was not trained "
             "to see two images; use how='ratings', or a protocol with `pair`"
         )
+    refuse_dropout(checkpoint.model)
     trie = answers_after(checkpoint, pair.prefix, {answer: float(k) for k, answer in enumerate(pair.answers)})
     odds: list[float] = []
     errors: list[str | None] = []
