@@ -1,5 +1,6 @@
 """The two rounds: a scripted writer drives every way an answer can fail; the tiny models run the real one."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import torch
 from tiny import ARCHS, make_image, tiny_iqa
 
 from zoomiqa_reward.model.decode import write_answers
-from zoomiqa_reward.model.generate import Completion, Sampling, end_tokens, generate, suppressed_tokens
+from zoomiqa_reward.model.generate import Completion, Sampling, end_tokens, generate, suppressed_tokens, write_ids
 from zoomiqa_reward.model.inputs import collate, make_row
 from zoomiqa_reward.model.reason import assess_images
 from zoomiqa_reward.model.turns import round1
@@ -126,6 +127,26 @@ def test_a_round_one_that_cannot_be_routed_but_rates_is_final_with_a_warning():
     assert (found.rating, found.valid, found.error) == (3.5, True, None)
     assert "cannot be routed" in found.warning
     assert "bbox_2d" in found.warning
+
+
+@pytest.mark.parametrize("token", ["<|image_pad|>", "<|im_end|>", "<|vision_start|>"])
+def test_an_answer_that_spells_a_control_token_is_not_quoted_and_fails_no_other_image(token):
+    spelled = ZOOM.replace("soft", token)
+    found, other = ask(Writer([spelled, ZOOM], [SECOND]), [make_image(), make_image(1)])
+    assert (found.rating, found.valid, len(found.turns)) == (2.5, True, 1)
+    assert f"cannot be routed, its rating is final: the answer spells {token}" in found.warning
+    assert (other.rating, other.warning) == (4.0, None)
+
+
+@pytest.mark.parametrize(("claim", "rating", "is_true"), [
+    ("rises", "2.5", False), ("rises", "2", False), ("rises", "3", True), ("falls", "3", False), ("falls", "2", True),
+    ("stays", "2.5", True),
+])  # fmt: skip
+def test_a_claim_about_the_rating_that_the_ratings_deny_is_told(claim, rating, is_true):
+    second = SECOND.replace("fine", f"as seen, so the rating {claim}").replace('"rating": 4', f'"rating": {rating}')
+    (found,) = ask(Writer([ZOOM], [second]), [make_image()])
+    told = f"round 2 says that the rating {claim}, but it was 2.5 and is {rating}"
+    assert (found.valid, found.warning) == (True, None if is_true else told)
 
 
 @pytest.mark.parametrize("text", ["", "soft", NO_NUMBER])
@@ -286,14 +307,19 @@ def test_sampling_is_repeatable_with_a_seed_and_leaves_the_global_state_alone(iq
 
 def test_the_checkpoints_own_generation_config_decides_nothing(iqa):
     row = make_row(iqa.checkpoint, round1(iqa.protocol, make_image()))
-    config = iqa.checkpoint.model.generation_config
+    model, kept = iqa.checkpoint.model, iqa.checkpoint.model.generation_config
     plain = generate(iqa.checkpoint, [row], GREEDY)
-    kept = (config.do_sample, config.repetition_penalty)
-    config.do_sample, config.repetition_penalty = True, 5.0
+    model.generation_config = copy.deepcopy(kept)
+    model.generation_config.update(
+        do_sample=True, repetition_penalty=5.0, no_repeat_ngram_size=1, max_time=0.0,
+        sequence_bias=[[[iqa.checkpoint.tokenizer.convert_tokens_to_ids("a")], 100.0]],
+    )  # fmt: skip
     try:
         assert generate(iqa.checkpoint, [row], GREEDY) == plain
+        ids = write_ids(iqa.checkpoint, collate(iqa.checkpoint, [row]), GREEDY, [])[0, len(row.input_ids) :]
     finally:
-        config.do_sample, config.repetition_penalty = kept
+        model.generation_config = kept
+    assert iqa.checkpoint.tokenizer.decode(ids, skip_special_tokens=True) == plain[0].text
 
 
 def test_the_real_tiny_model_runs_both_modes_and_never_raises_on_nonsense(iqa):

@@ -1,5 +1,6 @@
 """Text from rows, written together: deterministic unless asked to sample, and then each row draws for itself."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -165,8 +166,10 @@ def write_ids(
         eos_token_id=end_tokens(checkpoint), pad_token_id=checkpoint.tokenizer.pad_token_id,
         suppress_tokens=suppressed_tokens(checkpoint),
     )  # fmt: skip
+    writer = copy.copy(checkpoint.model)  # the same weights
+    writer.generation_config = config  # `generate` takes what `config` leaves open from the checkpoint's own
     with exclusive(checkpoint.model):
-        ids: torch.Tensor = checkpoint.model.generate(
+        ids: torch.Tensor = writer.generate(
             **batch, generation_config=config, logits_processor=LogitsProcessorList(processors)
         )
     return ids

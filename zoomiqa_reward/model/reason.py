@@ -4,13 +4,15 @@ Round 1 sees the whole image. If it asks for a closer look, round 2 is a fresh c
 whole answer and shows the image and the crop. What each failure means:
 
 - round 2 unreadable: no rating; both turns are kept, so round 1's number is there for who wants it.
-- round 1 readable but not routable (no box, say): its rating stands, with a warning.
+- round 1 readable but not routable (no box, say, or a control token spelled out, which cannot be quoted): its rating
+  stands, with a warning.
 - round 1 without rating and without a wish to look closer: no rating.
 - no answer at all (a server that failed): no rating; the turns before it are kept.
 - a number outside 1..5 is no rating: 72 is no better image than 5, and 0 no worse one than 1. The turn keeps it.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +24,7 @@ from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.direct import MIN_MASS
 from zoomiqa_reward.model.draws import sample_seeds
 from zoomiqa_reward.model.generate import Completion, Generate, Sampling, generate
+from zoomiqa_reward.model.gradients import refuse_dropout
 from zoomiqa_reward.model.inputs import TokenRow, make_row
 from zoomiqa_reward.model.ratings import Assessment, RatingSpread
 from zoomiqa_reward.model.reading import SharedReading
@@ -82,10 +85,11 @@ def assess_images(
     samples. strict: only answers about the same image share a batch, `STRICT_ROWS` at a time, so they are bit-equal in
     any company and for any `batch_size`. Otherwise `batch_size` answers are written together, which may change the
     last bits of the logits. skip_empty: images without content are not asked about, see `assess_batch`. `write` is
-    what turns rows into answers.
+    what turns rows into answers. Raises ValueError for a model in training mode with dropout.
     """
     check_rounds(rounds)
     refuse_levels(checkpoint.protocol)
+    refuse_dropout(checkpoint.model)
     base_seed = sampling.seed
     if isinstance(base_seed, tuple):
         raise ValueError("seed: one number; each answer's own is made of it, the image and the sample")
@@ -223,6 +227,7 @@ def _read(prompted: Prompted, answer: Completion, labels: Sequence[str], crop_bo
     except AnswerError as error:
         rating_error = answer.failure or str(error)
     try:
+        _require_quotable(answer.text)
         route = read_route(answer.text)
         tool = read_tool(answer.text)
     except AnswerError as error:
@@ -248,14 +253,32 @@ def _read(prompted: Prompted, answer: Completion, labels: Sequence[str], crop_bo
     )
 
 
+_CONTROL_TOKEN = re.compile(r"<\|\w+\|>")
+
+
+def _require_quotable(text: str) -> None:
+    """Raise AnswerError for an answer that spells a control token: where round 2 quotes it, it would become one."""
+    if (token := _CONTROL_TOKEN.search(text)) is not None:
+        raise AnswerError(f"the answer spells {token[0]}, so round 2 cannot quote it")
+
+
+_DIRECTIONS = {"rises": 1, "falls": -1}
+_CLAIM = re.compile(rf"\brating ({'|'.join(_DIRECTIONS)})[.,;]")
+
+
 def _contradictions(rounds: Sequence[_Read]) -> list[str]:
-    """Return what is odd about rounds whose text holds answers with different ratings."""
+    """Return what is odd about rounds: answers with different ratings in one text, a change that was none."""
     named = {number: ratings_in(turn.turn.text) for number, turn in enumerate(rounds, 1)}
-    return [
+    odd = [
         f"round {number}: several answers with the ratings {', '.join(map('{:g}'.format, ratings))}; the first counts"
         for number, ratings in named.items()
         if len(set(ratings)) > 1
     ]
+    before, after = rounds[0].turn.rating, rounds[-1].turn.rating
+    claim = _CLAIM.search(rounds[-1].turn.text) if len(rounds) > 1 else None
+    if claim is not None and _DIRECTIONS[claim[1]] * (after - before) <= 0:
+        odd.append(f"round 2 says that the rating {claim[1]}, but it was {before:g} and is {after:g}")
+    return odd
 
 
 def _final(rounds: Sequence[_Read]) -> Assessment:
