@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 
 from restoration.metrics.fidelity import lr_consistency
-from restoration.metrics.paired_scores import Fidelity, PairedReward, fidelity_of_pairs, joined_errors, metric_names
+from restoration.metrics.paired_scores import (
+    Fidelity,
+    PairedReward,
+    fidelity_of_pairs,
+    joined_errors,
+    metric_names,
+    where_all_measured,
+)
 from zoomiqa_reward.images.loading import ImageSource, ImageSources, split_images
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
@@ -138,12 +145,15 @@ class ConditionedReward(PairedReward):
         parts = {"quality": quality_sr, "quality of lq": quality_lq, "fidelity": fidelity}
         used = {name: scores for name, scores in parts.items() if scores is not None}
         home = next(iter(used.values())).value.device
+        values = {name: scores.value.to(home) for name, scores in used.items()}
         unused = torch.full((len(sources),), math.nan, device=home)
-        q_sr, q_lq, f = (unused if scores is None else scores.value.to(home) for scores in parts.values())
+        known = dict(zip(values, where_all_measured(*values.values()), strict=True))
+        q_sr, q_lq, f = (known.get(name, unused) for name in parts)
         gain = f ** (q_lq / self.gamma) * (q_sr - q_lq)
         value = {"whole": f * q_lq + gain, "gain": gain, "base": f * q_lq, "quality": q_sr}[self.form]
         valid = torch.isfinite(value.detach())
-        info = {"fidelity": f.detach().tolist(), "quality_lq": q_lq.tolist(), "quality_sr": q_sr.detach().tolist()}
+        listed = [values.get(name, unused).detach().tolist() for name in parts]
+        info = dict(zip(("quality_sr", "quality_lq", "fidelity"), listed, strict=True))
         return Scores(value=value, valid=valid, std=torch.full_like(value.detach(), math.nan),
                       errors=joined_errors(used, len(sources)), info=info)  # fmt: skip
 

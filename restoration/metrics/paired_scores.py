@@ -52,7 +52,9 @@ def fidelity_of_pairs(
         try:
             measured = fidelity(load_image(image), load_image(other))
             value = measured if isinstance(measured, Tensor) else torch.tensor(float(measured))
-            value = value.to(torch.float32).reshape(()).clamp(floor, 1.0)  # clamp lets NaN through
+            value = value.to(torch.float32).reshape(())
+            value = value if bool(value.isfinite()) else value.detach()  # 0 times its gradient would be NaN
+            value = value.clamp(floor, 1.0)  # clamp lets NaN through
             errors.append(None if bool(torch.isfinite(value)) else "fidelity is not a number")
         except ImageError as error:
             value = torch.tensor(math.nan)
@@ -61,6 +63,15 @@ def fidelity_of_pairs(
     value = torch.stack([item.to(values[0].device) for item in values]) if values else torch.zeros(0)
     valid = torch.isfinite(value.detach())
     return Scores(value=value, valid=valid, std=torch.full_like(value.detach(), math.nan), errors=tuple(errors))
+
+
+def where_all_measured(*parts: Tensor) -> list[Tensor]:
+    """Return the parts [batch] with NaN, and without a graph, at each image of which any part is NaN.
+
+    A product with NaN has the gradient NaN, which would spoil whatever else the images come from.
+    """
+    missing = torch.stack([part.detach().isnan() for part in parts]).any(dim=0)
+    return [torch.where(missing, torch.full_like(part.detach(), math.nan), part) for part in parts]
 
 
 def joined_errors(parts: dict[str, Scores], count: int) -> tuple[str | None, ...]:

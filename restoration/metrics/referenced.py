@@ -13,7 +13,14 @@ import math
 from collections.abc import Sequence
 
 from restoration.metrics.fidelity import haarpsi
-from restoration.metrics.paired_scores import Fidelity, PairedReward, fidelity_of_pairs, joined_errors, metric_names
+from restoration.metrics.paired_scores import (
+    Fidelity,
+    PairedReward,
+    fidelity_of_pairs,
+    joined_errors,
+    metric_names,
+    where_all_measured,
+)
 from zoomiqa_reward.images.loading import ImageSources, split_images
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
@@ -82,9 +89,9 @@ class ReferencedReward(PairedReward):
         quality = ask(self.quality, sources, prompts=prompts, grad=grad)
         fidelity = fidelity_of_pairs(sources, references, self.fidelity)
         low = self.score_range[0]
-        f = fidelity.value.to(quality.value.device)
-        value = low + f * (quality.value - low)
-        info = {"fidelity": f.detach().tolist(), "quality": quality.value.detach().tolist()}
+        q, f = where_all_measured(quality.value, fidelity.value.to(quality.value.device))
+        value = low + f * (q - low)
+        info = {"fidelity": fidelity.value.detach().tolist(), "quality": quality.value.detach().tolist()}
         return Scores(
             value=value, valid=~value.detach().isnan() & (value.detach() != -math.inf), std=f.detach() * quality.std,
             errors=joined_errors({"quality": quality, "fidelity": fidelity}, len(sources)), info=info,

@@ -102,6 +102,27 @@ def test_a_gradient_needs_a_fidelity_with_one():
         ReferencedReward(brightness())([image], hr=[PHOTO], grad=True)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(("kind", "other", "options"), [
+    (ReferencedReward, "hr", {}), (ConditionedReward, "lq", {}), (ConditionedReward, "lq", {"form": "gain"}),
+])  # fmt: skip
+def test_an_image_without_fidelity_sends_no_gradient_to_the_others(kind, other, options, bad):
+    def likeness(image, reference):
+        factor = bad if reference.mean() < 0.1 else 1.0
+        return factor * (2 - (image - reference).abs().mean()) / 2
+
+    reward = kind(brightness(), likeness, fidelity_differentiable=True, **options)
+    weight = torch.full((), 0.5, requires_grad=True)
+    scores = reward([weight * PHOTO, weight * PHOTO], **{other: [PHOTO, 0.01 * PHOTO]}, grad=True)
+    assert scores.valid.tolist() == [True, bad == math.inf]
+    scores.value[:1].sum().backward()
+    assert bool(weight.grad.isfinite())
+    assert weight.grad != 0
+    assert scores.info["quality" if kind is ReferencedReward else "quality_sr"][1] == pytest.approx(
+        scores.info["quality" if kind is ReferencedReward else "quality_sr"][0]
+    )
+
+
 def test_rank_takes_the_input_or_the_reference():
     """A sharp image of something else wins alone, and loses beside the input and beside the reference."""
     lq = resize_bicubic(PHOTO, 48, 48).clamp(0, 1)

@@ -112,6 +112,28 @@ def test_an_image_without_a_value_sends_no_gradient_to_the_others():
     assert bool(weight.grad.isfinite())
 
 
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("higher_is_better", [False, True])
+def test_an_infinite_value_sends_no_gradient_to_the_others(batched, higher_is_better):
+    """PSNR of an image that equals its reference: its slope is infinite, and 0 times that is NaN."""
+
+    def psnr(shown, hr):
+        return -10 * (shown - hr).square().mean(dim=(-3, -2, -1)).log10()
+
+    weight = torch.zeros((), requires_grad=True)
+    reward = metric(psnr, needs=("hr",), differentiable=True, batched=batched, higher_is_better=higher_is_better)
+    hr = torch.stack([make_image(0), make_image(1)])
+    images = hr - torch.tensor([0.0, 0.1]).view(2, 1, 1, 1) * hr * (1 + weight)
+    scores = reward(images, hr=hr, grad=True)
+    assert scores.valid.tolist() == [higher_is_better, True]
+    scores.value[scores.valid].sum().backward()
+    assert abs(float(weight.grad)) == pytest.approx(20 / math.log(10), rel=1e-4)
+    if higher_is_better:
+        perfect = hr[:1].clone().requires_grad_(True)
+        reward(perfect, hr=hr[:1], grad=True).value.sum().backward()
+        assert not perfect.grad.any()
+
+
 def test_a_differentiable_metric_keeps_its_graph_and_another_does_not():
     image = make_image().requires_grad_(True)
     metric(differentiable=True, higher_is_better=False)(image).value.sum().backward()

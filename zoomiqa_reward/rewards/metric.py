@@ -149,23 +149,27 @@ class MetricReward(Reward):
             others: dict[str, Any] = {key: load_image(given[key]) for key in ("lq", "hr") if key in given}
             if "prompts" in given:
                 others["prompt"] = given["prompts"]
-            value: Any = self.fn(load_image(source), **others)
+            image = load_image(source)
+            value: Any = self.fn(image, **others)
             value = value if isinstance(value, Tensor) else torch.tensor(float(value))
         except ImageError as error:
             return torch.tensor(math.nan), str(error)
         except Exception as error:
             error.add_note(f"raised by the reward {self.name!r}")
             raise
-        return self._checked(value)
+        return self._checked(value, image)
 
-    def _checked(self, value: Tensor) -> tuple[Tensor, str | None]:
-        """Return a value of `fn` as float32 without dimensions, and why it is no measurement."""
+    def _checked(self, value: Tensor, shown: Tensor) -> tuple[Tensor, str | None]:
+        """Return a value of `fn` as float32 without dimensions, and why it is no measurement.
+
+        An infinitely good one of the image that was shown has the gradient 0.
+        """
         value = value.to(torch.float32).reshape(())
+        worst = -math.inf if self.metric_higher_is_better else math.inf
         if not self.differentiable:
             value = value.detach().cpu()
-        elif bool(value.isnan()):  # through its graph even a gradient of 0 would become NaN
-            value = value.detach()
-        worst = -math.inf if self.metric_higher_is_better else math.inf
+        elif not bool(value.isfinite()):  # through its graph even a gradient of 0 would become NaN
+            value = value.detach() + 0.0 * shown.sum().to(value) if bool(value == -worst) else value.detach()
         is_measured = not bool(value.isnan()) and value.item() != worst
         return value, None if is_measured else f"{self.name} returned {value.item()}"
 
@@ -182,7 +186,7 @@ class MetricReward(Reward):
                 if isinstance(value, Exception):
                     failures[sample.position] = value
                 else:
-                    results[sample.position] = self._checked(value)
+                    results[sample.position] = self._checked(value, sample.image)
 
         for index, (source, row) in enumerate(zip(sources, rows, strict=True)):
             try:
@@ -216,8 +220,8 @@ class MetricReward(Reward):
         except Exception as error:
             error.add_note(f"raised by the reward {self.name!r}")
             raise
-        else:  # a graph of NaN would make the gradient of the whole batch NaN
-            if len(samples) == 1 or not values.requires_grad or not bool(values.isnan().any()):
+        else:  # a graph of NaN or infinity would make the gradient of the whole batch NaN
+            if len(samples) == 1 or not values.requires_grad or bool(values.isfinite().all()):
                 return list(values)
         return [self._ask_batch([sample])[0] for sample in samples]
 
