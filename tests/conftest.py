@@ -33,6 +33,16 @@ def _threads_are_set_back() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _folder_stays() -> Iterator[None]:
+    """The next tests would work in a temporary folder that pytest removes; `monkeypatch.chdir` goes back."""
+    before = os.getcwd()
+    yield
+    if (after := os.getcwd()) != before:
+        os.chdir(before)
+        pytest.fail(f"the test left the process in {after}: change folders by monkeypatch.chdir")
+
+
+@pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
     np.random.seed(0)

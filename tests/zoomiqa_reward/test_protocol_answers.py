@@ -1,6 +1,7 @@
 """Answers are read as the vectors say, and nothing that a model can write breaks the reader."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,9 @@ def test_sections_come_in_the_order_of_the_text() -> None:
 
 def test_sections_after_the_reasoning_are_not_read() -> None:
     assert read_sections("<think>A: 1</think> B: 2 <answer>{}</answer> C: 3", ["A", "B", "C"]) == {"A": "1"}
+
+
+def test_a_long_run_of_spaces_behind_a_label_takes_no_long_time() -> None:
+    began = time.process_time()
+    assert read_sections("Issues to Avoid" + " " * 80_000 + "x", ROUND1_SECTIONS) == {}
+    assert time.process_time() - began < 2  # 29 s where spaces are tried in every division

@@ -207,6 +207,7 @@ def test_odd_names_and_a_folder_without_images_are_shared_too(tmp_path, monkeypa
     (tmp_path / "empty").mkdir()
     files.append(str(tmp_path / "empty"))  # as `inputs.expand` leaves it
     out = tmp_path / f"t.{suffix}"
+    monkeypatch.chdir(tmp_path)  # the worker, which is this process, goes there for good
     monkeypatch.setattr(score_shared_module, "load_model", lambda *_, **__: Constant())
     monkeypatch.setattr("zoomiqa_reward.integrations.ray_data.score_on_ray", lambda job, **_: job()(0))
     job = Job(files=tuple(files), folder=str(tmp_path), out=out, overwrite=False, device=None, loaded={"model": "m"},

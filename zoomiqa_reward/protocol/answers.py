@@ -199,9 +199,10 @@ def _label_pattern(labels: Sequence[str]) -> re.Pattern[str]:
         r"\s+".join("(?:&|and)" if word in ("&", "and") else re.escape(word) for word in label.split())
         for label in sorted(labels, key=len, reverse=True)
     )
+    # `*+` gives nothing back: two runs of spaces beside each other take time that grows with the square of the text.
     lead = r"(?:#{1,6}[ \t]*)?(?:(?:\d{1,2}[.)]|[-*>])[ \t]+)?(?:\*\*|__)?"
-    inline = rf"(?<!\w){lead}(?P<inline>{names})[ \t]*(?:\*\*|__)?[ \t]*:(?:\*\*|__)?"
-    alone = rf"^[ \t]*{lead}(?P<alone>{names})[ \t]*(?:\*\*|__)?[ \t]*$"
+    inline = rf"(?<!\w){lead}(?P<inline>{names})[ \t]*+(?:(?:\*\*|__)[ \t]*+)?:(?:\*\*|__)?"
+    alone = rf"^[ \t]*{lead}(?P<alone>{names})[ \t]*+(?:(?:\*\*|__)[ \t]*+)?$"
     return re.compile(f"{inline}|{alone}", re.IGNORECASE | re.MULTILINE)
 
 
