@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import ARCHS, FORGETFUL_TEMPLATE, make_image, make_tiny_checkpoint, tiny_checkpoint, tiny_protocol, with_lora
 
+from zoomiqa_reward import ZoomIQA
 from zoomiqa_reward.model.checkpoint import OFFICIAL, CheckpointError, embedded, load_checkpoint
 from zoomiqa_reward.model.direct import leaf_logprobs, trie_of
 from zoomiqa_reward.model.fingerprint import fingerprint, fingerprint_parts
@@ -183,6 +184,33 @@ def test_fingerprint_follows_what_changes_the_rating_and_not_where_it_lies(folde
     assert print_of(load_checkpoint(folder, device="cpu", protocol=tiny_protocol(name="b"))) != base
     make_tiny_checkpoint(folder, seed=5)
     assert print_of(load_checkpoint(folder, device="cpu")) != base
+
+
+@pytest.mark.parametrize(("file", "old", "new", "part"), [
+    ("config.json", '"rms_norm_eps": 1e-05', '"rms_norm_eps": 0.01', "config"),
+    ("config.json", '"window_size": 56', '"window_size": 28', "config"),
+    ("chat_template.jinja", "{% for message", "Be strict. {% for message", "chat_template"),
+    ("tokenizer.json", '"individual_digits": true', '"individual_digits": false', "tokenizer"),
+    ("generation_config.json", '"eos_token_id": ', '"eos_token_id": 1', "end_tokens"),
+])  # fmt: skip
+def test_files_beside_the_weights_are_in_the_fingerprint(folder, file, old, new, part):
+    """The weights alone do not say what is computed with them, nor what the model is asked."""
+    before = fingerprint_parts(load_checkpoint(folder, device="cpu"))
+    text = (folder / file).read_text()
+    assert text.count(old) == 1
+    (folder / file).write_text(text.replace(old, new))
+    after = fingerprint_parts(load_checkpoint(folder, device="cpu"))
+    assert {name for name in before if before[name] != after[name]} == {part}
+
+
+def test_asking_does_not_change_the_fingerprint():
+    iqa = ZoomIQA.from_pretrained(tiny_checkpoint(), device="cpu")
+    before = iqa.fingerprint_parts
+    iqa.checkpoint.tokenizer(["a", "a b"], padding=True)
+    iqa.assess(make_image(), max_new_tokens=3)
+    iqa.rate(make_image())
+    assert iqa.fingerprint_parts == before
+    assert ZoomIQA.from_pretrained(tiny_checkpoint(), device="cpu").fingerprint_parts == before
 
 
 def test_image_tokens_are_as_many_as_features_in_every_row(arch):

@@ -5,11 +5,13 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from zoomiqa_reward.images.content import RULE
 from zoomiqa_reward.model.checkpoint import Checkpoint
+from zoomiqa_reward.model.generate import end_tokens
 from zoomiqa_reward.model.views import VIEWS_RULE
 from zoomiqa_reward.runs.digest import digest, file_digest
 from zoomiqa_reward.runs.weights_digest import WeightsDigests
@@ -19,6 +21,10 @@ LIBRARIES = ("torch", "torchvision", "transformers")
 
 
 _DIGESTS = WeightsDigests()
+_TOKENIZERS: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
+"""Number of its tokens, and the digest of its rules."""
+_NOT_COMPUTED = ("architectures", "transformers_version", "dtype", "use_cache")
+"""Entries of a config that no rating follows from; `dtype` is a part of its own."""
 
 
 def fingerprint_parts(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -30,6 +36,10 @@ def fingerprint_parts(checkpoint: Checkpoint) -> dict[str, Any]:
     model = checkpoint.model
     return {
         "weights": _DIGESTS.of(model),
+        "config": digest(json.dumps(_computed(model.config.to_dict()), sort_keys=True, default=str)),
+        "tokenizer": _tokenizer_digest(checkpoint.tokenizer),
+        "chat_template": digest(json.dumps(checkpoint.tokenizer.chat_template, sort_keys=True)),
+        "end_tokens": end_tokens(checkpoint),
         "offloaded": _files(checkpoint) if any(tensor.is_meta for tensor in model.parameters()) else None,
         "quantization": checkpoint.quantization,
         "protocol": checkpoint.protocol.fingerprint,
@@ -42,6 +52,21 @@ def fingerprint_parts(checkpoint: Checkpoint) -> dict[str, Any]:
         "attention": model.config.get_text_config()._attn_implementation,
         "versions": {name: version(name) for name in LIBRARIES},
     }
+
+
+def _computed(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config and those inside it, without where it lies and what made it."""
+    kept = {key: value for key, value in config.items() if not str(key).startswith("_") and key not in _NOT_COMPUTED}
+    return {str(key): _computed(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    count = len(tokenizer)
+    if _TOKENIZERS.get(tokenizer, (0, ""))[0] != count:
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        kept = {key: value for key, value in rules.items() if key not in ("padding", "truncation")}  # of its last call
+        _TOKENIZERS[tokenizer] = count, digest(json.dumps(kept, sort_keys=True))
+    return _TOKENIZERS[tokenizer][1]
 
 
 def _precision(device: torch.device) -> dict[str, Any] | None:
