@@ -304,6 +304,7 @@ def test_all_problems_of_a_file_come_in_one_error(tmp_path):
     [
         ([FINAL.replace("3.25", "72")], "round 1 holds the rating 72: must be a number in 1..5"),
         ([ZOOM, FINAL.replace("3.25", "-1")], "round 2 holds the rating -1"),
+        ([ZOOM.replace("<think>", "<think><|image_pad|>"), FINAL], r"round 1 cannot be read.*spells <\|image_pad\|>"),
         ([FINAL + FINAL.replace("3.25", "2")], "round 1 holds 2 answers: leave one"),
     ],
 )

@@ -20,7 +20,7 @@ from train_iqa.nano.synthetic import Sample
 from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.images.loading import load_image, save_png
 from zoomiqa_reward.protocol import AnswerError, read_rating, read_route
-from zoomiqa_reward.protocol.answers import ratings_in
+from zoomiqa_reward.protocol.answers import ratings_in, require_quotable
 from zoomiqa_reward.runs.outputs import part_folder, replacing
 
 _KEYS = {"image", "rating", "rounds", "question"}
@@ -55,6 +55,7 @@ class Conversation:
             try:
                 rating = read_rating(text)
                 wants_zoom = read_route(text).zoom
+                require_quotable(text)
             except AnswerError as error:
                 raise ConversationError(f"round {number} cannot be read, so it must not be learned: {error}") from error
             if not 1 <= rating <= 5:

@@ -29,7 +29,15 @@ from zoomiqa_reward.model.inputs import TokenRow, make_row
 from zoomiqa_reward.model.ratings import Assessment, RatingSpread
 from zoomiqa_reward.model.reading import SharedReading
 from zoomiqa_reward.model.turns import PixelBox, Prompted, Turn, round1, round2
-from zoomiqa_reward.protocol.answers import AnswerError, ratings_in, read_rating, read_route, read_sections, read_tool
+from zoomiqa_reward.protocol.answers import (
+    AnswerError,
+    ratings_in,
+    read_rating,
+    read_route,
+    read_sections,
+    read_tool,
+    require_quotable,
+)
 from zoomiqa_reward.protocol.crops import box_shares, zoom
 from zoomiqa_reward.protocol.spec import Protocol
 
@@ -227,7 +235,7 @@ def _read(prompted: Prompted, answer: Completion, labels: Sequence[str], crop_bo
     except AnswerError as error:
         rating_error = answer.failure or str(error)
     try:
-        _require_quotable(answer.text)
+        require_quotable(answer.text)
         route = read_route(answer.text)
         tool = read_tool(answer.text)
     except AnswerError as error:
@@ -251,15 +259,6 @@ def _read(prompted: Prompted, answer: Completion, labels: Sequence[str], crop_bo
         has_failed=answer.failure is not None,
         spread=answer.spread,
     )
-
-
-_CONTROL_TOKEN = re.compile(r"<\|\w+\|>")
-
-
-def _require_quotable(text: str) -> None:
-    """Raise AnswerError for an answer that spells a control token: where round 2 quotes it, it would become one."""
-    if (token := _CONTROL_TOKEN.search(text)) is not None:
-        raise AnswerError(f"the answer spells {token[0]}, so round 2 cannot quote it")
 
 
 _DIRECTIONS = {"rises": 1, "falls": -1}

@@ -29,6 +29,7 @@ _CLOSING = re.compile(r"\}\s*</answer>")
 _NUMBER_LIKE = re.compile(r"[-+*/()0-9.eExXoO_&|]+")  # all that the sloppy reader would compute
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:0|[1-9][0-9]*|[0-9]+(?=[.eE]))(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?")
 _RATING_NAME = re.compile(r"""["']?rating["']?\s*:""")
+_CONTROL_TOKEN = re.compile(r"<\|\w+\|>")
 MAX_SLOPPY_CHARS = 20_000
 """Longest object that is read when it is not strict JSON; an answer of 1024 tokens has about 5,000."""
 _ROUTE_FIELDS = ("bbox_2d", "rating", "tool")
@@ -116,6 +117,12 @@ def read_tool(text: str) -> str | None:
     """
     tool = _read_object(text).get("tool")
     return tool if isinstance(tool, str) else None
+
+
+def require_quotable(text: str) -> None:
+    """Raise AnswerError for an answer that spells a control token: where a prompt quotes it, it would become one."""
+    if (token := _CONTROL_TOKEN.search(text)) is not None:
+        raise AnswerError(f"the answer spells {token[0]}, so round 2 cannot quote it")
 
 
 def read_sections(text: str, labels: Sequence[str]) -> dict[str, str]:
