@@ -147,8 +147,8 @@ class ConditionedReward(PairedReward):
         home = next(iter(used.values())).value.device
         values = {name: scores.value.to(home) for name, scores in used.items()}
         unused = torch.full((len(sources),), math.nan, device=home)
-        known = dict(zip(values, where_all_measured(*values.values()), strict=True))
-        q_sr, q_lq, f = (known.get(name, unused) for name in parts)
+        measured = dict(zip(values, where_all_measured(*values.values()), strict=True))
+        q_sr, q_lq, f = (measured.get(name, unused) for name in parts)
         gain = f ** (q_lq / self.gamma) * (q_sr - q_lq)
         value = {"whole": f * q_lq + gain, "gain": gain, "base": f * q_lq, "quality": q_sr}[self.form]
         valid = torch.isfinite(value.detach())

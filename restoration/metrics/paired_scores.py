@@ -65,13 +65,13 @@ def fidelity_of_pairs(
     return Scores(value=value, valid=valid, std=torch.full_like(value.detach(), math.nan), errors=tuple(errors))
 
 
-def where_all_measured(*parts: Tensor) -> list[Tensor]:
-    """Return the parts [batch] with NaN, and without a graph, at each image of which any part is NaN.
+def where_all_measured(*values: Tensor) -> list[Tensor]:
+    """Return the values [batch] with NaN, and without a graph, at each image of which any of them is NaN.
 
     A product with NaN has the gradient NaN, which would spoil whatever else the images come from.
     """
-    missing = torch.stack([part.detach().isnan() for part in parts]).any(dim=0)
-    return [torch.where(missing, torch.full_like(part.detach(), math.nan), part) for part in parts]
+    missing = torch.stack([column.detach().isnan() for column in values]).any(dim=0)
+    return [torch.where(missing, torch.full_like(column.detach(), math.nan), column) for column in values]
 
 
 def joined_errors(parts: dict[str, Scores], count: int) -> tuple[str | None, ...]:

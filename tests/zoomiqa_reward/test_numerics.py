@@ -183,6 +183,22 @@ def test_gradients_are_those_of_full_precision(name, checkpointing):
     assert torch.equal(gradient(AMBIENT[name]()), plain)
 
 
+def test_a_compiled_step_measures_as_an_eager_one_does():
+    reward = ZoomIQAReward(tiny_iqa())
+
+    def step(image):
+        return reward((0.9 * image)[None], grad=True).value.sum()
+
+    values, gradients = [], []
+    for run in (step, torch.compile(step, backend="eager")):
+        image = make_image(0, 56, 60).requires_grad_(True)
+        value = run(image)
+        value.backward()
+        values.append(value.item()), gradients.append(image.grad)
+    assert values[0] == values[1]
+    assert torch.equal(*gradients)
+
+
 def test_what_is_recomputed_in_backward_is_computed_in_canonical_numerics_again():
     reward = ZoomIQAReward(tiny_iqa(), gradient_checkpointing=True)
     leaf = make_image(3, 56, 60).requires_grad_(True)

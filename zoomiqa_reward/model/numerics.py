@@ -157,14 +157,18 @@ def canonical_numerics() -> Iterator[None]:
 
 
 def canonical(fn: Callable[P, R]) -> Callable[P, R]:
-    """Decorate what measures: it computes in canonical numerics, whatever its caller has switched on."""
+    """Decorate what measures: it computes in canonical numerics, whatever its caller has switched on.
+
+    A caller that `torch.compile` compiles calls it as it is: compiled kernels would have other bits.
+    """
 
     @functools.wraps(fn)
     def inside(*args: P.args, **kwargs: P.kwargs) -> R:
         with canonical_numerics():
             return fn(*args, **kwargs)
 
-    return inside
+    as_it_is: Callable[P, R] = torch.compiler.disable(inside)  # type: ignore[no-untyped-call] # torch's has no types
+    return as_it_is
 
 
 @contextmanager
