@@ -38,7 +38,8 @@ class Assessment:
     error: str | None = None
     """Why there is no rating."""
     warning: str | None = None
-    """A problem with a rating that is still valid: round 1 had no readable route, or an answer was cut short."""
+    """A problem with a rating that is still valid: round 1 had no readable route, an answer was cut short, or the text
+    contradicts the numbers."""
     spread: RatingSpread | None = None
     """From the log-probabilities of the rating's tokens, if a text server returns them."""
 
