@@ -1,5 +1,6 @@
 """`direct` against independent computations: plain causal rows, plain full forwards, other company, other processes."""
 
+import json
 import math
 import os
 import subprocess
@@ -99,6 +100,24 @@ def test_eager_attention_agrees(random_checkpoint):
     torch.testing.assert_close(
         leaf_logprobs(eager, trie, rows), leaf_logprobs(random_checkpoint, trie, rows), atol=1e-4, rtol=0
     )
+
+
+@pytest.mark.parametrize("window", [16, 4096])
+@torch.no_grad()
+def test_layers_with_a_sliding_window_see_as_far_as_it_reaches(tmp_path, window):
+    folder = make_tiny_checkpoint(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    layers = {"use_sliding_window": True, "sliding_window": window,
+              "layer_types": ["full_attention", "sliding_attention"]}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config | {"text_config": config["text_config"] | layers}))
+    checkpoint = load_checkpoint(folder, device="cpu")
+    trie, rows = trie_of(checkpoint), rows_of(checkpoint, images()[:2])
+    found = leaf_logprobs(checkpoint, trie, rows)
+    for index, row in enumerate(rows):
+        expected = leaf_logprobs_one_by_one(checkpoint, trie, [row])
+        torch.testing.assert_close(found[index : index + 1], expected, atol=1e-4, rtol=0)
+    under_one_mask = plain_leaf_logprobs(checkpoint, trie, rows)
+    assert ((under_one_mask - found).abs().max() > 0.1) == (window == 16)
 
 
 def test_attention_that_takes_no_mask_is_refused(random_checkpoint, monkeypatch):

@@ -13,16 +13,19 @@ from torch import Tensor
 from train_iqa.rows.completions import Batch, TrainingRow, collate_completions
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.inputs import collate
-from zoomiqa_reward.model.plain import is_recurrent
+from zoomiqa_reward.model.plain import attends_to_all
 
 PADDING, PROMPT = -1, 0
 """Parts of a sequence; its answers are 1, 2, ..."""
 
 
 def can_share(checkpoint: Checkpoint) -> bool:
-    """Return whether the model's attention takes a mask that keeps answers apart; recurrent layers take none."""
+    """Return whether the model's attention takes a mask that keeps answers apart.
+
+    Recurrent layers, and those with a sliding window, take none.
+    """
     attention = checkpoint.model.config.get_text_config()._attn_implementation
-    return attention in ("sdpa", "eager") and not is_recurrent(checkpoint)
+    return attention in ("sdpa", "eager") and attends_to_all(checkpoint)
 
 
 def shared_batches(rows: Sequence[TrainingRow], size: int) -> list[list[int]]:

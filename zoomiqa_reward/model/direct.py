@@ -21,9 +21,9 @@ from zoomiqa_reward.model.gradients import refuse_dropout
 from zoomiqa_reward.model.inputs import TokenRow, encode, make_row
 from zoomiqa_reward.model.pixels import factor_of
 from zoomiqa_reward.model.plain import (
-    is_recurrent,
+    attends_to_all,
     plain_leaf_logprobs,
-    recurrent_leaf_logprobs,
+    rowwise_leaf_logprobs,
 )
 from zoomiqa_reward.model.reading import Shape, SharedReading, read_rows, reads_itself, shape_of
 from zoomiqa_reward.model.trie import NUMBERS, RatingTrie, build_trie
@@ -73,8 +73,9 @@ def leaf_logprobs(
     Rows of one shape share a forward pass: no row is padded. shared: of the call that they belong to. Raises ValueError
     for an attention implementation that takes no mask of our own.
     """
-    if is_recurrent(checkpoint):
-        return recurrent_leaf_logprobs(checkpoint, trie, rows)
+    longest = max(row.input_ids.shape[0] for row in rows) + len(trie.prefix_ids) + max(trie.depths)
+    if not attends_to_all(checkpoint, longest):
+        return rowwise_leaf_logprobs(checkpoint, trie, rows)
     if not reads_itself(checkpoint):
         return plain_leaf_logprobs(checkpoint, trie, rows)
     shared = SharedReading() if shared is None else shared

@@ -2,10 +2,12 @@
 
 It reads for models that lie on several devices or bring another attention (`reading.reads_itself`), and it is what the
 fast passes are tested and measured against. Models with recurrent layers (Qwen3.5's linear attention) take no mask over
-a tree, because a state passes from each token to the next; they read one row per inner node. Five level words that are
-single tokens have no inner node, so they cost one pass.
+a tree, because a state passes from each token to the next, and those with a sliding window that is shorter than the
+prompt none of ours; they read one row per inner node. Five level words that are single tokens have no inner node, so
+they cost one pass.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -45,14 +47,18 @@ def plain_leaf_logprobs(checkpoint: Checkpoint, trie: RatingTrie, rows: Sequence
     return trie.leaf_logprobs(logits)
 
 
-def is_recurrent(checkpoint: Checkpoint) -> bool:
-    """Return whether some layers pass a state from token to token, so that no mask keeps branches apart."""
-    kinds = getattr(checkpoint.model.config.get_text_config(), "layer_types", None) or ()
-    return "linear_attention" in kinds
+def attends_to_all(checkpoint: Checkpoint, tokens: float = math.inf) -> bool:
+    """Return whether every layer attends to all of so many tokens, so that one mask keeps branches apart in all layers.
+
+    Recurrent layers pass a state from token to token instead, and others look back as far as their window reaches.
+    """
+    config = checkpoint.model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    return not kinds or (kinds == {"sliding_attention"} and tokens <= config.sliding_window)
 
 
-def recurrent_leaf_logprobs(checkpoint: Checkpoint, trie: RatingTrie, rows: Sequence[TokenRow]) -> Tensor:
-    """Return float32 [batch, leaves] for a model with recurrent layers; rows of one length share passes, unpadded."""
+def rowwise_leaf_logprobs(checkpoint: Checkpoint, trie: RatingTrie, rows: Sequence[TokenRow]) -> Tensor:
+    """Return float32 [batch, leaves] for a model that takes no tree; rows of one length share passes, unpadded."""
     groups: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
         groups.setdefault(row.input_ids.shape[0], []).append(index)
