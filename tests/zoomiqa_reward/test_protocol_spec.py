@@ -1,6 +1,7 @@
 """The protocol file: what is written comes back, and every broken file is refused by name."""
 
 import json
+import math
 import os
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
@@ -115,7 +116,16 @@ def broken(**changes: Any) -> dict[str, Any]:
         ({"questions": []}, "questions"),
         ({"image_order": "random"}, "random"),
         ({"answer_starts": ["<think>"]}, "empty or two texts"),
-        ({"answer_starts": ["<think>", 2]}, "empty or two texts"),
+        ({"answer_starts": ["<think>", 2]}, r"protocol\.answer_starts: must be a list, each a text, not"),
+        ({"questions": "How good?"}, r"protocol\.questions: must be a list, each a text, not 'How good\?'"),
+        ({"image_labels": ["a"]}, r"image_labels: must be a list of 2, each a text"),
+        ({"direct_prefix": None}, r"protocol\.direct_prefix: must be a text, not None"),
+        ({"round1__text": None}, r"protocol\.round1\.text: must be a text, not None"),
+        ({"views__weights": [math.nan, 1.0]}, r"protocol\.views\.weights: must be a list, each a finite number"),
+        ({"views__tile_px": 64.5}, r"protocol\.views\.tile_px: must be a whole number, not 64\.5"),
+        ({"decoding__max_new_tokens": True}, r"max_new_tokens: must be a whole number, not True"),
+        ({"decoding__top_p": 5}, r"top_p=5 in \(0, 1\]"),
+        ({"crop__min_area_frac": 0.9}, r"0\.9\.\.0\.5 must be a range in 0\.\.1"),
         ({"history_style": "all"}, "all"),
         ({"min_pixels": 10**9}, "no range"),
         ({"min_pixels": "few"}, "protocol"),

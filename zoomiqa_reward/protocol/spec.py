@@ -5,11 +5,12 @@ several views of one image combine travel with the weights. Nothing else in the 
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.runs.digest import digest
@@ -76,6 +77,13 @@ class CropPolicy:
     min_side_px: int = 28
     """Shortest side of a crop, where the image is that large."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_area_frac <= self.max_area_frac <= 1 or self.max_area_frac == 0 or self.min_side_px < 1:
+            raise ProtocolError(
+                f"crop: the shares of the area {self.min_area_frac}..{self.max_area_frac} must be a range in 0..1, and "
+                f"min_side_px={self.min_side_px} at least 1"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ViewPolicy:
@@ -124,6 +132,13 @@ class Decoding:
     top_k: int = 50
     max_new_tokens: int = 1024
     """Per round."""
+
+    def __post_init__(self) -> None:
+        if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.top_k >= 0 and self.max_new_tokens >= 1):
+            raise ProtocolError(
+                f"decoding: temperature={self.temperature} and top_k={self.top_k} must be at least 0, "
+                f"top_p={self.top_p} in (0, 1], max_new_tokens={self.max_new_tokens} at least 1"
+            )
 
 
 ROUND1_SECTIONS = (
@@ -174,7 +189,7 @@ class Protocol:
     def __post_init__(self) -> None:
         if not self.questions:
             raise ProtocolError("protocol: `questions` is empty; the first one is the default question")
-        if len(self.answer_starts) not in (0, 2) or not all(isinstance(text, str) for text in self.answer_starts):
+        if len(self.answer_starts) not in (0, 2):
             raise ProtocolError(f"protocol: answer_starts {self.answer_starts!r} must be empty or two texts")
         if self.image_order not in ("text_first", "image_first"):
             raise ProtocolError(f"protocol: image_order {self.image_order!r} must be text_first or image_first")
@@ -256,6 +271,30 @@ _NESTED = {
 }  # fmt: skip
 
 
+_KINDS = {str: "a text", int: "a whole number", float: "a finite number"}
+
+
+def _require_kind(value: Any, hint: Any, where: str) -> None:
+    """Raise ProtocolError unless a value of the file is what its field holds: a text is no list of its letters."""
+    if get_origin(hint) is not tuple:
+        if not _is_kind(value, hint):
+            raise ProtocolError(f"{where}: must be {_KINDS[hint]}, not {value!r}")
+        return
+    kind, *others = get_args(hint)
+    count = None if Ellipsis in others else 1 + len(others)
+    is_list = isinstance(value, tuple) and count in (None, len(value))
+    if not is_list or not all(_is_kind(item, kind) for item in value):
+        size = "" if count is None else f" of {count}"
+        raise ProtocolError(f"{where}: must be a list{size}, each {_KINDS[kind]}, not {value!r}")
+
+
+def _is_kind(value: Any, kind: type) -> bool:
+    if kind is str:
+        return isinstance(value, str)
+    is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
+
+
 def _build(cls: Any, data: Mapping[str, Any], where: str) -> Any:
     if not isinstance(data, Mapping):
         raise ProtocolError(f"{where}: must be a JSON object, not a {type(data).__name__}")
@@ -263,12 +302,14 @@ def _build(cls: Any, data: Mapping[str, Any], where: str) -> Any:
     if unknown := sorted(set(data) - field_names):
         raise ProtocolError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(sorted(field_names))}")
     values: dict[str, Any] = {}
+    hints = get_type_hints(cls)
     for key, value in data.items():
         if key in _NESTED:
             is_absent = key == "pair" and value is None
             values[key] = None if is_absent else _build(_NESTED[key], value, f"{where}.{key}")
         else:
             values[key] = tuple(value) if isinstance(value, list) else value
+            _require_kind(values[key], hints[key], f"{where}.{key}")
     try:
         return cls(**values)
     except TypeError as error:  # a missing field, or a comparison between wrong types in __post_init__
