@@ -203,6 +203,17 @@ def test_files_beside_the_weights_are_in_the_fingerprint(folder, file, old, new,
     assert {name for name in before if before[name] != after[name]} == {part}
 
 
+def test_layers_may_be_offloaded_and_the_token_embeddings_not():
+    text = "model.language_model"
+    places = {f"{text}.layers": "disk", "lm_head": "disk"}
+    places |= dict.fromkeys(("model.visual", f"{text}.embed_tokens", f"{text}.norm", f"{text}.rotary_emb"), "cpu")
+    offloaded = load_checkpoint(tiny_checkpoint(), device="cpu", device_map=places)
+    expected = logprobs(load_checkpoint(tiny_checkpoint(), device="cpu"))
+    torch.testing.assert_close(logprobs(offloaded), expected, atol=1e-4, rtol=0)
+    with pytest.raises(CheckpointError, match=r"leaves the token embeddings on no device.*embed_tokens"):
+        load_checkpoint(tiny_checkpoint(), device="cpu", device_map={"": "disk"})
+
+
 def test_asking_does_not_change_the_fingerprint():
     iqa = ZoomIQA.from_pretrained(tiny_checkpoint(), device="cpu")
     before = iqa.fingerprint_parts

@@ -13,9 +13,10 @@ import pytest
 import torch
 from tiny import ARCHS, make_image, make_tiny_checkpoint, tiny_checkpoint, tiny_iqa, tiny_protocol
 
+from zoomiqa_reward import ZoomIQAReward
 from zoomiqa_reward.images import ImageError
 from zoomiqa_reward.model.checkpoint import load_checkpoint
-from zoomiqa_reward.model.direct import leaf_logprobs, mix, rate_direct, summarise, trie_of
+from zoomiqa_reward.model.direct import NO_RATING, leaf_logprobs, mix, rate_direct, summarise, trie_of
 from zoomiqa_reward.model.inputs import TokenRow, collate, make_row
 from zoomiqa_reward.model.plain import leaf_logprobs_one_by_one, plain_leaf_logprobs
 from zoomiqa_reward.model.trie import RATING_TEXTS
@@ -255,6 +256,8 @@ def test_mix_keeps_the_mass():
 
 def test_an_untaught_model_measures_nothing(random_checkpoint):
     ratings = ZoomIQA(random_checkpoint).rate(images()[:2])
+    assert ratings.errors == (NO_RATING,) * 2
+    assert ZoomIQAReward(ZoomIQA(random_checkpoint))(images()[0]).errors == (NO_RATING,)
     assert not ratings.valid.any()
     assert ratings.mean.isnan().all()
     assert ratings.std.isnan().all()

@@ -112,7 +112,8 @@ def load_checkpoint(
     checkpoint is run.
 
     Raises CheckpointError: unknown name, hub out of reach, no protocol, no vision-language model, no safetensors,
-    weights or adapter that do not fit; ProtocolError: a protocol file that breaks a rule.
+    weights or adapter that do not fit, token embeddings that are offloaded; ProtocolError: a protocol file that breaks
+    a rule.
     """
     source = _locate(name_or_path)
     device = find_device(device)
@@ -126,6 +127,11 @@ def load_checkpoint(
         model = _with_adapter(model, adapter, merge=quantization_config is None)
     if device_map is None and quantization_config is None:
         model = model.to(device)
+    if model.get_input_embeddings().weight.is_meta:
+        raise CheckpointError(
+            f"{source}: device_map={device_map!r} leaves the token embeddings on no device, where the inputs go: keep "
+            "model.language_model.embed_tokens on one, and offload layers"
+        )
     model.eval().requires_grad_(False)
     tokenizer, image_processor = _load_readers(source, revision, model)
     return Checkpoint(

@@ -32,6 +32,7 @@ from zoomiqa_reward.model.views import Task, ViewCutter, chunks, plan_views
 
 MIN_MASS = 0.5
 """Below this share of the probability on ratings, the model was about to say something else: no measurement."""
+NO_RATING = "the ratings hold less than half of the probability of the model's next word"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class Distribution:
     logprobs: Tensor
     """[batch, leaves] float32, not normalised over the leaves; NaN for an image without content."""
     errors: tuple[str | None, ...] = ()
-    """One entry per image: why it was not looked at (`images.content`), or None."""
+    """One entry per image: why it has no rating, or None."""
 
 
 def trie_of(checkpoint: Checkpoint) -> RatingTrie:
@@ -129,7 +130,7 @@ def rate_direct(
 
     strict: each image in its own forward passes, so that its rating is bit-equal in any company. Otherwise views of
     equal size of up to `batch_size` images share a pass. Tiles are cut and read `chunk_pixels` at a time. An image
-    without content is not looked at: not valid, with the reason in `errors`. Raises ValueError for a model in training
+    without content is not looked at. `errors` holds why one is not valid. Raises ValueError for a model in training
     mode with dropout.
     """
     refuse_dropout(checkpoint.model)
@@ -146,14 +147,17 @@ def rate_direct(
         errors += empty
     if not mixtures:
         return summarise(torch.zeros(0, len(trie.ratings)), trie.ratings)
-    if not strict:
-        return replace(summarise(torch.stack(mixtures), trie.ratings), errors=tuple(errors))
-    # Row by row: a GPU's sums may depend on a row's place in the batch.
-    alone = [summarise(mixture[None], trie.ratings) for mixture in mixtures]
-    fields = {
-        name: torch.cat([getattr(summary, name) for summary in alone]) for name in ("mean", "std", "valid", "logprobs")
-    }
-    return Distribution(**fields, errors=tuple(errors))
+    if strict:  # row by row: a GPU's sums may depend on a row's place in the batch
+        alone = [summarise(mixture[None], trie.ratings) for mixture in mixtures]
+        mean, std, valid, logprobs = (
+            torch.cat([getattr(summary, name) for summary in alone]) for name in ("mean", "std", "valid", "logprobs")
+        )
+        result = Distribution(mean=mean, std=std, valid=valid, logprobs=logprobs)
+    else:
+        result = summarise(torch.stack(mixtures), trie.ratings)
+    reasons = [why or (None if is_valid else NO_RATING) for why, is_valid in
+               zip(errors, result.valid.tolist(), strict=True)]  # fmt: skip
+    return replace(result, errors=tuple(reasons))
 
 
 def _windows(images: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zoomiqa_reward.images.listing import IMAGE_SUFFIXES
 from zoomiqa_reward.images.loading import ImageError, conversions, load_image
+from zoomiqa_reward.model.direct import NO_RATING
 from zoomiqa_reward.model.ratings import Assessment
 from zoomiqa_reward.protocol import rating_to_score
 from zoomiqa_reward.runs.json_lines import plain
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 BATCH = 8
 """Images in one forward pass with `--batched`."""
-NO_RATING = "the ratings hold less than half of the probability of the model's next word"
 FIELDS = ("image", "rating", "std", "score_0_100", "valid", "error", "mode", "rounds", "model", "notes")
 """Of `RatedImage.as_json`, in their order."""
 

@@ -22,7 +22,6 @@ from torch import Tensor
 from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.images.loading import ImageSources, load_images
 from zoomiqa_reward.model.checkpoint import Checkpoint
-from zoomiqa_reward.model.measuring import NO_RATING
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
 
@@ -131,7 +130,7 @@ def compare(
 def _reason(ratings: Scores, first: int, second: int) -> str | None:
     for side, index in (("a", first), ("b", second)):
         if not bool(ratings.valid[index]):
-            return f"{side}: {ratings.errors[index] or NO_RATING}"
+            return f"{side}: {ratings.reason(index, 'the model')}"
     return None
 
 

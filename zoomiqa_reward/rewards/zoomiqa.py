@@ -159,4 +159,4 @@ class ZoomIQAReward(Reward):
             if ratings.answers is not None:
                 answers[index] = ratings.answers[row]
             if not bool(ratings.valid[row]):
-                errors[index] = ratings.errors[row] or "the answer could not be read as a rating"
+                errors[index] = ratings.reason(row, self.name)
