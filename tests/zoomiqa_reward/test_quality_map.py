@@ -12,6 +12,8 @@ from tiny import tiny_checkpoint
 
 from zoomiqa_reward import CompositeReward, MetricReward, Term, ZoomIQA, ZoomIQAReward, quality_map
 from zoomiqa_reward.cli.main import main
+from zoomiqa_reward.images import map_figure as module
+from zoomiqa_reward.images.drawing import MUTED
 from zoomiqa_reward.images.filters import gaussian_blur
 from zoomiqa_reward.images.loading import load_image, to_pil
 from zoomiqa_reward.images.map_figure import map_figure
@@ -179,6 +181,38 @@ def test_a_map_without_any_rating_is_drawn_grey():
     assert np.abs(panel - panel[..., :1]).max() == 0
 
 
+def test_a_name_in_any_script_is_drawn_whole(monkeypatch):
+    result = quality_map(brightness(), torch.rand(3, 64, 64), view_px=64)
+    drawn = []
+    monkeypatch.setattr(module, "draw_text", lambda draw, at, text, size, colour: drawn.append((at, text, size)))
+    map_figure(Image.new("RGB", (64, 64)), result, name="größe " * 40)
+    names = [text for _, text, size in drawn if size == 16]
+    assert len(names) > 1
+    assert " ".join(names).split() == ["größe"] * 40
+
+
+def test_the_text_below_a_narrow_image_fits():
+    image = torch.rand(3, 900, 12)
+    image[:, :200] = 0.5  # views without content
+    figure = map_figure(to_pil(image), quality_map(brightness(), image, view_px=64))
+    below = np.asarray(figure)[-60:]
+    columns = np.flatnonzero((below == MUTED).all(axis=2).any(axis=0))
+    assert 300 < columns.max() < figure.width - 16  # "...; grey: no rating" and a margin
+
+
+def test_the_figure_says_what_grey_is_and_draws_no_scale_without_values():
+    texts = []
+    for image in (torch.rand(3, 64, 64), torch.full((3, 64, 64), 0.4)):
+        result = quality_map(brightness(), image)
+        with pytest.MonkeyPatch.context() as patch:
+            drawn = []
+            patch.setattr(module, "draw_text", lambda draw, at, text, size, colour, drawn=drawn: drawn.append(text))
+            map_figure(to_pil(image), result)
+            texts.append(drawn)
+    assert texts[0][-1] == "resolution 64 px; outline: the lowest view"
+    assert texts[1] == ["no view could be rated"]
+
+
 def test_the_command_writes_figure_and_line(tmp_path, photograph, capsys):
     target = tmp_path / "map.png"
     options = ["--model", str(tiny_checkpoint()), "--view-px", "128", "--out", str(target)]
@@ -204,3 +238,7 @@ def test_the_command_says_by_its_code_that_nothing_could_be_rated(tmp_path, caps
     row = json.loads(capsys.readouterr().out)
     assert row["valid"] is False
     assert row["mean"] is row["lowest_box"] is row["views"][0]["rating"] is None
+    assert main(["map", str(tmp_path / "dark.png"), "--model", str(tiny_checkpoint())]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert f"not rated: 1 of 1 views; the first: {tmp_path / 'dark.png'}: the image has no content" in output.err

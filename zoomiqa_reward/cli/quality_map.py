@@ -50,7 +50,7 @@ def quality_map(
     if as_json:
         output.json_line(map_row(image, quality, iqa.name, conversions(image)))
     else:
-        _summary(quality)
+        _summary(image, quality, iqa.name)
     if out is not None:
         map_figure(to_pil(pixels), quality, out, name=Path(image).name, overwrite=overwrite)
         print(f"map: {out}", file=sys.stderr)
@@ -76,13 +76,20 @@ def map_row(image: str, quality: "QualityMap", model: str, notes: tuple[str, ...
     return row
 
 
-def _summary(quality: "QualityMap") -> None:
+def _summary(image: str, quality: "QualityMap", model: str) -> None:
+    from zoomiqa_reward.runs.progress import say
+
+    failed = [index for index, valid in enumerate(quality.ratings.valid.tolist()) if not valid]
+    if failed:
+        reason = inputs.named(image, quality.ratings.reason(failed[0], model))
+        say(f"not rated: {len(failed)} of {len(quality.boxes)} views; the first: {reason}")
+    if not quality.valid:
+        return
     out = output.console()
     low, high = quality.range
-    failed = len(quality.boxes) - int(quality.ratings.valid.sum())
     out.print(
         f"map {output.number(low, 2)} .. {output.number(high, 2)}, mean {output.number(quality.mean, 2)}; "
-        f"{len(quality.boxes)} views, {failed} without a rating; resolution {quality.resolution_px} px"
+        f"{len(quality.boxes)} views, {len(failed)} without a rating; resolution {quality.resolution_px} px"
     )
     order = sorted(
         (index for index, valid in enumerate(quality.ratings.valid.tolist()) if valid),

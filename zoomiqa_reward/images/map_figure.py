@@ -9,16 +9,18 @@ import math
 import os
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from zoomiqa_reward.images.drawing import BACK, CARD, INK, MARK, MUTED, fit
-from zoomiqa_reward.images.listing import printable
+from zoomiqa_reward.images.drawing import BACK, INK, MARK, MUTED, fit
+from zoomiqa_reward.images.lettering import draw_text, text_width, wrap
 from zoomiqa_reward.model.quality_map import QualityMap
 from zoomiqa_reward.runs.outputs import write_figure
 
 PANEL_PX = 448
 MARGIN_PX = 16
-HEAD_PX = 40
+LEAST_WIDTH_PX = 420
+"""Of the figure: what stands below the image must fit when the image is narrow."""
+NAME_SIZE, TEXT_SIZE, LINE_PX = 16, 13, 22
 SCALE_PX = 56
 MIN_SPAN = 0.5
 """Least range of the colours, on the scale of the ratings."""
@@ -52,12 +54,13 @@ def map_figure(
     rgb = image.convert("RGB")
     shown, factor = fit(rgb, PANEL_PX)
     overlay, _ = fit(overlay_of(rgb, quality, low, high), PANEL_PX)
-    figure = Image.new(
-        "RGB", (2 * shown.width + 3 * MARGIN_PX, HEAD_PX + shown.height + SCALE_PX + 2 * MARGIN_PX), BACK
-    )
+    across = max(2 * shown.width + 3 * MARGIN_PX, LEAST_WIDTH_PX)
+    names = wrap(name, NAME_SIZE, across - 2 * MARGIN_PX)
+    left, top = 2 * MARGIN_PX + shown.width, MARGIN_PX + LINE_PX * max(1, len(names))
+    figure = Image.new("RGB", (across, top + shown.height + SCALE_PX + 2 * MARGIN_PX), BACK)
     draw = ImageDraw.Draw(figure)
-    draw.text((MARGIN_PX, 12), printable(name), font=ImageFont.load_default(16), fill=INK)
-    left, top = 2 * MARGIN_PX + shown.width, HEAD_PX
+    for number, line in enumerate(names):
+        draw_text(draw, (MARGIN_PX, 12 + LINE_PX * number), line, NAME_SIZE, INK)
     figure.paste(shown, (MARGIN_PX, top))
     figure.paste(overlay, (left, top))
     if (lowest := quality.lowest()) is not None:
@@ -100,15 +103,17 @@ def _span(quality: QualityMap) -> tuple[float, float]:
 
 def _scale(figure: Image.Image, quality: QualityMap, span: tuple[float, float], top: int) -> None:
     draw = ImageDraw.Draw(figure)
-    small = ImageFont.load_default(13)
     left, right = MARGIN_PX, figure.width - MARGIN_PX
+    if not quality.valid:
+        draw_text(draw, (left, top), "no view could be rated", TEXT_SIZE, MUTED)
+        return
     labels = [f"{value:.2f}" for value in span]
-    bar_left = left + draw.textlength(labels[0], font=small) + 8
-    bar_right = right - draw.textlength(labels[1], font=small) - 8
-    width = max(1, round(bar_right - bar_left))
-    bar = np.tile(colour_of(np.linspace(0.0, 1.0, width))[None], (14, 1, 1)).round().astype(np.uint8)
-    draw.text((left, top), labels[0], font=small, fill=INK)
-    figure.paste(Image.fromarray(bar) if quality.valid else Image.new("RGB", (width, 14), CARD), (round(bar_left), top))
-    draw.text((bar_right + 8, top), labels[1], font=small, fill=INK)
+    bar_left = round(left + text_width(labels[0], TEXT_SIZE) + 8)
+    bar_right = round(right - text_width(labels[1], TEXT_SIZE) - 8)
+    bar = np.tile(colour_of(np.linspace(0.0, 1.0, bar_right - bar_left))[None], (14, 1, 1)).round().astype(np.uint8)
+    draw_text(draw, (left, top), labels[0], TEXT_SIZE, INK)
+    figure.paste(Image.fromarray(bar), (bar_left, top))
+    draw_text(draw, (bar_right + 8, top), labels[1], TEXT_SIZE, INK)
     about = f"resolution {quality.resolution_px} px; outline: the lowest view"
-    draw.text((left, top + 26), about if quality.valid else "no view could be rated", font=small, fill=MUTED)
+    grey = "; grey: no rating" if bool(quality.values.isnan().any()) else ""
+    draw_text(draw, (left, top + 26), about + grey, TEXT_SIZE, MUTED)
