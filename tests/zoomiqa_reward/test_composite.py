@@ -30,7 +30,7 @@ def metric(fn=lambda image: image.mean(), name="mean", differentiable=True, scor
 def constant(values, name):
     """Return a reward that answers with these, in order."""
     answers = iter(values)
-    return metric(lambda image: next(answers), name, differentiable=False)
+    return metric(lambda image: next(answers), name, differentiable=False, score_range=(0, 9))
 
 
 def test_normalised_by_hand():

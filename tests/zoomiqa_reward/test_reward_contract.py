@@ -4,15 +4,25 @@ import functools
 
 import pytest
 import torch
+from known_rewards import photo
 from tiny import make_image
 
 from restoration import Restorer
 from restoration.metrics.registry import as_reward
 from restoration.selection.best_of_n import Cascade, best_of_n
 from zoomiqa_reward import CachedReward, CompositeReward, MetricReward, RobustReward, Term, rank
+from zoomiqa_reward.check import run_check
 from zoomiqa_reward.errors import NoReward
 from zoomiqa_reward.model.ratings import Scores
-from zoomiqa_reward.rewards.base import GroupwiseError, Reward, ask, is_groupwise, modules_of, optimised_names
+from zoomiqa_reward.rewards.base import (
+    GroupwiseError,
+    Reward,
+    ask,
+    is_groupwise,
+    modules_of,
+    optimised_names,
+    outside_range,
+)
 
 IMAGES = [make_image(k, 40, 40) for k in range(3)]
 ABOVE = CompositeReward([Term(MetricReward(lambda image: float(image.mean()), "mean", True, (0, 1)), 1.0, "z")])
@@ -178,6 +188,24 @@ def test_a_broken_promise_is_told(words, tmp_path):
     ):
         with pytest.raises(NoReward, match=words):
             use()
+
+
+def test_a_value_outside_the_declared_range_is_told_once():
+    percent = MetricReward(lambda image: 100 * image.mean(), "percent", True, (0, 1))
+    with pytest.warns(UserWarning, match=r"'percent' gave [0-9.]+, outside its score_range \(0, 1\)"):
+        assert ask(percent, IMAGES).valid.all()
+    ask(percent, IMAGES)  # a second warning would be an error
+    assert outside_range(percent, [float("nan"), 1.0 + 1e-6, 0.0]) is None
+
+
+def test_the_check_names_a_false_range():
+    notes = {
+        top: run_check(MetricReward(lambda image: 100 * image.mean(), f"to {top}", True, (0, top)), [photo()]).notes
+        for top in (1, 100)
+    }
+    [note] = notes[1]
+    assert "outside its score_range (0, 1)" in note
+    assert notes[100] == ()
 
 
 def test_scores_are_float32_whatever_a_reward_makes():

@@ -49,6 +49,28 @@ def test_columns_of_the_user_stay_with_their_images(capsys, folder, counting, su
         assert labels == {"in/mid.png": "mine 1", "in/white.png": None, "in/dark.png": "mine 0"}
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_one_image_under_three_names_is_one_row(capsys, folder, counting, suffix):
+    model, table = counting(), f"t.{suffix}"
+    run(capsys, "score", "in/dark.png", "in/mid.png", "--out", table)
+    add_column(table)
+    absolute = str(Path("in/dark.png").absolute())
+    for names in (["./in/dark.png"], [absolute], [absolute, "in/dark.png", "./in/dark.png"]):
+        assert run(capsys, "score", *names, "--out", table)[0] == 0
+        labels = {row["image"]: row["label"] for row in read_table(Path(table))}
+        assert labels == {names[0]: "mine 0", "in/mid.png": "mine 1"}
+    assert model.asked == 2
+
+
+def test_rows_of_another_working_folder_stay(capsys, folder, counting, monkeypatch):
+    counting()
+    table = str(folder / "t.csv")
+    run(capsys, "score", "in/dark.png", "--out", table)
+    monkeypatch.chdir("in")
+    assert run(capsys, "score", "mid.png", "--out", table)[0] == 0
+    assert images_of(table) == ["mid.png", "in/dark.png"]
+
+
 def test_a_table_that_a_spreadsheet_saved_goes_on(capsys, folder, counting):
     model = counting()
     run(capsys, "score", "in/dark.png", "in/torn.png", "--out", "t.csv")

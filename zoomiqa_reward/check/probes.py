@@ -23,7 +23,7 @@ from torch import Tensor
 from zoomiqa_reward.check.ladders import DETAIL, SCALE, Pool, reduce, through_png
 from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.images.filters import resize_bicubic, through_jpeg
-from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
+from zoomiqa_reward.rewards.base import Reward, ask, outside_range, require_pointwise
 
 
 class CheckScorer:
@@ -37,6 +37,8 @@ class CheckScorer:
         """Images that have to have a value."""
         self.errors: list[str] = []
         """One entry per image that has to have a value and has none."""
+        self.outside: str | None = None
+        """What is wrong with the declared range, by the first value outside it."""
         self._num_timed = 0
         self._pixels_timed = 0
         self._seconds = 0.0
@@ -71,6 +73,7 @@ class CheckScorer:
             self._seconds += took
         self._is_warm = True
         measured = [v if ok else math.nan for v, ok in zip(values, valid, strict=True)]
+        self.outside = self.outside or outside_range(self.reward, measured)
         if may_fail:
             return measured
         for image, value, error in zip(images, measured, scores.errors, strict=True):

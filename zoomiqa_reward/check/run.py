@@ -52,7 +52,8 @@ def run_check(
     return CheckReport(
         reward=reward.name, fingerprint=fingerprint_if_known(reward), deterministic=reward.deterministic,
         differentiable=reward.differentiable, photographs=tuple(names), measures=measures,
-        verdicts=judge(measures, thresholds), errors=tuple(scorer.errors), notes=_notes(reward, measures), shown=shown,
+        verdicts=judge(measures, thresholds), errors=tuple(scorer.errors), notes=_notes(reward, measures, scorer.outside),
+        shown=shown,
     )  # fmt: skip
 
 
@@ -81,8 +82,8 @@ def _row_scores(
     return {kind: tuple(values[id(image)] for image in row) for kind, row in rows.items()}
 
 
-def _notes(reward: Reward, measures: Measures) -> tuple[str, ...]:
-    notes = []
+def _notes(reward: Reward, measures: Measures, outside: str | None) -> tuple[str, ...]:
+    notes = [] if outside is None else [outside]
     if reward.deterministic and measures.repeat_deviation > 0:
         notes.append(
             f"{reward.name} says deterministic=True, but the same image got different values "

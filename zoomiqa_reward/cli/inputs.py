@@ -122,11 +122,31 @@ def expand(arguments: Sequence[str], *, recursive: bool = False) -> list[str]:
             with contextlib.suppress(ValueError, re.error):  # a null character; no pattern
                 files = _matches(argument, recursive=recursive)
         for file in sorted(files, key=natural_order) or [argument]:
-            path = Path(file).absolute()  # `./a.png` is `a.png`; `..` stays, for behind a link it leads elsewhere
+            path = place_of(file)
             if path not in is_named or (is_named[path] and not files):
                 results.append(file)
             is_named[path] = is_named.get(path, True) and not files
     return results
+
+
+def place_of(file: str) -> Path:
+    """Return the absolute path, which tells whether two names are of one file: `a.png`, `./a.png`, `/in/a.png`.
+
+    `..` stays, for behind a link it leads elsewhere; two links to one file are two files.
+    """
+    return Path(file).absolute()
+
+
+def once_each(files: Sequence[str]) -> list[str]:
+    """Return the files in order, each once, under the first of its names.
+
+    >>> once_each(["b.png", "a.png", "./b.png"])
+    ['b.png', 'a.png']
+    """
+    by_place: dict[Path, str] = {}
+    for file in files:
+        by_place.setdefault(place_of(file), file)
+    return list(by_place.values())
 
 
 def _matches(pattern: str, *, recursive: bool) -> list[str]:

@@ -53,7 +53,7 @@ def score(
     rank, launched = inputs.launched_processes()
     shared = shared or launched > 1
     if out is not None:
-        files = list(dict.fromkeys(files))  # a row per image
+        files = inputs.once_each(files)  # a row per image
         claim_table(out, columns=COLUMNS, inputs=files, overwrite=overwrite)
     if out is None and (shared or ray):
         raise ValueError("several processes share their work through the table; name it with --out")

@@ -45,7 +45,8 @@ class ScoreTable:
     """The rows of a table file: those of the images of this command in their order, then all others.
 
     Several commands may write one table: each reads it again before it writes, and keeps the rows of the others.
-    Columns that the user added stay with the name of their image.
+    Columns that the user added stay with their image. An image is known by its place (`inputs.place_of`), and a row
+    names it as the command did.
     """
 
     path: Path
@@ -58,7 +59,9 @@ class ScoreTable:
     """Names whose rows were of other bytes: images that were edited, or others of the same name, in order."""
     _before: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     _earlier: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """All rows that lie in the table, by their image; one stays there until the image has a new row."""
+    """All rows that lie in the table, by the name of their image; one stays there until the image has a new row."""
+    _at_place: dict[Path, list[dict[str, Any]]] = field(default_factory=dict)
+    """The same rows, by the place of their image."""
     _seen: tuple[int, int, int] | None = None
     """The file that was read or written last."""
 
@@ -75,6 +78,9 @@ class ScoreTable:
                 raise
             rows = []
         self._earlier = {row["image"]: row for row in rows}
+        self._at_place = {}
+        for name, row in self._earlier.items():
+            self._at_place.setdefault(inputs.place_of(name), []).append(row)
         self._before = {(row["sha256"], row["fingerprint"]): row for row in rows if row["valid"]}
 
     def _typed(self, number: int, row: dict[str, Any]) -> dict[str, Any]:
@@ -106,11 +112,11 @@ class ScoreTable:
         with alone_if_possible(_lock_file(self.path)):
             if _state_of(self.path) != self._seen:
                 self.open()
-            names = [as_stored(self.path, row["image"]) for row in self.rows]
-            renewed = set(names)
+            places = [inputs.place_of(as_stored(self.path, row["image"])) for row in self.rows]
+            renewed = set(places)
             content = [
-                {**row, **self._added_columns(name, row)} for name, row in zip(names, self.rows, strict=True)
-            ] + [row for name, row in self._earlier.items() if name not in renewed]
+                {**row, **self._added_columns(place, row)} for place, row in zip(places, self.rows, strict=True)
+            ] + [row for place, rows in self._at_place.items() if place not in renewed for row in rows]
             if content:
                 write_table(self.path, content, overwrite=self.overwrite)
                 self._seen = _state_of(self.path)
@@ -126,12 +132,16 @@ class ScoreTable:
                 "absolute paths"
             )
 
-    def _added_columns(self, name: str, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the user's columns of the row that is replaced."""
-        earlier = self._earlier.get(name, {})
-        if earlier.get("sha256") and row["sha256"] and earlier["sha256"] != row["sha256"]:
-            self.replaced[row["image"]] = None
-        return {key: value for key, value in earlier.items() if key not in row}
+    def _added_columns(self, place: Path, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the user's columns of the rows that are replaced."""
+        added: dict[str, Any] = {}
+        for earlier in self._at_place.get(place, ()):
+            if earlier["sha256"] and row["sha256"] and earlier["sha256"] != row["sha256"]:
+                self.replaced[row["image"]] = None
+            for key, value in earlier.items():
+                if key not in row and (value is not None or key not in added):
+                    added[key] = value
+        return added
 
 
 def measure_into(

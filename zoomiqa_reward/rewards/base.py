@@ -7,6 +7,7 @@ too: the functions below apply the same defaults to them.
 """
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -283,7 +284,36 @@ def _honest(reward: Reward, scores: Any, count: int) -> Scores:
         )
     if len(scores) != count:
         raise NoReward(f"reward {_name(reward)!r} returned {len(scores)} values for {count} images: return one each")
-    return replace(scores) if bool((scores.valid & scores.value.detach().isnan()).any()) else scores
+    scores = replace(scores) if bool((scores.valid & scores.value.detach().isnan()).any()) else scores
+    _tell_outside(reward, scores)
+    return scores
+
+
+RANGE_SLACK = 1e-3
+"""Of the range, or of its only end: what rounding may add to a value."""
+_TOLD: set[tuple[str, tuple[float, float]]] = set()
+"""Names and ranges of the rewards that a warning was given about, so that a long run has one each."""
+
+
+def outside_range(reward: Reward, values: Sequence[float]) -> str | None:
+    """Return what is wrong where a value lies outside the reward's `score_range`, else None; NaN is no value."""
+    low, high = getattr(reward, "score_range", (-math.inf, math.inf))
+    finite_ends = [abs(end) for end in (low, high) if math.isfinite(end)]
+    slack = RANGE_SLACK * (high - low if len(finite_ends) == 2 else max(1.0, *finite_ends, 0.0))
+    worst = next((value for value in values if value < low - slack or value > high + slack), None)
+    if worst is None:
+        return None
+    return (
+        f"reward {_name(reward)!r} gave {worst:.4g}, outside its score_range ({low:g}, {high:g}); thresholds that follow "
+        "from the range are then wrong: declare the range that its values have"
+    )
+
+
+def _tell_outside(reward: Reward, scores: Scores) -> None:
+    key = (_name(reward), tuple(getattr(reward, "score_range", ())))
+    if key not in _TOLD and (wrong := outside_range(reward, scores.value.detach()[scores.valid].tolist())):
+        _TOLD.add(key)
+        warnings.warn(wrong, stacklevel=4)
 
 
 @contextmanager
