@@ -7,6 +7,7 @@ For a real teacher leave the server out and give its address: `Endpoint(model=..
 
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from restoration.demo import bundled_photograph
@@ -15,7 +16,7 @@ from train_iqa.curation.endpoint import Endpoint
 from train_iqa.curation.loop import curate
 from train_iqa.data import DatasetSource
 from train_iqa.rows.conversations import read_conversations
-from train_iqa.rows.turn_rows import build_row, row_kinds
+from train_iqa.rows.turn_rows import build_row, fitting_protocol, row_kinds
 from zoomiqa_reward.images import load_image
 from zoomiqa_reward.model.checkpoint import load_checkpoint
 from zoomiqa_reward.model.direct import trie_of
@@ -47,8 +48,10 @@ def main(image: str | Path, model: str = "nano", images: int = 8) -> list[str]:
         cost = report["cost"]["teacher"]
         lines.append(f"{cost['calls']} calls, {cost['tokens_in'] + cost['tokens_out']} tokens, {cost['money']} paid")
         checkpoint = load_checkpoint(model, device="cpu")
+        talks = list(read_conversations(root / "run" / "conversations.jsonl"))
+        checkpoint = replace(checkpoint, protocol=fitting_protocol(checkpoint.protocol, talks))
         trie = trie_of(checkpoint)
-        for talk in read_conversations(root / "run" / "conversations.jsonl"):
+        for talk in talks:
             tokens = [build_row(checkpoint, trie, talk, kind).length for kind in row_kinds(talk)]
             lines.append(f"{Path(talk.image).name}: rating {talk.rating:.2f}, training rows of {tokens} tokens")
     print("\n".join(lines))

@@ -66,13 +66,15 @@ def _rate_tab(studio: Studio, samples: Sequence[str]) -> None:
         with gr.Column():
             image = _file_input("Image to rate")
             button = gr.Button("Rate", variant="primary")
-            gr.Examples(list(samples), image, label="Or pick one", example_labels=_labels(samples))
+            picked = gr.Examples(list(samples), image, label="Or pick one", example_labels=_labels(samples))
             shown = _image_output("The image, and the region that the model looked at again")
             region = _image_output("That region", visible=False)
         with gr.Column():
             rating, words = gr.HTML(), gr.HTML()
-    gr.on([button.click, image.upload], kindly(rate), image, [rating, words, shown, region],
-          concurrency_id="judge", api_name="rate")  # fmt: skip
+    results = [rating, words, shown, region]
+    running = button.click(kindly(rate), image, results, concurrency_id="judge", api_name="rate")
+    emptied = _empty_for_another(image, picked, results, ["", "", None, gr.update(value=None, visible=False)], running)
+    emptied.then(kindly(rate), image, results, concurrency_id="judge", api_visibility="private")
 
 
 def _compare_tab(studio: Studio, samples: Sequence[str]) -> None:
@@ -99,7 +101,9 @@ def _compare_tab(studio: Studio, samples: Sequence[str]) -> None:
         with gr.Column():
             files = _file_input("Versions of one image", file_count="multiple")
             button = gr.Button("Rate and rank", variant="primary")
-            gr.Examples([[list(samples)]], files, label="Or take", example_labels=["four versions of one photograph"])
+            picked = gr.Examples(
+                [[list(samples)]], files, label="Or take", example_labels=["four versions of one photograph"]
+            )
         with gr.Column():
             status = gr.HTML()
             ranks = gr.Dataframe(headers=["rank", "image", "rating", "±", "remark"], interactive=False, wrap=True,
@@ -109,8 +113,10 @@ def _compare_tab(studio: Studio, samples: Sequence[str]) -> None:
         second = gr.Dropdown([], label="Right", interactive=True)
     slider = gr.ImageSlider(label="Left and right", format="png", interactive=False, max_height=640)
     note = gr.HTML()
-    button.click(kindly(compare), files, [status, ranks, slider, first, second], concurrency_id="judge",
-                 api_name="compare")  # fmt: skip
+    results = [status, ranks, slider, first, second]
+    running = button.click(kindly(compare), files, results, concurrency_id="judge", api_name="compare")
+    nothing = gr.update(choices=[], value=None)
+    _empty_for_another(files, picked, [*results, note], ["", None, None, nothing, nothing, ""], running)
     gr.on([first.input, second.input], kindly(show), [files, first, second], [slider, note], api_name="side_by_side")
 
 
@@ -123,12 +129,14 @@ def _map_tab(studio: Studio, samples: Sequence[str]) -> None:
         with gr.Column():
             image = _file_input("Image to map")
             button = gr.Button("Map", variant="primary")
-            gr.Examples(list(samples), image, label="Or pick one", example_labels=_labels(samples))
+            picked = gr.Examples(list(samples), image, label="Or pick one", example_labels=_labels(samples))
             notes = gr.HTML()
         with gr.Column(scale=2):
             figure = _image_output("Quality map", show_label=False)
-    gr.on([button.click, image.upload], kindly(quality_map), image, [figure, notes], concurrency_id="judge",
-          api_name="quality_map")  # fmt: skip
+    results = [figure, notes]
+    running = button.click(kindly(quality_map), image, results, concurrency_id="judge", api_name="quality_map")
+    emptied = _empty_for_another(image, picked, results, [None, ""], running)
+    emptied.then(kindly(quality_map), image, results, concurrency_id="judge", api_visibility="private")
 
 
 def _best_of_n_tab(studio: Studio, samples: Sequence[str]) -> None:
@@ -149,14 +157,27 @@ def _best_of_n_tab(studio: Studio, samples: Sequence[str]) -> None:
             with gr.Row():
                 button = gr.Button("Restore", variant="primary")
                 stop = gr.Button("Stop")
-            gr.Examples(list(samples), image, label="Or pick one", example_labels=_labels(samples))
+            picked = gr.Examples(list(samples), image, label="Or pick one", example_labels=_labels(samples))
         with gr.Column():
             status = gr.HTML()
             slider = gr.ImageSlider(label="Enlarged input (bicubic) and best", format="png", interactive=False)
     candidates = gr.Gallery(label="Candidates, best first", format="png", columns=3, height="auto", interactive=False)
-    running = button.click(kindly(best_of_n), [image, n, seed, how], [status, candidates, slider],
-                           concurrency_id="restorer", api_name="best_of_n")  # fmt: skip
+    results = [status, candidates, slider]
+    running = button.click(kindly(best_of_n), [image, n, seed, how], results, concurrency_id="restorer",
+                           api_name="best_of_n")  # fmt: skip
     stop.click(None, cancels=running)
+    _empty_for_another(image, picked, results, ["", None, None], running)
+
+
+def _empty_for_another(file: gr.File, picked: gr.Examples, results: list[Any], empty: list[Any], running: Any) -> Any:
+    """Stop `running` and empty the results when another file is chosen: what they show belongs to the one before.
+
+    picked: the examples that fill `file`. empty: a value for each of the results. Return the event of an upload.
+    """
+    options: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    gr.on([file.clear, file.delete], lambda: empty, None, results, cancels=running, **options)
+    picked.load_input_event.then(lambda: empty, None, results, cancels=running, **options)
+    return file.upload(lambda: empty, None, results, cancels=running, **options)
 
 
 def _file_input(label: str, **options: Any) -> gr.File:

@@ -34,6 +34,11 @@ def test_nano_ranks_the_untouched_photograph_first(nano, photograph, capsys):
 
 
 @pytest.mark.integration
+def test_rows_of_a_teacher_that_begins_otherwise_than_nano_are_built(nano, photograph, capsys):
+    assert "training rows of" in load(ROOT / "examples" / "curate.py").main(photograph)[-1]
+
+
+@pytest.mark.integration
 def test_nano_prefers_the_sharp_folder(nano, photograph, capsys):
     assert load(ROOT / "examples" / "compare_folders.py").main(photograph)[-1] > 0.2
 

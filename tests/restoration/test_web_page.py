@@ -183,6 +183,37 @@ def test_every_tab_does_what_it_says(visit):
     tab.keep("map")
 
 
+def test_another_file_takes_the_results_of_the_one_before_away(visit, tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    tab = Tab(visit, "Compare")
+    tab.pick("four versions of one photograph")
+    tab.press("Rate and rank")
+    tab.wait("4 of 4 rated")
+    assert tab.panel.get_by_label("Left").input_value()
+    tab.panel.get_by_role("button", name="Clear").first.click()
+    tab.panel.locator("input[type=file]").first.set_input_files([tmp_path / "notes.txt"])
+    tab.panel.locator(".file-preview").wait_for()
+    visit.wait_for_function("!document.querySelector('[role=tabpanel]:not([hidden]) .zq-bar')")
+    assert tab.panel.get_by_label("Left").input_value() == tab.panel.get_by_label("Right").input_value() == ""
+    assert "cat_noisy.png" not in tab.panel.inner_text()
+    tab.panel.get_by_label("Left").click()
+    assert visit.get_by_role("option").count() == 0
+
+    tab = Tab(visit, "Rate")
+    tab.pick("cat as it is")
+    tab.press("Rate")
+    tab.panel.locator(".zq-words").wait_for()
+    tab.pick("cat blurred")
+    tab.panel.locator(".zq-rating").wait_for(state="detached")
+    tab.press("Rate")
+    tab.panel.locator(".zq-words").wait_for()
+    tab.panel.get_by_role("button", name="Clear").first.click()
+    tab.panel.locator(".zq-rating").wait_for(state="detached")
+    tab.panel.locator("input[type=file]").first.set_input_files(tmp_path / "notes.txt")
+    visit.locator(".toast-body").filter(has_text="notes.txt: not an image").wait_for()
+    assert tab.panel.locator(".zq-rating").count() == 0
+
+
 def test_stop_ends_the_drawing(visit):
     tab = Tab(visit, "Best of N")
     tab.pick("small coffee")

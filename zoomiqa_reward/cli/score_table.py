@@ -58,10 +58,8 @@ class ScoreTable:
     replaced: dict[str, None] = field(default_factory=dict)
     """Names whose rows were of other bytes: images that were edited, or others of the same name, in order."""
     _before: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    _earlier: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """All rows that lie in the table, by the name of their image; one stays there until the image has a new row."""
     _at_place: dict[Path, list[dict[str, Any]]] = field(default_factory=dict)
-    """The same rows, by the place of their image."""
+    """All rows that lie in the table, by the place of their image; they stay there until the image has a new row."""
     _seen: tuple[int, int, int] | None = None
     """The file that was read or written last."""
 
@@ -77,9 +75,8 @@ class ScoreTable:
             if not self.overwrite:
                 raise
             rows = []
-        self._earlier = {row["image"]: row for row in rows}
         self._at_place = {}
-        for name, row in self._earlier.items():
+        for name, row in {row["image"]: row for row in rows}.items():
             self._at_place.setdefault(inputs.place_of(name), []).append(row)
         self._before = {(row["sha256"], row["fingerprint"]): row for row in rows if row["valid"]}
 
