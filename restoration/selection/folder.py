@@ -73,7 +73,12 @@ class FolderRow:
 
 
 def images_of(folder: Path, out: Path, *, recursive: bool = False) -> list[Path]:
-    """Return the images of a folder in natural order, without those under `out`. Raises ValueError without any."""
+    """Return the images of a folder in natural order, without those under `out`.
+
+    Raises ValueError for what is no folder, and without any image.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: {'is a file' if folder.exists() else 'no such folder'}; name a folder of images")
     inside = out.resolve()
     files = [file for file in list_images(folder, recursive=recursive) if inside not in file.resolve().parents]
     if not files:

@@ -79,7 +79,7 @@ def _rate_tab(studio: Studio, samples: Sequence[str]) -> None:
 
 def _compare_tab(studio: Studio, samples: Sequence[str]) -> None:
     def compare(files: list[str] | None) -> Iterator[tuple[Any, ...]]:
-        names = [Path(file).name for file in files or []]
+        names = studio.names(files)
         waiting = (gr.skip(),) * 4
         for done, ranking in studio.compare(files):
             if ranking is None:

@@ -119,6 +119,11 @@ class Studio:
         errors = tuple(rating.errors[0] for rating in rated)
         yield len(files), ranking_of(Ratings(value=means, std=stds, valid=valid, errors=errors, std_kind="token"))
 
+    def names(self, files: Sequence[str] | None) -> list[str]:
+        """Return what to call each of the files: its name, with its place where others have the same."""
+        names = [Path(file).name for file in files or []]
+        return [name if names.count(name) == 1 else f"{name} ({place})" for place, name in enumerate(names, start=1)]
+
     def keys(self, files: Sequence[str] | None) -> list[str]:
         """Return what names each of the files for `side_by_side`: its place and its bytes. Raises ImageError."""
         try:
@@ -134,15 +139,15 @@ class Studio:
         first, second: keys of the files, never paths, because the caller may be a stranger. A key of other files, as a
         list keeps it after a new upload, is none of these. Raises ImageError.
         """
-        by_key = dict(zip(self.keys(files), files or [], strict=True))
+        by_key = dict(zip(self.keys(files), zip(self.names(files), files or [], strict=True), strict=True))
         chosen = [by_key[key] for key in (first, second) if key in by_key]
         if len(chosen) < 2:
             raise ImageError("the images have changed: rate and rank them again")
-        images = [to_pil(self.open(file)) for file in chosen]
+        images = [to_pil(self.open(file)) for _, file in chosen]
         size = max((image.size for image in images), key=lambda size: size[0] * size[1])
         notes = [
-            f"{Path(file).name} is shown enlarged from {image.width} x {image.height} px (nearest pixel)."
-            for file, image in zip(chosen, images, strict=True) if image.size != size
+            f"{name} is shown enlarged from {image.width} x {image.height} px (nearest pixel)."
+            for (name, _), image in zip(chosen, images, strict=True) if image.size != size
         ]  # fmt: skip
         left, right = (image.resize(size, Image.Resampling.NEAREST) for image in images)
         return left, right, " ".join(notes)

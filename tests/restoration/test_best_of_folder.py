@@ -40,6 +40,13 @@ def rows_of(folder, out, restorer=shifted, **options):
     return list(best_of_folder(restorer, folder, brightness(), out, **({"n": 3} | options)))
 
 
+@pytest.mark.parametrize(("name", "words"), [("none", "no such folder"), ("photos/f2.png", "is a file")])
+def test_what_is_no_folder_is_named(tmp_path, photos, name, words):
+    with pytest.raises(ValueError, match=f"{name}: {words}; name a folder of images"):
+        rows_of(tmp_path / name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_each_image_has_the_run_that_it_has_alone(tmp_path, photos):
     rows = rows_of(photos, tmp_path / "out")
     assert [row.image for row in rows] == ["f2.png", "f10.png", "torn.png"]

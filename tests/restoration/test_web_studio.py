@@ -4,6 +4,7 @@ import math
 import re
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,6 +135,16 @@ def test_comparing_is_ranking(studio, files):
     assert torch.equal(ranking.ratings.mean, expected.ratings.mean)
     rows = drawn.table([f"{k}" for k in range(3)], ranking)
     assert [row[1] for row in rows] == [str(k) for k in expected.order]
+
+
+def test_uploads_of_one_name_are_told_apart(studio, files, tmp_path):
+    pair = [str(tmp_path / method / "x.png") for method in "ab"]
+    for file, (source, width) in zip(pair, ((files[0], 128), (files[1], 64)), strict=True):
+        Path(file).parent.mkdir()
+        Image.open(source).resize((width, width)).save(file)
+    assert studio.names([*pair, files[0]]) == ["x.png (1)", "x.png (2)", Path(files[0]).name]
+    note = studio.side_by_side(pair, *studio.keys(pair))[2]
+    assert note.startswith("x.png (2) is shown enlarged")
 
 
 def test_images_are_all_checked_before_any_is_rated(studio, files, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from tiny import tiny_checkpoint
 
-from zoomiqa_reward.cli import inputs
+from zoomiqa_reward.cli import inputs, ranking_output
 from zoomiqa_reward.cli import main as cli
 from zoomiqa_reward.cli.inputs import expand
 from zoomiqa_reward.images import ImageError, load_image
@@ -211,6 +212,16 @@ def test_a_sheet_does_not_lie_among_the_images_that_are_ranked(capsys, grays, sc
     assert code == 1
     assert "name a place outside of it" in err
     assert not Path("sheet.png").exists()
+
+
+def test_images_of_one_name_are_told_apart_on_a_sheet(capsys, grays, scripted, monkeypatch):
+    for method, source in (("a", "dark.png"), ("b", "white.png")):
+        Path(method).mkdir()
+        shutil.copy(source, f"{method}/x.png")
+    shown = []
+    monkeypatch.setattr(ranking_output, "contact_sheet", lambda images, entries, *args, **how: shown.extend(entries))
+    assert run(capsys, "rank", "a/x.png", "b/x.png", "mid.png", "--sheet", "sheet.png")[0] == 0
+    assert sorted(entry.name for entry in shown) == ["a/x.png", "b/x.png", "mid.png"]
 
 
 def test_rank_writes_a_sheet(capsys, grays, scripted):

@@ -17,7 +17,7 @@ from zoomiqa_reward.images.contact_sheet import (
     rationale_line,
 )
 from zoomiqa_reward.images.sheet_card import DETAIL_PX, caption
-from zoomiqa_reward.images.sheet_entry import places
+from zoomiqa_reward.images.sheet_entry import UNREADABLE, places
 from zoomiqa_reward.model.ratings import Assessment
 from zoomiqa_reward.model.turns import Turn
 
@@ -230,3 +230,5 @@ def test_unreadable_text_is_never_shown_as_an_explanation():
     entry = entry_of("x", rating=2.5, assessment=assessed(garbled))
     assert (entry.rating, entry.rationale) == (2.5, "")
     assert Explanation.of(assessed(said, valid=False)) is None
+    assert entry.note == ""
+    assert entry_of("x", rating=2.5, assessment=assessed(said, valid=False)).note == UNREADABLE

@@ -178,6 +178,16 @@ def test_a_clip_that_ends_early_says_so(tmp_path):
     assert score_clip(brightness(), whole).notes == ()
 
 
+def test_frames_that_are_missing_in_the_middle_are_told(tmp_path):
+    frames = [scene()] * 20
+    whole = write_clip(tmp_path / "whole.mkv", frames, times=range(20))
+    lacking = write_clip(tmp_path / "lacking.mkv", frames, times=[*range(10), *range(16, 26)])
+    assert score_clip(brightness(), whole).notes == ()
+    assert score_clip(brightness(), lacking).notes == (
+        "no frame from 0.9 to 1.6 s: the file is damaged there, or its frame rate varies",
+    )
+
+
 def test_damaged_frames_are_an_error_with_their_time(tmp_path):
     data = bytearray(write_clip(tmp_path / "whole.mkv", [scene(k) for k in range(60)]).read_bytes())
     begin = len(data) // 2

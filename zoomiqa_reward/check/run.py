@@ -52,8 +52,8 @@ def run_check(
     return CheckReport(
         reward=reward.name, fingerprint=fingerprint_if_known(reward), deterministic=reward.deterministic,
         differentiable=reward.differentiable, photographs=tuple(names), measures=measures,
-        verdicts=judge(measures, thresholds), errors=tuple(scorer.errors), notes=_notes(reward, measures, scorer.outside),
-        shown=shown,
+        verdicts=judge(measures, thresholds), errors=tuple(scorer.errors),
+        notes=_notes(reward, measures, scorer.outside), shown=shown,
     )  # fmt: skip
 
 

@@ -4,13 +4,13 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 
 from zoomiqa_reward.images.contact_sheet import SheetEntry, SheetWords, contact_sheet, entry_of
+from zoomiqa_reward.images.listing import short_names
 from zoomiqa_reward.images.loading import ImageError, ImageSources, load_image, to_pil
 from zoomiqa_reward.model import ranking
 from zoomiqa_reward.model.measuring import Measured
@@ -78,8 +78,9 @@ def write_sheet(
 
     title: says what the order is by, if it is not by the rating.
     """
-    entries = [_entry(placement) for placement in placed]
     records = [placement.measured.record for placement in placed]
+    names = short_names([record.image for record in records])
+    entries = [_entry(placement, name) for placement, name in zip(placed, names, strict=True)]
     how = " by the full answer in words" if records and records[0].mode == "reason" else ""
     scale = "1 bad to 5 excellent, ± standard deviation"
     title = title or f"{len(placed)} images, best first. Rating by {records[0].model}{how}: {scale}."
@@ -88,12 +89,12 @@ def write_sheet(
     )
 
 
-def _entry(placement: Placed) -> SheetEntry:
+def _entry(placement: Placed, name: str) -> SheetEntry:
     """Return what stands under an image; the rating of the full answer is a second number where it is another one."""
     record, assessment = placement.measured.record, placement.measured.assessment
     second = assessment.rating if record.mode == "direct" and assessment is not None else math.nan
     return entry_of(
-        Path(record.image).name, rating=record.rating, std=record.std, rank=placement.rank, error=record.error,
+        name, rating=record.rating, std=record.std, rank=placement.rank, error=record.error,
         second=second, assessment=assessment,
     )  # fmt: skip
 

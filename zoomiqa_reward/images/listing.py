@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,17 @@ def _other_kinds(folder: Path, recursive: bool) -> Iterator[str]:
         elif recursive and _is_subfolder(path):
             with contextlib.suppress(OSError):
                 yield from _other_kinds(path, recursive)
+
+
+def short_names(files: Sequence[str]) -> list[str]:
+    """Return what people read under each image: the file's name, or the path as given where others have that name.
+
+    >>> short_names(["a/x.png", "b/x.png", "b/y.png"])
+    ['a/x.png', 'b/x.png', 'y.png']
+    """
+    names = [Path(file).name for file in files]
+    counts = Counter(names)
+    return [name if counts[name] == 1 else file for name, file in zip(names, files, strict=True)]
 
 
 def natural_order(path: str | Path) -> list[Any]:

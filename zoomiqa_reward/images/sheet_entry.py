@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # the commands read the tie below before they show --help, wh
 
 RATING_TIE = 0.01
 """Ratings as near as this are ties."""
+UNREADABLE = "the answer in words could not be read"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,8 @@ def entry_of(
 ) -> SheetEntry:
     """Return the entry of a rated image, with the reason and the regions of its assessment where there is one.
 
-    A NaN rating is one that could not be measured. The rating shown is the one given, not the assessment's.
+    A NaN rating is one that could not be measured. The rating shown is the one given, not the assessment's; a note
+    says so where its words could not be read.
 
     >>> entry_of("b", rating=math.nan, error="truncated").valid
     False
@@ -61,6 +63,7 @@ def entry_of(
         bbox=turns[0].bbox if turns else None,
         crop_box=turns[1].crop_box if len(turns) > 1 else None,
         rationale=rationale_line(assessment) if assessment is not None else "",
+        note=UNREADABLE if assessment is not None and not assessment.valid else "",
     )  # fmt: skip
 
 

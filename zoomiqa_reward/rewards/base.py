@@ -304,8 +304,8 @@ def outside_range(reward: Reward, values: Sequence[float]) -> str | None:
     if worst is None:
         return None
     return (
-        f"reward {_name(reward)!r} gave {worst:.4g}, outside its score_range ({low:g}, {high:g}); thresholds that follow "
-        "from the range are then wrong: declare the range that its values have"
+        f"reward {_name(reward)!r} gave {worst:.4g}, outside its score_range ({low:g}, {high:g}); thresholds that "
+        "follow from the range are then wrong: declare the range that its values have"
     )
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SHORT_S, SHORT_SHARE = 0.5, 0.05
 """What may be missing at the end of a clip, against what the file says: sound often ends later than the frames."""
+GAP_FRAMES = 5
+"""Times the usual distance of two frames: where the next frame is farther away, frames are missing."""
 GRACE_S = 1.0
 """Time that rating may fall behind the clip before frames are skipped: the first rating takes longer."""
 
@@ -94,11 +96,12 @@ def score_clip(
     clip = open_clip(file)
     chooser = FrameChooser(step_for(clip.duration_s) if every_s is None else every_s)
     meter, frames = FlickerMeter(), []
-    began, last_s, step_s, count = clock(), 0.0, 0.0, 0
+    began, last_s, step_s, count, widest = clock(), 0.0, 0.0, 0, (0.0, 0.0)
     for frame in clip.frames():
         small = frame.small()
         meter.add(frame.time_s, small)
         step_s, last_s, count = frame.time_s - last_s, frame.time_s, count + 1
+        widest = max(widest, (step_s, last_s))
         why = chooser.choose(frame.time_s, small)
         if why is None:
             continue
@@ -117,7 +120,7 @@ def score_clip(
         clip=clip, rating=rating, std=std, valid=valid, error=None if valid else _why_not(frames, clip.file),
         worst_second=_worst_second(frames), flicker=meter.mean, worst_flicker=meter.worst, frames=tuple(frames),
         num_frames=count, duration_s=duration_s, seconds=seconds,
-        notes=(*clip.notes, *_cut_short(clip, duration_s), *_notes(frames, duration_s, seconds)),
+        notes=(*clip.notes, *_cut_short(clip, duration_s), *_gap(clip, *widest), *_notes(frames, duration_s, seconds)),
     )  # fmt: skip
 
 
@@ -185,6 +188,13 @@ def _cut_short(clip: Clip, duration_s: float) -> list[str]:
     if stated is None or stated - duration_s <= max(SHORT_S, SHORT_SHARE * stated):
         return []
     return [f"the file states {stated:.1f} s, and {duration_s:.1f} s could be decoded: it is cut short or damaged"]
+
+
+def _gap(clip: Clip, step_s: float, end_s: float) -> list[str]:
+    """Return a note where frames are missing. step_s: the longest time without a frame; end_s: where it ends."""
+    if clip.fps is None or step_s * clip.fps <= GAP_FRAMES:
+        return []
+    return [f"no frame from {end_s - step_s:.1f} to {end_s:.1f} s: the file is damaged there, or its frame rate varies"]
 
 
 def _notes(frames: list[RatedFrame], duration_s: float, seconds: float) -> list[str]:
