@@ -86,8 +86,7 @@ def best_of_n(
     if is_folder:
         images_of(Path(image), out, recursive=recursive)
         inputs.tell_left_out(Path(image), recursive=recursive)
-    else:
-        load_image(image)
+    pixels = None if is_folder else load_image(image)
     given: dict[str, Any] = {"device": device, "dtype": dtype, "adapter": adapter, "protocol": protocol}
     judge = load_reward(reward, model=model, mode=mode, is_model_needed=cascade > 0, **given)
     if consensus > 0:
@@ -107,6 +106,8 @@ def best_of_n(
     }  # fmt: skip
     if is_folder:
         return _folder(restorers, Path(image), judge, out, as_json, recursive=recursive, **asked)
+    if pixels is not None:
+        options.tell_large(pixels, restorers[0])
     return _image(restorers, image, judge, out, as_json, **asked)
 
 

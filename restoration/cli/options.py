@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zoomiqa_reward.runs.progress import say
+
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from restoration.restorer.restorer import Restorer
 
 ImageFile = Annotated[str, typer.Argument(help="The low-quality image.", show_default=False)]
@@ -37,6 +41,24 @@ ColourFix = Annotated[str, typer.Option(help="none, adain or wavelet.")]
 Degradation = Annotated[str, typer.Option(help="Degradation of good images: bicubic, mild, moderate or realesrgan.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first LIMIT images.")]
 ResultJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON line on stdout.")]
+
+
+LARGE_PIXELS = 4_000_000
+"""Pixels of a restoration above which a candidate takes long on a CPU, without a line in between."""
+
+
+def tell_large(image: "Tensor", restorer: "Restorer") -> None:
+    """Say on stderr how large the restorations of a whole photograph become, before the first one is made.
+
+    image: [3, height, width].
+    """
+    _, height, width = image.shape
+    scale = restorer.scale or 1
+    if height * width * scale**2 > LARGE_PIXELS:
+        say(
+            f"{width} x {height} px become {width * scale} x {height * scale} px: each restoration takes long and much "
+            "memory; for a quick look crop or shrink the image; --tile-px 256 limits the memory"
+        )
 
 
 def load_restorers(

@@ -67,7 +67,7 @@ def refine(
     from zoomiqa_reward.runs.outputs import require_folder
 
     require_folder(out)  # before the work, as the image
-    load_image(image)
+    pixels = load_image(image)
     given: dict[str, Any] = {"device": device, "dtype": dtype, "adapter": adapter, "protocol": protocol}
     judge = load_reward(reward, model=model, mode=mode, is_model_needed=True, **given)
     # Beside a reward without a model, the one of --model says where to look.
@@ -77,6 +77,7 @@ def refine(
         restorer, scale=scale, steps=steps, device=device, prompt=prompt, negative_prompt=negative_prompt,
         tile_px=tile_px, colour_fix=colour_fix,
     )  # fmt: skip
+    options.tell_large(pixels, system)
     result = run(
         system, image, judge, assessor=assessor, rounds=rounds, seeds_per_round=seeds_per_round, seed=seed,
         out=out, min_gain=min_gain, lr_consistency_slack_db=slack_db, regions=regions,

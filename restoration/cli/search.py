@@ -82,12 +82,13 @@ def search(
     if softness is not None and softness <= 0:
         raise typer.BadParameter("--softness must be above 0")
     require_folder(out)  # before the work, as the image
-    load_image(image)
+    pixels = load_image(image)
     judge = load_reward(reward, model=model, mode=mode, device=device, dtype=dtype, adapter=adapter, protocol=protocol)
     pool = options.load_restorers(
         restorer, plain, vary_sharpness, scale=scale, steps=steps, device=device, negative_prompt=negative_prompt,
         tile_px=tile_px, colour_fix=colour_fix,
     )  # fmt: skip
+    options.tell_large(pixels, pool[0])
     asked: dict[str, Any] = {"n": n, "seed": seed, "prompts": prompt or None, "out": out}
     fused = None
     if by == "noise":

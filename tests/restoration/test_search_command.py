@@ -7,6 +7,7 @@ from PIL import Image
 from tiny import make_image, tiny_checkpoint
 from tiny_pipelines import small_nano
 
+from restoration.cli import options
 from zoomiqa_reward.cli import main as cli
 from zoomiqa_reward.images import save_png
 from zoomiqa_reward.images.loading import to_pil
@@ -41,6 +42,16 @@ def test_by_noise(arguments, tmp_path, capsys):
     }
     with Image.open(tmp_path / "out" / "best.png") as best:
         assert best.size == (128, 96)
+
+
+@pytest.mark.parametrize("command", ["search", "best-of-n", "refine"])
+def test_a_large_image_is_told_before_the_work(command, arguments, monkeypatch, capsys):
+    told = "32 x 24 px become 128 x 96 px: each restoration takes long"
+    few = ["--rounds", "1", "--seeds-per-round", "1"] if command == "refine" else ["--n", "1", "--plain"]
+    for limit, is_told in ((128 * 96, False), (128 * 96 - 1, True)):
+        monkeypatch.setattr(options, "LARGE_PIXELS", limit)
+        cli.main([command, *arguments[1:], *few])
+        assert (told in capsys.readouterr().err) is is_told
 
 
 def test_by_fusion(arguments, tmp_path, capsys):

@@ -284,9 +284,10 @@ def _honest(reward: Reward, scores: Any, count: int) -> Scores:
         )
     if len(scores) != count:
         raise NoReward(f"reward {_name(reward)!r} returned {len(scores)} values for {count} images: return one each")
-    scores = replace(scores) if bool((scores.valid & scores.value.detach().isnan()).any()) else scores
-    _tell_outside(reward, scores)
-    return scores
+    has_false_values = bool((scores.valid & scores.value.detach().isnan()).any())
+    honest: Scores = replace(scores) if has_false_values else scores
+    _tell_outside(reward, honest)
+    return honest
 
 
 RANGE_SLACK = 1e-3
