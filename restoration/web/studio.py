@@ -122,7 +122,7 @@ class Studio:
     def names(self, files: Sequence[str] | None) -> list[str]:
         """Return what to call each of the files: its name, with its place where others have the same."""
         names = [Path(file).name for file in files or []]
-        return [name if names.count(name) == 1 else f"{name} ({place})" for place, name in enumerate(names, start=1)]
+        return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, start=1)]
 
     def keys(self, files: Sequence[str] | None) -> list[str]:
         """Return what names each of the files for `side_by_side`: its place and its bytes. Raises ImageError."""

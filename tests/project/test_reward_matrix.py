@@ -77,7 +77,7 @@ class ForeignWrapper:
     """Somebody's wrapper that declares nothing and subclasses nothing."""
 
     name = fingerprint = "foreign"
-    score_range, needs = (0, 1), frozenset()
+    score_range, needs = (-9, 9), frozenset()
     differentiable, deterministic, higher_is_better = False, True, True
 
     def __init__(self, inner):

@@ -109,11 +109,11 @@ class ScoreTable:
         with alone_if_possible(_lock_file(self.path)):
             if _state_of(self.path) != self._seen:
                 self.open()
-            places = [inputs.place_of(as_stored(self.path, row["image"])) for row in self.rows]
-            renewed = set(places)
+            paths = [inputs.place_of(as_stored(self.path, row["image"])) for row in self.rows]
+            renewed = set(paths)
             content = [
-                {**row, **self._added_columns(place, row)} for place, row in zip(places, self.rows, strict=True)
-            ] + [row for place, rows in self._at_place.items() if place not in renewed for row in rows]
+                {**row, **self._added_columns(path, row)} for path, row in zip(paths, self.rows, strict=True)
+            ] + [row for path, rows in self._at_place.items() if path not in renewed for row in rows]
             if content:
                 write_table(self.path, content, overwrite=self.overwrite)
                 self._seen = _state_of(self.path)
@@ -129,10 +129,10 @@ class ScoreTable:
                 "absolute paths"
             )
 
-    def _added_columns(self, place: Path, row: dict[str, Any]) -> dict[str, Any]:
+    def _added_columns(self, path: Path, row: dict[str, Any]) -> dict[str, Any]:
         """Return the user's columns of the rows that are replaced."""
         added: dict[str, Any] = {}
-        for earlier in self._at_place.get(place, ()):
+        for earlier in self._at_place.get(path, ()):
             if earlier["sha256"] and row["sha256"] and earlier["sha256"] != row["sha256"]:
                 self.replaced[row["image"]] = None
             for key, value in earlier.items():

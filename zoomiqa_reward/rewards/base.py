@@ -284,10 +284,8 @@ def _honest(reward: Reward, scores: Any, count: int) -> Scores:
         )
     if len(scores) != count:
         raise NoReward(f"reward {_name(reward)!r} returned {len(scores)} values for {count} images: return one each")
-    has_false_values = bool((scores.valid & scores.value.detach().isnan()).any())
-    honest: Scores = replace(scores) if has_false_values else scores
-    _tell_outside(reward, honest)
-    return honest
+    _tell_outside(reward, scores)
+    return replace(scores) if bool((scores.valid & scores.value.detach().isnan()).any()) else scores
 
 
 RANGE_SLACK = 1e-3
