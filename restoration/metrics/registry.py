@@ -116,7 +116,9 @@ class Measurement(NamedTuple):
 
 
 def find_metrics(names: Sequence[str]) -> list[Metric]:
-    """Return the metrics of these names, in order. Raises ValueError for an unknown or repeated name."""
+    """Return the metrics of these names, in order. Raises ValueError for an unknown or repeated name, and for a str."""
+    if isinstance(names, str):
+        raise ValueError(f"metrics {names!r}: give a list of names, as in [{names!r}]")
     for index, name in enumerate(names):
         if name not in METRICS:
             raise ValueError(f"metric {name!r}: must be among {', '.join(METRICS)}")

@@ -184,6 +184,8 @@ def test_registry_says_who_may_judge():
     assert METRICS["fsim"].version().startswith("piq ")
     with pytest.raises(ValueError, match="must be among psnr_y"):
         find_metrics(["sharpness"])
+    with pytest.raises(ValueError, match=r"give a list of names, as in \['vif'\]"):
+        measure("vif", make_image(0, 48, 48))
     with pytest.raises(ValueError, match="named twice"):
         find_metrics(["fsim", "fsim"])
 
