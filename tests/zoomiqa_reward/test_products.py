@@ -83,6 +83,7 @@ def test_kernels_are_few_and_hardly_larger_than_the_rows():
     (random(63, 192), random(192, 192)),
     (random(0, 192), random(192, 192)),
     (random(80, 16), random(16, 16)),
+    (random(80, 192), random(192, 400)[:, :192]),
     (random(80, 192).bfloat16(), random(192, 192).bfloat16()),
     (random(80, 192).double(), random(192, 192).double()),
 ])  # fmt: skip

@@ -52,8 +52,16 @@ def suits(x: Tensor, weight: Tensor) -> bool:
     return (
         IS_THERE and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
         and x.numel() >= LEAST_ROWS * x.shape[-1] and weight.numel() >= SMALLEST
-        and type(weight) in (Tensor, nn.Parameter) and not torch.is_autocast_enabled("cpu")
+        and type(weight) in (Tensor, nn.Parameter) and _is_dense(weight) and not torch.is_autocast_enabled("cpu")
     )  # fmt: skip
+
+
+def _is_dense(weight: Tensor) -> bool:
+    """Return whether the weight or its transpose lies in one piece.
+
+    oneDNN multiplies by columns that are cut out of a wider weight as well, but takes 2000 times as long.
+    """
+    return weight.is_contiguous() or (weight.dim() == 2 and weight.t().is_contiguous())
 
 
 def _multiplied(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
