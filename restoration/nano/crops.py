@@ -17,7 +17,9 @@ from torch import Tensor
 
 from restoration.degradation.pipeline import degrade
 from zoomiqa_reward.images.listing import is_shown
+from zoomiqa_reward.images.loading import load_image, to_pil
 from zoomiqa_reward.runs.outputs import part_folder, replacing
+from zoomiqa_reward.runs.workers import end_with_parent
 
 SCALE = 4
 PRESET_SHARES = {"bicubic": 0.16, "mild": 0.28, "moderate": 0.34, "realesrgan": 0.22}
@@ -36,7 +38,10 @@ FILTER_SHARES = (0.6, 0.25, 0.15)
 
 
 def split(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Return (photographs to learn from, those held out). Raises ValueError for a folder with fewer than 10."""
+    """Return (photographs to learn from, those held out).
+
+    Raises ValueError for a folder with fewer than 10, and where a folder within another one would mix the two.
+    """
     training: list[Path] = []
     held_out: list[Path] = []
     for folder in folders:
@@ -45,6 +50,10 @@ def split(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
             raise ValueError(f"{folder}: {len(paths)} photographs; at least 10 are needed, one of them is held out")
         for index, path in enumerate(paths):
             (held_out if index % 10 == HELD_OUT else training).append(path)
+    if mixed := {path.resolve() for path in training} & {path.resolve() for path in held_out}:
+        raise ValueError(
+            f"{min(mixed)}: lies in two of the folders, and is held out in one of them alone; name only the outer one"
+        )
     return training, held_out
 
 
@@ -62,8 +71,7 @@ class Photographs:
 
     def __getitem__(self, index: int) -> Image.Image:
         if index not in self._held:
-            with Image.open(self.paths[index]) as photograph:
-                rgb = photograph.convert("RGB")
+            rgb = to_pil(load_image(self.paths[index]))
             self._held[index] = without_grain(rgb) if self.filtered else rgb
         return self._held[index]
 
@@ -165,7 +173,7 @@ class Pairs:
         self.hr, self.lq = (
             torch.empty((shards * shard_size, 3, side, side), dtype=torch.uint8, device=device) for side in sides
         )
-        self._taken: set[int] = set()
+        self._taken = 0
         missing = [k for k in range(shards) if not (folder / f"{k:05d}.npz").exists()]
         self._pool: ProcessPoolExecutor | None = None
         self._jobs: list[Future[None]] = []
@@ -174,29 +182,30 @@ class Pairs:
             context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
             if context.get_start_method() == "forkserver":
                 context.set_forkserver_preload([__name__])
-            self._pool = ProcessPoolExecutor(workers, mp_context=context)
+            self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
             common = (tuple(paths), shard_size, px, seed)
             self._jobs = [self._pool.submit(write_shard, folder, k, *common) for k in missing]
 
     def take(self) -> None:
-        """Take the shards that have come. Raises what a worker raised."""
+        """Take the shards that have come, up to the first that has not. Raises what a worker raised.
+
+        In their order, not that of arrival: a batch draws pairs by place, and must be the same when a run goes on.
+        """
         for job in self._jobs:
             if job.done():
                 job.result()
-        for number in range(self.shards):
-            file = self.folder / f"{number:05d}.npz"
-            if number not in self._taken and file.exists():
-                slots = slice(self.count, self.count + self.shard_size)
-                with np.load(file, allow_pickle=False) as shard:
-                    self.hr[slots] = torch.from_numpy(shard["hr"])
-                    self.lq[slots] = torch.from_numpy(shard["lq"])
-                self._taken.add(number)
-                self.count += self.shard_size
+        while not self.complete and (file := self.folder / f"{self._taken:05d}.npz").exists():
+            slots = slice(self.count, self.count + self.shard_size)
+            with np.load(file, allow_pickle=False) as shard:
+                self.hr[slots] = torch.from_numpy(shard["hr"])
+                self.lq[slots] = torch.from_numpy(shard["lq"])
+            self._taken += 1
+            self.count += self.shard_size
 
     @property
     def complete(self) -> bool:
         """Whether every shard was taken."""
-        return len(self._taken) == self.shards
+        return self._taken == self.shards
 
     def batch(self, size: int, side: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Return HR and LR in [0, 1]: random windows of LR side `side`, an eighth in each of the eight poses."""

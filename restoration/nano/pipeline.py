@@ -7,6 +7,7 @@ Sources: DDIM (Song et al. 2021), zero terminal SNR with v-prediction (Lin et al
 super-resolution (SRDiff, Li et al. 2022).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -168,13 +169,19 @@ class NanoSRPipeline(DiffusionPipeline):
         eta: 0 deterministic after the first noise .. 1 as random as DDPM. temperature: factor of all noise; below 1
         trades diversity for fidelity. generator: one, or one for each image. output_type: "pil" or "pt".
         Several threads may call it; they wait for one another, since a scheduler keeps its steps.
-        Raises ValueError for sizes that differ, a temperature below 0, an unknown output type, or another scheduler.
+        Raises ValueError for sizes that differ, numbers outside these ranges, an unknown output type, or another
+        scheduler.
         """
         self.check_scheduler()
         if output_type not in ("pil", "pt"):
             raise ValueError(f"output_type={output_type!r}: must be 'pil' or 'pt'")
-        if temperature < 0:
-            raise ValueError(f"temperature={temperature}: must be 0 or more")
+        longest = self.scheduler.config.num_train_timesteps
+        if num_inference_steps not in range(1, longest + 1):  # below 1 there would be no step, and noise is returned
+            raise ValueError(f"num_inference_steps={num_inference_steps}: must be 1, 2, ... {longest}")
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta={eta}: must be 0 to 1")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature={temperature}: must be a number, 0 or more")
         inputs = load_images(image)
         if len({tuple(p.shape) for p in inputs}) != 1:
             sizes = ", ".join(f"{p.shape[2]} x {p.shape[1]}" for p in inputs)

@@ -25,8 +25,8 @@ from restoration.nano.pipeline import SCALE, NanoSRPipeline, build_scheduler, bu
 from restoration.restorer.agreement import AGREEMENT_PX
 from zoomiqa_reward.model.devices import find_device, half_autocast
 from zoomiqa_reward.runs.digest import listing_digest
-from zoomiqa_reward.runs.folder import bind
-from zoomiqa_reward.runs.json_lines import plain
+from zoomiqa_reward.runs.folder import bind, locked
+from zoomiqa_reward.runs.json_lines import plain, trim_lines
 from zoomiqa_reward.runs.outputs import part_folder, write_text
 from zoomiqa_reward.runs.program import Parser, run_program
 from zoomiqa_reward.runs.progress import counting
@@ -73,8 +73,10 @@ class NanoSRConfig:
     validation_crops: int = 16
 
     def __post_init__(self) -> None:
-        if not self.seconds > 0 or (self.steps is not None and self.steps < 1):
-            raise ValueError(f"seconds={self.seconds}, steps={self.steps}: must be above 0")
+        if not self.seconds > 0 or (self.steps is not None and self.steps < 1) or self.seed < 0:
+            raise ValueError(
+                f"seconds={self.seconds}, steps={self.steps}: must be above 0; seed={self.seed}: must be 0 or more"
+            )
         if self.crop_px % (4 * SCALE) or self.small_px % SCALE or self.small_px > self.crop_px or self.crop_px < 80:
             raise ValueError(
                 f"crop_px={self.crop_px}, small_px={self.small_px}: crops of at least 80 px, a multiple of 16; windows "
@@ -128,7 +130,10 @@ class RestorerLearner:
         self.average.update_parameters(self.pipe.unet)
         values = {name: float(value.detach()) for name, value in losses.items()}
         if not np.isfinite(values["loss"]):
-            raise FloatingPointError(f"step {number}: the loss is {values['loss']}; start again with a lower rate")
+            raise FloatingPointError(
+                f"step {number}: the loss is {values['loss']}; start again in another folder with a lower "
+                "NanoSRConfig.rate"
+            )
         self.running.update(values)
 
 
@@ -151,10 +156,16 @@ def validate(pipe: NanoSRPipeline, hr: Tensor, lq: Tensor, seed: int) -> dict[st
 def train(config: NanoSRConfig) -> Path:
     """Train until the budget is spent and return the folder of the finished pipeline; a run that exists goes on.
 
-    Raises AnotherRun (a ValueError) for a folder whose run had other photographs or settings.
+    Raises AnotherRun (a ValueError) for a folder whose run had other photographs or settings, ValueError for one in
+    which another process trains.
     """
     training, held_out = split(config.photos)
-    bind(config.out, _settings(config, [*training, *held_out]), key="settings", results=("pairs", "train"))
+    with locked(config.out):
+        bind(config.out, _settings(config, [*training, *held_out]), key="settings", results=("pairs", "train"))
+        return _train(config, training, held_out)
+
+
+def _train(config: NanoSRConfig, training: list[Path], held_out: list[Path]) -> Path:
     pairs = Pairs(
         config.out / "pairs", training, shards=config.shards, shard_size=config.shard_size, px=config.crop_px,
         seed=config.seed, workers=config.workers, device=torch.device(config.device),
@@ -165,6 +176,7 @@ def train(config: NanoSRConfig) -> Path:
         std = residual_std(config.out / "residual_std.txt", pairs)
         learner, run = RestorerLearner(config, std), RunFolder(config.out / "train")
         step = run.load(learner.parts)
+        trim_lines(run.folder / "log.jsonl", "step", step)  # a kill may come between a row and its state
         learner.pipe.unet.train()
         saved = time.monotonic()
         with counting("denoiser, per cent", 100) as count:

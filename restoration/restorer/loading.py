@@ -131,6 +131,8 @@ def pipeline_engine(
 ) -> PipelineEngine:  # fmt: skip
     """Return the engine of a pipeline; the arguments are those of `Restorer.from_pretrained`."""
     name = name or type(pipeline).__name__
+    if "num_inference_steps" in call:  # with none, many pipelines decode their first noise without a word
+        call = call | {"num_inference_steps": _whole("steps", call["num_inference_steps"])}
     system = system_of(pipeline)
     if image_form is not None:
         check_choice("image_form", image_form, IMAGE_FORMS)

@@ -104,7 +104,15 @@ def test_saved_and_loaded(pipe, tmp_path):
 def test_bad_arguments_are_named(pipe):
     with pytest.raises(ValueError, match="9 x 8, 8 x 8 px"):
         pipe([torch.rand(3, 8, 9), torch.rand(3, 8, 8)])
-    with pytest.raises(ValueError, match="temperature=-1"):
-        pipe(torch.rand(3, 8, 8), temperature=-1)
+    nan = float("nan")
+    numbers = {
+        "temperature": (-1, nan, float("inf")),
+        "eta": (-0.1, 1.1, nan),
+        "num_inference_steps": (0, -1, 2.5, 1001),
+    }
+    for name, values in numbers.items():
+        for value in values:
+            with pytest.raises(ValueError, match=f"{name}={value}: must be"):
+                pipe(torch.rand(3, 8, 8), **{name: value})
     with pytest.raises(ValueError, match="output_type='np'"):
         pipe(torch.rand(3, 8, 8), output_type="np")

@@ -1,10 +1,12 @@
 """Batches drawn once and shared by several trainings: what is read is what was drawn, each batch once."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
+from killed import outliving
 from PIL import Image
 
 from train_iqa.nano import drawn, words
@@ -13,6 +15,7 @@ from train_iqa.nano.drawn import DrawnFolder, draw_folder, read_batch, write_bat
 from train_iqa.nano.store import BATCH, DrawnBatch, WorkerError
 from train_iqa.nano.train import NanoConfig, make_nano
 from zoomiqa_reward import ZoomIQA
+from zoomiqa_reward.runs.folder import locked
 
 
 def photograph(seed: int) -> Image.Image:
@@ -53,11 +56,36 @@ def test_each_batch_is_taken_once_also_those_that_come_later(tmp_path):
         assert np.array_equal(found.images[0].image, batch(number).images[0].image)
 
 
-@pytest.mark.parametrize("wrong", [["--large-share", "1.5"], ["--local-share", "-0.1"], ["--seconds", "0"]])
-def test_a_share_outside_0_to_1_is_refused(tmp_path, wrong, capsys):
+@pytest.mark.parametrize(
+    "wrong", [["--large-share", "1.5"], ["--local-share", "-0.1"], ["--seconds", "0"], ["--seed", "-1"]]
+)
+def test_numbers_outside_their_range_are_refused(tmp_path, wrong, capsys):
     assert drawn.main(["--photos", str(tmp_path), "--out", str(tmp_path / "drawn"), *wrong]) == 1
     assert wrong[0] in capsys.readouterr().err
     assert not (tmp_path / "drawn").exists()
+
+
+DRAWING = """
+from train_iqa.nano.store import Workers
+
+def start(folder):
+    with Workers(sorted(folder.glob("*.png")), count=2, seed=0) as workers:
+        workers.take(60.0)
+        yield [process.pid for process in workers._processes]
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_drawing_processes_end_with_a_training_that_is_killed(tmp_path):
+    photograph(0).save(tmp_path / "0.png")
+    assert outliving(DRAWING, tmp_path) == []
+
+
+def test_only_one_process_draws_into_a_folder(tmp_path):
+    for number in range(10):
+        photograph(number).save(tmp_path / f"{number}.png")
+    with locked(tmp_path / "drawn"), pytest.raises(ValueError, match="another process works in it"):
+        draw_folder((tmp_path,), tmp_path / "drawn", seconds=1, workers=1, seed=0)
 
 
 def test_a_folder_without_batches_is_refused_with_the_way_out(tmp_path):

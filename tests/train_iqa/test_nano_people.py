@@ -79,6 +79,32 @@ def pools(store, tmp_path_factory):
     return Pools(read_pools(folder), store.scale, torch.device("cpu"))
 
 
+def test_different_images_whose_names_agree_are_no_pool(tmp_path):
+    for kind in ("images", "references"):
+        (tmp_path / kind).mkdir()
+        for number in range(3):
+            noise_photograph(number, 224).save(tmp_path / kind / f"photo_{number}.png")
+    for read in (read_pairs, read_pools):
+        with pytest.raises(ValueError, match=r"photo_0\.png and photo_1\.png .* their references differ"):
+            read(tmp_path)
+
+
+def test_a_table_is_read_as_excel_writes_it_and_what_cannot_be_read_is_named(tmp_path):
+    noise_photograph(1, 56).save(tmp_path / "a.png")
+    noise_photograph(2, 55).save(tmp_path / "small.png")
+    table, columns = tmp_path / "people.csv", "set,scene,mos,image\n"
+    table.write_text(f"{columns}s,1,3,a.png\n", encoding="utf-8-sig")
+    people = People(read_opinions(tmp_path), torch.device("cpu"))
+    sizes = {tuple(people.group(3, np.random.default_rng(seed))[0].shape[2:]) for seed in range(20)}
+    assert sizes == {(56, 56), (28, 28)}
+    table.write_text(f"{columns}s,1,3,a.png\ns,1,3\n")
+    with pytest.raises(ValueError, match=r"people\.csv, line 3: fewer cells than columns"):
+        read_opinions(tmp_path)
+    table.write_text(f"{columns}s,1,3,small.png\n")
+    with pytest.raises(ValueError, match=r"small\.png: 55 x 55 px; sides must be at least 56 px"):
+        People(read_opinions(tmp_path), torch.device("cpu"))
+
+
 def test_a_pool_holds_all_candidates_of_one_image_with_the_truths_order(pools):
     assert len(pools) == 2
     for images, labels in zip(pools.images, pools.labels, strict=True):

@@ -6,6 +6,7 @@ import torch
 
 from train_iqa.nano.optimizers import SplitOptimizer
 from train_iqa.nano.stages import TrainingStage, run_stage
+from zoomiqa_reward.runs.json_lines import append_line, read_lines
 from zoomiqa_reward.runs.training_folder import TimeBudget
 
 
@@ -43,6 +44,9 @@ def test_the_last_step_is_saved_wherever_the_time_ends(tmp_path, monkeypatch, se
     assert state["step"] == steps > 0
     torch.testing.assert_close(state["layer"]["weight"], layer.weight.data, rtol=0, atol=0)
     monkeypatch.undo()
+    rows = read_lines(tmp_path / "log.jsonl")
+    append_line(tmp_path / "log.jsonl", {"step": steps + 1})  # a kill came between a row and its state
     again = torch.nn.Linear(1, 1)
     assert run_stage(stage_of(again, seconds), tmp_path, NothingNew(), None) == steps
     assert torch.equal(again.weight, layer.weight)
+    assert read_lines(tmp_path / "log.jsonl") == rows

@@ -8,6 +8,7 @@ also while it is being filled. A training reads each batch once.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -20,7 +21,8 @@ import numpy as np
 from train_iqa.nano.drawing import LOCAL_SHARE_LARGE, LOCAL_SHARE_SMALL, DegradedImage
 from train_iqa.nano.store import BATCH, LARGE_SHARE, DrawnBatch, WorkerError, Workers
 from train_iqa.nano.synthetic import hold_out, list_photographs, read_record
-from zoomiqa_reward.runs.outputs import claim_folder, replacing
+from zoomiqa_reward.runs.folder import locked
+from zoomiqa_reward.runs.outputs import replacing
 from zoomiqa_reward.runs.program import Parser, run_program
 from zoomiqa_reward.runs.progress import progress, say
 
@@ -108,15 +110,17 @@ def draw_folder(
 ) -> int:
     """Fill the folder for `seconds` from all but the held-out photographs, and return how many images were added.
 
-    large_share: of the batches, those of whole images; local_share: see `drawing.draw_image`.
+    large_share: of the batches, those of whole images; local_share: see `drawing.draw_image`. Raises ValueError where
+    another process draws into the folder.
     """
     training = [path for folder in photos for path in hold_out(list_photographs(folder))[0]]
-    claim_folder(out)
-    first = 1 + max((int(path.stem.split("_")[0]) for path in out.glob("*.npz")), default=-1)
-    began, count = time.monotonic(), 0
-    with Workers(
-        training, count=workers, seed=seed + first, large_share=large_share, local_share=local_share
-    ) as drawing:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(out))
+        first = 1 + max((int(path.stem.split("_")[0]) for path in out.glob("*.npz")), default=-1)
+        drawing = stack.enter_context(
+            Workers(training, count=workers, seed=seed + first, large_share=large_share, local_share=local_share)
+        )
+        began, count = time.monotonic(), 0
         for second in progress(range(round(seconds)), round(seconds), f"drawing into {out}, seconds"):
             until = began + second + 1
             while (left := until - time.monotonic()) > 0:
@@ -151,6 +155,8 @@ def main(argv: list[str] | None = None) -> int:
 def _work(args: argparse.Namespace) -> int:
     if not args.seconds >= 1 or args.workers < 1:
         raise ValueError(f"--seconds {args.seconds:g}, --workers {args.workers}: must be at least 1")
+    if args.seed < 0:
+        raise ValueError(f"--seed {args.seed}: must be 0 or more")
     for name, share in (("--large-share", args.large_share), ("--local-share", args.local_share)):
         if share is not None and not 0 <= share <= 1:
             raise ValueError(f"{name} {share:g}: must be in 0..1")

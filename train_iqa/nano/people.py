@@ -35,6 +35,7 @@ SCENE_IMAGES = 8
 VIEWS, VIEW_SHARES = ("tile", "half", "whole"), (0.5, 0.3, 0.2)
 TILES_PX = (224, 280, 336)
 WHOLE_PIXELS = 448 * 448
+LEAST_PX = 2 * TOKEN_PX
 MOVE_LENGTH = 0.8
 """Longest Euclidean move of a 224 px image; larger ones move further, in proportion to their side."""
 
@@ -83,12 +84,14 @@ def read_opinions(folder: Path) -> list[Opinion]:
     file = folder / "people.csv"
     if not file.exists():
         raise ValueError(f"{file}: no such file; it must hold the columns {', '.join(COLUMNS)}")
-    with open(file, newline="", encoding="utf-8") as table:
+    with open(file, newline="", encoding="utf-8-sig") as table:  # Excel puts a mark before UTF-8
         rows = list(csv.DictReader(table))
     if not rows or (missing := [name for name in COLUMNS if name not in rows[0]]):
         raise ValueError(f"{file}: {'no rows' if not rows else f'no column {missing[0]}'}")
     opinions = []
     for number, row in enumerate(rows, start=2):
+        if None in row.values():
+            raise ValueError(f"{file}, line {number}: fewer cells than columns")
         path, mos = folder / row["image"], _number(row["mos"], f"{file}, line {number}")
         if not path.exists():
             raise ValueError(f"{file}, line {number}: no image {path}")
@@ -119,10 +122,17 @@ class People:
     """Groups of scored images, drawn at one place and size."""
 
     def __init__(self, opinions: Sequence[Opinion], device: torch.device) -> None:
+        """Read the images. Raises ImageError, and ValueError for one with a side below `LEAST_PX`."""
         self.device = device
         self._images = {
             opinion.image: (load_image(opinion.image) * 255).round().to(torch.uint8).to(device) for opinion in opinions
         }
+        for path, image in self._images.items():
+            if min(image.shape[1:]) < LEAST_PX:
+                raise ValueError(
+                    f"{path}: {image.shape[2]} x {image.shape[1]} px; sides must be at least {LEAST_PX} px, since "
+                    "images are read at half size too; leave it out"
+                )
         by_scene: dict[tuple[str, str], list[Opinion]] = {}
         for opinion in opinions:
             by_scene.setdefault((opinion.set, opinion.scene), []).append(opinion)

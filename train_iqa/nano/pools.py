@@ -15,7 +15,7 @@ from train_iqa.nano.dense import reorient
 from train_iqa.nano.drawing import DegradedImage
 from train_iqa.nano.labels import LabelScale, reference_scores
 from train_iqa.nano.language import pair_loss
-from train_iqa.nano.store import LEAST_CANDIDATES, group_files, read_pair
+from train_iqa.nano.store import LEAST_CANDIDATES, read_groups
 from train_iqa.nano.synthetic import as_batch
 
 SPREAD = 3.0
@@ -25,9 +25,9 @@ SPREAD = 3.0
 def read_pools(folder: Path) -> list[list[DegradedImage]]:
     """Return the groups of at least `LEAST_CANDIDATES` restorations in a folder, and their references.
 
-    Raises ValueError as `read_pair` does.
+    Raises ValueError as `read_groups` does.
     """
-    return [[read_pair(path) for path in group] for group in group_files(folder) if len(group) >= LEAST_CANDIDATES]
+    return [group for group in read_groups(folder) if len(group) >= LEAST_CANDIDATES]
 
 
 class Pools:

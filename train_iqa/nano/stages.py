@@ -11,6 +11,7 @@ from torch import nn
 
 from train_iqa.nano.optimizers import SplitOptimizer, WeightAverage, cosine
 from train_iqa.nano.store import BatchSource, Store
+from zoomiqa_reward.runs.json_lines import trim_lines
 from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans, TimeBudget
 
 WARMUP_STEPS = 80
@@ -58,6 +59,7 @@ def run_stage(
     parts = stage.parts | {f"optimizer_{name}": optimizer for name, (optimizer, _) in stage.optimizers.items()}
     parts |= {"clock": clock, "running": running} | ({"average": stage.average} if stage.average else {})
     step = run.load(parts)
+    trim_lines(run.folder / "log.jsonl", "step", step)  # a kill may come between a row and its state
     clock.start()
     saved_at = started_at = time.monotonic()
     filling, over = 0.0, clock.progress >= 1

@@ -26,6 +26,8 @@ from train_iqa.nano.labels import LABEL_METRICS, NUM_BANDS, TOKEN_PX, LabelScale
 from train_iqa.nano.synthetic import WORST_SCORE, as_batch, label_drawn, whole_scores
 from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.images.listing import is_shown
+from zoomiqa_reward.images.loading import load_image, to_pil
+from zoomiqa_reward.runs.workers import end_with_parent
 
 BATCH = 16
 LARGE_SHARE = 0.28
@@ -52,6 +54,7 @@ class WorkerError(ZoomIQAError, RuntimeError):
 def _work(
     index: int, photographs: list[Image.Image], seed: int, shares: tuple[float, float | None], out: Any, stop: Any
 ) -> None:
+    end_with_parent()
     torch.set_num_threads(1)
     os.nice(5)
     rng, (large_share, local_share) = np.random.default_rng([seed, index]), shares
@@ -93,10 +96,7 @@ class Workers:
         """
         if "fork" not in multiprocessing.get_all_start_methods():
             raise ValueError("drawing processes need os.fork, which this platform lacks: train on Linux or macOS")
-        photographs = []
-        for path in paths:
-            with Image.open(path) as file:
-                photographs.append(file.convert("RGB"))
+        photographs = [to_pil(load_image(path)) for path in paths]
         context = multiprocessing.get_context("fork")
         self._queue, self._stop = context.Queue(maxsize=8 * count), context.Event()
         self._processes = [
@@ -298,12 +298,31 @@ def read_pair(path: Path) -> DegradedImage:
     reference = path.parent.parent / "references" / path.name
     if not reference.exists():
         raise ValueError(f"{path}: no reference {reference}")
-    pair = [np.asarray(Image.open(file).convert("RGB")) for file in (path, reference)]
+    pair = [np.asarray(to_pil(load_image(file))) for file in (path, reference)]
     if any(x.shape != (SMALL_PX, SMALL_PX, 3) for x in pair):
         raise ValueError(f"{path}: restoration and reference must be {SMALL_PX} x {SMALL_PX} px")
     return DegradedImage(image=pair[0], reference=pair[1], record=DamageRecord(steps=()))
 
 
+def read_groups(folder: Path) -> list[list[DegradedImage]]:
+    """Return the restorations in a folder and their references, by `group_files`.
+
+    Raises ValueError as `read_pair` does, and where candidates of one image have different references.
+    """
+    groups = []
+    for paths in group_files(folder):
+        group = [read_pair(path) for path in paths]
+        others = [path for path, pair in zip(paths, group, strict=True) if (pair.reference != group[0].reference).any()]
+        if len(group) >= LEAST_CANDIDATES and others:
+            raise ValueError(
+                f"{folder}/images: {paths[0].name} and {others[0].name} are candidates of one image, since their names "
+                "agree up to the first underscore, but their references differ; name different images differently "
+                "there"
+            )
+        groups.append(group)
+    return groups
+
+
 def read_pairs(folder: Path) -> list[DegradedImage]:
-    """Return the restorations of a folder that are in no pool, and their references, see `read_pair`."""
-    return [read_pair(path) for group in group_files(folder) if len(group) < LEAST_CANDIDATES for path in group]
+    """Return the restorations of a folder that are in no pool, and their references. Raises as `read_groups` does."""
+    return [pair for group in read_groups(folder) if len(group) < LEAST_CANDIDATES for pair in group]

@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from train_iqa.nano.degradations import DamageRecord, Step
 from train_iqa.nano.drawing import draw_image
 from train_iqa.nano.labels import band_targets, local_haarpsi, reference_scores
 from zoomiqa_reward.images.listing import is_shown
+from zoomiqa_reward.images.loading import load_image, to_pil
 from zoomiqa_reward.runs.outputs import part_folder, replacing
 from zoomiqa_reward.runs.progress import progress
+from zoomiqa_reward.runs.workers import end_with_parent
 
 WORST_SCORE = -10.0
 HELD_OUT_EVERY, HELD_OUT_REST = 10, 7
@@ -91,8 +92,7 @@ def as_batch(images: Sequence[NDArray[np.uint8]], device: torch.device | str = "
 def make_sample(path: Path, rng: np.random.Generator, *, large: bool, local_share: float | None = None) -> Sample:
     """Return one sample of a photograph; `large` is a whole image for the reasoning rounds, else a 224 px crop."""
     torch.set_num_threads(1)
-    with Image.open(path) as photograph:
-        drawn = draw_image(photograph.convert("RGB"), rng, large=large, local_share=local_share)
+    drawn = draw_image(to_pil(load_image(path)), rng, large=large, local_share=local_share)
     failed = torch.tensor([drawn.is_failed])
     scores, local, bands = label_drawn(as_batch([drawn.image]), as_batch([drawn.reference]), failed)
     return Sample(
@@ -134,7 +134,7 @@ def write_samples(
     missing = [k for k in range(-(-count // shard_size)) if not (folder / f"{k:05d}.npz").exists()]
     if not missing:
         return
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
         jobs = [pool.submit(_write_shard, folder, k, paths, shard_size, seed, large, local_share) for k in missing]
         for job in progress(jobs, len(jobs), f"samples {folder.name}, shards"):
             job.result()

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from PIL import Image
 
 from train_iqa.nano.build import SIZES, build_image_processor, build_model, init_energy_meters, init_patch_embedding
 from train_iqa.nano.dense import DenseConfig, DenseHeads, dense_step
@@ -34,13 +33,14 @@ from train_iqa.nano.rationale import make_tokenizer, nano_protocol
 from train_iqa.nano.rows import RowBuilder
 from train_iqa.nano.stages import TrainingStage, run_stage
 from train_iqa.nano.store import BATCH, Store, Workers, read_pairs
-from train_iqa.nano.synthetic import hold_out, list_photographs
+from train_iqa.nano.synthetic import HELD_OUT_REST, hold_out, list_photographs
 from train_iqa.nano.teach import NanoLearner, TeachConfig, teach_step
 from train_iqa.nano.view_weights import choose_view_weights
 from zoomiqa_reward import ZoomIQA
+from zoomiqa_reward.images.loading import load_image, to_pil
 from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.runs.digest import listing_digest
-from zoomiqa_reward.runs.folder import bind
+from zoomiqa_reward.runs.folder import bind, locked
 from zoomiqa_reward.runs.outputs import copy_file, part_folder
 from zoomiqa_reward.runs.program import Parser, run_program
 from zoomiqa_reward.runs.progress import say
@@ -95,6 +95,10 @@ class NanoConfig:
     teach: TeachConfig = field(default_factory=TeachConfig)
     opinions: PeopleConfig = field(default_factory=PeopleConfig)
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: must be 0 or more")
+
     def scaled(self, share: float) -> "NanoConfig":
         """Return the same run with `share` of each step's rows, for a CPU or a toy run."""
 
@@ -144,8 +148,7 @@ def clean_windows(paths: list[Path], seed: int) -> list[torch.Tensor]:
     """Return windows of clean photographs, CHW in [0, 1]."""
     rng, windows = np.random.default_rng([seed, 5]), []
     for path in [paths[k] for k in rng.integers(0, len(paths), min(CLEAN_WINDOWS, 4 * len(paths)))]:
-        with Image.open(path) as photograph:
-            window = window_of(photograph.convert("RGB"), SMALL_PX, SMALL_PX, rng)
+        window = window_of(to_pil(load_image(path)), SMALL_PX, SMALL_PX, rng)
         windows.append(torch.from_numpy(window).permute(2, 0, 1))
     return windows
 
@@ -271,7 +274,8 @@ def make_nano(config: NanoConfig, opinions: Sequence[Opinion] | None = None) -> 
 
     opinions: those of `config.people` that are learned from; by default all.
 
-    Raises ValueError where there is nothing to run, or for folders that hold too little.
+    Raises ValueError where there is nothing to run, for folders that hold too little, and for a run's folder in which
+    another process trains.
     """
     if config.start is not None and config.people is None:
         raise ValueError("start goes on with the people stage, which needs `people`")
@@ -281,18 +285,30 @@ def make_nano(config: NanoConfig, opinions: Sequence[Opinion] | None = None) -> 
         opinions = opinions or read_opinions(config.people)
     if config.pairs is not None:
         read_pairs(config.pairs)
-    bind_run(config, [*training, *held_out])
-    _say(f"{len(training)} photographs to train on, {len(held_out)} held out")
-    drawing = DrawnFolder(config.drawn) if config.drawn else Workers(training, count=config.workers, seed=config.seed)
-    with drawing as workers:
-        learner, processor = build_learner(config, training)
-        size = sum(parameter.numel() for parameter in learner.model.parameters())
-        _say(f"model {size / 1e6:.2f} M parameters, vocabulary {len(learner.builder.tokenizer)}, {config.device}")
-        with filled_store(config, workers) as store:
-            for stage in stages_of(config, learner, store, opinions):
-                steps = run_stage(stage, config.out / stage.name, store, workers, save_every_s=config.save_every_s)
-                _say(f"{stage.name}: {steps} steps")
-    return finish(config, learner, processor, held_out)
+    if config.choose_views and not held_out:
+        raise ValueError(
+            "choose_views needs photographs that are held out, every tenth of a folder: each folder here has fewer "
+            f"than {HELD_OUT_REST + 1}; put the photographs into one folder"
+        )
+    with locked(config.out):
+        bind_run(config, [*training, *held_out])
+        _say(f"{len(training)} photographs to train on, {len(held_out)} held out")
+        with source_of(config, training) as workers:
+            learner, processor = build_learner(config, training)
+            size = sum(parameter.numel() for parameter in learner.model.parameters())
+            _say(f"model {size / 1e6:.2f} M parameters, vocabulary {len(learner.builder.tokenizer)}, {config.device}")
+            with filled_store(config, workers) as store:
+                for stage in stages_of(config, learner, store, opinions):
+                    steps = run_stage(stage, config.out / stage.name, store, workers, save_every_s=config.save_every_s)
+                    _say(f"{stage.name}: {steps} steps")
+        return finish(config, learner, processor, held_out)
+
+
+def source_of(config: NanoConfig, training: list[Path], **shares: float) -> Workers | DrawnFolder:
+    """Return what a run's images come from: its own workers, or the folder that it was given; shares: of workers."""
+    if config.drawn:
+        return DrawnFolder(config.drawn)
+    return Workers(training, count=config.workers, seed=config.seed, **shares)
 
 
 def finish(config: NanoConfig, learner: NanoLearner, processor: Any, held_out: list[Path]) -> Path:

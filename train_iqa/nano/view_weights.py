@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from train_iqa.nano.degradations import Array, degrade, resize, sample_steps
 from train_iqa.nano.labels import LabelScale, pseudo_mos
 from zoomiqa_reward import ZoomIQA
 from zoomiqa_reward.images.filters import resize_bicubic
+from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.protocol import Protocol, ViewPolicy
 from zoomiqa_reward.runs.json_lines import plain, write_json
 from zoomiqa_reward.runs.progress import progress
@@ -57,8 +57,7 @@ def validation_images(
     rng = np.random.default_rng([seed, round(enlargement * 10)])
     images, labels = [], []
     for path in progress(paths, len(paths), f"validation images x{enlargement:g}"):
-        with Image.open(path) as photograph:
-            pixels = np.asarray(photograph.convert("RGB"), dtype=np.float32) / np.float32(255)
+        pixels = np.ascontiguousarray(load_image(path).permute(1, 2, 0))
         width, height = pixels.shape[1], pixels.shape[0]
         reference = pixels
         if enlargement != 1:
@@ -82,8 +81,7 @@ def candidate_images(
     """Return interpolated images (CHW) of enlarged photographs, their labels, and which photograph each is of."""
     images, labels, owners = [], [], []
     for owner, path in enumerate(progress(paths, len(paths), "candidates")):
-        with Image.open(path) as photograph:
-            pixels = np.asarray(photograph.convert("RGB"), dtype=np.float32) / np.float32(255)
+        pixels = np.ascontiguousarray(load_image(path).permute(1, 2, 0))
         width, height = round(pixels.shape[1] * enlargement), round(pixels.shape[0] * enlargement)
         reference = resize(pixels, width, height, "bicubic")
         for down, up in INTERPOLATIONS:

@@ -19,12 +19,11 @@ from torch import Tensor
 
 from train_iqa.nano.degradations import DamageRecord
 from train_iqa.nano.dense import dense_batch
-from train_iqa.nano.drawn import DrawnFolder
 from train_iqa.nano.language import RatingTree, row_tokens, rows_loss
 from train_iqa.nano.optimizers import SplitOptimizer, WeightAverage
 from train_iqa.nano.rows import Grid, RowBuilder
 from train_iqa.nano.stages import TrainingStage, run_stage
-from train_iqa.nano.store import GRID, Store, StoredImage, Workers
+from train_iqa.nano.store import GRID, Store, StoredImage
 from train_iqa.nano.teach import (
     NanoLearner,
     as_float,
@@ -35,9 +34,18 @@ from train_iqa.nano.teach import (
     varied,
     zooming_images,
 )
-from train_iqa.nano.train import NanoConfig, bind_run, build_learner, filled_store, finish, photographs_of
+from train_iqa.nano.train import (
+    NanoConfig,
+    bind_run,
+    build_learner,
+    filled_store,
+    finish,
+    photographs_of,
+    source_of,
+)
 from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.model.parts import WindowTower
+from zoomiqa_reward.runs.folder import locked
 from zoomiqa_reward.runs.program import Parser, run_program
 from zoomiqa_reward.runs.progress import say
 
@@ -271,22 +279,18 @@ def words_stage(config: NanoConfig, words: WordsConfig, learner: NanoLearner, st
 def teach_words(config: NanoConfig, words: WordsConfig) -> Path:
     """Run what is missing of the stage and return the checkpoint's folder; `config.start` is where it begins.
 
-    Raises ValueError for folders that hold too little.
+    Raises ValueError for folders that hold too little, and for a run's folder in which another process trains.
     """
     training, held_out = photographs_of(config.photos)
-    bind_run(config, [*training, *held_out], words=asdict(words))
-    drawing = DrawnFolder(config.drawn) if config.drawn else Workers(
-        training, count=config.workers, seed=config.seed, large_share=0.85, local_share=0.75
-    )  # fmt: skip
-    with drawing as workers:
-        learner, processor = build_learner(config, training)
-        with filled_store(config, workers) as store:
-            steps = run_stage(
-                words_stage(config, words, learner, store), config.out / "words", store, workers,
-                save_every_s=config.save_every_s,
-            )  # fmt: skip
-            say(f"words: {steps} steps")
-    return finish(config, learner, processor, held_out)
+    with locked(config.out):
+        bind_run(config, [*training, *held_out], words=asdict(words))
+        with source_of(config, training, large_share=0.85, local_share=0.75) as workers:
+            learner, processor = build_learner(config, training)
+            with filled_store(config, workers) as store:
+                stage = words_stage(config, words, learner, store)
+                steps = run_stage(stage, config.out / "words", store, workers, save_every_s=config.save_every_s)
+                say(f"words: {steps} steps")
+        return finish(config, learner, processor, held_out)
 
 
 def main(argv: list[str] | None = None) -> int:
