@@ -1,8 +1,13 @@
 """A training run's time and state."""
 
+import contextlib
+from pathlib import Path
+
 import pytest
 import torch
 
+from zoomiqa_reward.runs import training_folder
+from zoomiqa_reward.runs.program import message_of
 from zoomiqa_reward.runs.training_folder import RunFolder, RunningMeans, TimeBudget
 
 
@@ -28,3 +33,12 @@ def test_a_state_is_read_to_the_cpu_whatever_device_it_was_on(tmp_path, monkeypa
     assert RunFolder(tmp_path / "run").load({"means": again}) == 3
     assert again.means == {"loss": 2.0}
     assert given[0]["map_location"] == "cpu"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_a_full_disk_is_named_as_one(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path / "run")
+    monkeypatch.setattr(training_folder, "replacing", lambda path: contextlib.nullcontext(Path("/dev/full")))
+    with pytest.raises(OSError, match="No space left") as raised:
+        run.save(1, {"layer": torch.nn.Linear(300, 300)})
+    assert message_of(raised.value).startswith(f"{tmp_path}/run/state.pt: the disk is full; make room")

@@ -32,9 +32,18 @@ class RunFolder:
         return int(state["step"])
 
     def save(self, step: int, parts: dict[str, Any]) -> None:
-        """Write the state of all parts."""
-        with replacing(self.folder / "state.pt") as half:
-            torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, half)
+        """Write the state of all parts. Raises OSError for a full disk; the state before stays then."""
+        state = {"step": step, **{name: part.state_dict() for name, part in parts.items()}}
+        target = self.folder / "state.pt"
+        with replacing(target) as half:
+            try:
+                with open(half, "wb") as file:
+                    torch.save(state, file)
+            except (OSError, RuntimeError) as error:  # torch puts an error of its own in front of what the disk said
+                cause = error if isinstance(error, OSError) else error.__context__
+                if isinstance(cause, OSError):
+                    raise OSError(cause.errno, cause.strerror, str(target)) from error
+                raise
 
     def log(self, row: dict[str, float]) -> None:
         """Append a row, rounded to six significant digits, NaN as null, and show it on stderr."""
