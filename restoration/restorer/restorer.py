@@ -127,6 +127,7 @@ class Restorer:
             name = name or Path(source).name
             device = find_device(device)
             source = load_pipeline(source, dtype=dtype)
+            dtype = None  # it has it; a cast would reach the layers that loading keeps in float32, as T5's, too
         elif device is not None:
             device = find_device(device)
         if is_pipeline(source):

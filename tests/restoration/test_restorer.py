@@ -275,6 +275,14 @@ def test_a_function_that_draws_without_a_seed_must_say_so():
     assert not torch.equal(a, b)
 
 
+@pytest.mark.parametrize("steps", [0, -1, 2.5])
+def test_a_number_of_steps_that_cannot_be_is_refused(steps):
+    """Many pipelines decode their first noise without a word where there is no step."""
+    for argument in ("steps", "num_inference_steps"):
+        with pytest.raises(ValueError, match=f"steps={steps}: must be 1, 2, 3"):
+            Restorer.from_pretrained(small_nano(), **{argument: steps})
+
+
 def test_failures_name_the_restorer():
     def broken(image):
         raise RuntimeError("out of\nmemory")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ambient import AMBIENT
 from brightness_runs import LQ, brightness, shifted
-from tiny_pipelines import convolutions
+from tiny_pipelines import convolutions, sd3_controlnet
 
 from restoration.restorer.restorer import Restorer
 from restoration.selection.best_of_n import best_of_n
@@ -41,6 +41,17 @@ def test_on_a_cpu_the_settings_of_cuda_do_not_matter():
         assert names
         assert not [name for name in names if "cuda" in name or "cudnn" in name]
         assert precision_settings(cuda=True)["torch.backends.cudnn.allow_tf32"] is True
+
+
+def test_layers_that_loading_keeps_in_float32_stay_so(tmp_path):
+    """T5's outputs overflow in half precision; transformers keeps them, and a cast of the whole pipeline would not."""
+    sd3_controlnet().save_pretrained(tmp_path)
+    restorer = Restorer.from_pretrained(tmp_path, scale=2, device="cpu", dtype=torch.float16)
+    weights = restorer.engine.pipeline.text_encoder_3.named_parameters()
+    kept = {name for name, weight in weights if weight.dtype == torch.float32}
+    assert kept
+    assert all(".wo." in name for name in kept)
+    assert restorer.engine.pipeline.transformer.dtype == torch.float16
 
 
 def test_it_is_the_process_s_choice_also_while_something_is_measured():
