@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +18,8 @@ from train_iqa.nano.labels import LabelScale
 from train_iqa.nano.people import People, cut_view, folds, moved_images, read_opinions
 from train_iqa.nano.store import GRID, KINDS, Store, Workers, cover_map, read_pairs
 from train_iqa.nano.synthetic import hold_out, list_photographs, make_sample
-from train_iqa.nano.train import NanoConfig, bind_run, clean_windows, main, make_nano
-from train_iqa.nano.words import WordsConfig, teach_words
+from train_iqa.nano.train import NanoConfig, bind_run, main, make_nano
 from zoomiqa_reward import ZoomIQA
-from zoomiqa_reward.images.loading import ImageError
-from zoomiqa_reward.runs.folder import locked
 from zoomiqa_reward.runs.settings import AnotherRun
 
 
@@ -147,35 +143,6 @@ def test_a_folder_goes_on_with_its_own_run_alone(photographs, tmp_path, more):
         bind_run(config, paths[1:], **more)
     with pytest.raises(AnotherRun):
         bind_run(config, paths, words={"short": 2})
-
-
-def test_a_folder_belongs_to_one_training_at_a_time(toy, tmp_path):
-    config = replace(toy, out=tmp_path / "run")
-    with locked(config.out):
-        with pytest.raises(ValueError, match="another process works in it"):
-            make_nano(config)
-        with pytest.raises(ValueError, match="another process works in it"):
-            teach_words(replace(config, start="nano"), WordsConfig())
-
-
-def test_views_are_not_chosen_on_no_photographs(toy, tmp_path):
-    for number in range(12):
-        folder = tmp_path / "photographs" / str(number // 6)
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(toy.photos[0] / f"{number % 10}.png", folder / f"{number}.png")
-    with pytest.raises(ValueError, match="each folder here has fewer than 8"):
-        make_nano(replace(toy, photos=(tmp_path / "photographs",), out=tmp_path / "run", choose_views=True))
-    assert not (tmp_path / "run").exists()
-
-
-def test_photographs_are_read_as_everywhere_and_a_damaged_one_is_named(photographs, tmp_path):
-    deep = tmp_path / "deep.png"
-    Image.fromarray(np.tile(np.linspace(0, 20000, 300).astype(np.uint16), (240, 1))).save(deep)  # at most 78 of 255
-    assert make_sample(deep, np.random.default_rng(0), large=False).image.mean() < 120  # Pillow alone makes it white
-    assert max(float(window.max()) for window in clean_windows([deep], seed=0)) < 0.35
-    (tmp_path / "half.png").write_bytes((photographs / "0.png").read_bytes()[:2000])
-    with pytest.raises(ImageError, match=r"half\.png"):
-        Workers([tmp_path / "half.png"], count=1, seed=0)
 
 
 def test_the_command_line_reaches_the_people_stage(monkeypatch, tmp_path):

@@ -52,12 +52,17 @@ class WorkerError(ZoomIQAError, RuntimeError):
 
 
 def _work(
-    index: int, photographs: list[Image.Image], seed: int, shares: tuple[float, float | None], out: Any, stop: Any
+    index: int,
+    photographs: list[Image.Image],
+    seed: tuple[int, int],
+    shares: tuple[float, float | None],
+    out: Any,
+    stop: Any,
 ) -> None:
     end_with_parent()
     torch.set_num_threads(1)
     os.nice(5)
-    rng, (large_share, local_share) = np.random.default_rng([seed, index]), shares
+    rng, (large_share, local_share) = np.random.default_rng([seed[0], index, seed[1]]), shares
     while not stop.is_set():
         large = bool(rng.random() < large_share)
         try:
@@ -87,10 +92,11 @@ class Workers:
         *,
         count: int,
         seed: int,
+        stream: int = 0,
         large_share: float = LARGE_SHARE,
         local_share: float | None = None,
     ) -> None:
-        """Start `count` processes.
+        """Start `count` processes, each with images of its own; another `stream` of a seed has others.
 
         large_share: of the batches, those of whole images; local_share: see `draw_image`.
         """
@@ -102,7 +108,7 @@ class Workers:
         self._processes = [
             context.Process(
                 target=_work,
-                args=(k, photographs, seed, (large_share, local_share), self._queue, self._stop),
+                args=(k, photographs, (seed, stream), (large_share, local_share), self._queue, self._stop),
                 daemon=True,
             )
             for k in range(count)

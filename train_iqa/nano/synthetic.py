@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from train_iqa.nano.degradations import DamageRecord, Step
-from train_iqa.nano.drawing import draw_image
+from train_iqa.nano.drawing import SMALL_PX, draw_image, window_of
 from train_iqa.nano.labels import band_targets, local_haarpsi, reference_scores
 from zoomiqa_reward.images.listing import is_shown
 from zoomiqa_reward.images.loading import load_image, to_pil
@@ -28,6 +28,8 @@ from zoomiqa_reward.runs.workers import end_with_parent
 WORST_SCORE = -10.0
 HELD_OUT_EVERY, HELD_OUT_REST = 10, 7
 """Of a folder's photographs in order of name, those whose index modulo 10 is 7 are held out."""
+CLEAN_WINDOWS = 240
+"""Windows of clean photographs that the patch embedding is a whitening of."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -55,12 +57,25 @@ def list_photographs(folder: Path) -> list[Path]:
 
 
 def hold_out(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Return (training, held-out) photographs: every tenth of each folder is held out, in order of name."""
-    held: list[Path] = []
-    for folder in sorted({path.parent for path in paths}):
-        inside = sorted(path for path in paths if path.parent == folder)
-        held += inside[HELD_OUT_REST::HELD_OUT_EVERY]
-    return [path for path in paths if path not in set(held)], held
+    """Return (training, held-out) photographs: every tenth of each folder is held out, in order of name.
+
+    Of a folder with fewer than 8 none is, subfolders counted by themselves.
+    """
+    inside: dict[Path, list[Path]] = {}
+    for path in sorted(paths):
+        inside.setdefault(path.parent, []).append(path)
+    held = [path for folder in sorted(inside) for path in inside[folder][HELD_OUT_REST::HELD_OUT_EVERY]]
+    is_held = set(held)
+    return [path for path in paths if path not in is_held], held
+
+
+def clean_windows(paths: Sequence[Path], seed: int) -> list[Tensor]:
+    """Return windows of clean photographs, CHW in [0, 1]."""
+    rng, windows = np.random.default_rng([seed, 5]), []
+    for path in [paths[k] for k in rng.integers(0, len(paths), min(CLEAN_WINDOWS, 4 * len(paths)))]:
+        window = window_of(to_pil(load_image(path)), SMALL_PX, SMALL_PX, rng)
+        windows.append(torch.from_numpy(window).permute(2, 0, 1))
+    return windows
 
 
 def label_drawn(images: Tensor, references: Tensor, failed: Tensor) -> tuple[Tensor, Tensor, Tensor]:

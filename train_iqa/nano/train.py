@@ -16,13 +16,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 
 from train_iqa.nano.build import SIZES, build_image_processor, build_model, init_energy_meters, init_patch_embedding
 from train_iqa.nano.dense import DenseConfig, DenseHeads, dense_step
-from train_iqa.nano.drawing import SMALL_PX, window_of
 from train_iqa.nano.drawn import DrawnFolder
 from train_iqa.nano.labels import LabelScale
 from train_iqa.nano.language import RatingTree, Readouts
@@ -33,21 +31,19 @@ from train_iqa.nano.rationale import make_tokenizer, nano_protocol
 from train_iqa.nano.rows import RowBuilder
 from train_iqa.nano.stages import TrainingStage, run_stage
 from train_iqa.nano.store import BATCH, Store, Workers, read_pairs
-from train_iqa.nano.synthetic import HELD_OUT_REST, hold_out, list_photographs
+from train_iqa.nano.synthetic import HELD_OUT_REST, clean_windows, hold_out, list_photographs
 from train_iqa.nano.teach import NanoLearner, TeachConfig, teach_step
 from train_iqa.nano.view_weights import choose_view_weights
 from zoomiqa_reward import ZoomIQA
-from zoomiqa_reward.images.loading import load_image, to_pil
 from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.runs.digest import listing_digest
 from zoomiqa_reward.runs.folder import bind, locked
+from zoomiqa_reward.runs.json_lines import read_lines
 from zoomiqa_reward.runs.outputs import copy_file, part_folder
 from zoomiqa_reward.runs.program import Parser, run_program
 from zoomiqa_reward.runs.progress import say
 from zoomiqa_reward.runs.provenance import provenance
 
-CLEAN_WINDOWS = 240
-"""Windows of clean photographs that the patch embedding is a whitening of."""
 FIRST_CROPS = 640
 """Crops held before the first step of a run that has a label scale already."""
 SCALE_FILE = "label_scale.json"
@@ -144,15 +140,6 @@ def photographs_of(folders: tuple[Path, ...]) -> tuple[list[Path], list[Path]]:
     return [path for paths, _ in parts for path in paths], [path for _, paths in parts for path in paths]
 
 
-def clean_windows(paths: list[Path], seed: int) -> list[torch.Tensor]:
-    """Return windows of clean photographs, CHW in [0, 1]."""
-    rng, windows = np.random.default_rng([seed, 5]), []
-    for path in [paths[k] for k in rng.integers(0, len(paths), min(CLEAN_WINDOWS, 4 * len(paths)))]:
-        window = window_of(to_pil(load_image(path)), SMALL_PX, SMALL_PX, rng)
-        windows.append(torch.from_numpy(window).permute(2, 0, 1))
-    return windows
-
-
 def build_learner(config: NanoConfig, training: list[Path]) -> tuple[NanoLearner, Any]:
     """Return what is taught, on the device, and the image processor: from the start checkpoint, or from scratch."""
     protocol, device = nano_protocol(), torch.device(config.device)
@@ -160,6 +147,7 @@ def build_learner(config: NanoConfig, training: list[Path]) -> tuple[NanoLearner
         checkpoint = ZoomIQA.from_pretrained(config.start, device=device, dtype="float32").checkpoint
         model, tokenizer, processor = checkpoint.model, checkpoint.tokenizer, checkpoint.image_processor
         model.requires_grad_(True)
+        protocol = replace(protocol, views=checkpoint.protocol.views)  # they may have been chosen for this checkpoint
         if not (config.out / SCALE_FILE).exists():
             copy_file(Path(checkpoint.source) / SCALE_FILE, config.out / SCALE_FILE)
     else:
@@ -305,10 +293,14 @@ def make_nano(config: NanoConfig, opinions: Sequence[Opinion] | None = None) -> 
 
 
 def source_of(config: NanoConfig, training: list[Path], **shares: float) -> Workers | DrawnFolder:
-    """Return what a run's images come from: its own workers, or the folder that it was given; shares: of workers."""
+    """Return what a run's images come from: its own workers, or the folder that it was given; shares: of workers.
+
+    A run that goes on draws other images than before.
+    """
     if config.drawn:
         return DrawnFolder(config.drawn)
-    return Workers(training, count=config.workers, seed=config.seed, **shares)
+    saved = sum(len(read_lines(file)) for file in config.out.glob("*/log.jsonl"))
+    return Workers(training, count=config.workers, seed=config.seed, stream=saved, **shares)
 
 
 def finish(config: NanoConfig, learner: NanoLearner, processor: Any, held_out: list[Path]) -> Path:
