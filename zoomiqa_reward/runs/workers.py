@@ -8,7 +8,7 @@ import threading
 def end_with_parent() -> None:
     """End this worker process once the process that started it has ended; call it first in a worker.
 
-    A process that is killed cannot end its workers. They would wait for work, and hold their memory, for ever.
+    A process that is killed cannot end its workers. They would wait for work that never comes, and hold their memory.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
