@@ -9,10 +9,13 @@ import torch
 from train_iqa.nano import language
 from train_iqa.nano.build import build_model, build_tokenizer
 from train_iqa.nano.degradations import DamageRecord, Step
+from train_iqa.nano.dense import DenseHeads, Targets
+from train_iqa.nano.labels import NUM_BANDS
 from train_iqa.nano.language import RatingTree, Readouts, bell, digit_targets, pair_loss, rows_loss
 from train_iqa.nano.optimizers import SplitOptimizer, WeightAverage, orthogonalised
 from train_iqa.nano.rationale import nano_protocol
 from train_iqa.nano.rows import RowBuilder, mirrored, mrope_positions
+from train_iqa.nano.store import KINDS
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.direct import leaf_logprobs, trie_of
 from zoomiqa_reward.model.inputs import make_row
@@ -109,6 +112,44 @@ def test_a_rows_loss_is_the_same_in_company(builder, model):
     assert both["rating"] == pytest.approx((alone[0]["rating"] + alone[1]["rating"]) / 2, abs=0.02)  # bfloat16
     assert both["box"] == pytest.approx(alone[1]["box"], abs=0.02)
     assert "box" not in alone[0]
+
+
+@torch.no_grad()
+def test_every_token_and_digit_is_learned_from_the_tokens_before_it(builder, model):
+    """Else a digit is learned by copying it, and answers are noise. Written out token by token."""
+    readouts, row = Readouts(256), builder.first(LOCAL, (2, 3), 2.5, rng())
+    tokens, truth = torch.randn(6, 256, generator=torch.Generator().manual_seed(0)), torch.rand(6, 3).round()
+    parts = rows_loss(model, builder, [row], tokens, readouts, truth)[1]
+    ids = torch.from_numpy(row.ids)
+    embeds = model.get_input_embeddings()(ids)
+    embeds[ids == builder.image_id] = tokens
+    positions = torch.from_numpy(row.positions)[:, None]
+    out = model.model.language_model(inputs_embeds=embeds[None], position_ids=positions, output_hidden_states=True)
+    logprobs = model.lm_head(out.last_hidden_state[0]).log_softmax(-1)
+    text = -np.mean([float(logprobs[at - 1, ids[at]]) for at in row.texts])
+    entropies = {False: [], True: []}
+    for number in row.numbers:
+        sigma = torch.tensor([0.02 if number.is_box else 0.15])
+        drawn, is_box = torch.tensor([number.hundredths]), torch.tensor([number.is_box])
+        wanted = digit_targets(torch.tensor([number.value]), drawn, is_box, sigma)[:, 0]
+        for share, offset in zip(wanted, (0, 2, 3), strict=True):  # a dot stands between the first two
+            entropies[number.is_box].append(-float((share * logprobs[number.at + offset - 1, builder.digit_ids]).sum()))
+    edges = [float(readouts.edge(out.hidden_states[4][0, number.at + 1])) - number.value for number in row.numbers[:4]]
+    assert parts["text"] == pytest.approx(text, rel=1e-3)
+    assert parts["rating"] == pytest.approx(np.mean(entropies[False]), rel=1e-3)
+    assert parts["box"] == pytest.approx(np.mean(entropies[True]), rel=1e-3)
+    assert parts["edge"] == pytest.approx(3 * np.abs(edges).mean(), rel=1e-3)
+
+
+def test_restorations_teach_no_kinds_of_damage():
+    """Their records are empty because nobody knows what was done, not because nothing was."""
+    heads, tokens = DenseHeads(8), torch.randn(2, 1, 1, 8)
+    rest = {"quality": torch.zeros(2, 1, 1), "bands": torch.zeros(2, 1, 1, 3 * NUM_BANDS), "whole": None}
+    kinds, labels, known = torch.zeros(2, 1, 1, len(KINDS)), torch.zeros(2), torch.tensor([True, False])
+    both = heads.loss(tokens, Targets(kinds=kinds, labels=labels, known_kinds=known, **rest))[1]["kinds"]
+    with torch.no_grad():
+        alone = torch.nn.functional.softplus(heads.kinds(tokens[0])).mean()  # the cross-entropy of "no"
+    assert both == pytest.approx(0.3 * float(alone), rel=1e-5)
 
 
 def test_training_reads_ratings_as_inference_does(builder, model):
