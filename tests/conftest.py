@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,13 @@ def _folder_stays() -> Iterator[None]:
     if (after := os.getcwd()) != before:
         os.chdir(before)
         pytest.fail(f"the test left the process in {after}: change folders by monkeypatch.chdir")
+
+
+@pytest.fixture(autouse=True)
+def _is_told_again() -> None:
+    """A warning that comes once per process comes in each test that earns it, whatever ran before."""
+    if base := sys.modules.get("zoomiqa_reward.rewards.base"):
+        base._TOLD.clear()
 
 
 @pytest.fixture(autouse=True)

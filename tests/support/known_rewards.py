@@ -17,8 +17,8 @@ def photo(name="a", seed=0, height=80, width=72):
     return Photograph(name=name, image=0.1 + 0.8 * make_image(seed, height, width))
 
 
-def wrapped(fn, name="r", **options):
-    return MetricReward(fn, name, True, (-10, 10), **options)
+def wrapped(fn, name="r", score_range=(-10, 10), **options):
+    return MetricReward(fn, name, True, score_range, **options)
 
 
 def faithful(**options):
