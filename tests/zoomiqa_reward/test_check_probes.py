@@ -25,7 +25,7 @@ def test_ascent_of_a_linear_reward_is_known():
     pool = make_pool(photo())
     start = pool.ladders[DETAIL][-1]
     signs = torch.sign(torch.randn(start.shape, generator=torch.Generator().manual_seed(3)))
-    linear = wrapped(lambda image: (image.double() * signs).sum().float(), score_range=(-100, 100), differentiable=True)
+    linear = wrapped(lambda image: (image.double() * signs).sum().float(), score_range=(-999, 999), differentiable=True)
     found = climb(linear, pool, CheckScorer(linear))
     inside = float(((start + EPSILON * signs).clamp(0, 1) - start).double().mul(signs).sum())
     assert inside > 0.9 * EPSILON * start.numel()  # hardly any value is stopped at black or white
