@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 PATIENCE_S = 30.0
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def outliving(code: str, folder: Path) -> list[int]:
@@ -23,7 +24,13 @@ def outliving(code: str, folder: Path) -> list[int]:
         "    print(*next(held), flush=True)\n"
         "    time.sleep(600)\n"
     )
-    with subprocess.Popen([sys.executable, str(script), str(folder)], stdout=subprocess.PIPE, text=True) as program:
+    paths = [
+        str(ROOT),
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+    ]  # this tree, wherever the package is installed from
+    program_env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, str(script), str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=program_env) as program:
         assert program.stdout is not None
         workers = [int(number) for number in program.stdout.readline().split()]
         assert workers
