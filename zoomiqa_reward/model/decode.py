@@ -4,7 +4,8 @@ Transformers' `generate` asks the device after every token whether all rows have
 layers, and keeps computing rows that ended until the last one has. Here rows are read without padding and stand
 side by side in one cache, ending in the same column; equal rows (the samples of an image) are read once; every `BLOCK`
 steps the host looks at what was written, and rows that ended leave. What a row writes does not depend on when it
-leaves: its noise is its own.
+leaves: its noise is its own. Where earlier answers tell what probably comes next (`drafts`), one pass checks several
+tokens of each row.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,6 +31,9 @@ GROWTH = 128
 class TokenChoice:
     """How the next token of every row is chosen."""
 
+    takes_likeliest = False
+    """Whether `scores` alone says which token is chosen, whatever was chosen before: drafts need that."""
+
     def scores(self, logits: Tensor) -> Tensor:
         """Return [rows, vocabulary] of float32 logits, which may be written over: the largest is chosen."""
         return logits
@@ -51,34 +55,76 @@ def write_answers(
     ends: Sequence[int],
     shared: SharedReading | None = None,
 ) -> list[list[int]]:
-    """Return the new tokens of each row, with the one that ended it unless it was cut short."""
-    hidden, cache = _read_prompts(checkpoint, rows, SharedReading() if shared is None else shared)
-    head = linear(checkpoint.model.get_output_embeddings())
+    """Return the new tokens of each row, with the one that ended it unless it was cut short.
+
+    Drafts of `shared` are used where `choice` takes the likeliest token; without `shared` there are none.
+    """
+    hidden, cache = _read_prompts(checkpoint, rows, SharedReading(drafts=None) if shared is None else shared)
+    drafts = shared.drafts if shared is not None and choice.takes_likeliest else None
+    writer = _Writer(cache, linear(checkpoint.model.get_output_embeddings()), choice, hidden)
     answers: list[list[int]] = [[] for _ in rows]
-    alive, left = list(range(len(rows))), max_new_tokens
-    while alive and left:
-        steps = min(BLOCK, left)
-        cache.prepare(steps)
-        written = []
-        for step in range(steps):
-            tokens = choice.scores(head(hidden).float()).argmax(dim=-1)
-            choice.chosen(tokens)
-            written.append(tokens)
-            if step + 1 < left:
-                hidden = cache.step(tokens)
-        left -= steps
+    alive = list(range(len(rows)))
+    while alive:
+        left = max_new_tokens - min(len(answers[row]) for row in alive)
+        drafted = drafts.after(answers[row] for row in alive) if drafts is not None and left > 1 else None
+        if drafted is None or drafts is None:
+            written = writer.write(min(BLOCK, left))
+        else:
+            written = writer.check(drafted)
+            drafts.accepted(sum(map(len, written)) / len(written))
         going = []
-        for at, new in enumerate(torch.stack(written, dim=1).tolist()):
-            end = next((k for k, token in enumerate(new) if token in ends), None)
-            answers[alive[at]] += new if end is None else new[: end + 1]
-            if end is None:
+        for at, new in enumerate(written):
+            answer = answers[alive[at]]
+            start, new = len(answer), new[: max_new_tokens - len(answer)]
+            end = next((index for index, token in enumerate(new) if token in ends), None)
+            answer += new if end is None else new[: end + 1]
+            if drafts is not None:
+                drafts.learn(answer, start)
+            if end is None and len(answer) < max_new_tokens:
                 going.append(at)
         if going and len(going) < len(alive):
-            hidden = hidden[torch.tensor(going, device=hidden.device)]
-            cache.keep(going)
-            choice.keep(going)
+            writer.keep(going)
         alive = [alive[at] for at in going]
     return answers
+
+
+class _Writer:
+    """Chooses tokens: some steps of one token each, or one pass that checks drafts."""
+
+    def __init__(
+        self, cache: "AnswerCache", head: Callable[[Tensor], Tensor], choice: TokenChoice, hidden: Tensor
+    ) -> None:
+        self.cache, self.head, self.choice = cache, head, choice
+        self._hidden: Tensor | None = hidden  # of the prompts' last tokens, until the first token is chosen
+        self._tokens = torch.empty(0)  # the last that were chosen, int64 [rows], which nothing has read yet
+
+    def write(self, steps: int) -> list[list[int]]:
+        """Return that many new tokens of each row."""
+        written = []
+        self.cache.prepare(steps if self._hidden is None else steps - 1)
+        for _ in range(steps):
+            hidden = self.cache.step(self._tokens) if self._hidden is None else self._hidden
+            self._hidden, self._tokens = None, self.choice.scores(self.head(hidden).float()).argmax(dim=-1)
+            self.choice.chosen(self._tokens)
+            written.append(self._tokens)
+        return torch.stack(written, dim=1).tolist()
+
+    def check(self, drafted: list[list[int]]) -> list[list[int]]:
+        """Return the new tokens of each row, one at least: as many as agree with its draft, and the one after them."""
+        tokens = torch.cat([self._tokens[:, None], torch.tensor(drafted, device=self._tokens.device)], dim=1)
+        hidden = self.cache.read(tokens)
+        likeliest = self.choice.scores(self.head(hidden).float()).argmax(dim=-1).view_as(tokens)
+        agree = (likeliest[:, :-1] == tokens[:, 1:]).long().cumprod(dim=1).sum(dim=1)
+        self.cache.accept(agree + 1, tokens.shape[1])
+        self._tokens = likeliest.gather(1, agree[:, None])[:, 0]
+        rows = torch.cat([agree[:, None], likeliest], dim=1).tolist()
+        return [row[1 : row[0] + 2] for row in rows]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows alone."""
+        self._tokens = self._tokens[torch.tensor(rows, device=self._tokens.device)]
+        self.cache.keep(rows)
+        self.choice.keep(rows)
 
 
 def _read_prompts(
@@ -118,7 +164,7 @@ class AnswerCache:
     """Keys and values of all rows; every prompt ends in the same column.
 
     A layer's keys and then its values stand in one tensor [rows, 2 x heads, columns, head width], so that a step writes
-    both at once.
+    both at once. Columns of drafted tokens that were not accepted stay, and are not seen.
     """
 
     def __init__(
@@ -150,12 +196,38 @@ class AnswerCache:
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read one more token of each row, int64 [rows]; return [rows, width] behind the last norm."""
-        if self.column == self.held[0].shape[2]:
-            self._grow()
+        self._make_room(1)
+        return self._through(tokens, *self._turns.pop(), self.seen)
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Read some more tokens of each row, int64 [rows, tokens]; return [rows x tokens, width], as `step` does.
+
+        `accept` says afterwards how many of them each row keeps.
+        """
+        rows, count = tokens.shape
+        places = self.positions[:, None] + torch.arange(count, device=tokens.device)
+        cos, sin = angles(self.model, self.held[0], places.expand(3, -1, -1))
+        if self.seen is None:
+            self.seen = torch.ones(rows, 1, 1, self.held[0].shape[2], dtype=torch.bool, device=tokens.device)
+        self._make_room(count)
+        seen = self.seen.repeat(1, 1, count, 1)
+        triangle = torch.ones(count, count, dtype=torch.bool, device=tokens.device).tril()
+        seen[..., self.column : self.column + count] = triangle
+        return self._through(tokens.flatten(), cos.view(-1, 1, cos.shape[-1]), sin.view(-1, 1, sin.shape[-1]), seen)
+
+    def accept(self, counts: Tensor, read: int) -> None:
+        """Keep the first tokens of each row, int64 [rows], of the `read` ones that were read last."""
+        assert self.seen is not None
+        kept = torch.arange(read, device=counts.device) < counts[:, None]
+        self.seen[:, 0, 0, self.column - read : self.column] = kept
+        self.positions = self.positions + counts
+
+    def _through(self, tokens: Tensor, cos: Tensor, sin: Tensor, seen: Tensor | None) -> Tensor:
+        """Read int64 [rows x tokens] into the next columns. seen: bool [rows, 1, 1 or tokens, at least the columns]."""
+        end = self.column + len(tokens) // len(self.held[0])
+        if seen is not None:
+            seen = seen.narrow(3, 0, end)
         hidden = self.text.embed_tokens(tokens)
-        cos, sin = self._turns.pop()
-        end = self.column + 1
-        seen = None if self.seen is None else self.seen.narrow(3, 0, end)
         for layer, held in zip(self._layers, self.held, strict=True):
             hidden = layer(hidden, held.narrow(2, 0, end), cos, sin, seen)
         self.column = end
@@ -168,6 +240,10 @@ class AnswerCache:
         self.positions = self.positions.index_select(0, chosen)
         if self.seen is not None:
             self.seen = self.seen.index_select(0, chosen)
+
+    def _make_room(self, columns: int) -> None:
+        if self.column + columns > self.held[0].shape[2]:
+            self._grow()
 
     def _grow(self) -> None:
         self.held = [nn.functional.pad(held, (0, 0, 0, GROWTH)) for held in self.held]
@@ -182,7 +258,7 @@ def _beside(parts: list[Tensor], columns: int, chosen: Tensor) -> Tensor:
 
 
 def _step_layer(layer: TextLayer) -> Callable[..., Tensor]:
-    """Return a layer for one token per row: [rows, width] and the columns so far, of which it fills the last."""
+    """Return a layer for the next tokens of each row: [rows x tokens, width] and the columns, the last are theirs."""
     attention, mlp = layer.self_attn, layer.mlp
     project = side_by_side([attention.q_proj, attention.k_proj, attention.v_proj])
     add_mixed = add_linear(attention.o_proj)
@@ -192,7 +268,7 @@ def _step_layer(layer: TextLayer) -> Callable[..., Tensor]:
 
     def run(hidden: Tensor, held: Tensor, cos: Tensor, sin: Tensor, seen: Tensor | None) -> Tensor:
         rows, heads = held.shape[0], held.shape[1] // 2
-        projected = project(rms(layer.input_layernorm, hidden)).view(rows, -1, width)
+        projected = project(rms(layer.input_layernorm, hidden)).view(hidden.shape[0], -1, width)
         queries = projected.shape[1] - 2 * heads
         turning = projected.narrow(1, 0, queries + heads)
         if norms is not None:
@@ -200,11 +276,19 @@ def _step_layer(layer: TextLayer) -> Callable[..., Tensor]:
             turning.copy_(torch.cat([rms(norms[0], query), rms(norms[1], key)], dim=1))
         torch.addcmul(turning.roll(width // 2, dims=2).mul_(sin), turning, cos, out=turning)
         query, new = projected.split_with_sizes([queries, 2 * heads], dim=1)
-        held.select(2, -1).copy_(new)
         keys, values = held.split_with_sizes([heads, heads], dim=1)
-        # the heads that share a key stand where tokens stand: one query each, no copies of keys
-        mixed = scaled_dot_product_attention(query.view(rows, heads, -1, width), keys, values, seen, scale=scale)
-        hidden = add_mixed(hidden, mixed.reshape(rows, -1))
+        # the heads that share a key stand where tokens stand, so keys are not copied
+        if hidden.shape[0] == rows:
+            held.select(2, -1).copy_(new)
+            mixed = scaled_dot_product_attention(query.view(rows, heads, -1, width), keys, values, seen, scale=scale)
+        else:
+            assert seen is not None
+            tokens, group = hidden.shape[0] // rows, queries // heads
+            held.narrow(2, held.shape[2] - tokens, tokens).copy_(new.view(rows, tokens, -1, width).transpose(1, 2))
+            query = query.view(rows, tokens, heads, group, width).permute(0, 2, 3, 1, 4).reshape(rows, heads, -1, width)
+            mixed = scaled_dot_product_attention(query, keys, values, seen.repeat(1, 1, group, 1), scale=scale)
+            mixed = mixed.view(rows, heads, group, tokens, width).permute(0, 3, 1, 2, 4)
+        hidden = add_mixed(hidden, mixed.reshape(hidden.shape[0], -1))
         x = rms(layer.post_attention_layernorm, hidden)
         return add_down(hidden, mlp.act_fn(to_gate(x)).mul_(to_up(x)))
 

@@ -78,7 +78,7 @@ def generate(
     """
     ends = end_tokens(checkpoint)
     if reads_itself(checkpoint):
-        choice = SampledChoice(checkpoint, sampling, len(rows))
+        choice, shared = SampledChoice(checkpoint, sampling, len(rows)), shared or SharedReading()
         new = write_answers(
             checkpoint, rows, choice, max_new_tokens=sampling.max_new_tokens, ends=ends, shared=shared
         )  # fmt: skip
@@ -107,6 +107,7 @@ class SampledChoice(TokenChoice):
     def __init__(self, checkpoint: Checkpoint, sampling: Sampling, num_rows: int) -> None:
         self.never = torch.tensor(suppressed_tokens(checkpoint), device=checkpoint.device)
         self.processors = sampling_processors(sampling, num_rows) if sampling.temperature > 0 else []
+        self.takes_likeliest = not self.processors
 
     def scores(self, logits: Tensor) -> Tensor:
         """Return [rows, vocabulary]."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zoomiqa_reward.model.checkpoint import Checkpoint
+from zoomiqa_reward.model.drafts import Drafts
 from zoomiqa_reward.model.inputs import TokenRow, check_row
 from zoomiqa_reward.model.language import ImageSpan, ReadStates, ReadTokens, read
 from zoomiqa_reward.model.tower import ImageFeatures, read_images
@@ -30,6 +31,8 @@ class SharedReading:
     """By the tokens that were read."""
     features: dict[int, tuple[Tensor, ImageFeatures]] = field(default_factory=dict)
     """By the identity of an image's patches, which are kept with them."""
+    drafts: Drafts | None = field(default_factory=Drafts)
+    """What the call's earlier answers went on with; None where answers are written step by step, as under `strict`."""
 
     def forget_images(self) -> None:
         """Drop what was read of images that will not be shown again."""

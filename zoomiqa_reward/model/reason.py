@@ -107,7 +107,7 @@ def assess_images(
     window: list[Tensor] = []
     per_window = 1 if strict else max(1, batch_size // num_samples)
 
-    respond = _Writing(checkpoint, write)
+    respond = _Writing(checkpoint, write, strict=strict)
 
     def flush() -> None:
         rows = [image for image in window for _ in range(num_samples)]
@@ -138,8 +138,10 @@ def assess_images(
 class _Writing:
     """Answers requests about images; what they share is prepared and read once, until it is forgotten."""
 
-    def __init__(self, checkpoint: Checkpoint, write: Generate) -> None:
+    def __init__(self, checkpoint: Checkpoint, write: Generate, *, strict: bool) -> None:
         self.checkpoint, self.shared = checkpoint, SharedReading()
+        if strict:  # other answers would decide how many tokens a pass checks, and so its last bits
+            self.shared.drafts = None
         self.prepared: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self.write = partial(generate, shared=self.shared) if write is generate else write
 
