@@ -107,7 +107,6 @@ class _RecordedChoice(SampledChoice):
 
     def __init__(self, checkpoint: Checkpoint, sampling: Sampling, num_rows: int) -> None:
         super().__init__(checkpoint, sampling, num_rows)
-        self.takes_likeliest = False  # of every step the log-probability is kept
         self.processors.insert(0, self._hold)  # behind the suppressed tokens, before the temperature
         self._temperature, self._alive = sampling.temperature, list(range(num_rows))
         self._held: Tensor | None = None

@@ -13,8 +13,8 @@ DRAFT = 7
 """Tokens of a draft at most. With the token before them, a pass reads 8 per answer."""
 CONTEXTS = (16, 8, 4, 2, 1)
 """Numbers of last tokens by which a draft is looked up, the longest first."""
-MOST_CONTEXTS = 2**18
-"""Contexts that are kept at least, about 60 MB; then the older half is dropped."""
+MOST_CONTEXTS = 2**16
+"""Contexts after which a second store begins. When that is full as well, the first one is dropped."""
 LEAST_GAIN = 1.75
 """Tokens per answer and pass below which drafts do not pay: a pass that checks them costs up to this many steps."""
 PAUSE = 4
