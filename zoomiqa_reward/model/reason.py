@@ -93,7 +93,8 @@ def assess_images(
     samples. strict: only answers about the same image share a batch, `STRICT_ROWS` at a time, so they are bit-equal in
     any company and for any `batch_size`. Otherwise `batch_size` answers are written together, with drafts from earlier
     answers of the call (`drafts`), which may change the last bits of the logits. skip_empty: images without content are
-    not asked about, see `assess_batch`. `write` is what turns rows into answers. Raises ValueError for a model in training mode with dropout.
+    not asked about, see `assess_batch`. `write` is what turns rows into answers.
+    Raises ValueError for a model in training mode with dropout.
     """
     check_rounds(rounds)
     refuse_levels(checkpoint.protocol)
