@@ -8,6 +8,7 @@ from typing import Any
 from zoomiqa_reward.rewards.base import Reward
 
 PRECISIONS = ("no", "bf16")
+TRUTH_STATES = ("noisy", "sampled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,10 @@ class TuneConfig:
     truth_weight: float = 0.0
     """Weight of the denoising loss on the ground truths, added to the loss of the algorithm. It keeps the network at
     its original task; with a reward alone grain and grids grow. Needs ground truths."""
+    truth_states: str = "noisy"
+    """Where the network is told the ground truth: at `noisy` truths, as in its first training, or at states `sampled`
+    from the model as it stands, with this run's steps and temperature. There it learns what is wrong in its own
+    restorations, which hold grain that no noisy truth has."""
     epochs: int = 1
     """How often the candidates of a round are used."""
     updates_per_round: int = 1
@@ -80,6 +85,8 @@ class TuneConfig:
                 f"mixed_precision={self.mixed_precision!r}: must be one of {', '.join(PRECISIONS)}; float16 would need "
                 "a loss scale, which is too coarse for policy ratios near 1"
             )
+        if self.truth_states not in TRUTH_STATES:
+            raise ValueError(f"truth_states={self.truth_states!r}: must be one of {', '.join(TRUTH_STATES)}")
         for name, bottom in (("seed", 0), ("eta", 0), ("learning_rate", 0), ("max_grad_norm", 0), ("weight_decay", 0),
                              ("truth_weight", 0)):  # fmt: skip
             if getattr(self, name) < bottom:

@@ -13,6 +13,7 @@ from restoration.tuning.algorithms.grpo import GRPO
 from restoration.tuning.algorithms.nft import NFT
 from restoration.tuning.algorithms.reward_gradient import RewardGradient
 from restoration.tuning.algorithms.sft import SFT
+from restoration.tuning.algorithms.supervised import Supervised
 from restoration.tuning.config import MonitorConfig, Recipe, TuneConfig
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.composite import CompositeReward, Term
@@ -125,6 +126,14 @@ def nano_reward_gradient(**changes: Any) -> Recipe:
                   config=config, reward=rating)  # fmt: skip
 
 
+def nano_supervised(**changes: Any) -> Recipe:
+    """Return learning from ground truths at the states that the embedded restorer comes to; the rating only watches."""
+    defaults = {"rounds": 20, "images_per_round": 16, "num_samples": 4, "learning_rate": 4e-4, "updates_per_round": 8,
+                "lora_rank": 64, "lora_alpha": 128, "ema_decay": 0.95, "truth_states": "sampled"}  # fmt: skip
+    return Recipe(name="nano_supervised", source="nano", algorithm=Supervised(), config=_nano(defaults | changes),
+                  reward=robust_rating_and_consistency)  # fmt: skip
+
+
 def sdx4_grpo(**changes: Any) -> Recipe:
     """Return GRPO on SD-x4."""
     return _sdx4("sdx4_grpo", GRPO(), {"learning_rate": 1e-4} | changes)
@@ -153,6 +162,11 @@ def sdx4_reward_gradient(**changes: Any) -> Recipe:
     return _sdx4("sdx4_reward_gradient", RewardGradient(reward_weight=1e-2), settings, rating)
 
 
+def sdx4_supervised(**changes: Any) -> Recipe:
+    """Return learning from ground truths at the states that SD-x4 comes to; the reward only watches."""
+    return _sdx4("sdx4_supervised", Supervised(), {"learning_rate": 5e-5, "truth_states": "sampled"} | changes)
+
+
 RECIPES: dict[str, Callable[..., Recipe]] = {
     recipe.__name__: recipe
     for recipe in (
@@ -161,11 +175,13 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
         nano_dpo,
         nano_sft,
         nano_reward_gradient,
+        nano_supervised,
         sdx4_grpo,
         sdx4_nft,
         sdx4_dpo,
         sdx4_sft,
         sdx4_reward_gradient,
+        sdx4_supervised,
     )
 }
 

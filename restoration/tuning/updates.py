@@ -51,7 +51,7 @@ class Updates:
             seeds = [self.tuning.seed(9, number, epoch, int(k)) for k in chunk]
             losses = self._update([collected.parts[int(k)] for k in chunk], seeds, number, asked)
             rows += losses.pop("rows")
-            sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
+            sums |= {name: sums.get(name, 0.0) + value for name, value in losses.items()}
         every = gather((sums, rows, asked))
         rows = sum(count for _, count, _ in every)
         asked = [scored for _, _, batch in every for scored in batch]

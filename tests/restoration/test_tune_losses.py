@@ -17,9 +17,11 @@ from restoration.tuning.algorithms.grpo import GRPO
 from restoration.tuning.algorithms.nft import NFT
 from restoration.tuning.algorithms.reward_gradient import RewardGradient
 from restoration.tuning.algorithms.sft import SFT
+from restoration.tuning.algorithms.supervised import Supervised
 from restoration.tuning.context import Collected, LossTerm, Part
 from restoration.tuning.lora import OLD, POLICY, reference, tuners
 from restoration.tuning.sampler.rollout import draw_candidates, draw_piece
+from restoration.tuning.sampler.transitions import transition
 from restoration.tuning.updates import Updates
 from zoomiqa_reward.rewards.metric import MetricReward
 
@@ -60,6 +62,22 @@ def truth_error(tuning, example, count, generator, parts):
     return mean((said(tuning.denoiser, x_t, times, example.lq, parts) - target).square()).mean()
 
 
+def sampled_truth_error(tuning, example, count, generator, parts):
+    """The error of x0 as it is predicted at states of the sampler's own, before one random step of 4."""
+    seeds = torch.randint(2**62, (count,), generator=generator).tolist()
+    step = int(torch.randint(4, (), generator=generator))
+    path, own = tuning.path, [torch.Generator().manual_seed(seed) for seed in seeds]
+    noise = [torch.stack([torch.randn(3, 4, 4, generator=one) for one in own]) for _ in range(step + 1)]
+    x = tuning.config.temperature * noise[0]
+    with torch.no_grad():
+        for k in range(step):
+            output = said(tuning.denoiser, x, path.times[k], example.lq, parts)
+            x = transition(path, k, output, x, eta=tuning.config.eta, noise=noise[k + 1]).sample
+    alpha, sigma = path.alphas[step], path.sigmas[step]
+    predicted = alpha * x - sigma * said(tuning.denoiser, x, path.times[step], example.lq, parts)
+    return (predicted - 10 * (example.hr - 0.5)).square().mean()
+
+
 def assert_update_is(tuning, collected, term_of):
     """Take the one update of a round, and compare loss and gradient with `term_of(part, generator, weights)`.
 
@@ -80,9 +98,10 @@ def assert_update_is(tuning, collected, term_of):
     return found
 
 
-@pytest.mark.parametrize("truth_weight", [0.0, 0.7])
-def test_sft_denoises_the_best_of_each_group(tmp_path, truth_weight):
-    tuning, algorithm = toy_tuning(tmp_path, truth_weight=truth_weight, temperature=0.6), SFT(top=2)
+@pytest.mark.parametrize(("truth_weight", "truth_states"), [(0.0, "noisy"), (0.7, "noisy"), (0.7, "sampled")])
+def test_sft_denoises_the_best_of_each_group(tmp_path, truth_weight, truth_states):
+    tuning = toy_tuning(tmp_path, truth_weight=truth_weight, truth_states=truth_states, temperature=0.6)
+    algorithm = SFT(top=2)
     collected = algorithm.collect(tuning, ROUND)
     assert len(collected.parts) == 2
 
@@ -92,10 +111,42 @@ def test_sft_denoises_the_best_of_each_group(tmp_path, truth_weight):
         times, _, _, _, x_t, target = noised(tuning, piece.trajectory.x0[best], generator)
         value = mean((said(tuning.denoiser, x_t, times, part.example.lq, parts) - target).square()).mean()
         if truth_weight:
-            value = value + truth_weight * truth_error(tuning, part.example, 2, generator, parts)
+            error = truth_error if truth_states == "noisy" else sampled_truth_error
+            value = value + truth_weight * error(tuning, part.example, 2, generator, parts)
         return value, 2
 
     assert_update_is(tuning, collected, term)
+
+
+@pytest.mark.parametrize("number", [0, 1, ROUND])
+def test_supervised_learns_the_truth_where_its_own_sampler_comes_to(tmp_path, number):
+    tuning, algorithm = toy_tuning(tmp_path, truth_states="sampled", temperature=0.6), Supervised()
+    algorithm.prepare(tuning)
+    collected = algorithm.collect(tuning, number)
+    assert len(collected.parts) == 2
+
+    def term(part, generator, parts):
+        return sampled_truth_error(tuning, part.example, 4, generator, parts), 4
+
+    assert_update_is(tuning, collected, term)
+
+
+def test_supervised_needs_truths_and_no_second_loss_of_them(tmp_path):
+    with pytest.raises(ValueError, match="truth_weight=0.5 adds to another algorithm"):
+        Supervised().prepare(toy_tuning(tmp_path, truth_weight=0.5))
+    tuning = toy_tuning(tmp_path)
+    blind = replace(tuning, examples=[replace(tuning.examples[0], hr=None)])
+    with pytest.raises(ValueError, match="0 has no ground truth, and supervised learns from nothing else"):
+        Supervised().prepare(blind)
+    with pytest.raises(ValueError, match="truth_states='own': must be one of noisy, sampled"):
+        toy_tuning(tmp_path, truth_states="own")
+
+
+def test_the_log_holds_the_losses_where_a_round_has_fewer_parts_than_updates(tmp_path):
+    tuning = toy_tuning(tmp_path, updates_per_round=5)
+    found, steps = Updates(tuning).take(Supervised().collect(tuning, ROUND), ROUND)
+    assert steps == 2
+    assert found["loss"] == pytest.approx(found["truth"]) and found["gradient_norm"] > 0
 
 
 def test_nft_pulls_both_implicit_policies_and_holds_the_trained_one_to_the_base(tmp_path):

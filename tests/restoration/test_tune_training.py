@@ -28,6 +28,7 @@ from restoration.tuning.algorithms.nft import NFT
 from restoration.tuning.algorithms.pairs import pairs_from_best_of_n, read_pairs, write_pairs
 from restoration.tuning.algorithms.reward_gradient import RewardGradient
 from restoration.tuning.algorithms.sft import SFT
+from restoration.tuning.algorithms.supervised import Supervised
 from restoration.tuning.context import Tuning
 from restoration.tuning.denoisers.base import denoiser_of
 from restoration.tuning.denoisers.nano import NanoDenoiser
@@ -86,7 +87,7 @@ ALGORITHMS = {
     "sft": (SFT(), {}),
     "dpo": (DPO(), {"learning_rate": 1e-3}),
     "reward_gradient": (RewardGradient(grad_steps=2, low_frequency=0.1), {"num_samples": 2, "truth_weight": 0.1}),
-}
+}  # `supervised` has no reward to raise
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -159,6 +160,19 @@ def test_the_truths_error_is_zero_for_a_network_that_knows_them(monkeypatch, tmp
         share=None, device=torch.device("cpu"), autocast=contextlib.nullcontext,
     )  # fmt: skip
     assert float(truth_error(tuning, one, 8, torch.Generator().manual_seed(0))) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", [Supervised(), NFT()])
+def test_truths_at_the_samplers_own_states_bring_restorations_nearer_to_them(algorithm, tmp_path):
+    weight = {} if isinstance(algorithm, Supervised) else {"truth_weight": 100.0}
+    result = run(algorithm, tmp_path, truth_states="sampled", rounds=12, learning_rate=1e-2, **weight)
+    base = Restorer.from_pretrained(nano(), device="cpu", **result.restorer_options)
+    errors = []
+    for restorer in (base, result.restorer(device="cpu")):
+        pairs = [(made.image, one.hr) for one in examples() for made in restorer.restore(one.lq, range(4))]
+        errors.append(float(torch.stack([(image - hr).square().mean() for image, hr in pairs]).mean()))
+    assert errors[1] < 0.97 * errors[0]
+    assert all(row["truth"] > 0 for row in rows_of(tmp_path))
 
 
 def test_truths_that_are_missing_are_named(tmp_path):

@@ -6,8 +6,9 @@ from torch import Tensor
 from restoration.tuning.context import Tuning
 from restoration.tuning.data import Example
 from restoration.tuning.denoisers.base import Condition, Denoiser
-from restoration.tuning.sampler.parametrisation import noisy, target
+from restoration.tuning.sampler.parametrisation import noisy, target, to_x0
 from restoration.tuning.sampler.rollout import Varied, encode, generators_of
+from restoration.tuning.sampler.transitions import sample
 
 Levels = tuple[Tensor, Tensor, Tensor]
 """(times, alphas, sigmas), one number per row each, as `Schedule.draw` gives them."""
@@ -55,16 +56,25 @@ def random_noise(like: Tensor, generator: torch.Generator, temperature: float = 
 
 
 def truth_error(tuning: Tuning, example: Example, rows: int, generator: torch.Generator) -> Tensor:
-    """Return the mean denoising error of the image's ground truth at `rows` times, under full noise.
+    """Return the mean error of what the network says of the image's ground truth at `rows` states.
 
-    Beside a reward it keeps the network at what it was trained for. Raises ValueError without a ground truth.
-    Sources: ReFL (Xu et al. 2023) and RFSR keep the pre-training loss beside the reward.
+    `TuneConfig.truth_states` says which: the noisy truth at as many times, under full noise, where the error is that of
+    the output; or states of as many candidates that the sampler draws now, before one random step, where the error is
+    that of the predicted x0. Raises ValueError without a ground truth.
+    Sources: ReFL (Xu et al. 2023) and RFSR keep the pre-training loss beside the reward; DAgger (Ross et al. 2011)
+    learns the right answer at the states that the learner itself comes to.
     """
     if example.hr is None:
         raise ValueError(f"{example.name} has no ground truth to denoise: set truth_weight=0")
-    seeds = torch.randint(2**62, (rows,), generator=generator).tolist()
-    condition = encode(tuning, example, generators_of(seeds))
+    denoiser, path = tuning.denoiser, tuning.path
+    generators = generators_of(torch.randint(2**62, (rows,), generator=generator).tolist())
+    condition = encode(tuning, example, generators)
     with torch.no_grad():
-        x0 = tuning.denoiser.encode_target(example.hr[None].to(tuning.device).expand(rows, -1, -1, -1), condition)
-    levels = tuning.denoiser.schedule.draw(rows, generator)
-    return denoising_errors(tuning.denoiser, condition, x0, random_noise(x0, generator), levels).mean()
+        x0 = denoiser.encode_target(example.hr[None].to(tuning.device).expand(rows, -1, -1, -1), condition)
+    if tuning.config.truth_states == "noisy":
+        levels = denoiser.schedule.draw(rows, generator)
+        return denoising_errors(denoiser, condition, x0, random_noise(x0, generator), levels).mean()
+    step = int(torch.randint(len(path), (), generator=generator))
+    x_t = sample(denoiser, condition, path, generators, eta=tuning.config.eta, steps=step).x0
+    output = denoiser.predict(x_t, path.times[step], condition)
+    return (to_x0(path.kind, output, x_t, path.alphas[step], path.sigmas[step]) - x0).square().mean()
