@@ -1,4 +1,4 @@
-"""Tune a diffusion restorer on a reward: five algorithms on one surface, with a monitor for reward hacking.
+"""Tune a diffusion restorer on a reward: five algorithms and a control, with a monitor for hacking.
 
 Light to import: diffusers, peft and accelerate are loaded when a run starts. `recipes.py` holds ready settings,
 `tune` runs them, `zoomiqa tune` does it from a shell; `docs/tune.md` says which to take.
