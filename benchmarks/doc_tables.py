@@ -14,6 +14,8 @@ TUNE_NAMES = {
     "best_of_8_rating": "best of 8 of the base, by the plain rating", "sft": "rejection SFT",
     "dpo": "DPO", "grpo": "GRPO", "nft": "NFT",
     "reward_gradient": "reward gradient", "chance": "DPO on chance (control)",
+    "supervised": "truths at sampled states, no reward (control)", "nft_truth": "NFT with these truths",
+    "dpo_truth": "DPO with these truths",
     "laplacian": "reward gradient of Laplacian variance alone",
     "laplacian_heedless": "the same, the alarm not heeded", "niqe": "NFT on NIQE alone",
 }  # fmt: skip
@@ -87,7 +89,8 @@ def sharpened_table(runs: Result) -> str:
     digits = {"fsim": 4, "vif": 4, "psnr_y": 2}
     rows = []
     cool = ("cool", "cool_sharpened_0.25", "cool_sharpened_0.5")
-    for method in (*cool, "best_of_8_robust", "sft", "dpo", "grpo", "nft", "reward_gradient"):
+    tuned = ("sft", "dpo", "grpo", "nft", "reward_gradient", "supervised", "nft_truth", "dpo_truth")
+    for method in (*cool, "best_of_8_robust", *tuned):
         name = TUNE_NAMES[method]
         for amount, gaps in runs.get(method, {}).get("minus_sharpened", {}).items():
             worse = [MEASURES[key][0].split(",")[0] for key in digits if gaps[key][0] <= 0]
