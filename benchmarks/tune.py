@@ -8,7 +8,8 @@ python benchmarks/tune.py kill METHOD --images DIR --hr DIR [--rounds 8] [--out 
 METHOD: base, bicubic, sharpened_0.25, sharpened_0.5 or sharpened_0.75 (the base on a sharpened input), cool,
 cool_sharpened_0.25 or cool_sharpened_0.5 (the base at temperature 0, on the input or a sharpened one), none of which
 is trained; or one of `tune_methods.py`: sft, dpo, grpo, nft, reward_gradient; nft_truth, dpo_truth: with ground truths
-beside the reward; supervised: these truths alone, their control; chance: DPO on a number that means nothing, a control; laplacian, niqe: on that alone, by its gradient and by NFT, until its alarm;
+beside the reward; supervised: these truths alone, their control; chance: DPO on a number that means nothing, a control;
+laplacian, niqe: on that alone, by its gradient and by NFT, until its alarm;
 laplacian_heedless: the same, the alarm not heeded.
 `run` trains (resumed where it was), then restores the middle of each evaluation image with fixed seeds and measures.
 "robust" is `RobustReward`'s rating, the mean over copies that look the same; "rating" is that of the image alone.
