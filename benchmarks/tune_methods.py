@@ -37,7 +37,7 @@ minutes."""
 CLIMB: dict[str, Any] = {
     "rounds": 40, "learning_rate": 1e-4, "num_samples": 2, "truth_weight": 0.0, "ema_decay": 0.5,
 }  # fmt: skip
-TRUTHS: dict[str, Any] = {"truth_weight": 6.0, "truth_states": "sampled"}
+TRUTHS: dict[str, Any] = {"truth_weight": 3.0, "truth_states": "sampled"}
 """Ground truths beside the reward, where the sampler comes to; `supervised` learns from them alone."""
 UNHELD = RewardGradient(reward_weight=100.0, low_frequency=0.0)
 """The slope of a reward whose values are a thousandth of a rating's, and nothing beside it."""
@@ -81,7 +81,7 @@ METHODS = {
                      reward=lambda iqa: MetricReward(chance, "chance", True, (0.0, 1.0))),
     "supervised": Method(recipe="nano_supervised",
                          changes={"images_per_round": 16, "num_samples": 4, "rounds": 20}, every=10),
-    "nft_truth": Method(recipe="nano_nft", changes={"images_per_round": 16, "rounds": 4} | TRUTHS, every=2),
+    "nft_truth": Method(recipe="nano_nft", changes={"images_per_round": 16, "rounds": 2} | TRUTHS, every=1),
     "dpo_truth": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80} | TRUTHS | {"truth_weight": 30.0}),
     "laplacian": Method(recipe="nano_reward_gradient", changes=CLIMB, every=1, algorithm=UNHELD, hackable=True,
                         reward=laplacian),
