@@ -82,7 +82,7 @@ METHODS = {
     "supervised": Method(recipe="nano_supervised",
                          changes={"images_per_round": 16, "num_samples": 4, "rounds": 20}, every=10),
     "nft_truth": Method(recipe="nano_nft", changes={"images_per_round": 16, "rounds": 2} | TRUTHS, every=1),
-    "dpo_truth": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80} | TRUTHS | {"truth_weight": 30.0}),
+    "dpo_truth": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80} | TRUTHS | {"truth_weight": 10.0}),
     "laplacian": Method(recipe="nano_reward_gradient", changes=CLIMB, every=1, algorithm=UNHELD, hackable=True,
                         reward=laplacian),
     "laplacian_heedless": Method(recipe="nano_reward_gradient", changes=CLIMB, every=10, algorithm=UNHELD,
