@@ -3,7 +3,7 @@
 Keyword arguments replace fields of `TuneConfig`. The numbers are those of the algorithms' papers, scaled down for nano.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,13 +67,13 @@ def robust_rating_and_consistency(iqa: "ZoomIQA | RemoteZoomIQA") -> Reward:
     ])  # fmt: skip
 
 
-def nano_grpo(**changes: Any) -> Recipe:
+def nano_grpo(**changes: object) -> Recipe:
     """Return GRPO on the embedded restorer."""
     config = _nano({"learning_rate": 1e-4, "lora_rank": 2, "lora_alpha": 4, "updates_per_round": 2} | changes)
     return Recipe(name="nano_grpo", source="nano", algorithm=GRPO(), config=config, reward=rating_and_consistency)
 
 
-def nano_nft(**changes: Any) -> Recipe:
+def nano_nft(**changes: object) -> Recipe:
     """Return DiffusionNFT on the embedded restorer.
 
     Advantages are clipped at 1, not at the paper's 5, so the target of a round is five times as far away: there are few
@@ -85,7 +85,7 @@ def nano_nft(**changes: Any) -> Recipe:
                   config=_nano(defaults | EXPECTED | changes), reward=robust_rating_and_consistency)  # fmt: skip
 
 
-def nano_dpo(pairs_file: Path | None = None, **changes: Any) -> Recipe:
+def nano_dpo(pairs_file: Path | None = None, **changes: object) -> Recipe:
     """Return DPO on the embedded restorer, with pairs mined from it or read from a file.
 
     The inputs of mined winners and losers differ far more than two samples of one input, so beta is far below the usual
@@ -103,7 +103,7 @@ def nano_dpo(pairs_file: Path | None = None, **changes: Any) -> Recipe:
                   reward=robust_rating_and_consistency)  # fmt: skip
 
 
-def nano_sft(**changes: Any) -> Recipe:
+def nano_sft(**changes: object) -> Recipe:
     """Return rejection-sampling fine-tuning of the embedded restorer.
 
     Rounds have many images, each used often: with few images training fits whatever was best of those few. The base
@@ -114,7 +114,7 @@ def nano_sft(**changes: Any) -> Recipe:
                   reward=robust_rating_and_consistency)  # fmt: skip
 
 
-def nano_reward_gradient(**changes: Any) -> Recipe:
+def nano_reward_gradient(**changes: object) -> Recipe:
     """Return the reward's gradient through the embedded restorer's last step; the rating alone has one.
 
     A larger truth_weight costs less FSIM and VIF, and the rating rises more slowly. Expect a pattern that only the
@@ -126,7 +126,7 @@ def nano_reward_gradient(**changes: Any) -> Recipe:
                   config=config, reward=rating)  # fmt: skip
 
 
-def nano_supervised(**changes: Any) -> Recipe:
+def nano_supervised(**changes: object) -> Recipe:
     """Return learning from ground truths at the states that the embedded restorer comes to; the rating only watches."""
     defaults = {"rounds": 20, "images_per_round": 16, "num_samples": 4, "learning_rate": 4e-4, "updates_per_round": 8,
                 "lora_rank": 64, "lora_alpha": 128, "ema_decay": 0.95, "truth_states": "sampled"}  # fmt: skip
@@ -134,35 +134,34 @@ def nano_supervised(**changes: Any) -> Recipe:
                   reward=robust_rating_and_consistency)  # fmt: skip
 
 
-def sdx4_grpo(**changes: Any) -> Recipe:
+def sdx4_grpo(**changes: object) -> Recipe:
     """Return GRPO on SD-x4."""
     return _sdx4("sdx4_grpo", GRPO(), {"learning_rate": 1e-4} | changes)
 
 
-def sdx4_nft(**changes: Any) -> Recipe:
+def sdx4_nft(**changes: object) -> Recipe:
     """Return DiffusionNFT on SD-x4: try it first, because it works with any sampler and re-scores nothing."""
     return _sdx4("sdx4_nft", NFT(), {"learning_rate": 3e-4} | changes)
 
 
-def sdx4_dpo(pairs_file: Path | None = None, **changes: Any) -> Recipe:
+def sdx4_dpo(pairs_file: Path | None = None, **changes: object) -> Recipe:
     """Return DPO on SD-x4."""
     settings = {"learning_rate": 2e-5, "num_samples": 16, "rounds": 500} | changes
     return _sdx4("sdx4_dpo", DPO(pairs_file=pairs_file), settings)
 
 
-def sdx4_sft(**changes: Any) -> Recipe:
+def sdx4_sft(**changes: object) -> Recipe:
     """Return rejection-sampling fine-tuning of SD-x4."""
     return _sdx4("sdx4_sft", SFT(), {"learning_rate": 5e-5} | changes)
 
 
-def sdx4_reward_gradient(**changes: Any) -> Recipe:
+def sdx4_reward_gradient(**changes: object) -> Recipe:
     """Return the reward's gradient through SD-x4; both models side by side, so a 7B reward needs more than 24 GB."""
     settings = {"learning_rate": 1e-5, "num_samples": 1, "rows_at_once": 1, "offload": False, "truth_weight": 1.0}
-    settings |= changes
-    return _sdx4("sdx4_reward_gradient", RewardGradient(reward_weight=1e-2), settings, rating)
+    return _sdx4("sdx4_reward_gradient", RewardGradient(reward_weight=1e-2), settings | changes, rating)
 
 
-def sdx4_supervised(**changes: Any) -> Recipe:
+def sdx4_supervised(**changes: object) -> Recipe:
     """Return learning from ground truths at the states that SD-x4 comes to; the reward only watches."""
     return _sdx4("sdx4_supervised", Supervised(), {"learning_rate": 5e-5, "truth_states": "sampled"} | changes)
 
@@ -186,27 +185,27 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
 }
 
 
-def find_recipe(name: str, **changes: Any) -> Recipe:
+def find_recipe(name: str, **changes: object) -> Recipe:
     """Return the recipe of that name. Raises ValueError that lists the known ones."""
     if name not in RECIPES:
         raise ValueError(f"recipe {name!r}: must be among {', '.join(RECIPES)}")
     return RECIPES[name](**changes)
 
 
-def _nano(settings: dict[str, Any]) -> TuneConfig:
+def _nano(settings: Mapping[str, object]) -> TuneConfig:
     common: dict[str, Any] = {
         "lora_rank": 8, "lora_alpha": 16, "learning_rate": 1e-4, "steps": STEPS, "crop_px": 32,
         "temperature": TEMPERATURE,
     }  # fmt: skip
-    return TuneConfig(**(common | settings))
+    return TuneConfig(**(common | dict(settings)))
 
 
 def _sdx4(
-    name: str, algorithm: Any, settings: dict[str, Any], reward: Callable[[Any], Reward] = rating_and_consistency
+    name: str, algorithm: Any, settings: Mapping[str, object], reward: Callable[[Any], Reward] = rating_and_consistency
 ) -> Recipe:
     common: dict[str, Any] = {
         "rounds": 100, "steps": 20, "crop_px": 128, "rows_at_once": 2, "mixed_precision": "bf16", "offload": True,
         "gradient_checkpointing": True,
     }  # fmt: skip
-    return Recipe(name=name, source=SD_X4, algorithm=algorithm, config=TuneConfig(**(common | settings)), reward=reward,
+    return Recipe(name=name, source=SD_X4, algorithm=algorithm, config=TuneConfig(**(common | dict(settings))), reward=reward,
                   monitor=MonitorConfig(crop_px=128))  # fmt: skip

@@ -36,8 +36,8 @@ class Supervised:
 
     def collect(self, tuning: Tuning, number: int) -> Collected:
         """Choose a round's crops; each teaches at `num_samples` states."""
-        examples = pick_crops(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
-        return Collected(parts=[Part(loss=partial(self._loss, tuning, one), example=one) for one in examples])
+        crops = pick_crops(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
+        return Collected(parts=[Part(loss=partial(self._loss, tuning, crop), example=crop) for crop in crops])
 
     def after_round(self, tuning: Tuning, updates: int) -> None:
         """Nothing follows the trained adapter."""
