@@ -207,5 +207,6 @@ def _sdx4(
         "rounds": 100, "steps": 20, "crop_px": 128, "rows_at_once": 2, "mixed_precision": "bf16", "offload": True,
         "gradient_checkpointing": True,
     }  # fmt: skip
-    return Recipe(name=name, source=SD_X4, algorithm=algorithm, config=TuneConfig(**(common | dict(settings))), reward=reward,
+    config = TuneConfig(**(common | dict(settings)))
+    return Recipe(name=name, source=SD_X4, algorithm=algorithm, config=config, reward=reward,
                   monitor=MonitorConfig(crop_px=128))  # fmt: skip
