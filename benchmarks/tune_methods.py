@@ -28,7 +28,9 @@ SMALL: dict[str, Any] = {
     "images_per_round": 4, "num_samples": 6, "rounds": 20, "crop_px": TRAIN_LR_PX,
 }  # fmt: skip
 """What differs from the recipes: less, so that a run takes four to thirty minutes of one core."""
-HACKED: dict[str, Any] = {
+WITHOUT_TRUTHS: dict[str, Any] = {"truth_weight": 0.0, "truth_states": "noisy"}
+"""The reward alone; the recipes of NFT and DPO tell the truth beside it, and `supervised` tells nothing else."""
+HACKED: dict[str, Any] = WITHOUT_TRUTHS | {
     "rounds": 40, "learning_rate": 5e-4, "lora_rank": 8, "lora_alpha": 16, "epochs": 1, "expected_targets": False,
     "ema_decay": 0.9, "images_per_round": 4, "updates_per_round": 4,
 }  # fmt: skip
@@ -37,8 +39,6 @@ minutes."""
 CLIMB: dict[str, Any] = {
     "rounds": 40, "learning_rate": 1e-4, "num_samples": 2, "truth_weight": 0.0, "ema_decay": 0.5,
 }  # fmt: skip
-TRUTHS: dict[str, Any] = {"truth_weight": 3.0, "truth_states": "sampled"}
-"""Ground truths beside the reward, where the sampler comes to; `supervised` learns from them alone."""
 UNHELD = RewardGradient(reward_weight=100.0, low_frequency=0.0)
 """The slope of a reward whose values are a thousandth of a rating's, and nothing beside it."""
 
@@ -73,16 +73,16 @@ def laplacian(iqa: Any) -> Reward:
 
 METHODS = {
     "sft": Method(recipe="nano_sft", changes={"images_per_round": 32, "num_samples": 8, "rounds": 2}, every=1),
-    "dpo": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80}),
+    "dpo": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80} | WITHOUT_TRUTHS),
     "grpo": Method(recipe="nano_grpo", changes={"rounds": 30}),
-    "nft": Method(recipe="nano_nft", changes={"images_per_round": 16, "rounds": 4}, every=2),
+    "nft": Method(recipe="nano_nft", changes={"images_per_round": 16, "rounds": 4} | WITHOUT_TRUTHS, every=2),
     "reward_gradient": Method(recipe="nano_reward_gradient", changes={"num_samples": 2, "rounds": 36}),
-    "chance": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80},
+    "chance": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80} | WITHOUT_TRUTHS,
                      reward=lambda iqa: MetricReward(chance, "chance", True, (0.0, 1.0))),
     "supervised": Method(recipe="nano_supervised",
                          changes={"images_per_round": 16, "num_samples": 4, "rounds": 20}, every=10),
-    "nft_truth": Method(recipe="nano_nft", changes={"images_per_round": 16, "rounds": 2} | TRUTHS, every=1),
-    "dpo_truth": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80} | TRUTHS | {"truth_weight": 10.0}),
+    "nft_truth": Method(recipe="nano_nft", changes={"images_per_round": 16, "rounds": 2}, every=1),
+    "dpo_truth": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80}),
     "laplacian": Method(recipe="nano_reward_gradient", changes=CLIMB, every=1, algorithm=UNHELD, hackable=True,
                         reward=laplacian),
     "laplacian_heedless": Method(recipe="nano_reward_gradient", changes=CLIMB, every=10, algorithm=UNHELD,
