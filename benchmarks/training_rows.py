@@ -42,7 +42,8 @@ def tune_rows(t: dict[str, Any]) -> list[tuple[str, str]]:
              "cool_sharpened_0.25": "at temperature 0 on an input sharpened by 0.25, nothing trained",
              "chance": "tuned by DPO on chance, the control",
              "supervised": "tuned on ground truths at sampled states without a reward, the control",
-             "nft_truth": "tuned by NFT with these truths"}  # fmt: skip
+             "nft_truth": "tuned by NFT with these truths",
+             "dpo_truth": "tuned by DPO with these truths"}  # fmt: skip
     for method, name in names.items():
         if method in t["runs"]:
             run = t["runs"][method]
