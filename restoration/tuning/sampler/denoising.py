@@ -76,5 +76,5 @@ def truth_error(tuning: Tuning, example: Example, rows: int, generator: torch.Ge
         return denoising_errors(denoiser, condition, x0, random_noise(x0, generator), levels).mean()
     step = int(torch.randint(len(path), (), generator=generator))
     x_t = sample(denoiser, condition, path, generators, eta=tuning.config.eta, steps=step).x0
-    output = denoiser.predict(x_t, path.times[step], condition)
+    output = denoiser.predict(x_t, path.times[step], condition).float()
     return (to_x0(path.kind, output, x_t, path.alphas[step], path.sigmas[step]) - x0).square().mean()
