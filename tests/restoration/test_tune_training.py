@@ -162,10 +162,9 @@ def test_the_truths_error_is_zero_for_a_network_that_knows_them(monkeypatch, tmp
     assert float(truth_error(tuning, one, 8, torch.Generator().manual_seed(0))) == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.parametrize("algorithm", [Supervised(), NFT()])
-def test_truths_at_the_samplers_own_states_bring_restorations_nearer_to_them(algorithm, tmp_path):
-    weight = {} if isinstance(algorithm, Supervised) else {"truth_weight": 100.0}
-    result = run(algorithm, tmp_path, truth_states="sampled", rounds=12, learning_rate=1e-2, **weight)
+@pytest.mark.parametrize(("algorithm", "weight"), [(Supervised(), 0.0), (NFT(), 100.0)])
+def test_truths_at_the_samplers_own_states_bring_restorations_nearer_to_them(algorithm, weight, tmp_path):
+    result = run(algorithm, tmp_path, truth_states="sampled", truth_weight=weight, rounds=12, learning_rate=1e-2)
     base = Restorer.from_pretrained(nano(), device="cpu", **result.restorer_options)
     errors = []
     for restorer in (base, result.restorer(device="cpu")):
