@@ -25,7 +25,7 @@ from train_iqa.evaluation.options import EvaluateConfig, build_parser, config_of
 from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
 from zoomiqa_reward.runs.digest import digest
-from zoomiqa_reward.runs.folder import bind
+from zoomiqa_reward.runs.folder import bind, locked
 from zoomiqa_reward.runs.json_lines import plain, write_json
 from zoomiqa_reward.runs.program import run_program
 from zoomiqa_reward.runs.progress import progress, say
@@ -48,15 +48,16 @@ def evaluate(config: EvaluateConfig, iqa: ZoomIQA, arguments: list[str] | None =
     chosen = {dataset.name: select(dataset, config.part) for dataset in datasets}
     if config.compare is not None:
         _require_shared(config.compare, chosen)
-    if state.is_main_process:
-        bind(config.out, plain(_settings(config, iqa, datasets, chosen)), file="settings.json")
-    state.wait_for_everyone()
-    _measure(config, iqa, chosen, state)
-    state.wait_for_everyone()
-    if not state.is_main_process:
-        return None
-    report = _report(config, iqa, datasets, chosen, sys.argv[1:] if arguments is None else arguments)
-    _write(config.out / "report.json", report)
+    with locked(config.out, is_holder=state.is_main_process):
+        if state.is_main_process:
+            bind(config.out, plain(_settings(config, iqa, datasets, chosen)), file="settings.json")
+        state.wait_for_everyone()
+        _measure(config, iqa, chosen, state)
+        state.wait_for_everyone()
+        if not state.is_main_process:
+            return None
+        report = _report(config, iqa, datasets, chosen, sys.argv[1:] if arguments is None else arguments)
+        _write(config.out / "report.json", report)
     return report
 
 

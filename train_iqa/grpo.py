@@ -289,19 +289,19 @@ def train(config: GrpoConfig, datasets: Sequence[IqaDataset] | None = None) -> P
     _require_enough(config, parts)
     require_readable_images([image.path for images in parts for image in images], config.out, accelerator)
     files = listing_digest(image.path for dataset in datasets for image in dataset.images)
-    open_run(config, config.out, accelerator, [*(dataset.digest for dataset in datasets), files])
-    trainer = Trainer(config, parts, accelerator)
-    state = RunState(config.out, accelerator, trainer.model, trainer.optimizer)
-    start, is_main = state.load(), accelerator.is_main_process
-    with MetricLog(config.out, resumed_at=start, is_main=is_main, tensorboard=config.tensorboard) as log:
-        for step in range(start, config.steps):
-            made, values = trainer.step(step)
-            log.write(step + 1, values)
-            if config.page_every and is_main and (step % config.page_every == 0 or step + 1 == config.steps):
-                trainer.page(made, step)
-            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                state.save(step + 1)
-    save_policy(trainer.checkpoint, accelerator, trainer.model, config.tuning, config.out / "policy")
+    with open_run(config, config.out, accelerator, [*(dataset.digest for dataset in datasets), files]):
+        trainer = Trainer(config, parts, accelerator)
+        state = RunState(config.out, accelerator, trainer.model, trainer.optimizer)
+        start, is_main = state.load(), accelerator.is_main_process
+        with MetricLog(config.out, resumed_at=start, is_main=is_main, tensorboard=config.tensorboard) as log:
+            for step in range(start, config.steps):
+                made, values = trainer.step(step)
+                log.write(step + 1, values)
+                if config.page_every and is_main and (step % config.page_every == 0 or step + 1 == config.steps):
+                    trainer.page(made, step)
+                if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                    state.save(step + 1)
+        save_policy(trainer.checkpoint, accelerator, trainer.model, config.tuning, config.out / "policy")
     return config.out / "policy"
 
 

@@ -105,42 +105,45 @@ def train(config: SftConfig) -> Path:
     images = [Path(str(talk.image)) for talks in data for talk in talks]
     require_readable_images(images, config.out, accelerator)
     digests = [*(file_digest(source.path, size=16) for source in config.data), listing_digest(images)]
-    open_run(config, config.out, accelerator, digests)
-    checkpoint = load_base(config.model, accelerator, config.tuning)
-    refuse_levels(checkpoint.protocol)
-    protocol = fitting_protocol(checkpoint.protocol, (talk for talks in data for talk in talks))
-    if protocol != checkpoint.protocol:
-        say(f"the answers do not begin as protocol {protocol.name!r} begins them, so the policy's protocol begins none")
-        checkpoint = replace(checkpoint, protocol=protocol)
-    plan, trie = _Plan(config, data, checkpoint), trie_of(checkpoint)
-    model, optimizer = make_learner(
-        checkpoint, accelerator, config.tuning, weight_decay=config.weight_decay, seed=config.seed
-    )
-    state = RunState(config.out, accelerator, model, optimizer)
-    start = state.load()
-    with MetricLog(
-        config.out, resumed_at=start, is_main=accelerator.is_main_process, tensorboard=config.tensorboard
-    ) as log:
-        for step in range(start, plan.steps):
-            began = time.monotonic()
-            torch.manual_seed(seed_of(config.seed, step, rank))  # dropout, if any
-            planned = plan.step(step, config.micro_rows)[rank::world]
-            rows = [[build_row(checkpoint, trie, item.conversation, item.kind) for item in group] for group in planned]
-            count = total_of(float(sum(int(row.targets.sum()) for group in rows for row in group)))
-            parts = [partial(_share, model, checkpoint, group, count) for group in rows]
-            rate = cosine_lr(step, plan.steps, config.learning_rate, warmup=config.warmup_steps)
-            loss, norm = optimizer_step(
-                accelerator, model, optimizer, parts, learning_rate=rate, max_norm=config.max_grad_norm
-            )
-            seconds = time.monotonic() - began
-            values = {
-                "loss": total_of(loss), "target_tokens": count, "grad_norm": norm, "learning_rate": rate,
-                "tokens_per_s": total_of(float(sum(r.length for g in rows for r in g))) / seconds,
-            }  # fmt: skip
-            log.write(step + 1, values)
-            if (step + 1) % config.save_every == 0 or step + 1 == plan.steps:
-                state.save(step + 1)
-    save_policy(checkpoint, accelerator, model, config.tuning, config.out / "policy")
+    with open_run(config, config.out, accelerator, digests):
+        checkpoint = load_base(config.model, accelerator, config.tuning)
+        refuse_levels(checkpoint.protocol)
+        protocol = fitting_protocol(checkpoint.protocol, (talk for talks in data for talk in talks))
+        if protocol != checkpoint.protocol:
+            name = protocol.name
+            say(f"the answers do not begin as protocol {name!r} begins them, so the policy's protocol begins none")
+            checkpoint = replace(checkpoint, protocol=protocol)
+        plan, trie = _Plan(config, data, checkpoint), trie_of(checkpoint)
+        model, optimizer = make_learner(
+            checkpoint, accelerator, config.tuning, weight_decay=config.weight_decay, seed=config.seed
+        )
+        state = RunState(config.out, accelerator, model, optimizer)
+        start = state.load()
+        with MetricLog(
+            config.out, resumed_at=start, is_main=accelerator.is_main_process, tensorboard=config.tensorboard
+        ) as log:
+            for step in range(start, plan.steps):
+                began = time.monotonic()
+                torch.manual_seed(seed_of(config.seed, step, rank))  # dropout, if any
+                planned = plan.step(step, config.micro_rows)[rank::world]
+                rows = [
+                    [build_row(checkpoint, trie, item.conversation, item.kind) for item in group] for group in planned
+                ]
+                count = total_of(float(sum(int(row.targets.sum()) for group in rows for row in group)))
+                parts = [partial(_share, model, checkpoint, group, count) for group in rows]
+                rate = cosine_lr(step, plan.steps, config.learning_rate, warmup=config.warmup_steps)
+                loss, norm = optimizer_step(
+                    accelerator, model, optimizer, parts, learning_rate=rate, max_norm=config.max_grad_norm
+                )
+                seconds = time.monotonic() - began
+                values = {
+                    "loss": total_of(loss), "target_tokens": count, "grad_norm": norm, "learning_rate": rate,
+                    "tokens_per_s": total_of(float(sum(r.length for g in rows for r in g))) / seconds,
+                }  # fmt: skip
+                log.write(step + 1, values)
+                if (step + 1) % config.save_every == 0 or step + 1 == plan.steps:
+                    state.save(step + 1)
+        save_policy(checkpoint, accelerator, model, config.tuning, config.out / "policy")
     return config.out / "policy"
 
 

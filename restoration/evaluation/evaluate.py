@@ -23,6 +23,7 @@ from restoration.metrics.registry import BOTH, METRICS, MetricOptions, conventio
 from restoration.restorer.rng import candidate_seed
 from zoomiqa_reward.images.loading import conversions
 from zoomiqa_reward.rewards.base import Reward, require_pointwise
+from zoomiqa_reward.runs.folder import locked
 from zoomiqa_reward.runs.json_lines import write_json
 from zoomiqa_reward.runs.provenance import versions
 from zoomiqa_reward.runs.settings import identity_of
@@ -82,18 +83,19 @@ def evaluate(
     headline = pick_headline(names, excluded, headline, has_hr=has_hr)
     settings = _settings(restorer, dataset, names, n, seed, reward, options)
     settings |= {"headline": headline, "not_headline": excluded}
-    folder = RecordFolder(out, settings)
-    seeds = settings["seeds"]
-    judge = ImageMeasurer(names, options, reward, Path(out) / "images" if out is not None and keep_images else None)
-    records: Iterable[ImageRecord] = _run(restorer, dataset, seeds, judge, folder)
-    failed = 0
-    for record in watch(records, len(dataset.items) * (n + 1 + has_hr)) if watch else records:
-        failed += record.error is not None and record.lq_sha256 != NOT_LOADED
-        if failed > MAX_FAILED_SHARE * n * len(dataset.items):
-            raise RuntimeError(f"{failed} of {n * len(dataset.items)} candidates failed, the last: {record.error}")
-    evaluation = Evaluation(settings=settings, records=_of_seeds(folder.records.values(), seeds))
-    if out is not None:
-        write_json(Path(out) / REPORT, evaluation.report())
+    with locked(None if out is None else Path(out)):
+        folder = RecordFolder(out, settings)
+        seeds = settings["seeds"]
+        judge = ImageMeasurer(names, options, reward, Path(out) / "images" if out is not None and keep_images else None)
+        records: Iterable[ImageRecord] = _run(restorer, dataset, seeds, judge, folder)
+        failed = 0
+        for record in watch(records, len(dataset.items) * (n + 1 + has_hr)) if watch else records:
+            failed += record.error is not None and record.lq_sha256 != NOT_LOADED
+            if failed > MAX_FAILED_SHARE * n * len(dataset.items):
+                raise RuntimeError(f"{failed} of {n * len(dataset.items)} candidates failed, the last: {record.error}")
+        evaluation = Evaluation(settings=settings, records=_of_seeds(folder.records.values(), seeds))
+        if out is not None:
+            write_json(Path(out) / REPORT, evaluation.report())
     return evaluation
 
 

@@ -24,7 +24,7 @@ from restoration.refinement.records import Round, round_of, row_of
 from restoration.refinement.strip import strip_of
 from restoration.selection.result import BestOfN, settings_in
 from zoomiqa_reward.images.loading import save_png
-from zoomiqa_reward.runs.folder import bind
+from zoomiqa_reward.runs.folder import bind, locked
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, write_json
 from zoomiqa_reward.runs.outputs import part_folder
 
@@ -114,6 +114,11 @@ class Journal:
 
 def save_result(result: "Refined", folder: Path) -> Path:
     """Write a result that has no folder yet; see `Refined.save`."""
+    with locked(folder):
+        return _save_result(result, folder)
+
+
+def _save_result(result: "Refined", folder: Path) -> Path:
     result.start.save(folder / "start")
     journal = Journal(folder, settings_in(result.report))
     for item in result.history[len(journal.history) :]:

@@ -38,6 +38,7 @@ from zoomiqa_reward.model.quality_map import QualityMap, quality_map
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, is_groupwise
 from zoomiqa_reward.rewards.restorations import ask_restorations, lost_content
+from zoomiqa_reward.runs.folder import locked
 from zoomiqa_reward.runs.progress import progress as progress_of
 
 if TYPE_CHECKING:
@@ -116,19 +117,21 @@ def refine(
         settings["regions"] = regions
     if prompt is not None:
         settings["prompt"] = prompt
-    journal = Journal(None if out is None else Path(out), settings)
-    began = time.monotonic()
-    refining = Refining(restorer, image, reward, assessor, journal, settings, source.reward_text(None, image))
-    refining.notes = [f"the input: {note}" for note in conversions(image_lq)]
-    with refining.started(progress=progress):
-        numbers = range(len(journal.history), rounds + 1)
-        for number in progress_of(numbers, len(numbers), "refining", streaming=False) if progress else numbers:
-            if journal.history[-1].stop is not None:
-                break
-            refining.run(number)
-        result = refining.result(rounds, time.monotonic() - began)
-        if journal.folder is not None:
-            write_artefacts(result, journal.folder)
+    folder = None if out is None else Path(out)
+    with locked(folder):
+        journal = Journal(folder, settings)
+        began = time.monotonic()
+        refining = Refining(restorer, image, reward, assessor, journal, settings, source.reward_text(None, image))
+        refining.notes = [f"the input: {note}" for note in conversions(image_lq)]
+        with refining.started(progress=progress):
+            numbers = range(len(journal.history), rounds + 1)
+            for number in progress_of(numbers, len(numbers), "refining", streaming=False) if progress else numbers:
+                if journal.history[-1].stop is not None:
+                    break
+                refining.run(number)
+            result = refining.result(rounds, time.monotonic() - began)
+            if journal.folder is not None:
+                write_artefacts(result, journal.folder)
     return result
 
 

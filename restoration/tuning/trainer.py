@@ -53,7 +53,7 @@ from zoomiqa_reward.model.numerics import callers_precision
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.normalise import group_keys
 from zoomiqa_reward.runs.digest import digest, file_digest
-from zoomiqa_reward.runs.folder import bind
+from zoomiqa_reward.runs.folder import bind, locked
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, trim_lines, write_json
 from zoomiqa_reward.runs.outputs import part_folder
 from zoomiqa_reward.runs.progress import counting
@@ -148,26 +148,28 @@ def tune(
     _require_gradients(denoiser.module)
     restorer_options = restorer_options_of(denoiser, recipe.config)
     _require_scale([*mine, *(validation or ())], denoiser.scale)
-    if state.is_main_process:
-        settings = _settings(recipe, source, denoiser.module, reward, examples, validation, state.num_processes)
-        _bind(folder, settings)
-    state.wait_for_everyone()
-    add_lora(denoiser, recipe.config.lora_rank, recipe.config.lora_alpha, recipe.algorithm.adapters,
-             recipe.config.seed, recipe.config.lora_targets)  # fmt: skip
-    if recipe.config.gradient_checkpointing:
-        network: Any = denoiser.module  # its method is diffusers' own
-        network.enable_gradient_checkpointing()
-    half = recipe.config.mixed_precision == "bf16"
-    tuning = Tuning(
-        denoiser=denoiser, reward=reward, examples=mine, config=recipe.config, folder=folder, device=here,
-        share=Offloader(source, reward, here, enabled=recipe.config.offload),
-        autocast=lambda: torch.autocast(here.type, torch.bfloat16, enabled=half),  # off, too, whatever is on outside
-        process=state.process_index, num_processes=state.num_processes,
-    )  # fmt: skip
-    monitor = None if validation is None else Monitor(tuning, validation, recipe.monitor)
-    with callers_precision():  # the backward passes, too, whatever autocast is on outside
-        run = _Run(recipe, tuning, monitor, is_main=state.is_main_process, on_round=on_round)
-        result = run.go(restorer_options)
+    with locked(folder, is_holder=state.is_main_process):
+        if state.is_main_process:
+            settings = _settings(recipe, source, denoiser.module, reward, examples, validation, state.num_processes)
+            _bind(folder, settings)
+        state.wait_for_everyone()
+        add_lora(denoiser, recipe.config.lora_rank, recipe.config.lora_alpha, recipe.algorithm.adapters,
+                 recipe.config.seed, recipe.config.lora_targets)  # fmt: skip
+        if recipe.config.gradient_checkpointing:
+            network: Any = denoiser.module  # its method is diffusers' own
+            network.enable_gradient_checkpointing()
+        half = recipe.config.mixed_precision == "bf16"
+        tuning = Tuning(
+            denoiser=denoiser, reward=reward, examples=mine, config=recipe.config, folder=folder, device=here,
+            share=Offloader(source, reward, here, enabled=recipe.config.offload),
+            # Off, too, whatever is on outside.
+            autocast=lambda: torch.autocast(here.type, torch.bfloat16, enabled=half),
+            process=state.process_index, num_processes=state.num_processes,
+        )  # fmt: skip
+        monitor = None if validation is None else Monitor(tuning, validation, recipe.monitor)
+        with callers_precision():  # the backward passes, too, whatever autocast is on outside
+            run = _Run(recipe, tuning, monitor, is_main=state.is_main_process, on_round=on_round)
+            result = run.go(restorer_options)
     return replace(result, pipeline_class=pipeline_class)
 
 

@@ -25,6 +25,7 @@ from zoomiqa_reward.images import load_image, save_png, to_pil
 from zoomiqa_reward.rewards.composite import CompositeReward, Term
 from zoomiqa_reward.rewards.metric import MetricReward
 from zoomiqa_reward.rewards.robust import RobustReward
+from zoomiqa_reward.runs.folder import locked
 
 METRICS = ["psnr_y", "ssim_y", "lr_consistency"]
 
@@ -369,3 +370,10 @@ def test_a_folder_that_held_a_larger_run_reports_the_last_one(dataset, tmp_path)
     kept = json.loads((tmp_path / "run" / "results.json").read_text())
     assert json.loads(json.dumps(Evaluation.load(tmp_path / "run").report())) == kept
     assert len(last.records) == 3 * (2 + 2)
+
+
+def test_a_folder_in_which_another_evaluation_works_is_refused(dataset, tmp_path):
+    pytest.importorskip("fcntl")
+    out = tmp_path / "run"
+    with locked(out), pytest.raises(ValueError, match="another process works in it"):
+        evaluate(Noisy(), dataset, METRICS, n=1, reward=reward(), out=out)

@@ -118,8 +118,9 @@ def test_two_processes_cannot_share_a_folder(tmp_path):
 
     def intruder(image):
         if (tmp_path / "rounds.jsonl").exists() and not refused:
-            with pytest.raises(ValueError, match="another process"), open_run(tmp_path / "start", {}):
-                pass
+            for folder in (tmp_path, tmp_path / "start"):
+                with pytest.raises(ValueError, match="another process"), open_run(folder, {}):
+                    pass
             refused.append(1)
         return near_target(image)
 

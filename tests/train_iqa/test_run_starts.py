@@ -19,6 +19,7 @@ from train_iqa.rl.rewards import RewardConfig
 from train_iqa.training.learner import ModelConfig
 from train_iqa.training.run_state import read_log
 from zoomiqa_reward.images import save_png
+from zoomiqa_reward.runs.folder import locked
 from zoomiqa_reward.runs.settings import AnotherRun
 
 
@@ -123,3 +124,17 @@ def test_a_protocol_file_that_changed_is_another_run(tmp_path):
     with pytest.raises(AnotherRun, match=r"contents\.protocol was"):
         sft.train(stage)
     assert len(read_log(stage.out)) == 1
+
+
+@pytest.mark.parametrize("name", ["sft", "grpo", "evaluate"])
+def test_a_folder_in_which_another_run_works_is_refused(dataset, tmp_path, name):  # noqa: F811
+    pytest.importorskip("fcntl")
+    out, source = tmp_path / "run", DatasetSource(family="csv", root=table(tmp_path, 30))
+    starts = {
+        "sft": lambda: sft.train(sft_config(tmp_path, "run")),
+        "grpo": lambda: grpo.train(config(out), [dataset]),
+        "evaluate": lambda: evaluation.evaluate(evaluate_config(tmp_path, out, sources=(source,)), tiny_iqa()),
+    }
+    with locked(out), pytest.raises(ValueError, match="another process works in it"):
+        starts[name]()
+    assert not (out / "run.json").exists()

@@ -185,7 +185,7 @@ def test_a_link_to_an_output_stays_a_link(tmp_path):
 
 
 def test_a_damaged_record_of_a_run_is_named(tmp_path):
-    bind(tmp_path / "run", {"seed": 0})
+    bind(tmp_path / "run", {"seed": 0}, is_holder=False)
     (tmp_path / "run" / "run.json").write_text("")
     with pytest.raises(AnotherRun, match=r"run\.json: damaged .*name another folder"):
-        bind(tmp_path / "run", {"seed": 0})
+        bind(tmp_path / "run", {"seed": 0}, is_holder=False)

@@ -12,6 +12,11 @@ from zoomiqa_reward.runs.outputs import OutputError, claim_folder, replacing
 from zoomiqa_reward.runs.settings import AnotherRun
 
 
+def bind_held(folder, *args, **options):
+    with locked(folder):
+        bind(folder, *args, **options)
+
+
 def test_settings_are_written_once_and_compared_afterwards(tmp_path):
     starts = []
 
@@ -20,28 +25,28 @@ def test_settings_are_written_once_and_compared_afterwards(tmp_path):
         return {"finished": False}
 
     for _ in range(2):
-        bind(tmp_path / "run", {"seed": 0, "n": 8}, key="settings", free=("n",), facts=facts)
+        bind_held(tmp_path / "run", {"seed": 0, "n": 8}, key="settings", free=("n",), facts=facts)
     assert len(starts) == 1  # facts are those of the start
-    bind(tmp_path / "run", {"seed": 0, "n": 9}, key="settings", free=("n",), facts=facts)
+    bind_held(tmp_path / "run", {"seed": 0, "n": 9}, key="settings", free=("n",), facts=facts)
     stored = json.loads((tmp_path / "run" / "run.json").read_text())
     assert stored == {"settings": {"seed": 0, "n": 8}, "finished": False}
     with pytest.raises(AnotherRun, match="seed was 0, now 1"):
-        bind(tmp_path / "run", {"seed": 1, "n": 8}, key="settings")
+        bind_held(tmp_path / "run", {"seed": 1, "n": 8}, key="settings")
 
 
 def test_results_without_settings_and_files_of_others_are_refused(tmp_path):
-    bind(tmp_path / "run", {})
+    bind_held(tmp_path / "run", {})
     (tmp_path / "run" / "run.json").unlink()
     append_line(tmp_path / "run" / "rows.jsonl", {"a": 1})
     with pytest.raises(AnotherRun, match=r"holds rows\.jsonl without run\.json"):
-        bind(tmp_path / "run", {}, results=("rows.jsonl",))
+        bind_held(tmp_path / "run", {}, results=("rows.jsonl",))
     (tmp_path / "run" / "run.json").write_text("[]")
     with pytest.raises(AnotherRun, match="is no record of a run"):
-        bind(tmp_path / "run", {})
+        bind_held(tmp_path / "run", {})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(OutputError, match=r"letter\.txt"):
-        bind(tmp_path / "mine", {})
+        bind_held(tmp_path / "mine", {})
 
 
 def test_a_second_process_is_kept_out_until_the_first_ends(tmp_path):
@@ -53,6 +58,18 @@ def test_a_second_process_is_kept_out_until_the_first_ends(tmp_path):
         assert second.returncode == 1
         assert "another process works in it" in second.stderr
     assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_a_folder_that_nobody_holds_is_not_bound(tmp_path):
+    with pytest.raises(RuntimeError, match="nobody holds it"):
+        bind(tmp_path / "run", {})
+    bind(tmp_path / "run", {}, is_holder=False)
+    with locked(tmp_path / "run"):
+        bind(tmp_path / "run", {})
+    with pytest.raises(RuntimeError, match="nobody holds it"):
+        bind(tmp_path / "run", {})
+    with locked(None), locked(tmp_path / "other", is_holder=False):
+        assert not (tmp_path / "other").exists()
 
 
 def test_rows_after_a_step_and_a_half_row_are_trimmed(tmp_path):

@@ -13,7 +13,8 @@ import json
 import math
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -28,7 +29,7 @@ from train_iqa.training.policy import TrainedWeights
 from zoomiqa_reward.model.checkpoint import embedded
 from zoomiqa_reward.model.fingerprint import hash_folder
 from zoomiqa_reward.protocol import Protocol
-from zoomiqa_reward.runs.folder import bind
+from zoomiqa_reward.runs.folder import bind, locked
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, trim_lines, write_json
 from zoomiqa_reward.runs.outputs import part_folder
 from zoomiqa_reward.runs.progress import say
@@ -90,28 +91,38 @@ def require_readable_images(paths: Sequence[Path], folder: Path, accelerator: Ac
         require_readable(paths[accelerator.process_index :: accelerator.num_processes])
 
 
-def open_run(config: Any, folder: Path, accelerator: Accelerator, data: Sequence[str]) -> None:
-    """Write `run.json` (configuration, command, commit, versions), or check that the folder holds this very run.
+@contextmanager
+def open_run(config: Any, folder: Path, accelerator: Accelerator, data: Sequence[str]) -> Iterator[None]:
+    """Hold the folder and write `run.json` (configuration, command, commit, versions), or check that it is this run's.
 
     data: digests of what is learned from. They, the files of a checkpoint in a folder and a protocol in a file are
-    compared too: the same path may hold other bytes by now. Raises ValueError where the folder belongs to a run of
-    another configuration or other contents: its curve could not be continued.
+    compared too: the same path may hold other bytes by now. The main process holds the folder for all.
+    Raises ValueError where another run works in the folder, and where it belongs to a run of another configuration or
+    other contents: its curve could not be continued.
     """
 
     def facts() -> dict[str, Any]:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
         return {"processes": accelerator.num_processes, "device": device} | provenance("accelerate", "peft")
 
-    if accelerator.is_main_process or (folder / "run.json").exists():
-        settings = json.loads(json.dumps(asdict(config), default=str))
-        contents = {"data": list(data), "model": _contents_of(config.model.name)}
-        if config.model.adapter is not None:
-            contents["adapter"] = _contents_of(config.model.adapter)
-        if isinstance(config.model.protocol, str) and Path(config.model.protocol).exists():
-            contents["protocol"] = Protocol.load(config.model.protocol).fingerprint
-        settings["contents"] = contents
-        bind(folder, settings, key="config", free=FREE_FIELDS, facts=facts)
-    accelerator.wait_for_everyone()
+    is_holder = accelerator.is_main_process
+    with locked(folder, is_holder=is_holder):
+        if is_holder or (folder / "run.json").exists():
+            contents = {"data": list(data)} | _model_contents(config.model)
+            settings = json.loads(json.dumps(asdict(config), default=str)) | {"contents": contents}
+            bind(folder, settings, key="config", free=FREE_FIELDS, is_holder=is_holder, facts=facts)
+        accelerator.wait_for_everyone()
+        yield
+
+
+def _model_contents(model: Any) -> dict[str, str | None]:
+    """Return digests of the files that the policy starts from."""
+    contents = {"model": _contents_of(model.name)}
+    if model.adapter is not None:
+        contents["adapter"] = _contents_of(model.adapter)
+    if isinstance(model.protocol, str) and Path(model.protocol).exists():
+        contents["protocol"] = Protocol.load(model.protocol).fingerprint
+    return contents
 
 
 def _contents_of(model: str) -> str | None:

@@ -1,6 +1,7 @@
 """A folder in which a run can be continued: bound to the run's settings, and to one process at a time.
 
-All resumable folders work alike. `bind` claims the folder and writes its settings, or refuses those of another run.
+All resumable folders work alike. `locked` holds the folder for one process, and `bind` writes its settings, or refuses
+those of another run.
 Results are appended by `json_lines.append_line`, one line each, after the files that the line names were written in one
 step; `json_lines.read_lines` gives what is done. So a kill at any moment loses at most the result in work.
 """
@@ -24,14 +25,19 @@ def bind(
     key: str | None = None,
     results: Collection[str] = (),
     free: Collection[str] = (),
+    is_holder: bool = True,
     facts: Callable[[], dict[str, Any]] = dict,
 ) -> None:
     """Write the settings into a new folder; in one that holds a run, check that they are those of that run.
 
     settings: JSON values. file: what holds them. key: they stand under it, beside `facts()` of the run's start; None:
     they are the whole file. results: files that belong to a run, so that they cannot lie there without its settings.
-    free: settings that may change. Raises AnotherRun (a ValueError), OutputError for files of another program.
+    free: settings that may change. is_holder: this process holds the folder (`locked`); False where another process of
+    the run holds it, or where several work in it by design. Raises AnotherRun (a ValueError), OutputError for files of
+    another program, RuntimeError where nobody holds the folder.
     """
+    if is_holder and folder.resolve() not in _HELD:
+        raise RuntimeError(f"{folder}: nobody holds it, so a second process could write there; bind it inside `locked`")
     target = claim_folder(folder) / file
     if target.exists():
         try:
@@ -48,13 +54,21 @@ def bind(
     write_json(target, {key: settings} | facts() if key else settings)
 
 
+_HELD: set[Path] = set()
+"""Folders that this process holds."""
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path | None, *, is_holder: bool = True) -> Iterator[None]:
     """Hold the folder for this process; the system lets go of it when the process ends, however it ends.
 
+    folder: None: there is none, and nothing is held. is_holder: False: another process of the same run holds it.
     Raises ValueError where another process holds it, OutputError for files of another program. Windows has no such
     lock: nothing keeps a second process out.
     """
+    if folder is None or not is_holder:
+        yield
+        return
     claim_folder(folder)  # first: `.lock` would be one more file of ours in a folder of the user's
     with open(folder / ".lock", "w") as file:
         try:
@@ -65,4 +79,8 @@ def locked(folder: Path) -> Iterator[None]:
             pass
         except OSError as error:
             raise ValueError(f"{folder}: another process works in it; wait for it, or use another folder") from error
-        yield
+        _HELD.add(folder.resolve())
+        try:
+            yield
+        finally:
+            _HELD.discard(folder.resolve())

@@ -47,7 +47,8 @@ class SharedWork:
         self._settings = settings | {"count": count, "block": self.size}
         with self._alone("settings"):
             shutil.rmtree(self._dead, ignore_errors=True)
-            bind(folder, self._settings, results=[path.name for path in sorted(folder.glob("*.jsonl"))])
+            bind(folder, self._settings, results=[path.name for path in sorted(folder.glob("*.jsonl"))],
+                 is_holder=False)  # fmt: skip
 
     @property
     def num_blocks(self) -> int:
