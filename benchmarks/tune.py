@@ -27,6 +27,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from restoration.evaluation.statistics import mean_interval, paired_test
 from restoration.metrics import measure
 from restoration.restorer.rng import candidate_seed
 from restoration.tuning import load_examples, tune
+from restoration.tuning.config import Recipe
 from restoration.tuning.data import crop
 from zoomiqa_reward import RobustReward, ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.images import load_image, to_pil
@@ -76,12 +78,23 @@ def run(args: argparse.Namespace) -> None:
     """Train and evaluate one method with one seed."""
     folder = args.out / f"{args.method}-{args.seed}"
     if args.method not in BASELINES:
-        recipe = recipe_of(args.method, args.seed, args.rounds)
+        recipe = started(recipe_of(args.method, args.seed, args.rounds), args)
         whole = load_examples(degraded_folder(args.images, PRESET, scale=4, seed=0).take(args.limit))
         reward = recipe.reward(ZoomIQA.from_pretrained("nano"))
         tune(recipe, whole[:-6], reward, folder / "run", validation=whole[-6:])
     if not args.train_only:
         evaluate_one(folder, args)
+
+
+def started(recipe: Recipe, args: argparse.Namespace) -> Recipe:
+    """Return the recipe for the pipeline that the method starts from. Raises ValueError where that run is missing."""
+    first = METHODS[args.method].start
+    if first is None:
+        return recipe
+    pipeline = args.out / f"{first}-{args.seed}" / "run" / "pipeline"
+    if not pipeline.exists():
+        raise ValueError(f"{pipeline} is missing, and {args.method} tunes it further; train it with `run {first}`")
+    return replace(recipe, source=str(pipeline))
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -30,6 +30,8 @@ SMALL: dict[str, Any] = {
 """What differs from the recipes: less, so that a run takes four to thirty minutes of one core."""
 WITHOUT_TRUTHS: dict[str, Any] = {"truth_weight": 0.0, "truth_states": "noisy"}
 """The reward alone; the recipes of NFT and DPO tell the truth beside it, and `supervised` tells nothing else."""
+TRUTH_SHARPNESS = 0.25
+"""Chosen on 24 other photographs (docs/notes/tuning.md)."""
 HACKED: dict[str, Any] = WITHOUT_TRUTHS | {
     "rounds": 40, "learning_rate": 5e-4, "lora_rank": 8, "lora_alpha": 16, "epochs": 1, "expected_targets": False,
     "ema_decay": 0.9, "images_per_round": 4, "updates_per_round": 4,
@@ -59,6 +61,8 @@ class Method:
     """Alarms end the run, and NIQE is not watched; on the others they are counted, so that all train equally long."""
     heedless: bool = False
     """A hackable reward whose alarms are only counted: what they are good for."""
+    start: str | None = None
+    """The method, finished with the same seed, whose pipeline is tuned further; None: the recipe's pipeline."""
 
 
 def chance(image: Any) -> float:
@@ -83,6 +87,13 @@ METHODS = {
                          changes={"images_per_round": 16, "num_samples": 4, "rounds": 20}, every=10),
     "nft_truth": Method(recipe="nano_nft", changes={"images_per_round": 16, "rounds": 2}, every=1),
     "dpo_truth": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80}),
+    "supervised_sharp": Method(
+        recipe="nano_supervised", every=10,
+        changes={"images_per_round": 16, "num_samples": 4, "rounds": 40, "truth_sharpness": TRUTH_SHARPNESS},
+    ),
+    "dpo_sharp": Method(recipe="nano_dpo",
+                        changes={"num_samples": 8, "rounds": 80, "truth_sharpness": TRUTH_SHARPNESS}),
+    "dpo_grpo": Method(recipe="nano_grpo", changes={"rounds": 30}, start="dpo_sharp"),
     "laplacian": Method(recipe="nano_reward_gradient", changes=CLIMB, every=1, algorithm=UNHELD, hackable=True,
                         reward=laplacian),
     "laplacian_heedless": Method(recipe="nano_reward_gradient", changes=CLIMB, every=10, algorithm=UNHELD,

@@ -96,15 +96,15 @@ def drawn_sharpness(seed: int, vary: SharpnessRange, noise: Sequence[NoiseStep] 
     return centre + half * (2 * normal.cdf(mixed) - 1)
 
 
-def sharpened(image: Tensor, sharpness: float) -> Tensor:
-    """Return x + sharpness (x - blurred x) of a CHW image, in [0, 1]; -1 gives the blurred one.
+def sharpened(image: Tensor, sharpness: float, sigma_px: float = SHARPNESS_SIGMA_PX) -> Tensor:
+    """Return x + sharpness (x - blurred x) of a CHW image, in [0, 1]; -1 gives the blurred one. sigma_px: of the blur.
 
     How blurred a low-quality image was is not known to a blind restorer. A candidate that sees it softer, or sharper,
     assumes less, or more, blur, and its restoration differs in structure, which another noise alone often does not.
     """
     if sharpness == 0:
         return image
-    blurred = ndimage.gaussian_filter(image.numpy(), (0, SHARPNESS_SIGMA_PX, SHARPNESS_SIGMA_PX), mode="mirror")
+    blurred = ndimage.gaussian_filter(image.numpy(), (0, sigma_px, sigma_px), mode="mirror")
     return (image + sharpness * (image - torch.from_numpy(blurred))).clamp(0, 1)
 
 

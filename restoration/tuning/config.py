@@ -48,6 +48,10 @@ class TuneConfig:
     """Where the network is told the ground truth: at `noisy` truths, as in its first training, or at states `sampled`
     from the model as it stands, with this run's steps and temperature. There it learns what is wrong in its own
     restorations, which hold grain that no noisy truth has."""
+    truth_sharpness: float = 0.0
+    """0 to 1: the ground truths that the network is told are sharpened by so much (unsharp masking). A squared error
+    teaches the mean of what is possible, which is soft; sharper truths make up for it. Real-ESRGAN (Wang et al. 2021)
+    learns from sharpened truths too."""
     epochs: int = 1
     """How often the candidates of a round are used."""
     updates_per_round: int = 1
@@ -100,6 +104,8 @@ class TuneConfig:
             raise ValueError(f"temperature={self.temperature}: must be above 0, at most 1")
         if not 0 <= self.vary_sharpness <= 1:
             raise ValueError(f"vary_sharpness={self.vary_sharpness}: must be 0 to 1")
+        if not 0 <= self.truth_sharpness <= 1:
+            raise ValueError(f"truth_sharpness={self.truth_sharpness}: must be 0 to 1")
         if self.expected_targets and not self.vary_sharpness:
             raise ValueError(
                 "expected_targets: candidates that differ only in noise have one mean prediction, the model's own "

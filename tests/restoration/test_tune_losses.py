@@ -7,8 +7,10 @@ layer (`toy_denoiser.py`), so every sum below is a few matrix products.
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from toy_denoiser import BOTH, loudness, said, toy_tuning, weight_parts
 
 from restoration.tuning.algorithms import nft
@@ -54,10 +56,16 @@ def noised(tuning, x0, generator, temperature=None):
     return times, alphas, sigmas, noise, x_t, rows(alphas) * noise - rows(sigmas) * x0
 
 
+def truth_of(tuning, example):
+    """The ground truth's residual, sharpened as the settings say: an unsharp mask of 1.6 px."""
+    plane = torch.from_numpy(np.stack([gaussian_filter(one, 1.6, mode="mirror") for one in example.hr.numpy()]))
+    return 10 * ((example.hr + tuning.config.truth_sharpness * (example.hr - plane)).clamp(0, 1) - 0.5)
+
+
 def truth_error(tuning, example, count, generator, parts):
     """The denoising error of the ground truth at `count` times, under full noise."""
     torch.randint(2**62, (count,), generator=generator)
-    x0 = (10 * (example.hr - 0.5)).expand(count, -1, -1, -1)
+    x0 = truth_of(tuning, example).expand(count, -1, -1, -1)
     times, _, _, _, x_t, target = noised(tuning, x0, generator, temperature=1.0)
     return mean((said(tuning.denoiser, x_t, times, example.lq, parts) - target).square()).mean()
 
@@ -75,7 +83,7 @@ def sampled_truth_error(tuning, example, count, generator, parts):
             x = transition(path, k, output, x, eta=tuning.config.eta, noise=noise[k + 1]).sample
     alpha, sigma = path.alphas[step], path.sigmas[step]
     predicted = alpha * x - sigma * said(tuning.denoiser, x, path.times[step], example.lq, parts)
-    return (predicted - 10 * (example.hr - 0.5)).square().mean()
+    return (predicted - truth_of(tuning, example)).square().mean()
 
 
 def assert_update_is(tuning, collected, term_of):
@@ -98,9 +106,13 @@ def assert_update_is(tuning, collected, term_of):
     return found
 
 
-@pytest.mark.parametrize(("truth_weight", "truth_states"), [(0.0, "noisy"), (0.7, "noisy"), (0.7, "sampled")])
-def test_sft_denoises_the_best_of_each_group(tmp_path, truth_weight, truth_states):
-    tuning = toy_tuning(tmp_path, truth_weight=truth_weight, truth_states=truth_states, temperature=0.6)
+@pytest.mark.parametrize(
+    ("truth_weight", "truth_states", "sharpness"),
+    [(0.0, "noisy", 0.0), (0.7, "noisy", 0.0), (0.7, "noisy", 0.5), (0.7, "sampled", 0.0), (0.7, "sampled", 0.5)],
+)
+def test_sft_denoises_the_best_of_each_group(tmp_path, truth_weight, truth_states, sharpness):
+    truths = {"truth_weight": truth_weight, "truth_states": truth_states, "truth_sharpness": sharpness}
+    tuning = toy_tuning(tmp_path, **truths, temperature=0.6)
     algorithm = SFT(top=2)
     collected = algorithm.collect(tuning, ROUND)
     assert len(collected.parts) == 2
@@ -140,6 +152,8 @@ def test_supervised_needs_truths_and_no_second_loss_of_them(tmp_path):
         Supervised().prepare(blind)
     with pytest.raises(ValueError, match="truth_states='own': must be one of noisy, sampled"):
         toy_tuning(tmp_path, truth_states="own")
+    with pytest.raises(ValueError, match=r"truth_sharpness=1\.5: must be 0 to 1"):
+        toy_tuning(tmp_path, truth_sharpness=1.5)
 
 
 def test_the_log_holds_the_losses_where_a_round_has_fewer_parts_than_updates(tmp_path):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from restoration.restorer.image_io import sharpened
 from restoration.tuning.context import Tuning
 from restoration.tuning.data import Example
 from restoration.tuning.denoisers.base import Condition, Denoiser
@@ -10,6 +11,8 @@ from restoration.tuning.sampler.parametrisation import noisy, target, to_x0
 from restoration.tuning.sampler.rollout import Varied, encode, generators_of
 from restoration.tuning.sampler.transitions import sample
 
+TRUTH_SIGMA_PX = 1.6
+"""Blur of the unsharp mask of `TuneConfig.truth_sharpness`, in pixels of the ground truth."""
 Levels = tuple[Tensor, Tensor, Tensor]
 """(times, alphas, sigmas), one number per row each, as `Schedule.draw` gives them."""
 
@@ -60,17 +63,18 @@ def truth_error(tuning: Tuning, example: Example, rows: int, generator: torch.Ge
 
     `TuneConfig.truth_states` says which: the noisy truth at as many times, under full noise, where the error is that of
     the output; or states of as many candidates that the sampler draws now, before one random step, where the error is
-    that of the predicted x0. Raises ValueError without a ground truth.
+    that of the predicted x0. `TuneConfig.truth_sharpness` sharpens the truth first. Raises ValueError without a truth.
     Sources: ReFL (Xu et al. 2023) and RFSR keep the pre-training loss beside the reward; DAgger (Ross et al. 2011)
     learns the right answer at the states that the learner itself comes to.
     """
     if example.hr is None:
         raise ValueError(f"{example.name} has no ground truth to denoise: set truth_weight=0")
     denoiser, path = tuning.denoiser, tuning.path
+    truth = sharpened(example.hr, tuning.config.truth_sharpness, TRUTH_SIGMA_PX)
     generators = generators_of(torch.randint(2**62, (rows,), generator=generator).tolist())
     condition = encode(tuning, example, generators)
     with torch.no_grad():
-        x0 = denoiser.encode_target(example.hr[None].to(tuning.device).expand(rows, -1, -1, -1), condition)
+        x0 = denoiser.encode_target(truth[None].to(tuning.device).expand(rows, -1, -1, -1), condition)
     if tuning.config.truth_states == "noisy":
         levels = denoiser.schedule.draw(rows, generator)
         return denoising_errors(denoiser, condition, x0, random_noise(x0, generator), levels).mean()
