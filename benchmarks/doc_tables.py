@@ -16,6 +16,8 @@ TUNE_NAMES = {
     "reward_gradient": "reward gradient", "chance": "DPO on chance (control)",
     "supervised": "truths at sampled states, no reward (control)", "nft_truth": "NFT with these truths",
     "dpo_truth": "DPO with these truths",
+    "supervised_sharp": "truths sharpened by 0.25, no reward (control)",
+    "dpo_sharp": "DPO with truths sharpened by 0.25", "dpo_grpo": "the same, then GRPO",
     "laplacian": "reward gradient of Laplacian variance alone",
     "laplacian_heedless": "the same, the alarm not heeded", "niqe": "NFT on NIQE alone",
 }  # fmt: skip
@@ -81,7 +83,17 @@ def tune_tables(result: Result) -> str:
         "its own reward, base → last look",
         "fine energy over the truth's",
     ]
-    return f"{table(header, rows)}\n\n{sharpened_table(runs)}\n\n{table(watched, looks)}"
+    return "\n\n".join([table(header, rows), control_table(runs), sharpened_table(runs), table(watched, looks)])
+
+
+def control_table(runs: Result) -> str:
+    """Return the methods that learn from truths less the same without their reward, or before their last stage."""
+    rows = []
+    for method in ("nft_truth", "dpo_truth", "dpo_sharp", "dpo_grpo"):
+        if gaps := runs.get(method, {}).get("minus_control"):
+            name = "GRPO after DPO, less that DPO" if method == "dpo_grpo" else f"{TUNE_NAMES[method]} less the control"
+            rows.append([name, *(signed(gaps[key], digits) for key, (_, digits) in MEASURES.items())])
+    return table(["[95 %]", *(title for title, _ in MEASURES.values())], rows)
 
 
 def sharpened_table(runs: Result) -> str:
@@ -89,7 +101,8 @@ def sharpened_table(runs: Result) -> str:
     digits = {"fsim": 4, "vif": 4, "psnr_y": 2}
     rows = []
     cool = ("cool", "cool_sharpened_0.25", "cool_sharpened_0.5")
-    tuned = ("sft", "dpo", "grpo", "nft", "reward_gradient", "supervised", "nft_truth", "dpo_truth")
+    tuned = ("sft", "dpo", "grpo", "nft", "reward_gradient", "supervised", "nft_truth", "dpo_truth",
+             "supervised_sharp", "dpo_sharp", "dpo_grpo")  # fmt: skip
     for method in (*cool, "best_of_8_robust", *tuned):
         name = TUNE_NAMES[method]
         for amount, gaps in runs.get(method, {}).get("minus_sharpened", {}).items():

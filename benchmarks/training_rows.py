@@ -43,7 +43,9 @@ def tune_rows(t: dict[str, Any]) -> list[tuple[str, str]]:
              "chance": "tuned by DPO on chance, the control",
              "supervised": "tuned on ground truths at sampled states without a reward, the control",
              "nft_truth": "tuned by NFT with these truths",
-             "dpo_truth": "tuned by DPO with these truths"}  # fmt: skip
+             "dpo_truth": "tuned by DPO with these truths",
+             "dpo_sharp": "tuned by DPO with truths sharpened by 0.25",
+             "dpo_grpo": "tuned by DPO with truths sharpened by 0.25 and then by GRPO"}  # fmt: skip
     for method, name in names.items():
         if method in t["runs"]:
             run = t["runs"][method]

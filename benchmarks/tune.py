@@ -8,7 +8,8 @@ python benchmarks/tune.py kill METHOD --images DIR --hr DIR [--rounds 8] [--out 
 METHOD: base, bicubic, sharpened_0.25, sharpened_0.5 or sharpened_0.75 (the base on a sharpened input), cool,
 cool_sharpened_0.25 or cool_sharpened_0.5 (the base at temperature 0, on the input or a sharpened one), none of which
 is trained; or one of `tune_methods.py`: sft, dpo, grpo, nft, reward_gradient; nft_truth, dpo_truth: with ground truths
-beside the reward; supervised: these truths alone, their control; chance: DPO on a number that means nothing, a control;
+beside the reward; dpo_sharp: with sharpened ones; dpo_grpo: GRPO on the result of dpo_sharp with the same seed;
+supervised, supervised_sharp: the truths alone, their controls; chance: DPO on a number that means nothing, a control;
 laplacian, niqe: on that alone, by its gradient and by NFT, until its alarm;
 laplacian_heedless: the same, the alarm not heeded.
 `run` trains (resumed where it was), then restores the middle of each evaluation image with fixed seeds and measures.
@@ -186,6 +187,7 @@ def table(args: argparse.Namespace) -> None:
     if base is None:
         raise ValueError(f"{RUNS}: no measurement of the base; make one with `run base`")
     found: dict[str, Any] = {}
+    means_of: dict[str | None, dict[str, Any]] = {}
     for method in (*BASELINES, *METHODS):
         mine = [one for one in runs if one["method"] == method]
         if mine:
@@ -196,6 +198,9 @@ def table(args: argparse.Namespace) -> None:
                        for name in ("robust", "rating", "fsim", "vif")}  # fmt: skip
             is_compared = method in METHODS or method.startswith("cool")
             found[method] = against(means, base) | (less_sharpened(means, rows_of) if is_compared else {})
+            if method in METHODS and METHODS[method].control in means_of:
+                found[method]["minus_control"] = less(means, means_of[METHODS[method].control])
+            means_of[method] = means
             found[method] |= {"seeds": len(mine), "by_seed": by_seed}
             found[method] |= {key: [one.get(key) for one in mine] for key in known}
             found[method]["monitor"] = [one.get("monitor", {}) for one in mine]
@@ -226,6 +231,11 @@ def against(means: dict[str, Any], base: list[dict[str, Any]]) -> dict[str, Any]
         }
         for name, values in means.items()
     }
+
+
+def less(means: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """Return each measure's difference to another method's, with intervals over images."""
+    return {name: paired_test(values, others[name]).difference for name, values in means.items()}
 
 
 def less_sharpened(means: dict[str, Any], rows_of: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from restoration.selection.candidate_loop import pixels_digest
 from restoration.tuning.algorithms.nft import NFT
 from restoration.tuning.algorithms.reward_gradient import RewardGradient
 from restoration.tuning.config import MonitorConfig, Recipe
-from restoration.tuning.recipes import find_recipe
+from restoration.tuning.recipes import TRUTH_SHARPNESS, find_recipe
 from zoomiqa_reward import MetricReward
 from zoomiqa_reward.check import find_reward
 from zoomiqa_reward.images import to_pil
@@ -28,10 +28,8 @@ SMALL: dict[str, Any] = {
     "images_per_round": 4, "num_samples": 6, "rounds": 20, "crop_px": TRAIN_LR_PX,
 }  # fmt: skip
 """What differs from the recipes: less, so that a run takes four to thirty minutes of one core."""
-WITHOUT_TRUTHS: dict[str, Any] = {"truth_weight": 0.0, "truth_states": "noisy"}
+WITHOUT_TRUTHS: dict[str, Any] = {"truth_weight": 0.0, "truth_states": "noisy", "truth_sharpness": 0.0}
 """The reward alone; the recipes of NFT and DPO tell the truth beside it, and `supervised` tells nothing else."""
-TRUTH_SHARPNESS = 0.25
-"""Chosen on 24 other photographs (docs/notes/tuning.md)."""
 HACKED: dict[str, Any] = WITHOUT_TRUTHS | {
     "rounds": 40, "learning_rate": 5e-4, "lora_rank": 8, "lora_alpha": 16, "epochs": 1, "expected_targets": False,
     "ema_decay": 0.9, "images_per_round": 4, "updates_per_round": 4,
@@ -61,6 +59,8 @@ class Method:
     """Alarms end the run, and NIQE is not watched; on the others they are counted, so that all train equally long."""
     heedless: bool = False
     """A hackable reward whose alarms are only counted: what they are good for."""
+    control: str | None = None
+    """The method that learns the same without the reward, or before this stage."""
     start: str | None = None
     """The method, finished with the same seed, whose pipeline is tuned further; None: the recipe's pipeline."""
 
@@ -85,15 +85,16 @@ METHODS = {
                      reward=lambda iqa: MetricReward(chance, "chance", True, (0.0, 1.0))),
     "supervised": Method(recipe="nano_supervised",
                          changes={"images_per_round": 16, "num_samples": 4, "rounds": 20}, every=10),
-    "nft_truth": Method(recipe="nano_nft", changes={"images_per_round": 16, "rounds": 2}, every=1),
-    "dpo_truth": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80}),
+    "nft_truth": Method(recipe="nano_nft", changes={"images_per_round": 16, "rounds": 2}, every=1,
+                        control="supervised"),
+    "dpo_truth": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80, "truth_sharpness": 0.0},
+                        control="supervised"),
     "supervised_sharp": Method(
         recipe="nano_supervised", every=10,
         changes={"images_per_round": 16, "num_samples": 4, "rounds": 40, "truth_sharpness": TRUTH_SHARPNESS},
     ),
-    "dpo_sharp": Method(recipe="nano_dpo",
-                        changes={"num_samples": 8, "rounds": 80, "truth_sharpness": TRUTH_SHARPNESS}),
-    "dpo_grpo": Method(recipe="nano_grpo", changes={"rounds": 30}, start="dpo_sharp"),
+    "dpo_sharp": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80}, control="supervised_sharp"),
+    "dpo_grpo": Method(recipe="nano_grpo", changes={"rounds": 30}, start="dpo_sharp", control="dpo_sharp"),
     "laplacian": Method(recipe="nano_reward_gradient", changes=CLIMB, every=1, algorithm=UNHELD, hackable=True,
                         reward=laplacian),
     "laplacian_heedless": Method(recipe="nano_reward_gradient", changes=CLIMB, every=10, algorithm=UNHELD,
