@@ -20,6 +20,7 @@ from train_iqa.nano.store import GRID, KINDS, Store, Workers, cover_map, read_pa
 from train_iqa.nano.synthetic import hold_out, list_photographs, make_sample
 from train_iqa.nano.train import NanoConfig, bind_run, main, make_nano
 from zoomiqa_reward import ZoomIQA
+from zoomiqa_reward.runs.folder import locked
 from zoomiqa_reward.runs.settings import AnotherRun
 
 
@@ -133,16 +134,20 @@ def test_a_folder_goes_on_with_its_own_run_alone(photographs, tmp_path, more):
     """Else the weights of one run are exported as those of another, under its settings."""
     paths = sorted(photographs.iterdir())
     config = NanoConfig(photos=(photographs,), out=tmp_path / "run", start="nano", people=tmp_path)
-    bind_run(config, paths, **more)
-    for same in (config, replace(config, seconds=9.0, people_share=0.9, workers=1, device="cuda", photos=(tmp_path,))):
-        bind_run(same, paths, **more)
-    for other in (replace(config, start="a/b"), replace(config, seed=1), replace(config, people=tmp_path / "fold")):
+    with locked(config.out):
+        bind_run(config, paths, **more)
+        for same in (
+            config,
+            replace(config, seconds=9.0, people_share=0.9, workers=1, device="cuda", photos=(tmp_path,)),
+        ):
+            bind_run(same, paths, **more)
+        for other in (replace(config, start="a/b"), replace(config, seed=1), replace(config, people=tmp_path / "fold")):
+            with pytest.raises(AnotherRun):
+                bind_run(other, paths, **more)
+        with pytest.raises(AnotherRun, match="photographs"):
+            bind_run(config, paths[1:], **more)
         with pytest.raises(AnotherRun):
-            bind_run(other, paths, **more)
-    with pytest.raises(AnotherRun, match="photographs"):
-        bind_run(config, paths[1:], **more)
-    with pytest.raises(AnotherRun):
-        bind_run(config, paths, words={"short": 2})
+            bind_run(config, paths, words={"short": 2})
 
 
 def test_the_command_line_reaches_the_people_stage(monkeypatch, tmp_path):
