@@ -17,7 +17,7 @@ TUNE_NAMES = {
     "supervised": "truths at sampled states, no reward (control)", "nft_truth": "NFT with these truths",
     "dpo_truth": "DPO with these truths",
     "supervised_sharp": "truths sharpened by 0.25, no reward (control)",
-    "dpo_sharp": "DPO with truths sharpened by 0.25", "dpo_grpo": "the same, then GRPO",
+    "dpo_sharp": "DPO with truths sharpened by 0.25", "dpo_grpo": "that DPO, then GRPO",
     "laplacian": "reward gradient of Laplacian variance alone",
     "laplacian_heedless": "the same, the alarm not heeded", "niqe": "NFT on NIQE alone",
 }  # fmt: skip

@@ -40,7 +40,7 @@ weight by about the learning rate, so a change that all weights share grows with
 square root. A longer average removes more of the noise."""
 
 TRUTH_SHARPNESS = 0.25
-"""`truth_sharpness` for DPO on the embedded restorer: it makes up for what the squared error takes of FSIM."""
+"""`truth_sharpness` for DPO on the embedded restorer: the reward rises more, VIF and PSNR-Y less (docs/tune.md)."""
 TRUTHS: dict[str, Any] = {"truth_states": "sampled"}
 """Ground truths beside the reward, where the sampler comes to. Without them the embedded restorer learns grain: on 49
 photographs NFT lost 0.78 dB of PSNR-Y without and 0.07 dB with them (docs/tune.md)."""

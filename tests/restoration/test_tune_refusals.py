@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from test_tune_denoisers import nano
-from test_tune_training import examples, recipe_of, reward_of, rows_of
+from test_tune_training import examples, recipe_of, reward_of, rows_of, run
 
 from restoration.tuning import TuneConfig, tune
 from restoration.tuning.algorithms.grpo import GRPO
@@ -20,6 +20,7 @@ from restoration.tuning.monitor.monitor import Monitor, Reading
 from restoration.tuning.progress import Mean, merged
 from restoration.tuning.trainer import _settings
 from zoomiqa_reward.rewards.composite import CompositeReward, Term
+from zoomiqa_reward.runs.folder import locked
 from zoomiqa_reward.runs.settings import changes
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of libraries, while pipelines are saved
@@ -41,6 +42,13 @@ def test_a_gradient_of_a_comparison_needs_two_in_each_pass(rows, samples):
     RewardGradient(tau=3.0).prepare(tuning)
     alone = CompositeReward([Term(reward_of(), 1.0, "raw")])
     RewardGradient(tau=3.0).prepare(SimpleNamespace(reward=alone, config=TuneConfig(rows_at_once=1)))
+
+
+def test_a_folder_in_which_another_run_works_is_refused(tmp_path):
+    pytest.importorskip("fcntl")
+    with locked(tmp_path), pytest.raises(ValueError, match="another process works in it"):
+        run(SFT(), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", ".zoomiqa"]
 
 
 def test_loss_steps_of_0_are_not_all_steps():

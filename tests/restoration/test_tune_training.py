@@ -37,7 +37,6 @@ from restoration.tuning.sampler.denoising import random_noise, truth_error
 from restoration.tuning.trainer import _settings
 from zoomiqa_reward.rewards.consensus import ConsensusReward
 from zoomiqa_reward.rewards.metric import MetricReward
-from zoomiqa_reward.runs.folder import locked
 from zoomiqa_reward.runs.settings import changes
 from zoomiqa_reward.runs.training_folder import RunFolder
 
@@ -110,13 +109,6 @@ def test_every_algorithm_leaves_a_restorer_with_a_better_reward(name, tmp_path):
     saved = json.loads((tmp_path / "result.json").read_text())
     assert saved["updates"] == 5
     assert saved["seconds"] > 0
-
-
-def test_a_folder_in_which_another_run_works_is_refused(tmp_path):
-    pytest.importorskip("fcntl")
-    with locked(tmp_path), pytest.raises(ValueError, match="another process works in it"):
-        run(SFT(), tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", ".zoomiqa"]
 
 
 def test_a_terminal_shows_how_far_a_run_is(tmp_path, monkeypatch):
