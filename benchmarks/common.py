@@ -7,6 +7,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from zoomiqa_reward.model.views import VIEWS_RULE
-from zoomiqa_reward.protocol.spec import PROTOCOL_FILE
+from zoomiqa_reward.protocol.spec import PROTOCOL_FILE, Protocol
 from zoomiqa_reward.runs import bootstrap as runs_bootstrap
 
 ROOT = Path(__file__).parents[1]
@@ -30,10 +31,13 @@ WEIGHTS = {
 
 
 def weights() -> dict[str, str]:
-    """Return the first 16 digits of the SHA-256 of each embedded weight file; of the judge, also of how it reads."""
+    """Return the first 16 digits of the SHA-256 of each embedded weight file; of the judge, also of how it reads.
+
+    `box_margin` is left out: no rating depends on it.
+    """
     found = {name: hashlib.sha256((ROOT / file).read_bytes()) for name, file in WEIGHTS.items()}
-    protocol = (ROOT / WEIGHTS["judge"]).with_name(PROTOCOL_FILE).read_bytes()
-    found["judge"].update(protocol + str(VIEWS_RULE).encode())
+    protocol = Protocol.load((ROOT / WEIGHTS["judge"]).with_name(PROTOCOL_FILE))
+    found["judge"].update((replace(protocol, box_margin=0.0).to_json() + str(VIEWS_RULE)).encode())
     return {name: value.hexdigest()[:16] for name, value in found.items()}
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 Result = dict[str, Any]
 TUNE_NAMES = {
-    "bicubic": "bicubic", "sharpened_0.25": "the base, input sharpened by 0.25",
+    "bicubic": "bicubic", "sharpened_0.15": "the base, input sharpened by 0.15",
+    "sharpened_0.25": "the base, input sharpened by 0.25",
     "sharpened_0.5": "the base, input sharpened by 0.5", "sharpened_0.75": "the base, input sharpened by 0.75",
     "cool": "the base at temperature 0",
     "cool_sharpened_0.25": "the base at temperature 0, input sharpened by 0.25",
@@ -18,6 +19,10 @@ TUNE_NAMES = {
     "dpo_truth": "DPO with these truths",
     "supervised_sharp": "truths sharpened by 0.25, no reward (control)",
     "dpo_sharp": "DPO with truths sharpened by 0.25", "dpo_grpo": "that DPO, then GRPO",
+    "truth_grpo": "DPO with truths as they are, then GRPO",
+    "supervised_sharpened": "truths at sampled states, no reward (control), input sharpened by 0.15",
+    "dpo_sharpened": "DPO with truths as they are, input sharpened by 0.15",
+    "grpo_sharpened": "that DPO, then GRPO, input sharpened by 0.15",
     "laplacian": "reward gradient of Laplacian variance alone",
     "laplacian_heedless": "the same, the alarm not heeded", "niqe": "NFT on NIQE alone",
 }  # fmt: skip
@@ -26,6 +31,8 @@ MEASURES = {
     "vif": ("VIF", 4), "haarpsi": ("HaarPSI (a label)", 4), "psnr_y": ("PSNR-Y, dB", 2),
     "lr_consistency": ("LR-consistency, dB", 2), "niqe": ("NIQE", 2),
 }  # fmt: skip
+HACKED = ("chance", "laplacian", "laplacian_heedless", "niqe")
+"""Methods whose reward says nothing of quality."""
 ARM_NAMES = {
     "start": "nano, before", "sft": "further SFT", "no_kl": "RL without KL", "kl_all_tokens": "RL, KL on all tokens",
     "kl_cov": "RL, plain KL-Cov (all quadrants, old policy)", "kl_coverage": "RL, KL-Coverage",
@@ -83,33 +90,37 @@ def tune_tables(result: Result) -> str:
         "its own reward, base → last look",
         "fine energy over the truth's",
     ]
-    return "\n\n".join([table(header, rows), control_table(runs), sharpened_table(runs), table(watched, looks)])
+    return "\n\n".join([
+        table(header, rows), control_table(runs),
+        untrained_table(runs, "own", "less the base on a sharpened input, the best amount for each measure [95 %]"),
+        untrained_table(runs, "cool", "less the same at temperature 0 [95 %]"), table(watched, looks),
+    ])  # fmt: skip
 
 
 def control_table(runs: Result) -> str:
     """Return the methods that learn from truths less the same without their reward, or before their last stage."""
     rows = []
-    for method in ("nft_truth", "dpo_truth", "dpo_sharp", "dpo_grpo"):
+    for method, name in TUNE_NAMES.items():
         if gaps := runs.get(method, {}).get("minus_control"):
-            name = "GRPO after DPO, less that DPO" if method == "dpo_grpo" else f"{TUNE_NAMES[method]} less the control"
+            name = f"{name}, less that DPO" if "GRPO" in name else f"{name}, less the control"
             rows.append([name, *(signed(gaps[key], digits) for key, (_, digits) in MEASURES.items())])
     return table(["[95 %]", *(title for title, _ in MEASURES.values())], rows)
 
 
-def sharpened_table(runs: Result) -> str:
-    """Return the tuned models less the base on a sharpened input, under what no reward saw."""
+def untrained_table(runs: Result, temperature: str, title: str) -> str:
+    """Return the methods less the base on a sharpened input, by whichever amount has the most, where no reward saw."""
     digits = {"fsim": 4, "vif": 4, "psnr_y": 2}
-    rows = []
-    cool = ("cool", "cool_sharpened_0.25", "cool_sharpened_0.5")
-    tuned = ("sft", "dpo", "grpo", "nft", "reward_gradient", "supervised", "nft_truth", "dpo_truth",
-             "supervised_sharp", "dpo_sharp", "dpo_grpo")  # fmt: skip
-    for method in (*cool, "best_of_8_robust", *tuned):
-        name = TUNE_NAMES[method]
-        for amount, gaps in runs.get(method, {}).get("minus_sharpened", {}).items():
-            worse = [MEASURES[key][0].split(",")[0] for key in digits if gaps[key][0] <= 0]
-            cells = [signed(gaps[key], count) for key, count in digits.items()]
-            rows.append([f"{name} less the input sharpened by {amount}", *cells, ", ".join(worse) or "none"])
-    return table(["[95 %]", "FSIM", "VIF", "PSNR-Y, dB", "not better under"], rows)
+    rows, header = [], [title, "FSIM", "VIF", "PSNR-Y, dB", "not better under"]
+    for method, name in TUNE_NAMES.items():
+        gaps = runs.get(method, {}).get("minus_untrained", {}).get(temperature)
+        if gaps is None or (temperature == "cool" and method.startswith("cool")) or method in HACKED:
+            continue
+        for column, key in enumerate(digits, 1):
+            header[column] = f"{MEASURES[key][0]}: less that of {TUNE_NAMES[gaps[key]['best']]}"
+        worse = [MEASURES[key][0].split(",")[0] for key in digits if gaps[key]["difference"][0] <= 0]
+        cells = [signed(gaps[key]["difference"], count) for key, count in digits.items()]
+        rows.append([name, *cells, ", ".join(worse) or "none"])
+    return table(header, rows)
 
 
 def rl_tables(result: Result) -> str:

@@ -1,6 +1,10 @@
 """nano on degraded photographs that it never saw: rank correlation, readable answers, zooms and boxes.
 
 python benchmarks/nano_synthetic.py --images BSDS500/test [--model nano] [--count 400] [--seed 9]
+python benchmarks/nano_synthetic.py --images PHOTOS --held-out --name nano_held_out
+
+The second looks at the photographs that training held out, to choose by: `iou_margins` says what a box would be worth
+that is wider by a fraction of the sides at each edge than the one in the words (`Protocol.box_margin`).
 """
 
 import argparse
@@ -16,11 +20,14 @@ from tqdm import tqdm
 from restoration.metrics import fsim, niqe, vif
 from train_iqa.nano.degradations import degrade, sample_box, sample_steps
 from train_iqa.nano.labels import LabelScale, pseudo_mos
-from train_iqa.nano.synthetic import list_photographs
+from train_iqa.nano.synthetic import hold_out, list_photographs
 from zoomiqa_reward import ZoomIQA
-from zoomiqa_reward.protocol import AnswerError, read_route
+from zoomiqa_reward.protocol import box_shares, read_route
 
 CENTRAL = (0.25, 0.25, 0.75, 0.75)
+LONGEST_PX = 481
+"""Longest side of an image, that of BSDS500's; a larger photograph is reduced first."""
+MARGINS = (0.0, 0.01, 0.02, 0.03, 0.04)
 
 
 def iou(a, b):
@@ -31,21 +38,23 @@ def iou(a, b):
     return inter / union if union > 0 else 0.0
 
 
-def named_box(assessment):
-    """Return the sorted box that round 1 named, None where it named none or nothing was asked."""
-    if not assessment.turns:
+def told_box(assessment):
+    """Return the box that round 1 told, None where it asks for no closer look or nothing was asked."""
+    turn = assessment.turns[0] if assessment.turns else None
+    return None if turn is None or turn.tool == "final" else turn.bbox
+
+
+def box_in_words(assessment, image, margin):
+    """Return the box in the words of round 1, wider by `margin`, None as `told_box`."""
+    if told_box(assessment) is None:
         return None
-    try:
-        route = read_route(assessment.turns[0].text)
-    except AnswerError:
-        return None
-    if not route.zoom or route.bbox is None:
-        return None
-    try:
-        x1, y1, x2, y2 = map(float, route.bbox)
-    except (TypeError, ValueError):
-        return None
-    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+    height, width = image.shape[1:]
+    return box_shares(read_route(assessment.turns[0].text).bbox, width, height, margin)
+
+
+def mean_iou(boxes, true):
+    """Return the mean IoU; where no box is told it is 0."""
+    return float(np.mean([iou(b, t) if b else 0.0 for b, t in zip(boxes, true, strict=True)]))
 
 
 def main() -> None:
@@ -57,13 +66,16 @@ def main() -> None:
     parser.add_argument("--scale", type=Path, default=None, help="label scale (default: the embedded one)")
     parser.add_argument("--name", default="nano_synthetic")
     parser.add_argument("--skip-reason", action="store_true")
+    parser.add_argument("--held-out", action="store_true", help="only the photographs that training held out")
     args = parser.parse_args()
     scale_file = args.scale or Path(__file__).parents[1] / "zoomiqa_reward/checkpoints/nano/label_scale.json"
     scale = LabelScale.load(scale_file)
     paths, rng = list_photographs(args.images), np.random.default_rng(args.seed)
+    paths = hold_out(paths)[1] if args.held_out else paths
     images, references, records = [], [], []
     for k in range(args.count):
         with Image.open(paths[k % len(paths)]) as photograph:
+            photograph.thumbnail((LONGEST_PX, LONGEST_PX), Image.Resampling.LANCZOS)
             clean = np.asarray(photograph.convert("RGB"), dtype=np.float32) / 255
         image, record = degrade(clean, sample_steps(rng), rng, sample_box(rng) if k % 5 < 2 else None)
         images.append(torch.from_numpy(image).permute(2, 0, 1).contiguous())
@@ -103,12 +115,16 @@ def main() -> None:
         # Every local image counts; one whose answer names no box scores 0.
         where = np.flatnonzero(local)
         true = [records[k].box for k in where]
-        boxes = [named_box(assessments[k]) for k in where]
+        boxes = [told_box(assessments[k]) for k in where]
         named = np.array([iou(b, t) if b else 0.0 for b, t in zip(boxes, true, strict=True)])
         central = np.array([iou(CENTRAL, t) for t in true])
         area = np.array([(t[2] - t[0]) * (t[3] - t[1]) for t in true])
         edges = np.quantile(area, [0, 1 / 3, 2 / 3, 1])
         result["iou_named"], result["iou_central"] = float(named.mean()), float(central.mean())
+        result["iou_margins"] = {
+            str(margin): mean_iou([box_in_words(assessments[k], images[k], margin) for k in where], true)
+            for margin in MARGINS
+        }
         result["iou_named_where_zoomed"] = float(named[[b is not None for b in boxes]].mean())
         for k in range(3):
             inside = (area >= edges[k]) & (area <= edges[k + 1])

@@ -5,12 +5,13 @@ python benchmarks/tune.py evaluate METHOD --hr DIR [--out runs/tune]
 python benchmarks/tune.py table
 python benchmarks/tune.py kill METHOD --images DIR --hr DIR [--rounds 8] [--out runs/tune]
 
-METHOD: base, bicubic, sharpened_0.25, sharpened_0.5 or sharpened_0.75 (the base on a sharpened input), cool,
-cool_sharpened_0.25 or cool_sharpened_0.5 (the base at temperature 0, on the input or a sharpened one), none of which
-is trained; or one of `tune_methods.py`: sft, dpo, grpo, nft, reward_gradient; nft_truth, dpo_truth: with ground truths
-beside the reward; dpo_sharp: with sharpened ones; dpo_grpo: GRPO on the result of dpo_sharp with the same seed;
-supervised, supervised_sharp: the truths alone, their controls; chance: DPO on a number that means nothing, a control;
-laplacian, niqe: on that alone, by its gradient and by NFT, until its alarm;
+METHOD: base, bicubic, sharpened_0.15 to sharpened_0.75 (the base on a sharpened input), cool, cool_sharpened_0.25 or
+cool_sharpened_0.5 (the base at temperature 0, on the input or a sharpened one), none of which is trained; or one of
+`tune_methods.py`: sft, dpo, grpo, nft, reward_gradient; nft_truth, dpo_truth: with ground truths beside the reward;
+dpo_sharp: with sharpened ones; dpo_grpo, truth_grpo: GRPO on the result of dpo_sharp or dpo_truth with the same seed;
+supervised, supervised_sharp: the truths alone, their controls; supervised_sharpened, dpo_sharpened, grpo_sharpened: the
+runs of supervised, dpo_truth and truth_grpo on inputs sharpened by 0.15 (`evaluate` measures them); chance: DPO on a
+number that means nothing, a control; laplacian, niqe: on that alone, by its gradient and by NFT, until its alarm;
 laplacian_heedless: the same, the alarm not heeded.
 `run` trains (resumed where it was), then restores the middle of each evaluation image with fixed seeds and measures.
 "robust" is `RobustReward`'s rating, the mean over copies that look the same; "rating" is that of the image alone.
@@ -35,7 +36,7 @@ from typing import Any
 import numpy as np
 from common import RESULTS, write_result
 from tqdm import tqdm
-from tune_methods import BASELINES, EVAL_LR_PX, METHODS, SHARPNESS, recipe_of
+from tune_methods import BASELINES, EVAL_LR_PX, METHODS, UNTRAINED, recipe_of, sharpened_first
 
 from restoration import Restorer
 from restoration.evaluation.datasets import degraded_folder
@@ -78,6 +79,8 @@ def evaluated(restorer: Restorer, examples: list[Any], iqa: ZoomIQA, count: int)
 def run(args: argparse.Namespace) -> None:
     """Train and evaluate one method with one seed."""
     folder = args.out / f"{args.method}-{args.seed}"
+    if args.method in METHODS and METHODS[args.method].trained_as:
+        raise ValueError(f"{args.method}: nothing is trained; `run {METHODS[args.method].trained_as}`, then `evaluate`")
     if args.method not in BASELINES:
         recipe = started(recipe_of(args.method, args.seed, args.rounds), args)
         whole = load_examples(degraded_folder(args.images, PRESET, scale=4, seed=0).take(args.limit))
@@ -106,16 +109,22 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def evaluate_one(folder: Path, args: argparse.Namespace) -> None:
-    """Measure a run's folder, which is named METHOD-SEED, and keep what came out."""
-    method, seed = folder.name.rsplit("-", 1)
+    """Measure a run's folder, whose name ends with -SEED, and keep what came out under the method's name."""
+    method, seed = args.method, folder.name.rsplit("-", 1)[1]
     report: dict[str, Any] = {"method": method, "seed": int(seed)}
     if method not in BASELINES:
         result = json.loads((folder / "run" / "result.json").read_text())
         report |= {key: result[key] for key in ("rounds", "best_round", "alarms", "first_alarm_round", "seconds")}
         report["monitor"] = looks_of(folder / "run")
-    restorer = BASELINES[method]() if method in BASELINES else Restorer.from_pretrained(folder / "run" / "pipeline")
+    restorer = BASELINES[method]() if method in BASELINES else tuned(folder / "run" / "pipeline", method)
     rows = evaluated(restorer, held_out_images(args), ZoomIQA.from_pretrained("nano"), NUM_SEEDS.get(method, 2))
-    keep(folder.name, report, rows)
+    keep(f"{method}-{seed}", report, rows)
+
+
+def tuned(pipeline: Path, method: str) -> Restorer:
+    """Return a tuned restorer as the method uses it."""
+    sharpness = METHODS[method].sharpness
+    return sharpened_first(sharpness, pipeline) if sharpness else Restorer.from_pretrained(pipeline)
 
 
 def keep(name: str, report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
@@ -134,9 +143,10 @@ def kept_runs() -> list[dict[str, Any]]:
 
 def finished_runs(args: argparse.Namespace) -> list[Path]:
     """Return the folders of the method's finished runs. Raises ValueError where there is none."""
-    found = [file.parents[1] for file in sorted(args.out.glob(f"{args.method}-*/run/result.json"))]
+    trained = METHODS[args.method].trained_as or args.method
+    found = [file.parents[1] for file in sorted(args.out.glob(f"{trained}-*/run/result.json"))]
     if not found:
-        raise ValueError(f"--out {args.out}: no finished run of {args.method}; train one with `run {args.method}`")
+        raise ValueError(f"--out {args.out}: no finished run of {trained}; train one with `run {trained}`")
     return found
 
 
@@ -197,7 +207,7 @@ def table(args: argparse.Namespace) -> None:
             by_seed = {name: [float(np.mean([np.mean(row[name]) for row in one["rows"]])) for one in mine]
                        for name in ("robust", "rating", "fsim", "vif")}  # fmt: skip
             is_compared = method in METHODS or method.startswith("cool")
-            found[method] = against(means, base) | (less_sharpened(means, rows_of) if is_compared else {})
+            found[method] = against(means, base) | (less_untrained(means, rows_of) if is_compared else {})
             if method in METHODS and METHODS[method].control in means_of:
                 found[method]["minus_control"] = less(means, means_of[METHODS[method].control])
             means_of[method] = means
@@ -207,7 +217,7 @@ def table(args: argparse.Namespace) -> None:
     for judge in ("robust", "rating"):
         picks = [int(np.argmax(row[judge])) for row in base]
         chosen = {name: np.array([row[name][k] for row, k in zip(base, picks, strict=True)]) for name in MEASURES}
-        found[f"best_of_8_{judge}"] = against(chosen, base) | less_sharpened(chosen, rows_of)
+        found[f"best_of_8_{judge}"] = against(chosen, base) | less_untrained(chosen, rows_of)
     counts = {"images": len(base), "restorations_per_image": {"base": 8, "others": 2}}
     write_result("tune", counts | {"preset": PRESET, "runs": found})
 
@@ -238,13 +248,22 @@ def less(means: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
     return {name: paired_test(values, others[name]).difference for name, values in means.items()}
 
 
-def less_sharpened(means: dict[str, Any], rows_of: dict[str, Any]) -> dict[str, Any]:
-    """Return what no reward saw, less the base's on an input sharpened by each amount that was measured."""
-    baselines = {str(amount): rows_of[f"sharpened_{amount}"] for amount in SHARPNESS}
-    return {"minus_sharpened": {
-        amount: {name: paired_test(means[name], [np.mean(row[name]) for row in rows]).difference for name in UNSEEN}
-        for amount, rows in baselines.items() if rows is not None
-    }}  # fmt: skip
+def less_untrained(means: dict[str, Any], rows_of: dict[str, Any]) -> dict[str, Any]:
+    """Return what no reward saw, less the base's on a sharpened input, at its own temperature and at 0.
+
+    Of all amounts each measure takes the one with the most: another for FSIM than for VIF. So a method that is above 0
+    under all three is better than the base on an input that is sharpened by any of the amounts.
+    """
+    gaps: dict[str, Any] = {}
+    for temperature, baselines in UNTRAINED.items():
+        measured = {name: rows for name in baselines if (rows := rows_of[name]) is not None}
+        for key in UNSEEN if measured else ():
+            values = {name: [np.mean(row[key]) for row in rows] for name, rows in measured.items()}
+            best = max(values, key=lambda name: float(np.mean(values[name])))
+            gaps.setdefault(temperature, {})[key] = {
+                "best": best, "difference": paired_test(means[key], values[best]).difference,
+            }  # fmt: skip
+    return {"minus_untrained": gaps}
 
 
 def main() -> None:

@@ -1,17 +1,14 @@
 """What `tune.py` compares: each method's recipe, how it is made small, and what it is trained on."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from restoration import Restorer
 from restoration.evaluation.measuring import BicubicRestorer
 from restoration.metrics import as_reward
-from restoration.restorer.agreement import agreeing
-from restoration.restorer.image_io import sharpened
-from restoration.restorer.restorer import Restored
 from restoration.selection.candidate_loop import pixels_digest
 from restoration.tuning.algorithms.nft import NFT
 from restoration.tuning.algorithms.reward_gradient import RewardGradient
@@ -28,6 +25,8 @@ SMALL: dict[str, Any] = {
     "images_per_round": 4, "num_samples": 6, "rounds": 20, "crop_px": TRAIN_LR_PX,
 }  # fmt: skip
 """What differs from the recipes: less, so that a run takes four to thirty minutes of one core."""
+USE_SHARPNESS = 0.15
+"""What keeps VIF and PSNR-Y of the tuned restorer near the base's, on 24 other photographs (docs/notes/tuning.md)."""
 WITHOUT_TRUTHS: dict[str, Any] = {"truth_weight": 0.0, "truth_states": "noisy", "truth_sharpness": 0.0}
 """The reward alone; the recipes of NFT and DPO tell the truth beside it, and `supervised` tells nothing else."""
 HACKED: dict[str, Any] = WITHOUT_TRUTHS | {
@@ -63,6 +62,10 @@ class Method:
     """The method that learns the same without the reward, or before this stage."""
     start: str | None = None
     """The method, finished with the same seed, whose pipeline is tuned further; None: the recipe's pipeline."""
+    trained_as: str | None = None
+    """The method whose finished runs are measured in another way, so that nothing is trained."""
+    sharpness: float = 0.0
+    """By how much an evaluation image is sharpened before it is restored."""
 
 
 def chance(image: Any) -> float:
@@ -95,6 +98,12 @@ METHODS = {
     ),
     "dpo_sharp": Method(recipe="nano_dpo", changes={"num_samples": 8, "rounds": 80}, control="supervised_sharp"),
     "dpo_grpo": Method(recipe="nano_grpo", changes={"rounds": 30}, start="dpo_sharp", control="dpo_sharp"),
+    "truth_grpo": Method(recipe="nano_grpo", changes={"rounds": 30}, start="dpo_truth", control="dpo_truth"),
+    "supervised_sharpened": Method(recipe="nano_supervised", trained_as="supervised", sharpness=USE_SHARPNESS),
+    "dpo_sharpened": Method(recipe="nano_dpo", trained_as="dpo_truth", sharpness=USE_SHARPNESS,
+                            control="supervised_sharpened"),
+    "grpo_sharpened": Method(recipe="nano_grpo", trained_as="truth_grpo", sharpness=USE_SHARPNESS,
+                             control="dpo_sharpened"),
     "laplacian": Method(recipe="nano_reward_gradient", changes=CLIMB, every=1, algorithm=UNHELD, hackable=True,
                         reward=laplacian),
     "laplacian_heedless": Method(recipe="nano_reward_gradient", changes=CLIMB, every=10, algorithm=UNHELD,
@@ -104,39 +113,29 @@ METHODS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class SharpenedFirst:
-    """The embedded restorer on an input that is sharpened by a fixed amount; the result agrees with the input itself.
-
-    It is what a method that learns to be sharper has to beat, because it needs no training.
-    """
-
-    amount: float
-    temperature: float | None = None
-    """None: the pipeline's own."""
-
-    def restore(self, image: Tensor, seeds: Sequence[int]) -> Iterator[Restored]:
-        """Yield one restoration per seed of a CHW image in [0, 1]."""
-        options = {} if self.temperature is None else {"temperature": self.temperature}
-        restorer = Restorer.from_pretrained("nano", **options)
-        blur_px = restorer.engine.agreement_px
-        if blur_px is None:
-            raise ValueError("nano: agreement_px is not in its configuration, so no restoration agrees with its input")
-        for made in restorer.restore(sharpened(image, self.amount), seeds):
-            yield replace(made, image=agreeing(made.image[None], image[None], blur_px)[0].clamp(0, 1))
+def sharpened_first(amount: float, source: str | Path = "nano", **options: float) -> Restorer:
+    """Return a restorer that sees its input sharpened by a fixed amount; its images agree with the input itself."""
+    return Restorer.from_pretrained(source, vary_sharpness=(amount, amount), **options)
 
 
-SHARPNESS = (0.25, 0.5, 0.75)
+SHARPNESS = (0.15, 0.25, 0.5, 0.75)
+"""By which the base's input is sharpened: what a method that learns to be sharper has to beat, since it needs no
+training."""
 COOL_SHARPNESS = (0.25, 0.5)
 """Of the rows at temperature 0: without noise to sharpen, the base bears a sharper input."""
 BASELINES: dict[str, Callable[[], Any]] = {
     "base": lambda: Restorer.from_pretrained("nano"),
     "bicubic": lambda: BicubicRestorer(scale=4),
-    **{f"sharpened_{amount}": lambda amount=amount: SharpenedFirst(amount) for amount in SHARPNESS},
+    **{f"sharpened_{amount}": partial(sharpened_first, amount) for amount in SHARPNESS},
     "cool": lambda: Restorer.from_pretrained("nano", temperature=0.0),
-    **{f"cool_sharpened_{amount}": lambda amount=amount: SharpenedFirst(amount, 0.0) for amount in COOL_SHARPNESS},
+    **{f"cool_sharpened_{amount}": partial(sharpened_first, amount, temperature=0.0) for amount in COOL_SHARPNESS},
 }
 """What is measured without training."""
+UNTRAINED = {
+    "own": [f"sharpened_{amount}" for amount in SHARPNESS],
+    "cool": ["cool", *(f"cool_sharpened_{amount}" for amount in COOL_SHARPNESS)],
+}
+"""What a method has to beat, at the pipeline's own temperature and at 0."""
 
 
 def recipe_of(method: str, seed: int, rounds: int | None) -> Recipe:

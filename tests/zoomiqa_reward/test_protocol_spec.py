@@ -36,6 +36,7 @@ FULL = Protocol(
     decoding=Decoding(temperature=0.7, top_p=0.9, top_k=20, max_new_tokens=64),
     min_pixels=784,
     max_pixels=50176,
+    box_margin=0.05,
     label_metrics=("ssim",),
 )
 
@@ -80,6 +81,7 @@ def test_fingerprint_follows_every_field() -> None:
     ]
     assert len({FULL.fingerprint, *(other.fingerprint for other in others)}) == 5
     assert FULL.fingerprint == replace(FULL).fingerprint
+    assert FULL.fingerprint == replace(FULL, box_margin=0.0).fingerprint  # no rating depends on it
     assert len(FULL.fingerprint) == 16
 
 
@@ -115,6 +117,7 @@ def broken(**changes: Any) -> dict[str, Any]:
         ({"crop__min_side": 3}, r"protocol\.crop: unknown field 'min_side'"),
         ({"questions": []}, "questions"),
         ({"image_order": "random"}, "random"),
+        ({"box_margin": 0.5}, "box_margin 0.5 must be at least 0 and below 0.5"),
         ({"answer_starts": ["<think>"]}, "empty or two texts"),
         ({"answer_starts": ["<think>", 2]}, r"protocol\.answer_starts: must be a list, each a text, not"),
         ({"questions": "How good?"}, r"protocol\.questions: must be a list, each a text, not 'How good\?'"),

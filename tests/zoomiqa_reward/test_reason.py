@@ -77,6 +77,19 @@ def test_an_answers_start_ends_the_prompt_and_begins_the_text():
     assert ZOOM in second  # round 1 is quoted with its start
 
 
+def test_a_told_box_is_wider_by_the_margin_and_the_crop_is_that_of_the_words():
+    checkpoint = tiny_iqa().checkpoint
+    wide = replace(checkpoint, protocol=replace(checkpoint.protocol, box_margin=0.125))
+    told = []
+    for each in (checkpoint, wide):
+        [[found]] = assess_images(each, [make_image()], sampling=GREEDY, write=Writer([ZOOM], [SECOND]))
+        told.append(found)
+    assert told[0].turns[0].bbox == (0.1, 0.1, 0.6, 0.7)
+    assert told[1].turns[0].bbox == pytest.approx((0.0, 0.0, 0.725, 0.825))
+    assert told[1].turns[1].crop_box == told[0].turns[1].crop_box
+    assert told[1].turns[1].bbox is None  # a box of zeros names no region, however wide the margin
+
+
 def test_of_several_answers_the_first_counts_and_the_others_are_told():
     corrected = FINAL + FINAL.replace("3.25", "4.5")
     (found,) = ask(Writer([corrected]), [make_image()])

@@ -202,9 +202,7 @@ def assess_batch(
         return [next(read) if why is None else _without_content(why) for why in empty]
     asked = [replace(round1(protocol, image, question), start=protocol.answer_start(1)) for image in images]
     answers = respond(asked, sampling)
-    firsts = [
-        _read(prompted, answer, protocol.sections1, None) for prompted, answer in zip(asked, answers, strict=True)
-    ]
+    firsts = [_read(protocol, 1, prompted, answer) for prompted, answer in zip(asked, answers, strict=True)]
     results = [_final([first]) for first in firsts]
     again = [index for index, first in enumerate(firsts) if rounds == 2 and first.wants_zoom]
     if not again:
@@ -222,7 +220,7 @@ def assess_batch(
         second = sampling.seed + 1
     answers = respond(asked, replace(sampling, seed=second))
     for index, prompted, answer, box in zip(again, asked, answers, boxes, strict=True):
-        results[index] = _final([firsts[index], _read(prompted, answer, protocol.sections2, box)])
+        results[index] = _final([firsts[index], _read(protocol, 2, prompted, answer, box)])
     return results
 
 
@@ -230,7 +228,9 @@ def _without_content(why: str) -> Assessment:
     return Assessment(rating=math.nan, std=math.nan, turns=(), valid=False, error=why)
 
 
-def _read(prompted: Prompted, answer: Completion, labels: Sequence[str], crop_box: PixelBox | None) -> _Read:
+def _read(
+    protocol: Protocol, number: int, prompted: Prompted, answer: Completion, crop_box: PixelBox | None = None
+) -> _Read:
     rating, rating_error, route, route_error, tool = math.nan, None, None, None, None
     height, width = prompted.images[0].shape[1:]  # of the whole image, also in round 2
     try:
@@ -246,8 +246,8 @@ def _read(prompted: Prompted, answer: Completion, labels: Sequence[str], crop_bo
     turn = Turn(
         prompt="".join(item.get("text", "") for item in prompted.messages[-1]["content"]),
         text=answer.text,
-        sections=read_sections(answer.text, labels),
-        bbox=None if route is None else box_shares(route.bbox, width, height),
+        sections=read_sections(answer.text, protocol.sections1 if number == 1 else protocol.sections2),
+        bbox=None if route is None else box_shares(route.bbox, width, height, protocol.box_margin),
         crop_box=crop_box,
         tool=tool,
         rating=rating,

@@ -38,8 +38,9 @@ class Turn:
     sections: dict[str, str]
     """Section label -> text, for the labels of this round that were found."""
     bbox: Box | None
-    """Box in the answer, as fractions of the sides within the image, corners in order; None if it is all zero or
-    unreadable. An answer may hold pixels or other corners: `read_route(text).bbox` is what stands in it."""
+    """Box in the answer, as fractions of the sides within the image, corners in order, widened by the protocol's
+    `box_margin`; None if it is all zero or unreadable. An answer may hold pixels or other corners:
+    `read_route(text).bbox` is what stands in it."""
     crop_box: PixelBox | None
     """Region shown in this turn, in pixels (left, top, right, bottom); None in round 1."""
     tool: str | None

@@ -43,13 +43,16 @@ def usable_box(bbox: Any) -> Box | None:
     return (sides[0], sides[1], sides[2], sides[3])
 
 
-def box_shares(bbox: object, width: int, height: int) -> Box | None:
+def box_shares(bbox: object, width: int, height: int, margin: float = 0.0) -> Box | None:
     """Return a named box as fractions of the sides, corners in order, within the image; None for an unusable one.
 
-    As in `zoom_box`: four numbers within 0..1 are fractions already, otherwise they are pixels.
+    As in `zoom_box`: four numbers within 0..1 are fractions already, otherwise they are pixels. margin: the fraction by
+    which every edge is moved outwards (`Protocol.box_margin`).
 
     >>> box_shares([0.5, 0.75, 0.25, 0.25], 100, 200), box_shares([50, 20, 150, 100], 100, 200)
     ((0.25, 0.25, 0.5, 0.75), (0.5, 0.1, 1.0, 0.5))
+    >>> box_shares([0.5, 0.75, 0.25, 0.0625], 100, 200, margin=0.125)
+    (0.125, 0.0, 0.625, 0.875)
     """
     box = usable_box(bbox)
     if box is None:
@@ -57,7 +60,8 @@ def box_shares(bbox: object, width: int, height: int) -> Box | None:
     if not all(0 <= side <= 1 for side in box):
         box = (box[0] / width, box[1] / height, box[2] / width, box[3] / height)
     x1, y1, x2, y2 = (min(max(side, 0.0), 1.0) for side in box)
-    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+    left, top, right, bottom = min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+    return max(left - margin, 0.0), max(top - margin, 0.0), min(right + margin, 1.0), min(bottom + margin, 1.0)
 
 
 def zoom_box(bbox: Any, width: int, height: int, policy: CropPolicy = OFFICIAL_CROP) -> tuple[PixelBox, bool]:

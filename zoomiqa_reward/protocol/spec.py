@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -183,6 +183,10 @@ class Protocol:
     values, evenly spaced over 1..5, by their probabilities; there are no rounds of words."""
     pair: PairPrompt | None = None
     """How two images are compared in one question; None: the model was not trained for that."""
+    box_margin: float = 0.0
+    """Fraction of the image's sides by which a told box (`Turn.bbox`) reaches further at each edge than the box in the
+    words: a correction for a model whose boxes are too small. The crop and every rating follow the words, so it is no
+    part of the fingerprint."""
     label_metrics: tuple[str, ...] = ()
     """Full-reference metrics that made the pseudo-MOS this model was trained on; refused as a headline elsewhere."""
 
@@ -195,6 +199,8 @@ class Protocol:
             raise ProtocolError(f"protocol: image_order {self.image_order!r} must be text_first or image_first")
         if self.history_style not in ("question_answer", "none"):
             raise ProtocolError(f"protocol: history_style {self.history_style!r} must be question_answer or none")
+        if not 0 <= self.box_margin < 0.5:
+            raise ProtocolError(f"protocol: box_margin {self.box_margin!r} must be at least 0 and below 0.5")
         if not 0 < self.min_pixels <= self.max_pixels:
             raise ProtocolError(f"protocol: pixels {self.min_pixels}..{self.max_pixels} is no range")
         if self.levels and (len(set(self.levels)) < max(2, len(self.levels)) or not all(map(str.strip, self.levels))):
@@ -212,8 +218,8 @@ class Protocol:
 
     @property
     def fingerprint(self) -> str:
-        """Short hash of all fields: two models asked differently are two rewards."""
-        return digest(json.dumps(self._stated(), sort_keys=True))
+        """Short hash of all fields that a rating can depend on: two models asked differently are two rewards."""
+        return digest(json.dumps(replace(self, box_margin=0.0)._stated(), sort_keys=True))
 
     def to_json(self) -> str:
         """Return the file's text."""
@@ -264,7 +270,7 @@ class Protocol:
             raise ProtocolError(f"{target}: {error}") from error
 
 
-_LATER = ("levels", "pair", "answer_starts")
+_LATER = ("levels", "pair", "answer_starts", "box_margin")
 _NESTED = {
     "round1": Prompt, "round2": Prompt, "crop": CropPolicy, "views": ViewPolicy, "decoding": Decoding,
     "pair": PairPrompt,
