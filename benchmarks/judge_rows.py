@@ -34,8 +34,8 @@ def synthetic_rows(s: dict[str, Any]) -> list[tuple[str, str]]:
         ("SRCC of `direct` with `reason`", f"{s['srcc_direct_reason']:.3f}"),
         ("zoom rate: all, local damage, global damage", ", ".join(f"{rate:.0%}" for rate in rates)),
         (
-            "IoU of the named box with the true region (in brackets: the central box); by tercile of area",
-            f"{s['iou_named']:.2f} ({s['iou_central']:.2f}); {terciles}",
+            "IoU of the told box with the true region (in brackets: the central box); by tercile of area",
+            f"{s['iou_named']:.3f} ({s['iou_central']:.3f}); {terciles}; in the words {s['iou_margins']['0.0']:.3f}",
         ),
     ]
 

@@ -108,7 +108,8 @@ class Restorer:
         or a kernel name overrides this. colour_fix: "none", "adain" or "wavelet".
         vary_sharpness: each candidate sees a softer or sharper input; the seed draws the amount (0: the original; 1:
         from blurred to sharpened by as much, sigma 0.8 px; see `image_io.sharpened`), or draws it from a pair (lowest,
-        highest) within -1 to 1. Candidates then differ in structure, also those of a deterministic restorer.
+        highest) within -1 to 1. Candidates then differ in structure, also those of a deterministic restorer. A pair of
+        equal numbers is the same amount for all.
         tile_px, tile_overlap_px: restore in tiles of this side, in low-quality pixels; see `tiling.py`.
         steps: num_inference_steps. name: name in results. call_arguments: passed to the call of the pipeline.
 
