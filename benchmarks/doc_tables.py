@@ -92,8 +92,8 @@ def tune_tables(result: Result) -> str:
     ]
     return "\n\n".join([
         table(header, rows), control_table(runs),
-        untrained_table(runs, "own", "less the base on a sharpened input, the best amount for each measure [95 %]"),
-        untrained_table(runs, "cool", "less the same at temperature 0 [95 %]"), table(watched, looks),
+        untrained_table(runs, "sharpened", "less the best sharpened input [95 %]"),
+        untrained_table(runs, "cool", "less the best at temperature 0 [95 %]"), table(watched, looks),
     ])  # fmt: skip
 
 
@@ -107,20 +107,24 @@ def control_table(runs: Result) -> str:
     return table(["[95 %]", *(title for title, _ in MEASURES.values())], rows)
 
 
-def untrained_table(runs: Result, temperature: str, title: str) -> str:
-    """Return the methods less the base on a sharpened input, by whichever amount has the most, where no reward saw."""
+def untrained_table(runs: Result, baselines: str, title: str) -> str:
+    """Return the methods less the baselines whose names begin so, where no reward saw; each measure takes the best one.
+
+    So a method that is above 0 under all three measures is better than every baseline under all three.
+    """
     digits = {"fsim": 4, "vif": 4, "psnr_y": 2}
-    rows, header = [], [title, "FSIM", "VIF", "PSNR-Y, dB", "not better under"]
+    names = [name for name in runs if name.startswith(baselines)]
+    best = {key: max(names, key=lambda name: runs[name][key]["mean"][0]) for key in digits} if names else {}
+    rows = []
     for method, name in TUNE_NAMES.items():
-        gaps = runs.get(method, {}).get("minus_untrained", {}).get(temperature)
-        if gaps is None or (temperature == "cool" and method.startswith("cool")) or method in HACKED:
+        if not best or "minus_untrained" not in runs.get(method, {}) or method in (*names, *HACKED):
             continue
-        for column, key in enumerate(digits, 1):
-            header[column] = f"{MEASURES[key][0]}: less that of {TUNE_NAMES[gaps[key]['best']]}"
-        worse = [MEASURES[key][0].split(",")[0] for key in digits if gaps[key]["difference"][0] <= 0]
-        cells = [signed(gaps[key]["difference"], count) for key, count in digits.items()]
+        gaps = {key: runs[method]["minus_untrained"][best[key]][key] for key in digits}
+        worse = [MEASURES[key][0].split(",")[0] for key in digits if gaps[key][0] <= 0]
+        cells = [signed(gaps[key], count) for key, count in digits.items()]
         rows.append([name, *cells, ", ".join(worse) or "none"])
-    return table(header, rows)
+    header = [f"{MEASURES[key][0]}, less {TUNE_NAMES[name]}" for key, name in best.items()]
+    return table([title, *header, "not better under"], rows)
 
 
 def rl_tables(result: Result) -> str:

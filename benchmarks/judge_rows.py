@@ -24,20 +24,32 @@ def synthetic_rows(s: dict[str, Any]) -> list[tuple[str, str]]:
     for target, name in ((target, name) for target, name in names.items() if f"srcc_direct_{target}" in s):
         figure = f"{interval(s, f'srcc_direct_{target}')}; NIQE {interval(s, f'srcc_niqe_{target}')}"
         found.append((f"SRCC of `direct` with {name}, {s['images']} degraded BSDS500 test photographs", figure))
-    terciles = ", ".join(
-        f"{s[f'iou_tercile_{k}']['named']:.2f} ({s[f'iou_tercile_{k}']['central']:.2f})" for k in (1, 2, 3)
-    )
     rates = (s["zoom_rate"], s["zoom_rate_local"], s["zoom_rate_global"])
     return [
         *found,
         ("readable answers in `reason`", f"{s['readable_share']:.1%}"),
         ("SRCC of `direct` with `reason`", f"{s['srcc_direct_reason']:.3f}"),
         ("zoom rate: all, local damage, global damage", ", ".join(f"{rate:.0%}" for rate in rates)),
-        (
-            "IoU of the told box with the true region (in brackets: the central box); by tercile of area",
-            f"{s['iou_named']:.3f} ({s['iou_central']:.3f}); {terciles}; in the words {s['iou_margins']['0.0']:.3f}",
-        ),
+        box_row(s, "BSDS500 test photographs"),
     ]
+
+
+def held_out_rows(s: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `nano_synthetic --held-out`: the images that the margin of the boxes was chosen on."""
+    return [box_row(s, "held-out photographs, on which the boxes' margin was chosen")]
+
+
+def box_row(s: dict[str, Any], images: str) -> tuple[str, str]:
+    """Return (what, figure) of the told boxes."""
+    local = round(s["images"] * s["local_share"])
+    terciles = ", ".join(
+        f"{s[f'iou_tercile_{k}']['named']:.2f} ({s[f'iou_tercile_{k}']['central']:.2f})" for k in (1, 2, 3)
+    )
+    return (
+        f"IoU of the told box with the true region (in brackets: the central box), {local} local damages of {images}; "
+        "by tercile of area",
+        f"{interval(s, 'iou_named')} ({s['iou_central']:.3f}); {terciles}; in the words {s['iou_margins']['0.0']:.3f}",
+    )
 
 
 def mos_rows(m: dict[str, Any]) -> list[tuple[str, str]]:

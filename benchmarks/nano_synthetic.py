@@ -121,6 +121,7 @@ def main() -> None:
         area = np.array([(t[2] - t[0]) * (t[3] - t[1]) for t in true])
         edges = np.quantile(area, [0, 1 / 3, 2 / 3, 1])
         result["iou_named"], result["iou_central"] = float(named.mean()), float(central.mean())
+        result["iou_named_95"] = bootstrap(lambda k: float(named[k].mean()), len(named))
         result["iou_margins"] = {
             str(margin): mean_iou([box_in_words(assessments[k], images[k], margin) for k in where], true)
             for margin in MARGINS

@@ -9,7 +9,7 @@ from typing import Any
 
 from common import weights
 from doc_tables import BLOCKS
-from judge_rows import mos_rows, pair_rows, pair_table, people_rows, synthetic_rows
+from judge_rows import held_out_rows, mos_rows, pair_rows, pair_table, people_rows, synthetic_rows
 from restoration_rows import best_of_n_rows, candidates_rows, choice_rows, restorer_rows, search_rows
 from training_rows import cost_rows, killed_rows, processes_rows, tune_kill_rows, tune_rows
 
@@ -198,6 +198,7 @@ def gpu_nano_rows(g: dict[str, Any]) -> list[tuple[str, str]]:
 
 PARTS = {
     "nano_synthetic": synthetic_rows,
+    "nano_held_out": held_out_rows,
     "sr_mos": mos_rows,
     "people": people_rows,
     "pairs": pair_rows,

@@ -45,7 +45,10 @@ def tune_rows(t: dict[str, Any]) -> list[tuple[str, str]]:
              "nft_truth": "tuned by NFT with these truths",
              "dpo_truth": "tuned by DPO with these truths",
              "dpo_sharp": "tuned by DPO with truths sharpened by 0.25",
-             "dpo_grpo": "tuned by DPO with truths sharpened by 0.25 and then by GRPO"}  # fmt: skip
+             "dpo_grpo": "tuned by DPO with truths sharpened by 0.25 and then by GRPO",
+             "dpo_sharpened": "tuned by DPO with truths as they are, on an input sharpened by 0.15",
+             "grpo_sharpened": "tuned by DPO with truths as they are, then by GRPO, on an input sharpened "
+                               "by 0.15"}  # fmt: skip
     for method, name in names.items():
         if method in t["runs"]:
             run = t["runs"][method]

@@ -112,10 +112,11 @@ def test_two_trainings_learn_from_one_folder(tmp_path):
     photos.mkdir()
     for number in range(10):
         photograph(number).save(photos / f"{number}.png")
-    count = draw_folder((photos,), out, seconds=4, workers=1, seed=0)
-    assert count >= 2 * BATCH
-    assert len(list(out.glob("*.npz"))) * BATCH == count
-    assert count + draw_folder((photos,), out, seconds=3, workers=1, seed=0) == BATCH * len(list(out.glob("*.npz")))
+    count = draw_folder((photos,), out, seconds=1, workers=1, seed=0)
+    assert count == BATCH * len(list(out.glob("*.npz")))
+    while count < 4 * BATCH:  # on a busy machine a second is not enough for one batch
+        count += draw_folder((photos,), out, seconds=2, workers=1, seed=0)
+        assert count == BATCH * len(list(out.glob("*.npz")))
     for seed in (0, 1):
         config = NanoConfig(
             photos=(photos,), out=tmp_path / f"run{seed}", drawn=out, seconds=1.0, size="small", store_small=16,
