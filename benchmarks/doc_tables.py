@@ -31,7 +31,7 @@ MEASURES = {
     "vif": ("VIF", 4), "haarpsi": ("HaarPSI (a label)", 4), "psnr_y": ("PSNR-Y, dB", 2),
     "lr_consistency": ("LR-consistency, dB", 2), "niqe": ("NIQE", 2),
 }  # fmt: skip
-HACKED = ("chance", "laplacian", "laplacian_heedless", "niqe")
+MEANINGLESS = ("chance", "laplacian", "laplacian_heedless", "niqe")
 """Methods whose reward says nothing of quality."""
 ARM_NAMES = {
     "start": "nano, before", "sft": "further SFT", "no_kl": "RL without KL", "kl_all_tokens": "RL, KL on all tokens",
@@ -117,7 +117,7 @@ def untrained_table(runs: Result, baselines: str, title: str) -> str:
     best = {key: max(names, key=lambda name: runs[name][key]["mean"][0]) for key in digits} if names else {}
     rows = []
     for method, name in TUNE_NAMES.items():
-        if not best or "minus_untrained" not in runs.get(method, {}) or method in (*names, *HACKED):
+        if not best or "minus_untrained" not in runs.get(method, {}) or method in (*names, *MEANINGLESS):
             continue
         gaps = {key: runs[method]["minus_untrained"][best[key]][key] for key in digits}
         worse = [MEASURES[key][0].split(",")[0] for key in digits if gaps[key][0] <= 0]

@@ -271,8 +271,8 @@ def _clips_for_rank(
 def words(assessment: "Assessment | None") -> dict[str, Any]:
     """Return what `assess` adds to the JSON of `score`.
 
-    `sections` and `texts` hold one item per round; `bbox` is the region that round 1 named, as fractions; `crop_box`
-    the pixels that round 2 looked at.
+    `sections` and `texts` hold one item per round; `bbox` is the region that round 1 named, wider by the
+    protocol's `box_margin`, as fractions; `crop_box` the pixels that round 2 looked at.
     """
     turns: tuple[Turn, ...] = assessment.turns if assessment is not None else ()
     return {
