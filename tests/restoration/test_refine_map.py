@@ -90,6 +90,7 @@ def test_a_deterministic_restorer_goes_on_to_the_next_view():
     assert result.stopped == "budget"
 
 
+@pytest.mark.integration
 def test_a_run_with_a_map_continues_and_is_told_from_one_with_words(tmp_path):
     image = darkest_corner()
     reward = MetricReward(lambda one: float(one.mean()), name="mean", higher_is_better=True, score_range=(0, 1))

@@ -69,6 +69,7 @@ def without(image):
     return image
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("source", ["nano", "ldm", "network", with_a_seed, from_torchs_own, without])
 def test_a_restorer_in_two_threads_while_the_main_thread_draws(source):
     chosen = {"nano": lambda: "nano", "ldm": ldm, "network": lambda: torch.nn.AvgPool2d(3, 1, 1)}

@@ -50,6 +50,7 @@ def test_every_candidate_is_its_parents_noise_moved():
     assert torch.equal(load_image(to_pil(again)), load_image(last.image))
 
 
+@pytest.mark.integration
 def test_it_never_ends_worse_than_it_started_and_climbs_further_than_chance():
     """The mean of the grain is what the reward sees: a direction in noise space that a climb finds."""
     pipeline = Restorer.from_pretrained(grainy)

@@ -179,6 +179,7 @@ def test_a_round_of_nothing_but_blank_candidates_still_has_a_gradient(monkeypatc
     assert row["loss"] == pytest.approx(0.05)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", [GRPO, NFT, SFT, DPO])
 def test_a_crop_that_shows_nothing_teaches_nothing_and_ends_no_run(kind, tmp_path, monkeypatch):
     """An even sky among the low-quality images: a reward that refuses such images cannot rate its restorations."""

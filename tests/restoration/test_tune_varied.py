@@ -56,6 +56,7 @@ def test_a_varied_candidate_is_what_the_sharper_image_leads_to_told_of_the_image
         draw_piece(one, own, SEEDS, vary_sharpness=1.0, keep=True)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["nft", "dpo", "sft"])
 def test_what_takes_any_images_learns_from_them_and_not_from_plain_ones(name, tmp_path):
     algorithm, changes = ALGORITHMS[name]

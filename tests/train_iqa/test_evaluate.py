@@ -61,6 +61,7 @@ def config(photos: Path, out: Path, **changes: object) -> EvaluateConfig:
     return EvaluateConfig(**(fields | changes))
 
 
+@pytest.mark.integration
 def test_direct_from_the_command_line(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments(photos, tmp_path)) == 0
     [headline] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -119,6 +120,7 @@ def test_an_unreadable_mode_is_counted_and_never_a_rating(
     assert json.loads(capsys.readouterr().out)["srcc_raw"] is None
 
 
+@pytest.mark.integration
 def test_a_killed_run_goes_on_without_losing_or_doubling(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

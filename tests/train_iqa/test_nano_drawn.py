@@ -75,6 +75,7 @@ def start(folder):
 """
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_drawing_processes_end_with_a_training_that_is_killed(tmp_path):
     photograph(0).save(tmp_path / "0.png")

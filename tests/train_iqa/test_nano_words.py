@@ -33,6 +33,7 @@ def one_step(learner, store, config=FEW, seed=0):
     return words_step(learner, tree, Start(learner), Reader(learner.tower), store, config, np.random.default_rng(seed))
 
 
+@pytest.mark.integration
 def test_a_view_is_read_once_and_is_what_the_tower_says_of_it(learner, store, monkeypatch):
     stored = store.whole(local=True)[0]
     reader, rng = Reader(learner.tower), np.random.default_rng(3)
@@ -72,6 +73,7 @@ def test_words_rate_as_direct_did_at_the_start(learner, store):
     assert float(start.divergence(tree, as_float(stored.image)[None], "How good?").detach()) > before + 0.01
 
 
+@pytest.mark.integration
 def test_the_stage_changes_the_language_side_and_leaves_the_tower(learner, store, tmp_path):
     config = NanoConfig(photos=(), out=tmp_path, start="nano", seconds=10)
     stage = words_stage(config, FEW, learner, store)
@@ -100,6 +102,7 @@ def test_a_crop_of_a_view_has_its_own_box():
     assert changed > 40
 
 
+@pytest.mark.integration
 def test_boxes_are_learned_from_crops_and_even_damage_from_whole_views(learner, store, monkeypatch):
     grids = []
     monkeypatch.setattr(words_module, "moved", lambda view, _: grids.append(view.record.box) or view)
@@ -108,6 +111,7 @@ def test_boxes_are_learned_from_crops_and_even_damage_from_whole_views(learner, 
     assert None not in grids
 
 
+@pytest.mark.integration
 def test_the_bell_about_an_edge_is_wide(learner, store, monkeypatch, tmp_path):
     sigmas, original = [], words_module.rows_loss
     monkeypatch.setattr(
@@ -137,6 +141,7 @@ def test_a_short_row_names_box_and_rating_without_thoughts(learner, store):
     assert short.texts.max() == len(short.ids) - 1
 
 
+@pytest.mark.integration
 def test_direct_is_pulled_back_to_the_start(learner, store, monkeypatch):
     monkeypatch.setattr(words_module, "VIEWS", 1)
     few = WordsConfig(first=1, local=0, short=0, second=0, kept=8, kept_whole=1)
@@ -161,6 +166,7 @@ def test_direct_is_pulled_back_to_the_start(learner, store, monkeypatch):
     assert gradient(0.0)[1] < kept
 
 
+@pytest.mark.integration
 def test_in_bfloat16_the_losses_are_nearly_those_of_float32(learner, store, tmp_path):
     config, found = NanoConfig(photos=(), out=tmp_path, start="nano", seconds=10), []
     for half in (False, True):

@@ -36,6 +36,7 @@ def scripted(dataset, monkeypatch):  # noqa: F811
     return calls
 
 
+@pytest.mark.integration
 def test_rewards_are_those_of_an_images_own_ratings_and_opinion_score(dataset, tmp_path, monkeypatch):  # noqa: F811
     weights = RewardConfig(format=0.5, threshold=2.0, rank=1.5)
     options = {"images_per_step": 8, "images_per_rollout": 4, "num_samples": 3, "rewards": weights}

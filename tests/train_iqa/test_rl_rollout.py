@@ -120,6 +120,7 @@ def test_two_rounds_hold_a_real_crop_and_ask_what_inference_asks():
     assert groups[0][0].turns[0].row.prompt.pixel_values is groups[0][1].turns[0].row.prompt.pixel_values
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_fast_draw_is_transformers_draw(arch):
     """Same tokens and log-probabilities; rows that end at different steps leave the batch, samples share a reading."""
@@ -168,6 +169,7 @@ def test_a_seed_repeats_a_rollout_and_leaves_the_random_state_alone():
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.integration
 def test_the_end_token_is_a_row_of_its_own_answer_and_cut_answers_have_none():
     checkpoint = load_checkpoint(zooming_folder(), device="cpu")
     end = checkpoint.tokenizer.eos_token_id

@@ -82,6 +82,7 @@ def test_what_the_engine_is_asked(arch, vllm):
     assert [one.ids.tolist() for one in drawn] != [one.ids.tolist() for one in other]
 
 
+@pytest.mark.integration
 def test_a_rollout_holds_both_rounds_and_the_trainers_log_probabilities(vllm):
     checkpoint = load_checkpoint(zooming_folder(), device="cpu")
     images = [make_image(0, 56, 56), make_image(1, 56, 84)]

@@ -95,6 +95,7 @@ def test_a_data_set_with_too_few_images_is_refused_before_its_turn_comes(dataset
         grpo.train(made, [dataset])
 
 
+@pytest.mark.integration
 def test_images_that_cannot_be_decoded_are_listed_before_a_run_starts(tmp_path, parts):
     """A run that met one in step 3000 could never go on: the file's repair would make it another run."""
     source = DatasetSource(family="csv", root=table(tmp_path, 8))

@@ -103,6 +103,7 @@ def test_eager_attention_agrees(random_checkpoint):
     )
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("window", [16, 4096])
 @torch.no_grad()
 def test_layers_with_a_sliding_window_see_as_far_as_it_reaches(tmp_path, window):

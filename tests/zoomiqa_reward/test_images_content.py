@@ -70,6 +70,7 @@ def test_the_rule_leaves_graph_and_precision_alone(photo):
         assert contentless(photo * 0.04) is not None
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("mode", ["direct", "reason"])
 def test_rate_says_not_valid_with_the_reason_and_rates_the_others(iqa, photo, mode):
     small = photo[:, ::2, ::2]

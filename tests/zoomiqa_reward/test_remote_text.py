@@ -191,6 +191,7 @@ def test_a_failed_second_round_keeps_the_first():
     assert found.error.endswith('status 400: {"error": "too long"}')
 
 
+@pytest.mark.integration
 def test_a_server_that_takes_too_long_is_given_up():
     hold = threading.Event()
 

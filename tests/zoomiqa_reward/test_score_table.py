@@ -88,6 +88,7 @@ def save_photograph(path):
     Image.fromarray((image * 255).byte().permute(1, 2, 0).numpy()).save(path)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("command", ["score", "rank", "assess"])
 def test_the_dtype_that_is_named_is_the_one_that_rates(capsys, folder, monkeypatch, command):
     loaded, load = [], inputs.load_model

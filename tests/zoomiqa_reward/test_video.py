@@ -113,6 +113,7 @@ class Clock:
         return self.now
 
 
+@pytest.mark.integration
 def test_what_cannot_be_kept_up_with_is_passed_over_and_said(tmp_path):
     clip = write_clip(tmp_path / "a.mkv", [scene(1)] * 100)
 
