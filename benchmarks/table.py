@@ -33,6 +33,9 @@ def readable_rows(r: dict[str, Any]) -> list[tuple[str, str]]:
     where = ", ".join(f"{name} {count}" for name, count in r["by_folder"].items())
     what = f"readable answers of `reason` in every round: development set ({where})"
     figure = f"{r['readable']} of {r['images']}"
+    for side, small in r["middles"].items():
+        what += f"; their middles of {side} px"
+        figure += f"; {small['readable']} of {small['images']}"
     if file_of("check_reason").exists():
         what += "; damaged images of `zoomiqa check`"
         figure += f"; {load('check_reason')['measures']['measured_share']:.1%}"
@@ -151,6 +154,40 @@ def ladder_rows(ladders: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def remote_rows(r: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `remote_text`."""
+    names = {"whole": "nothing resizes them", "resized": "the server resizes them",
+             "resized_factor": "the client resizes them, `factor_px=28`"}  # fmt: skip
+    return [
+        (
+            f"words by `transformers serve` against the local model, {side['images']} images of "
+            f"{' x '.join(map(str, side['px']))} px, {names[name]}: equal texts of round 1, of round 2; equal ratings, "
+            "largest difference",
+            "; ".join([*(f"{k['equal']} of {k['answers']}" for k in side["rounds"]),
+                       f"{side['equal_ratings']} of {side['rated_by_both']}, {side['largest_difference']:.2f}"]),
+        )
+        for name, side in ((name, r[name]) for name in names)
+    ]  # fmt: skip
+
+
+def video_rows(v: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (what, figure) of `video`."""
+    live = [f"{side['passed_over']} of {side['chosen']}" for side in v["keep_up"].values()]
+    large = v["large"]
+    return [
+        (
+            "live clip of 640 x 360 px at 25 frames/s on two cores: chosen frames that are skipped to keep up; where "
+            "each is read whole",
+            "; ".join(live),
+        ),
+        (
+            f"clip of 3840 x 2160 px, rated by a mean: frames/s; memory that {large['many']['frames']} frames take "
+            f"more than {large['few']['frames']}",
+            f"{large['many']['frames_per_s']:.0f}; {large['growth_mib']} MiB",
+        ),
+    ]
+
+
 READ_GB_S = 2750
 """What an H100 reads from its memory in a second, as measured on one; reading the weights bounds a step's time."""
 
@@ -218,6 +255,8 @@ PARTS = {
     "gradients": gradients_rows,
     "cache": cache_rows,
     "serving": serving_rows,
+    "remote_text": remote_rows,
+    "video": video_rows,
     "training_kill_sft": killed_rows("SFT"),
     "training_kill_grpo": killed_rows("RL"),
     "training_processes": processes_rows,
