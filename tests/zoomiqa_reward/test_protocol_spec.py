@@ -37,6 +37,7 @@ FULL = Protocol(
     min_pixels=784,
     max_pixels=50176,
     box_margin=0.05,
+    retries=2,
     label_metrics=("ssim",),
 )
 
@@ -78,8 +79,9 @@ def test_fingerprint_follows_every_field() -> None:
         replace(FULL, crop=CropPolicy()),
         replace(FULL, round2=Prompt(text=FULL.round2.text)),
         replace(FULL, label_metrics=()),
+        replace(FULL, retries=0),
     ]
-    assert len({FULL.fingerprint, *(other.fingerprint for other in others)}) == 5
+    assert len({FULL.fingerprint, *(other.fingerprint for other in others)}) == 6
     assert FULL.fingerprint == replace(FULL).fingerprint
     assert FULL.fingerprint == replace(FULL, box_margin=0.0).fingerprint  # no rating depends on it
     assert len(FULL.fingerprint) == 16
@@ -118,6 +120,7 @@ def broken(**changes: Any) -> dict[str, Any]:
         ({"questions": []}, "questions"),
         ({"image_order": "random"}, "random"),
         ({"box_margin": 0.5}, "box_margin 0.5 must be at least 0 and below 0.5"),
+        ({"retries": -1}, "retries -1 must be at least 0"),
         ({"answer_starts": ["<think>"]}, "empty or two texts"),
         ({"answer_starts": ["<think>", 2]}, r"protocol\.answer_starts: must be a list, each a text, not"),
         ({"questions": "How good?"}, r"protocol\.questions: must be a list, each a text, not 'How good\?'"),

@@ -5,6 +5,7 @@ import re
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,6 +52,15 @@ def test_what_is_read_is_what_a_local_model_would_have_been_read_as(texts):
     with server(lambda body, count: reply(texts[count - 1])) as (iqa, _):
         (remote,) = iqa.assess(make_image())
     assert repr(remote) == repr(local)  # NaN differs from itself, its text does not
+
+
+def test_a_server_is_asked_again_as_often_as_the_protocol_says():
+    with server(lambda body, count: reply([ZOOM, "I cannot say.", SECOND][count - 1])) as (iqa, script):
+        (found,) = replace(iqa, protocol=replace(iqa.protocol, retries=1)).assess(make_image())
+    assert found.rating == 4.0
+    assert [body["temperature"] for body in script.bodies] == [0, 0, 1.0]
+    assert script.bodies[2]["messages"] == script.bodies[1]["messages"]
+    assert script.bodies[2]["seed"] > 0
 
 
 def test_a_given_factor_resizes_to_the_protocols_budget_before_sending():

@@ -1,7 +1,8 @@
 """How well ratings agree with people: correlations, raw and after two fits, and shares of pairs in the right order.
 
 A fit on the test set itself makes the agreement look better: isotonic regression, which the official Zoom-IQA evaluator
-applies, gives pure noise a PLCC of 0.2 with 100 images. So all three kinds (raw, logistic, isotonic) are always reported, under their names.
+applies, gives pure noise a PLCC of 0.2 with 100 images. So all three kinds (raw, logistic, isotonic) are always
+reported, under their names.
 """
 
 import warnings

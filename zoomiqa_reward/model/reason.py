@@ -1,7 +1,8 @@
 """`reason`: the protocol in words, one or two rounds, and what is read from the answers.
 
 Round 1 sees the whole image. If it asks for a closer look, round 2 is a fresh conversation that quotes round 1's
-whole answer and shows the image and the crop. What each failure means:
+whole answer and shows the image and the crop. A greedy answer that cannot be read is asked for again, sampled, as often
+as the protocol says (`Protocol.retries`). What each failure means that is left:
 
 - round 2 unreadable: no rating; both turns are kept, so round 1's number is there for who wants it.
 - round 1 readable but not routable (no box, say, or a control token spelled out, which cannot be quoted): its rating
@@ -20,9 +21,10 @@ from functools import partial
 from torch import Tensor
 
 from zoomiqa_reward.images.content import contentless
+from zoomiqa_reward.images.loading import hash_pixels
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.direct import MIN_MASS
-from zoomiqa_reward.model.draws import sample_seeds
+from zoomiqa_reward.model.draws import row_seed, sample_seeds
 from zoomiqa_reward.model.generate import Completion, Generate, Sampling, generate
 from zoomiqa_reward.model.gradients import refuse_dropout
 from zoomiqa_reward.model.inputs import TokenRow, make_row
@@ -44,6 +46,8 @@ from zoomiqa_reward.protocol.spec import Protocol
 STRICT_ROWS = 8
 """Answers about one image that are written together where `strict`, whatever `batch_size` is: who writes together may
 change the last bits, and with them a word."""
+RETRY_TEMPERATURE = 1.0
+"""Of an answer that is asked for again."""
 
 
 def refuse_levels(protocol: Protocol) -> None:
@@ -72,6 +76,13 @@ class _Read:
     is_truncated: bool
     has_failed: bool
     spread: RatingSpread | None
+    retries: int = 0
+    """How often it was asked for again."""
+
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether it says neither a rating nor where to look closer."""
+        return self.rating_error is not None and not self.wants_zoom and not self.has_failed
 
 
 def assess_images(
@@ -85,6 +96,7 @@ def assess_images(
     strict: bool = False,
     batch_size: int = 8,
     skip_empty: bool = True,
+    retries: int = 0,
     write: Generate = generate,
 ) -> list[list[Assessment]]:
     """Return for each float32 CHW image its `num_samples` assessments.
@@ -93,7 +105,7 @@ def assess_images(
     samples. strict: only answers about the same image share a batch, `STRICT_ROWS` at a time, so they are bit-equal in
     any company and for any `batch_size`. Otherwise `batch_size` answers are written together, with drafts from earlier
     answers of the call (`drafts`), which may change the last bits of the logits. skip_empty: images without content are
-    not asked about, see `assess_batch`. `write` is what turns rows into answers.
+    not asked about, see `assess_batch`; so is retries. `write` is what turns rows into answers.
     Raises ValueError for a model in training mode with dropout.
     """
     check_rounds(rounds)
@@ -121,7 +133,7 @@ def assess_images(
             batch_sampling = replace(sampling, seed=tuple(seeds[start : start + step])) if seeds else sampling
             answers += assess_batch(
                 checkpoint.protocol, rows[start : start + step], respond, question=question, rounds=rounds,
-                sampling=batch_sampling, skip_empty=skip_empty,
+                sampling=batch_sampling, skip_empty=skip_empty, retries=retries,
             )  # fmt: skip
         assessments.extend(answers[i : i + num_samples] for i in range(0, len(answers), num_samples))
         window.clear()
@@ -183,11 +195,13 @@ def assess_batch(
     rounds: int,
     sampling: Sampling,
     skip_empty: bool = True,
+    retries: int = 0,
 ) -> list[Assessment]:
     """Return one assessment for each float32 CHW image; all first rounds are asked in one call, then all seconds.
 
     The seed of a second round is one more than that of its first. skip_empty: an image without content is not asked
-    about; its assessment is not valid and says why (`images.content`).
+    about; its assessment is not valid and says why (`images.content`). retries: how often a greedy answer that cannot
+    be read is asked for again. It is sampled then, with a seed that follows from the image, the round and the attempt.
     """
     check_rounds(rounds)
     seeds = sampling.seed if isinstance(sampling.seed, tuple) else None
@@ -197,12 +211,14 @@ def assess_batch(
         if seeds is not None:
             sampling = replace(sampling, seed=tuple(seeds[index] for index in shown))
         kept = [images[index] for index in shown]
-        answers_of = partial(assess_batch, protocol, question=question, rounds=rounds, sampling=sampling)
+        answers_of = partial(
+            assess_batch, protocol, question=question, rounds=rounds, sampling=sampling, retries=retries
+        )
         read = iter(answers_of(kept, respond) if shown else ())
         return [next(read) if why is None else _without_content(why) for why in empty]
     asked = [replace(round1(protocol, image, question), start=protocol.answer_start(1)) for image in images]
-    answers = respond(asked, sampling)
-    firsts = [_read(protocol, 1, prompted, answer) for prompted, answer in zip(asked, answers, strict=True)]
+    ask = partial(_ask, protocol, respond, retries=retries if sampling.temperature == 0 else 0)
+    firsts = ask(1, asked, [None] * len(asked), sampling)
     results = [_final([first]) for first in firsts]
     again = [index for index, first in enumerate(firsts) if rounds == 2 and first.wants_zoom]
     if not again:
@@ -218,19 +234,37 @@ def assess_batch(
         second = tuple(seeds[index] + 1 for index in again)
     elif isinstance(sampling.seed, int):
         second = sampling.seed + 1
-    answers = respond(asked, replace(sampling, seed=second))
-    for index, prompted, answer, box in zip(again, asked, answers, boxes, strict=True):
-        results[index] = _final([firsts[index], _read(protocol, 2, prompted, answer, box)])
+    for index, closer in zip(again, ask(2, asked, boxes, replace(sampling, seed=second)), strict=True):
+        results[index] = _final([firsts[index], closer])
     return results
+
+
+def _ask(
+    protocol: Protocol, respond: Respond, number: int, asked: Sequence[Prompted], crop_boxes: Sequence[PixelBox | None],
+    sampling: Sampling, *, retries: int,
+) -> list[_Read]:  # fmt: skip
+    """Return the answers of one round as read; those that cannot be read are asked for again."""
+    answers = respond(asked, sampling)
+    rounds = [_read(protocol, number, *each) for each in zip(asked, answers, crop_boxes, strict=True)]
+    for attempt in range(1, retries + 1):
+        unreadable = [index for index, read in enumerate(rounds) if read.is_unreadable]
+        if not unreadable:
+            break
+        seeds = tuple(row_seed("retry", hash_pixels(asked[index].images[0]), number, attempt) for index in unreadable)
+        answers = respond(
+            [asked[index] for index in unreadable], replace(sampling, temperature=RETRY_TEMPERATURE, seed=seeds)
+        )
+        for index, answer in zip(unreadable, answers, strict=True):
+            read = _read(protocol, number, asked[index], answer, crop_boxes[index])
+            rounds[index] = rounds[index] if read.has_failed else replace(read, retries=attempt)
+    return rounds
 
 
 def _without_content(why: str) -> Assessment:
     return Assessment(rating=math.nan, std=math.nan, turns=(), valid=False, error=why)
 
 
-def _read(
-    protocol: Protocol, number: int, prompted: Prompted, answer: Completion, crop_box: PixelBox | None = None
-) -> _Read:
+def _read(protocol: Protocol, number: int, prompted: Prompted, answer: Completion, crop_box: PixelBox | None) -> _Read:
     rating, rating_error, route, route_error, tool = math.nan, None, None, None, None
     height, width = prompted.images[0].shape[1:]  # of the whole image, also in round 2
     try:
@@ -295,7 +329,12 @@ def _final(rounds: Sequence[_Read]) -> Assessment:
     if not 1 <= rating <= 5:
         reason = f"round {len(rounds)}: rating is off the scale: {rating:g}; expected 1 to 5"
         return Assessment(rating=math.nan, std=math.nan, turns=turns, valid=False, error="; ".join([reason, *cut]))
-    odd = [*_contradictions(rounds), *cut]
+    again = [
+        f"round {number}: asked {1 + turn.retries} times; what was written before cannot be read"
+        for number, turn in enumerate(rounds, 1)
+        if turn.retries
+    ]
+    odd = [*again, *_contradictions(rounds), *cut]
     if len(rounds) == 1 and last.route_error is not None:
         odd = [f"round 1 cannot be routed, its rating is final: {last.route_error}", *odd]
     spread = last.spread

@@ -139,7 +139,7 @@ class ZoomIQA:
         sampling = sampling_of(self.protocol, temperature, seed, max_new_tokens)
         assessments = assess_images(
             self.checkpoint, load_ahead(images), question=question, rounds=rounds, sampling=sampling,
-            strict=strict, batch_size=batch_size,
+            strict=strict, batch_size=batch_size, retries=self.protocol.retries,
         )  # fmt: skip
         return [samples[0] for samples in assessments]
 
@@ -244,7 +244,7 @@ class ZoomIQA:
         groups = assess_images(
             self.checkpoint, load_ahead(images), question=question, rounds=rounds, num_samples=num_samples,
             sampling=sampling_of(self.protocol, temperature, seed, max_new_tokens), strict=strict,
-            batch_size=batch_size,
+            batch_size=batch_size, retries=self.protocol.retries,
         )  # fmt: skip
         pairs = [
             mean_and_std([assessment.rating for assessment in samples if assessment.valid], len(samples))

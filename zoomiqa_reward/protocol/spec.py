@@ -187,6 +187,8 @@ class Protocol:
     """Fraction of the image's sides by which a told box (`Turn.bbox`) reaches further at each edge than the box in the
     words: a correction for a model whose boxes are too small. The crop and every rating follow the words, so it is no
     part of the fingerprint."""
+    retries: int = 0
+    """How often a greedy answer that cannot be read is asked for again; then it is sampled, seeded by the image."""
     label_metrics: tuple[str, ...] = ()
     """Full-reference metrics that made the pseudo-MOS this model was trained on; refused as a headline elsewhere."""
 
@@ -201,6 +203,8 @@ class Protocol:
             raise ProtocolError(f"protocol: history_style {self.history_style!r} must be question_answer or none")
         if not 0 <= self.box_margin < 0.5:
             raise ProtocolError(f"protocol: box_margin {self.box_margin!r} must be at least 0 and below 0.5")
+        if self.retries < 0:
+            raise ProtocolError(f"protocol: retries {self.retries!r} must be at least 0")
         if not 0 < self.min_pixels <= self.max_pixels:
             raise ProtocolError(f"protocol: pixels {self.min_pixels}..{self.max_pixels} is no range")
         if self.levels and (len(set(self.levels)) < max(2, len(self.levels)) or not all(map(str.strip, self.levels))):
@@ -270,7 +274,7 @@ class Protocol:
             raise ProtocolError(f"{target}: {error}") from error
 
 
-_LATER = ("levels", "pair", "answer_starts", "box_margin")
+_LATER = ("levels", "pair", "answer_starts", "box_margin", "retries")
 _NESTED = {
     "round1": Prompt, "round2": Prompt, "crop": CropPolicy, "views": ViewPolicy, "decoding": Decoding,
     "pair": PairPrompt,

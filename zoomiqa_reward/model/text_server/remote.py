@@ -252,12 +252,16 @@ class RemoteZoomIQA:
 
     def _assess_one(self, image: Tensor, question: str | None, rounds: int, sampling: Sampling) -> Assessment:
         assessments = assess_batch(
-            self.protocol, [image], self._respond, question=question, rounds=rounds, sampling=sampling
-        )
+            self.protocol, [image], self._respond, question=question, rounds=rounds, sampling=sampling,
+            retries=self.protocol.retries,
+        )  # fmt: skip
         return assessments[0]
 
     def _respond(self, asked: Sequence[Prompted], sampling: Sampling) -> list[Completion]:
-        return [self._complete(prompted, sampling) for prompted in asked]
+        seeds = sampling.seed if isinstance(sampling.seed, tuple) else (sampling.seed,) * len(asked)
+        return [
+            self._complete(prompted, replace(sampling, seed=seed)) for prompted, seed in zip(asked, seeds, strict=True)
+        ]
 
     def _complete(self, prompted: Prompted, sampling: Sampling) -> Completion:
         images = tuple(resize_to_budget(image, self.protocol, self.factor_px) for image in prompted.images)
