@@ -92,6 +92,12 @@ def test_what_oneDNN_does_not_take_is_pytorchs_own(x, weight):
     assert torch.equal(affine(x, weight), linear(x, weight))
 
 
+@pytest.mark.parametrize("bias", [random(384)[::2], random(1).expand(192), random(1)])
+def test_a_bias_with_gaps_is_read_where_it_lies(bias):
+    x, weight = random(80, 192), random(192, 192, seed=1)
+    assert torch.equal(affine(x, weight, bias), linear(x, weight, bias))
+
+
 def test_autocast_of_a_caller_who_computes_in_it_holds():
     x, weight = random(80, 192), random(192, 192)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -104,7 +110,7 @@ def test_the_embedded_judge_takes_it(monkeypatch):
     iqa, image = ZoomIQA.from_pretrained("nano"), random(3, 80, 112).sigmoid()
     ours = iqa.rate([image], strict=True).mean
     asked = []
-    monkeypatch.setattr(products, "suits", lambda x, weight: asked.append(weight.shape) or False)
+    monkeypatch.setattr(products, "suits", lambda x, weight, bias=None: asked.append(weight.shape) or False)
     plain = iqa.rate([image], strict=True).mean
     assert len(asked) >= 8 * 6  # blocks of the tower alone
     torch.testing.assert_close(ours, plain, rtol=0, atol=1e-5)

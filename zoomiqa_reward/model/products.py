@@ -38,7 +38,7 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     weight: [out, in], or the kernel [out, ...] of a convolution that is as wide as its step. Keeps autograd.
     """
-    if not suits(x, weight):
+    if not suits(x, weight, bias):
         return nn.functional.linear(x, weight.flatten(1), bias)
     tensors = (x, weight) if bias is None else (x, weight, bias)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
@@ -47,12 +47,13 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _multiplied(x, weight, bias)
 
 
-def suits(x: Tensor, weight: Tensor) -> bool:
-    """Return whether oneDNN multiplies these."""
+def suits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Return whether oneDNN multiplies these. It reads a bias that has gaps as if it had none: numbers of others."""
     return (
         IS_THERE and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
         and x.numel() >= LEAST_ROWS * x.shape[-1] and weight.numel() >= SMALLEST
         and type(weight) in (Tensor, nn.Parameter) and _is_dense(weight) and not torch.is_autocast_enabled("cpu")
+        and (bias is None or (bias.is_contiguous() and bias.shape == weight.shape[:1]))
     )  # fmt: skip
 
 
