@@ -27,7 +27,7 @@ from restoration.metrics.paired_scores import (
     metric_names,
     where_all_measured,
 )
-from zoomiqa_reward.images.loading import ImageSource, ImageSources, split_images
+from zoomiqa_reward.images.loading import ImageError, ImageSource, ImageSources, split_images
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, ask, fingerprint_of, needed_inputs
@@ -158,16 +158,25 @@ class ConditionedReward(PairedReward):
                       errors=joined_errors(used, len(sources)), info=info)  # fmt: skip
 
     def _rate_sources(self, lqs: list[ImageSource], prompts: Sequence[str] | None) -> Scores:
-        """Rate each different (source, prompt) once."""
-        keys = group_keys(lqs, prompts)
+        """Rate each different (source, prompt) once; one that cannot be read has a row of its own, without a value."""
+        texts = [""] * len(lqs) if prompts is None else prompts
+        keys = [_key(position, *pair) for position, pair in enumerate(zip(lqs, texts, strict=True))]
         first = {key: position for position, key in reversed(list(enumerate(keys)))}
         asked = sorted(first.values())
         row = {keys[position]: index for index, position in enumerate(asked)}
-        texts = None if prompts is None else [prompts[position] for position in asked]
-        scores = ask(self.quality, [lqs[position] for position in asked], prompts=texts)
+        given = None if prompts is None else [prompts[position] for position in asked]
+        scores = ask(self.quality, [lqs[position] for position in asked], prompts=given)
         rows = torch.tensor([row[key] for key in keys], dtype=torch.long, device=scores.value.device)
         return Scores(value=scores.value[rows], valid=scores.valid[rows], std=scores.std[rows],
                       errors=tuple(scores.errors[index] for index in rows.tolist()))  # fmt: skip
+
+
+def _key(position: int, lq: ImageSource, text: str) -> str:
+    """Return a text that is equal where source and prompt are."""
+    try:
+        return group_keys([lq], [text])[0]
+    except ImageError:
+        return f"unreadable {position}"
 
 
 def _default_fidelity(image_sr: Tensor, image_lq: Tensor, blur_px: float = 1.0) -> float:

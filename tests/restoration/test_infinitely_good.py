@@ -70,6 +70,15 @@ def test_a_sum_prefers_the_perfect_image(method):
     assert int(scores.value.argmax()) == 1
 
 
+def test_a_plain_sum_is_the_same_alone_and_beside_others(tmp_path):
+    total = CompositeReward([Term(psnr(), 2.0, "raw")])
+    worse = (HR + 0.06).clamp(0, 1)
+    values = [total([HR], hr=[HR]).value[0], total([worse, HR], hr=[HR, HR]).value[1]]
+    with CachedReward(total, tmp_path / "c.db") as cached:
+        values += [cached(images, hr=[HR] * len(images)).value[-1] for images in ([HR], [worse, HR])]
+    assert [float(value) for value in values] == [math.inf] * 4
+
+
 def test_normalised_values_by_hand():
     values, groups = torch.tensor([1.0, math.inf, 3.0, math.nan, -math.inf]), torch.zeros(5, dtype=torch.long)
     finite = with_finite_bests(values, groups)

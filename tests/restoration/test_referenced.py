@@ -38,6 +38,13 @@ def test_a_fidelity_that_calls_a_metric_names_it_as_what_may_not_judge(kind, fid
     assert "haarpsi" in kind(brightness(), fidelity).labels
 
 
+@pytest.mark.parametrize(("kind", "other"), [(ReferencedReward, "hr"), (ConditionedReward, "lq")])
+def test_another_image_that_cannot_be_read_fails_its_own_image_alone(kind, other):
+    scores = kind(brightness())([PHOTO, PHOTO], **{other: [PHOTO, "no-such-file.png"]})
+    assert scores.valid.tolist() == [True, False]
+    assert "no such file" in scores.errors[1]
+
+
 def test_the_form_by_hand():
     reward = ReferencedReward(brightness(), lambda image, reference: 0.25)
     found = reward(torch.full((1, 3, 8, 8), 0.5), hr=torch.zeros(1, 3, 8, 8))

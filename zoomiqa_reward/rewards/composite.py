@@ -138,10 +138,11 @@ class CompositeReward(Reward):
             torch.where(term_scores.valid, term_scores.value, torch.full_like(term_scores.value, math.nan)).to(home)
             for term_scores in scores
         ]
-        rescaled = [
+        # Without groups an infinitely good value stays so: a number in its place would follow from the other images.
+        rescaled = raw if not self.groupwise else [
             normalised(with_finite_bests(term_scores, index), index, term.normalise)
             for term_scores, term in zip(raw, self.terms, strict=True)
-        ]
+        ]  # fmt: skip
         parts = torch.stack(
             [term.weight * term_scores if term.weight > 0 else torch.zeros_like(term_scores)
              for term_scores, term in zip(rescaled, self.terms, strict=True)]
