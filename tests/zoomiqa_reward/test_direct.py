@@ -78,6 +78,25 @@ def test_tree_equals_one_full_forward_for_each_leaf(random_checkpoint):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("part", ["model", "language_model", "decoder layer", "attention", "tower", "tower block"])
+def test_a_hooked_module_is_called(random_checkpoint, part):
+    inner = random_checkpoint.model.model
+    layer = inner.language_model.layers[0]
+    modules = {
+        "model": random_checkpoint.model, "language_model": inner.language_model, "decoder layer": layer,
+        "attention": layer.self_attn, "tower": inner.visual, "tower block": inner.visual.blocks[0],
+    }  # fmt: skip
+    trie, rows, calls = trie_of(random_checkpoint), rows_of(random_checkpoint, images()[:1]), []
+    before = leaf_logprobs(random_checkpoint, trie, rows)
+    hook = modules[part].register_forward_hook(lambda *_: calls.append(part))
+    hooked = leaf_logprobs(random_checkpoint, trie, rows)
+    hook.remove()
+    assert calls
+    torch.testing.assert_close(hooked, before, rtol=1e-4, atol=1e-4)
+    assert torch.equal(leaf_logprobs(random_checkpoint, trie, rows), before)
+
+
+@torch.no_grad()
 def test_image_and_positions_show_in_the_result(random_checkpoint, monkeypatch):
     """The comparisons above would notice a lost image, and 3-D positions that fell back to text."""
     trie = trie_of(random_checkpoint)

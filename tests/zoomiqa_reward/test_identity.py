@@ -141,3 +141,18 @@ def test_a_model_is_known_by_the_weights_in_memory():
     assert other.fingerprint == before
     assert ZoomIQAReward(iqa).fingerprint != ZoomIQAReward(other).fingerprint
     assert torch.isfinite(other.rate(make_image(0)).mean).all()
+
+
+def test_a_model_is_known_by_its_hooks():
+    """A hook that changes what a layer says makes another judge: a cache must not give its ratings to the plain one."""
+    iqa = ZoomIQA.from_pretrained(str(tiny_checkpoint()), device="cpu")
+    layer, image, before = iqa.checkpoint.model.model.language_model.layers[0], make_image(0), iqa.fingerprint
+    known, ratings = set(), {float(iqa.rate(image).mean)}
+    for share in (0.5, 0.25):
+        hook = layer.register_forward_hook(lambda module, given, result, share=share: share * result)
+        known.add(iqa.fingerprint)
+        ratings.add(float(iqa.rate(image).mean))
+        hook.remove()
+    assert len(known - {before}) == 2
+    assert len(ratings) == 3
+    assert iqa.fingerprint == before

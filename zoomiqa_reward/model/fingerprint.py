@@ -8,11 +8,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
 from zoomiqa_reward.images.content import RULE
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.generate import end_tokens
 from zoomiqa_reward.model.views import VIEWS_RULE
+from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.runs.digest import digest, file_digest
 from zoomiqa_reward.runs.weights_digest import WeightsDigests
 
@@ -31,7 +33,8 @@ def fingerprint_parts(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what the fingerprint is made of.
 
     Weights count as they are in memory, adapters included: a file that changes after loading, or training, cannot give
-    one model the fingerprint of another. They are read whole at the first call and again after they changed.
+    one model the fingerprint of another. They are read whole at the first call and again after they changed. Hooks
+    count with their code; UnknownState is raised for one whose state cannot be read.
     """
     model = checkpoint.model
     return {
@@ -51,7 +54,15 @@ def fingerprint_parts(checkpoint: Checkpoint) -> dict[str, Any]:
         "views_rule": VIEWS_RULE,
         "attention": model.config.get_text_config()._attn_implementation,
         "versions": {name: version(name) for name in LIBRARIES},
+        **_hooks(model),
     }
+
+
+def _hooks(model: nn.Module) -> dict[str, str]:
+    """Return the digest of what users have hooked to the modules; nothing without hooks."""
+    held = {name: [list(module._forward_pre_hooks.values()), list(module._forward_hooks.values())]
+            for name, module in model.named_modules() if module._forward_pre_hooks or module._forward_hooks}  # fmt: skip
+    return {"hooks": state_digest(held)} if held else {}
 
 
 def _computed(config: dict[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.drafts import Drafts
 from zoomiqa_reward.model.inputs import TokenRow, check_row
 from zoomiqa_reward.model.language import ImageSpan, ReadStates, ReadTokens, read
+from zoomiqa_reward.model.layers import is_hooked
 from zoomiqa_reward.model.tower import ImageFeatures, read_images
 
 MIN_SHARED = 16
@@ -42,7 +43,8 @@ class SharedReading:
 def reads_itself(checkpoint: Checkpoint) -> bool:
     """Return whether this module reads for the checkpoint; otherwise transformers' own passes do.
 
-    It does where one device holds all weights and attention is PyTorch's own without a sliding window.
+    It does where one device holds all weights, attention is PyTorch's own without a sliding window, and nobody has
+    hooked a module that this module's passes do not call.
     """
     config = checkpoint.model.config.get_text_config()
     devices = set((getattr(checkpoint.model, "hf_device_map", None) or {}).values())
@@ -54,6 +56,19 @@ def reads_itself(checkpoint: Checkpoint) -> bool:
         and len(devices) <= 1
         and "disk" not in devices
         and not next(checkpoint.model.parameters()).is_meta
+        and not _is_hooked_above_parts(checkpoint.model)
+    )
+
+
+def _is_hooked_above_parts(model: nn.Module) -> bool:
+    """Return whether the call of a module that holds others does more than its class says.
+
+    Parts without modules inside, such as linear layers and norms, see to it themselves. The `forward` of the whole
+    model is replaced by accelerate, and modules by `torch.compile`, without another result.
+    """
+    holders = (module for module in model.modules() if module is not model and module._modules)
+    return bool(model._forward_hooks or model._forward_pre_hooks) or any(
+        is_hooked(module) for module in holders if "_orig_mod" not in module._modules
     )
 
 
