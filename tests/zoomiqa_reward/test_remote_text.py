@@ -18,6 +18,7 @@ from zoomiqa_reward.model.generate import Completion, Sampling
 from zoomiqa_reward.model.reason import assess_images
 from zoomiqa_reward.model.text_server import RemoteZoomIQA, ServerRefused
 from zoomiqa_reward.model.text_server.client import parallel_map
+from zoomiqa_reward.protocol import level_words
 from zoomiqa_reward.protocol.crops import zoom
 from zoomiqa_reward.protocol.spec import ProtocolError
 
@@ -331,11 +332,19 @@ def test_impossible_settings_are_refused(options, said):
     ({"mode": "think"}, "mode='think'"), ({"grad": True}, "no gradients"), ({"num_samples": 2}, "mode='reason'"),
     ({"mode": "reason", "num_samples": 2, "temperature": 0.0}, "copies of one answer"),
     ({"mode": "reason", "rounds": 3}, "rounds=3"), ({"mode": "direct"}, "factor_px"),
+    ({"mode": "reason", "num_samples": 0}, "num_samples=0"),
 ])  # fmt: skip
 def test_impossible_wishes_are_refused_before_anything_is_sent(call, said):
     iqa = RemoteZoomIQA.from_server("http://a/v1", "m", protocol=tiny_protocol())
     with pytest.raises(ValueError, match=said):
         iqa.rate(make_image(), **call)
+
+
+def test_level_words_are_refused_for_numbers_and_for_words():
+    iqa = RemoteZoomIQA.from_server("http://a/v1", "m", protocol=level_words(), factor_px=28)
+    for call in (iqa.rate, iqa.assess):
+        with pytest.raises(ValueError, match="level words are read from a model in this process only"):
+            call(make_image())
 
 
 def test_without_the_client_the_extra_is_named_and_nothing_else_needs_it(monkeypatch):

@@ -36,6 +36,19 @@ def test_one_frame_a_second_and_one_where_the_content_changes(tmp_path):
     assert result.notes == ()
 
 
+def test_files_that_were_joined_are_rated_to_their_end(tmp_path):
+    """The clock of a transport stream begins again where two were joined; the frames from there on were not rated."""
+    sides = {"a.ts": [scene(1)] * 30, "b.ts": [brighter(scene(2), 60)] * 25}
+    files = [write_clip(tmp_path / name, frames, codec="mpeg2video") for name, frames in sides.items()]
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(file.read_bytes() for file in files))
+    result = score_clip(brightness(), joined)
+    assert chosen(result) == [(0, "start"), (1, "time"), (2, "time"), (3, "time"), (4, "time"), (5, "time")]
+    assert result.duration_s == pytest.approx(5.5)
+    first, second = (score_clip(brightness(), file).rating for file in files)
+    assert result.rating == pytest.approx((2.5 * first + 3 * second) / 5.5, abs=2e-3)  # the border lies at 2.5 s
+
+
 def test_the_mean_is_over_time_and_not_over_frames(tmp_path):
     """A frame stands for the time that is nearest to it: the middles between chosen frames are the borders."""
     dark, bright = scene(1), brighter(scene(2), 60)

@@ -28,8 +28,10 @@ def sampling_of(protocol: Protocol, temperature: float, seed: int | None, max_ne
 def samples_temperature(protocol: Protocol, num_samples: int, temperature: float | None) -> float:
     """Return the temperature of `num_samples` answers where None leaves it to the protocol (1 if that is greedy).
 
-    Raises ValueError for several greedy ones.
+    Raises ValueError for less than one, and for several greedy ones.
     """
+    if num_samples < 1:
+        raise ValueError(f"num_samples={num_samples}: must be at least 1")
     if temperature is None:
         temperature = 0.0 if num_samples == 1 else protocol.decoding.temperature or 1.0
     if num_samples > 1 and temperature == 0:

@@ -24,6 +24,11 @@ SMALL_PX = 64
 """Longer side of the grey copy: small enough to compare every frame, and that grain is averaged out."""
 
 
+RESTART_S = 1.0
+"""Where the clock of a file goes back by more, it has begun again, as in files that were joined: it goes on from there.
+"""
+
+
 class VideoError(ZoomIQAError, ValueError):
     """A clip cannot be read. The message names the file, the time where it happened, and the way out."""
 
@@ -82,6 +87,8 @@ class Clip:
                 if time_s is None:  # a raw stream: by its number
                     time_s = index / (self.fps or 25.0) + (start or 0.0)
                 start = time_s if start is None else start
+                if time_s - start < last - RESTART_S:
+                    start = time_s - last - 1 / (self.fps or 25.0)
                 last = max(0.0, time_s - start)
                 yield Frame(frame, index, last)
                 index += 1

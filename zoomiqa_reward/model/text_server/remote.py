@@ -162,6 +162,7 @@ class RemoteZoomIQA:
         Raises ImageError for an image that cannot be read; ServerRefused.
         """
         check_rounds(rounds)
+        _refuse_levels(self.protocol)
         sampling = sampling_of(self.protocol, temperature, seed, max_new_tokens)
         ask = partial(self._assess_one, question=question, rounds=rounds, sampling=sampling)
         return parallel_map(ask, load_each(images), self.concurrency)
@@ -194,11 +195,7 @@ class RemoteZoomIQA:
             raise ValueError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
         if grad:
             raise ValueError("grad=True: a text server gives no gradients; load the model itself")
-        if self.protocol.levels:
-            raise ValueError(
-                f"protocol {self.protocol.name!r}: level words are read from a model in this process only; "
-                "use ZoomIQA.from_pretrained"
-            )
+        _refuse_levels(self.protocol)
         if mode == "reason":
             check_rounds(rounds)
             temperature = samples_temperature(self.protocol, num_samples, temperature)
@@ -309,6 +306,14 @@ def _protocol(given: str | PathLike[str] | Protocol | None, model: str) -> Proto
             "holds it, or an embedded model's name)"
         )
     return Protocol.load(folder)
+
+
+def _refuse_levels(protocol: Protocol) -> None:
+    if protocol.levels:
+        raise ValueError(
+            f"protocol {protocol.name!r}: level words are read from a model in this process only; "
+            "use ZoomIQA.from_pretrained"
+        )
 
 
 def _warn_of_copies(groups: Sequence[Sequence[Assessment]]) -> None:
