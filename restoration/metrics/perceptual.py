@@ -18,7 +18,7 @@ from restoration.metrics.basicsr_library import basicsr_module
 from restoration.metrics.fidelity import MetricUnavailable, eight_bit_bgr
 from zoomiqa_reward.model.draws import own_draws
 from zoomiqa_reward.model.numerics import canonical
-from zoomiqa_reward.runs.digest import file_digest
+from zoomiqa_reward.runs.digest import file_digest, file_stamp
 
 NIQE_BLOCK_PX = 96
 LPIPS_MIN_SIDE_PX = 32
@@ -61,7 +61,8 @@ def lpips(image: Tensor, reference: Tensor, *, weights: str | Path | None = None
     """
     if image.shape != reference.shape:
         raise ValueError(f"image {tuple(image.shape)} and reference {tuple(reference.shape)}: sizes must be equal")
-    model = _lpips_model(*_stamp(backbone_file(weights)))
+    backbone = backbone_file(weights)
+    model = _lpips_model(backbone.resolve(), file_stamp(backbone))
     if min(image.shape[1:]) < LPIPS_MIN_SIDE_PX:
         return math.nan
     return float(model(image[None].cpu().float(), reference[None].cpu().float(), normalize=True))
@@ -83,13 +84,8 @@ def backbone_hash(weights: str | Path | None = None) -> str:
     return file_digest(backbone_file(weights), size=16)
 
 
-def _stamp(path: Path) -> tuple[Path, int, int]:
-    status = path.stat()
-    return path.resolve(), status.st_size, status.st_mtime_ns
-
-
-@functools.lru_cache(maxsize=2)  # keyed by size and time too, so an exchanged file is read again
-def _lpips_model(path: Path, size: int, time_ns: int) -> Any:
+@functools.lru_cache(maxsize=2)  # keyed by the stamp too, so an exchanged file is read again
+def _lpips_model(path: Path, stamp: tuple[int, ...]) -> Any:
     try:
         import lpips as library
     except ImportError as error:

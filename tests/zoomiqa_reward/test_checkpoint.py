@@ -1,6 +1,7 @@
 """Loading: one code path for both architectures, adapters and protocols, and an error that helps for each mistake."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tiny import ARCHS, FORGETFUL_TEMPLATE, make_image, make_tiny_checkpoint, ti
 from zoomiqa_reward import ZoomIQA
 from zoomiqa_reward.model.checkpoint import OFFICIAL, CheckpointError, embedded, load_checkpoint
 from zoomiqa_reward.model.direct import leaf_logprobs, trie_of
-from zoomiqa_reward.model.fingerprint import fingerprint, fingerprint_parts
+from zoomiqa_reward.model.fingerprint import fingerprint, fingerprint_parts, hash_folder
 from zoomiqa_reward.model.inputs import PromptError, TokenRow, check_row, collate, make_row, render
 from zoomiqa_reward.model.turns import round1, round2
 from zoomiqa_reward.protocol.spec import PROTOCOL_FILE, ProtocolError
@@ -212,6 +213,15 @@ def test_layers_may_be_offloaded_and_the_token_embeddings_not():
     torch.testing.assert_close(logprobs(offloaded), expected, atol=1e-4, rtol=0)
     with pytest.raises(CheckpointError, match=r"leaves the token embeddings on no device.*embed_tokens"):
         load_checkpoint(tiny_checkpoint(), device="cpu", device_map={"": "disk"})
+
+
+def test_a_file_that_was_exchanged_is_read_again_also_with_the_time_of_the_one_before(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"one")
+    before, written = hash_folder(tmp_path), weights.stat().st_mtime_ns
+    weights.write_bytes(b"two")
+    os.utime(weights, ns=(written, written))  # as `cp -p` and `rsync` do
+    assert hash_folder(tmp_path) != before
 
 
 def test_asking_does_not_change_the_fingerprint():

@@ -19,7 +19,7 @@ from zoomiqa_reward.cli import inputs, output
 from zoomiqa_reward.images.listing import printable
 from zoomiqa_reward.model.measuring import FIELDS, RatedImage, measure
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
-from zoomiqa_reward.runs.digest import file_digest
+from zoomiqa_reward.runs.digest import file_digest, file_stamp
 from zoomiqa_reward.runs.json_lines import as_float
 from zoomiqa_reward.runs.locks import alone_if_possible
 from zoomiqa_reward.runs.outputs import MADE_BY, OutputError, behind_link
@@ -60,7 +60,7 @@ class ScoreTable:
     _before: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     _at_place: dict[Path, list[dict[str, Any]]] = field(default_factory=dict)
     """All rows that lie in the table, by the place of their image; they stay there until the image has a new row."""
-    _seen: tuple[int, int, int] | None = None
+    _seen: tuple[int, ...] | None = None
     """The file that was read or written last."""
 
     def open(self) -> None:
@@ -262,13 +262,12 @@ def _read(kind: Callable[[Any], Any], key: str, value: object) -> Any:
         raise ValueError(f"{key} is {value!r}; must be a number") from error
 
 
-def _state_of(path: Path) -> tuple[int, int, int] | None:
+def _state_of(path: Path) -> tuple[int, ...] | None:
     """Return what tells whether a file was replaced or changed; None without a file."""
     try:
-        state = path.stat()
+        return file_stamp(path)
     except OSError:
         return None
-    return state.st_ino, state.st_mtime_ns, state.st_size
 
 
 def _lock_file(path: Path) -> Path:

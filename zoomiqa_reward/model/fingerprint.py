@@ -15,7 +15,7 @@ from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.generate import end_tokens
 from zoomiqa_reward.model.views import VIEWS_RULE
 from zoomiqa_reward.rewards.identity import state_digest
-from zoomiqa_reward.runs.digest import digest, file_digest
+from zoomiqa_reward.runs.digest import digest, file_digest, file_stamp
 from zoomiqa_reward.runs.weights_digest import WeightsDigests
 
 HASHED_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt")
@@ -106,10 +106,10 @@ def fingerprint(parts: dict[str, Any]) -> str:
 def hash_folder(folder: Path) -> str:
     """Return 16 hex digits of a checkpoint's files by name and content; where the folder lies does not matter."""
     files = sorted(path for path in folder.iterdir() if path.suffix in HASHED_SUFFIXES and path.is_file())
-    stamps = tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+    stamps = tuple((path.name, *file_stamp(path)) for path in files)
     return _hash_files(folder.resolve(), stamps)
 
 
-@lru_cache(maxsize=32)  # keyed by sizes and times too, so a retrained checkpoint at the same path is read again
-def _hash_files(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
-    return digest(*(f"{name}:{file_digest(folder / name)}\n" for name, _, _ in stamps))
+@lru_cache(maxsize=32)  # keyed by stamps too, so a retrained checkpoint at the same path is read again
+def _hash_files(folder: Path, stamps: tuple[tuple[Any, ...], ...]) -> str:
+    return digest(*(f"{name}:{file_digest(folder / name)}\n" for name, *_ in stamps))

@@ -39,3 +39,12 @@ def file_digest(path: str | os.PathLike[str], *, size: int = 64) -> str:
     """Return the first `size` hex digits of the sha256 of a file. Raises OSError."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:size]
+
+
+def file_stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    """Return what tells whether a file was replaced or changed, without reading it. Raises OSError.
+
+    The time of its last writing alone does not: `cp -p` and `rsync` put back that of the file they copy.
+    """
+    state = os.stat(path)
+    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
