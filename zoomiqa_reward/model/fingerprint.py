@@ -60,8 +60,8 @@ def fingerprint_parts(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _hooks(model: nn.Module) -> dict[str, str]:
     """Return the digest of what users have hooked to the modules; nothing without hooks."""
-    held = {name: [list(module._forward_pre_hooks.values()), list(module._forward_hooks.values())]
-            for name, module in model.named_modules() if module._forward_pre_hooks or module._forward_hooks}  # fmt: skip
+    hooks = [(name, module._forward_pre_hooks, module._forward_hooks) for name, module in model.named_modules()]
+    held = {name: [list(before.values()), list(after.values())] for name, before, after in hooks if before or after}
     return {"hooks": state_digest(held)} if held else {}
 
 

@@ -7,15 +7,17 @@ every image begins with, and the features of images that are shown again, as in 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.model.drafts import Drafts
 from zoomiqa_reward.model.inputs import TokenRow, check_row
-from zoomiqa_reward.model.language import ImageSpan, ReadStates, ReadTokens, read
+from zoomiqa_reward.model.language import ImageSpan, ReadStates, ReadTokens, read, text_model
 from zoomiqa_reward.model.layers import is_hooked
+from zoomiqa_reward.model.parts import has_windows
 from zoomiqa_reward.model.tower import ImageFeatures, read_images
 
 MIN_SHARED = 16
@@ -56,19 +58,22 @@ def reads_itself(checkpoint: Checkpoint) -> bool:
         and len(devices) <= 1
         and "disk" not in devices
         and not next(checkpoint.model.parameters()).is_meta
-        and not _is_hooked_above_parts(checkpoint.model)
+        and not _is_hooked(checkpoint.model)
     )
 
 
-def _is_hooked_above_parts(model: nn.Module) -> bool:
-    """Return whether the call of a module that holds others does more than its class says.
+def _is_hooked(model: Any) -> bool:
+    """Return whether a module whose own call is left out here does more than its class says.
 
-    Parts without modules inside, such as linear layers and norms, see to it themselves. The `forward` of the whole
-    model is replaced by accelerate, and modules by `torch.compile`, without another result.
+    Other modules are called or see to it themselves. The `forward` of the whole model is replaced by accelerate, and a
+    module by `torch.compile`, without another result.
     """
-    holders = (module for module in model.modules() if module is not model and module._modules)
+    text, tower = text_model(model), model.model.visual
+    skipped: list[Any] = [model.model, text, *text.layers, *(layer.self_attn for layer in text.layers)]
+    if has_windows(tower):
+        skipped += [tower, *tower.blocks, *(block.attn for block in tower.blocks)]
     return bool(model._forward_hooks or model._forward_pre_hooks) or any(
-        is_hooked(module) for module in holders if "_orig_mod" not in module._modules
+        is_hooked(module) for module in skipped if not hasattr(module, "_orig_mod")
     )
 
 
