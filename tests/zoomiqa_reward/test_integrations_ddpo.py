@@ -95,6 +95,9 @@ def test_flow_grpo_form():
     edit = flow_grpo_reward(mean_reward(needs=("lq",)))
     found, _ = edit(torch.full((1, 3, 8, 8), 0.5), [""], None, ref_images=torch.full((1, 3, 4, 4), 0.25))
     assert found["avg"].tolist() == [0.75]
+    metadata = np.array([{"name": "a"}, {"name": "b"}])  # as a data loader of numpy's arrays gives it
+    found, _ = edit(torch.full((2, 3, 8, 8), 0.5), ["", ""], metadata, ref_images=torch.full((2, 3, 4, 4), 0.25))
+    assert found["avg"].tolist() == [0.75, 0.75]
 
 
 @pytest.mark.parametrize("images", [torch.rand(3, 8, 8), torch.rand(1, 8, 8, 3), np.random.rand(1, 8, 8, 3), "x.png"])

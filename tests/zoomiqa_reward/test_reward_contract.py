@@ -13,6 +13,7 @@ from restoration.selection.best_of_n import Cascade, best_of_n
 from zoomiqa_reward import CachedReward, CompositeReward, MetricReward, RobustReward, Term, rank
 from zoomiqa_reward.check import run_check
 from zoomiqa_reward.errors import NoReward
+from zoomiqa_reward.model.quality_map import quality_map
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import (
     GroupwiseError,
@@ -122,6 +123,16 @@ def test_no_wrapper_hides_a_network_or_the_metric_that_is_optimised(wrap):
 def test_a_metric_cannot_ask_a_reward_that_compares():
     with pytest.raises(GroupwiseError, match="one image at a time"):
         MetricReward(lambda image: float(ABOVE([image], groups=[0]).value[0]), "inside", True, (-9, 9))
+
+
+@pytest.mark.parametrize("attributes", [{"checkpoint": "w.pt"}, {"rate": 0.5}, {"rate": len, "factor_px": 3}])
+def test_a_reward_may_call_its_attributes_as_it_likes(attributes):
+    """A model is told from a reward by what a reward has, and not by a name that a reward may use as well."""
+    reward = MetricReward(lambda image: float(image.mean()), "mean", True, (0, 1))
+    vars(reward).update(attributes)
+    image = IMAGES[0]
+    assert quality_map(reward, image).values.mean() == pytest.approx(float(image.mean()), abs=0.1)
+    assert rank(reward, [0.5 * image, image]).order == (1, 0)
 
 
 def test_a_reward_may_hold_itself():

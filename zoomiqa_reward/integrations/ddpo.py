@@ -83,7 +83,8 @@ def flow_grpo_reward(
     ) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
         del only_strict
         if ref_images is not None and "lq" in reward.needs:
-            given = dictionaries(metadata, len(ref_images)) if metadata else [{} for _ in ref_images]
+            is_given = metadata is not None and len(metadata) > 0
+            given = dictionaries(metadata, len(ref_images)) if is_given else [{} for _ in ref_images]
             metadata = [{lq_key: reference} | dict(entry) for entry, reference in zip(given, ref_images, strict=True)]
         value, info = single(images, prompts, metadata)
         return {reward.name: value, "avg": value}, info

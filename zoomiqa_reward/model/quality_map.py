@@ -10,7 +10,7 @@ A view without content (`images.content`), such as clear sky, has no rating. A p
 import itertools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.pixels import factor_of
 from zoomiqa_reward.model.ratings import Ratings
 from zoomiqa_reward.model.turns import PixelBox
-from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
+from zoomiqa_reward.rewards.base import Reward, ask, is_model, require_pointwise
 
 if TYPE_CHECKING:
     from zoomiqa_reward.model.text_server import RemoteZoomIQA
@@ -91,23 +91,22 @@ def quality_map(
     """
     pixels = load_image(image)
     _, height, width = pixels.shape
+    iqa: Any = iqa_or_reward if is_model(iqa_or_reward) else None
     factor = PLAIN_FACTOR
-    if hasattr(iqa_or_reward, "checkpoint"):
-        factor = factor_of(iqa_or_reward.checkpoint.image_processor)
-    elif (of_server := getattr(iqa_or_reward, "factor_px", None)) is not None:
+    if hasattr(iqa, "checkpoint"):
+        factor = factor_of(iqa.checkpoint.image_processor)
+    elif (of_server := getattr(iqa, "factor_px", None)) is not None:
         factor = of_server
     side = _side_for(height, width, factor) if view_px is None else view_px
     if side < MIN_VIEW_PX:
         raise ValueError(f"view_px={view_px}: a view of less than {MIN_VIEW_PX} px shows nothing; pass a larger one")
     boxes = plan_boxes(height, width, side)
     views = [pixels[:, top:bottom, left:right] for left, top, right, bottom in boxes]
-    if hasattr(iqa_or_reward, "rate"):
+    if iqa is not None:
         more: dict[str, bool] = {"grad": True} if grad else {}
-        ratings = iqa_or_reward.rate(
-            views, mode="direct", strict=strict, batch_size=batch_size, question=question, **more
-        )
+        ratings = iqa.rate(views, mode="direct", strict=strict, batch_size=batch_size, question=question, **more)
     else:
-        ratings = _ask_reward(iqa_or_reward, views, grad=grad)
+        ratings = _ask_reward(cast(Reward, iqa_or_reward), views, grad=grad)
     return QualityMap(
         values=blend(ratings.mean, boxes, height, width), boxes=boxes, ratings=ratings,
         resolution_px=max(min(side, height), min(side, width)),

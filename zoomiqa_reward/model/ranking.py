@@ -3,13 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from zoomiqa_reward.images.loading import ImageSource, ImageSources, split_images
 from zoomiqa_reward.model.order_by_pairs import PairJudge, order_by_pairs
 from zoomiqa_reward.model.pairs import pair_probabilities
 from zoomiqa_reward.model.ratings import Ratings
-from zoomiqa_reward.rewards.base import Reward, ask
+from zoomiqa_reward.rewards.base import Reward, ask, is_model
 
 
 class Rater(Protocol):
@@ -128,11 +128,10 @@ def _measure(
     iqa_or_reward: Rater | Reward, images: ImageSources, mode: str, lq: ImageSources | None, hr: ImageSources | None
 ) -> Ratings:
     sources = split_images(images)
-    if not hasattr(iqa_or_reward, "rate"):
-        reward: Reward = iqa_or_reward
+    if not is_model(iqa_or_reward):
+        reward = cast(Reward, iqa_or_reward)
     elif lq is None and hr is None:
-        ratings: Ratings = iqa_or_reward.rate(images, mode=mode, strict=True)
-        return ratings
+        return cast(Rater, iqa_or_reward).rate(images, mode=mode, strict=True)
     elif lq is not None and hr is not None:
         raise ValueError("lq and hr: a ZoomIQA is ranked with one of them; pass a reward that uses both")
     else:

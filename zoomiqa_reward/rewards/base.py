@@ -346,6 +346,11 @@ def missing_members(candidate: object) -> list[str]:
     return lacks if callable(candidate) else [*lacks, "__call__"]
 
 
+def is_model(candidate: object) -> bool:
+    """Return whether an object is a model that rates, and no reward, which may have a `rate` of its own."""
+    return hasattr(candidate, "rate") and bool(missing_members(candidate))
+
+
 def _networks(owner: object) -> Iterator[nn.Module]:
     """Yield the networks among an object's attributes, those of quality models included."""
     for value in find_members(owner, lambda value: isinstance(value, nn.Module) or hasattr(value, "checkpoint")):

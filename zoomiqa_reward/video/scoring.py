@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
+from zoomiqa_reward.rewards.base import Reward, ask, is_model, require_pointwise
 from zoomiqa_reward.video.choosing import FrameChooser, step_for
 from zoomiqa_reward.video.decoding import Clip, open_clip
 from zoomiqa_reward.video.flicker import FlickerMeter
@@ -128,8 +128,8 @@ def _rater_of(
     source: "ZoomIQA | RemoteZoomIQA | Reward", mode: str, question: str | None
 ) -> Callable[[Tensor], tuple[float, float, str | None]]:
     """Return what gives (rating, std, error) of one image. Raises ValueError as `score_clip` says."""
-    if hasattr(source, "rate"):
-        iqa = source
+    if is_model(source):
+        iqa = cast("ZoomIQA | RemoteZoomIQA", source)
 
         def by_model(image: Tensor) -> tuple[float, float, str | None]:
             ratings = iqa.rate([image], mode=mode, strict=True, question=question)
@@ -137,7 +137,7 @@ def _rater_of(
             return float(ratings.mean[0]), float(ratings.std[0]), None if valid else ratings.errors[0] or "no rating"
 
         return by_model
-    reward = source
+    reward = cast(Reward, source)
     require_pointwise(reward, "the frames of a clip are rated one by one")
     if reward.needs:
         raise ValueError(f"reward {reward.name!r} needs {', '.join(sorted(reward.needs))}, but a frame is one image")
