@@ -245,6 +245,20 @@ def test_a_bad_image_does_not_fail_its_batch():
         MetricReward(fn, "means", True, (0, 1), batched=True, batch_size=0)
 
 
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_function_may_give_its_results_in_the_same_place_each_time(batched, size):
+    place = torch.zeros(size)
+
+    def fn(images):
+        place.copy_(images.mean(dim=(-3, -2, -1)))
+        return place if batched else place[:1]
+
+    images = [torch.full((3, 8, 8), level) for level in (0.1, 0.2, 0.4, 0.8)]
+    reward = MetricReward(fn, "mean", True, (0, 1), batched=batched, batch_size=size)
+    assert reward(images).value.tolist() == pytest.approx([0.1, 0.2, 0.4, 0.8])
+
+
 def test_a_batched_metric_keeps_its_graph_and_nan_spoils_no_gradient():
     def fn(images):
         values = images.mean(dim=(1, 2, 3))

@@ -151,7 +151,7 @@ class MetricReward(Reward):
                 others["prompt"] = given["prompts"]
             image = load_image(source)
             value: Any = self.fn(image, **others)
-            value = value if isinstance(value, Tensor) else torch.tensor(float(value))
+            value = value.clone() if isinstance(value, Tensor) else torch.tensor(float(value))  # fn may write over it
         except ImageError as error:
             return torch.tensor(math.nan), str(error)
         except Exception as error:
@@ -240,7 +240,7 @@ class MetricReward(Reward):
                 f"reward {self.name!r}: fn returned shape {tuple(numbers.shape)} for {len(samples)} images; with "
                 "batched=True it must return one number per image"
             )
-        return numbers.reshape(len(samples))
+        return numbers.reshape(len(samples)).clone()  # fn may write over them
 
 
 _FAILURES = (RuntimeError, ValueError, ArithmeticError, OSError)
