@@ -219,6 +219,20 @@ def test_the_check_names_a_false_range():
     assert notes[100] == ()
 
 
+def test_a_reward_may_give_its_scores_in_the_same_place_each_time():
+    place = torch.zeros(8)
+
+    class InPlace(Bare):
+        def __call__(self, images, lq=None, hr=None, prompts=None):
+            place[: len(images)] = torch.tensor([float(image.mean()) for image in images])
+            return Scores(value=place[: len(images)], valid=torch.ones(len(images), dtype=torch.bool), std=place[:1])
+
+    reward = InPlace()
+    first = ask(reward, IMAGES[:1])
+    ask(reward, [0.5 * IMAGES[0]])
+    assert float(first.value[0]) == pytest.approx(float(IMAGES[0].mean()))
+
+
 def test_scores_are_float32_whatever_a_reward_makes():
     made = Scores(value=torch.tensor([1, 2]), valid=torch.tensor([1, 0]), std=torch.tensor([0.5, 0.5]).double())
     assert made.value.dtype == made.std.dtype == torch.float32

@@ -273,7 +273,7 @@ def ask(
 
 
 def _honest(reward: Reward, scores: Any, count: int) -> Scores:
-    """Return scores in which NaN is not valid. `Scores` sees to it when made, but tensors may be changed afterwards.
+    """Return scores of the caller's own, in which NaN is not valid: a reward may write over its tensors at any time.
 
     Raises NoReward for anything but `Scores` with one value per image: a value must not go to another image.
     """
@@ -285,7 +285,7 @@ def _honest(reward: Reward, scores: Any, count: int) -> Scores:
     if len(scores) != count:
         raise NoReward(f"reward {_name(reward)!r} returned {len(scores)} values for {count} images: return one each")
     _tell_outside(reward, scores)
-    return replace(scores) if bool((scores.valid & scores.value.detach().isnan()).any()) else scores
+    return replace(scores, value=scores.value.clone(), valid=scores.valid.clone(), std=scores.std.clone())
 
 
 RANGE_SLACK = 1e-3
