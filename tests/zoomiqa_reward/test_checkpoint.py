@@ -224,6 +224,15 @@ def test_a_file_that_was_exchanged_is_read_again_also_with_the_time_of_the_one_b
     assert hash_folder(tmp_path) != before
 
 
+def test_a_tokenizer_that_writes_otherwise_is_another():
+    from tokenizers import normalizers
+
+    checkpoint = load_checkpoint(tiny_checkpoint(), device="cpu")
+    before = print_of(checkpoint)
+    checkpoint.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    assert print_of(checkpoint) != before
+
+
 def test_asking_does_not_change_the_fingerprint():
     iqa = ZoomIQA.from_pretrained(tiny_checkpoint(), device="cpu")
     before = iqa.fingerprint_parts

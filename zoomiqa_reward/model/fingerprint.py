@@ -23,8 +23,9 @@ LIBRARIES = ("torch", "torchvision", "transformers")
 
 
 _DIGESTS = WeightsDigests()
-_TOKENIZERS: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
-"""Number of its tokens, and the digest of its rules."""
+_TOKENIZERS: WeakKeyDictionary[Any, tuple[list[object], str]] = WeakKeyDictionary()
+"""Number of its tokens and its steps, which are quickly read, and the digest of all its rules, which takes a second."""
+_STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _NOT_COMPUTED = ("architectures", "transformers_version", "dtype", "use_cache")
 """Entries of a config that no rating follows from; `dtype` is a part of its own."""
 
@@ -72,11 +73,13 @@ def _computed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:
-    count = len(tokenizer)
-    if _TOKENIZERS.get(tokenizer, (0, ""))[0] != count:
-        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend = tokenizer.backend_tokenizer
+    steps = [getattr(backend, name) for name in _STEPS]
+    stamp = [len(tokenizer), *(None if step is None else step.__getstate__() for step in steps)]
+    if tokenizer not in _TOKENIZERS or _TOKENIZERS[tokenizer][0] != stamp:
+        rules = json.loads(backend.to_str())
         kept = {key: value for key, value in rules.items() if key not in ("padding", "truncation")}  # of its last call
-        _TOKENIZERS[tokenizer] = count, digest(json.dumps(kept, sort_keys=True))
+        _TOKENIZERS[tokenizer] = stamp, digest(json.dumps(kept, sort_keys=True))
     return _TOKENIZERS[tokenizer][1]
 
 
