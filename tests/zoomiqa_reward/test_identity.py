@@ -156,3 +156,17 @@ def test_a_model_is_known_by_its_hooks():
     assert len(known - {before}) == 2
     assert len(ratings) == 3
     assert iqa.fingerprint == before
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own use of an older name
+@pytest.mark.parametrize("kind", ["LoraConfig", "LoHaConfig", "LoKrConfig"])
+def test_an_adapter_that_is_switched_off_makes_another_model(kind):
+    import peft
+
+    iqa = ZoomIQA.from_pretrained(str(tiny_checkpoint()), device="cpu")
+    before = iqa.fingerprint
+    wrapped = peft.get_peft_model(iqa.checkpoint.model, getattr(peft, kind)(target_modules=["q_proj"], r=2))
+    switched_on = iqa.fingerprint
+    with wrapped.disable_adapter():
+        assert len({iqa.fingerprint, switched_on, before}) == 3
+    assert iqa.fingerprint == switched_on

@@ -54,9 +54,9 @@ def _parts(module: nn.Module) -> Iterator[str | memoryview]:
 
 
 def _adapters(module: nn.Module) -> tuple[str, ...]:
-    """Which LoRA adapters are on, and how strongly; peft keeps this beside the weights."""
+    """Which adapters of any kind are on, and how strongly; peft keeps this beside the weights."""
     return tuple(
-        f"{name}|{layer.active_adapters}|{layer.disable_adapters}|{layer.scaling}"
+        f"{name}|{layer.active_adapters}|{layer.disable_adapters}|{getattr(layer, 'scaling', None)}"
         for name, layer in module.named_modules()
-        if hasattr(layer, "lora_A") and hasattr(layer, "scaling")
+        if isinstance(getattr(layer, "disable_adapters", None), bool)  # transformers' models have a method of this name
     )
