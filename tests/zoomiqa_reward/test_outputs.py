@@ -57,6 +57,23 @@ def test_what_this_program_made_it_may_replace(tmp_path, suffix):
     assert made_here(file)
 
 
+def test_a_figure_replaces_no_image_that_a_run_keeps(tmp_path, capsys):
+    """`rank --sheet run/best.png` put the sheet in the place of the restoration."""
+    photos = [str(photograph(tmp_path / f"{name}.png")) for name in "ab"]
+    kept = save_png(Image.new("RGB", (8, 8)), claim_folder(tmp_path / "run") / "best.png")
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(kept.read_bytes())
+    before = digest(kept)
+    for target in (kept, copy):
+        assert main(["rank", *photos, "--sheet", str(target)]) == 1
+        assert f"{target}: is an image that a run keeps" in capsys.readouterr().err
+        assert digest(target) == before
+    assert save_png(Image.new("RGB", (9, 9)), kept) == kept  # the run itself may
+    write_figure(Image.new("RGB", (8, 8)), kept, overwrite=True)
+    assert made_here(kept)
+    write_figure(Image.new("RGB", (8, 8)), kept)
+
+
 def test_every_writer_of_images_asks(tmp_path):
     mine = photograph(tmp_path / "best.png")
     before = digest(mine)

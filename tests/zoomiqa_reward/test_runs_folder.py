@@ -41,12 +41,19 @@ def test_results_without_settings_and_files_of_others_are_refused(tmp_path):
     with pytest.raises(AnotherRun, match=r"holds rows\.jsonl without run\.json"):
         bind_held(tmp_path / "run", {}, results=("rows.jsonl",))
     (tmp_path / "run" / "run.json").write_text("[]")
-    with pytest.raises(AnotherRun, match="is no record of a run"):
+    with pytest.raises(AnotherRun, match="is no record of this kind of run"):
         bind_held(tmp_path / "run", {})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(OutputError, match=r"letter\.txt"):
         bind_held(tmp_path / "mine", {})
+
+
+def test_a_run_of_another_command_is_called_another_kind(tmp_path):
+    """Best-of-N over a folder was told that the folder of one image holds no record of this program."""
+    bind_held(tmp_path / "run", {"seed": 0}, key="settings")
+    with pytest.raises(AnotherRun, match=r"run\.json: is no record of this kind of run; name another folder"):
+        bind_held(tmp_path / "run", {"seed": 0}, key="folder")
 
 
 def test_a_second_process_is_kept_out_until_the_first_ends(tmp_path):

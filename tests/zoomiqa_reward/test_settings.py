@@ -61,3 +61,12 @@ def test_a_digest_that_changed_counts_beside_an_option_that_may_change(digest, t
         refuse_another_run(
             tmp_path, before, {**before, "dataset": {digest: "b"}, "started": "11:00"}, free=("started",)
         )
+
+
+def test_options_that_only_one_run_has_are_named_first():
+    """`refine` in a folder of best-of-N named three details of its restorers, and not that it is another command."""
+    before = {"sources": [{"name": "nano"}, {"name": "bicubic"}], "seed": 0}
+    lines = changes(before, {"sources": [{"name": "nano"}], "seed": 1, "regions": "map"})
+    assert lines == [
+        "regions was not set, now 'map'", "sources[1].name was 'bicubic', now not set", "seed was 0, now 1"
+    ]  # fmt: skip

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from zoomiqa_reward.errors import ZoomIQAError
-from zoomiqa_reward.runs.outputs import claim_file, replacing, save_image
+from zoomiqa_reward.runs.outputs import KEPT, claim_file, replacing, save_image
 
 MAX_PIXELS = 89_478_485
 """Largest image that is decoded: the limit of Pillow's warning about decompression bombs. As float32 it takes 1 GB."""
@@ -171,7 +171,7 @@ def save_png(image: Tensor | Image.Image, path: str | os.PathLike[str], *, overw
 
     A tensor is converted by `to_pil`. A PIL image keeps its mode if PNG supports it, else it becomes RGB; its EXIF
     orientation is applied. The folder must exist. A file that this program did not make is replaced only with
-    `overwrite`. Raises ImageError, OutputError, OSError.
+    `overwrite`, and no figure replaces the new file. Raises ImageError, OutputError, OSError.
     """
     if isinstance(image, Image.Image):
         tags = getattr(image, "tag_v2", {})
@@ -182,7 +182,7 @@ def save_png(image: Tensor | Image.Image, path: str | os.PathLike[str], *, overw
         pil_image = to_pil(image)
     target = claim_file(path, overwrite=overwrite)
     with replacing(target, overwrite=True) as half:
-        save_image(pil_image, half, "PNG")
+        save_image(pil_image, half, "PNG", mark=KEPT)
     return target
 
 

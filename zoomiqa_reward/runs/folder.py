@@ -46,7 +46,7 @@ def bind(
             raise AnotherRun(f"{target}: damaged ({error}); name another folder") from error
         before = stored.get(key) if key and isinstance(stored, dict) else stored
         if not isinstance(before, dict):
-            raise AnotherRun(f"{target}: is no record of a run of this program; name another folder")
+            raise AnotherRun(f"{target}: is no record of this kind of run; name another folder")
         refuse_another_run(folder, before, settings, free=free)
         return
     if stray := [name for name in results if (folder / name).exists()]:

@@ -1,7 +1,8 @@
 """The one place that every output passes: it refuses to replace an input, or a file that this program did not make.
 
 What the program makes carries a mark: an image names it in its `Software` field, a table in its column `made_by`, and a
-folder of a run holds a file `.zoomiqa`. Without that mark, what stands in the way is the user's, and stays.
+folder of a run holds a file `.zoomiqa`. Without that mark, what stands in the way is the user's, and stays. An image
+that a run keeps, such as a restoration, has a mark of its own, so that no figure replaces it.
 `overwrite=True` is the user's own word that a file may go; an input is never replaced.
 
 A file that the user names goes through `claim_file` before the work; a folder that the user names through
@@ -24,6 +25,8 @@ from PIL import Image, PngImagePlugin
 from zoomiqa_reward.errors import ZoomIQAError
 
 SOFTWARE = "zoomiqa-reward"
+KEPT = f"{SOFTWARE} image"
+"""In the `Software` field of images that are results, and no figures."""
 MADE_BY = "made_by"
 """Column of a table."""
 MARK = ".zoomiqa"
@@ -49,8 +52,8 @@ def claim_file(
     """Return the path of an output file that may be written; call it before the work, not after.
 
     inputs: paths that are read; anything else in it is skipped. suffixes: the suffix must be one of `FIGURES`.
-    Raises OutputError: one of the inputs, a folder, no folder to write into, a file that this program did not make
-    (unless `overwrite`), another suffix.
+    Raises OutputError: one of the inputs, a folder, no folder to write into, another suffix; unless `overwrite`, also
+    for a file that this program did not make, and with `suffixes` for an image that a run keeps.
     """
     target = Path(path)
     if suffixes and target.suffix.lower() not in FIGURES:
@@ -71,6 +74,11 @@ def claim_file(
         raise OutputError(
             f"{target}: is there already, and this program did not make it; name another output, or allow it with "
             "--overwrite (overwrite=True)"
+        )
+    if suffixes and not overwrite and _software(target) == KEPT:
+        raise OutputError(
+            f"{target}: is an image that a run keeps, and a figure would replace it; name another output, or allow it "
+            "with --overwrite (overwrite=True)"
         )
     return target
 
@@ -174,9 +182,14 @@ def made_here(path: Path) -> bool:
         with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as page:
             return f'name="generator" content="{SOFTWARE}"' in page.read(1000)
         return False
+    return _software(path) in (SOFTWARE, KEPT)
+
+
+def _software(path: Path) -> str | None:
+    """Return what the `Software` field of an image names; None without one, and for any other file."""
     with contextlib.suppress(Exception), Image.open(path) as image:  # whatever a decoder raises: it is not ours
-        return SOFTWARE in (image.info.get("Software"), image.getexif().get(_SOFTWARE_TAG))
-    return False
+        return image.info.get("Software") or image.getexif().get(_SOFTWARE_TAG)
+    return None
 
 
 def first_row(path: Path) -> dict[str, object]:
@@ -191,15 +204,17 @@ def first_row(path: Path) -> dict[str, object]:
         return row
 
 
-def save_image(image: Image.Image, file: str | os.PathLike[str] | IO[bytes], format_name: str) -> None:
+def save_image(
+    image: Image.Image, file: str | os.PathLike[str] | IO[bytes], format_name: str, *, mark: str = SOFTWARE
+) -> None:
     """Write an image with the program's mark, where its format has a place for it."""
     if format_name == "PNG":
-        mark = PngImagePlugin.PngInfo()
-        mark.add_text("Software", SOFTWARE)
-        image.save(file, format="PNG", pnginfo=mark)
+        fields = PngImagePlugin.PngInfo()
+        fields.add_text("Software", mark)
+        image.save(file, format="PNG", pnginfo=fields)
         return
     exif = Image.Exif()
-    exif[_SOFTWARE_TAG] = SOFTWARE
+    exif[_SOFTWARE_TAG] = mark
     has_exif = format_name in ("JPEG", "WEBP", "TIFF", "AVIF", "MPO")
     image.save(file, format=format_name, **({"exif": exif} if has_exif else {}))
 

@@ -59,13 +59,21 @@ def refuse_another_run(folder: Path, before: dict[str, Any], now: dict[str, Any]
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return one line per changed option: its dotted name, what it was and what it is.
 
+    Options of one of the two alone come first: they tell the runs of two commands apart.
+
     >>> changes({"reward": {"mode": "direct"}, "seed": 0}, {"reward": {"mode": "reason"}, "seed": 0})
     ["reward.mode was 'direct', now 'reason'"]
     """
     old, new = dict(_leaves(before)), dict(_leaves(json.loads(json.dumps(now, default=str))))
     names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+    names.sort(key=lambda name: (_option(name) in before) == (_option(name) in now))
     readable = [name for name in names if name.rpartition(".")[2] not in DIGESTS]
     return [_line(name, old, new) for name in readable or names]
+
+
+def _option(name: str) -> str:
+    """Return the top-level option that a dotted name belongs to."""
+    return name.partition(".")[0].partition("[")[0]
 
 
 def _line(name: str, old: dict[str, Any], new: dict[str, Any]) -> str:
