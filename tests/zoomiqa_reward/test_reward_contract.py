@@ -10,7 +10,7 @@ from tiny import make_image
 from restoration import Restorer
 from restoration.metrics.registry import as_reward
 from restoration.selection.best_of_n import Cascade, best_of_n
-from zoomiqa_reward import CachedReward, CompositeReward, MetricReward, RobustReward, Term, rank
+from zoomiqa_reward import CachedReward, CompositeReward, MetricReward, RobustReward, Term, ZoomIQA, rank
 from zoomiqa_reward.check import run_check
 from zoomiqa_reward.errors import NoReward
 from zoomiqa_reward.model.quality_map import quality_map
@@ -23,6 +23,7 @@ from zoomiqa_reward.rewards.base import (
     modules_of,
     optimised_names,
     outside_range,
+    require_reward,
 )
 
 IMAGES = [make_image(k, 40, 40) for k in range(3)]
@@ -199,6 +200,19 @@ def test_a_broken_promise_is_told(words, tmp_path):
     ):
         with pytest.raises(NoReward, match=words):
             use()
+
+
+def test_a_model_in_the_place_of_a_reward_is_told_how_it_becomes_one():
+    """`rank` and `refine` take the model itself, so best-of-N was asked with it too, and said MetricReward."""
+    with pytest.raises(NoReward, match=r"ZoomIQAReward\(model\)$"):
+        require_reward(ZoomIQA.from_pretrained("nano"))
+
+
+@pytest.mark.parametrize("values", [lambda image: image.mean(dim=(1, 2)), lambda image: [0.5, 0.5], lambda image: []])
+def test_a_function_that_returns_no_single_number_is_named(values):
+    metric = MetricReward(values, "per channel", True, (0, 1))
+    with pytest.raises(NoReward, match=r"'per channel': fn returned shape \([0-9]+,\) for one image"):
+        metric(IMAGES)
 
 
 def test_a_value_outside_the_declared_range_is_told_once():

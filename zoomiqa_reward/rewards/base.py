@@ -164,7 +164,7 @@ def require_reward(candidate: object) -> None:
     """Raise NoReward for an object that is no reward, with the way out; `needs` and the orientation are looked at."""
     _require_promises(candidate)
     if missing := missing_members(candidate):
-        raise NoReward(f"{_name(candidate)} is no reward: it lacks {', '.join(missing)}; {_WAY_OUT}")
+        raise NoReward(f"{_name(candidate)} is no reward: it lacks {', '.join(missing)}; {_way_out(candidate)}")
 
 
 def _require_promises(candidate: Any) -> None:
@@ -173,11 +173,11 @@ def _require_promises(candidate: Any) -> None:
     if isinstance(candidate, type):
         raise NoReward(f"{name} is a class: pass an object of it, {name}(...)")
     if not callable(candidate):
-        raise NoReward(f"{name} is no reward: it lacks __call__; {_WAY_OUT}")
+        raise NoReward(f"{name} is no reward: it lacks __call__; {_way_out(candidate)}")
     accepted = signature(candidate).parameters
     takes_all = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in accepted.values())
     if not takes_all and (absent := sorted(NEEDS - accepted.keys())):
-        raise NoReward(f"{name} is no reward: it lacks the arguments {', '.join(absent)}; {_WAY_OUT}")
+        raise NoReward(f"{name} is no reward: it lacks the arguments {', '.join(absent)}; {_way_out(candidate)}")
     if getattr(candidate, "higher_is_better", True) is False:
         raise NoReward(
             f"reward {name!r} says higher_is_better=False, but the values of a reward are always better the higher "
@@ -188,7 +188,10 @@ def _require_promises(candidate: Any) -> None:
         raise NoReward(f"reward {name!r}: needs={needs!r} must be a set of {', '.join(sorted(NEEDS))}")
 
 
-_WAY_OUT = "wrap a function of an image with MetricReward(fn, name, higher_is_better, score_range), or subclass Reward"
+def _way_out(candidate: object) -> str:
+    if hasattr(candidate, "rate"):
+        return "make a reward of this model: ZoomIQAReward(model)"
+    return "wrap a function of an image with MetricReward(fn, name, higher_is_better, score_range), or subclass Reward"
 
 
 def _name(reward: object) -> str:

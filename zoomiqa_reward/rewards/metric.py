@@ -115,7 +115,8 @@ class MetricReward(Reward):
 
         `batched`: a call of `fn` that fails is repeated image by image. An image that fails alone is then not valid;
         the exception is raised only if no image could be measured. The neighbours of an image in its batch may change
-        the last bits of its value. Raises NoReward unless `fn` returns one number per image.
+        the last bits of its value.
+        Raises NoReward unless `fn` returns one number per image.
         """
         sources = split_images(images)
         if grad:
@@ -151,9 +152,16 @@ class MetricReward(Reward):
                 others["prompt"] = given["prompts"]
             image = load_image(source)
             value: Any = self.fn(image, **others)
+            if math.prod(shape := tuple(np.shape(value))) != 1:
+                raise NoReward(
+                    f"reward {self.name!r}: fn returned shape {shape} for one image; it must return one number, such "
+                    "as the mean; a function of a batch needs batched=True"
+                )
             value = value.clone() if isinstance(value, Tensor) else torch.tensor(float(value))  # fn may write over it
         except ImageError as error:
             return torch.tensor(math.nan), str(error)
+        except NoReward:
+            raise
         except Exception as error:
             error.add_note(f"raised by the reward {self.name!r}")
             raise
