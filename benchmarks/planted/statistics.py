@@ -2,32 +2,13 @@
 
 A case is a text of which it is known, from the record of how it was made, whether a false claim was planted in it. Used
 for the two filters of the curation (visual reliance, hint consistency), each on its own cases and both together.
-Source: the score interval of Wilson 1927, which stays within 0..1 and is honest for shares near the ends.
 """
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from scipy.stats import norm
-
-_Z_95 = float(norm.ppf(0.975))
-
-
-def wilson_interval(hits: int, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share of `count` independent cases; NaN twice where there are none.
-
-    >>> [round(side, 4) for side in wilson_interval(0, 10)]
-    [0.0, 0.2775]
-    """
-    if not 0 <= hits <= count:
-        raise ValueError(f"{hits} hits of {count} cases")
-    if count == 0:
-        return math.nan, math.nan
-    share, square = hits / count, _Z_95**2
-    centre = (share + square / (2 * count)) / (1 + square / count)
-    half = _Z_95 / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+from zoomiqa_reward.runs.bootstrap import wilson_interval
 
 
 def filter_statistics(

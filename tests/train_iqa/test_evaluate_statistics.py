@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import make_image
 
-from benchmarks.planted.statistics import filter_statistics, wilson_interval
+from benchmarks.planted.statistics import filter_statistics
 from train_iqa.evaluation.calibration import calibrate
 from train_iqa.evaluation.correlations import correlations, krcc, pair_tables, share
 from train_iqa.evaluation.grounding import grounding, iou
@@ -29,6 +29,7 @@ from zoomiqa_reward.runs.bootstrap import (
     group_numbers,
     merge_groups,
     percentile_interval,
+    wilson_interval,
 )
 
 NAN = math.nan

@@ -129,6 +129,8 @@ def test_the_statistics_keep_their_laws():
     assert one.win_rate == pytest.approx(1 - other.win_rate)
     assert one.p_value == other.p_value
     assert one.difference_interval[0] < one.difference < one.difference_interval[1]
+    low, high = paired_difference([2.0, 3.0, 4.0], [1.0, 1.0, 1.0]).win_rate_interval
+    assert (round(low, 2), high) == (0.44, 1.0)  # three wins of three show little; it was 1.00 to 1.00
     assert paired_difference(a, a).p_value == 1
     assert paired_difference(a, a).win_rate == 0.5
     assert paired_difference(a + 1, a).p_value == pytest.approx(1e-4)

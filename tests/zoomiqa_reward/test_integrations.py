@@ -17,7 +17,7 @@ from tiny import make_image, tiny_checkpoint, tiny_iqa
 
 import zoomiqa_reward
 from zoomiqa_reward.integrations.pyiqa import ZoomIQAScorer, register
-from zoomiqa_reward.rewards.loss import ZoomIQALoss
+from zoomiqa_reward.rewards.loss import ZoomIQALoss, clamped
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 
@@ -144,6 +144,17 @@ def test_the_plain_loss_is_public_and_takes_a_loaded_model():
     assert loss.item() == pytest.approx(0.5 * (5 - rating) / 4)
     loss.backward()
     assert output.grad.any()
+
+
+@pytest.mark.parametrize("spread", [lambda batch: 255 * batch, lambda batch: 2 * batch - 1])
+def test_a_loss_of_another_range_says_once_that_it_is_clamped(spread, monkeypatch):
+    """Images in -1..1 or 0..255 were judged half black or white, without a word."""
+    monkeypatch.setattr("zoomiqa_reward.rewards.loss._TOLD", [])
+    batch = torch.stack([make_image(k, 40, 40) for k in range(2)])
+    clamped(1.1 * batch - 0.05)  # overshoot: a warning would be an error
+    with pytest.warns(UserWarning, match=r"is clamped to \[0, 1\] before it is rated: divide 0\.\.255 by 255, map -1"):
+        clamped(spread(batch))
+    clamped(spread(batch))
 
 
 @pytest.mark.integration

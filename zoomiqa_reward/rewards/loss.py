@@ -1,6 +1,7 @@
 """The rating as a loss: any training loop that calls `loss(output)` with a batch of images. Needs no other library."""
 
 import logging
+import warnings
 from functools import lru_cache
 
 import torch
@@ -81,9 +82,25 @@ class ZoomIQALoss(nn.Module):
 def clamped(batch: Tensor) -> Tensor:
     """Return a float batch clamped to [0, 1]; its gradient passes as if it were not clamped.
 
-    What a network puts out may leave the range a little, and a gradient of 0 there would never bring it back.
+    What a network puts out may leave the range a little, and a gradient of 0 there would never bring it back. If a
+    tenth of the values is further away than `FAR`, the range is another one, such as -1..1; a warning says so once.
     """
-    return batch + (batch.clamp(0, 1) - batch).detach()
+    excess = (batch.clamp(0, 1) - batch).detach()
+    if not _TOLD and float((excess.abs() > FAR).float().mean()) > 0.1:
+        _TOLD.append(batch.shape)
+        low, high = batch.detach().aminmax()
+        warnings.warn(
+            f"a batch of values {float(low):.3g}..{float(high):.3g} is clamped to [0, 1] before it is rated: divide "
+            "0..255 by 255, map -1..1 by (x + 1) / 2; an untrained network may go on",
+            stacklevel=3,
+        )
+    return batch + excess
+
+
+FAR = 0.25
+"""Distance from [0, 1] that a network does not reach by overshooting."""
+_TOLD: list[torch.Size] = []
+"""The first batch that a warning was given about."""
 
 
 @lru_cache(maxsize=4)

@@ -2,9 +2,12 @@
 
 Twenty distortions of one photograph are not twenty photographs; an interval over images would be far too narrow.
 Source: the cluster bootstrap with percentile intervals, as in Efron and Tibshirani, An Introduction to the Bootstrap.
+A share of 0 or 1 has no spread to resample, so a share has the score interval of Wilson 1927: `wilson_interval`.
 """
 
+import math
 from collections.abc import Callable, Hashable, Sequence
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +38,25 @@ def percentile_interval(values: Sequence[float] | NDArray[np.float64], level: fl
         return float("nan"), float("nan")
     low, high = np.quantile(good, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def wilson_interval(hits: float, count: int) -> Interval:
+    """Return the 95 % interval of a share of `count` independent cases; NaN twice where there are none.
+
+    hits: half a hit is a tie, for which the interval is wider than it must be.
+
+    >>> [round(side, 4) for side in wilson_interval(0, 10)]
+    [0.0, 0.2775]
+    """
+    if not 0 <= hits <= count:
+        raise ValueError(f"{hits} hits of {count} cases")
+    if count == 0:
+        return math.nan, math.nan
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    share, square = hits / count, z**2
+    centre = (share + square / (2 * count)) / (1 + square / count)
+    half = z / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def bootstrap(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from zoomiqa_reward.runs.bootstrap import RESAMPLES, Interval, percentile_interval, resampled_means
+from zoomiqa_reward.runs.bootstrap import RESAMPLES, Interval, percentile_interval, resampled_means, wilson_interval
 
 EXACT_UP_TO = 14
 """Images up to which all signs are tried."""
@@ -39,6 +39,7 @@ class PairedDifference:
     win_rate: float
     """(wins + ties / 2) / count."""
     win_rate_interval: Interval
+    """95 %; not resampled, for A that wins every time would have an interval of no width."""
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], *, tie: float = 0.0, seed: int = 0) -> PairedDifference:
@@ -68,7 +69,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float], *, tie: float = 0.
         p_value=sign_flip_p(gaps, seed),
         wins=int((apart > 0).sum()), ties=int((apart == 0).sum()), losses=int((apart < 0).sum()),
         win_rate=float(points.mean()) if len(points) else math.nan,
-        win_rate_interval=_interval(points, seed),
+        win_rate_interval=wilson_interval(float(points.sum()), len(points)),
     )  # fmt: skip
 
 
