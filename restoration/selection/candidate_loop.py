@@ -16,7 +16,7 @@ from restoration.selection.candidates import Candidate, Explanation, pixels_dige
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.result import PENDING, DrawFolder
 from zoomiqa_reward.images.loading import load_image, to_pil
-from zoomiqa_reward.rewards.base import Reward, fingerprint_of, is_groupwise
+from zoomiqa_reward.rewards.base import Reward, fingerprint_of, is_groupwise, require_reward
 from zoomiqa_reward.rewards.restorations import ask_restorations
 from zoomiqa_reward.runs.json_lines import as_float, plain
 from zoomiqa_reward.runs.progress import progress as progress_of
@@ -46,7 +46,12 @@ class CandidateSource:
 
 
 def require_texts(rewards: Sequence[Reward], sources: Sequence[CandidateSource], argument: str = "prompts") -> None:
-    """Raise ValueError for a reward that needs a text where a source has none. argument: the caller's, for the text."""
+    """Raise ValueError for a reward that needs a text where a source has none, NoReward for what is no reward.
+
+    argument: the caller's, for the text.
+    """
+    for reward in rewards:
+        require_reward(reward)
     has_texts = all(source.has_text for source in sources)
     if needing := [reward for reward in rewards if "prompts" in reward.needs and not has_texts]:
         raise ValueError(

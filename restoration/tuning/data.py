@@ -1,5 +1,6 @@
 """Low-quality images of a run, with ground truth if there is one, and the crops of each round."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -42,14 +43,15 @@ def load_examples(
 ) -> list[Example]:
     """Return examples from a `Dataset` of `restoration.evaluation.datasets`, a list of images, or of (lq, hr) pairs.
 
-    An image is anything that `load_image` takes. Raises ImageError; ValueError if the number of prompts differs.
+    An image is anything that `load_image` takes; one path is a list of one. Raises ImageError; ValueError if the
+    number of prompts differs.
     """
     if hasattr(images, "items") and hasattr(images, "load"):
         pairs = [(item.name, images.load(index)) for index, item in enumerate(images.items)]
         examples = [Example(name=name, lq=pair.lq, hr=pair.hr) for name, pair in pairs]
     else:
         examples = []
-        for index, given in enumerate(images):
+        for index, given in enumerate([images] if isinstance(images, str | os.PathLike) else images):
             lq, hr = given if isinstance(given, tuple) else (given, None)
             examples.append(Example(name=str(index), lq=load_image(lq), hr=None if hr is None else load_image(hr)))
     if prompts is None:

@@ -50,7 +50,7 @@ from restoration.tuning.progress import (
 from restoration.tuning.updates import Updates
 from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.model.numerics import callers_precision
-from zoomiqa_reward.rewards.base import Reward
+from zoomiqa_reward.rewards.base import Reward, require_reward
 from zoomiqa_reward.rewards.normalise import group_keys
 from zoomiqa_reward.runs.digest import digest, file_digest
 from zoomiqa_reward.runs.folder import bind, locked
@@ -190,7 +190,8 @@ def _source_of(recipe: Recipe, pipeline: Pipeline | None, denoiser: Denoiser | N
 
 
 def _require_texts(reward: Reward, examples: Sequence[Example]) -> None:
-    """Raise ValueError for a reward that needs a text where an image has none."""
+    """Raise ValueError for a reward that needs a text where an image has none, NoReward for what is no reward."""
+    require_reward(reward)
     without = [example.name for example in examples if not example.prompt]
     if "prompts" in reward.needs and without:
         raise ValueError(

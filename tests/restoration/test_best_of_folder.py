@@ -15,6 +15,7 @@ from restoration.selection.best_of_n import best_of_n
 from restoration.selection.folder import BEST, RUNS, SUMMARIES, best_of_folder, images_of
 from zoomiqa_reward import MetricReward
 from zoomiqa_reward.cli.main import main
+from zoomiqa_reward.errors import NoReward
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.runs.settings import AnotherRun
 from zoomiqa_reward.runs.tables import read_table
@@ -38,6 +39,12 @@ def run(capsys, *arguments):
 
 def rows_of(folder, out, restorer=shifted, **options):
     return list(best_of_folder(restorer, folder, brightness(), out, **({"n": 3} | options)))
+
+
+def test_what_is_no_reward_is_named_before_the_work(tmp_path, photos):
+    with pytest.raises(NoReward, match="float is no reward"):
+        list(best_of_folder(shifted, photos, 0.5, tmp_path / "out", n=2))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("name", "words"), [("none", "no such folder"), ("photos/f2.png", "is a file")])

@@ -13,6 +13,7 @@ from restoration.tuning import Example, MonitorConfig, TuneConfig, load_examples
 from restoration.tuning.algorithms.sft import SFT
 from restoration.tuning.data import crop, pick_crops
 from restoration.tuning.recipes import RECIPES, find_recipe
+from zoomiqa_reward.errors import ImageError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -28,6 +29,8 @@ def test_crops_of_pair_show_the_same_place():
     assert len({one.name for one in first}) == 4
     with pytest.raises(ValueError, match="whole number"):
         Example(name="x", lq=torch.rand(3, 8, 8), hr=torch.rand(3, 17, 16))
+    with pytest.raises(ImageError, match=r"^photos: no such file"):  # it took every letter
+        load_examples("photos")
     assert [one.prompt for one in load_examples([big.lq, (big.lq, big.hr)], prompts=["a", "b"])] == ["a", "b"]
 
 

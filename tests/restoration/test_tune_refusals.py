@@ -19,6 +19,7 @@ from restoration.tuning.lora import add_lora
 from restoration.tuning.monitor.monitor import Monitor, Reading
 from restoration.tuning.progress import Mean, merged
 from restoration.tuning.trainer import _settings
+from zoomiqa_reward.errors import NoReward
 from zoomiqa_reward.rewards.composite import CompositeReward, Term
 from zoomiqa_reward.runs.folder import locked
 from zoomiqa_reward.runs.settings import changes
@@ -49,6 +50,12 @@ def test_a_folder_in_which_another_run_works_is_refused(tmp_path):
     with locked(tmp_path), pytest.raises(ValueError, match="another process works in it"):
         run(SFT(), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", ".zoomiqa"]
+
+
+def test_what_is_no_reward_is_named_before_the_work(tmp_path):
+    with pytest.raises(NoReward, match="float is no reward"):
+        tune(recipe_of(SFT()), examples(), 0.5, tmp_path / "a", validation=None, pipeline=nano(), device="cpu")
+    assert not (tmp_path / "a").exists()
 
 
 def test_loss_steps_of_0_are_not_all_steps():

@@ -81,6 +81,9 @@ def test_the_middle_is_used_and_what_cannot_be_is_named(tmp_path):
     found, refused = load_photographs([whole, small, flat, str(tmp_path / "none.png")], crop_px=80)
     assert torch.equal(found[0].image, whole[:, 10:90, 20:100])
     assert ["90 x 40 px" in refused[0][1], "flat" in refused[1][1], "no such file" in refused[2][1]] == [True] * 3
+    for path in (str(tmp_path), tmp_path):  # of a text it took every letter
+        [(name, reason)] = load_photographs(path)[1]
+        assert (name, reason.startswith(f"{tmp_path}: is a folder")) == (str(tmp_path), True)
     assert load_photographs([whole], crop_px=500)[0][0].image.shape == whole.shape
     with pytest.raises(ValueError, match="crop_px=32"):
         load_photographs([whole], crop_px=32)

@@ -15,6 +15,7 @@ sharpening improves them.
 
 import io
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,14 +51,14 @@ def load_photographs(
 ) -> tuple[list[Photograph], list[tuple[str, str]]]:
     """Return the middle squares of the sources that can be used, and (name, reason) of those that cannot.
 
-    `sources`: whatever `load_image` takes, one by one. An image smaller than `crop_px` is used as large as it is, if
-    both sides have `MIN_SIDE_PX`. Raises ValueError for a smaller `crop_px`.
+    `sources`: whatever `load_image` takes, one by one; one path is a list of one. An image smaller than `crop_px` is
+    used as large as it is, if both sides have `MIN_SIDE_PX`. Raises ValueError for a smaller `crop_px`.
     """
     if crop_px < MIN_SIDE_PX:
         raise ValueError(f"crop_px={crop_px}: must be at least {MIN_SIDE_PX}, or the ladders do not fit")
     photographs: list[Photograph] = []
     refused: list[tuple[str, str]] = []
-    for source in sources:
+    for source in [sources] if isinstance(sources, str | os.PathLike) else sources:
         name = describe(source)
         try:
             whole = load_image(source).detach().cpu()
