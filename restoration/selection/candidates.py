@@ -135,7 +135,11 @@ def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
         has_cascade = not math.isnan(candidate.cascade_score)  # infinitely good is a score
         return has_cascade, candidate.cascade_score if has_cascade else 0.0, candidate.score
 
+    first: dict[str | int, int] = {}
+    for k, item in enumerate(candidates):
+        first.setdefault(item.pixels or k, k)
     measured = [k for k, item in enumerate(candidates) if item.valid]
+    measured.sort(key=lambda k: first[candidates[k].pixels or k])  # equal images stand side by side
     order = sorted(measured, key=lambda k: strength(candidates[k]), reverse=True)  # stable: the earlier one first
     result = [replace(item, rank=None) for item in candidates]
     last, rank = None, 0

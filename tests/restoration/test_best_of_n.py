@@ -115,6 +115,14 @@ def test_a_deterministic_restorer_runs_once_and_says_that_nothing_was_chosen(tmp
     assert not run(fixed, n=1).identical
 
 
+def test_equal_images_share_a_rank_also_where_another_ties_with_them():
+    flat = MetricReward(lambda image: 1.0, "flat", True, (0, 1))
+    fixed = [Restorer.from_pretrained(lambda image, by=by: image * by, name=str(by), scale=1) for by in (0.5, 0.9)]
+    result = best_of_n(fixed, LQ, flat, n=5, progress=False)
+    assert [one.rank for one in result.candidates] == [1, 4, 1, 4, 1]
+    assert [one.index for one in result.order] == [0, 2, 4, 1, 3]
+
+
 def test_a_mixed_pool_goes_round_restorers_then_prompts():
     def worded(image, seed, prompt):
         return shifted(image, seed) * (0.5 if prompt == "dark" else 1.0)
