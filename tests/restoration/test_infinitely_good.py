@@ -1,6 +1,7 @@
 """Infinitely good (the PSNR of equal images) is the best value there is: never unmeasured, never lost in a file."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from restoration.selection.best_of_n import Cascade, best_of_n
 from restoration.selection.early_stop import EarlyStop
 from restoration.tuning.algorithms.groups import group_advantages
 from restoration.tuning.algorithms.pairs import mine_pairs
+from restoration.tuning.sampler.rollout import score_report
 from zoomiqa_reward import CachedReward, CompositeReward, MetricReward, Term, rank
 from zoomiqa_reward.images.loading import load_image, save_png, to_pil
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.normalise import METHODS, normalised, with_finite_bests
+from zoomiqa_reward.rewards.restorations import PREFIX, as_worst
 from zoomiqa_reward.runs.tables import read_table, write_table
 from zoomiqa_reward.serving.wire import ScoreRow
 
@@ -111,6 +114,27 @@ def test_the_choice_of_an_evaluation_counts_the_perfect_candidate():
     settings = {"metrics": {"psnr_y": "1"}, "n": 2, "seeds": [1, 2], "reward": {"name": "likeness"}}
     settings |= {"headline": "psnr_y", "not_headline": {}}
     assert report(settings, records)["rows"]["selected"]["psnr_y"]["value"] == 30.0
+
+
+@pytest.mark.parametrize("endless", [math.inf, -math.inf])
+@pytest.mark.parametrize("width", [math.inf, 4.0])
+def test_beside_an_endless_score_an_image_without_content_is_still_the_worst(endless, width):
+    blank = f"{PREFIX}: black"
+    scores = Scores(value=torch.tensor([endless, 1.0, 2.0, math.nan]), valid=torch.tensor([True, True, True, False]),
+                    std=torch.zeros(4), errors=(None, None, None, blank))  # fmt: skip
+    ordered = as_worst(scores, ["a"] * 4, width)
+    assert bool(ordered.valid[3])
+    assert -math.inf < float(ordered.value[3]) < 1.0
+    assert bool(group_advantages(ordered, ["a"] * 4).value[3] < 0)
+    nothing = replace(scores, value=torch.full((4,), -math.inf), valid=torch.tensor([True, True, True, False]))
+    assert not bool(as_worst(nothing, ["a"] * 4, width).valid[3])
+
+
+def test_the_log_of_a_round_means_its_finite_scores():
+    """One infinite mean would make the running mean of all later rounds infinite."""
+    scores = Scores(value=torch.tensor([math.inf, 1.0, 3.0]), valid=torch.ones(3, dtype=torch.bool), std=torch.zeros(3))
+    assert score_report(scores, ["a"] * 3) == {"score": 2.0, "score_std": 1.0}
+    assert score_report(replace(scores, value=torch.full((3,), math.inf)), ["a"] * 3) == {}
 
 
 def test_it_survives_the_cache_the_wire_and_a_table(tmp_path):

@@ -18,6 +18,7 @@ from zoomiqa_reward.images.filters import resize_bicubic
 from zoomiqa_reward.images.loading import ImageSource, load_image
 from zoomiqa_reward.model.ratings import Scores, TermScores
 from zoomiqa_reward.rewards.base import Reward, ask
+from zoomiqa_reward.rewards.normalise import with_finite_best
 
 T = TypeVar("T")
 
@@ -119,13 +120,15 @@ def as_worst(scores: Scores, groups: Sequence[Hashable], width: float = math.inf
     It gets the group's minimum less one population standard deviation of the measured images. The difference is at
     least 5 % of the reward's `width` if that is finite, and always above 0. If it counted as missing, it would cost the
     policy nothing, and blanking the scene would pay wherever that beats a bad restoration. `errors` keeps the reason,
-    so that no algorithm learns to imitate it. A group without any measured image stays not valid.
+    so that no algorithm learns to imitate it. Infinitely good images count as `with_finite_best` says, infinitely bad
+    ones not at all. A group without any other image stays not valid.
     """
     value, valid = scores.value.clone(), scores.valid.clone()
     blank = [why is not None and why.startswith(PREFIX) for why in scores.errors]
     for group in {group for group, is_blank in zip(groups, blank, strict=True) if is_blank}:
         members = [index for index, key in enumerate(groups) if key == group]
         measured = torch.tensor([float(value[index]) for index in members if scores.valid[index] and not blank[index]])
+        measured = with_finite_best(measured[measured != -math.inf])
         if not len(measured):
             continue
         least = 0.05 * width if math.isfinite(width) else 0.0

@@ -216,15 +216,15 @@ def raw_range(reward: Reward) -> tuple[float, float]:
 
 
 def score_report(scores: Scores, keys: Sequence[str]) -> dict[str, float]:
-    """Return the mean raw score and the mean spread of the score within groups; nothing where nothing was measured."""
-    if not bool(scores.valid.any()):
-        return {}
+    """Return the mean raw score and the mean spread within groups, of finite scores alone; nothing where none is."""
     groups: dict[str, list[float]] = {}
-    for key, value, valid in zip(keys, scores.value.tolist(), scores.valid.tolist(), strict=True):
-        if valid:
+    for key, value in zip(keys, scores.value.tolist(), strict=True):
+        if math.isfinite(value):
             groups.setdefault(key, []).append(value)
     spreads = [float(torch.tensor(group).std(correction=0)) for group in groups.values()]
-    measured = [value for value in raw_values(scores) if not math.isnan(value)]
+    measured = [value for value in raw_values(scores) if math.isfinite(value)]
+    if not spreads or not measured:
+        return {}
     return {
         "score": Mean(sum(measured) / len(measured), len(measured)),
         "score_std": Mean(sum(spreads) / len(spreads), len(spreads)),
