@@ -166,7 +166,7 @@ def _show_test(console: Any, test: dict[str, Any], row: str) -> None:
     ]
     names = " - ".join(test["restorers"])
     console.print(f"{names}, {row}, {test['metric']} (higher is better): {_cell(comparison['difference'])}, "
-                  f"p {p[0]} (bootstrap), {p[1]} (Wilcoxon)", markup=False)  # fmt: skip
+                  f"p {p[0]} (sign flips), {p[1]} (Wilcoxon)", markup=False)  # fmt: skip
 
 
 def _show_problems(results: dict[str, Any]) -> None:

@@ -51,7 +51,7 @@ class Evaluation:
         return cls(settings=settings, records=_of_seeds(read_records(Path(folder)), settings["seeds"]))
 
     def report(self) -> dict[str, Any]:
-        """Return the numbers, ready for JSON; see `evaluation_report.report`."""
+        """Return the numbers, ready for JSON; see `evaluation.report.report`."""
         return report(self.settings, self.records)
 
 

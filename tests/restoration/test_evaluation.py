@@ -314,6 +314,9 @@ def test_command(dataset, tmp_path):
     assert results["against"]["mean"]["difference"]["value"] == 0
     assert (results["images"], results["choice"]) == (2, {})
     assert results == json.loads((tmp_path / "b" / "results.json").read_text()) | {"against": results["against"]}
+    shown = call("--out", str(tmp_path / "b"), "--reward", "none", "--metrics", "psnr_y,niqe", "--against",
+                 str(tmp_path / "a"), "--limit", "2")  # fmt: skip
+    assert "(sign flips)" in " ".join(shown.stdout.split())
     refused = call("--out", str(tmp_path / "c"), "--reward", "psnr_y", "--metrics", "psnr_y", "--headline", "psnr_y")
     assert "refused: it was the reward" in str(refused.exception)
     controlnet().save_pretrained(tmp_path / "pipeline")
