@@ -1,14 +1,47 @@
 """Settings of a run: `TuneConfig` for all algorithms, `MonitorConfig`, and `Recipe` with algorithm and reward."""
 
+import math
+import numbers
+import operator
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from zoomiqa_reward.rewards.base import Reward
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 PRECISIONS = ("no", "bf16")
 TRUTH_STATES = ("noisy", "sampled")
+
+
+LEAST_TOO_LARGE_SEED = 2**64
+"""Torch's generators take no seed from here on."""
+
+
+def require_numbers(settings: "DataclassInstance") -> None:
+    """Make numbers of another library Python's own in a dataclass of settings, for its `__post_init__`.
+
+    Raises ValueError that names the field of what is no number, no whole one where one is needed, or not finite: it
+    would pass every comparison with a bound.
+    """
+    for item in fields(settings):
+        kind, value = str(getattr(item.type, "__name__", item.type)), getattr(settings, item.name)
+        is_whole = kind.startswith("int")
+        if not (is_whole or kind.startswith("float")) or (value is None and kind.endswith("None")):
+            continue
+        number: float
+        if is_whole and isinstance(value, SupportsIndex) and not isinstance(value, bool):
+            number = operator.index(value)
+        elif not is_whole and isinstance(value, numbers.Real) and not isinstance(value, bool):
+            number = float(value)
+        else:
+            raise ValueError(f"{item.name}={value!r}: must be a {'whole ' if is_whole else ''}number")
+        if not math.isfinite(number):
+            raise ValueError(f"{item.name}={number}: must be finite")
+        object.__setattr__(settings, item.name, number)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +110,7 @@ class TuneConfig:
     """Rounds between saved states: the most that a kill loses."""
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         counts = ("rounds", "images_per_round", "num_samples", "steps", "rows_at_once", "epochs", "updates_per_round",
                   "lora_rank", "lora_alpha", "save_every")  # fmt: skip
         for name in counts:
@@ -95,6 +129,8 @@ class TuneConfig:
                              ("truth_weight", 0)):  # fmt: skip
             if getattr(self, name) < bottom:
                 raise ValueError(f"{name}={getattr(self, name)}: must be {bottom} or more")
+        if self.seed >= LEAST_TOO_LARGE_SEED:
+            raise ValueError(f"seed={self.seed}: must be below 2^64")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.max_failure_rate <= 1:
             raise ValueError(f"ema_decay={self.ema_decay}, max_failure_rate={self.max_failure_rate}: shares, 0 to 1")
         self._check_candidates()
@@ -133,10 +169,13 @@ class MonitorConfig:
     """Stop at an alarm and return to the best weights; False: record the alarm and continue."""
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         if self.every < 1 or self.num_seeds < 2:
             raise ValueError(
                 f"every={self.every}, num_seeds={self.num_seeds}: every must be at least 1, num_seeds at least 2"
             )
+        if self.crop_px is not None and self.crop_px < 8:
+            raise ValueError(f"crop_px={self.crop_px}: must be at least 8, or None for whole images")
         if self.deviations <= 0 or self.max_kl <= 0:
             raise ValueError(f"deviations={self.deviations}, max_kl={self.max_kl}: both must be above 0")
 

@@ -105,7 +105,10 @@ class Algorithm(Protocol):
     """LoRA adapters that it needs; the first is trained."""
 
     def prepare(self, tuning: Tuning) -> None:
-        """Check the reward and the images, and do what comes once, before the first round of a session."""
+        """Check settings, reward and images once in a session, before the run has a folder or adapters.
+
+        What is refused here leaves nothing behind.
+        """
         ...
 
     def collect(self, tuning: Tuning, number: int) -> Collected:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Example:
-    """One image to restore."""
+    """One image to restore; its pixels lie on the CPU and have no graph, wherever they come from."""
 
     name: str
     lq: Tensor
@@ -26,6 +26,9 @@ class Example:
     prompt: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("lq", "hr"):
+            if (image := getattr(self, name)) is not None:
+                object.__setattr__(self, name, image.detach().cpu())
         if self.hr is None:
             return
         times = self.hr.shape[1] // max(1, self.lq.shape[1])

@@ -41,18 +41,7 @@ def add_lora(
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    module = denoiser.module
-    if tuners(module):
-        raise ValueError(f"{denoiser.module_name} has adapters already: fuse or unload them before tuning")
-    endings = denoiser.lora_targets if targets is None else targets
-    layers = _layers(module, endings)
-    # The denoiser's own choice may name layers that only some of its networks have.
-    unused = [ending for ending in targets or () if not _layers(module, [ending])]
-    if unused or not layers:
-        raise ValueError(
-            f"{type(module).__name__} has no layer whose name ends with {', '.join(unused or endings)}: give endings "
-            "of names of linear layers or convolutions, or leave lora_targets at None"
-        )
+    module, layers = denoiser.module, layers_to_tune(denoiser, targets)
     with own_draws(seed):
         for name in adapters:
             config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers, init_lora_weights="gaussian")
@@ -67,6 +56,23 @@ def add_lora(
     for name in adapters[1:]:
         copy_adapter(module, adapters[0], name)
     _activate(module, [adapters[0]])
+
+
+def layers_to_tune(denoiser: Denoiser, targets: Sequence[str] | None) -> list[str]:
+    """Return the names of the layers that `add_lora` would put adapters on. Raises ValueError as it says."""
+    module = denoiser.module
+    if tuners(module):
+        raise ValueError(f"{denoiser.module_name} has adapters already: fuse or unload them before tuning")
+    endings = denoiser.lora_targets if targets is None else targets
+    layers = _layers(module, endings)
+    # The denoiser's own choice may name layers that only some of its networks have.
+    unused = [ending for ending in targets or () if not _layers(module, [ending])]
+    if unused or not layers:
+        raise ValueError(
+            f"{type(module).__name__} has no layer whose name ends with {', '.join(unused or endings)}: give endings "
+            "of names of linear layers or convolutions, or leave lora_targets at None"
+        )
+    return layers
 
 
 def tuners(module: nn.Module) -> list[Any]:

@@ -35,7 +35,7 @@ from restoration.tuning.denoisers.base import (
     require_denoiser,
     restorer_options_of,
 )
-from restoration.tuning.lora import POLICY, AdapterState, add_lora, merge_adapter, save_lora
+from restoration.tuning.lora import POLICY, AdapterState, add_lora, layers_to_tune, merge_adapter, save_lora
 from restoration.tuning.monitor.figures import draw_strip, plot_reward, save_look
 from restoration.tuning.monitor.monitor import Monitor, Reading
 from restoration.tuning.offload import Offloader
@@ -47,10 +47,17 @@ from restoration.tuning.progress import (
     merged,
     processes,
 )
+from restoration.tuning.requirements import (
+    require_gradients,
+    require_inputs,
+    require_others,
+    require_scale,
+    require_truths,
+)
 from restoration.tuning.updates import Updates
 from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.model.numerics import callers_precision
-from zoomiqa_reward.rewards.base import Reward, require_reward
+from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.normalise import group_keys
 from zoomiqa_reward.runs.digest import digest, file_digest
 from zoomiqa_reward.runs.folder import bind, locked
@@ -103,6 +110,9 @@ class TuneResult:
         return Restorer.from_pretrained(pipeline_class.from_pretrained(self.pipeline), **given)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
+@callers_precision()
 def tune(
     recipe: Recipe, examples: Sequence[Example], reward: Reward, out: str | os.PathLike[str], *,
     validation: Sequence[Example] | None, pipeline: Pipeline | None = None, denoiser: Denoiser | None = None,
@@ -119,6 +129,8 @@ def tune(
     The same call continues an interrupted run, and one with more rounds a finished one.
     With a monitor, an alarm stops the run, and the result is the look with the highest reward before it. With
     `MonitorConfig(stop=False)` the result is the last round.
+    Autocast, no_grad, default dtype and default device of the caller change nothing. What is refused before the first
+    round leaves no run in `out`.
     Raises ValueError for settings that do not fit and for a folder of another run; TooManyFailures; NothingLearned
     where the whole run made no update; ImageError.
     """
@@ -137,17 +149,25 @@ def tune(
     mine = list(examples)[state.process_index :: state.num_processes]
     if not mine:
         raise ValueError(f"{len(examples)} images for {state.num_processes} processes: each needs at least one")
-    without = [example.name for example in mine if example.hr is None]
-    if recipe.config.truth_weight > 0 and without:
-        raise ValueError(
-            f"{without[0]} has no ground truth, but truth_weight needs one: give it, or set truth_weight=0"
-        )
-    _require_texts(reward, [*mine, *(validation or ())])
+    require_truths(recipe.config.truth_weight, mine)
+    require_inputs(reward, [*mine, *(validation or ())])
+    require_others(examples, validation or ())
     folder = Path(out)
     denoiser = denoiser_of(source, **recipe.denoiser_options) if denoiser is None else denoiser
-    _require_gradients(denoiser.module)
+    require_gradients(denoiser.module)
     restorer_options = restorer_options_of(denoiser, recipe.config)
-    _require_scale([*mine, *(validation or ())], denoiser.scale)
+    require_scale([*mine, *(validation or ())], denoiser.scale)
+    layers_to_tune(denoiser, recipe.config.lora_targets)
+    half = recipe.config.mixed_precision == "bf16"
+    tuning = Tuning(
+        denoiser=denoiser, reward=reward, examples=mine, config=recipe.config, folder=folder, device=here,
+        share=Offloader(source, reward, here, enabled=recipe.config.offload),
+        # Off, too, whatever is on outside.
+        autocast=lambda: torch.autocast(here.type, torch.bfloat16, enabled=half),
+        process=state.process_index, num_processes=state.num_processes,
+    )  # fmt: skip
+    monitor = None if validation is None else Monitor(tuning, validation, recipe.monitor)
+    recipe.algorithm.prepare(tuning)
     with locked(folder, is_holder=state.is_main_process):
         if state.is_main_process:
             settings = _settings(recipe, source, denoiser.module, reward, examples, validation, state.num_processes)
@@ -158,18 +178,8 @@ def tune(
         if recipe.config.gradient_checkpointing:
             network: Any = denoiser.module  # its method is diffusers' own
             network.enable_gradient_checkpointing()
-        half = recipe.config.mixed_precision == "bf16"
-        tuning = Tuning(
-            denoiser=denoiser, reward=reward, examples=mine, config=recipe.config, folder=folder, device=here,
-            share=Offloader(source, reward, here, enabled=recipe.config.offload),
-            # Off, too, whatever is on outside.
-            autocast=lambda: torch.autocast(here.type, torch.bfloat16, enabled=half),
-            process=state.process_index, num_processes=state.num_processes,
-        )  # fmt: skip
-        monitor = None if validation is None else Monitor(tuning, validation, recipe.monitor)
-        with callers_precision():  # the backward passes, too, whatever autocast is on outside
-            run = _Run(recipe, tuning, monitor, is_main=state.is_main_process, on_round=on_round)
-            result = run.go(restorer_options)
+        run = _Run(recipe, tuning, monitor, is_main=state.is_main_process, on_round=on_round)
+        result = run.go(restorer_options)
     return replace(result, pipeline_class=pipeline_class)
 
 
@@ -189,25 +199,6 @@ def _source_of(recipe: Recipe, pipeline: Pipeline | None, denoiser: Denoiser | N
     return source
 
 
-def _require_texts(reward: Reward, examples: Sequence[Example]) -> None:
-    """Raise ValueError for a reward that needs a text where an image has none, NoReward for what is no reward."""
-    require_reward(reward)
-    without = [example.name for example in examples if not example.prompt]
-    if "prompts" in reward.needs and without:
-        raise ValueError(
-            f"reward {reward.name!r} needs prompts, and {without[0]} has none: give load_examples(..., prompts=[...])"
-        )
-
-
-def _require_gradients(module: torch.nn.Module) -> None:
-    """Raise ValueError for a network in float16."""
-    if any(parameter.dtype == torch.float16 for parameter in module.parameters()):
-        raise ValueError(
-            f"{type(module).__name__} is in float16, whose gradients vanish without a loss scale: load the pipeline in "
-            "float32 and set mixed_precision='bf16', or convert it with pipeline.to(torch.bfloat16)"
-        )
-
-
 def _bind(folder: Path, settings: dict[str, Any]) -> None:
     """Claim the folder for a run with these settings; the same run with more rounds continues it."""
     file, rounds = folder / "run.json", settings["config"]["rounds"]
@@ -218,19 +209,6 @@ def _bind(folder: Path, settings: dict[str, Any]) -> None:
     bind(folder, compared, key="settings", facts=lambda: {"finished": False})
     if rounds > before:
         write_json(file, stored | {"settings": settings})
-
-
-def _require_scale(examples: Sequence[Example], scale: int) -> None:
-    """Raise ValueError for a ground truth that is not as large as what the pipeline makes."""
-    for example in examples:
-        made = tuple(scale * side for side in example.lq.shape[1:])
-        if example.hr is not None and tuple(example.hr.shape[1:]) != made:
-            given = f"{example.hr.shape[2]} x {example.hr.shape[1]} px"
-            raise ValueError(
-                f"{example.name}: the ground truth has {given}, and the pipeline makes {made[1]} x {made[0]}, {scale} "
-                f"times the low-quality image; degrade by --scale {scale}, or set denoiser_options={{'scale': ...}} "
-                "for a pipeline without a fixed scale"
-            )
 
 
 class _Run:
@@ -270,8 +248,6 @@ class _Run:
                     append_line(self.tuning.folder / "log.jsonl", {"round": 0, "note": announcement})
         if done == 0 and self.monitor is not None:
             self.progress.best_reward = agree(base.values["reward"] if self.is_main else None)
-        if done < self.recipe.config.rounds and not self.progress.stopped:
-            self.algorithm.prepare(self.tuning)
         total = self.recipe.config.rounds
         with counting(f"{self.recipe.name}, rounds", total, initial=done, shown=self.tuning.process == 0) as count:
             while done < total and not self.progress.stopped:

@@ -3,11 +3,14 @@
 import pytest
 import torch
 from ambient import AMBIENT
+from safetensors.torch import load_file
 from tiny import make_image, tiny_iqa
 
 from restoration.metrics import METRICS, ConditionedReward, MetricUnavailable, as_reward, measure
 from restoration.restorer.restorer import Restorer
-from zoomiqa_reward import ZoomIQAReward
+from restoration.tuning import Example, tune
+from restoration.tuning.recipes import find_recipe
+from zoomiqa_reward import MetricReward, ZoomIQAReward
 from zoomiqa_reward.model.numerics import SETTINGS
 
 HR = (0.5 * make_image(0, 200, 200) + 0.5 * ((torch.arange(200)[:, None] // 40 + torch.arange(200) // 40) % 2)).float()
@@ -58,3 +61,31 @@ def test_a_restorer_makes_the_same_image_and_fixes_its_colours_alike(name):
         with AMBIENT[name]():
             found = next(restorer.restore(image, [3])).image
         assert torch.equal(found, plain), source
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """Return what tunes the embedded restorer a little and returns the adapter."""
+    examples = [Example(name=str(k), lq=LQ[:, k : k + 16, :16], hr=HR[:, 4 * k : 4 * k + 64, :64]) for k in range(2)]
+
+    def run(name):
+        recipe = find_recipe("nano_sft", rounds=1, images_per_round=2, num_samples=3, updates_per_round=1, epochs=1,
+                             crop_px=None, lora_rank=2, truth_weight=1.0, truth_states="sampled",
+                             truth_sharpness=0.3)  # fmt: skip
+        contrast = MetricReward(lambda image: float(image.std()), "contrast", True, (0, 1))
+        result = tune(recipe, examples, contrast, tmp_path_factory.mktemp(name) / "run", validation=None, device="cpu")
+        return load_file(result.lora / "pytorch_lora_weights.safetensors")
+
+    return run
+
+
+@pytest.mark.integration
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of libraries, while pipelines are saved
+def test_tuning_learns_the_same_weights(tuned):
+    """Adapters were made of the default dtype's draws and on the default device, and no_grad left nothing to learn."""
+    plain = tuned("plain")
+    for name, ambient in (AMBIENT | {"no_grad": torch.no_grad}).items():
+        if name.startswith(("autocast_b", "default_float64", "default_device", "inference", "no_grad")):
+            with ambient():
+                found = tuned(name)
+            assert all(torch.equal(found[key], plain[key]) for key in plain), name

@@ -1,26 +1,31 @@
 """Settings with which a run would learn nothing, or something else than it says, are refused before the work."""
 
 import json
-from dataclasses import replace
+import math
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from test_tune_denoisers import nano
 from test_tune_training import examples, recipe_of, reward_of, rows_of, run
 
-from restoration.tuning import TuneConfig, tune
+from restoration.tuning import MonitorConfig, TuneConfig, load_examples, tune
+from restoration.tuning.algorithms.dpo import DPO
 from restoration.tuning.algorithms.grpo import GRPO
 from restoration.tuning.algorithms.nft import NFT
 from restoration.tuning.algorithms.reward_gradient import RewardGradient
 from restoration.tuning.algorithms.sft import SFT
+from restoration.tuning.algorithms.supervised import Supervised
 from restoration.tuning.denoisers.base import denoiser_of, pad_to
-from restoration.tuning.lora import add_lora
+from restoration.tuning.lora import add_lora, tuners
 from restoration.tuning.monitor.monitor import Monitor, Reading
 from restoration.tuning.progress import Mean, merged
 from restoration.tuning.trainer import _settings
 from zoomiqa_reward.errors import NoReward
 from zoomiqa_reward.rewards.composite import CompositeReward, Term
+from zoomiqa_reward.rewards.metric import MetricReward
 from zoomiqa_reward.runs.folder import locked
 from zoomiqa_reward.runs.settings import changes
 
@@ -43,6 +48,77 @@ def test_a_gradient_of_a_comparison_needs_two_in_each_pass(rows, samples):
     RewardGradient(tau=3.0).prepare(tuning)
     alone = CompositeReward([Term(reward_of(), 1.0, "raw")])
     RewardGradient(tau=3.0).prepare(SimpleNamespace(reward=alone, config=TuneConfig(rows_at_once=1)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [(TuneConfig, "learning_rate"), (TuneConfig, "truth_weight"), (TuneConfig, "eta"), (MonitorConfig, "deviations"),
+     (MonitorConfig, "max_kl"), (GRPO, "kl"), (NFT, "beta"), (DPO, "winner_weight"), (RewardGradient, "tau")],
+)  # fmt: skip
+def test_a_number_that_is_none_or_endless_is_named(kind, field):
+    """It would pass each comparison with a bound: a monitor with such a limit never alarms."""
+    for value in (math.nan, math.inf):
+        with pytest.raises(ValueError, match=rf"{field}={value}: must be finite"):
+            kind(**{field: value})
+    for value in ("0.5", True):
+        with pytest.raises(ValueError, match=rf"{field}={value!r}: must be a number"):
+            kind(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [(TuneConfig, "rounds"), (TuneConfig, "crop_px"), (MonitorConfig, "every"), (GRPO, "loss_steps"),
+     (DPO, "pairs_per_image"), (SFT, "top"), (RewardGradient, "grad_steps")],
+)  # fmt: skip
+def test_a_count_is_a_whole_number_of_any_library(kind, field):
+    for value in (9.5, math.nan, True, "9"):
+        with pytest.raises(ValueError, match=rf"{field}={value!r}: must be a whole number"):
+            kind(**{field: value})
+    assert type(getattr(kind(**{field: np.int64(9)}), field)) is int
+
+
+def test_settings_of_numpy_are_pythons_and_seeds_are_torchs():
+    config = TuneConfig(seed=np.uint32(7), learning_rate=np.float32(0.5), eta=1)
+    assert json.loads(json.dumps(asdict(config)))["seed"] == 7
+    assert config.learning_rate == 0.5
+    assert TuneConfig(seed=2**64 - 1).seed == 2**64 - 1
+    with pytest.raises(ValueError, match=r"seed=18446744073709551616: must be below 2\^64"):
+        TuneConfig(seed=2**64)
+    with pytest.raises(ValueError, match="crop_px=7: must be at least 8"):
+        MonitorConfig(crop_px=7)
+
+
+needs_truth = MetricReward(lambda image, hr: float((image - hr).abs().mean()), "far", False, (0, 1), needs=("hr",))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "changes", "options", "words"),
+    [
+        (NFT(), {"num_samples": 1}, {}, "num_samples=1: nft compares"),
+        (SFT(top=4), {}, {}, "top=4 of 4 candidates"),
+        (SFT(), {"lora_targets": ("conv_inn",)}, {}, "no layer whose name ends with conv_inn"),
+        (SFT(), {}, {"validation": examples(3, seed=1)}, "3 validation images: at least 4"),
+        (SFT(), {}, {"validation": [*examples(4, seed=1), examples()[2]]}, "validation image 2 is one of those to"),
+        (Supervised(), {}, {"examples": [replace(one, hr=None) for one in examples()]}, "0 has no ground truth"),
+        (SFT(), {}, {"examples": [replace(one, hr=None) for one in examples()], "reward": needs_truth}, "needs hr"),
+    ],
+)
+def test_a_refused_call_leaves_no_run_and_no_adapters(tmp_path, algorithm, changes, options, words):
+    """Else the corrected call would be another run than the one that its folder holds."""
+    given = {"examples": examples(), "reward": reward_of(), "validation": None} | options
+    pipeline = nano()
+    with pytest.raises(ValueError, match=words):
+        tune(recipe_of(algorithm, **changes), out=tmp_path / "run", pipeline=pipeline, device="cpu", **given)
+    assert not (tmp_path / "run").exists()
+    assert not tuners(pipeline.unet)
+
+
+def test_examples_hold_pixels_without_a_graph():
+    """A sharpened image is made by scipy, which takes no tensor with a graph."""
+    lq = torch.rand(3, 8, 8, requires_grad=True)
+    [one] = load_examples([(lq, torch.rand(3, 32, 32, requires_grad=True))])
+    assert not one.lq.requires_grad
+    assert not one.hr.requires_grad
 
 
 def test_a_folder_in_which_another_run_works_is_refused(tmp_path):

@@ -20,7 +20,7 @@ from torch.nn.functional import logsigmoid
 from restoration.restorer.image_io import drawn_sharpness
 from restoration.tuning.algorithms.groups import check_failures
 from restoration.tuning.algorithms.pairs import PreferencePair, mine_pairs, read_pairs, weigh_pairs, write_pairs
-from restoration.tuning.config import TuneConfig
+from restoration.tuning.config import TuneConfig, require_numbers
 from restoration.tuning.context import Collected, LossTerm, Part, Tuning
 from restoration.tuning.data import Example, pick_crops
 from restoration.tuning.denoisers.base import Condition
@@ -103,6 +103,7 @@ class DPO:
     """The latest of those drawn again, on the CPU: the base model does not change."""
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         if self.beta <= 0 or not 0 < self.share <= 0.5 or self.pairs_per_image < 1 or self.winner_weight < 0:
             raise ValueError(
                 f"{self}: beta above 0, share above 0 up to 0.5, pairs_per_image at least 1, winner_weight at least 0"
@@ -111,10 +112,17 @@ class DPO:
             raise ValueError(f"min_probability={self.min_probability}: must be at least 0 and below 1")
 
     def prepare(self, tuning: Tuning) -> None:
-        """Mine the pairs, or read them.
+        """Read the pairs that are there already; others are mined when the first round asks for them.
 
         Raises ValueError where there are none, where an image is missing, and for files of another size.
         """
+        for kept in (self._held, self._images, self._latents):  # of an earlier run
+            kept.clear()
+        if self.pairs_file is not None:
+            self._take_pairs(tuning)
+
+    def _take_pairs(self, tuning: Tuning) -> None:
+        """Mine the pairs unless they are in a file, and read them. Raises ValueError as `prepare` says."""
         crops = pick_crops(tuning.examples, len(tuning.examples), tuning.config.crop_px, (tuning.seed(1),))
         keys = group_keys([item.lq for item in crops], [item.prompt for item in crops])
         file = self.pairs_file
@@ -126,10 +134,7 @@ class DPO:
         else:
             whole = group_keys([item.lq for item in tuning.examples], [item.prompt for item in tuning.examples])
             crops, keys = [*crops, *tuning.examples], [*keys, *whole]
-        self._images.clear()
-        self._latents.clear()
         self._images.update(zip(keys, crops, strict=True))
-        self._held.clear()
         pairs, header = read_pairs(file)
         drawing = header.get("drawing", _drawing(tuning.config))
         if drawing != _drawing(tuning.config) and any(item.file_winner is None for item in pairs):
@@ -163,6 +168,8 @@ class DPO:
 
     def collect(self, tuning: Tuning, number: int) -> Collected:
         """Choose a round's pairs and make their latents again from their seeds."""
+        if not self._held:
+            self._take_pairs(tuning)
         rng = np.random.default_rng(tuning.seed(2, number))
         keys = sorted(self._held)
         chosen = rng.choice(len(keys), size=min(tuning.images_here, len(keys)), replace=False)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from restoration.tuning.algorithms.groups import group_advantages, require_groups
+from restoration.tuning.config import require_numbers
 from restoration.tuning.context import Collected, LossTerm, Part, Tuning
 from restoration.tuning.data import pick_crops
 from restoration.tuning.lora import POLICY, reference
@@ -52,6 +53,7 @@ class GRPO:
     """Random steps that enter the loss, drawn anew each round; None: all."""
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         if self.clip <= 0 or self.advantage_clip <= 0 or self.kl < 0:
             raise ValueError(f"{self}: clip and advantage_clip must be above 0, kl at least 0")
         if self.loss_steps is not None and self.loss_steps < 1:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from restoration.tuning.algorithms.groups import group_advantages, require_groups
+from restoration.tuning.config import require_numbers
 from restoration.tuning.context import Collected, LossTerm, Part, Tuning
 from restoration.tuning.data import pick_crops
 from restoration.tuning.lora import OLD, POLICY, copy_adapter, reference, use_adapter
@@ -70,6 +71,7 @@ class NFT:
     """Weight of mean (v - v_ref)^2."""
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         if self.beta <= 0 or self.advantage_clip <= 0 or self.kl < 0:
             raise ValueError(f"{self}: beta and advantage_clip must be above 0, kl at least 0")
 

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from restoration.tuning.config import TuneConfig
+from restoration.tuning.config import TuneConfig, require_numbers
 from restoration.tuning.context import Asked, Collected, LossTerm, Part, Tuning
 from restoration.tuning.data import Example, pick_crops
 from restoration.tuning.denoisers.base import Condition
@@ -86,6 +86,7 @@ class RewardGradient:
     """Weight of the early prediction's mean squared distance to the LR image at its size."""
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         if not 0 < self.last_share <= 1 or self.grad_steps < 1 or self.reward_weight <= 0:
             raise ValueError(f"{self}: last_share above 0 up to 1, grad_steps at least 1, reward_weight above 0")
         if self.low_frequency < 0:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from restoration.tuning.algorithms.groups import group_advantages
+from restoration.tuning.config import require_numbers
 from restoration.tuning.context import Collected, LossTerm, Part, Tuning
 from restoration.tuning.data import pick_crops
 from restoration.tuning.lora import POLICY, reference
@@ -25,6 +26,7 @@ class SFT:
     """Number of best candidates per image to learn from."""
 
     def __post_init__(self) -> None:
+        require_numbers(self)
         if self.top < 1:
             raise ValueError(f"top={self.top}: must be at least 1")
 
