@@ -7,6 +7,7 @@ of low quality `0801x4`) are taken off.
 
 import hashlib
 import json
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -78,6 +79,8 @@ class Dataset:
     """What PSNR and SSIM cut from each side by the benchmark's convention; None: `scale`, the convention of papers."""
 
     def __post_init__(self) -> None:
+        for number in ("scale", "seed"):
+            object.__setattr__(self, number, operator.index(getattr(self, number)))  # run.json holds Python's numbers
         names = [item.name for item in self.items]
         if not names:
             raise ValueError(f"dataset {self.name!r} holds no images")

@@ -6,6 +6,7 @@ appended image by image to a folder, so that a run that was killed goes on where
 records stands in `restoration.evaluation.report`.
 """
 
+import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -75,6 +76,7 @@ def evaluate(
     Raises ValueError for wrong arguments, for a headline that was the reward or made its labels, and for a folder of
     another run; RuntimeError if more than a fifth of the candidates fail.
     """
+    n, seed = map(operator.index, (n, seed))  # run.json holds Python's numbers
     _check(restorer, dataset, n, reward, keep_images, out)
     names = [metric.name for metric in find_metrics(metrics)]
     options = with_conventions(dataset, names, options)

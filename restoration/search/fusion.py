@@ -28,6 +28,7 @@ from restoration.restorer.restorer import Restorer
 from restoration.search.blending import Blend, blended, pixel_weights, view_weights
 from restoration.search.noise_search import cost_of
 from restoration.selection.best_of_n import best_of_n, known_identity, pool, settings_of
+from restoration.selection.candidate_loop import require_draws, require_texts
 from restoration.selection.candidates import Candidate, ranked
 from restoration.selection.result import BestOfN
 from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, save_png, to_pil
@@ -114,12 +115,14 @@ def fuse(
     than the image, a folder of another run; ImageError; what reward and rater raise.
     """
     n, seed, top = map(operator.index, (n, seed, top))  # run.json holds Python's numbers
+    require_draws([reward], n=n, seed=seed, has_hr=hr is not None)
     view_px = None if view_px is None else operator.index(view_px)
     image = load_image(image_lq).detach().cpu()
     softness = _checked(image, reward, top, softness)
     judge = _rater(reward, rater)
     given = {"lq": image, "hr": None if hr is None else load_image(hr).detach().cpu()}
     sources = pool(restorer, prompts)
+    require_texts([reward], sources)
     settings = settings_of(sources, given, reward, seed, None, is_kept=out is not None)
     settings |= {"search": "fusion", "rater": known_identity(judge, is_kept=out is not None), "view_px": view_px,
                  "softness": softness}  # fmt: skip
@@ -198,7 +201,7 @@ def _rater(reward: Reward, rater: "Rater | None") -> "Rater":
 
 
 def _checked(image: Tensor, reward: Reward, top: int, softness: float | None) -> float:
-    """Return the softness. Raises ValueError as `fuse` says; n, seed and hr are checked by best-of-N."""
+    """Return the softness. Raises ValueError as `fuse` says."""
     require_pointwise(reward, "the fused image is scored after the candidates")
     low, high = reward.score_range
     if softness is None and not math.isfinite(high - low):

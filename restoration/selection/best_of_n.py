@@ -18,7 +18,7 @@ from torch import Tensor
 
 from restoration.restorer.loading import RestorerSource
 from restoration.restorer.restorer import Restorer
-from restoration.selection.candidate_loop import CandidateLoop, CandidateSource, require_texts
+from restoration.selection.candidate_loop import CandidateLoop, CandidateSource, require_draws, require_texts
 from restoration.selection.candidates import Candidate, are_identical, ranked
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.pool import BICUBIC
@@ -27,7 +27,7 @@ from zoomiqa_reward.errors import UnknownState
 from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, to_pil
 from zoomiqa_reward.images.sheet_entry import RATING_TIE
-from zoomiqa_reward.rewards.base import Reward, find_part, require_reward
+from zoomiqa_reward.rewards.base import Reward, find_part
 from zoomiqa_reward.rewards.consensus import ConsensusReward
 from zoomiqa_reward.rewards.restorations import PREFIX
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
@@ -79,15 +79,8 @@ def best_of_n(
     of another run; ImageError; what a reward raises.
     """
     n, keep, seed, batch_size = map(operator.index, (n, keep, seed, batch_size))  # run.json holds Python's numbers
-    if n < 1 or keep < 1 or seed < 0 or batch_size < 1:
-        raise ValueError(
-            f"n={n}, keep={keep}, batch_size={batch_size}, seed={seed}: seed must be at least 0, the others at least 1"
-        )
     stages = [reward] if cascade is None else [reward, cascade.reward]
-    for stage in stages:
-        require_reward(stage)
-        if "hr" in stage.needs and hr is None:
-            raise ValueError(f"reward {stage.name!r} needs hr=")
+    require_draws(stages, n=n, seed=seed, keep=keep, batch_size=batch_size, has_hr=hr is not None)
     image = load_image(image_lq).detach().cpu()
     given = {"lq": image, "hr": None if hr is None else load_image(hr).detach().cpu()}
     sources = pool(restorer, prompts)

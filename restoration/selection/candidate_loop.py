@@ -59,6 +59,23 @@ def require_texts(rewards: Sequence[Reward], sources: Sequence[CandidateSource],
         )
 
 
+def require_draws(
+    rewards: Sequence[Reward], *, n: int, seed: int, keep: int = 1, batch_size: int = 1, has_hr: bool = False
+) -> None:
+    """Raise ValueError for numbers out of range, for what is no reward, and for one without the ground truth it needs.
+
+    Ask before a folder is bound: a corrected call would be another run there.
+    """
+    if n < 1 or keep < 1 or seed < 0 or batch_size < 1:
+        raise ValueError(
+            f"n={n}, keep={keep}, batch_size={batch_size}, seed={seed}: seed must be at least 0, the others at least 1"
+        )
+    for reward in rewards:
+        require_reward(reward)
+        if "hr" in reward.needs and not has_hr:
+            raise ValueError(f"reward {reward.name!r} needs hr=")
+
+
 class RewardAnswer(NamedTuple):
     """What a reward said of one image."""
 

@@ -11,6 +11,7 @@ has no choice any more, as one that was edited, has none in `best` either; its r
 """
 
 import math
+import operator
 import os
 import time
 from collections import Counter
@@ -22,7 +23,7 @@ from typing import Any
 from restoration.restorer.loading import RestorerSource
 from restoration.restorer.restorer import Restorer
 from restoration.selection.best_of_n import Cascade, best_of_n, known_identity, pool, settings_of
-from restoration.selection.candidate_loop import require_texts
+from restoration.selection.candidate_loop import require_draws, require_texts
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.pool import BICUBIC
 from restoration.selection.result import BestOfN
@@ -96,15 +97,18 @@ def best_of_folder(
     """Yield one row per image of `folder`, as each is done; arguments as in `best_of_n`.
 
     An image that cannot be read or restored, or whose run in `out` is of another image, gives a row with an error;
-    others go on. Before the first row, raises ValueError for a folder without images, for an `out` of another run, and
-    for a reward that needs a text where none is given; later the error by which the first images all fail
-    (`runs.failures`).
+    others go on. Before the first row, raises ValueError for numbers out of range, a folder without images, an `out` of
+    another run, a reward that needs hr, and one that needs a text where none is given; later the error by which the
+    first images all fail (`runs.failures`).
     """
+    n, seed, batch_size = map(operator.index, (n, seed, batch_size))  # run.json holds Python's numbers
     folder, out = Path(folder), Path(out)
     files = images_of(folder, out, recursive=recursive)
     restorers = [source.restorer for source in pool(restorer, None)]
     batch = None if strict else batch_size
-    require_texts([reward, *([] if cascade is None else [cascade.reward])], pool(restorers, prompts))
+    stages = [reward] if cascade is None else [reward, cascade.reward]
+    require_draws(stages, n=n, seed=seed, batch_size=batch_size)
+    require_texts(stages, pool(restorers, prompts))
     settings = settings_of(pool(restorers, prompts), {"lq": None, "hr": None}, reward, seed, batch)
     settings = {key: value for key, value in settings.items() if key not in ("image", "hr")}
     again = None if cascade is None else (known_identity(cascade.reward, is_kept=True), cascade.top)

@@ -20,6 +20,8 @@ from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.runs.settings import AnotherRun
 from zoomiqa_reward.runs.tables import read_table
 
+needs_truth = MetricReward(lambda image, hr: 0.0, "far", False, (0, 1), needs=("hr",))
+
 
 @pytest.fixture
 def photos(tmp_path):
@@ -180,6 +182,23 @@ def test_a_reward_without_the_text_that_it_needs_is_refused_before_the_first_ima
     with pytest.raises(ValueError, match="reward 'texts' needs prompts"):
         next(best_of_folder(small_nano(), photos, texts, tmp_path / "out", n=2))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"n": 0}, "n=0, keep=1"), ({"seed": -1}, "seed=-1"), ({"reward": needs_truth}, "reward 'far' needs hr=")],
+)
+def test_what_no_image_can_have_is_refused_before_the_first(tmp_path, photos, options, words):
+    asked = {"reward": brightness(), "n": 2} | options
+    with pytest.raises(ValueError, match=words):
+        next(best_of_folder(shifted, photos, out=tmp_path / "out", **asked))
+    assert not (tmp_path / "out").exists()
+
+
+def test_counts_and_seeds_of_numpy_are_the_same_run(tmp_path, photos):
+    first = rows_of(photos, tmp_path / "out")
+    again = rows_of(photos, tmp_path / "out", n=np.int64(3), seed=np.int64(0), batch_size=np.int64(1))
+    assert (again[0].seconds, again[0].asked) == (first[0].seconds, first[0].asked)
 
 
 def test_what_fails_every_image_ends_the_work(tmp_path, photos):

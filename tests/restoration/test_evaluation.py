@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -133,6 +134,13 @@ def test_the_ground_truth_has_a_row_but_no_reference(dataset):
     assert results["problems"]["unmeasured"] == {}
     pair = dataset.load(0)
     assert lr_consistency(pair.hr, pair.lq, blur_px=0.0) == 50
+
+
+def test_counts_and_seeds_of_numpy_are_the_same_run(dataset, tmp_path):
+    whole = evaluate(BicubicRestorer(), dataset, ["psnr_y"], n=2, out=tmp_path / "a")
+    other = degraded_folder(tmp_path / "hr", "bicubic", scale=np.int64(4), seed=np.int64(0))
+    again = evaluate(BicubicRestorer(), other, ["psnr_y"], n=np.int64(2), seed=np.int64(0), out=tmp_path / "a")
+    assert [one.as_json() for one in again.records] == [one.as_json() for one in whole.records]
 
 
 def test_a_killed_run_goes_on_and_nothing_is_made_twice(dataset, tmp_path):

@@ -199,6 +199,19 @@ def test_wrong_arguments_are_named():
         fuse([*pool(), one], LQ, brightness(), n=3, progress=False)
 
 
+def test_a_refused_call_leaves_no_run(tmp_path):
+    """Else the corrected call would be another run than the one that its folder holds."""
+    truth, text = (MetricReward(lambda image, **given: 0.5, "far", True, (0, 1), needs=(need,))
+                   for need in ("hr", "prompts"))  # fmt: skip
+    for reward, options, words in (
+        (brightness(), {"n": 0}, "n=0"), (brightness(), {"seed": -1}, "seed=-1"), (truth, {}, "needs hr="),
+        (text, {}, "needs prompts"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            fuse(pool(), LQ, reward, rater=brightness(), out=tmp_path / "run", progress=False, **({"n": 2} | options))
+        assert not (tmp_path / "run").exists()
+
+
 def test_a_reward_that_needs_a_text_gets_it_for_the_fused_image_too():
     seen = []
     reward = prompted_brightness(seen)
