@@ -42,7 +42,7 @@ def report_of(run: Path, most: int = 24) -> str:
         return selection_report(run, most)
     if {"restorer", "dataset", "metrics"} <= set(kept):
         return evaluation_report(run, most)
-    if "examples" in kept or (run / "monitor.jsonl").exists():
+    if "examples" in settings:
         return tuning_report(run, most)
     raise ValueError(f"{run}: holds a run of another command; give the folder of best-of-n, evaluate or tune")
 

@@ -25,7 +25,7 @@ def tuning_report(folder: Path, most: int) -> str:
     if not looks and not log:
         raise ValueError(f"{folder}: no round is finished yet; let the run go on first")
     result = {key: value for key, value in _read(folder / "result.json").items() if key != "alarms"}
-    settings = _read(folder / "run.json")
+    record = _read(folder / "run.json")
     alarms = [row["round"] for row in looks if row.get("alarms")]
     signals = [name for name in dict.fromkeys(key for row in looks for key in row) if name not in NO_SIGNAL]
     watched = [_over_rounds(name, looks, alarms) for name in signals]
@@ -39,7 +39,7 @@ def tuning_report(folder: Path, most: int) -> str:
             section("Alarms", *(paragraph(reason) for reason in why)),
             section("Validation images over rounds", group(_looks(folder, looks, min(most, MOST_LOOKS)))),
             section("Training", side_by_side(trained)),
-            section("Run", facts(list((result | _shown(settings)).items()))),
+            section("Run", facts(list((result | _shown(record) | _shown(record.get("settings", {}))).items()))),
         ],
     )  # fmt: skip
 

@@ -208,7 +208,7 @@ def _bind(folder: Path, settings: dict[str, Any]) -> None:
     compared = settings | {"config": settings["config"] | {"rounds": min(before, rounds)}}
     bind(folder, compared, key="settings", facts=lambda: {"finished": False})
     if rounds > before:
-        write_json(file, stored | {"settings": settings})
+        write_json(file, stored | {"settings": settings, "finished": False})
 
 
 class _Run:
@@ -331,6 +331,8 @@ class _Run:
                 "first_alarm_round": self.progress.alarm_round or None, "seconds": round(result.seconds, 3),
                 "restorer": restorer_options,
             })  # fmt: skip
+            record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            write_json(folder / "run.json", record | {"finished": True})
         agree(None)  # nobody reads the folder before it is written
         return result
 

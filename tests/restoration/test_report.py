@@ -146,7 +146,7 @@ def test_an_evaluation_shows_its_intervals_and_kept_candidates(tmp_path):
 def test_a_tuning_run_shows_signals_alarms_and_looks(tmp_path):
     run = claim_folder(tmp_path / "run")
     (run / "looks").mkdir()
-    write_json(run / "run.json", {"examples": [], "seed": 3})
+    write_json(run / "run.json", {"settings": {"examples": [], "recipe": "nano_nft"}, "finished": True})
     for k, score in enumerate((0.25, 0.5)):
         alarm = {"alarms": k, "why": ["psnr_y is low"]} if k else {"alarms": 0}
         append_line(run / "monitor.jsonl", {"round": 5 * k, "reward": score, "psnr_y": 30.0 - k, "kl": None} | alarm)
@@ -156,9 +156,31 @@ def test_a_tuning_run_shows_signals_alarms_and_looks(tmp_path):
     html = report_of(run)
     assert html.count("<polyline") == 2  # reward and psnr_y; kl was never measured
     assert "Round 5: psnr_y is low." in html
+    assert re.search(r"recipe\W.*nano_nft", html, re.DOTALL)
     assert len(IMAGES.findall(html)) == 2
     assert "aspect-ratio: 3.0" in html
     assert len(IMAGES.findall(report_of(run, 1))) == 1
+
+
+@pytest.mark.integration
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of libraries, while pipelines are saved
+def test_a_tuning_run_without_a_monitor_has_a_report_that_knows_its_end(tmp_path):
+    from test_tune_denoisers import nano
+    from test_tune_training import SFT, examples, recipe_of, reward_of
+
+    from restoration.tuning import tune
+
+    def is_finished():
+        return json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
+
+    before_the_end = []
+    for rounds in (1, 2):
+        tune(recipe_of(SFT(), rounds=rounds), examples(), reward_of(), tmp_path / "run", validation=None,
+             pipeline=nano(), device="cpu", on_round=lambda row: before_the_end.append(is_finished()))  # fmt: skip
+        assert is_finished()
+        assert before_the_end == [False] * rounds
+        shown = re.sub(r"<[^>]+>|\s+", " ", report_of(tmp_path / "run"))
+        assert re.search(r"finished +yes +recipe +toy +source +nano", shown)
 
 
 @pytest.mark.parametrize("settings", [{"assessor": "words", "sources": []}, {"search": "fusion", "sources": []}])
