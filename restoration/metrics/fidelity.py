@@ -1,6 +1,7 @@
 """How close an image is to its reference, or to the low-quality image it was made from; nothing is fetched.
 
-Every function takes float CHW tensors in [0, 1] and returns a float; NaN where the image is too small to be measured.
+Every function takes float CHW tensors in [0, 1] and returns a float; NaN where the image is too small to be measured,
+or holds a pixel that is no number. It computes in float32, whatever the images are in.
 PSNR and SSIM are BasicSR's, on 8-bit values as a PNG would hold them; the others piq's, on floats.
 """
 
@@ -114,7 +115,7 @@ def lr_consistency(image: Tensor, image_lq: Tensor, *, blur_px: float = LR_BLUR_
         )
     if blur_px < 0:
         raise ValueError(f"blur_px={blur_px}: must be at least 0")
-    if min(height, width) <= 2 * LR_BORDER_PX:
+    if min(height, width) <= 2 * LR_BORDER_PX or not are_finite(image, image_lq):
         return math.nan
     pair = torch.stack([resize_bicubic(image.cpu().float(), height, width), image_lq.cpu().float()])
     luma = gaussian_blur((pair * torch.tensor(_LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True), blur_px)
@@ -125,8 +126,13 @@ def lr_consistency(image: Tensor, image_lq: Tensor, *, blur_px: float = LR_BLUR_
 
 def eight_bit_bgr(image: Tensor) -> np.ndarray:
     """Return a CHW image in [0, 1] as BasicSR's metrics want it: uint8 HWC, blue first, rounded as in files."""
-    bgr = image.detach().cpu().clamp(0, 1).permute(1, 2, 0).flip(2).numpy()
+    bgr = image.detach().cpu().float().clamp(0, 1).permute(1, 2, 0).flip(2).numpy()
     return np.floor(bgr * 255 + np.float32(0.5)).astype(np.uint8)
+
+
+def are_finite(*images: Tensor) -> bool:
+    """Return whether all pixels are numbers: a cast to 8 bits would make some of those that are none."""
+    return all(bool(image.isfinite().all()) for image in images)
 
 
 def _basicsr_pair(name: str, image: Tensor, reference: Tensor, border_px: int, channel: str, least: int) -> float:
@@ -139,7 +145,7 @@ def _basicsr_pair(name: str, image: Tensor, reference: Tensor, border_px: int, c
         measure = getattr(basicsr_module("metrics.psnr_ssim"), name)
     except ImportError as error:
         raise MetricUnavailable(str(error)) from error
-    if min(image.shape[1:]) < least + 2 * border_px:
+    if min(image.shape[1:]) < least + 2 * border_px or not are_finite(image, reference):
         return math.nan
     pair = eight_bit_bgr(image), eight_bit_bgr(reference)
     return float(measure(*pair, crop_border=border_px, test_y_channel=channel == "y"))
@@ -151,9 +157,9 @@ def _piq_pair(name: str, image: Tensor, reference: Tensor, least: int) -> float:
         import piq
     except ImportError as error:
         raise MetricUnavailable(f"{name} needs piq ({error}): pip install 'zoomiqa-reward[restoration]'") from error
-    if min(image.shape[1:]) < least:
+    if min(image.shape[1:]) < least or not are_finite(image, reference):
         return math.nan
-    return float(getattr(piq, name)(image[None].cpu(), reference[None].cpu(), data_range=1.0))
+    return float(getattr(piq, name)(image[None].cpu().float(), reference[None].cpu().float(), data_range=1.0))
 
 
 def _check_pair(image: Tensor, reference: Tensor) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from restoration.metrics.basicsr_library import basicsr_module
-from restoration.metrics.fidelity import MetricUnavailable, eight_bit_bgr
+from restoration.metrics.fidelity import MetricUnavailable, are_finite, eight_bit_bgr
 from zoomiqa_reward.model.draws import own_draws
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.runs.digest import file_digest, file_stamp
@@ -40,7 +40,7 @@ def niqe(image: Tensor) -> float:
     except ImportError as error:
         raise MetricUnavailable(f"NIQE: {error}") from error
     height, width = image.shape[1:]
-    if (height // NIQE_BLOCK_PX) * (width // NIQE_BLOCK_PX) < 2:
+    if (height // NIQE_BLOCK_PX) * (width // NIQE_BLOCK_PX) < 2 or not are_finite(image):
         return math.nan
     try:
         with warnings.catch_warnings():

@@ -54,6 +54,18 @@ def test_ssim_of_flat_greys_by_hand():
     assert ssim_y(make_image(), make_image()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("fn", [psnr_y, ssim_y, fsim, vif, haarpsi, mdsi, niqe, lr_consistency])
+def test_half_precision_is_measured_in_float32_and_no_number_is_none(fn):
+    """VIF of a bfloat16 image was 0.65 instead of 0.55, and PSNR took a pixel that is NaN for black."""
+    image = noisy(make_image(0, 96, 200), 0.05).bfloat16()
+    pair = [] if fn is niqe else [make_image(0, 96, 200).bfloat16()]
+    assert fn(image, *pair) == fn(image.float(), *(other.float() for other in pair))
+    for value in (math.nan, math.inf):
+        spoilt = image.clone()
+        spoilt[0, 40, 40] = value
+        assert math.isnan(fn(spoilt, *pair))
+
+
 @pytest.mark.parametrize("measure_pair", [psnr_y, ssim_y])
 def test_the_border_is_not_looked_at(measure_pair):
     image, reference = noisy(make_image(), 0.05), make_image()
