@@ -54,6 +54,7 @@ from restoration.tuning.requirements import (
     require_scale,
     require_truths,
 )
+from restoration.tuning.sampler.transitions import random_steps
 from restoration.tuning.updates import Updates
 from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.model.numerics import callers_precision
@@ -167,6 +168,7 @@ def tune(
         process=state.process_index, num_processes=state.num_processes,
     )  # fmt: skip
     monitor = None if validation is None else Monitor(tuning, validation, recipe.monitor)
+    random_steps(tuning.path, recipe.config.eta)  # ValueError for an eta that a step has no room for
     recipe.algorithm.prepare(tuning)
     with locked(folder, is_holder=state.is_main_process):
         if state.is_main_process:

@@ -81,7 +81,8 @@ def test_the_noise_in_a_condition_is_not_that_of_the_sampler(tmp_path):
 
 @pytest.mark.integration
 def test_dpo_tells_both_sides_of_one_noise(tmp_path, monkeypatch):
-    seen = []
+    """The states of both are what the winner's seed leads to under the image as it is, not what it saw."""
+    seen, learned = [], []
 
     def spied(denoiser, varied, noise, levels):
         seen.append(varied.condition)
@@ -89,6 +90,7 @@ def test_dpo_tells_both_sides_of_one_noise(tmp_path, monkeypatch):
 
     def errors(denoiser, condition, *rest):
         seen.append(condition)
+        learned.append(rest[0])
         return denoising_errors(denoiser, condition, *rest)
 
     monkeypatch.setattr("restoration.tuning.algorithms.dpo.expected_target", spied)
@@ -105,6 +107,9 @@ def test_dpo_tells_both_sides_of_one_noise(tmp_path, monkeypatch):
     assert all(torch.equal(condition.given["noised"], seen[0].given["noised"]) for condition in seen)
     winners, losers = seen[0].given["noised"].chunk(2)
     assert torch.equal(winners, losers)
+    as_it_is = torch.cat([draw_piece(run_of_it, part.example, [pair.seed_winner]).trajectory.x0
+                          for pair in part.loss.args[2]])  # fmt: skip
+    assert all(torch.allclose(x0, as_it_is.repeat(2, 1, 1, 1)) for x0 in learned)
 
 
 def test_of_a_candidate_that_saw_the_image_as_it_is_nothing_is_learned(tmp_path):

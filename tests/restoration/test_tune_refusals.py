@@ -96,6 +96,9 @@ needs_truth = MetricReward(lambda image, hr: float((image - hr).abs().mean()), "
     [
         (NFT(), {"num_samples": 1}, {}, "num_samples=1: nft compares"),
         (SFT(top=4), {}, {}, "top=4 of 4 candidates"),
+        (SFT(), {"eta": 1.5}, {}, r"eta=1\.5: step \d would add more noise"),
+        (GRPO(), {"eta": 0.0}, {}, r"grpo with eta=0\.0: no step is random"),
+        (GRPO(), {"steps": 1}, {}, r"grpo with eta=1\.0: no step is random"),
         (SFT(), {"lora_targets": ("conv_inn",)}, {}, "no layer whose name ends with conv_inn"),
         (SFT(), {}, {"validation": examples(3, seed=1)}, "3 validation images: at least 4"),
         (SFT(), {}, {"validation": [*examples(4, seed=1), examples()[2]]}, "validation image 2 is one of those to"),

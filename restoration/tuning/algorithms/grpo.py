@@ -20,7 +20,7 @@ from restoration.tuning.context import Collected, LossTerm, Part, Tuning
 from restoration.tuning.data import pick_crops
 from restoration.tuning.lora import POLICY, reference
 from restoration.tuning.sampler.rollout import Piece, draw_candidates, refuse_varied, score, score_report
-from restoration.tuning.sampler.transitions import rescore
+from restoration.tuning.sampler.transitions import random_steps, rescore
 
 
 def grpo_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, *, clip: float) -> Tensor:
@@ -60,27 +60,27 @@ class GRPO:
             raise ValueError(f"loss_steps={self.loss_steps}: must be at least 1, or None for all random steps")
 
     def prepare(self, tuning: Tuning) -> None:
-        """Raise ValueError for varied candidates, and for a single one."""
+        """Raise ValueError for varied candidates, for a single one, and where no step is random: there is no policy."""
         require_groups(tuning.config, self.name)
         refuse_varied(tuning.config, self.name)
-
-    def collect(self, tuning: Tuning, number: int) -> Collected:
-        """Draw and score a round. Raises ValueError where no step is random: there is no policy then."""
-        examples = pick_crops(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
-        seeds = [tuning.seed(2, number, index) for index in range(len(examples))]
-        drawn = draw_candidates(tuning, examples, seeds, keep=True)
-        random_steps = [k for k, std in enumerate(drawn.pieces[0].trajectory.stds) if std > 0]
-        if not random_steps:
+        if not random_steps(tuning.path, tuning.config.eta):
             raise ValueError(
                 f"grpo with eta={tuning.config.eta}: no step is random; take eta above 0, and 2 steps or more"
             )
+
+    def collect(self, tuning: Tuning, number: int) -> Collected:
+        """Draw and score a round."""
+        examples = pick_crops(tuning.examples, tuning.images_here, tuning.config.crop_px, (tuning.seed(1, number),))
+        seeds = [tuning.seed(2, number, index) for index in range(len(examples))]
+        drawn = draw_candidates(tuning, examples, seeds, keep=True)
         scores = score(tuning, drawn)
         advantages = group_advantages(scores, drawn.keys, clip=self.advantage_clip,
                                       max_failure_rate=tuning.config.max_failure_rate,
                                       score_range=tuning.reward.score_range)  # fmt: skip
         rng = np.random.default_rng(tuning.seed(3, number))
-        count = min(len(random_steps), self.loss_steps or len(random_steps))
-        steps = sorted(int(k) for k in rng.choice(random_steps, size=count, replace=False))
+        usable = random_steps(tuning.path, tuning.config.eta)
+        count = min(len(usable), self.loss_steps or len(usable))
+        steps = sorted(int(k) for k in rng.choice(usable, size=count, replace=False))
         parts = []
         for piece in drawn.pieces:
             kept = [row for row, index in enumerate(piece.places()) if bool(advantages.kept[index])]

@@ -1,7 +1,7 @@
 """Candidates of low-quality images, and their scores: drawn in pieces that fit, scored together, by turns."""
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,7 +73,7 @@ class DrawnCandidates:
 
 def draw_candidates(
     tuning: Tuning, examples: Sequence[Example], seeds: Sequence[int], *, keep: bool = False,
-    random_steps: Collection[int] | None = None, count: int | None = None, vary_sharpness: float = 0.0,
+    count: int | None = None, vary_sharpness: float = 0.0,
     expected: bool = False,
 ) -> DrawnCandidates:  # fmt: skip
     """Return `count` candidates (default: the run's) of each image, by the adapter that is active.
@@ -93,7 +93,7 @@ def draw_candidates(
         for start in range(index, index + count, tuning.config.rows_at_once):
             stop = min(index + count, start + tuning.config.rows_at_once)
             piece = draw_piece(tuning, owners[start], numbers[start:stop], first=start, keep=keep,
-                               random_steps=random_steps, vary_sharpness=vary_sharpness, expected=expected)  # fmt: skip
+                               vary_sharpness=vary_sharpness, expected=expected)  # fmt: skip
             pieces.append(piece)
             with torch.no_grad():
                 images += list(eight_bit(tuning.denoiser.decode(piece.trajectory.x0, piece.condition).float()).cpu())
@@ -111,7 +111,7 @@ def eight_bit(images: Tensor) -> Tensor:
 
 def draw_piece(
     tuning: Tuning, example: Example, seeds: Sequence[int], *, first: int = 0, keep: bool = False,
-    random_steps: Collection[int] | None = None, vary_sharpness: float = 0.0, expected: bool = False,
+    vary_sharpness: float = 0.0, expected: bool = False,
 ) -> Piece:  # fmt: skip
     """Return candidates of one image with these seeds, drawn in one pass.
 
@@ -129,8 +129,7 @@ def draw_piece(
     if vary_sharpness:
         after_encoding, generators = generators, generators_of(seeds)
         seen = encode(tuning, example, generators, [drawn_sharpness(seed, vary_sharpness) for seed in seeds])
-    drawn = sample(tuning.denoiser, seen, tuning.path, generators, eta=tuning.config.eta, keep=keep,
-                   random_steps=random_steps)  # fmt: skip
+    drawn = sample(tuning.denoiser, seen, tuning.path, generators, eta=tuning.config.eta, keep=keep)
     if vary_sharpness:
         drawn = replace(drawn, states=(convert_prediction(tuning, drawn.x0, seen, condition),))
     if vary_sharpness and expected:

@@ -18,7 +18,7 @@ the mean over elements, Black et al. 2023 (DDPO), as in its code.
 
 import copy
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -192,6 +192,11 @@ def step_std(path: NoisePath, index: int, eta: float) -> float:
     return std if std > MIN_STD else 0.0
 
 
+def random_steps(path: NoisePath, eta: float) -> list[int]:
+    """Return the steps that add noise. Raises ValueError as `step_std` does."""
+    return [index for index in range(len(path)) if step_std(path, index, eta) > 0]
+
+
 def transition(
     path: NoisePath, index: int, output: Tensor, x_t: Tensor, *, eta: float = 1.0, sample: Tensor | None = None,
     noise: Tensor | None = None,
@@ -232,13 +237,12 @@ def draw(shape: Sequence[int], generators: Sequence[torch.Generator], device: to
 @torch.no_grad()
 def sample(
     denoiser: "Denoiser", condition: "Condition", path: NoisePath, generators: Sequence[torch.Generator], *,
-    eta: float = 1.0, random_steps: Collection[int] | None = None, keep: bool = False, steps: int | None = None,
+    eta: float = 1.0, keep: bool = False, steps: int | None = None,
 ) -> Trajectory:  # fmt: skip
     """Draw one candidate per generator from the denoiser as it stands.
 
-    random_steps: which steps may be random; the others are taken without noise (default: all). keep: hold all states.
-    steps: stop after so many (default: all).
-    Noise is drawn for every step whether it is used or not, so that a seed means the same image for any choice.
+    keep: hold all states. steps: stop after so many (default: all).
+    Noise is drawn for every step whether it is used or not, so that the draws of a seed do not depend on eta.
     """
     shape = denoiser.noise_shape(condition)
     device = condition.lq.device
@@ -246,9 +250,8 @@ def sample(
     states, log_probs, stds = [x], [], []
     for index in range(len(path) if steps is None else steps):
         noise = draw(shape, generators, device)
-        level = eta if random_steps is None or index in random_steps else 0.0
         output = denoiser.predict(x, path.times[index], condition)
-        done = transition(path, index, output, x, eta=level, noise=noise)
+        done = transition(path, index, output, x, eta=eta, noise=noise)
         x = done.sample
         states = [*states, x] if keep else [x]
         log_probs.append(done.log_prob)
