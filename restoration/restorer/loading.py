@@ -14,6 +14,7 @@ from restoration.restorer.image_io import VALUE_RANGES, check_choice
 from restoration.restorer.module_engine import CallableEngine, ModuleEngine
 from restoration.restorer.pipeline_engine import IMAGE_FORMS, PipelineEngine, system_of
 from zoomiqa_reward.errors import ZoomIQAError
+from zoomiqa_reward.model.numerics import callers_precision
 
 ALIGNMENT = 64
 """Bytes: torch's own allocations start at multiples of this."""
@@ -46,6 +47,7 @@ class PipelineError(ZoomIQAError, OSError):
     """A restorer's pipeline that cannot be found or read; the message names it and the way out."""
 
 
+@callers_precision()
 def load_pipeline(source: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     """Return the diffusers pipeline that `source` names, in float32 unless told otherwise, on the CPU.
 

@@ -59,6 +59,8 @@ def test_a_restorer_makes_the_same_image_and_fixes_its_colours_alike(name):
         image = make_image(1, 24, 24) if source == "nano" else make_image(1, 24, 24) * 0.3
         plain = next(restorer.restore(image, [3])).image
         with AMBIENT[name]():
+            loaded = Restorer.from_pretrained(source, colour_fix="wavelet", tile_px=20, tile_overlap_px=4, **options)
+            assert torch.equal(next(loaded.restore(image, [3])).image, plain), source
             found = next(restorer.restore(image, [3])).image
         assert torch.equal(found, plain), source
 

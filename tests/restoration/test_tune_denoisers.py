@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from restoration.nano.pipeline import NanoSRPipeline, build_scheduler, build_unet
-from restoration.tuning.denoisers.base import Condition, denoiser_of
+from restoration.tuning.denoisers.base import denoiser_of
 from restoration.tuning.lora import (
     OLD,
     POLICY,
@@ -366,8 +366,6 @@ def test_an_unknown_pipeline_names_the_known_ones():
     for build in (sd3, controlnet):
         with pytest.raises(ValueError, match="strength=0"):
             denoiser_of(build(), strength=0)
-    with pytest.raises(ValueError, match="only a single one"):
-        Condition(lq=torch.zeros(2, 3, 4, 4)).repeat(3)
 
 
 def test_what_is_scored_fits_into_a_file_and_passes_the_gradient():

@@ -42,7 +42,6 @@ class Advantages:
     """[batch] float32: within-group z-score, clipped; NaN where dropped."""
     kept: Tensor
     """[batch] bool."""
-    num_groups: int
     num_failed: int
     """Candidates that could not be measured."""
     num_tied: int
@@ -86,7 +85,7 @@ def group_advantages(
         else:
             advantages[members] = ((group_values - group_values.mean()) / spread).clamp(-clip, clip)
     kept = ~advantages.isnan()
-    return Advantages(value=advantages.float(), kept=kept, num_groups=len(set(keys)), num_failed=int((~valid).sum()),
+    return Advantages(value=advantages.float(), kept=kept, num_failed=int((~valid).sum()),
                       num_tied=tied, num_saturated=saturated)  # fmt: skip
 
 

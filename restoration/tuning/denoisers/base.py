@@ -44,12 +44,6 @@ class Condition:
         where = torch.tensor(list(picked), device=self.lq.device)
         return Condition(lq=self.lq[where], given={name: tensor[where] for name, tensor in self.given.items()})
 
-    def repeat(self, count: int) -> "Condition":
-        """Return the one row `count` times. Raises ValueError where there are more rows than one."""
-        if len(self) != 1:
-            raise ValueError(f"condition of {len(self)} rows: only a single one can be repeated")
-        return self.rows([0] * count)
-
 
 class Denoiser(Protocol):
     """A diffusion restorer, taken apart."""
