@@ -32,9 +32,14 @@ def require_truths(truth_weight: float, examples: Sequence[Example]) -> None:
 
 
 def require_others(examples: Sequence[Example], validation: Sequence[Example]) -> None:
-    """Raise ValueError for an image that the monitor would judge by and the run would learn from."""
-    learned = set(group_keys([example.lq for example in examples]))
-    keys = group_keys([example.lq for example in validation])
+    """Raise ValueError for an image that the monitor would judge by and the run would learn from.
+
+    By the ground truth where there is one: the same photograph may be degraded in two ways.
+    """
+    learned, keys = (
+        group_keys([example.lq if example.hr is None else example.hr for example in side])
+        for side in (examples, validation)
+    )
     if both := [example.name for example, key in zip(validation, keys, strict=True) if key in learned]:
         raise ValueError(
             f"validation image {both[0]} is one of those to learn from: the monitor needs others, or it would see what "

@@ -91,6 +91,10 @@ def test_settings_of_numpy_are_pythons_and_seeds_are_torchs():
 needs_truth = MetricReward(lambda image, hr: float((image - hr).abs().mean()), "far", False, (0, 1), needs=("hr",))
 
 
+def degraded_otherwise(example):
+    return replace(example, lq=example.lq * 0.9)
+
+
 @pytest.mark.parametrize(
     ("algorithm", "changes", "options", "words"),
     [
@@ -102,6 +106,7 @@ needs_truth = MetricReward(lambda image, hr: float((image - hr).abs().mean()), "
         (SFT(), {"lora_targets": ("conv_inn",)}, {}, "no layer whose name ends with conv_inn"),
         (SFT(), {}, {"validation": examples(3, seed=1)}, "3 validation images: at least 4"),
         (SFT(), {}, {"validation": [*examples(4, seed=1), examples()[2]]}, "validation image 2 is one of those to"),
+        (SFT(), {}, {"validation": [*examples(4, seed=1), degraded_otherwise(examples()[2])]}, "image 2 is one of"),
         (Supervised(), {}, {"examples": [replace(one, hr=None) for one in examples()]}, "0 has no ground truth"),
         (SFT(), {}, {"examples": [replace(one, hr=None) for one in examples()], "reward": needs_truth}, "needs hr"),
     ],
