@@ -169,8 +169,8 @@ class NanoSRPipeline(DiffusionPipeline):
         eta: 0 deterministic after the first noise .. 1 as random as DDPM. temperature: factor of all noise; below 1
         trades diversity for fidelity. generator: one, or one for each image. output_type: "pil" or "pt".
         Several threads may call it; they wait for one another, since a scheduler keeps its steps.
-        Raises ValueError for sizes that differ, numbers outside these ranges, an unknown output type, or another
-        scheduler.
+        Raises ValueError for sizes that differ, numbers outside these ranges, an unknown output type, a list of
+        generators of another length, or another scheduler.
         """
         self.check_scheduler()
         if output_type not in ("pil", "pt"):
@@ -186,6 +186,8 @@ class NanoSRPipeline(DiffusionPipeline):
         if len({tuple(p.shape) for p in inputs}) != 1:
             sizes = ", ".join(f"{p.shape[2]} x {p.shape[1]}" for p in inputs)
             raise ValueError(f"images of {sizes} px: all must be equally large; call once for each size")
+        if isinstance(generator, list) and len(generator) != len(inputs):
+            raise ValueError(f"generator: list of {len(generator)} for {len(inputs)} images; give one, or one for each")
         with exclusive(self.scheduler):
             out = self._sample(torch.stack(inputs), num_inference_steps, eta, temperature, generator)
         images: Tensor | list[Image.Image] = out if output_type == "pt" else [to_pil(x) for x in out.cpu()]

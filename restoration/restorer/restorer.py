@@ -34,7 +34,7 @@ from restoration.restorer.loading import (
 )
 from restoration.restorer.noise import NoiseStep, mixed_draws
 from restoration.restorer.pipeline_engine import Engine, PipelineEngine
-from restoration.restorer.rng import Apart, DrewAnyway
+from restoration.restorer.rng import SEED_END, Apart, DrewAnyway
 from restoration.restorer.tiling import Tiling, restore_tiled
 from zoomiqa_reward.images.loading import ImageSource, load_image
 from zoomiqa_reward.model.devices import find_device
@@ -218,16 +218,16 @@ class Restorer:
         not change, with one exception: for a function or network that draws from Python's or numpy's generators, those
         are set for each candidate and put back, and other threads see this.
 
-        Raises ImageError, TypeError (a seed that is no integer), ValueError (a seed below 0, a batch below 1, noise of
-        a deterministic restorer) at once, RestorationError at a candidate, and ValueError there if `noise` is given and
+        Raises ImageError, TypeError (a seed that is no integer), ValueError (a seed or batch out of range, noise of a
+        deterministic restorer) at once, RestorationError at a candidate, and ValueError there if `noise` is given and
         none was drawn through torch.
         """
         if noise and self.deterministic:
             raise ValueError(f"{self.name} takes no seed, so it has no noise to move: pass a restorer that draws some")
         numbers = [operator.index(seed) for seed in seeds]  # numpy's and torch's integers too
-        if batch_size < 1 or any(number < 0 for number in numbers):
+        if batch_size < 1 or not all(0 <= number < SEED_END for number in numbers):
             raise ValueError(
-                f"batch_size={batch_size}, seeds={numbers}: batch_size must be at least 1, a seed at least 0"
+                f"batch_size={batch_size}, seeds={numbers}: batch_size must be at least 1, a seed 0 or more, below 2^64"
             )
         image_lq = load_image(image).detach().cpu()
         texts = self._texts(image_lq, prompt, negative_prompt)

@@ -23,6 +23,8 @@ from zoomiqa_reward.model.draws import own_draws
 
 MOST_TWISTS = 100
 """About 30,000 draws of another thread while an image is made."""
+SEED_END = 2**64
+"""Torch's generators take no seed from here on."""
 _GENERATORS = threading.RLock()
 """Held while the generators of the process are seeded for a candidate."""
 

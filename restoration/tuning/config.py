@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from restoration.restorer.rng import SEED_END
 from zoomiqa_reward.rewards.base import Reward
 
 if TYPE_CHECKING:
@@ -15,10 +16,6 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("no", "bf16")
 TRUTH_STATES = ("noisy", "sampled")
-
-
-LEAST_TOO_LARGE_SEED = 2**64
-"""Torch's generators take no seed from here on."""
 
 
 def require_numbers(settings: "DataclassInstance") -> None:
@@ -129,7 +126,7 @@ class TuneConfig:
                              ("truth_weight", 0)):  # fmt: skip
             if getattr(self, name) < bottom:
                 raise ValueError(f"{name}={getattr(self, name)}: must be {bottom} or more")
-        if self.seed >= LEAST_TOO_LARGE_SEED:
+        if self.seed >= SEED_END:
             raise ValueError(f"seed={self.seed}: must be below 2^64")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.max_failure_rate <= 1:
             raise ValueError(f"ema_decay={self.ema_decay}, max_failure_rate={self.max_failure_rate}: shares, 0 to 1")

@@ -45,6 +45,9 @@ def test_seeds_make_candidates_and_temperature_zero_makes_one(pipe):
     assert torch.equal(draw(1, temperature=0.0), draw(2, temperature=0.0))
     both = pipe(torch.stack([image] * 2), num_inference_steps=2, generator=[_seeded(1), _seeded(2)], output_type="pt")
     assert torch.allclose(both.images, torch.cat([draw(1), draw(2)]), atol=1e-5)
+    for count in (1, 3):  # diffusers takes the first for all, or leaves the last out
+        with pytest.raises(ValueError, match=f"list of {count} for 2 images"):
+            pipe(torch.stack([image] * 2), num_inference_steps=2, generator=[_seeded(k) for k in range(count)])
 
 
 def test_a_network_that_says_v_or_x0_says_the_same(pipe):

@@ -164,8 +164,9 @@ def test_arguments_that_a_source_has_no_use_for_are_refused():
         Restorer.from_pretrained(3)
     with pytest.raises(ZoomIQAError, match="no folder with model_index"):
         Restorer.from_pretrained("no/such/folder")
-    with pytest.raises(ValueError, match="a seed at least 0"):
-        Restorer.from_pretrained(convolutions()).restore(make_image(), [-1])
+    for seed in (-1, 2**64):
+        with pytest.raises(ValueError, match=r"a seed 0 or more, below 2\^64"):
+            Restorer.from_pretrained(convolutions()).restore(make_image(), [seed])
 
 
 @pytest.mark.parametrize("build", [ldm, small_nano])
