@@ -98,7 +98,10 @@ class Collected:
 
 
 class Algorithm(Protocol):
-    """One way to learn from scores: a frozen dataclass of its settings."""
+    """One way to learn from scores: a frozen dataclass of its settings.
+
+    One that has work to do once, before the first round of a session, has `begin(tuning)` too.
+    """
 
     name: str
     adapters: tuple[str, ...]

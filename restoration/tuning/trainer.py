@@ -251,6 +251,9 @@ class _Run:
         if done == 0 and self.monitor is not None:
             self.progress.best_reward = agree(base.values["reward"] if self.is_main else None)
         total = self.recipe.config.rounds
+        begin = getattr(self.algorithm, "begin", None)
+        if begin is not None and done < total and not self.progress.stopped:
+            begin(self.tuning)
         with counting(f"{self.recipe.name}, rounds", total, initial=done, shown=self.tuning.process == 0) as count:
             while done < total and not self.progress.stopped:
                 done = self._round(done)

@@ -100,6 +100,7 @@ def test_dpo_tells_both_sides_of_one_noise(tmp_path, monkeypatch):
     add_lora(run_of_it.denoiser, 2, 2)
     algorithm = DPO()
     algorithm.prepare(run_of_it)
+    algorithm.begin(run_of_it)
     [part] = algorithm.collect(run_of_it, 0).parts
     monkeypatch.setattr("restoration.tuning.algorithms.dpo.drawn_sharpness", lambda seed, amount: 0.0)
     part.loss(torch.Generator().manual_seed(0))

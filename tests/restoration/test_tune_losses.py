@@ -212,6 +212,7 @@ def test_dpo_compares_both_sides_at_one_time_and_noise_by_their_weights(tmp_path
     tuning = toy_tuning(tmp_path, count=3, num_samples=4, truth_weight=truth_weight)
     algorithm = DPO(beta=2.0, share=0.5, pairs_per_image=3, winner_weight=0.3)
     algorithm.prepare(tuning)
+    algorithm.begin(tuning)
     collected = algorithm.collect(tuning, ROUND)
     weights = [pair.weight for part in collected.parts for pair in part.loss.args[2]]
     assert max(weights) > 1.05 * min(weights)

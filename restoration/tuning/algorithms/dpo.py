@@ -112,13 +112,18 @@ class DPO:
             raise ValueError(f"min_probability={self.min_probability}: must be at least 0 and below 1")
 
     def prepare(self, tuning: Tuning) -> None:
-        """Read the pairs that are there already; others are mined when the first round asks for them.
+        """Read the pairs that are there already; `begin` mines others.
 
         Raises ValueError where there are none, where an image is missing, and for files of another size.
         """
         for kept in (self._held, self._images, self._latents):  # of an earlier run
             kept.clear()
         if self.pairs_file is not None:
+            self._take_pairs(tuning)
+
+    def begin(self, tuning: Tuning) -> None:
+        """Mine the pairs, or read those that the run has mined."""
+        if not self._held:
             self._take_pairs(tuning)
 
     def _take_pairs(self, tuning: Tuning) -> None:
@@ -168,8 +173,6 @@ class DPO:
 
     def collect(self, tuning: Tuning, number: int) -> Collected:
         """Choose a round's pairs and make their latents again from their seeds."""
-        if not self._held:
-            self._take_pairs(tuning)
         rng = np.random.default_rng(tuning.seed(2, number))
         keys = sorted(self._held)
         chosen = rng.choice(len(keys), size=min(tuning.images_here, len(keys)), replace=False)
