@@ -14,7 +14,7 @@ from zoomiqa_reward import ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.cli.compare import measure_pairs, pair_files
 from zoomiqa_reward.runs.paired import paired_difference
 
-PARTS = 4
+PARTS_ACROSS = 3
 SIDE_PX = 112
 
 
@@ -24,7 +24,7 @@ def main(image: str | Path, model: str = "nano") -> list[float]:
     with tempfile.TemporaryDirectory() as home:
         a, b = make_folders(Path(home), image)
         pairs, unpaired = pair_files(a, b, recursive=False)
-        assert len(pairs) == PARTS
+        assert len(pairs) == PARTS_ACROSS**2
         assert not unpaired
         measured = list(measure_pairs(reward, pairs))
     for pair in measured:
@@ -38,12 +38,12 @@ def main(image: str | Path, model: str = "nano") -> list[float]:
 
 def make_folders(home: Path, image: str | Path) -> tuple[Path, Path]:
     """Write the parts into A, and into B shrunk to a fifth and enlarged again; return both folders."""
-    photograph = Image.open(image).convert("RGB").resize((2 * SIDE_PX, 2 * SIDE_PX))
+    photograph = Image.open(image).convert("RGB").resize((PARTS_ACROSS * SIDE_PX, PARTS_ACROSS * SIDE_PX))
     folders = home / "A", home / "B"
     for folder in folders:
         folder.mkdir()
-    for k in range(PARTS):
-        left, top = k % 2 * SIDE_PX, k // 2 * SIDE_PX
+    for k in range(PARTS_ACROSS**2):
+        left, top = k % PARTS_ACROSS * SIDE_PX, k // PARTS_ACROSS * SIDE_PX
         part = photograph.crop((left, top, left + SIDE_PX, top + SIDE_PX))
         part.save(folders[0] / f"part{k}.png")
         part.resize((SIDE_PX // 5,) * 2).resize((SIDE_PX,) * 2).save(folders[1] / f"part{k}.png")

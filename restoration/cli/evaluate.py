@@ -159,14 +159,19 @@ def _choice_table(results: dict[str, Any]) -> Table:
 
 
 def _show_test(console: Any, test: dict[str, Any], row: str) -> None:
+    from zoomiqa_reward.runs.paired import LEAST_DIFFERENT
+
     comparison = test[row]
     p = [
         output.number(float("nan") if comparison[key] is None else comparison[key], 4)
         for key in ("p_sign_flip", "p_wilcoxon")
     ]
     names = " - ".join(test["restorers"])
-    console.print(f"{names}, {row}, {test['metric']} (higher is better): {_cell(comparison['difference'])}, "
-                  f"p {p[0]} (sign flips), {p[1]} (Wilcoxon)", markup=False)  # fmt: skip
+    interval = ""
+    if comparison["difference"]["low"] is None:
+        interval = f" (no interval, because fewer than {LEAST_DIFFERENT} images differ)"
+    console.print(f"{names}, {row}, {test['metric']} (higher is better): {_cell(comparison['difference'])}"
+                  f"{interval}, p {p[0]} (sign flips), {p[1]} (Wilcoxon)", markup=False)  # fmt: skip
 
 
 def _show_problems(results: dict[str, Any]) -> None:

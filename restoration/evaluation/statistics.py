@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from zoomiqa_reward.runs.bootstrap import LEVEL, RESAMPLES, resampled_means
-from zoomiqa_reward.runs.paired import sign_flip_p
+from zoomiqa_reward.runs.paired import can_be_told, sign_flip_p
 
 MIN_CANDIDATES_FOR_SRCC = 3
 """Two candidates give a correlation of 1 or -1, whatever they are."""
@@ -36,7 +36,7 @@ class PairedTest(NamedTuple):
     """How two systems differ on the same images."""
 
     difference: Interval
-    """Mean of first - second, in the metric's oriented unit."""
+    """Mean of first - second, in the metric's oriented unit; no interval where `paired.can_be_told` is false."""
     p_sign_flip: float
     """Two-sided, of the sign-flip test: exact for few images, never below 2 / 2^images."""
     p_wilcoxon: float
@@ -133,6 +133,8 @@ def paired_test(first: ArrayLike, second: ArrayLike, *, resamples: int = RESAMPL
         raise ValueError(f"{len(ours)} values against {len(other)}: a paired test needs the same images in one order")
     gap = ours - other
     interval = mean_interval(gap, resamples=resamples, seed=seed)
+    if not can_be_told(gap):
+        interval = interval._replace(low=math.nan, high=math.nan)
     if len(gap) < 2:
         return PairedTest(interval, math.nan, math.nan)
     p_wilcoxon = float(stats.wilcoxon(gap).pvalue) if np.any(gap != 0) else 1.0

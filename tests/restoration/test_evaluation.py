@@ -13,6 +13,7 @@ from tiny import make_image
 from tiny_pipelines import controlnet
 from typer.testing import CliRunner
 
+from restoration.cli.evaluate import _show_test
 from restoration.cli.evaluate import evaluate as command
 from restoration.evaluation.datasets import degraded_folder, paired_folders
 from restoration.evaluation.evaluate import BicubicRestorer, Evaluation, bicubic, evaluate
@@ -22,6 +23,7 @@ from restoration.metrics import as_reward, lr_consistency, psnr_y
 from restoration.metrics.conditioned import ConditionedReward
 from restoration.restorer.image_io import RestorationError
 from restoration.restorer.rng import candidate_seed
+from zoomiqa_reward.cli import output
 from zoomiqa_reward.images import load_image, save_png, to_pil
 from zoomiqa_reward.rewards.composite import CompositeReward, Term
 from zoomiqa_reward.rewards.metric import MetricReward
@@ -257,13 +259,17 @@ def test_a_reward_that_fails_and_candidates_that_are_one(dataset):
     assert results["rows"]["best"]["psnr_y"]["value"] == results["rows"]["bicubic"]["psnr_y"]["value"]
 
 
-def test_paired_test_between_two_restorers(dataset, tmp_path):
+def test_paired_test_between_two_restorers(dataset, tmp_path, capsys):
     good, bad = (evaluate(Noisy(strength=s), dataset, METRICS, n=3, reward=reward()) for s in (0.05, 0.2))
     test = compare((good.settings, good.records), (bad.settings, bad.records), "psnr_y")
     gap = [one.report()["rows"]["mean"]["psnr_y"]["value"] for one in (good, bad)]
     assert test["mean"]["difference"]["value"] == pytest.approx(gap[0] - gap[1])
-    assert test["mean"]["difference"]["low"] > 0
-    assert test["mean"]["p_wilcoxon"] == pytest.approx(0.25)  # three images: 2 of 2^3
+    assert test["mean"]["p_sign_flip"] == test["mean"]["p_wilcoxon"] == pytest.approx(0.25)  # three images: 2 of 2^3
+    assert test["mean"]["difference"]["low"] is test["mean"]["difference"]["high"] is None
+    _show_test(output.console(), test, "mean")
+    assert "no interval, because fewer than 6 images differ), p 0.2500 (signs flipped)" in " ".join(
+        capsys.readouterr().out.split()
+    )
     assert test["selected"]["difference"]["images"] == 3
     other = degraded_folder(tmp_path / "hr", "mild")
     (tmp_path / "big").mkdir()

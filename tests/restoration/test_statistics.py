@@ -83,6 +83,16 @@ def test_wilcoxon_by_hand():
     assert test.p_sign_flip == pytest.approx(2 / 32)
 
 
+def test_no_interval_excludes_zero_where_the_signs_cannot_tell():
+    few = paired_test([1.0, 2.0, 3.0, 4.0, 5.0, 0.0], [0.0] * 6)  # six pairs, of which five differ
+    assert (few.difference.value, few.p_sign_flip) == (2.5, pytest.approx(2 / 32))
+    assert math.isnan(few.difference.low)
+    assert math.isnan(few.difference.high)
+    enough = paired_test([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [0.0] * 6)
+    assert enough.p_sign_flip == pytest.approx(2 / 64)
+    assert enough.difference.low > 0
+
+
 def test_nothing_to_measure_is_nan():
     assert math.isnan(captured_gain([[1.0, 1.0]] * 3, [[1.0, 2.0]] * 3).value)
     assert math.isnan(within_srcc([[1.0, 2.0]] * 3, [[1.0, 2.0]] * 3).value)

@@ -52,6 +52,18 @@ def test_the_result_is_what_one_counts_by_hand(capsys, folders, by_mean):
     assert [row["name"] for row in read_table(Path("t.jsonl"))] == ["f1", "f2", "f10"]
 
 
+def test_few_pairs_have_no_interval_which_could_exclude_zero(capsys, folders, by_mean):
+    Image.new("RGB", (32, 40), (90,) * 3).save("B/f1.bmp")
+    _, out, _ = run(capsys, "compare", "A", "B", "--reward", by_mean, "--json")
+    result = json.loads(out)
+    assert (result["p_value"], result["difference_interval"]) == (0.25, [None, None])
+    _, out, _ = run(capsys, "compare", "A", "B", "--reward", by_mean)
+    assert "no interval, because fewer than 6 pairs differ" in " ".join(out.split())
+    gaps = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert paired_difference(gaps, [0.0] * 6).difference_interval[0] > 0
+    assert math.isnan(paired_difference([*gaps[:5], 0.0], [0.0] * 6).difference_interval[0])  # five differ
+
+
 def test_subfolders_are_compared_on_request(capsys, folders, by_mean):
     _, out, _ = run(capsys, "compare", "A", "B", "--reward", by_mean, "--json", "--recursive", "--top", "1")
     result = json.loads(out)

@@ -226,9 +226,14 @@ def _write_sheet(
 
 def _show(result: "PairedDifference", valid: Sequence[ComparedPair], top: int, name: str) -> None:
     """Print the result for people."""
+    from zoomiqa_reward.runs.paired import LEAST_DIFFERENT
+
     console = output.console()
     digits = 1 + output.digits_for(value for pair in valid for value in pair.values)
-    low, high = (output.number(bound, digits) for bound in result.difference_interval)
+    low, high = result.difference_interval
+    interval = f"95 % interval {output.number(low, digits)} to {output.number(high, digits)}"
+    if math.isnan(low):
+        interval = f"no interval, because fewer than {LEAST_DIFFERENT} pairs differ"
     rates = [output.number(100 * rate, 0) for rate in (result.win_rate, *result.win_rate_interval)]
     shown = Table(box=None, show_header=False, pad_edge=False)
     shown.add_column(style="bold")
@@ -236,7 +241,7 @@ def _show(result: "PairedDifference", valid: Sequence[ComparedPair], top: int, n
     shown.add_row("pairs", f"{result.count}, by {name}")
     left_out = f"; pairs with an infinite value left out: {result.infinite}" if result.infinite else ""
     mean = "-" if math.isnan(result.difference) else f"{result.difference:+.{digits}f}"
-    shown.add_row("A - B", f"{mean}, 95 % interval {low} to {high}{left_out}")
+    shown.add_row("A - B", f"{mean}, {interval}{left_out}")
     shown.add_row("paired test", f"p = {output.number(result.p_value, 4)} (signs flipped)")
     shown.add_row("A wins", f"{rates[0]} % (interval {rates[1]} to {rates[2]} %): {result.wins} wins, "
                   f"{result.ties} ties, {result.losses} losses")  # fmt: skip

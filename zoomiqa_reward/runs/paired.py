@@ -17,6 +17,8 @@ EXACT_UP_TO = 14
 """Images up to which all signs are tried."""
 FLIPS = 9999
 """Random signs above that."""
+LEAST_DIFFERENT = 6
+"""Pairs that differ, from which on the sign-flip test can reach 5 %: 2 / 2^6. An interval of fewer is too narrow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,7 @@ class PairedDifference:
     difference: float
     """Mean of A - B."""
     difference_interval: Interval
-    """95 %, over images; NaN with fewer than two."""
+    """95 %, over images; NaN where fewer than `LEAST_DIFFERENT` differ."""
     p_value: float
     """Two-sided, of the sign-flip test; NaN with fewer than two images."""
     wins: int
@@ -74,10 +76,15 @@ def paired_difference(a: Sequence[float], b: Sequence[float], *, tie: float = 0.
 
 
 def _interval(values: NDArray[np.float64], seed: int) -> Interval:
-    """Return the 95 % interval of the mean; NaN with fewer than two values."""
-    if len(values) < 2:
+    """Return the 95 % interval of the mean; NaN where it could exclude 0 although the sign-flip test cannot."""
+    if not can_be_told(values):
         return math.nan, math.nan
     return percentile_interval(resampled_means(values[:, None], RESAMPLES, seed)[:, 0])
+
+
+def can_be_told(gaps: NDArray[np.float64]) -> bool:
+    """Return whether enough pairs differ for the sign-flip test to reach 5 %."""
+    return int(np.count_nonzero(gaps)) >= LEAST_DIFFERENT
 
 
 def sign_flip_p(gaps: NDArray[np.float64], seed: int = 0) -> float:
