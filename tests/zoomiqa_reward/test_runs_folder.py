@@ -5,10 +5,13 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
+from zoomiqa_reward.cli.main import main
 from zoomiqa_reward.runs.folder import bind, locked
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, trim_lines
 from zoomiqa_reward.runs.outputs import OutputError, claim_folder, replacing
+from zoomiqa_reward.runs.program import GOES_ON, INTERRUPTED, NOT_BEGUN, run_program
 from zoomiqa_reward.runs.settings import AnotherRun
 
 
@@ -104,3 +107,28 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
         interrupted()
     assert file.read_text() == "old"
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def loading(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_speaks_of_the_folder_only_once_a_run_holds_it(tmp_path, capsys):
+    def working():
+        with locked(tmp_path / "run"):
+            raise KeyboardInterrupt
+
+    for work, message in ((working, GOES_ON), (loading, NOT_BEGUN)):
+        assert run_program("train", work) == INTERRUPTED
+        assert capsys.readouterr().err == f"train: interrupted; {message}\n"
+    assert run_program("train", loading, kept="nothing was written") == INTERRUPTED
+    assert "nothing was written" in capsys.readouterr().err
+
+
+@pytest.mark.integration
+def test_a_command_that_is_stopped_while_the_model_loads_speaks_of_no_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("zoomiqa_reward.cli.inputs.load_model", loading)
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    assert main(["refine", str(tmp_path / "a.png"), "--out", str(tmp_path / "new")]) == INTERRUPTED
+    assert NOT_BEGUN in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -14,13 +14,14 @@ from typing import Any
 import typer
 
 from zoomiqa_reward.cli.config_file import add_config
-from zoomiqa_reward.runs.program import GOES_ON, INTERRUPTED, TRACEBACK, message_of
+from zoomiqa_reward.runs.program import GOES_ON, INTERRUPTED, TRACEBACK, forget_runs, message_of, what_is_left
 
 GROUP = "zoomiqa.commands"
 DISTRIBUTION = "zoomiqa-reward"
-_PRINTED = "what was measured until then is printed; give the other files alone to go on"
+_PRINTED = "what was measured until then, if anything, is printed; give the other files alone to go on"
 _IN_TABLE = (
-    "what was measured until then is printed, or lies in the table given as --out, from where the same command goes on"
+    "what was measured until then, if anything, is printed or lies in the table given as --out, from where the same "
+    "command goes on"
 )
 KEPT = {
     "score": _IN_TABLE, "assess": _PRINTED, "rank": _PRINTED, "best-of-n": GOES_ON, "evaluate": GOES_ON,
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: C901  (one clause a
     for stream in (sys.stdout, sys.stderr):  # a letter that the encoding lacks is escaped
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    forget_runs()
     try:
         if (code := _run(args)) == INTERRUPTED:  # typer turns Ctrl-C into this code
             _say_interrupted(args)
@@ -131,7 +133,7 @@ def _command_of(args: list[str]) -> str:
 
 
 def _say_interrupted(args: list[str]) -> None:
-    _say(f"zoomiqa: interrupted; {KEPT.get(args[0], 'nothing was written')}")
+    _say(f"zoomiqa: interrupted; {what_is_left(KEPT.get(args[0], 'nothing was written'))}")
 
 
 def _say(message: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from zoomiqa_reward.runs.program import Parser, run_program
 
 NAME = "basicsr_train"
-KEPT = "the last saved state is in the folder of the experiment; --auto_resume continues from it"
+KEPT = "the last saved state, if there is one, is in the folder of the experiment; --auto_resume continues from it"
 NEEDED = ("name", "model_type", "num_gpu", "datasets", "path", "train", "logger")
 """What BasicSR reads of every file."""
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from zoomiqa_reward.runs.json_lines import write_json
 from zoomiqa_reward.runs.outputs import claim_folder
+from zoomiqa_reward.runs.program import note_run
 from zoomiqa_reward.runs.settings import AnotherRun, refuse_another_run
 
 
@@ -66,6 +67,8 @@ def locked(folder: Path | None, *, is_holder: bool = True) -> Iterator[None]:
     Raises ValueError where another process holds it, OutputError for files of another program. Windows has no such
     lock: nothing keeps a second process out.
     """
+    if folder is not None and not is_holder:
+        note_run(folder)
     if folder is None or not is_holder:
         yield
         return
@@ -80,6 +83,7 @@ def locked(folder: Path | None, *, is_holder: bool = True) -> Iterator[None]:
         except OSError as error:
             raise ValueError(f"{folder}: another process works in it; wait for it, or use another folder") from error
         _HELD.add(folder.resolve())
+        note_run(folder)
         try:
             yield
         finally:

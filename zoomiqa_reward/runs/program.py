@@ -9,6 +9,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from zoomiqa_reward.errors import ZoomIQAError
@@ -17,6 +18,7 @@ from zoomiqa_reward.runs.progress import say
 INTERRUPTED = 130
 TRACEBACK = "ZOOMIQA_TRACEBACK"
 GOES_ON = "what is finished lies in the folder given as --out, and the same command goes on from there"
+NOT_BEGUN = "it had not begun to work yet, so nothing is lost; give the same command again"
 _LONGEST = 400
 """Characters that are shown of an error of another library."""
 _SYSTEM = {
@@ -33,6 +35,10 @@ _SYSTEM = {
 }
 
 
+_run_folders: set[Path] = set()
+"""Of the runs that the program has begun."""
+
+
 class Parser(argparse.ArgumentParser):
     """Options of a `python -m` program; wrong ones end with exit code 1, for 2 means that some image failed."""
 
@@ -46,10 +52,11 @@ def run_program(name: str, work: Callable[[], int], *, kept: str = GOES_ON) -> i
 
     kept: what an interrupt leaves, and how to go on.
     """
+    forget_runs()
     try:
         return work()
     except KeyboardInterrupt:
-        say(f"{name}: interrupted; {kept}")
+        say(f"{name}: interrupted; {what_is_left(kept)}")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of stdout has gone: say nothing more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -59,6 +66,21 @@ def run_program(name: str, work: Callable[[], int], *, kept: str = GOES_ON) -> i
             raise
         say(f"{name}: {message_of(error)}")
         return 1
+
+
+def forget_runs() -> None:
+    """Begin a program: none of its runs has a folder yet."""
+    _run_folders.clear()
+
+
+def note_run(folder: Path) -> None:
+    """Remember that a run works in the folder now, so that an interrupt leaves something there."""
+    _run_folders.add(folder)
+
+
+def what_is_left(kept: str) -> str:
+    """Return what an interrupt leaves: `kept`, but not `GOES_ON` before any run has its folder."""
+    return NOT_BEGUN if kept == GOES_ON and not _run_folders else kept
 
 
 def message_of(error: BaseException) -> str:
