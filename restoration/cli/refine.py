@@ -92,7 +92,7 @@ def refine(
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     print(
-        f"stopped: {result.stopped}; gain over best-of-{len(result.start.candidates)}: {result.gain:+.3f}; "
+        f"stopped: {result.ending}; gain over best-of-{len(result.start.candidates)}: {result.gain:+.3f}; "
         f"{out / 'refined.png'}, all rounds: {out / 'strip.png'}",
         file=sys.stderr,
     )

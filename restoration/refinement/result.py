@@ -46,6 +46,16 @@ class Refined:
     """The content of run.json."""
 
     @property
+    def ending(self) -> str:
+        """Why the run stopped, in words."""
+        reason = self.history[-1].reason
+        return {
+            "satisfied": reason, "budget": "all rounds are used",
+            "unreadable": f"the model's answer cannot be read ({reason})",
+            "deterministic": "the restorer takes no seed, so it would repeat what was refused",
+        }[self.stopped]  # fmt: skip
+
+    @property
     def kept(self) -> Round:
         """The last round that was accepted."""
         return next(round_ for round_ in reversed(self.history) if round_.accepted)

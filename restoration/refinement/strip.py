@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from restoration.refinement.records import Round
 from zoomiqa_reward.images.drawing import BACK, BAD, CARD, GOOD, INK, MARK, MUTED, Colour, fit
-from zoomiqa_reward.images.lettering import draw_text, wrap
+from zoomiqa_reward.images.lettering import draw_text, text_width, wrap
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.model.turns import PixelBox
 
@@ -22,9 +22,13 @@ CELL_PX = 320
 """Side of the square that a whole image is fitted into; also the width of its detail."""
 DETAIL_PX = 158
 """Height of a detail, and the width of one of the two in a round."""
+CAPTION_PX = 22
+"""Height of the line above a detail."""
+DETAIL_TOP = CELL_PX + CAPTION_PX
 TEXT_PX = 134
 MARGIN_PX = 14
 LINES = 4
+MEANING = "LR-consistency: how well an image that is made small again agrees with the low-quality one."
 
 
 def strip_of(result: "Refined") -> Image.Image:
@@ -44,9 +48,7 @@ def strip_of(result: "Refined") -> Image.Image:
     strip = Image.new("RGB", (len(cards) * (CELL_PX + MARGIN_PX) + MARGIN_PX, height), BACK)
     for index, card in enumerate(cards):
         strip.paste(card, (MARGIN_PX + index * (CELL_PX + MARGIN_PX), MARGIN_PX))
-    last = result.history[-1]
-    end = f"stopped: {result.stopped}" + (f" ({last.reason})" if last.stop else "")
-    for line in wrap(end, 14, strip.width - 2 * MARGIN_PX, 1):
+    for line in wrap(f"Stopped: {result.ending}. {MEANING}", 14, strip.width - 2 * MARGIN_PX, 1):
         draw_text(ImageDraw.Draw(strip), (MARGIN_PX, height - 30), line, 14, MUTED)
     return strip
 
@@ -71,8 +73,10 @@ def _card(
     if before is None or round_.region is None:
         _paste_detail(card, image, box, 0, CELL_PX)
     else:
-        _paste_detail(card, before, box, 0, DETAIL_PX)
-        _paste_detail(card, image, box, CELL_PX - DETAIL_PX, DETAIL_PX)
+        for caption, detailed, at in (("before", before, 0), ("after", image, CELL_PX - DETAIL_PX)):
+            _paste_detail(card, detailed, box, at, DETAIL_PX)
+            left = at + (DETAIL_PX - text_width(caption, 14)) / 2
+            draw_text(ImageDraw.Draw(card), (left, CELL_PX + 4), caption, 14, MUTED)
     title = "start" if round_.number == 0 else f"round {round_.number}: {'kept' if round_.accepted else 'refused'}"
     colour = INK if round_.number == 0 else GOOD if round_.accepted else BAD
     numbers = f"reward {_shown(round_.reward, 3)}, LR-consistency {_shown(round_.lr_consistency, 2)} dB"
@@ -81,7 +85,7 @@ def _card(
 
 
 def _empty_card() -> Image.Image:
-    return Image.new("RGB", (CELL_PX, CELL_PX + 4 + DETAIL_PX + TEXT_PX), CARD)
+    return Image.new("RGB", (CELL_PX, DETAIL_TOP + DETAIL_PX + TEXT_PX), CARD)
 
 
 def _paste_whole(card: Image.Image, image: Image.Image, box: PixelBox | None) -> None:
@@ -104,11 +108,11 @@ def _paste_detail(card: Image.Image, image: Image.Image, box: PixelBox, at: int,
     wide, high = min(right - left, width // factor), min(bottom - top, DETAIL_PX // factor)
     x, y = left + (right - left - wide) // 2, top + (bottom - top - high) // 2
     detail = image.crop((x, y, x + wide, y + high)).resize((wide * factor, high * factor), Image.Resampling.NEAREST)
-    card.paste(detail, (at + (width - detail.width) // 2, CELL_PX + 4 + (DETAIL_PX - detail.height) // 2))
+    card.paste(detail, (at + (width - detail.width) // 2, DETAIL_TOP + (DETAIL_PX - detail.height) // 2))
 
 
 def _write(card: Image.Image, title: str, colour: Colour, numbers: str, reason: str) -> None:
-    draw, top = ImageDraw.Draw(card), CELL_PX + 4 + DETAIL_PX + 6
+    draw, top = ImageDraw.Draw(card), DETAIL_TOP + DETAIL_PX + 6
     draw_text(draw, (10, top), title, 18, colour)
     draw_text(draw, (10, top + 28), numbers, 14, INK)
     for k, line in enumerate(wrap(reason, 13, CELL_PX - 20, LINES)):
