@@ -1,6 +1,7 @@
 """The contact sheet: what is drawn, and where. Images are flat colours, so that pixels tell."""
 
 import math
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from zoomiqa_reward.images.contact_sheet import (
     entry_of,
     rationale_line,
 )
+from zoomiqa_reward.images.drawing import DASH_PX
 from zoomiqa_reward.images.sheet_card import DETAIL_PX, caption
 from zoomiqa_reward.images.sheet_entry import UNREADABLE, places
 from zoomiqa_reward.model.ratings import Assessment
@@ -111,7 +113,13 @@ def test_the_region_is_outlined_where_it_lies():
     scale = CELL_PX // 128
     assert outlined[32 * scale, 20:60].all()
     assert outlined[20:60, 64 * scale].all()
-    assert outlined[70 * scale : 80 * scale, 32 * scale].all()
+    dashes = outlined[70 * scale : 70 * scale + 6 * DASH_PX, 32 * scale]  # of the region that was only named
+    assert dashes.sum() == 3 * DASH_PX
+    assert max(len(list(same)) for _, same in groupby(dashes)) == DASH_PX
+    header = (np.asarray(sheet) == BOX).all(-1)[:top, : MARGIN_PX + 26]
+    rows = [row[MARGIN_PX:].sum() for row in header if row.sum() > 10]  # upper and lower edges of the legend's samples
+    assert rows[:4] == [15] * 4  # dashed: 3 dashes of 5 px
+    assert rows[4:8] == [25] * 4
 
 
 def test_images_of_one_size_show_the_same_detail_enlarged_alike():

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from zoomiqa_reward.images import sheet_card
-from zoomiqa_reward.images.drawing import BACK, INK, MARK, MUTED
+from zoomiqa_reward.images.drawing import BACK, INK, MUTED, Outline
 from zoomiqa_reward.images.lettering import draw_text, wrap
-from zoomiqa_reward.images.sheet_card import CELL_PX, DETAIL_PX, LOOKED, Opener, Shown
+from zoomiqa_reward.images.sheet_card import CELL_PX, DETAIL_PX, Opener, Shown
 from zoomiqa_reward.images.sheet_entry import (
     RATING_TIE,
     SheetEntry,
@@ -178,28 +178,26 @@ def _header(words: SheetWords, scale: float | None) -> str:
 
 def _legend(
     entries: Sequence[SheetEntry], shown: Sequence[Shown | None], scales: Sequence[float]
-) -> list[tuple[str, tuple[int, int, int], int]]:
-    """Return what the outlines mean: text, colour and width of the line of those that are drawn."""
+) -> list[tuple[str, Outline]]:
+    """Return what the outlines mean, of those that are drawn."""
     legend = []
     if any(entry.bbox is not None for entry in entries):
-        legend.append(("the region that the model named", MARK, 1))
+        legend.append(("the region that the model named", sheet_card.NAMED))
     if any(entry.crop_box is not None for entry in entries):
-        legend.append(("the region that it looked at again", MARK, 2))
+        legend.append(("the region that it looked at again", sheet_card.LOOKED_AT))
     detailed = [scale for scale, view in zip(scales, shown, strict=True) if view is not None]
     if any(sheet_card.has_detail(scale) for scale in detailed):
         factors = sorted({sheet_card.detail_factor(scale) for scale in detailed if sheet_card.has_detail(scale)})
-        legend.append((f"the detail below the image, x{' or x'.join(map(str, factors))}", LOOKED, 1))
+        legend.append((f"the detail below the image, x{' or x'.join(map(str, factors))}", sheet_card.DETAILED))
     return legend
 
 
-def _draw_header(
-    sheet: Image.Image, header: Sequence[str], legend: Sequence[tuple[str, tuple[int, int, int], int]]
-) -> None:
+def _draw_header(sheet: Image.Image, header: Sequence[str], legend: Sequence[tuple[str, Outline]]) -> None:
     draw, top = ImageDraw.Draw(sheet), MARGIN_PX
     for line in header:
         draw_text(draw, (MARGIN_PX, top), line, HEADER_SIZE, INK)
         top += round(1.4 * HEADER_SIZE)
-    for text, colour, width in legend:
-        draw.rectangle((MARGIN_PX, top + 3, MARGIN_PX + 20, top + 14), outline=colour, width=width)
-        draw_text(draw, (MARGIN_PX + 30, top + 1), text, LEGEND_SIZE, MUTED)
+    for text, outline in legend:
+        outline.draw(draw, (MARGIN_PX, top + 3, MARGIN_PX + 24, top + 15))
+        draw_text(draw, (MARGIN_PX + 34, top + 1), text, LEGEND_SIZE, MUTED)
         top += 22

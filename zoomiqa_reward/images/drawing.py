@@ -5,6 +5,7 @@ Figures are drawn by Pillow alone, with the font that it bundles.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from PIL import Image, ImageDraw
@@ -13,6 +14,8 @@ Colour = tuple[int, int, int]
 
 BACK, CARD, INK, MUTED = (22, 24, 29), (34, 37, 44), (240, 241, 243), (164, 170, 180)
 LINE, GOOD, BAD, MARK = (84, 90, 102), (82, 199, 122), (232, 92, 92), (255, 176, 32)
+DASH_PX = 5
+"""Length of a dash, and of the gap after it."""
 
 
 def fit(image: Image.Image, side_px: int) -> tuple[Image.Image, float]:
@@ -23,6 +26,30 @@ def fit(image: Image.Image, side_px: int) -> tuple[Image.Image, float]:
     size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
     how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS
     return (image if factor == 1 else image.resize(size, how)), factor
+
+
+@dataclass(frozen=True)
+class Outline:
+    """How the outline of a region is drawn."""
+
+    colour: Colour
+    width: int
+    is_dashed: bool = False
+
+    def draw(self, draw: ImageDraw.ImageDraw, box: Sequence[float]) -> None:
+        """Draw it around the box, on black, so that it shows on any image."""
+        left, top, right, bottom = map(round, box)
+        edge = self.width - 1
+        draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0), width=self.width + 2)
+        if not self.is_dashed:
+            draw.rectangle((left, top, right, bottom), outline=self.colour, width=self.width)
+            return
+        for x in range(left, right + 1, 2 * DASH_PX):
+            for y in (top, bottom - edge):
+                draw.rectangle((x, y, min(x + DASH_PX - 1, right), y + edge), fill=self.colour)
+        for y in range(top, bottom + 1, 2 * DASH_PX):
+            for x in (left, right - edge):
+                draw.rectangle((x, y, x + edge, min(y + DASH_PX - 1, bottom)), fill=self.colour)
 
 
 def polyline(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from zoomiqa_reward.images.drawing import BAD, CARD, GOOD, INK, MARK, MUTED, Colour
+from zoomiqa_reward.images.drawing import BAD, CARD, GOOD, INK, MARK, MUTED, Colour, Outline
 from zoomiqa_reward.images.lettering import draw_text, text_width, wrap
 from zoomiqa_reward.images.sheet_entry import SheetEntry
 from zoomiqa_reward.model.turns import PixelBox
@@ -18,8 +18,12 @@ DETAIL_PX = 128
 PAD_PX, GAP_PX = 12, 4
 HEAD_SIZE, NAME_SIZE, TEXT_SIZE = 19, 16, 14
 RATIONALE_LINES, NOTE_LINES, NAME_LINES = 6, 3, 12
-LOOKED = (255, 255, 255)
-"""Colour of the outline of the detail."""
+NAMED = Outline(MARK, 2, is_dashed=True)
+"""Of the region that the model named."""
+LOOKED_AT = Outline(MARK, 2)
+"""Of the region that it looked at again."""
+DETAILED = Outline((255, 255, 255), 1)
+"""Of the detail."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +83,15 @@ def draw_image(card: Image.Image, shown: Shown | None, entry: SheetEntry, scale:
     left, top = (CELL_PX - whole.width) // 2, (height - whole.height) // 2
     card.paste(whole, (left, top))
 
-    def outline(box: Sequence[float], colour: Colour, width: int) -> None:
-        x0, y0, x1, y1 = ((left, top)[i % 2] + value * scale for i, value in enumerate(box))
-        draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=(0, 0, 0), width=width + 2)
-        draw.rectangle((x0, y0, x1, y1), outline=colour, width=width)
+    def outline(box: Sequence[float], how: Outline) -> None:
+        how.draw(draw, [(left, top)[i % 2] + value * scale for i, value in enumerate(box)])
 
     if entry.bbox is not None and entry.bbox[2] > entry.bbox[0] and entry.bbox[3] > entry.bbox[1]:
-        outline([value * side for value, side in zip(entry.bbox, shown.size * 2, strict=True)], MARK, 1)
+        outline([value * side for value, side in zip(entry.bbox, shown.size * 2, strict=True)], NAMED)
     if entry.crop_box is not None:
-        outline(entry.crop_box, MARK, 2)
+        outline(entry.crop_box, LOOKED_AT)
     if has_detail(scale):
-        outline(_detail_box(shown, scale), LOOKED, 1)
+        outline(_detail_box(shown, scale), DETAILED)
 
 
 def has_detail(scale: float) -> bool:
