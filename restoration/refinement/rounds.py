@@ -7,7 +7,6 @@ and not with the last, so that many small losses cannot add up.
 
 import copy
 import math
-import operator
 import os
 import time
 from collections.abc import Iterator
@@ -33,9 +32,11 @@ from restoration.selection.best_of_n import best_of_n, settings_of
 from restoration.selection.candidate_loop import CandidateSource, require_texts
 from restoration.selection.candidates import pixels_digest
 from restoration.selection.result import BestOfN, open_run, settings_in
+from restoration.whole_numbers import whole_numbers
 from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, to_pil
 from zoomiqa_reward.model.quality_map import QualityMap, quality_map
 from zoomiqa_reward.model.ratings import Scores
+from zoomiqa_reward.rewards.argument_order import require_order
 from zoomiqa_reward.rewards.base import Reward, is_groupwise
 from zoomiqa_reward.rewards.restorations import ask_restorations, lost_content
 from zoomiqa_reward.runs.folder import locked
@@ -82,7 +83,7 @@ def refine(
     hr, or a text where there is none, or has no assessor, a folder of another run, a start without any valid candidate;
     ImageError; also the exceptions of the reward and the assessor.
     """
-    rounds, seeds_per_round, seed = map(operator.index, (rounds, seeds_per_round, seed))  # run.json: Python's numbers
+    rounds, seeds_per_round, seed = whole_numbers(rounds=rounds, seeds_per_round=seeds_per_round, seed=seed)
     if rounds < 1 or seeds_per_round < 1 or seed < 0:
         raise ValueError(
             f"rounds={rounds}, seeds_per_round={seeds_per_round}, seed={seed}: seed must be at least 0, "
@@ -90,6 +91,7 @@ def refine(
         )
     if regions not in REGION_SOURCES:
         raise ValueError(f"regions={regions!r}: must be one of {', '.join(REGION_SOURCES)}")
+    require_order("refine(restorer, image_lq, iqa_or_reward)", images={"image_lq": image_lq})
     reward, assessor = find_reward_and_assessor(iqa_or_reward, assessor)
     limits = limits_of(reward, min_gain, lr_consistency_slack_db)
     restorer = restorer if isinstance(restorer, Restorer) else Restorer.from_pretrained(restorer)

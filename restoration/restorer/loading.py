@@ -15,6 +15,7 @@ from restoration.restorer.module_engine import CallableEngine, ModuleEngine
 from restoration.restorer.pipeline_engine import IMAGE_FORMS, PipelineEngine, system_of
 from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.model.numerics import callers_precision
+from zoomiqa_reward.rewards.argument_order import require_object
 
 ALIGNMENT = 64
 """Bytes: torch's own allocations start at multiples of this."""
@@ -170,6 +171,7 @@ def plain_engine(
     value_range = "unit" if value_range is None else value_range
     check_choice("value_range", value_range, tuple(VALUE_RANGES))
     scale = None if scale is None else _whole("scale", scale)
+    require_object("source", source)
     is_descriptor = isinstance(getattr(source, "model", None), nn.Module) and hasattr(source, "scale")
     if isinstance(source, nn.Module) or is_descriptor:
         refuse("a network", fingerprint=fingerprint)

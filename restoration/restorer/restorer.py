@@ -1,8 +1,7 @@
 """`Restorer`: one interface for pipelines, networks and functions that restore an image."""
 
-import operator
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +35,7 @@ from restoration.restorer.noise import NoiseStep, mixed_draws
 from restoration.restorer.pipeline_engine import Engine, PipelineEngine
 from restoration.restorer.rng import SEED_END, Apart, DrewAnyway
 from restoration.restorer.tiling import Tiling, restore_tiled
+from restoration.whole_numbers import whole_numbers
 from zoomiqa_reward.images.loading import ImageSource, load_image
 from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.model.draws import own_draws
@@ -224,7 +224,9 @@ class Restorer:
         """
         if noise and self.deterministic:
             raise ValueError(f"{self.name} takes no seed, so it has no noise to move: pass a restorer that draws some")
-        numbers = [operator.index(seed) for seed in seeds]  # numpy's and torch's integers too
+        if not isinstance(seeds, Iterable):
+            raise TypeError(f"seeds={seeds!r}: must be a list of whole numbers, such as [0, 1]")
+        numbers = [whole_numbers(seed=seed)[0] for seed in seeds]
         if batch_size < 1 or not all(0 <= number < SEED_END for number in numbers):
             raise ValueError(
                 f"batch_size={batch_size}, seeds={numbers}: batch_size must be at least 1, a seed 0 or more, below 2^64"

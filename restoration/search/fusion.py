@@ -9,7 +9,6 @@ no less; otherwise it is that candidate. A kill loses at most the candidate, or 
 """
 
 import math
-import operator
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -31,9 +30,11 @@ from restoration.selection.best_of_n import best_of_n, known_identity, pool, set
 from restoration.selection.candidate_loop import require_draws, require_texts
 from restoration.selection.candidates import Candidate, ranked
 from restoration.selection.result import BestOfN
+from restoration.whole_numbers import whole_numbers
 from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, save_png, to_pil
 from zoomiqa_reward.model.quality_map import quality_map
 from zoomiqa_reward.model.turns import PixelBox
+from zoomiqa_reward.rewards.argument_order import require_order
 from zoomiqa_reward.rewards.base import Reward, require_pointwise
 from zoomiqa_reward.rewards.restorations import ask_restorations
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
@@ -114,9 +115,10 @@ def fuse(
     of less than 5 px on a side, a reward that compares images or needs hr that is not given, a rater that needs more
     than the image, a folder of another run; ImageError; what reward and rater raise.
     """
-    n, seed, top = map(operator.index, (n, seed, top))  # run.json holds Python's numbers
+    n, seed, top = whole_numbers(n=n, seed=seed, top=top)  # as run.json has them
+    view_px = None if view_px is None else whole_numbers(view_px=view_px)[0]
+    require_order("fuse(restorer, image_lq, reward)", judges={"reward": reward}, images={"image_lq": image_lq})
     require_draws([reward], n=n, seed=seed, has_hr=hr is not None)
-    view_px = None if view_px is None else operator.index(view_px)
     image = load_image(image_lq).detach().cpu()
     softness = _checked(image, reward, top, softness)
     judge = _rater(reward, rater)

@@ -7,7 +7,6 @@ Source: zero-order search over noise (Ma et al., "Inference-time scaling for dif
 steps", 2025); here with steps that keep the noise standard normal.
 """
 
-import operator
 import os
 import time
 from collections.abc import Sequence
@@ -26,7 +25,9 @@ from restoration.selection.best_of_n import measure_of, pool, report_of, result_
 from restoration.selection.candidate_loop import CandidateLoop, CandidateSource, require_texts
 from restoration.selection.candidates import Candidate, are_identical, ranked
 from restoration.selection.result import BestOfN, DrawFolder, open_run, write_artefacts
+from restoration.whole_numbers import whole_numbers
 from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, to_pil
+from zoomiqa_reward.rewards.argument_order import require_order
 from zoomiqa_reward.rewards.base import Reward, require_pointwise
 
 PER_ROUND = 4
@@ -55,13 +56,14 @@ def search_noise(
     Raises ValueError for numbers out of range, a missing hr or prompt, a pool without noise, a folder of another run;
     GroupwiseError for a reward that compares images; ImageError; what a reward raises.
     """
-    n, keep, seed, per_round = map(operator.index, (n, keep, seed, per_round))  # run.json holds Python's numbers
+    n, keep, seed, per_round = whole_numbers(n=n, keep=keep, seed=seed, per_round=per_round)  # as run.json has them
     amount = float(amount)
     if n < 1 or keep < 1 or seed < 0 or per_round < 1 or not 0 < amount <= 1:
         raise ValueError(
             f"n={n}, keep={keep}, per_round={per_round}, seed={seed}, amount={amount}: n, keep and per_round must be "
             "at least 1, seed at least 0, amount above 0 and at most 1"
         )
+    require_order("search_noise(restorer, image_lq, reward)", judges={"reward": reward}, images={"image_lq": image_lq})
     require_pointwise(reward, "each round starts from the best score so far")
     if "hr" in reward.needs and hr is None:
         raise ValueError(f"reward {reward.name!r} needs hr=")

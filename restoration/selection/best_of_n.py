@@ -4,7 +4,6 @@ Candidate k comes from restorer and prompt k modulo the pool's size, with the se
 mode it is the same image whatever N, batch size or order. What is scored is the 8-bit image, as its PNG holds it.
 """
 
-import operator
 import os
 import time
 import warnings
@@ -23,10 +22,12 @@ from restoration.selection.candidates import Candidate, are_identical, ranked
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.pool import BICUBIC
 from restoration.selection.result import BestOfN, DrawFolder, open_run, write_artefacts
+from restoration.whole_numbers import whole_numbers
 from zoomiqa_reward.errors import UnknownState
 from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, to_pil
 from zoomiqa_reward.images.sheet_entry import RATING_TIE
+from zoomiqa_reward.rewards.argument_order import require_order
 from zoomiqa_reward.rewards.base import Reward, find_part
 from zoomiqa_reward.rewards.consensus import ConsensusReward
 from zoomiqa_reward.rewards.restorations import PREFIX
@@ -76,9 +77,10 @@ def best_of_n(
     deterministic restorer (which runs once), you get a warning and a note.
 
     Raises ValueError for numbers out of range, a missing hr, a reward that needs a text where none is given, a folder
-    of another run; ImageError; what a reward raises.
+    of another run; TypeError for a number that is not whole; ImageError; what a reward raises.
     """
-    n, keep, seed, batch_size = map(operator.index, (n, keep, seed, batch_size))  # run.json holds Python's numbers
+    n, keep, seed, batch_size = whole_numbers(n=n, keep=keep, seed=seed, batch_size=batch_size)  # as run.json has them
+    require_order("best_of_n(restorer, image_lq, reward)", judges={"reward": reward}, images={"image_lq": image_lq})
     stages = [reward] if cascade is None else [reward, cascade.reward]
     require_draws(stages, n=n, seed=seed, keep=keep, batch_size=batch_size, has_hr=hr is not None)
     image = load_image(image_lq).detach().cpu()

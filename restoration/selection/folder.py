@@ -11,7 +11,6 @@ has no choice any more, as one that was edited, has none in `best` either; its r
 """
 
 import math
-import operator
 import os
 import time
 from collections import Counter
@@ -27,6 +26,7 @@ from restoration.selection.candidate_loop import require_draws, require_texts
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.pool import BICUBIC
 from restoration.selection.result import BestOfN
+from restoration.whole_numbers import whole_numbers
 from zoomiqa_reward.images.listing import list_images, natural_order
 from zoomiqa_reward.images.loading import save_png
 from zoomiqa_reward.rewards.base import Reward
@@ -101,7 +101,7 @@ def best_of_folder(
     another run, a reward that needs hr, and one that needs a text where none is given; later the error by which the
     first images all fail (`runs.failures`).
     """
-    n, seed, batch_size = map(operator.index, (n, seed, batch_size))  # run.json holds Python's numbers
+    n, seed, batch_size = whole_numbers(n=n, seed=seed, batch_size=batch_size)  # as run.json has them
     folder, out = Path(folder), Path(out)
     files = images_of(folder, out, recursive=recursive)
     restorers = [source.restorer for source in pool(restorer, None)]

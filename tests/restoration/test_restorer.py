@@ -162,6 +162,8 @@ def test_arguments_that_a_source_has_no_use_for_are_refused():
         Restorer.from_pretrained(ldm(), colour_fix="x")
     with pytest.raises(TypeError, match="source=int"):
         Restorer.from_pretrained(3)
+    with pytest.raises(TypeError, match="source=Upsample: is a class; pass an object of it"):
+        Restorer.from_pretrained(nn.Upsample)
     with pytest.raises(ZoomIQAError, match="no folder with model_index"):
         Restorer.from_pretrained("no/such/folder")
     for seed in (-1, 2**64):
@@ -386,5 +388,6 @@ def test_inputs_of_every_form():
 def test_numbers_of_numpy_are_numbers():
     restorer = Restorer.from_pretrained(nn.Upsample(scale_factor=2), scale=np.int64(2))
     assert [type(restored.seed) for restored in restorer.restore(make_image(0, 16, 16), np.arange(2))] == [int, int]
-    with pytest.raises(TypeError, match="'float' object"):
-        restorer.restore(make_image(0, 16, 16), [1.5])
+    for seeds, message in (([1.5], r"seed=1\.5: must be a whole number"), (3, "seeds=3: must be a list of whole")):
+        with pytest.raises(TypeError, match=message):
+            restorer.restore(make_image(0, 16, 16), seeds)

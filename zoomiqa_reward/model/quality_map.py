@@ -21,6 +21,7 @@ from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.pixels import factor_of
 from zoomiqa_reward.model.ratings import Ratings
 from zoomiqa_reward.model.turns import PixelBox
+from zoomiqa_reward.rewards.argument_order import require_order
 from zoomiqa_reward.rewards.base import Reward, ask, is_model, require_pointwise
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def quality_map(
     Raises ImageError for an image that cannot be read, ValueError for a view that is too small and for a Reward that
     compares images or needs more than one.
     """
+    require_order("quality_map(iqa_or_reward, image)", judges={"iqa_or_reward": iqa_or_reward}, images={"image": image})
     pixels = load_image(image)
     _, height, width = pixels.shape
     iqa: Any = iqa_or_reward if is_model(iqa_or_reward) else None

@@ -9,6 +9,7 @@ from zoomiqa_reward.images.loading import ImageSource, ImageSources, split_image
 from zoomiqa_reward.model.order_by_pairs import PairJudge, order_by_pairs
 from zoomiqa_reward.model.pairs import pair_probabilities
 from zoomiqa_reward.model.ratings import Ratings
+from zoomiqa_reward.rewards.argument_order import require_order
 from zoomiqa_reward.rewards.base import Reward, ask, is_model
 
 
@@ -70,6 +71,7 @@ def rank(
     Raises ValueError for a negative or NaN number, another confidence, for a kappa or a confidence without standard
     deviation, and for both lq and hr with a ZoomIQA; ImageError (ZoomIQA).
     """
+    require_order("rank(iqa_or_reward, images)", judges={"iqa_or_reward": iqa_or_reward})
     if not tie_margin >= 0 or not kappa >= 0:
         raise ValueError(f"tie_margin={tie_margin}, kappa={kappa}: both must be at least 0")
     if confidence is not None and (not 0.5 < confidence < 1 or kappa > 0 or mode != "direct"):

@@ -18,6 +18,7 @@ from zoomiqa_reward.images.loading import ImageError, ImageSource, ImageSources,
 from zoomiqa_reward.model.gradients import require_gradient, require_graph
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
+from zoomiqa_reward.rewards.argument_order import require_object
 from zoomiqa_reward.rewards.base import (
     NEEDS,
     Default,
@@ -65,8 +66,10 @@ class MetricReward(Reward):
         weights in memory. It does not cover files that fn reads; then pass a text that names them. If the state
         cannot be read, the property raises UnknownState.
         Raises ValueError for unknown needs, an empty range or a batch size below 1; GroupwiseError where fn asks a
-        reward that compares images within a group, because images are given to fn without their group.
+        reward that compares images within a group, because images are given to fn without their group; TypeError for a
+        class.
         """
+        require_object("fn", fn)
         low, high = score_range
         if not low < high:
             raise ValueError(f"score_range={score_range}: the first number must be below the second")

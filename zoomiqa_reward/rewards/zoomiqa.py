@@ -14,6 +14,7 @@ from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Assessment, Scores
 from zoomiqa_reward.model.turns import require_question
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
+from zoomiqa_reward.rewards.argument_order import require_object
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.runs.settings import identity_of
@@ -44,6 +45,7 @@ class ZoomIQAReward(Reward):
         gradient_checkpointing: with grad=True, `backward` recomputes the activations of the layers. This takes less
         memory and more time; ratings and gradients are the same.
         """
+        require_object("iqa", iqa)
         require_mode(mode, num_samples)
         require_question(question)
         self.iqa = iqa

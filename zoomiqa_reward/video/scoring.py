@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
+from zoomiqa_reward.rewards.argument_order import require_order
 from zoomiqa_reward.rewards.base import Reward, ask, is_model, require_pointwise
 from zoomiqa_reward.video.choosing import FrameChooser, step_for
 from zoomiqa_reward.video.decoding import Clip, open_clip
@@ -92,6 +93,7 @@ def score_clip(
     Raises VideoError for a file that cannot be read to its end, ValueError for a step that is not above 0 and for a
     Reward that compares images or needs more than one, ImportError where PyAV is missing.
     """
+    require_order("score_clip(iqa_or_reward, file)", judges={"iqa_or_reward": iqa_or_reward})
     rate = _rater_of(iqa_or_reward, mode, question)
     clip = open_clip(file)
     chooser = FrameChooser(step_for(clip.duration_s) if every_s is None else every_s)
