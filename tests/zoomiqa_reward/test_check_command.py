@@ -155,6 +155,17 @@ def test_json_on_stdout_and_a_table_on_stderr(capsys, files, registered):
     assert (files / "check.png").exists()
 
 
+def test_photographs_that_are_smaller_than_the_square_are_noted(capsys, files, registered):
+    _, out, err = run(capsys, "a.png", "b.png", "--reward", LAPLACIAN, "--crop-px", "4096")
+    note = (
+        "smaller than the square that was asked for (crop_px), and used as far as they reach: 2 photographs, the first "
+        "a.png, 90 x 80 px instead of 4096 x 4096"
+    )
+    assert json.loads(out)["notes"] == [note]
+    assert note in " ".join(err.split())
+    assert json.loads(run(capsys, "a.png", "--reward", LAPLACIAN, "--crop-px", "80")[1])["notes"] == []
+
+
 def test_a_photograph_that_cannot_be_used_is_2_and_none_is_1(capsys, files, registered):
     code, out, err = run(capsys, "a.png", "none.png", "--reward", LAPLACIAN)
     assert code == 2

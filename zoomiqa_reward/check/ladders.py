@@ -44,6 +44,8 @@ class Photograph:
     name: str
     image: Tensor
     """[3, height, width] float32 in [0, 1]."""
+    crop_px: int = 0
+    """Side of the square that was asked for; the image is smaller where the photograph is."""
 
 
 def load_photographs(
@@ -69,7 +71,7 @@ def load_photographs(
         if reason := _too_small(whole) or _flat(image):
             refused.append((name, f"{name}: {reason}"))
         else:
-            photographs.append(Photograph(name=name, image=image))
+            photographs.append(Photograph(name=name, image=image, crop_px=crop_px))
     return photographs, refused
 
 

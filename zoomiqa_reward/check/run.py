@@ -37,11 +37,17 @@ def run_check(
     scorer = CheckScorer(reward)
     answers: list[Answers] = []
     names: list[str] = []
+    small: list[str] = []
     shown: Pool | None = None
     for photograph in photographs:
         pool = make_pool(photograph)
         shown = shown or pool
         names.append(photograph.name)
+        height, width = photograph.image.shape[1:]
+        if min(height, width) < photograph.crop_px:
+            small.append(
+                f"{photograph.name}, {width} x {height} px instead of {photograph.crop_px} x {photograph.crop_px}"
+            )
         answers.append(_ask(reward, pool, scorer, repeats))
     if shown is None:
         raise ValueError("no photographs: give at least one")
@@ -53,7 +59,7 @@ def run_check(
         reward=reward.name, fingerprint=fingerprint_if_known(reward), deterministic=reward.deterministic,
         differentiable=reward.differentiable, photographs=tuple(names), measures=measures,
         verdicts=judge(measures, thresholds), errors=tuple(scorer.errors),
-        notes=_notes(reward, measures, scorer.outside), shown=shown,
+        notes=_notes(reward, measures, scorer.outside, small), shown=shown,
     )  # fmt: skip
 
 
@@ -82,8 +88,13 @@ def _row_scores(
     return {kind: tuple(values[id(image)] for image in row) for kind, row in rows.items()}
 
 
-def _notes(reward: Reward, measures: Measures, outside: str | None) -> tuple[str, ...]:
+def _notes(reward: Reward, measures: Measures, outside: str | None, small: list[str]) -> tuple[str, ...]:
     notes = [] if outside is None else [outside]
+    if small:
+        notes.append(
+            f"smaller than the square that was asked for (crop_px), and used as far as they reach: {len(small)} "
+            f"photographs, the first {small[0]}"
+        )
     if reward.deterministic and measures.repeat_deviation > 0:
         notes.append(
             f"{reward.name} says deterministic=True, but the same image got different values "
