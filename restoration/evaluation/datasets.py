@@ -207,7 +207,8 @@ def _paired(low: Sequence[Path], high: Sequence[Path] | None) -> list[DatasetIte
 
 def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
+        what = "is a file; put the images into a folder and name that" if folder.is_file() else "no such folder"
+        raise ValueError(f"{folder}: {what}")
     files = list_images(folder)
     if not files:
         raise ValueError(f"{folder}: holds no images")

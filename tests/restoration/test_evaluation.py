@@ -294,6 +294,8 @@ def test_without_ground_truth_and_with_images_kept(tmp_path):
     assert sorted(int(file.stem) for file in kept) == sorted(candidate_seed(0, k) for k in range(2))
     with pytest.raises(ValueError, match="keep_images needs out="):
         evaluate(Noisy(), paired_folders(tmp_path / "lq", None), ["niqe"], keep_images=True)
+    with pytest.raises(ValueError, match=r"old\.png: is a file; put the images into a folder"):
+        paired_folders(tmp_path / "lq" / "old.png", None)
     with pytest.raises(ValueError, match="is x4, dataset 'lq' x2"):
         evaluate(Noisy(), paired_folders(tmp_path / "lq", None, scale=2), ["niqe"])
 

@@ -85,6 +85,13 @@ def test_what_is_damaged_or_alone_is_named_and_the_rest_goes_on(capsys, folders,
     assert "two images of one name" in err
 
 
+def test_two_files_are_told_to_use_rank(capsys, folders, by_mean):
+    code, _, err = run(capsys, "compare", "A/f2.png", "B/f2.bmp", "--reward", by_mean)
+    assert code == 1
+    assert "A/f2.png: is a file, but compare takes two folders; zoomiqa rank compares files" in err
+    assert "B/f2.bmp: is a file" in run(capsys, "compare", "A", "B/f2.bmp", "--reward", by_mean)[2]
+
+
 def test_the_tie_counts_and_a_model_has_the_one_of_rank(capsys, folders, by_mean):
     _, out, _ = run(capsys, "compare", "A", "B", "--reward", by_mean, "--json", "--tie", "0.2")
     assert json.loads(out)["ties"] == 2  # a difference of 0.2 is a tie of 0.2

@@ -180,6 +180,8 @@ def measure_pairs(reward: "Reward", pairs: Sequence[ComparedPair]) -> Iterator[C
 
 
 def _by_name(folder: Path, recursive: bool) -> dict[str, Path]:
+    if folder.is_file():
+        raise ValueError(f"{folder}: is a file, but compare takes two folders; zoomiqa rank compares files")
     files: dict[str, Path] = {}
     for file in list_images(folder, recursive=recursive):
         name = file.relative_to(folder).with_suffix("").as_posix()
