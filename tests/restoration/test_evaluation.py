@@ -267,7 +267,7 @@ def test_paired_test_between_two_restorers(dataset, tmp_path, capsys):
     assert test["mean"]["p_sign_flip"] == test["mean"]["p_wilcoxon"] == pytest.approx(0.25)  # three images: 2 of 2^3
     assert test["mean"]["difference"]["low"] is test["mean"]["difference"]["high"] is None
     _show_test(output.console(), test, "mean")
-    assert "no interval, because fewer than 6 images differ), p 0.2500 (signs flipped)" in " ".join(
+    assert "no interval, because fewer than 6 images differ), p 0.2500 (sign flips)" in " ".join(
         capsys.readouterr().out.split()
     )
     assert test["selected"]["difference"]["images"] == 3
