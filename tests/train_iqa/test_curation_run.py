@@ -151,6 +151,49 @@ def test_a_failed_image_is_no_rejection_and_is_tried_again(scripted, tmp_path):
         assert curate(config)["open"] == 0
 
 
+def test_a_reply_that_is_no_chat_completion_fails_its_image_alone(scripted, tmp_path, monkeypatch):
+    """Else it ended the run, and what stands in the journal would end every later one."""
+    from benchmarks.planted import endpoint as module
+
+    nonsense = [
+        lambda good: [],
+        lambda good: good | {"choices": [None]},
+        lambda good: good | {"choices": [good["choices"][0] | {"message": {"content": [{"text": "soft"}]}}]},
+        lambda good: good | {"choices": [good["choices"][0] | {"message": None}]},
+    ]
+
+    def spoilt(body, text):
+        made = completion(body, text) | {"usage": {"prompt_tokens": "7", "completion_tokens": 3}}
+        return nonsense.pop()(made) if nonsense else made
+
+    monkeypatch.setattr(module, "completion", spoilt)
+    with ScriptedServer(scripted[1]) as server:
+        config = configured(scripted, tmp_path, server.url, limit=6, concurrency=1, reliance=None)
+        report = curate(config)
+        assert (report["failed"], report["open"]) == (4, 4)
+        assert all("no chat completion" in failure["error"] for failure in report["failures"])
+        again = curate(config)
+    assert (again["failed"], again["open"], again["kept"] + again["rejected"]) == (0, 0, 6)
+    cost = again["cost"]["teacher"]
+    assert cost["calls"] == cost["calls_without_token_counts"] > 0
+    assert cost["money"] is None
+
+
+def test_half_a_character_of_the_teacher_is_written_and_read(scripted, tmp_path):
+    with ScriptedServer(lambda body: scripted[1](body).replace("Rationale: ", "Rationale: \ud83d ")) as server:
+        report = curate(configured(scripted, tmp_path, server.url, limit=2, reliance=None))
+    assert report["failed"] == 0
+    talks = read_conversations(tmp_path / "conversations.jsonl")
+    assert len(talks) == 2
+    assert all("Rationale: ? " in text for talk in talks for text in talk.rounds)
+
+
+@pytest.mark.parametrize("options", [{"temperature": math.nan}, {"price_in": math.nan}, {"price_out": -1.0}])
+def test_numbers_of_an_endpoint_that_cannot_be_are_refused(options):
+    with pytest.raises(ValueError, match="must be at least 0"):
+        Endpoint(model="any", **options)
+
+
 def test_as_many_images_are_in_work_as_asked_for(scripted, tmp_path):
     for concurrency in (1, 3):
         with ScriptedServer(scripted[1], delay_s=0.05) as server:

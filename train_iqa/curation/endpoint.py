@@ -57,12 +57,19 @@ class Endpoint:
     """Money for a million tokens of answers."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.max_tokens < 1 or not 0 <= self.top_logprobs <= 20 or self.max_retries < 0:
+        if (
+            not 0 <= self.temperature < math.inf
+            or self.max_tokens < 1
+            or not 0 <= self.top_logprobs <= 20
+            or self.max_retries < 0
+        ):
             raise ValueError(
                 f"endpoint {self.model}: temperature={self.temperature} must be at least 0, max_tokens="
                 f"{self.max_tokens} at least 1, top_logprobs={self.top_logprobs} in 0..20, max_retries="
                 f"{self.max_retries} at least 0"
             )
+        if not all(price is None or 0 <= price < math.inf for price in (self.price_in, self.price_out)):
+            raise ValueError(f"endpoint {self.model}: prices {self.price_in} and {self.price_out} must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,19 +183,31 @@ class Asker:
             completion = await self._client.chat.completions.create(**body)
         except fatal as error:
             raise FatalEndpointError(f"{self.role} {self.endpoint.model}: {_first_line(error)}") from error
-        except openai.OpenAIError as error:
+        except (openai.OpenAIError, ValueError) as error:  # ValueError: no JSON
             raise EndpointError(f"{self.role} {self.endpoint.model}: {_first_line(error)}") from error
-        if not completion.choices:
-            raise EndpointError(f"{self.role} {self.endpoint.model}: an answer without choices")
-        choice, usage = completion.choices[0], completion.usage
-        return {
-            "text": _text(choice.message),
-            "is_cut": choice.finish_reason == "length",
-            "entropy": answer_entropy(choice.logprobs),
-            "tokens_in": None if usage is None else usage.prompt_tokens,
-            "tokens_out": None if usage is None else usage.completion_tokens,
-            "seconds": round(time.monotonic() - began, 3),
-        }
+        try:
+            return _read(completion) | {"seconds": round(time.monotonic() - began, 3)}
+        except (AttributeError, IndexError, TypeError, ValueError, OverflowError) as error:
+            what = f"an answer that is no chat completion, {str(completion)[:200]!r}; is the address right, up to /v1?"
+            raise EndpointError(f"{self.role} {self.endpoint.model}: {what}") from error
+
+
+def _read(completion: Any) -> dict[str, Any]:
+    """Return what the journal keeps of a completion; raises what Python raises where it is none.
+
+    The client checks nothing, and a line of the journal is read again by every later run.
+    """
+    choice, usage = completion.choices[0], completion.usage
+    counts = {
+        "tokens_in": getattr(usage, "prompt_tokens", None),
+        "tokens_out": getattr(usage, "completion_tokens", None),
+    }
+    return {
+        "text": _text(choice.message),
+        "is_cut": choice.finish_reason == "length",
+        "entropy": answer_entropy(choice.logprobs),
+        **{name: count if type(count) is int and count >= 0 else None for name, count in counts.items()},
+    }
 
 
 def answer_entropy(logprobs: Any) -> float | None:
@@ -208,12 +227,12 @@ def answer_entropy(logprobs: Any) -> float | None:
 
 
 def _text(message: Any) -> str:
-    """Return what was said; some servers cut `<think>` out of the text and give it apart."""
+    """Return what was said; some servers cut `<think>` out of the text and give it apart. Half a character is a `?`."""
     content = message.content or ""
     apart = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
     if apart and "<think>" not in content and "<answer>" in content:
-        return f"<think>\n{apart}\n</think>\n{content}"
-    return content
+        content = f"<think>\n{apart}\n</think>\n{content}"
+    return str(content.encode(errors="replace"), "utf-8")
 
 
 def _first_line(error: Exception) -> str:
