@@ -9,6 +9,7 @@ from nano_stages import full_store, noise_photograph, random_learner
 from PIL import Image
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from train_iqa.data import DatasetProblems
 from train_iqa.nano.dense import dense_batch
 from train_iqa.nano.ladders import GOOD_LABEL, RUNGS, ladder_batch
 from train_iqa.nano.language import PAIR_SCALE, RatingTree
@@ -98,8 +99,14 @@ def test_a_table_is_read_as_excel_writes_it_and_what_cannot_be_read_is_named(tmp
     sizes = {tuple(people.group(3, np.random.default_rng(seed))[0].shape[2:]) for seed in range(20)}
     assert sizes == {(56, 56), (28, 28)}
     table.write_text(f"{columns}s,1,3,a.png\ns,1,3\n")
-    with pytest.raises(ValueError, match=r"people\.csv, line 3: fewer cells than columns"):
+    with pytest.raises(ValueError, match=r"people\.csv:3: fewer fields than columns"):
         read_opinions(tmp_path)
+    table.write_text("image,set,scene,mos\na.png,s,1,3,5\na.png,s,1,0_3\na.png,s,1,nan\nnone.png,s,1,3\n")
+    with pytest.raises(DatasetProblems) as caught:
+        read_opinions(tmp_path)
+    assert [problem.kind for problem in caught.value.problems] == ["label", "label", "label", "missing"]
+    table.write_text(f"{columns}s,1,3,a.png\n s , 1,3,a.png\n")
+    assert len({(opinion.set, opinion.scene) for opinion in read_opinions(tmp_path)}) == 1
     table.write_text(f"{columns}s,1,3,small.png\n")
     with pytest.raises(ValueError, match=r"small\.png: 55 x 55 px; sides must be at least 56 px"):
         People(read_opinions(tmp_path), torch.device("cpu"))

@@ -285,7 +285,7 @@ def test_opinions_are_read_and_wrong_ones_refused(people, tmp_path):
     with pytest.raises(ValueError, match="no column mos"):
         read_opinions(tmp_path)
     (tmp_path / "people.csv").write_text(f"image,set,scene,mos\n{people / '0.png'},x,y,7\n")
-    with pytest.raises(ValueError, match=r"line 2: mos 7.0 is outside"):
+    with pytest.raises(ValueError, match=r"people.csv:2: mos 7.0 is outside"):
         read_opinions(tmp_path)
 
 

@@ -9,15 +9,17 @@ candidates where a folder holds them (`pools.py`). Without rehearsal of rows the
 Source of the moved images: Goodfellow et al. 2015, with the Euclidean norm.
 """
 
-import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from train_iqa.data import DatasetProblems
+from train_iqa.data.record import RATINGS, Listing
+from train_iqa.data.tables import number, read_csv
 from train_iqa.nano.build import TOKEN_PX
 from train_iqa.nano.dense import dense_batch, reorient
 from train_iqa.nano.ladders import RUNGS, ladder_batch, ladder_loss
@@ -80,32 +82,22 @@ class PeopleConfig:
 
 
 def read_opinions(folder: Path) -> list[Opinion]:
-    """Return the rows of `folder/people.csv`. Raises ValueError naming what is missing or out of range."""
+    """Return the rows of `folder/people.csv`. Raises DatasetProblems with all that is missing or out of range."""
     file = folder / "people.csv"
-    if not file.exists():
-        raise ValueError(f"{file}: no such file; it must hold the columns {', '.join(COLUMNS)}")
-    with open(file, newline="", encoding="utf-8-sig") as table:  # Excel puts a mark before UTF-8
-        rows = list(csv.DictReader(table))
-    if not rows or (missing := [name for name in COLUMNS if name not in rows[0]]):
-        raise ValueError(f"{file}: {'no rows' if not rows else f'no column {missing[0]}'}")
-    opinions = []
-    for number, row in enumerate(rows, start=2):
-        if None in row.values():
-            raise ValueError(f"{file}, line {number}: fewer cells than columns")
-        path, mos = folder / row["image"], _number(row["mos"], f"{file}, line {number}")
-        if not path.exists():
-            raise ValueError(f"{file}, line {number}: no image {path}")
-        if not 1 <= mos <= 5:
-            raise ValueError(f"{file}, line {number}: mos {mos} is outside 1..5")
-        opinions.append(Opinion(image=path, set=row["set"], scene=row["scene"], mos=mos))
+    listing, opinions = Listing(root=folder, scale=RATINGS), []
+    for where, row in read_csv(file, COLUMNS, listing):
+        path, mos = folder / row["image"], number(row["mos"], where, "mos", listing)
+        if not path.is_file():
+            listing.fault("missing", where, f"no image {path}")
+        elif mos is not None and not 1 <= mos <= 5:
+            listing.fault("label", where, f"mos {mos} is outside 1..5")
+        elif mos is not None:
+            opinions.append(Opinion(image=path, set=row["set"], scene=row["scene"], mos=mos))
+    if not opinions and not listing.problems:
+        listing.fault("layout", file, "names no images")
+    if listing.problems:
+        raise DatasetProblems([replace(problem, dataset="people") for problem in listing.problems])
     return opinions
-
-
-def _number(text: str, where: str) -> float:
-    try:
-        return float(text)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: mos {text!r} is no number in 1..5") from error
 
 
 def folds(opinions: Sequence[Opinion], count: int) -> list[int]:
