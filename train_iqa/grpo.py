@@ -60,7 +60,7 @@ from train_iqa.training.policy import answering, save_policy
 from train_iqa.training.run_state import MetricLog, RunState, open_run, require_readable_images
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.model.generate import Sampling, suppressed_tokens
-from zoomiqa_reward.runs.digest import listing_digest
+from zoomiqa_reward.runs.digest import digest, listing_digest
 
 PAGE_GROUPS = 4
 """Images on a page of trajectories."""
@@ -288,8 +288,10 @@ def train(config: GrpoConfig, datasets: Sequence[IqaDataset] | None = None) -> P
     parts = [select(dataset, config.part) for dataset in datasets]
     _require_enough(config, parts)
     require_readable_images([image.path for images in parts for image in images], config.out, accelerator)
+    drawn_from = digest("\n".join(f"{image.dataset}\t{image.id}" for images in parts for image in images))
     files = listing_digest(image.path for dataset in datasets for image in dataset.images)
-    with open_run(config, config.out, accelerator, [*(dataset.digest for dataset in datasets), files]):
+    contents = [*(dataset.digest for dataset in datasets), files, drawn_from]
+    with open_run(config, config.out, accelerator, contents):
         trainer = Trainer(config, parts, accelerator)
         state = RunState(config.out, accelerator, trainer.model, trainer.optimizer)
         start, is_main = state.load(), accelerator.is_main_process

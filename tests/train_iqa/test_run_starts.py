@@ -96,6 +96,19 @@ def test_a_data_set_with_too_few_images_is_refused_before_its_turn_comes(dataset
 
 
 @pytest.mark.integration
+def test_another_division_of_the_same_images_is_another_run(tmp_path, parts):
+    """The references decide which images are learned from; labels and files are the same."""
+    file = table(tmp_path, 30)
+    names = file.read_text().split()
+    changed = config(tmp_path / "rl", data=(DatasetSource(family="csv", root=file),))
+    for references in (range(30), [k // 3 for k in range(30)]):
+        lines = [f"{names[0]},reference", *(f"{line},r{k}" for line, k in zip(names[1:], references, strict=True))]
+        file.write_text("\n".join(lines) + "\n")
+        with pytest.raises(Started if not parts else AnotherRun):
+            grpo.train(changed)
+    assert len(parts) == 1
+
+
 def test_images_that_cannot_be_decoded_are_listed_before_a_run_starts(tmp_path, parts):
     """A run that met one in step 3000 could never go on: the file's repair would make it another run."""
     source = DatasetSource(family="csv", root=table(tmp_path, 8))
