@@ -104,6 +104,18 @@ def test_a_comma_within_a_field_shifts_no_label(tmp_path: Path) -> None:
         load_dataset("csv", table(tmp_path, "a.png,4_0"))
 
 
+def test_a_list_that_is_damaged_or_names_what_no_disk_holds_is_a_problem(tmp_path: Path) -> None:
+    open_quote = ['"a.png,3', *["b.png,2"] * 20_000]  # longer than csv takes for a field
+    (tmp_path / "digits.json").write_text(f'[{{"image": "a.png", "gt_score": {"1" * 5000}}}]')
+    (tmp_path / "half.json").write_text('[{"image": "a\\ud800.png", "gt_score": 3}]')
+    sources = [DatasetSource(family="csv", root=table(tmp_path, *open_quote))]
+    sources += [DatasetSource(family="json", root=tmp_path / f"{name}.json") for name in ("digits", "half")]
+    with pytest.raises(DatasetProblems) as caught:
+        load_datasets(sources, checks="paths")
+    assert [problem.kind for problem in caught.value.problems] == ["layout", "layout", "missing"]
+    assert "is a quote left open?" in str(caught.value)
+
+
 def test_a_split_names_every_image_and_tears_no_reference_apart(tmp_path: Path) -> None:
     write_images(tmp_path, "a.png", "b.png", "c.png")
     header = "image,mos,reference,split"

@@ -283,6 +283,12 @@ def test_conversations_come_back_from_their_file(tmp_path):
         assert image.size == (84, 56)
 
 
+def test_a_mark_before_utf8_is_no_part_of_the_first_line(tmp_path):
+    path = data_file(tmp_path / "data", count=2)
+    path.write_text(path.read_text(), encoding="utf-8-sig")  # as Windows' editors write it
+    assert len(read_conversations(path)) == 2
+
+
 def test_all_problems_of_a_file_come_in_one_error(tmp_path):
     path = data_file(tmp_path / "data", count=1)
     good = json.loads(path.read_text())
@@ -290,13 +296,14 @@ def test_all_problems_of_a_file_come_in_one_error(tmp_path):
         good, good | {"image": "../a.png"}, good | {"image": "none.png"}, good | {"rating": 7}, good | {"rounds": []},
         good | {"rounds": ["It is soft."]},
         good | {"rounds": [FINAL, FINAL]}, good | {"mood": 1}, good | {"rating": "3"},
+        good | {"rating": 10**400}, good | {"image": "a" * 5000}, good | {"rounds": [f"\ud83d{FINAL}"]},
     ]  # fmt: skip
-    path.write_text("\n".join([*map(json.dumps, rows), "{"]) + "\n")
+    path.write_text("\n".join([*map(json.dumps, rows), "[" * 200_000, "1" * 5000, "{"]) + "\n")
     with pytest.raises(ConversationError) as caught:
         read_conversations(path)
     lines = str(caught.value).splitlines()
-    assert "9 problems" in lines[0]
-    assert [line.split(":")[0].strip() for line in lines[1:]] == [f"line {k}" for k in range(2, 11)]
+    assert "14 problems" in lines[0]
+    assert [line.split(":")[0].strip() for line in lines[1:]] == [f"line {k}" for k in range(2, 16)]
 
 
 @pytest.mark.parametrize(

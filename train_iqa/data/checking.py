@@ -156,7 +156,7 @@ def _place(row: LabelRow, listing: Listing) -> Path | None:
     path = listing.root / row.file
     try:
         real = path.resolve(strict=True)
-    except (OSError, RuntimeError):  # RuntimeError: a loop of links
+    except (OSError, RuntimeError, ValueError):  # a loop of links; a name that no disk can hold
         listing.fault("missing", path, "no such file")
         return None
     if not real.is_relative_to(listing.root.resolve()):

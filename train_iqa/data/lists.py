@@ -26,7 +26,7 @@ def read_json_list(file: Path, image_root: Path | None = None, scale: Scale | No
         return listing
     try:
         entries = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         listing.fault("layout", file, f"no readable JSON ({error})")
         return listing
     if not isinstance(entries, list):

@@ -37,6 +37,15 @@ def read_csv(file: Path, columns: Sequence[str], listing: Listing) -> Iterator[t
     if text is None:
         return
     reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    try:
+        yield from _checked_rows(reader, file, columns, listing)
+    except csv.Error as error:
+        listing.fault("layout", f"{file}:{reader.line_num}", f"no readable table ({error}); is a quote left open?")
+
+
+def _checked_rows(
+    reader: "csv.DictReader[str]", file: Path, columns: Sequence[str], listing: Listing
+) -> Iterator[tuple[str, dict[str, str]]]:
     names = [name.strip() for name in reader.fieldnames or ()]
     reader.fieldnames = names
     lacking = [column for column in columns if column not in names]

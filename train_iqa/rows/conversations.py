@@ -71,7 +71,7 @@ def read_conversations(path: Path) -> list[Conversation]:
     or lie outside the file's folder, answers that cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # `splitlines` also splits at U+2028 inside a text
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # `splitlines` also splits at U+2028 inside a text
     except (OSError, UnicodeDecodeError) as error:
         raise ConversationError(f"{path}: cannot be read: {error}") from error
     conversations, problems = [], []
@@ -80,7 +80,7 @@ def read_conversations(path: Path) -> list[Conversation]:
             continue
         try:
             conversations.append(_parse(line, path.parent))
-        except (ConversationError, json.JSONDecodeError) as error:
+        except (ValueError, ArithmeticError, RecursionError, OSError) as error:
             problems.append(f"line {number}: {error}")
     if not conversations and not problems:
         problems.append("holds no conversation")

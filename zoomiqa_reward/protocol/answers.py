@@ -120,7 +120,12 @@ def read_tool(text: str) -> str | None:
 
 
 def require_quotable(text: str) -> None:
-    """Raise AnswerError for an answer that spells a control token: where a prompt quotes it, it would become one."""
+    """Raise AnswerError for an answer that no prompt can quote.
+
+    A control token that it spells would become one. Half of a character pair (a surrogate) has no tokens.
+    """
+    if any("\ud800" <= mark <= "\udfff" for mark in text):
+        raise AnswerError("the answer holds half of a character, so round 2 cannot quote it")
     if (token := _CONTROL_TOKEN.search(text)) is not None:
         raise AnswerError(f"the answer spells {token[0]}, so round 2 cannot quote it")
 
