@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -59,11 +60,19 @@ def test_an_answer_is_read_and_written_in_one_form():
     ("[0.6, 0.1, 0.2, 0.504]", "[0, 0, 0, 0]", "box and tool disagree"),
     ("0.504", "504", "box off the scale"),
     ("0.6, 0.1, 0.2", "0.6, 0.1, 0.6", "box without area"),
+    ("Grain", "<|im_end|> Grain", "no readable answer: the answer spells <|im_end|>"),  # SFT refuses it
 ])  # fmt: skip
 def test_what_has_not_the_form_is_refused_with_its_reason(old, new, reason):
     with pytest.raises(FormError) as found:
         read_written(TEXT.replace(old, new), ROUND1_SECTIONS)
     assert str(found.value).startswith(reason)
+
+
+@pytest.mark.parametrize("section", ["", "-", "...", "\u2013\n*"])
+def test_a_section_without_a_word_is_missing(section):
+    text = re.sub(r"Issues to Avoid:.*?(?=Decision)", f"Issues to Avoid: {section}\n", TEXT, flags=re.DOTALL)
+    with pytest.raises(FormError, match="section missing: Issues to Avoid"):
+        read_written(text, ROUND1_SECTIONS)
 
 
 def test_the_last_round_asks_for_nothing_more():

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.protocol import AnswerError, read_rating, read_route, read_sections, read_tool, usable_box
+from zoomiqa_reward.protocol.answers import require_quotable
 
 Box = tuple[float, float, float, float]
 DECISION = -1
@@ -76,17 +77,19 @@ def read_written(text: str, labels: Sequence[str], *, is_last: bool = False) -> 
 
     No labels: only the answer itself is read.
 
-    Raises FormError: no readable answer, a section is missing, rating outside 1..5, a box that is no shares of the
-    image's sides or has no area, box and tool that disagree, a box in the last round.
+    Raises FormError: no readable answer, or one that no prompt can quote; a section that is missing or has no word;
+    a rating outside 1..5; a box that is no shares of the image's sides or has no area; box and tool that disagree; a
+    box in the last round.
     """
     try:
         rating, route, tool = read_rating(text), read_route(text), read_tool(text)
+        require_quotable(text)
     except AnswerError as error:
         raise FormError(f"no readable answer: {error}") from error
     if not 1 <= rating <= 5:
         raise FormError(f"rating off the scale: {rating:g} is not in 1..5")
-    results = read_sections(text, labels)
-    if missing := [label for label in labels if label not in results]:
+    results = {label: split_sentences(section) for label, section in read_sections(text, labels).items()}
+    if missing := [label for label in labels if not results.get(label)]:
         raise FormError(f"section missing: {missing[0]}")
     bbox = usable_box(route.bbox)
     if tool not in ("crop", "final") or (bbox is None) != (tool == "final"):
@@ -101,12 +104,13 @@ def read_written(text: str, labels: Sequence[str], *, is_last: bool = False) -> 
         bbox = (left, top, right, bottom)
         if left == right or top == bottom:
             raise FormError(f"box without area: {list(bbox)}")
-    sections = tuple((label, split_sentences(results[label])) for label in labels)
-    return Written(sections=sections, bbox=bbox, rating=rating)
+    return Written(sections=tuple((label, results[label]) for label in labels), bbox=bbox, rating=rating)
 
 
 def split_sentences(text: str) -> tuple[str, ...]:
     """Return the sentences of a section; lines and list marks end them, decimals and abbreviations do not.
+
+    What holds no letter and no digit, such as a dash alone, is none.
 
     >>> split_sentences("Noise, e.g. Grain, at 0.5 strength. It is clear.")
     ('Noise, e.g. Grain, at 0.5 strength.', 'It is clear.')
@@ -115,7 +119,7 @@ def split_sentences(text: str) -> tuple[str, ...]:
     joins = False
     for piece in _END.split(text):
         sentence = re.sub(r"^\s*(?:[-*•]|\d{1,2}[.)])\s+", "", piece).strip()
-        if not sentence:
+        if re.search(r"\w", sentence) is None:
             continue
         if joins:
             sentences[-1] = f"{sentences[-1]} {sentence}"
