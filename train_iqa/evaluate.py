@@ -12,7 +12,7 @@ import datetime
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,8 @@ def _report(
     from train_iqa.evaluation.report import compare, report_of
 
     lines, results = read_lines(config.out), {}
-    for dataset in datasets:
+    files = _file_names([dataset.name for dataset in datasets])
+    for dataset, file in zip(datasets, files, strict=True):
         images = chosen[dataset.name]
         result = report_of(images, lines, mode=config.asking.mode, draws=config.draws, seed=config.seed)
         results[dataset.name] = result
@@ -107,7 +108,7 @@ def _report(
             (lines[dataset.name, image.id], image.mos) for image in images if lines[dataset.name, image.id]["valid"]
         ]
         numbers = f"SRCC {_value(result, 'srcc_raw'):.3f}, PLCC {_value(result, 'plcc_raw'):.3f}, n = {len(rated)}"
-        title, file = f"{iqa.name} on {dataset.name}\n{numbers}", _file_name(dataset.name)
+        title = f"{iqa.name} on {dataset.name}\n{numbers}"
         scatter_plot(
             [line["rating"] for line, _ in rated], [mos for _, mos in rated], title, config.out / f"{file}.png"
         )
@@ -165,8 +166,14 @@ def _value(result: Mapping[str, Any], name: str) -> float:
     return float(result["agreement"][name]["value"])
 
 
-def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)
+def _file_names(names: Sequence[str]) -> list[str]:
+    """Return what the figures of each data set begin with; none writes over another's, nor its `_std.png`."""
+    files: list[str] = []
+    for name in names:
+        file = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)
+        taken = {f"{other}{ending}" for other in files for ending in ("", "_std")}
+        files.append(f"{file}-{digest(name)}" if {file, f"{file}_std"} & taken else file)
+    return files
 
 
 def _write(file: Path, content: Any) -> None:

@@ -62,6 +62,16 @@ def config(photos: Path, out: Path, **changes: object) -> EvaluateConfig:
 
 
 @pytest.mark.integration
+def test_no_figure_of_a_data_set_replaces_that_of_another(photos: Path, tmp_path: Path) -> None:
+    names = ("a b", "a_b", "a_b_std")
+    sources = tuple(DatasetSource(family="csv", root=photos / "photos.csv", name=name) for name in names)
+    evaluate(config(photos, tmp_path, sources=sources), tiny_iqa())
+    files = {path.name for path in tmp_path.glob("*.png")}
+    assert len(files) == 6  # ratings and deviations of each
+    assert {"a_b.png", "a_b_std.png"} < files
+
+
+@pytest.mark.integration
 def test_direct_from_the_command_line(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments(photos, tmp_path)) == 0
     [headline] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
