@@ -163,12 +163,15 @@ def test_the_kl_has_no_gradient_outside_its_mask(dataset, tuning):
 
 
 @pytest.mark.integration
-def test_an_update_makes_good_trajectories_likelier_and_leaves_the_reference_where_it_was(dataset, tmp_path):
-    trainer = trainer_of(config(tmp_path, kl=KlConfig(share=1.0, beta=1e-6), updates=6), dataset)
+@pytest.mark.parametrize(("tuning", "rate"), [(LORA, 1e-2), (FULL, 1e-3)], ids=["lora", "full"])
+def test_an_update_makes_good_trajectories_likelier_and_leaves_the_reference_where_it_was(
+    dataset, tmp_path, tuning, rate
+):
+    trainer = trainer_of(config(tmp_path, tuning=tuning, kl=KlConfig(share=1.0, beta=1e-6), updates=6), dataset)
     made = trainer.generate(0)
     made.old, _ = trainer.logprobs_and_entropies(trainer.model, made.rows)
     still = trainer.hold(made, 0)["held_kl"]
-    trainer.update(made, 1e-2)
+    trainer.update(made, rate)
     after, _ = trainer.logprobs_and_entropies(trainer.model, made.rows)
     gains = torch.stack([(new - old).mean() for new, old in zip(after, made.old, strict=True)])
     assert float((gains * made.row_advantages * made.row_weights).sum()) > 0
