@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,6 +134,10 @@ def test_people_alone_go_on_from_a_checkpoint(toy, checkpoint, tmp_path):
 def test_a_folder_goes_on_with_its_own_run_alone(photographs, tmp_path, more):
     """Else the weights of one run are exported as those of another, under its settings."""
     paths = sorted(photographs.iterdir())
+    for folder in (tmp_path, tmp_path / "fold"):
+        folder.mkdir(exist_ok=True)
+        shutil.copy(paths[0], folder / "a.png")
+        (folder / "people.csv").write_text("image,set,scene,mos\na.png,s,1,3\n")
     config = NanoConfig(photos=(photographs,), out=tmp_path / "run", start="nano", people=tmp_path)
     with locked(config.out):
         bind_run(config, paths, **more)
@@ -148,6 +153,9 @@ def test_a_folder_goes_on_with_its_own_run_alone(photographs, tmp_path, more):
             bind_run(config, paths[1:], **more)
         with pytest.raises(AnotherRun):
             bind_run(config, paths, words={"short": 2})
+        (tmp_path / "people.csv").write_text("image,set,scene,mos\na.png,s,1,4\n")  # the same path, other scores
+        with pytest.raises(AnotherRun, match=r"contents\.people"):
+            bind_run(config, paths, **more)
 
 
 def test_the_command_line_reaches_the_people_stage(monkeypatch, tmp_path):

@@ -30,7 +30,9 @@ from train_iqa.nano.store import GRID, Store
 from train_iqa.nano.teach import NanoLearner, text_step
 from zoomiqa_reward.images.filters import resize_bicubic
 from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.runs.digest import file_digest, listing_digest
 
+FILE = "people.csv"
 COLUMNS = ("image", "set", "scene", "mos")
 SCENE_IMAGES = 8
 """A scene with at least so many images makes groups of its own."""
@@ -83,7 +85,7 @@ class PeopleConfig:
 
 def read_opinions(folder: Path) -> list[Opinion]:
     """Return the rows of `folder/people.csv`. Raises DatasetProblems with all that is missing or out of range."""
-    file = folder / "people.csv"
+    file = folder / FILE
     listing, opinions = Listing(root=folder, scale=RATINGS), []
     for where, row in read_csv(file, COLUMNS, listing):
         path, mos = folder / row["image"], number(row["mos"], where, "mos", listing)
@@ -98,6 +100,11 @@ def read_opinions(folder: Path) -> list[Opinion]:
     if listing.problems:
         raise DatasetProblems([replace(problem, dataset="people") for problem in listing.problems])
     return opinions
+
+
+def opinions_digest(folder: Path) -> str:
+    """Return what tells other opinions: the table's bytes, and its images by name and size. Raises DatasetProblems."""
+    return file_digest(folder / FILE, size=16) + listing_digest(opinion.image for opinion in read_opinions(folder))
 
 
 def folds(opinions: Sequence[Opinion], count: int) -> list[int]:

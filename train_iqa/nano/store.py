@@ -27,6 +27,7 @@ from train_iqa.nano.synthetic import WORST_SCORE, as_batch, label_drawn, whole_s
 from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.images.listing import is_shown
 from zoomiqa_reward.images.loading import load_image, to_pil
+from zoomiqa_reward.runs.digest import listing_digest
 from zoomiqa_reward.runs.workers import end_with_parent
 
 BATCH = 16
@@ -294,6 +295,12 @@ def group_files(folder: Path) -> list[list[Path]]:
     if not groups:
         raise ValueError(f"{folder}/images holds no image")
     return list(groups.values())
+
+
+def pairs_digest(folder: Path) -> str:
+    """Return what tells other restorations or references: their names and sizes. Raises ValueError as `group_files`."""
+    images = [path for group in group_files(folder) for path in group]
+    return listing_digest([*images, *(folder / "references" / path.name for path in images)])
 
 
 def read_pair(path: Path) -> DegradedImage:

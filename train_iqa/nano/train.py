@@ -25,17 +25,18 @@ from train_iqa.nano.drawn import DrawnFolder
 from train_iqa.nano.labels import LabelScale
 from train_iqa.nano.language import RatingTree, Readouts
 from train_iqa.nano.optimizers import SplitOptimizer, WeightAverage
-from train_iqa.nano.people import Opinion, People, PeopleConfig, people_step, read_opinions
+from train_iqa.nano.people import Opinion, People, PeopleConfig, opinions_digest, people_step, read_opinions
 from train_iqa.nano.pools import Pools, read_pools
 from train_iqa.nano.rationale import make_tokenizer, nano_protocol
 from train_iqa.nano.rows import RowBuilder
 from train_iqa.nano.stages import TrainingStage, run_stage
-from train_iqa.nano.store import BATCH, Store, Workers, read_pairs
+from train_iqa.nano.store import BATCH, Store, Workers, pairs_digest, read_pairs
 from train_iqa.nano.synthetic import HELD_OUT_REST, clean_windows, hold_out, list_photographs
 from train_iqa.nano.teach import NanoLearner, TeachConfig, teach_step
 from train_iqa.nano.view_weights import choose_view_weights
 from zoomiqa_reward import ZoomIQA
 from zoomiqa_reward.model.devices import find_device
+from zoomiqa_reward.model.fingerprint import contents_of
 from zoomiqa_reward.runs.digest import listing_digest
 from zoomiqa_reward.runs.folder import bind, locked
 from zoomiqa_reward.runs.json_lines import read_lines
@@ -126,7 +127,12 @@ def bind_run(config: NanoConfig, photographs: list[Path], **more: object) -> Non
     more: settings of a stage's own. Raises AnotherRun (a ValueError) where another run lies there: its weights would be
     exported under this one's name.
     """
-    settings = asdict(config) | more | {"photographs": listing_digest(photographs)}
+    contents = {
+        "people": None if config.people is None else opinions_digest(config.people),
+        "pairs": None if config.pairs is None else pairs_digest(config.pairs),
+        "start": None if config.start is None else contents_of(config.start),
+    }
+    settings = asdict(config) | more | {"photographs": listing_digest(photographs), "contents": contents}
     bind(config.out, json.loads(json.dumps(settings, default=str)), key="config", free=FREE, facts=provenance)
 
 

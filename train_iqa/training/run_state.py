@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,7 @@ from torch import nn
 
 from train_iqa.data import require_readable
 from train_iqa.training.policy import TrainedWeights
-from zoomiqa_reward.model.checkpoint import embedded
-from zoomiqa_reward.model.fingerprint import hash_folder
+from zoomiqa_reward.model.fingerprint import contents_of
 from zoomiqa_reward.protocol import Protocol
 from zoomiqa_reward.runs.folder import bind, locked
 from zoomiqa_reward.runs.json_lines import append_line, read_lines, trim_lines, write_json
@@ -117,19 +115,12 @@ def open_run(config: Any, folder: Path, accelerator: Accelerator, data: Sequence
 
 def _model_contents(model: Any) -> dict[str, str | None]:
     """Return digests of the files that the policy starts from."""
-    contents = {"model": _contents_of(model.name)}
+    contents = {"model": contents_of(model.name)}
     if model.adapter is not None:
-        contents["adapter"] = _contents_of(model.adapter)
+        contents["adapter"] = contents_of(model.adapter)
     if isinstance(model.protocol, str) and Path(model.protocol).exists():
         contents["protocol"] = Protocol.load(model.protocol).fingerprint
     return contents
-
-
-def _contents_of(model: str) -> str | None:
-    """Return a digest of the files of a model in a folder, or of an embedded one; None for one of the hub."""
-    inside = Path(str(resources.files("zoomiqa_reward"))) / "checkpoints" / model
-    folder = inside if model in embedded() else Path(model)
-    return hash_folder(folder) if folder.is_dir() else None
 
 
 DIGITS = 6

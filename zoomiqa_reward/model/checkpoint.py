@@ -87,8 +87,12 @@ class Checkpoint:
 
 def embedded() -> list[str]:
     """Return the names of the checkpoints that the package brings."""
-    root = Path(str(resources.files("zoomiqa_reward"))) / "checkpoints"
-    return sorted(path.parent.name for path in root.glob("*/config.json"))
+    return sorted(path.parent.name for path in embedded_folder("").glob("*/config.json"))
+
+
+def embedded_folder(name: str) -> Path:
+    """Return the folder of a checkpoint that the package brings."""
+    return Path(str(resources.files("zoomiqa_reward"))) / "checkpoints" / name
 
 
 def load_checkpoint(
@@ -173,7 +177,7 @@ def _short_name(name: str | os.PathLike[str], adapter: str | os.PathLike[str] | 
 def _locate(name: str | os.PathLike[str]) -> Path | str:
     text = os.fspath(name)
     if text in embedded():
-        return Path(str(resources.files("zoomiqa_reward"))) / "checkpoints" / text
+        return embedded_folder(text)
     path = Path(text).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():

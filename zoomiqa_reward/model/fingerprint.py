@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from zoomiqa_reward.images.content import RULE
-from zoomiqa_reward.model.checkpoint import Checkpoint
+from zoomiqa_reward.model.checkpoint import Checkpoint, embedded, embedded_folder
 from zoomiqa_reward.model.generate import end_tokens
 from zoomiqa_reward.model.views import VIEWS_RULE
 from zoomiqa_reward.rewards.identity import state_digest
@@ -111,6 +111,12 @@ def hash_folder(folder: Path) -> str:
     files = sorted(path for path in folder.iterdir() if path.suffix in HASHED_SUFFIXES and path.is_file())
     stamps = tuple((path.name, *file_stamp(path)) for path in files)
     return _hash_files(folder.resolve(), stamps)
+
+
+def contents_of(model: str) -> str | None:
+    """Return a digest of the files of a model in a folder, or of an embedded one; None for one of the hub."""
+    folder = embedded_folder(model) if model in embedded() else Path(model)
+    return hash_folder(folder) if folder.is_dir() else None
 
 
 @lru_cache(maxsize=32)  # keyed by stamps too, so a retrained checkpoint at the same path is read again
