@@ -61,6 +61,11 @@ def config(photos: Path, out: Path, **changes: object) -> EvaluateConfig:
     return EvaluateConfig(**(fields | changes))
 
 
+def test_a_seed_from_which_no_interval_can_be_drawn_is_refused_before_the_work(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="seed=-1: must be 0 or more"):
+        config(photos, tmp_path, seed=-1)
+
+
 @pytest.mark.integration
 def test_no_figure_of_a_data_set_replaces_that_of_another(photos: Path, tmp_path: Path) -> None:
     names = ("a b", "a_b", "a_b_std")

@@ -179,7 +179,9 @@ def test_in_bfloat16_the_losses_are_nearly_those_of_float32(learner, store, tmp_
         assert found[1][name] == pytest.approx(value, rel=0.1, abs=0.02), name
 
 
-@pytest.mark.parametrize("wrong", [["--seconds", "0"], ["--learning-rate", "-1"], ["--threads", "0"]])
+@pytest.mark.parametrize(
+    "wrong", [["--seconds", "0"], ["--seconds", "nan"], ["--learning-rate", "-1"], ["--threads", "0"]]
+)
 def test_what_cannot_be_is_refused_before_anything_is_made(tmp_path, wrong, capsys):
     code = main(["--start", "nano", "--photos", str(tmp_path), "--out", str(tmp_path / "run"), *wrong])
     assert code == 1

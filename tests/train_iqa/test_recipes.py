@@ -101,6 +101,10 @@ def test_a_file_that_breaks_a_rule_is_refused_by_name(tmp_path):
         ("kl: {beta: .nan}", "kl.beta: must be a finite number, not nan"),
         ("temperature: .inf", "temperature: must be a finite number"),
         ("clip: true", "clip: must be a finite number, not True"),
+        ("steps: 3\nseed: 1\nsteps: 5", "steps stands twice"),
+        ("kl: {beta: 1, beta: 2}", "beta stands twice"),
+        ("seed: -1", "seed=-1 must be 0 or more"),
+        ("reference_dtype: int8", "reference_dtype='int8' one of float32, bfloat16, float16"),
         ("[", "not a readable"),
         ("3", "must be a mapping"),
     ):
@@ -111,6 +115,21 @@ def test_a_file_that_breaks_a_rule_is_refused_by_name(tmp_path):
     file.write_text("learning_rate: 1e-6\nkl: {kind: none}\nout: runs/x\n")
     made = read_config(GrpoConfig, file)
     assert (made.learning_rate, made.kl.kind, made.out.name) == (1e-6, "none", "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("data: [{path: a.jsonl, weight: -1}]", "weight=-1.0 must be at least 0"),
+        ("data: [{path: a.jsonl, weight: 0}]", "not every weight of the data 0"),
+        ("seed: -1", "seed=-1 must be 0 or more"),
+    ],
+)
+def test_sft_is_told_before_its_folder_belongs_to_a_run_that_cannot_be(tmp_path, text, match):
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=match):
+        read_config(SftConfig, file)
 
 
 def test_our_prompts_render_and_travel(tmp_path):

@@ -44,6 +44,8 @@ class EvaluateConfig:
     """Run folder of another evaluation, to be compared with."""
 
     def __post_init__(self) -> None:
+        if self.seed < 0:  # the intervals, which come last, could not be drawn
+            raise ValueError(f"seed={self.seed}: must be 0 or more")
         if self.num_probes < 0 or self.draws < 0 or self.asking.calls < 1 or self.asking.mode not in MODES:
             raise ValueError(
                 f"num_probes={self.num_probes}, draws={self.draws}, calls={self.asking.calls}, "

@@ -318,7 +318,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
-    if min(args.seconds, args.learning_rate) <= 0 or min(args.threads, args.workers) < 1:
+    if not (args.seconds > 0 and args.learning_rate > 0) or min(args.threads, args.workers) < 1:
         raise ValueError(
             f"--seconds {args.seconds:g}, --learning-rate {args.learning_rate:g}: must be above 0; "
             f"--threads {args.threads}, --workers {args.workers}: must be at least 1"

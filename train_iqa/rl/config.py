@@ -8,7 +8,7 @@ from train_iqa.rl.coverage import KlConfig
 from train_iqa.rl.resampling import ResamplingConfig
 from train_iqa.rl.rewards import RewardConfig
 from train_iqa.rl.vllm_rollout import VllmConfig
-from train_iqa.training.learner import ModelConfig
+from train_iqa.training.learner import DTYPES, ModelConfig
 from train_iqa.training.policy import TuningConfig
 
 SAMPLERS = ("transformers", "vllm")
@@ -91,5 +91,10 @@ class GrpoConfig:
         if self.sampler not in SAMPLERS or (self.vllm is not None and self.sampler != "vllm"):
             raise ValueError(f"sampler {self.sampler!r}: must be one of {', '.join(SAMPLERS)}, and vllm if its options "
                              f"are given")  # fmt: skip
+        if self.seed < 0 or self.reference_dtype not in DTYPES:
+            raise ValueError(
+                f"seed={self.seed} must be 0 or more, reference_dtype={self.reference_dtype!r} one of "
+                f"{', '.join(DTYPES)}"
+            )
         if self.tuning.lora_dropout:
             raise ValueError("lora_dropout must be 0: with dropout, recomputed log-probabilities are not the sampled")

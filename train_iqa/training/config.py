@@ -24,13 +24,24 @@ T = TypeVar("T")
 def read_config(kind: type[T], path: Path) -> T:
     """Return the configuration that the file holds. Raises ValueError naming the file and the field."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: not a readable YAML or JSON file: {error}") from error
     try:
         return _build(kind, data, "")
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a field that stands twice, of which YAML takes the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping. Raises ConstructorError."""
+        keys = [key.value for key, _ in node.value]
+        if repeated := sorted({str(key) for key in keys if keys.count(key) > 1}):
+            raise yaml.constructor.ConstructorError(None, None, f"{repeated[0]} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:

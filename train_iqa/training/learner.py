@@ -22,6 +22,8 @@ from zoomiqa_reward.model.checkpoint import Checkpoint, load_checkpoint
 from zoomiqa_reward.model.draws import own_draws
 from zoomiqa_reward.protocol import Protocol
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -40,7 +42,7 @@ class ModelConfig:
     """`cpu` keeps the run off the GPU; None: what accelerate finds."""
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+        if self.dtype not in ("auto", *DTYPES):
             raise ValueError(f"dtype {self.dtype!r}: must be auto, float32, bfloat16 or float16")
         if self.device not in (None, "cpu"):
             raise ValueError(f"device {self.device!r}: must be cpu or None; GPUs are chosen by the launcher")

@@ -1,5 +1,6 @@
 """Configuration of supervised fine-tuning."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,10 @@ class ConversationSource:
     """JSONL file; see `train_iqa.rows.conversations`."""
     weight: float = 1.0
     """How often its rows come, relative to those of the other data sets."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"{self.path}: weight={self.weight} must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,8 @@ class SftConfig:
                 f"direct_share={self.direct_share} must be in [0, 1), epochs={self.epochs} above 0, "
                 f"steps={self.steps} at least 1"
             )
+        if self.seed < 0 or (self.data and not any(source.weight for source in self.data)):
+            raise ValueError(f"seed={self.seed} must be 0 or more, and not every weight of the data 0")
         if not self.max_grad_norm >= 0:
             raise ValueError(f"max_grad_norm={self.max_grad_norm}: must be above 0, or 0 for no clipping")
         if self.learning_rate <= 0 or self.warmup_steps < 0 or self.save_every < 1:
