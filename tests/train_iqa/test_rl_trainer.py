@@ -184,6 +184,12 @@ def test_an_update_makes_good_trajectories_likelier_and_leaves_the_reference_whe
 
 
 @pytest.mark.integration
+def test_every_token_counts_where_that_is_asked_for(dataset, tmp_path):
+    made = trainer_of(config(tmp_path, count_tokens=True, images_per_step=2), dataset).generate(0)
+    assert made.row_weights.tolist() == [len(row.completion_ids) for row in made.rows]
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("kl", "has_reference"),
     [
