@@ -361,6 +361,20 @@ def test_the_command_line_reads_a_file_and_names_what_is_wrong(tmp_path, capsys)
     assert "unknown field tuning.rank" in capsys.readouterr().err
 
 
+@pytest.mark.integration
+def test_weight_decay_and_seed_reach_the_learner(tmp_path, monkeypatch):
+    asked = []
+
+    def stop(checkpoint, accelerator, tuning, **options):
+        asked.append(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sft, "make_learner", stop)
+    with pytest.raises(KeyboardInterrupt):
+        sft.train(config(tmp_path, weight_decay=0.3, seed=4))
+    assert asked == [{"weight_decay": 0.3, "seed": 4}]
+
+
 @pytest.mark.slow
 def test_two_processes_are_one_process_with_twice_the_micro_batches(tmp_path):
     made = config(tmp_path)
