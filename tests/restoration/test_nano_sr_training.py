@@ -103,6 +103,7 @@ def test_lr_and_hr_windows_show_the_same_place_in_the_same_pose(pairs):
     assert not torch.equal(large[0], large[8])
 
 
+@pytest.mark.integration
 def test_crops_hold_what_their_degraded_copies_hold(photos, pairs):
     """The copy of a crop is nearer to that crop, reduced, than to any other."""
     reduced = torch.nn.functional.interpolate(pairs.hr.float(), scale_factor=0.25, mode="area")
@@ -116,6 +117,7 @@ def test_crops_hold_what_their_degraded_copies_hold(photos, pairs):
     assert (hr.shape, lq.shape) == ((4, 3, 96, 96), (4, 3, 24, 24))
 
 
+@pytest.mark.integration
 def test_pairs_lie_in_the_order_of_their_shards_not_in_that_of_their_arrival(pairs, tmp_path):
     """Else a run that goes on finds other pairs in its places, and ends with other weights."""
     folder = tmp_path / "pairs"

@@ -180,12 +180,12 @@ def test_a_reply_that_is_no_chat_completion_fails_its_image_alone(scripted, tmp_
 
 
 def test_half_a_character_of_the_teacher_is_written_and_read(scripted, tmp_path):
-    with ScriptedServer(lambda body: scripted[1](body).replace("Rationale: ", "Rationale: \ud83d ")) as server:
+    with ScriptedServer(lambda body: scripted[1](body).replace("Rationale: ", "Rationale: Half\ud83d ")) as server:
         report = curate(configured(scripted, tmp_path, server.url, limit=2, reliance=None))
     assert report["failed"] == 0
     talks = read_conversations(tmp_path / "conversations.jsonl")
     assert len(talks) == 2
-    assert all("Rationale: ? " in text for talk in talks for text in talk.rounds)
+    assert all("Rationale: Half? " in text for talk in talks for text in talk.rounds)
 
 
 @pytest.mark.parametrize("options", [{"temperature": math.nan}, {"price_in": math.nan}, {"price_out": -1.0}])

@@ -112,6 +112,7 @@ def test_a_table_is_read_as_excel_writes_it_and_what_cannot_be_read_is_named(tmp
         People(read_opinions(tmp_path), torch.device("cpu"))
 
 
+@pytest.mark.integration
 def test_a_pool_holds_all_candidates_of_one_image_with_the_truths_order(pools):
     assert len(pools) == 2
     for images, labels in zip(pools.images, pools.labels, strict=True):

@@ -54,6 +54,7 @@ def test_a_view_is_read_once_and_is_what_the_tower_says_of_it(learner, store, mo
         assert len(view.tokens) == len(token_truth(record, view.grid))
 
 
+@pytest.mark.integration
 def test_words_rate_as_direct_did_at_the_start(learner, store):
     start, stored = Start(learner), store.whole_images[0]
     with torch.no_grad():
@@ -124,6 +125,7 @@ def test_the_bell_about_an_edge_is_wide(learner, store, monkeypatch, tmp_path):
     assert learner.builder.box_sigma < words_module.BOX_SIGMA
 
 
+@pytest.mark.integration
 def test_a_short_row_names_box_and_rating_without_thoughts(learner, store):
     stored, rng = store.whole(local=True)[0], np.random.default_rng(1)
     grid = grid_of(stored.image)
