@@ -7,7 +7,6 @@ of low quality `0801x4`) are taken off.
 
 import hashlib
 import json
-import operator
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from restoration.degradation.pipeline import degrade
 from restoration.degradation.presets import Degradation, find_preset
+from restoration.whole_numbers import whole_numbers
 from zoomiqa_reward.images.listing import list_images
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.runs.digest import digest, file_digest
@@ -79,8 +79,9 @@ class Dataset:
     """What PSNR and SSIM cut from each side by the benchmark's convention; None: `scale`, the convention of papers."""
 
     def __post_init__(self) -> None:
-        for number in ("scale", "seed"):
-            object.__setattr__(self, number, operator.index(getattr(self, number)))  # run.json holds Python's numbers
+        scale, seed = whole_numbers(scale=self.scale, seed=self.seed)  # as run.json has them
+        object.__setattr__(self, "scale", scale)
+        object.__setattr__(self, "seed", seed)
         names = [item.name for item in self.items]
         if not names:
             raise ValueError(f"dataset {self.name!r} holds no images")

@@ -6,7 +6,6 @@ appended image by image to a folder, so that a run that was killed goes on where
 records stands in `restoration.evaluation.report`.
 """
 
-import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from restoration.metrics.fidelity import MetricUnavailable
 from restoration.metrics.perceptual import backbone_hash
 from restoration.metrics.registry import BOTH, METRICS, MetricOptions, conventions, find_metrics
 from restoration.restorer.rng import candidate_seed
+from restoration.whole_numbers import whole_numbers
 from zoomiqa_reward.images.loading import conversions
 from zoomiqa_reward.rewards.base import Reward, require_pointwise
 from zoomiqa_reward.runs.folder import locked
@@ -76,7 +76,7 @@ def evaluate(
     Raises ValueError for wrong arguments, for a headline that was the reward or made its labels, and for a folder of
     another run; RuntimeError if more than a fifth of the candidates fail.
     """
-    n, seed = map(operator.index, (n, seed))  # run.json holds Python's numbers
+    n, seed = whole_numbers(n=n, seed=seed)  # as run.json has them
     _check(restorer, dataset, n, reward, keep_images, out)
     names = [metric.name for metric in find_metrics(metrics)]
     options = with_conventions(dataset, names, options)

@@ -1,10 +1,14 @@
 """Arguments in the wrong order, classes in place of objects, and numbers that are not whole are named."""
 
+from dataclasses import replace
+
 import pytest
 from tiny import make_image
 from torch import nn
 
 from restoration import Restorer, best_of_n, fuse, refine, search_noise
+from restoration.evaluation.datasets import Dataset, DatasetItem
+from restoration.evaluation.evaluate import evaluate
 from restoration.selection.folder import best_of_folder
 from zoomiqa_reward import ImageError, MetricReward, ZoomIQA, ZoomIQAReward, quality_map, rank, score_clip
 from zoomiqa_reward.errors import NoReward
@@ -57,3 +61,10 @@ def test_a_number_that_is_not_whole_is_named(tmp_path):
             refine(RESTORER, IMAGE, MEAN, **{name: 2.0})
     with pytest.raises(TypeError, match=r"^n='2': must be a whole number"):
         next(iter(best_of_folder(RESTORER, tmp_path, MEAN, tmp_path / "out", n="2")))
+    dataset = Dataset(name="one", items=(DatasetItem(name="a", hr=tmp_path / "a.png"),))
+    for name in ("n", "seed"):
+        with pytest.raises(TypeError, match=rf"^{name}=2\.0: must be a whole number"):
+            evaluate(RESTORER, dataset, ["psnr_y"], **{name: 2.0})
+    for name in ("scale", "seed"):
+        with pytest.raises(TypeError, match=rf"^{name}=2\.0: must be a whole number"):
+            replace(dataset, **{name: 2.0})

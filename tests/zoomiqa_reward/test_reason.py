@@ -6,53 +6,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scripted_writer import FINAL, GREEDY, NO_NUMBER, SECOND, ZOOM, Writer, ask
 from tiny import ARCHS, make_image, tiny_iqa
 
 from zoomiqa_reward.model.decode import write_answers
-from zoomiqa_reward.model.generate import Completion, Sampling, end_tokens, generate, suppressed_tokens, write_ids
+from zoomiqa_reward.model.generate import Sampling, end_tokens, generate, suppressed_tokens, write_ids
 from zoomiqa_reward.model.inputs import collate, make_row
 from zoomiqa_reward.model.reason import assess_images
 from zoomiqa_reward.model.turns import round1
-from zoomiqa_reward.model.zoomiqa import ZoomIQA
-
-GREEDY = Sampling(max_new_tokens=8)
-THINK = "<think>Image Quality Summary: soft. Issues to Avoid: noise.</think>"
-ZOOM = THINK + '<answer>{"bbox_2d": [0.1, 0.1, 0.6, 0.7], "rating": 2.5, "tool": "crop"}</answer>'
-FINAL = THINK + '<answer>{"bbox_2d": [0, 0, 0, 0], "rating": 3.25, "tool": "final"}</answer>'
-SECOND = '<think>Crop Inspection Summary: fine.</think><answer>{"bbox_2d": [0], "rating": 4, "tool": "final"}</answer>'
-NO_NUMBER = '<answer>{"bbox_2d": [0], "rating": "?", "tool": "final"}</answer>'
 
 
 @pytest.fixture(params=ARCHS)
 def iqa(request):
     return tiny_iqa(request.param)
-
-
-class Writer:
-    """Answers from a script, one list of texts for each call, and keeps what it was asked."""
-
-    def __init__(self, *calls, truncated=False):
-        self.calls = list(calls)
-        self.truncated = truncated
-        self.prompts = []
-        self.rows = []
-        self.seeds = []
-        self.temperatures = []
-
-    def __call__(self, checkpoint, rows, sampling):
-        texts = self.calls.pop(0)
-        assert len(texts) == len(rows)
-        self.prompts.append([checkpoint.tokenizer.decode(row.input_ids.tolist()) for row in rows])
-        self.rows.append(rows)
-        self.seeds.append(sampling.seed)
-        self.temperatures.append(sampling.temperature)
-        return [Completion(text=text, is_truncated=self.truncated) for text in texts]
-
-
-def ask(writer, images, sampling=GREEDY, **options):
-    found = assess_images(tiny_iqa().checkpoint, images, sampling=sampling, write=writer, **options)
-    assert writer.calls == []
-    return [samples[0] for samples in found]
 
 
 def test_final_in_round_one_needs_no_second_round():
@@ -198,53 +164,6 @@ def test_a_truncated_answer_is_noted():
     assert (found.valid, found.warning) == (True, "round 1: Answer truncated")
     (found,) = ask(Writer(["<think>and on"], truncated=True), [make_image()])
     assert found.error.endswith("round 1: Answer truncated")
-
-
-def test_what_cannot_be_read_is_asked_for_again_alone_and_told():
-    writer = Writer([FINAL, NO_NUMBER, ZOOM], [FINAL.replace("3.25", "1.5")], ["no"], [NO_NUMBER], [SECOND])
-    found = ask(writer, [make_image(k) for k in range(3)], retries=2)
-    assert [one.rating for one in found] == [3.25, 1.5, 4.0]
-    told = "round {}: asked {} times; what was written before cannot be read"
-    assert [one.warning for one in found] == [None, told.format(1, 2), told.format(2, 3)]
-    assert found[2].turns[1].crop_box == (9, 7, 54, 49)  # of the image, as without
-    assert writer.prompts[1] == [writer.prompts[0][1]]
-    assert writer.prompts[2] == writer.prompts[3] == writer.prompts[4]
-
-
-def test_an_answer_asked_for_again_is_sampled_with_a_seed_of_image_round_and_attempt():
-    def asked(images, retries=2):
-        writer = Writer([NO_NUMBER] * len(images), *[[NO_NUMBER] * len(images)] * retries)
-        assert not any(one.valid for one in ask(writer, images, retries=retries))
-        assert writer.temperatures == [0.0, *[1.0] * retries]
-        return writer.seeds[1:]
-
-    image, other = make_image(), make_image(1)
-    seeds = asked([image, other])
-    assert len({seed for attempt in seeds for seed in attempt}) == 4
-    assert asked([other]) == [(seed,) for _, seed in seeds]  # in any company
-    writer = Writer([ZOOM], [NO_NUMBER], [SECOND])
-    ask(writer, [image], retries=1)
-    assert writer.seeds[2][0] not in seeds[0]
-
-
-def test_what_is_never_readable_has_no_rating_and_samples_are_not_asked_for_again():
-    (found,) = ask(Writer([NO_NUMBER], ["no"], [NO_NUMBER]), [make_image()], retries=2)
-    assert (found.valid, math.isnan(found.rating)) == (False, True)
-    assert found.error.startswith("round 1: rating is missing")
-    (sampled,) = ask(Writer([NO_NUMBER]), [make_image()], Sampling(temperature=1.0, seed=1), retries=2)
-    assert not sampled.valid
-
-
-@pytest.mark.parametrize("name", ["assess", "rate"])
-def test_a_model_asks_again_as_often_as_its_protocol_says(name, monkeypatch):
-    checkpoint = tiny_iqa().checkpoint
-    iqa = ZoomIQA(replace(checkpoint, protocol=replace(checkpoint.protocol, retries=1)))
-    script = Writer([NO_NUMBER], [FINAL])
-    monkeypatch.setattr(assess_images, "__kwdefaults__", assess_images.__kwdefaults__ | {"write": script})
-    found = (
-        iqa.assess(make_image())[0].rating if name == "assess" else iqa.rate(make_image(), mode="reason").mean.item()
-    )
-    assert found == 3.25
 
 
 def test_windows_and_samples_come_back_in_order():

@@ -81,8 +81,8 @@ class _Read:
 
     @property
     def is_unreadable(self) -> bool:
-        """Whether it says neither a rating nor where to look closer."""
-        return self.rating_error is not None and not self.wants_zoom and not self.has_failed
+        """Whether it says neither a rating in 1..5 nor where to look closer."""
+        return not (1 <= self.turn.rating <= 5 or self.wants_zoom or self.has_failed)
 
 
 def assess_images(
