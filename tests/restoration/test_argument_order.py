@@ -61,7 +61,7 @@ def test_a_number_that_is_not_whole_is_named(tmp_path):
             refine(RESTORER, IMAGE, MEAN, **{name: 2.0})
     with pytest.raises(TypeError, match=r"^n='2': must be a whole number"):
         next(iter(best_of_folder(RESTORER, tmp_path, MEAN, tmp_path / "out", n="2")))
-    dataset = Dataset(name="one", items=(DatasetItem(name="a", hr=tmp_path / "a.png"),))
+    dataset = Dataset(name="one", items=(DatasetItem(name="a", lq=tmp_path / "a.png"),))
     for name in ("n", "seed"):
         with pytest.raises(TypeError, match=rf"^{name}=2\.0: must be a whole number"):
             evaluate(RESTORER, dataset, ["psnr_y"], **{name: 2.0})
