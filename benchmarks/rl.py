@@ -106,9 +106,15 @@ def read_labels(out: Path, part: str) -> tuple[list[Path], Ratings]:
     return [out / part / row["image"] for row in rows], np.array([float(row["mos"]) for row in rows])
 
 
+def load_judge(policy: str) -> ZoomIQA:
+    """Return a policy that is asked once: a second, sampled answer would hide what RL made unreadable."""
+    protocol = ZoomIQA.from_pretrained(policy).protocol
+    return ZoomIQA.from_pretrained(policy, protocol=replace(protocol, retries=0))
+
+
 def evaluate(policy: str, out: Path) -> dict[str, list[float | None]]:
     """Return a policy's ratings of the held-out images, by both ways to ask; None where its answer is unreadable."""
-    iqa, (images, _) = ZoomIQA.from_pretrained(policy), read_labels(out, "test")
+    iqa, (images, _) = load_judge(policy), read_labels(out, "test")
     found = {}
     for mode in MODES:
         parts = [iqa.rate(images[k : k + BATCH], mode=mode).mean.tolist()
@@ -155,7 +161,7 @@ def rate_by_people(args: argparse.Namespace) -> None:
     for file, policy in policies.items():
         if file.exists():
             continue
-        iqa = ZoomIQA.from_pretrained(policy)
+        iqa = load_judge(policy)
         images = tqdm([args.data / row["image"] for row in rows], desc=f"{file.parent.name}, people")
         ratings = [rating for image in images for rating in iqa.rate([image], mode="reason").mean.tolist()]
         write_json(file, {
