@@ -80,7 +80,7 @@ def search(
     if amount == 0:
         raise typer.BadParameter("--amount 0 would repeat the same noise; give more, up to 1")
     if softness is not None and softness <= 0:
-        raise typer.BadParameter("--softness must be above 0")
+        raise typer.BadParameter(f"--softness {softness}: must be above 0")
     require_folder(out)  # before the work, as the image
     pixels = load_image(image)
     judge = load_reward(reward, model=model, mode=mode, device=device, dtype=dtype, adapter=adapter, protocol=protocol)

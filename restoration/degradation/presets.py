@@ -46,12 +46,14 @@ class DegradationStage:
                      "jpeg_range"):  # fmt: skip
             low, high = getattr(self, name)
             if not 0 < low < high:
-                raise ValueError(f"{name}={(low, high)}: must be two rising numbers above 0")
+                raise ValueError(f"{name}={(low, high)}: must be two numbers above 0, the lower first")
         low, high = self.resize_range
         if not 0.15 <= low < 1 <= high <= 2:
-            raise ValueError(f"resize_range={self.resize_range}: must run from 0.15 or more, below 1, to 1 .. 2")
+            raise ValueError(
+                f"resize_range={self.resize_range}: the first must be 0.15 or more and below 1, the second 1 to 2"
+            )
         if self.jpeg_range[1] > 100:
-            raise ValueError(f"jpeg_range={self.jpeg_range}: quality ends at 100")
+            raise ValueError(f"jpeg_range={self.jpeg_range}: JPEG's quality is at most 100")
         if len(self.kernel_probs) != len(KERNELS):
             raise ValueError(f"kernel_probs: {len(self.kernel_probs)} numbers for {len(KERNELS)} kernels")
 

@@ -98,10 +98,16 @@ def restore_seeds(
             continue
         cost = {"seconds": time.perf_counter() - start, "peak_bytes": _peak_bytes()}
         if candidate.seed != waiting[0]:
-            raise RuntimeError(f"restorer {restorer.name!r} returned seed {candidate.seed}, due was {waiting[0]}")
+            raise RuntimeError(
+                f"restorer {restorer.name!r} returned seed {candidate.seed} where {waiting[0]} was expected: restore() "
+                "must yield one restoration per seed, in order"
+            )
         image = load_image(candidate.image).detach().cpu()
         if image.shape != size:
-            raise RuntimeError(f"restorer {restorer.name!r} returned {tuple(image.shape)} where {size} was due")
+            raise RuntimeError(
+                f"restorer {restorer.name!r} returned {tuple(image.shape)} where {tuple(size)} was expected: its "
+                "scale must be that of the dataset"
+            )
         yield waiting.pop(0), image, cost
 
 

@@ -65,7 +65,10 @@ def pick_headline(
     allowed = [name for name in names if name not in excluded and (has_hr or METRICS[name].needs != "hr")]
     if not allowed:
         reasons = "; ".join(f"{name}: {why}" for name, why in excluded.items() if name in names)
-        raise ValueError(f"no metric of {', '.join(names) or '(none)'} may judge ({reasons or 'no ground truth'})")
+        raise ValueError(
+            f"no metric of {', '.join(names) or '(none)'} may judge ({reasons or 'no ground truth'}); "
+            "measure another one too"
+        )
     return next((name for name in allowed if METRICS[name].needs == "hr"), allowed[0])
 
 

@@ -79,11 +79,12 @@ class NanoSRConfig:
             )
         if self.crop_px % (4 * SCALE) or self.small_px % SCALE or self.small_px > self.crop_px or self.crop_px < 80:
             raise ValueError(
-                f"crop_px={self.crop_px}, small_px={self.small_px}: crops of at least 80 px, a multiple of 16; windows "
-                f"no larger, a multiple of {SCALE}"
+                f"crop_px={self.crop_px} must be at least 80 and a multiple of 16, small_px={self.small_px} a "
+                f"multiple of {SCALE} and no larger"
             )
-        if min(self.shards, self.shard_size, self.workers, self.validation_crops) < 1:
-            raise ValueError("shards, shard_size, workers and validation_crops must be at least 1")
+        for name in ("shards", "shard_size", "workers", "validation_crops"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
 
     @property
     def batch_pixels(self) -> int:

@@ -192,7 +192,7 @@ def check_range(output: Any, name: str, value_range: str) -> None:
     if low >= -OVERSHOOT and high <= 1 + OVERSHOOT:
         return
     raise RestorationError(
-        f"{name} answers black to white with {low:.3g}..{high:.3g}, which is not in [0, 1] after value_range="
+        f"{name} made {low:.3g}..{high:.3g} of an image of black and white, which is not in [0, 1] after value_range="
         f"{value_range!r}; say what it writes: value_range='signed' for -1..1, 'bytes' for 0..255"
     )
 

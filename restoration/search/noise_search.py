@@ -66,7 +66,7 @@ def search_noise(
     require_order("search_noise(restorer, image_lq, reward)", judges={"reward": reward}, images={"image_lq": image_lq})
     require_pointwise(reward, "each round starts from the best score so far")
     if "hr" in reward.needs and hr is None:
-        raise ValueError(f"reward {reward.name!r} needs hr=")
+        raise ValueError(f"reward {reward.name!r} needs hr=, the ground truth; zoomiqa evaluate takes one per image")
     image = load_image(image_lq).detach().cpu()
     given = {"lq": image, "hr": None if hr is None else load_image(hr).detach().cpu()}
     sources = pool(restorer, prompts)

@@ -73,7 +73,9 @@ def require_draws(
     for reward in rewards:
         require_reward(reward)
         if "hr" in reward.needs and not has_hr:
-            raise ValueError(f"reward {reward.name!r} needs hr=")
+            raise ValueError(
+                f"reward {reward.name!r} needs hr=, the ground truth; zoomiqa evaluate takes one per image"
+            )
 
 
 class RewardAnswer(NamedTuple):

@@ -129,7 +129,9 @@ class TuneConfig:
         if self.seed >= SEED_END:
             raise ValueError(f"seed={self.seed}: must be below 2^64")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.max_failure_rate <= 1:
-            raise ValueError(f"ema_decay={self.ema_decay}, max_failure_rate={self.max_failure_rate}: shares, 0 to 1")
+            raise ValueError(
+                f"ema_decay={self.ema_decay}, max_failure_rate={self.max_failure_rate}: both must be 0 to 1"
+            )
         self._check_candidates()
 
     def _check_candidates(self) -> None:

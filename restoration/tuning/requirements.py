@@ -19,7 +19,9 @@ def require_inputs(reward: Reward, examples: Sequence[Example]) -> None:
         )
     blind = [example.name for example in examples if example.hr is None]
     if "hr" in reward.needs and blind:
-        raise ValueError(f"reward {reward.name!r} needs hr, which {blind[0]} does not have")
+        raise ValueError(
+            f"reward {reward.name!r} needs hr, which {blind[0]} does not have: give ground truths, or another reward"
+        )
 
 
 def require_truths(truth_weight: float, examples: Sequence[Example]) -> None:

@@ -71,3 +71,15 @@ def test_older_except_clauses_hold():
     for name, one in exception_classes().items():
         older = issubclass(one, ValueError | RuntimeError | ImportError | OSError)
         assert older or name.rpartition(".")[2] in ("ZoomIQAError", "DrewAnyway", "_RefusedError"), name
+
+
+def test_a_message_that_gives_a_rule_names_what_broke_it():
+    """`must be` in a text without any value leaves the user to look for what was given."""
+    without = []
+    for name, file in module_files().items():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                without += [f"{name}: {argument.value}" for argument in node.exc.args
+                            if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+                            and " must be " in argument.value]  # fmt: skip
+    assert without == []

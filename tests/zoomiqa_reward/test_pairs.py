@@ -155,7 +155,7 @@ def test_the_pair_question_lives_in_the_protocol_file():
     protocol = tiny_protocol(pair=PAIR)
     assert Protocol.from_dict(json.loads(protocol.to_json())) == protocol
     assert protocol.fingerprint != tiny_protocol().fingerprint
-    with pytest.raises(ProtocolError, match="must be two each, not equal"):
+    with pytest.raises(ProtocolError, match="give two of each, and two different answers"):
         PairPrompt(text="?", labels=("a", "b"), answers=("1", "1"))
 
 

@@ -167,7 +167,7 @@ def test_a_repository_is_searched(tmp_path: Path) -> None:
         (STAND_IN + "GENERATION_CONFIG = 'fast'", "GENERATION_CONFIG is a str"),
         (STAND_IN + "GENERATION_CONFIG = {'do_sample': True, 'top_p': 'high'}", "top_p is 'high'; expected a number"),
         (STAND_IN + "MIN_AREA = 784", "crop areas 784..0.75"),
-        (STAND_IN + "MIN_PIXELS = 10**9\nMIN_PIXELS = 1000000000", "no range"),
+        (STAND_IN + "MIN_PIXELS = 10**9\nMIN_PIXELS = 1000000000", "at most max_pixels"),
     ],
 )
 def test_files_that_do_not_fit_are_named(tmp_path: Path, text: str, message: str) -> None:

@@ -133,7 +133,7 @@ def broken(**changes: Any) -> dict[str, Any]:
         ({"decoding__top_p": 5}, r"top_p=5 in \(0, 1\]"),
         ({"crop__min_area_frac": 0.9}, r"0\.9\.\.0\.5 must be a range in 0\.\.1"),
         ({"history_style": "all"}, "all"),
-        ({"min_pixels": 10**9}, "no range"),
+        ({"min_pixels": 10**9}, "at most max_pixels"),
         ({"min_pixels": "few"}, "protocol"),
         ({"views__weights": [1.0]}, "2 scales but 1 weights"),
         ({"views__scales": [1.0, 2.0]}, "scales"),

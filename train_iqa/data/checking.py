@@ -50,10 +50,13 @@ def load_datasets(
     """
     accepted = frozenset(accept)
     if checks not in CHECKS or not accepted <= set(ACCEPTABLE):
-        raise ValueError(f"checks={checks!r} of {', '.join(CHECKS)}; accept={sorted(accepted)} of {ACCEPTABLE}")
+        raise ValueError(
+            f"checks={checks!r} must be one of {', '.join(CHECKS)}, accept={sorted(accepted)} some of "
+            f"{', '.join(ACCEPTABLE)}"
+        )
     names = [source.name for source in sources]
     if len(set(names)) < len(names):
-        raise ValueError(f"two data sets of one name in {', '.join(names)}; give one of them another")
+        raise ValueError(f"two data sets of one name in {', '.join(names)}; give one of them another name (--name)")
     loaded: list[IqaDataset] = []
     problems: list[Problem] = []
     for source in sources:

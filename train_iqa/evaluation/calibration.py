@@ -71,7 +71,7 @@ def calibrate(
     if not x.shape == s.shape == y.shape or x.ndim != 1:
         raise ValueError(f"ratings {x.shape}, stds {s.shape}, mos {y.shape}: three lists of the same length are needed")
     if not np.isfinite(y).all() or (s < 0).any():
-        raise ValueError("a MOS is not finite, or a std is negative")
+        raise ValueError("a MOS is not finite, or a std is negative: leave such images out")
     good = np.isfinite(x) & np.isfinite(s)
     errors, s = (x - y)[good], s[good]
     if len(s) < MIN_IMAGES:

@@ -293,7 +293,7 @@ def group_files(folder: Path) -> list[list[Path]]:
     for path in sorted(path for path in (folder / "images").iterdir() if is_shown(path)):
         groups.setdefault(path.stem.split("_")[0], []).append(path)
     if not groups:
-        raise ValueError(f"{folder}/images holds no image")
+        raise ValueError(f"{folder}/images holds no image; make it with benchmarks/restored_pairs.py")
     return list(groups.values())
 
 

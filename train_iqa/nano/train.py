@@ -272,7 +272,7 @@ def make_nano(config: NanoConfig, opinions: Sequence[Opinion] | None = None) -> 
     another process trains.
     """
     if config.start is not None and config.people is None:
-        raise ValueError("start goes on with the people stage, which needs `people`")
+        raise ValueError(f"start={config.start}: goes on with the people stage, which needs `people` (--people DIR)")
     # All that is read is read once before anything is made: a wrong path must not cost hours.
     training, held_out = photographs_of(config.photos)
     if config.people is not None:

@@ -12,6 +12,11 @@ from train_iqa.training.learner import DTYPES, ModelConfig
 from train_iqa.training.policy import TuningConfig
 
 SAMPLERS = ("transformers", "vllm")
+LEAST = {
+    "steps": 1, "images_per_step": 1, "images_per_rollout": 1, "micro_rows": 1, "updates": 1, "save_every": 1,
+    "max_new_tokens": 1, "page_every": 0,
+}  # fmt: skip
+"""Counts of `GrpoConfig` and their smallest values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +82,9 @@ class GrpoConfig:
                 f"images_per_step={self.images_per_step}: the rank reward compares at least 8 images; raise it or set "
                 f"rewards.rank to 0"
             )
-        counts = (self.steps, self.images_per_step, self.images_per_rollout, self.micro_rows, self.updates)
-        if min(counts) < 1 or self.save_every < 1 or self.page_every < 0 or self.max_new_tokens < 1:
-            raise ValueError("steps, images_per_step, images_per_rollout, micro_rows, updates, save_every and "
-                             "max_new_tokens must be at least 1, page_every at least 0")  # fmt: skip
+        short = [name for name, least in LEAST.items() if getattr(self, name) < least]
+        if short:
+            raise ValueError(f"{short[0]}={getattr(self, short[0])}: must be at least {LEAST[short[0]]}")
         if self.temperature <= 0 or self.learning_rate <= 0 or not 0 < self.clip < 1 or self.mismatch_cap < 1:
             raise ValueError(
                 f"temperature={self.temperature} and learning_rate={self.learning_rate} must be above 0, "
@@ -97,4 +101,7 @@ class GrpoConfig:
                 f"{', '.join(DTYPES)}"
             )
         if self.tuning.lora_dropout:
-            raise ValueError("lora_dropout must be 0: with dropout, recomputed log-probabilities are not the sampled")
+            raise ValueError(
+                f"lora_dropout={self.tuning.lora_dropout}: must be 0 in RL, because with dropout the recomputed "
+                "log-probabilities are not those of sampling"
+            )

@@ -30,7 +30,9 @@ class ResamplingConfig:
 
     def __post_init__(self) -> None:
         if self.levels < 1 or self.schedule not in SCHEDULES:
-            raise ValueError(f"levels={self.levels} must be at least 1, schedule {self.schedule!r} of {SCHEDULES}")
+            raise ValueError(
+                f"levels={self.levels} must be at least 1, schedule={self.schedule!r} one of {', '.join(SCHEDULES)}"
+            )
         if not (0 <= self.start <= 1 and 0 <= self.end <= 1):
             raise ValueError(f"start={self.start}, end={self.end}: alpha lies in 0..1")
 

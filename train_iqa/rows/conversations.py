@@ -104,7 +104,7 @@ def _parse(line: str, root: Path) -> Conversation:
     if not isinstance(rating, int | float) or isinstance(rating, bool):
         raise ConversationError(f"rating {rating!r}: must be a number in 1..5")
     if not isinstance(rounds, list) or not all(isinstance(text, str) for text in rounds):
-        raise ConversationError("rounds: must be a list of one or two texts")
+        raise ConversationError(f"rounds {rounds!r:.80}: must be a list of one or two texts")
     if question is not None and not isinstance(question, str):
         raise ConversationError(f"question {question!r}: must be a text")
     return Conversation(image=root / name, rounds=tuple(rounds), rating=float(rating), question=question)

@@ -201,7 +201,10 @@ def _value_and_gradient(reward: Reward, leaf: Tensor, pool: Pool) -> tuple[float
             return math.nan, None
         [gradient] = torch.autograd.grad(scores.value[0], leaf, allow_unused=True)
     if gradient is None:
-        raise ValueError(f"reward {reward.name!r}: its value does not depend on the image it was given")
+        raise ValueError(
+            f"reward {reward.name!r}: its value does not depend on the image, so it has no gradient; declare "
+            "differentiable=False, or compute in tensors"
+        )
     return float(scores.value[0].detach()), gradient
 
 

@@ -97,7 +97,7 @@ def _score_on_cluster(
     from zoomiqa_reward.cli.score_shared import Job, score_on_cluster
 
     if not files:
-        raise ValueError("there is no image")
+        raise ValueError("the files and folders given hold no image: name images")
     job = Job(
         files=tuple(files), folder=os.getcwd(), out=out, overwrite=overwrite, device=device, loaded=loaded, asked=asked
     )

@@ -44,7 +44,9 @@ def load_reward(
     from zoomiqa_reward.rewards.find import TOGETHER, find_reward, judged_together, model_of
 
     if name == "none":
-        raise ValueError("--reward none: this command needs a reward")
+        raise ValueError(
+            "--reward none: this command needs a reward; leave the option out for the model's, or name one"
+        )
     chosen = model if name in TOGETHER else model_of(name, model)
     if chosen is not None:
         from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward

@@ -106,7 +106,7 @@ def _tokens(file: Path | None) -> tuple[str, ...]:
     if file is not None:
         tokens = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
         if not tokens:
-            raise ValueError(f"--token-file {file}: holds no token")
+            raise ValueError(f"--token-file {file}: holds no token; write one per line")
         return tokens
     token = os.environ.get("ZOOMIQA_TOKEN")
     return (token,) if token else ()

@@ -101,7 +101,7 @@ def dictionaries(metadata: object, count: int) -> list[Mapping[str, object]]:
     if not isinstance(metadata, list | tuple | np.ndarray) or not all(isinstance(entry, Mapping) for entry in metadata):
         raise ValueError(f"metadata is {type(metadata).__name__}: must be a sequence with one dictionary per image")
     if len(metadata) != count:
-        raise ValueError(f"metadata holds {len(metadata)} for {count} images")
+        raise ValueError(f"metadata holds {len(metadata)} for {count} images: pass one dictionary per image")
     return list(metadata)
 
 

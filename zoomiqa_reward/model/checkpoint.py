@@ -298,7 +298,10 @@ def _load_model(source: Path | str, revision: str | None, **kwargs: Any) -> Any:
         raise CheckpointError(_unreachable(source, error)) from error
     # transformers fills gaps with random numbers and only logs it: such a model would rate, at random.
     if gaps := sorted(report["missing_keys"]) + sorted(str(key) for key in report.get("mismatched_keys") or ()):
-        raise CheckpointError(f"{source}: {len(gaps)} weights are missing or of a wrong shape, such as {gaps[0]}")
+        raise CheckpointError(
+            f"{source}: {len(gaps)} weights are missing or of a wrong shape, such as {gaps[0]}; copy or download it "
+            "again"
+        )
     if not hasattr(model.model, "get_rope_index") or not hasattr(config, "image_token_id"):
         raise CheckpointError(f"{source}: {config.model_type!r} has no 3-D positions; use a Qwen-VL, 2 to 3.5")
     return model
@@ -353,9 +356,14 @@ def _load_readers(source: Path | str, revision: str | None, model: Any) -> tuple
     vision = model.config.vision_config
     merged = int(vision.patch_size) * int(vision.spatial_merge_size)
     if getattr(image_processor, "backend", None) != "torchvision" or factor_of(image_processor) != merged:
-        raise CheckpointError(f"{source}: its image processor does not fit a vision tower of {merged} px tokens")
+        raise CheckpointError(
+            f"{source}: its image processor does not fit a vision tower of {merged} px tokens; take the processor's "
+            "files of the same model"
+        )
     if tokenizer.convert_tokens_to_ids("<|image_pad|>") != model.config.image_token_id:
-        raise CheckpointError(f"{source}: tokenizer and config disagree on the image token <|image_pad|>")
+        raise CheckpointError(
+            f"{source}: tokenizer and config disagree on the image token <|image_pad|>; take both files of one model"
+        )
     return tokenizer, image_processor
 
 
@@ -376,6 +384,6 @@ def _legacy_template(source: Path | str, revision: str | None) -> str:
         _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
     )  # fmt: skip
     if file is None:
-        raise CheckpointError(f"{source}: brings no chat template, so its prompts cannot be rendered")
+        raise CheckpointError(f"{source}: brings no chat template to write prompts with; copy it from its base model")
     template: str = json.loads(Path(file).read_text(encoding="utf-8"))["chat_template"]
     return template

@@ -35,7 +35,7 @@ def samples_temperature(protocol: Protocol, num_samples: int, temperature: float
     if temperature is None:
         temperature = 0.0 if num_samples == 1 else protocol.decoding.temperature or 1.0
     if num_samples > 1 and temperature == 0:
-        raise ValueError(f"num_samples={num_samples} at temperature 0 would be copies of one answer")
+        raise ValueError(f"num_samples={num_samples} at temperature 0 would be copies of one answer; raise temperature")
     return temperature
 
 

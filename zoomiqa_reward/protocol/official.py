@@ -251,7 +251,7 @@ def _questions(constants: Mapping[str, Any]) -> tuple[str, ...]:
     questions = constants["RANDOM_QUESTIONS"]
     questions = [questions] if isinstance(questions, str) else questions
     if not isinstance(questions, list | tuple) or not questions or not all(isinstance(q, str) for q in questions):
-        raise ProtocolError("RANDOM_QUESTIONS must be a list of at least one text")
+        raise ProtocolError(f"RANDOM_QUESTIONS must be a list of at least one text, not {questions!r:.80}")
     first = constants["DEFAULT_QUESTION"]
     if isinstance(first, str):
         questions = [first, *(question for question in questions if question != first)]

@@ -63,7 +63,9 @@ class PairPrompt:
 
     def __post_init__(self) -> None:
         if len(self.labels) != 2 or len(self.answers) != 2 or self.answers[0] == self.answers[1]:
-            raise ProtocolError(f"pair: labels {self.labels} and answers {self.answers} must be two each, not equal")
+            raise ProtocolError(
+                f"pair: labels {self.labels} and answers {self.answers}: give two of each, and two different answers"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +208,9 @@ class Protocol:
         if self.retries < 0:
             raise ProtocolError(f"protocol: retries {self.retries!r} must be at least 0")
         if not 0 < self.min_pixels <= self.max_pixels:
-            raise ProtocolError(f"protocol: pixels {self.min_pixels}..{self.max_pixels} is no range")
+            raise ProtocolError(
+                f"protocol: min_pixels={self.min_pixels} must be above 0, and at most max_pixels={self.max_pixels}"
+            )
         if self.levels and (len(set(self.levels)) < max(2, len(self.levels)) or not all(map(str.strip, self.levels))):
             raise ProtocolError(f"protocol: levels {self.levels} must be two or more different words, worst first")
 

@@ -380,8 +380,10 @@ def needed_inputs(reward: Reward, count: int, **given: Any) -> dict[str, list[An
     needed = {}
     for key in sorted(reward.needs):
         if given[key] is None:
-            raise ValueError(f"reward {reward.name!r} needs {key}=")
+            raise ValueError(f"reward {reward.name!r} needs {key}=: pass one per image")
         needed[key] = split_images(given[key])  # a list of texts is split as well
         if len(needed[key]) != count:
-            raise ValueError(f"reward {reward.name!r}: {key} holds {len(needed[key])} for {count} images")
+            raise ValueError(
+                f"reward {reward.name!r}: {key} holds {len(needed[key])} for {count} images: pass one per image"
+            )
     return needed

@@ -129,7 +129,9 @@ class CachedReward(Reward):
                  if items is not None}  # fmt: skip
         for key, items in given.items():
             if len(items) != len(sources):
-                raise ValueError(f"reward {self.name!r}: {key} holds {len(items)} for {len(sources)} images")
+                raise ValueError(
+                    f"reward {self.name!r}: {key} holds {len(items)} for {len(sources)} images: pass one per image"
+                )
         results: list[tuple[float, float, str | None]] = []
         before = dict(self._counts)
         for start in range(0, len(sources), WINDOW):

@@ -28,7 +28,7 @@ def group_keys(lq: Sequence[ImageSource], prompts: Sequence[str] | None = None) 
     Raises ImageError for an image that cannot be read, ValueError where prompts are not as many.
     """
     if prompts is not None and len(prompts) != len(lq):
-        raise ValueError(f"prompts holds {len(prompts)} for {len(lq)} low-quality images")
+        raise ValueError(f"prompts holds {len(prompts)} for {len(lq)} low-quality images: pass one per image")
     texts = [""] * len(lq) if prompts is None else prompts
     return [digest(f"{hash_pixels(load_image(image))} {text}") for image, text in zip(lq, texts, strict=True)]
 
@@ -60,7 +60,7 @@ def find_groups(
             )
         groups = group_keys(split_images(lq), prompts)
     if len(groups) != count:
-        raise ValueError(f"groups (or lq) holds {len(groups)} for {count} images")
+        raise ValueError(f"groups (or lq) holds {len(groups)} for {count} images: pass one per image")
     return group_index(groups)
 
 

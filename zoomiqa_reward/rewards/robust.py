@@ -105,7 +105,7 @@ class RobustReward(Reward):
         if grad:
             require_gradient(sources)
         if prompts is not None and len(prompts) != len(sources):
-            raise ValueError(f"prompts holds {len(prompts)} for {len(sources)} images")
+            raise ValueError(f"prompts holds {len(prompts)} for {len(sources)} images: pass one per image")
         results = [self._one(source, None if prompts is None else prompts[k], grad) for k, source in enumerate(sources)]
         home = next((mean.device for mean, _, _, error in results if error is None), torch.device("cpu"))
         value = torch.stack([mean.to(home) for mean, *_ in results]) if results else torch.zeros(0)

@@ -49,7 +49,7 @@ def wilson_interval(hits: float, count: int) -> Interval:
     [0.0, 0.2775]
     """
     if not 0 <= hits <= count:
-        raise ValueError(f"{hits} hits of {count} cases")
+        raise ValueError(f"{hits} hits of {count} cases: at least 1 case is needed, and 0 to {count} hits")
     if count == 0:
         return math.nan, math.nan
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)

@@ -146,11 +146,11 @@ class Limits:
             raise ValueError(f"max_pixels={self.max_pixels}: images of more than {MAX_PIXELS} are never decoded")
         if self.max_held_bytes < self.max_body_bytes:
             raise ValueError(
-                f"max_held_bytes={self.max_held_bytes} is below max_body_bytes={self.max_body_bytes}: no largest "
-                "request would ever be taken"
+                f"max_held_bytes={self.max_held_bytes} is below max_body_bytes={self.max_body_bytes}: a "
+                "request of that size would always be refused; raise it"
             )
         if self.max_pending_images < self.max_images:
             raise ValueError(
-                f"max_pending_images={self.max_pending_images} is below max_images={self.max_images}: no largest "
-                "request would ever be taken"
+                f"max_pending_images={self.max_pending_images} is below max_images={self.max_images}: a request "
+                "of that many images would always be refused; raise it"
             )

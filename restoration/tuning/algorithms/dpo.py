@@ -106,7 +106,8 @@ class DPO:
         require_numbers(self)
         if self.beta <= 0 or not 0 < self.share <= 0.5 or self.pairs_per_image < 1 or self.winner_weight < 0:
             raise ValueError(
-                f"{self}: beta above 0, share above 0 up to 0.5, pairs_per_image at least 1, winner_weight at least 0"
+                f"{self}: beta must be above 0, share above 0 and at most 0.5, pairs_per_image at least 1, "
+                "winner_weight at least 0"
             )
         if not 0 <= self.min_probability < 1:
             raise ValueError(f"min_probability={self.min_probability}: must be at least 0 and below 1")
@@ -156,7 +157,7 @@ class DPO:
             raise ValueError(f"{file}: expected_targets needs candidates drawn from seeds, and these are files")
         self._check_files(file, pairs, tuning.denoiser.scale)
         if not self._held:
-            raise ValueError(f"{file}: no pairs; all groups were tied or could not be measured")
+            raise ValueError(f"{file}: no pairs: all groups were tied or could not be measured; draw more candidates")
 
     def _check_files(self, file: Path, pairs: Sequence[PreferencePair], scale: int) -> None:
         """Raise ValueError for a candidate's file that is not as large as what the pipeline makes of its image."""

@@ -88,7 +88,9 @@ class RewardGradient:
     def __post_init__(self) -> None:
         require_numbers(self)
         if not 0 < self.last_share <= 1 or self.grad_steps < 1 or self.reward_weight <= 0:
-            raise ValueError(f"{self}: last_share above 0 up to 1, grad_steps at least 1, reward_weight above 0")
+            raise ValueError(
+                f"{self}: last_share must be above 0 and at most 1, grad_steps at least 1, reward_weight above 0"
+            )
         if self.low_frequency < 0:
             raise ValueError(f"{self}: low_frequency must be 0 or more")
 
@@ -104,7 +106,7 @@ class RewardGradient:
                 "differentiable one (Zoom-IQA in mode 'direct'), or grpo, nft, dpo or sft"
             )
         if self.tau is None and not math.isfinite(reward.score_range[1]):
-            raise ValueError(f"reward {reward.name!r} has no largest value: give tau")
+            raise ValueError(f"reward {reward.name!r} has no largest value: give tau=, the value to aim at")
         if tuning.config.offload:
             raise ValueError("reward_gradient needs the pipeline and the reward side by side: switch offload off")
         if is_groupwise(reward) and min(_chunks(tuning.config)) < 2:

@@ -119,7 +119,7 @@ def read_reply(body: str, think_join: tuple[str, str]) -> ServerReply:
         refusal = message.get("refusal")
         raise ReplyError(f"holds no text{f': {_short(refusal)}' if refusal else ''}")
     if not isinstance(content or "", str) or not isinstance(reasoning or "", str):
-        raise ReplyError(f"holds a text that is none: {_short(content)}, {_short(reasoning)}")
+        raise ReplyError(f"holds something else where its text belongs: {_short(content)}, {_short(reasoning)}")
     text = content or ""
     if reasoning:
         text = think_join[0] + reasoning + (think_join[1] + text if text else "")
