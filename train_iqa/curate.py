@@ -38,25 +38,29 @@ def build_parser() -> argparse.ArgumentParser:
     add("--part", choices=(AUTO, *PARTS), help="auto: the official training part, else all")
     add("--limit", type=int, help="images of each data set")
     for role in ("teacher", "judge"):
-        add(f"--{role}", metavar="MODEL", help="model that is asked" if role == "teacher" else "none: rules decide")
+        add(
+            f"--{role}",
+            metavar="MODEL",
+            help="model that writes" if role == "teacher" else "model that judges; default: rules",
+        )
         add(f"--{role}-url", metavar="URL", help="base URL; default: OPENAI_BASE_URL, else OpenAI")
         add(f"--{role}-key-variable", metavar="NAME", help="environment variable with the key (OPENAI_API_KEY)")
-        add(f"--{role}-temperature", type=float)
-        add(f"--{role}-max-tokens", type=int)
+        add(f"--{role}-temperature", type=float, help="of its sampling")
+        add(f"--{role}-max-tokens", type=int, help="longest answer")
         add(f"--{role}-prices", metavar="IN:OUT", help="money for a million tokens of prompts and of answers")
     add("--logprobs", type=int, metavar="K", help="ask the teacher for the K likeliest tokens, for the entropy")
     add("--protocol", type=Path, help="protocol file of a teacher that is itself a Zoom-IQA model")
     add("--attempts", type=int, help="answers asked for in a round until one is kept (default 3)")
-    add("--rounds", type=int, choices=(1, 2))
-    add("--rating-tolerance", type=float)
-    add("--no-reliance", action="store_true", help="no continuations with and without the image")
-    add("--no-consistency", action="store_true", help="no comparison with hints")
+    add("--rounds", type=int, choices=(1, 2), help="1: no closer look at a region")
+    add("--rating-tolerance", type=float, help="largest distance of a rating from people's score (default 0.35)")
+    add("--no-reliance", action="store_true", help="do not test whether an answer needs the image")
+    add("--no-consistency", action="store_true", help="do not compare the words with measured hints")
     add("--thresholds", type=Path, help="file of hint thresholds, see train_iqa.curation.calibrate")
     add("--max-pixels", type=int, help="larger images are reduced for the endpoints")
-    add("--concurrency", type=int, help="images in work at a time (default 8)")
+    add("--concurrency", type=int, help="images that are asked about at once (default 8)")
     add("--checks", choices=CHECKS, help="full: every file is decoded and hashed first")
     add("--accept", choices=ACCEPTABLE, action="append", help="leave such images out instead of stopping")
-    add("--seed", type=int)
+    add("--seed", type=int, help="of everything random")
     add("--out", type=Path, help="run folder; an unfinished run in it is continued")
     return parser
 

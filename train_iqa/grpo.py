@@ -2,11 +2,11 @@
 
 A step: draw images (Progressive Re-sampling), sample K trajectories each with real crops, reward them, give each
 trajectory's advantage to its rows, choose the tokens that are held to the reference policy (KL-Coverage), update.
-Everything random comes from (seed, step, image), so a resumed run goes on with the same curve and the number of
-processes changes nothing but rounding.
+Everything random comes from (seed, step, image), so a resumed run goes on with the same curve, and the number of
+processes changes only rounding.
 
-What differs from the paper, as far as that is known: the score and rank rewards, the re-sampling schedule and the
-defaults of KL-Coverage are our choices (its equations could not be read); see each file of `train_iqa/rl`.
+The paper leaves open the score and rank rewards, the re-sampling schedule and the defaults of KL-Coverage. They are our
+choices, and options of the configuration; each file of `train_iqa/rl` says which.
 """
 
 import sys

@@ -1,5 +1,6 @@
 """Files for people and their tools: hooks of the pinned ruff, templates, citation, `make help`."""
 
+import ast
 import re
 import subprocess
 import tomllib
@@ -56,3 +57,16 @@ def test_the_two_lanes_are_all_default_tests_and_ci_runs_both():
     assert lanes == [f"not integration and {default}", f"integration and {default}"]
     steps = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert {"make test", "make test-integration", "make lint"} <= set(steps)
+
+
+def test_every_option_of_a_module_command_has_a_help_text():
+    """A name such as `--rounds` does not say of what, or what is there without it."""
+    without = []
+    for package in ("restoration", "train_iqa"):
+        for file in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) in ("parser.add_argument", "add"):
+                    name = ast.unparse(node.args[0])
+                    if "--" in name and all(keyword.arg != "help" for keyword in node.keywords):
+                        without.append(f"{file.name}: {name}")
+    assert without == []

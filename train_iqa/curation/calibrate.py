@@ -86,11 +86,11 @@ def main(argv: list[str] | None = None) -> int:
     """Command line."""
     parser = Parser(prog="python -m train_iqa.curation.calibrate", description=__doc__)
     parser.add_argument("--images", type=Path, required=True, help="folder of clean photographs")
-    parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=100, help="most photographs that are used")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--name", help="what the provenance calls the photographs; default: the folder's name")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="file to write; default: the thresholds that ship")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it is there already")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     args = parser.parse_args(argv)
     return run_program("train_iqa.curation.calibrate", lambda: _work(args), kept="nothing was written")
 

@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", default="nano", help="embedded name, folder or hub id")
     add("--adapter", help="LoRA adapter: folder or hub id")
     add("--protocol", help="protocol file, for a model that brings none")
-    add("--device", help="cpu, cuda, cuda:1; default: the process's own")
+    add("--device", help="cpu, cuda, cuda:1; default: the best available")
     add("--dtype", help="float32, bfloat16 or float16")
     add("--data", action="append", required=True, metavar="FAMILY=PATH", help=f"families: {', '.join(FAMILIES)}")
     add("--name", action="append", default=[], help="what reports call the data sets, in the order of --data")
@@ -69,14 +69,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("--part", choices=PARTS, default="standard", help="standard: official test part, else all")
     add("--checks", choices=CHECKS, default="full", help="full: every file is decoded and hashed first")
     add("--accept", choices=ACCEPTABLE, action="append", default=[], help="leave such images out instead of stopping")
-    add("--mode", choices=MODES, default="direct")
+    add(
+        "--mode", choices=MODES, default="direct", help="direct: the rating's distribution; reason: the answer in words"
+    )
     add("--question", help="asked instead of the checkpoint's own question")
     add("--batched", action="store_true", help="several images in one forward pass: faster, equal to about 1e-4")
     add("--probes", type=int, default=100, help="images of each set for repeats, sampling, robustness (default 100)")
     add("--calls", type=int, default=3, help="ratings of each probed image (default 3)")
     add("--no-sampling", action="store_true", help="no sampled answers of the probed images")
     add("--draws", type=int, default=1000, help="bootstrap resamples (default 1000)")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of everything random")
     add("--compare", type=Path, help="OUT of another evaluation, to be compared with")
     add("--out", type=Path, required=True, help="run folder; an unfinished run in it is continued")
     return parser

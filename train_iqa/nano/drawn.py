@@ -1,10 +1,8 @@
-"""Images drawn once for several trainings that run side by side: a folder of batches.
+"""Draw images once for several trainings: `python -m train_iqa.nano.drawn --photos DIR --out DRAWN --workers 8`.
 
-python -m train_iqa.nano.drawn --photos DIR [DIR ...] --out DIR --seconds 60 --workers 8
-
-Each training draws its images in processes of its own by default (`Workers`). Folds of a cross-validation, or one
-recipe with several seeds, can share the work: `python -m train_iqa.nano --drawn DIR` reads the batches of this folder,
-also while it is being filled. A training reads each batch once.
+A training draws its images by itself unless it has `--drawn DRAWN`. Folds of a cross-validation, or one recipe with
+several seeds, can so share the work. They read the batches of this folder, also while it is being filled, each of them
+once.
 """
 
 import argparse
@@ -136,16 +134,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m train_iqa.nano.drawn", description=__doc__)
     parser.add_argument("--photos", type=Path, nargs="+", required=True, help="folders of clean photographs")
     parser.add_argument("--out", type=Path, required=True, help="folder of batches; more are added to it")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of drawing")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time of drawing")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw images")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument(
-        "--large-share", type=float, default=LARGE_SHARE, help="of the batches, those of whole images, 0..1"
+        "--large-share", type=float, default=LARGE_SHARE, help="share of batches with whole images, 0..1"
     )
     parser.add_argument(
         "--local-share",
         type=float,
-        help=f"of the damaged, those inside a region (default: {LOCAL_SHARE_LARGE:g} of whole images, "
+        help=f"share of damaged images with the damage in one region (default: {LOCAL_SHARE_LARGE:g} of whole images, "
         f"{LOCAL_SHARE_SMALL:g} of crops)",
     )
     args = parser.parse_args(argv)

@@ -345,10 +345,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--photos", type=Path, nargs="+", required=True, help="folders of clean photographs")
     parser.add_argument("--out", type=Path, default=Path("runs/nano"), help="run folder (resumed if it exists)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
-    parser.add_argument("--seconds", type=float, default=3600.0, help="of training, all stages together")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="time of training, all stages together")
     parser.add_argument("--people", type=Path, help="folder with people.csv: image, set, scene, mos 1..5")
     parser.add_argument("--pairs", type=Path, help="folder with restorations in images/ and references/, 224 px")
-    parser.add_argument("--start", help="checkpoint to go on from with the people stage alone")
+    parser.add_argument("--start", help="checkpoint that the people stage alone goes on from")
     parser.add_argument("--hold-language", action="store_true", help="teach the tower alone in the people stage")
     parser.add_argument(
         "--choose-views", action="store_true", help="choose the mixture of views on held-out photographs"
@@ -359,13 +359,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--learning-rate",
         type=float,
-        help=f"peak of the people stage, language side (default: {PeopleConfig.learning_rate:g})",
+        help=f"largest one of the people stage, for the language side (default: {PeopleConfig.learning_rate:g})",
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", choices=sorted(SIZES), default="nano", help="of the model")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--size", choices=sorted(SIZES), default="nano", help="size of the model")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw images")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch on a CPU")
-    parser.add_argument("--rows-scale", type=float, help="share of each step's rows (default: 1 on cuda, 0.1 on a CPU)")
+    parser.add_argument("--rows-scale", type=float, help="factor of a step's rows (default: 1 on cuda, 0.1 on a CPU)")
     args = parser.parse_args(argv)
     return run_program("train_iqa.nano", lambda: _work(args))
 

@@ -296,21 +296,23 @@ def teach_words(config: NanoConfig, words: WordsConfig) -> Path:
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
     parser = Parser(prog="python -m train_iqa.nano.words", description=__doc__)
-    parser.add_argument("--start", required=True, help="checkpoint to go on from")
+    parser.add_argument("--start", required=True, help="checkpoint that the stage begins with: nano or a folder")
     parser.add_argument("--photos", type=Path, nargs="+", required=True, help="folders of clean photographs")
     parser.add_argument("--out", type=Path, default=Path("runs/words"), help="run folder (resumed if it exists)")
     parser.add_argument(
         "--drawn", type=Path, help="folder of batches, see train_iqa.nano.drawn (default: draws its own)"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
-    parser.add_argument("--seconds", type=float, default=2400.0, help="of training")
-    parser.add_argument("--learning-rate", type=float, default=WordsConfig.learning_rate, help="peak")
+    parser.add_argument("--seconds", type=float, default=2400.0, help="time of training")
+    parser.add_argument(
+        "--learning-rate", type=float, default=WordsConfig.learning_rate, help="largest one of the schedule"
+    )
     parser.add_argument(
         "--bfloat16",
         action="store_true",
         help="compute in bfloat16 on a CPU that has it (avx512_bf16 in /proc/cpuinfo)",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw images")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch on a CPU")
     args = parser.parse_args(argv)

@@ -104,14 +104,14 @@ def run_trainer(
 
     parser = Parser(prog=f"python -m train_iqa.{name}", description=description)
     parser.add_argument("config", nargs="?", type=Path, help=f"YAML or JSON file with the fields of {kind.__name__}")
-    parser.add_argument("--recipe", choices=sorted(RECIPES), help="instead of a file")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), help="settings by name, instead of a file")
     parser.add_argument("--data", action="append", help=f"{data_help} (may be repeated)")
     parser.add_argument("--model", help="what training starts from: nano, a folder or a hub id")
     parser.add_argument("--adapter", help="LoRA of an earlier stage, merged first")
     parser.add_argument("--out", type=Path, help="run folder (continued if it exists)")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--device", choices=["cpu"])
+    parser.add_argument("--seed", type=int, help="of everything random")
+    parser.add_argument("--steps", type=int, help="number of updates, instead of the recipe's")
+    parser.add_argument("--device", choices=["cpu"], help="cpu: use no GPU; GPUs are chosen by the launcher")
     args = parser.parse_args(argv)
     if (args.config is None) == (args.recipe is None):
         parser.error("give either a configuration file or --recipe")
