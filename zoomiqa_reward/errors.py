@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class ZoomIQAError(Exception):
-    """Base class. Its children are also ValueError, RuntimeError or ImportError."""
+    """Base of all exceptions of the three packages. Each is also a ValueError, RuntimeError, ImportError, ..."""
 
 
 class UnknownState(ZoomIQAError, ValueError):

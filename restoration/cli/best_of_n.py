@@ -27,7 +27,10 @@ Out = Annotated[
 BatchSize = Annotated[int, typer.Option(help="Candidates per call, with --batched.", min=1)]
 CascadeTop = Annotated[int, typer.Option("--cascade", help="Judge this many of the best by the full answer (reason).")]
 MinGain = Annotated[
-    float, typer.Option(help="With --plain: stop if one more candidate should gain less rating; 0: never.", min=0)
+    float,
+    typer.Option(
+        help="With --plain: stop when one more candidate is expected to raise the best less; 0: never.", min=0
+    ),
 ]
 Consensus = Annotated[
     float, typer.Option(help="Lower a score by this per 8-bit level from the candidates' mean; 0: not at all.", min=0)

@@ -65,7 +65,8 @@ def refine(
     also rates (`direct`), a `ZoomIQAReward`, or any other reward with `assessor`, the ZoomIQA that writes the words.
     rounds: largest number of regions to restore again. seeds_per_round: restorations of the whole image at the start,
     and of the region in each round; a deterministic restorer runs once. min_gain: smallest gain of the reward in its
-    own units; None: 1/400 of its range. lr_consistency_slack_db: see above; 0 forbids any loss.
+    own units; None: 1/400 of its range. lr_consistency_slack_db: how far the LR-consistency of a kept region may lie
+    below the highest one kept so far; 0 forbids any loss.
     out: folder, created if missing. If it holds this run, the run continues, also with more `rounds`.
     prompt: what the image shows, in place of the restorer's own prompt (None). A reward that needs a text gets it
     alone, without the model's directions, so that the values of all rounds can be compared.

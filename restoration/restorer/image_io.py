@@ -39,7 +39,7 @@ SHARPNESS_SIGMA_PX = 0.8
 
 
 class RestorationError(ZoomIQAError, RuntimeError):
-    """One candidate could not be made; the message says by what and why. Others may still be."""
+    """One candidate could not be made; the message says by what and why. Other candidates may still be made."""
 
 
 def pre_upscale(image: Tensor, scale: int, kernel: str) -> Tensor:

@@ -53,7 +53,7 @@ InputImage = Annotated[
 ReferenceImage = Annotated[
     str | None,
     typer.Option(
-        "--reference", "--hr", help="The clean reference of all images: rank by the rating times the likeness to it."
+        "--reference", "--hr", help="The clean reference of all images: rank by the rating and the likeness to it."
     ),
 ]
 

@@ -18,7 +18,7 @@ ImageFile = Annotated[str, typer.Argument(help="Image to map.", show_default=Fal
 FigureFile = Annotated[Path | None, typer.Option("--out", help="File for the figure of the map.")]
 ViewPx = Annotated[
     int | None,
-    typer.Option(help="Side of a view, the map's resolution; default: six factors of the model or more.", min=16),
+    typer.Option(help="Side of a view, the map's resolution; default: six image tokens, more in large images.", min=16),
 ]
 OneLine = Annotated[bool, typer.Option("--json", help="Print one JSON line with every view on stdout.")]
 

@@ -91,8 +91,8 @@ def load_image(source: ImageSource) -> Tensor:
 
     Raises ImageError: missing file, folder, not an image, truncated or damaged, more than `MAX_PIXELS` (checked
     before decoding), no pixels, unsupported dtype or channels, signed or 32-bit values (they have no fixed range),
-    NaN or infinity, values out of range. A program that
-    sets Pillow's `LOAD_TRUNCATED_IMAGES` switches the check for truncated files off.
+    NaN or infinity, values out of range. Truncated files are not noticed in a program that sets Pillow's
+    `LOAD_TRUNCATED_IMAGES`.
     """
     return _load(source, describe(source))
 

@@ -29,7 +29,7 @@ class Prompted:
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One answered turn."""
+    """One round of an assessment: what was asked, what was answered, and the region."""
 
     prompt: str
     """The user's text of this turn, rendered by the protocol, without the chat template."""
