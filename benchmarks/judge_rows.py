@@ -61,8 +61,7 @@ def mos_rows(m: dict[str, Any]) -> list[tuple[str, str]]:
         "regret_scene": f"MOS lost by its choice (random {m['random_regret_scene']:.2f})",
         "regret_pools_of_4": "MOS lost by its choice among 4",
     }
-    caveat = "weights were chosen with it, and nano learned from SRIJ, which is super-resolved too"
-    of = f"human MOS of SR4K dev ({m['images']} images, {m['scenes']} scenes; {caveat})"
+    of = f"human MOS of SR4K dev (not independent; {m['images']} images, {m['scenes']} scenes)"
     rows = [
         (f"{of}: {name}", f"{interval(m['direct'], key)}; NIQE {interval(m['niqe'], key)}")
         for key, name in measures.items()

@@ -107,8 +107,8 @@ def gradients_rows(g: dict[str, Any]) -> list[tuple[str, str]]:
              for name in ("plain", "recompute")]  # fmt: skip
     return [
         (
-            "predicted against measured change of the rating for a step along the gradient; the step is the Euclidean "
-            f"norm of the image's change, 0.5 (a third of a grey level RMS), {g['images']} images: relative error",
+            "relative error of the gradient's prediction of how the rating changes, for a step along it of Euclidean "
+            f"norm 0.5 (a third of a grey level RMS), {g['images']} images",
             f"median {visible['median']:.0%}, largest {visible['largest']:.0%}",
         ),
         (
@@ -116,8 +116,8 @@ def gradients_rows(g: dict[str, Any]) -> list[tuple[str, str]]:
             f"median {along['median']:.1e}, largest {along['largest']:.1e}",
         ),
         (
-            "the same for other steps (pixel values from 0 to 1), median: where the step is the largest change of a "
-            "value; where it is the Euclidean norm",
+            "the same for other steps (pixel values from 0 to 1), median: if the step is the largest change of a "
+            "value; if it is the Euclidean norm",
             "; ".join(cells),
         ),
         (
@@ -125,7 +125,10 @@ def gradients_rows(g: dict[str, Any]) -> list[tuple[str, str]]:
             "signs, step 3e-5; single pixels, step 1e-3",
             f"{g['slope_random_signs']['3e-05']:.4f}; {g['slope_single_pixels']['0.001']:.4f}",
         ),
-        (f"{g['ascent']['steps']} steps along the gradient's signs: images whose rating rises", "; ".join(climbs)),
+        (
+            f"{g['ascent']['steps']} steps along the gradient's signs: in how many images the rating rises",
+            "; ".join(climbs),
+        ),
         (
             f"gradient of a {memory['side_px']} px image: memory above idle, time; with recomputed activations",
             "; ".join(peaks),
