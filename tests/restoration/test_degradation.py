@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_refused():
         degrade(torch.zeros(3, 80, 80), "nothing")
     with pytest.raises(ValueError, match="seed=-1"):
         degrade(torch.zeros(3, 80, 80), seed=-1)
-    for change, message in (({"jpeg_range": (30, 101)}, "ends at 100"), ({"sigma_px": (3, 1)}, "two rising"),
+    for change, message in (({"jpeg_range": (30, 101)}, "at most 100"), ({"sigma_px": (3, 1)}, "the lower first"),
                             ({"blur_prob": 2}, "probability"), ({"resize_range": (0.1, 1.2)}, "0.15"),
                             ({"kernel_probs": (1.0,)}, "for 6 kernels")):  # fmt: skip
         with pytest.raises(ValueError, match=message):

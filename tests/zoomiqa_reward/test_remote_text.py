@@ -177,7 +177,7 @@ def test_what_may_be_retried_is_and_the_answer_counts():
     ((200, {"choices": []}), 1, "no choices"),
     ((200, {"choices": [{"message": "hello"}]}), 1, "no choices"),
     ((200, {"choices": [{"message": {"content": None, "refusal": "never"}}]}), 1, "no text: 'never'"),
-    ((200, {"choices": [{"message": {"content": 7}}]}), 1, "text that is none"),
+    ((200, {"choices": [{"message": {"content": 7}}]}), 1, "something else where its text belongs"),
     (reply(FINAL, logprobs=[{"token": "3"}]), 1, "log-probabilities that cannot be read"),
     (reply(FINAL, logprobs=[token("3", math.nan)]), 1, "log-probabilities that cannot be read"),
 ])  # fmt: skip
