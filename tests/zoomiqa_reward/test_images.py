@@ -112,6 +112,25 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
         assert torch.equal(load_image(tmp_path / "out.png"), chw(np.ascontiguousarray(upright)))
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("orientation", [5, 6])
+def test_a_tiff_without_compression_that_lies_on_its_side(tmp_path: Path, mode: str, orientation: int) -> None:
+    # Pillow maps such files into memory by their size after the turn, which shears the rows.
+    deep = np.arange(35, dtype=np.uint16).reshape(5, 7) * 1700
+    stored = Image.fromarray(deep) if mode == "I;16" else Image.fromarray((deep >> 8).astype(np.uint8)).convert(mode)
+    turned = stored.transpose(Image.Transpose.TRANSPOSE if orientation == 5 else Image.Transpose.ROTATE_270)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a.tiff", exif=exif)
+    assert torch.equal(load_image(tmp_path / "a.tiff"), load_image(turned))
+    with Image.open(tmp_path / "a.tiff") as image:
+        assert torch.equal(load_image(image), load_image(turned))
+    if mode != "CMYK":
+        with Image.open(tmp_path / "a.tiff") as image:
+            save_png(image, tmp_path / "a.png")
+        assert torch.equal(load_image(tmp_path / "a.png"), load_image(turned))
+
+
 def test_unreadable_exif_leaves_the_image_as_stored(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert torch.equal(load_image(tmp_path / "a.png"), chw(RGB))

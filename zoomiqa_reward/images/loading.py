@@ -174,6 +174,7 @@ def save_png(image: Tensor | Image.Image, path: str | os.PathLike[str], *, overw
     `overwrite`, and no figure replaces the new file. Raises ImageError, OutputError, OSError.
     """
     if isinstance(image, Image.Image):
+        _read_all(image)
         tags = getattr(image, "tag_v2", {})
         is_as_in_png = tags.get(_BITS, (16,))[0] in (1, 8, 16) and tags.get(_PHOTOMETRIC) != 0
         keeps_mode = image.mode in _PNG_MODES and (image.mode != "I;16" or is_as_in_png)
@@ -226,7 +227,7 @@ def _from_pil(image: Image.Image, name: str) -> Tensor:
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(_too_large(name, image.width * image.height))
     try:
-        image.load()  # reads all of the file: a truncated one fails here
+        _read_all(image)  # a truncated file fails here
         if image.mode in _SIXTEEN_BIT_MODES:
             return _from_deep_grey(image, name)
         return _from_array(_pixels(_upright(image), name), name)
@@ -236,6 +237,19 @@ def _from_pil(image: Image.Image, name: str) -> Tensor:
         raise ImageError(_too_large(name)) from error
     except _DECODE_ERRORS as error:
         raise ImageError(f"{name}: truncated, damaged or closed ({error!r}); check or re-export the file") from error
+
+
+def _read_all(image: Image.Image) -> None:
+    """Load the image, not through a map of its file: Pillow lays the rows of a TIFF that lies on its side out wrongly."""
+    name = getattr(image, "filename", "")
+    if image.format != "TIFF" or not name:
+        image.load()
+        return
+    image.filename = ""  # type: ignore[attr-defined] # of a file's image; without a name Pillow makes no map
+    try:
+        image.load()
+    finally:
+        image.filename = name  # type: ignore[attr-defined]
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -295,8 +309,10 @@ def _from_array(array: np.ndarray, name: str, white: int | None = None) -> Tenso
 
 def _from_tensor(tensor: Tensor, name: str) -> Tensor:
     if not tensor.is_floating_point():
+        white = 65535 if tensor.dtype == torch.uint16 else 255
         raise ImageError(
-            f"{name}: a tensor image holds floats in [0, 1], not {tensor.dtype}; for 0..255 pass tensor.float() / 255"
+            f"{name}: a tensor image holds floats in [0, 1], not {tensor.dtype}; "
+            f"for 0..{white} pass tensor.float() / {white}"
         )
     if tensor.ndim == 4 and len(tensor) == 1:
         tensor = tensor[0]
