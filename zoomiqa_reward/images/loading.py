@@ -240,7 +240,7 @@ def _from_pil(image: Image.Image, name: str) -> Tensor:
 
 
 def _read_all(image: Image.Image) -> None:
-    """Load the image, not through a map of its file: Pillow lays the rows of a TIFF that lies on its side out wrongly."""
+    """Load the image, not through a map of its file: Pillow shears the rows of a TIFF that lies on its side."""
     name = getattr(image, "filename", "")
     if image.format != "TIFF" or not name:
         image.load()
