@@ -17,10 +17,10 @@ from torch import Tensor
 
 from restoration.degradation.pipeline import degrade
 from restoration.degradation.presets import Degradation, find_preset
-from restoration.whole_numbers import whole_numbers
 from zoomiqa_reward.images.listing import list_images
 from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.runs.digest import digest, file_digest
+from zoomiqa_reward.whole_numbers import whole_numbers
 
 _ENDING = re.compile(r"_((LR|HR|gt|lq)\d?|x\d)$", re.IGNORECASE)
 _LOW_ENDING = re.compile(rf"{_ENDING.pattern}|(?<=\d)x\d$", re.IGNORECASE)

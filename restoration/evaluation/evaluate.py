@@ -21,13 +21,13 @@ from restoration.metrics.fidelity import MetricUnavailable
 from restoration.metrics.perceptual import backbone_hash
 from restoration.metrics.registry import BOTH, METRICS, MetricOptions, conventions, find_metrics
 from restoration.restorer.rng import candidate_seed
-from restoration.whole_numbers import whole_numbers
 from zoomiqa_reward.images.loading import conversions
 from zoomiqa_reward.rewards.base import Reward, require_pointwise
 from zoomiqa_reward.runs.folder import locked
 from zoomiqa_reward.runs.json_lines import write_json
 from zoomiqa_reward.runs.provenance import versions
 from zoomiqa_reward.runs.settings import identity_of
+from zoomiqa_reward.whole_numbers import whole_numbers
 
 __all__ = ["BicubicRestorer", "Evaluation", "Restoring", "bicubic", "evaluate"]
 

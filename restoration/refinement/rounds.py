@@ -32,7 +32,6 @@ from restoration.selection.best_of_n import best_of_n, settings_of
 from restoration.selection.candidate_loop import CandidateSource, require_texts
 from restoration.selection.candidates import pixels_digest
 from restoration.selection.result import BestOfN, open_run, settings_in
-from restoration.whole_numbers import whole_numbers
 from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, to_pil
 from zoomiqa_reward.model.quality_map import QualityMap, quality_map
 from zoomiqa_reward.model.ratings import Scores
@@ -41,6 +40,7 @@ from zoomiqa_reward.rewards.base import Reward, is_groupwise
 from zoomiqa_reward.rewards.restorations import ask_restorations, lost_content
 from zoomiqa_reward.runs.folder import locked
 from zoomiqa_reward.runs.progress import progress as progress_of
+from zoomiqa_reward.whole_numbers import whole_numbers
 
 if TYPE_CHECKING:
     from restoration.refinement.acceptance import Assessor

@@ -35,13 +35,13 @@ from restoration.restorer.noise import NoiseStep, mixed_draws
 from restoration.restorer.pipeline_engine import Engine, PipelineEngine
 from restoration.restorer.rng import SEED_END, Apart, DrewAnyway
 from restoration.restorer.tiling import Tiling, restore_tiled
-from restoration.whole_numbers import whole_numbers
 from zoomiqa_reward.images.loading import ImageSource, load_image
 from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.model.draws import own_draws
 from zoomiqa_reward.model.fingerprint import fingerprint
 from zoomiqa_reward.model.numerics import callers_precision, precision_settings
 from zoomiqa_reward.rewards.identity import state_digest
+from zoomiqa_reward.whole_numbers import whole_numbers
 
 DEFAULT_OVERLAP_PX = 32
 

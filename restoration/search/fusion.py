@@ -30,7 +30,6 @@ from restoration.selection.best_of_n import best_of_n, known_identity, pool, set
 from restoration.selection.candidate_loop import require_draws, require_texts
 from restoration.selection.candidates import Candidate, ranked
 from restoration.selection.result import BestOfN
-from restoration.whole_numbers import whole_numbers
 from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, save_png, to_pil
 from zoomiqa_reward.model.quality_map import quality_map
 from zoomiqa_reward.model.turns import PixelBox
@@ -42,6 +41,7 @@ from zoomiqa_reward.runs.folder import bind, locked
 from zoomiqa_reward.runs.json_lines import append_line, as_float, plain, read_lines, write_json
 from zoomiqa_reward.runs.progress import progress as progress_of
 from zoomiqa_reward.runs.provenance import provenance
+from zoomiqa_reward.whole_numbers import whole_numbers
 
 if TYPE_CHECKING:
     from zoomiqa_reward.model.text_server import RemoteZoomIQA

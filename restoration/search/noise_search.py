@@ -25,10 +25,10 @@ from restoration.selection.best_of_n import measure_of, pool, report_of, result_
 from restoration.selection.candidate_loop import CandidateLoop, CandidateSource, require_texts
 from restoration.selection.candidates import Candidate, are_identical, ranked
 from restoration.selection.result import BestOfN, DrawFolder, open_run, write_artefacts
-from restoration.whole_numbers import whole_numbers
 from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, to_pil
 from zoomiqa_reward.rewards.argument_order import require_order
 from zoomiqa_reward.rewards.base import Reward, require_pointwise
+from zoomiqa_reward.whole_numbers import whole_numbers
 
 PER_ROUND = 4
 AMOUNT = 0.5

@@ -22,7 +22,6 @@ from restoration.selection.candidates import Candidate, are_identical, ranked
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.pool import BICUBIC
 from restoration.selection.result import BestOfN, DrawFolder, open_run, write_artefacts
-from restoration.whole_numbers import whole_numbers
 from zoomiqa_reward.errors import UnknownState
 from zoomiqa_reward.images.content import contentless
 from zoomiqa_reward.images.loading import ImageSource, conversions, load_image, to_pil
@@ -36,6 +35,7 @@ from zoomiqa_reward.runs.digest import digest
 from zoomiqa_reward.runs.json_lines import plain
 from zoomiqa_reward.runs.provenance import provenance
 from zoomiqa_reward.runs.settings import identity_of
+from zoomiqa_reward.whole_numbers import whole_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ class Cascade:
     """Number of different images that it scores. They come before all others, in its order."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "top", whole_numbers(top=self.top)[0])
         if self.top < 1:
             raise ValueError(f"top={self.top}: must be at least 1")
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 from scipy import stats
 
+from zoomiqa_reward.whole_numbers import whole_numbers
+
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStop:
@@ -30,6 +32,7 @@ class EarlyStop:
     """Measured candidates per source before the rule may stop; at least 3, because the formula needs them."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "min_draws", whole_numbers(min_draws=self.min_draws)[0])
         if not self.min_gain > 0 or not math.isfinite(self.min_gain):
             raise ValueError(f"min_gain={self.min_gain}: must be above 0, in the reward's units")
         if self.min_draws < 3:

@@ -26,7 +26,6 @@ from restoration.selection.candidate_loop import require_draws, require_texts
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.pool import BICUBIC
 from restoration.selection.result import BestOfN
-from restoration.whole_numbers import whole_numbers
 from zoomiqa_reward.images.listing import list_images, natural_order
 from zoomiqa_reward.images.loading import save_png
 from zoomiqa_reward.rewards.base import Reward
@@ -37,6 +36,7 @@ from zoomiqa_reward.runs.json_lines import as_float, plain
 from zoomiqa_reward.runs.outputs import part_folder
 from zoomiqa_reward.runs.settings import AnotherRun
 from zoomiqa_reward.runs.tables import read_table, write_table
+from zoomiqa_reward.whole_numbers import whole_numbers
 
 SUMMARIES = ("summary.jsonl", "summary.csv")
 BEST, RUNS = "best", "runs"

@@ -1,12 +1,13 @@
 """Arguments in the wrong order, classes in place of objects, and numbers that are not whole are named."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
-from tiny import make_image
+from tiny import make_image, tiny_iqa
 from torch import nn
 
-from restoration import Restorer, best_of_n, fuse, refine, search_noise
+from restoration import Cascade, EarlyStop, Restorer, best_of_n, fuse, refine, search_noise
 from restoration.evaluation.datasets import Dataset, DatasetItem
 from restoration.evaluation.evaluate import evaluate
 from restoration.selection.folder import best_of_folder
@@ -56,6 +57,16 @@ def test_a_number_that_is_not_whole_is_named(tmp_path):
     ):  # fmt: skip
         with pytest.raises(TypeError, match=rf"^{name}=2\.0: must be a whole number"):
             call(RESTORER, IMAGE, MEAN, **{name: 2.0})
+    for make, name in (
+        (partial(Cascade, reward=MEAN), "top"), (EarlyStop, "min_draws"),
+        (partial(ZoomIQAReward, iqa=tiny_iqa("qwen2_5_vl"), mode="reason"), "batch_size"),
+        (partial(ZoomIQAReward, iqa=tiny_iqa("qwen2_5_vl"), mode="reason"), "num_samples"),
+        (partial(MetricReward, fn=min, name="a", higher_is_better=True, score_range=(0, 1)), "batch_size"),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=rf"^{name}=2\.0: must be a whole number"):
+            make(**{name: 2.0})
+    with pytest.raises(TypeError, match=r"^view_px=2\.0: must be a whole number"):
+        quality_map(MEAN, IMAGE, view_px=2.0)
     for name in ("rounds", "seeds_per_round"):
         with pytest.raises(TypeError, match=rf"^{name}=2\.0: must be a whole number"):
             refine(RESTORER, IMAGE, MEAN, **{name: 2.0})

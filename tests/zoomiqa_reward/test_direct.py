@@ -331,3 +331,15 @@ def test_a_batch_with_too_few_image_features_fails_loudly(iqa):
     with pytest.raises(ValueError, match="image tokens"):
         collate(iqa.checkpoint, [TokenRow(input_ids=row.input_ids, pixel_values=row.pixel_values[:4],
                                      image_grid_thw=torch.tensor([[1, 2, 2]]))])  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["batch_size", "num_samples", "rounds", "seed", "max_new_tokens"])
+def test_a_number_that_is_not_whole_or_a_batch_of_none_is_named(iqa, name):
+    mode = "direct" if name == "batch_size" else "reason"
+    with pytest.raises(TypeError, match=rf"^{name}=2\.0: must be a whole number"):
+        iqa.rate([make_image(0, 64, 64)], mode=mode, **{name: 2.0})
+    for mode in ("direct", "reason"):
+        with pytest.raises(ValueError, match=r"^batch_size=0: must be at least 1"):
+            iqa.rate([make_image(0, 64, 64)], mode=mode, batch_size=0)
+    with pytest.raises(ValueError, match="must be a text"):
+        iqa.rate([make_image(0, 64, 64)], question=["Is it sharp?"])

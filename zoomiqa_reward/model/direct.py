@@ -29,6 +29,7 @@ from zoomiqa_reward.model.reading import Shape, SharedReading, read_rows, reads_
 from zoomiqa_reward.model.trie import NUMBERS, RatingTrie, build_trie
 from zoomiqa_reward.model.turns import Prompted, round1
 from zoomiqa_reward.model.views import Task, ViewCutter, chunks, plan_views
+from zoomiqa_reward.whole_numbers import batch_size_of
 
 MIN_MASS = 0.5
 """Below this share of the probability on ratings, the model was about to say something else: no measurement."""
@@ -138,6 +139,7 @@ def rate_direct(
     errors: list[str | None] = []
     shared = SharedReading()
     chunk_pixels = pass_pixels(checkpoint) if chunk_pixels is None else chunk_pixels
+    batch_size = batch_size_of(batch_size)
     for window in _windows(images, 1 if strict else batch_size):
         empty = [contentless(image) for image in window]
         shown = [image for image, why in zip(window, empty, strict=True) if why is None]

@@ -29,7 +29,9 @@ def whole_size(height: int, width: int, *, factor: int, min_pixels: int, max_pix
     try:
         high, wide = smart_resize(height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
     except ValueError as error:
-        raise ImageError(f"image of {width} x {height} px cannot be resized for the model: {error}") from error
+        raise ImageError(
+            f"image of {width} x {height} px cannot be resized for the model ({error}); crop its long side"
+        ) from error
     return int(high), int(wide)
 
 

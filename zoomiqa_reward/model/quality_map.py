@@ -23,6 +23,7 @@ from zoomiqa_reward.model.ratings import Ratings
 from zoomiqa_reward.model.turns import PixelBox
 from zoomiqa_reward.rewards.argument_order import require_order
 from zoomiqa_reward.rewards.base import Reward, ask, is_model, require_pointwise
+from zoomiqa_reward.whole_numbers import whole_numbers
 
 if TYPE_CHECKING:
     from zoomiqa_reward.model.text_server import RemoteZoomIQA
@@ -88,7 +89,7 @@ def quality_map(
     strict, batch_size, question: as in `ZoomIQA.rate`; a Reward ignores them. grad: keep the graph from the map to the
     image, a tensor that requires a gradient; NaN pixels have none.
     Raises ImageError for an image that cannot be read, ValueError for a view that is too small and for a Reward that
-    compares images or needs more than one.
+    compares images or needs more than one; TypeError for a number that is not whole.
     """
     require_order("quality_map(iqa_or_reward, image)", judges={"iqa_or_reward": iqa_or_reward}, images={"image": image})
     pixels = load_image(image)
@@ -99,7 +100,7 @@ def quality_map(
         factor = factor_of(iqa.checkpoint.image_processor)
     elif (of_server := getattr(iqa, "factor_px", None)) is not None:
         factor = of_server
-    side = _side_for(height, width, factor) if view_px is None else view_px
+    side = _side_for(height, width, factor) if view_px is None else whole_numbers(view_px=view_px)[0]
     if side < MIN_VIEW_PX:
         raise ValueError(f"view_px={view_px}: a view of less than {MIN_VIEW_PX} px shows nothing; pass a larger one")
     boxes = plan_boxes(height, width, side)

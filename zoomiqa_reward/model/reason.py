@@ -42,6 +42,7 @@ from zoomiqa_reward.protocol.answers import (
 )
 from zoomiqa_reward.protocol.crops import box_shares, zoom
 from zoomiqa_reward.protocol.spec import Protocol
+from zoomiqa_reward.whole_numbers import batch_size_of, whole_numbers
 
 STRICT_ROWS = 8
 """Answers about one image that are written together where `strict`, whatever `batch_size` is: who writes together may
@@ -114,8 +115,9 @@ def assess_images(
     base_seed = sampling.seed
     if isinstance(base_seed, tuple):
         raise ValueError("seed: one number; each answer's own is made of it, the image and the sample")
-    if num_samples < 1 or batch_size < 1:
-        raise ValueError(f"num_samples={num_samples}, batch_size={batch_size}: both must be at least 1")
+    batch_size = batch_size_of(batch_size)
+    if num_samples < 1:
+        raise ValueError(f"num_samples={num_samples}: must be at least 1")
     assessments: list[list[Assessment]] = []
     window: list[Tensor] = []
     per_window = 1 if strict else max(1, batch_size // num_samples)
@@ -181,8 +183,8 @@ def _asks_the_same(first: Prompted, second: Prompted) -> bool:
 
 
 def check_rounds(rounds: int) -> None:
-    """Raise ValueError for a number of rounds that the protocol does not have."""
-    if rounds not in (1, 2):
+    """Raise ValueError for a number of rounds that the protocol does not have, TypeError for one that is not whole."""
+    if whole_numbers(rounds=rounds)[0] not in (1, 2):
         raise ValueError(f"rounds={rounds}: the protocol has 1 or 2")
 
 

@@ -49,8 +49,8 @@ class Turn:
 
 
 def require_question(question: str | None) -> None:
-    """Raise ValueError for a question without text; None stands for the protocol's own."""
-    if question is not None and not question.strip():
+    """Raise ValueError for a question that is no text or an empty one; None stands for the protocol's own."""
+    if question is not None and not (isinstance(question, str) and question.strip()):
         raise ValueError(f"question={question!r}: must be a text; leave it out to ask the protocol's own question")
 
 

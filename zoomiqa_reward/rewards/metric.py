@@ -30,6 +30,7 @@ from zoomiqa_reward.rewards.base import (
 )
 from zoomiqa_reward.rewards.code_reach import reach_of
 from zoomiqa_reward.rewards.identity import state_digest
+from zoomiqa_reward.whole_numbers import batch_size_of
 
 FunctionValue = Tensor | float | Sequence[float] | NDArray[np.float32]
 """What a function returns: a number, or several with `batched=True`."""
@@ -67,7 +68,7 @@ class MetricReward(Reward):
         cannot be read, the property raises UnknownState.
         Raises ValueError for unknown needs, an empty range or a batch size below 1; GroupwiseError where fn asks a
         reward that compares images within a group, because images are given to fn without their group; TypeError for a
-        class.
+        class and for a batch size that is not whole.
         """
         require_object("fn", fn)
         low, high = score_range
@@ -75,10 +76,8 @@ class MetricReward(Reward):
             raise ValueError(f"score_range={score_range}: the first number must be below the second")
         if unknown := sorted(set(needs) - NEEDS):
             raise ValueError(f"needs={unknown[0]!r}: must be among {', '.join(sorted(NEEDS))}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: must be at least 1")
         self.fn = fn
-        self.batched, self.batch_size = batched, batch_size
+        self.batched, self.batch_size = batched, batch_size_of(batch_size)
         self.name = name
         self.metric_higher_is_better = higher_is_better
         self.score_range = (float(low), float(high)) if higher_is_better else (-float(high), -float(low))

@@ -18,6 +18,7 @@ from zoomiqa_reward.rewards.argument_order import require_object
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.identity import state_digest
 from zoomiqa_reward.runs.settings import identity_of
+from zoomiqa_reward.whole_numbers import batch_size_of
 
 if TYPE_CHECKING:
     from zoomiqa_reward.model.text_server import RemoteZoomIQA
@@ -52,7 +53,7 @@ class ZoomIQAReward(Reward):
         self.mode = mode
         self.strict = strict
         self.gradient_checkpointing = gradient_checkpointing
-        self._options: dict[str, Any] = {"batch_size": batch_size, "question": question}
+        self._options: dict[str, Any] = {"batch_size": batch_size_of(batch_size), "question": question}
         if mode == "reason":
             self._options |= {"num_samples": num_samples, "seed": seed}
         self.name = f"zoomiqa-{iqa.name}-{mode}"
