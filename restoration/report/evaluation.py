@@ -1,5 +1,6 @@
 """Report of an evaluation: every metric with its intervals, and how well the reward chose."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def _images(folder: Path, records: list[ImageRecord], most: int) -> list[str]:
     for name in list(dict.fromkeys(record.image for record in records))[:most]:
         mine = [record for record in records if record.image == name and record.row == "candidate"]
         cards = []
-        for record in sorted(mine, key=lambda record: -record.reward if record.reward == record.reward else 0.0):
+        for record in sorted(mine, key=lambda record: math.inf if math.isnan(record.reward) else -record.reward):
             file = folder / "images" / Path(name) / f"{record.seed}.png"
             if not file.exists():
                 continue

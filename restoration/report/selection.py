@@ -113,7 +113,7 @@ def read_order(folder: Path, report: dict[str, Any]) -> list[Candidate]:
             **(row | numbers | {"file": file, "explanation": why}), cascade_score=as_float(again.get("score")),
             cascade_error=again.get("error"),
         )  # fmt: skip
-    by_pixels = {c.pixels: c for c in candidates.values() if math.isfinite(c.cascade_score)}
+    by_pixels = {c.pixels: c for c in candidates.values() if not math.isnan(c.cascade_score)}
     same = [
         replace(c, cascade_score=by_pixels[c.pixels].cascade_score) if c.pixels in by_pixels else c
         for _, c in sorted(candidates.items())
@@ -141,7 +141,7 @@ def _input(folder: Path) -> list[Card]:
 def _cards(order: Sequence[Candidate], marks: Sequence[str], words: SheetWords, most: int) -> list[Card]:
     cards = []
     for mark, c in list(zip(marks, order, strict=True))[:most]:
-        second = f", {words.second} {_number(c.cascade_score, words)}" if math.isfinite(c.cascade_score) else ""
+        second = f", {words.second} {_number(c.cascade_score, words)}" if not math.isnan(c.cascade_score) else ""
         spread = f" ± {_number(c.std, words)}" if math.isfinite(c.std) else ""
         numbers = f"{words.measure} {_number(c.score, words)}{spread}{second}" if c.valid else c.error or "not rated"
         why = "" if c.explanation is None else c.explanation.rationale
@@ -173,9 +173,9 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, object]]:
 
 
 def _number(value: float, words: SheetWords) -> str:
-    return f"{value:.{words.digits}f}" if math.isfinite(value) else "-"
+    return "-" if math.isnan(value) else f"{value:.{words.digits}f}"
 
 
 def _plain(value: float | None) -> str:
     number = as_float(value)
-    return f"{number:.4g}" if math.isfinite(number) else "-"
+    return "-" if math.isnan(number) else f"{number:.4g}"

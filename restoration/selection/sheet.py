@@ -34,7 +34,7 @@ def words_of(order: Sequence[Candidate], report: Mapping[str, Any]) -> SheetWord
     tie = arguments.get("tie", 0.0)
     is_rating = arguments.get("measure", "rating" if tie > 0 else "score") == "rating"
     cascade = arguments.get("cascade")
-    again = sum(math.isfinite(item.cascade_score) for item in order)
+    again = sum(not math.isnan(item.cascade_score) for item in order)
     what = f"{name}: 1 bad to 5 excellent, ± standard deviation" if is_rating else f"{name}, higher is better"
     parts = [f"{len(order)} candidates, best first, by {what}."]
     second = "reason" if cascade and str(cascade["reward"]).endswith("-reason") else "second"

@@ -1,6 +1,7 @@
 """The HTML report: one file without a network, what it shows of each kind of run, and charts with numbers."""
 
 import base64
+import itertools
 import json
 import math
 import re
@@ -141,6 +142,17 @@ def test_an_evaluation_shows_its_intervals_and_kept_candidates(tmp_path):
     assert len(IMAGES.findall(html)) == 4
     assert "<b>bold" not in html
     assert "&lt;b&gt;bold" in html
+
+
+def test_a_kept_candidate_without_a_reward_is_shown_last_also_among_negative_ones(tmp_path):
+    (tmp_path / "hr").mkdir()
+    to_pil(make_image(0, 48, 48)).save(tmp_path / "hr" / "a.png")
+    values = itertools.cycle([-3.0, math.nan, -2.0])
+    reward = MetricReward(lambda image: next(values), "mine", True, (-9, 0), fingerprint="1")
+    images = degraded_folder(tmp_path / "hr", "bicubic", scale=2)
+    restorer = Restorer.from_pretrained(shifted)
+    evaluate(restorer, images, ["psnr_y"], n=3, reward=reward, out=tmp_path / "run", keep_images=True)
+    assert re.findall(r"reward (-\d\.\d+|nan)", report_of(tmp_path / "run")) [:3] == ["-2.000", "-3.000", "nan"]
 
 
 def test_a_tuning_run_shows_signals_alarms_and_looks(tmp_path):

@@ -231,6 +231,13 @@ def test_rank_writes_a_sheet(capsys, grays, scripted):
         assert sheet.mode == "RGB"
 
 
+def test_images_of_a_ranking_are_opened_one_at_a_time(capsys, grays, scripted, monkeypatch):
+    openers = []
+    monkeypatch.setattr(ranking_output, "contact_sheet", lambda images, *args, **how: openers.extend(images))
+    run(capsys, "rank", "dark.png", "torn.png", "--sheet", "sheet.png")
+    assert [opener() is None for opener in openers] == [False, True]
+
+
 def test_rank_of_one_file_needs_no_second(capsys, grays, scripted):
     code, out, err = run(capsys, "rank", "dark.png", "--json")
     assert (code, len(lines(out))) == (0, 1)

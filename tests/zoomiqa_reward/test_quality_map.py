@@ -174,6 +174,17 @@ def test_the_figure_shows_map_and_image_and_marks_the_lowest_view(tmp_path):
         map_figure(to_pil(image.clamp(0, 1)), result, colours=(1.0, 1.0))
 
 
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_photograph_that_lies_on_its_side_is_drawn_below_its_map(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    to_pil(torch.rand(3, 64, 96)).save(tmp_path / "a.png", exif=exif)
+    result = quality_map(brightness(), tmp_path / "a.png", view_px=32)
+    with Image.open(tmp_path / "a.png") as image:
+        figure = map_figure(image, result)
+    assert figure.tobytes() == map_figure(to_pil(load_image(tmp_path / "a.png")), result).tobytes()
+
+
 def test_a_map_without_any_rating_is_drawn_grey():
     result = quality_map(brightness(), torch.full((3, 64, 64), 0.4))
     figure = np.asarray(map_figure(Image.new("RGB", (64, 64), (102, 102, 102)), result)).astype(int)

@@ -13,13 +13,14 @@ from zoomiqa_reward.images.contact_sheet import (
     MARGIN_PX,
     SheetEntry,
     SheetWords,
+    _numbers,
     contact_sheet,
     entry_of,
     rationale_line,
 )
 from zoomiqa_reward.images.drawing import DASH_PX
 from zoomiqa_reward.images.sheet_card import DETAIL_PX, caption
-from zoomiqa_reward.images.sheet_entry import UNREADABLE, places
+from zoomiqa_reward.images.sheet_entry import UNREADABLE, best_first, places
 from zoomiqa_reward.model.ratings import Assessment
 from zoomiqa_reward.model.turns import Turn
 
@@ -54,6 +55,29 @@ def test_best_first_and_failures_last():
     ]
     sheet = contact_sheet([flat(RED), flat(GREEN), flat(BLUE)], entries)
     assert reading_order(sheet, RED, GREEN, BLUE) == [BLUE, GREEN, RED]
+
+
+def test_without_ranks_those_without_a_rating_come_last():
+    entries = [SheetEntry(name=name, rating=rating) for name, rating in (("a", 2.0), ("b", math.nan), ("c", 3.0))]
+    assert best_first(entries) == [2, 0, 1]
+
+
+def test_infinitely_good_images_are_first_tied_and_have_their_number():
+    entries = [entry_of(name, rating=rating) for name, rating in (("a", 2.0), ("b", math.inf), ("c", math.inf))]
+    ranked = [entries[k] for k in best_first(entries)]
+    assert [entry.name for entry in ranked] == ["b", "c", "a"]
+    assert places(ranked, 0.01) == ["#1-2, tied", "#1-2, tied", "#3"]
+    assert [_numbers(entry, SheetWords()) for entry in ranked] == [["rating inf"], ["rating inf"], ["rating 2.00"]]
+
+
+def test_an_image_that_lies_on_its_side_is_drawn_as_it_is_rated():
+    stored = Image.new("RGBA", (64, 32), (0, 0, 0, 0))  # white to the judge
+    stored.paste((*RED, 255), (0, 0, 32, 32))
+    stored.getexif()[0x0112] = 6
+    upright = Image.new("RGB", (32, 64), "white")
+    upright.paste(RED, (0, 0, 32, 32))
+    entry = SheetEntry(name="x", rating=3.0, crop_box=(0, 0, 32, 32))
+    assert contact_sheet([stored], [entry]).tobytes() == contact_sheet([upright], [entry]).tobytes()
 
 
 def test_without_ranks_the_rating_decides():

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -84,9 +85,8 @@ def write_sheet(
     how = " by the full answer in words" if records and records[0].mode == "reason" else ""
     scale = "1 bad to 5 excellent, ± standard deviation"
     title = title or f"{len(placed)} images, best first. Rating by {records[0].model}{how}: {scale}."
-    contact_sheet(
-        [_image(record.image) for record in records], entries, path, words=SheetWords(title=title), overwrite=overwrite
-    )
+    openers = [partial(_image, record.image) for record in records]
+    contact_sheet(openers, entries, path, words=SheetWords(title=title), overwrite=overwrite)
 
 
 def _entry(placement: Placed, name: str) -> SheetEntry:

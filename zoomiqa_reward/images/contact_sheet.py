@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from zoomiqa_reward.images import sheet_card
 from zoomiqa_reward.images.drawing import BACK, INK, MUTED, Outline
 from zoomiqa_reward.images.lettering import draw_text, wrap
+from zoomiqa_reward.images.loading import load_image, to_pil
 from zoomiqa_reward.images.sheet_card import CELL_PX, DETAIL_PX, Opener, Shown
 from zoomiqa_reward.images.sheet_entry import (
     RATING_TIE,
@@ -99,6 +100,7 @@ def _look_at_all(cards: Sequence[tuple[Opener, SheetEntry]]) -> list[Shown | Non
         if image is None:
             shown.append(None)
             continue
+        image = to_pil(load_image(image))  # upright and on white, as it was rated
         first = first or image.size
         box = shared if image.size == first else entry.crop_box
         shown.append(sheet_card.look_at(image, _centre(box, image.size)))
@@ -158,11 +160,11 @@ def _lay_out(
 
 
 def _numbers(entry: SheetEntry, words: SheetWords) -> list[str]:
-    if not entry.valid or not math.isfinite(entry.rating):
+    if not entry.valid or math.isnan(entry.rating):
         return []
     spread = f" ± {entry.std:.{words.digits}f}" if math.isfinite(entry.std) else ""
     numbers = [f"{words.measure} {entry.rating:.{words.digits}f}{spread}"]
-    if math.isfinite(entry.second):
+    if not math.isnan(entry.second):
         numbers.append(f"{words.second} {entry.second:.{words.digits}f}")
     return numbers
 

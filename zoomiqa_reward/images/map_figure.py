@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from zoomiqa_reward.images.drawing import BACK, INK, MARK, MUTED, fit
 from zoomiqa_reward.images.lettering import draw_text, text_width, wrap
+from zoomiqa_reward.images.loading import load_image, to_pil
 from zoomiqa_reward.model.quality_map import QualityMap
 from zoomiqa_reward.runs.outputs import write_figure
 
@@ -46,12 +47,12 @@ def map_figure(
     or colours do not rise, OutputError where `path` holds a file that this program did not make (unless `overwrite`).
     """
     height, width = quality.values.shape
-    if image.size != (width, height):
-        raise ValueError(f"image is {image.width} x {image.height} px, its map {width} x {height}; pass the same image")
+    rgb = to_pil(load_image(image))
+    if rgb.size != (width, height):
+        raise ValueError(f"image is {rgb.width} x {rgb.height} px, its map {width} x {height}; pass the same image")
     low, high = _span(quality) if colours is None else colours
     if not low < high:
         raise ValueError(f"colours={colours}: the second must be above the first")
-    rgb = image.convert("RGB")
     shown, factor = fit(rgb, PANEL_PX)
     overlay, _ = fit(overlay_of(rgb, quality, low, high), PANEL_PX)
     across = max(2 * shown.width + 3 * MARGIN_PX, LEAST_WIDTH_PX)

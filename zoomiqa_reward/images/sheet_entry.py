@@ -59,7 +59,7 @@ def entry_of(
     """
     turns = assessment.turns if assessment is not None else ()
     return SheetEntry(
-        name=name, rating=rating, std=std, second=second, rank=rank, valid=math.isfinite(rating), error=error,
+        name=name, rating=rating, std=std, second=second, rank=rank, valid=not math.isnan(rating), error=error,
         bbox=turns[0].bbox if turns else None,
         crop_box=turns[1].crop_box if len(turns) > 1 else None,
         rationale=rationale_line(assessment) if assessment is not None else "",
@@ -87,9 +87,10 @@ def rationale_line(assessment: "Assessment") -> str:
 def best_first(entries: Sequence[SheetEntry]) -> list[int]:
     """Return the indices of the entries, best first: by rank, then by rating; those without a rating come last."""
 
-    def order(entry: SheetEntry) -> tuple[bool, float, float]:
+    def order(entry: SheetEntry) -> tuple[bool, float, bool, float]:
         rank = math.inf if entry.rank is None else entry.rank
-        return not entry.valid, rank, -entry.rating if entry.valid else 0.0
+        is_rated = entry.valid and not math.isnan(entry.rating)
+        return not entry.valid, rank, not is_rated, -entry.rating if is_rated else 0.0
 
     return sorted(range(len(entries)), key=lambda k: order(entries[k]))
 
@@ -125,9 +126,11 @@ def places(entries: Sequence[SheetEntry], tie: float, *, is_second_first: bool =
 def _are_tied(better: SheetEntry, worse: SheetEntry, tie: float, is_second_first: bool) -> bool:
     if better.rank is not None and better.rank == worse.rank:
         return True
-    if is_second_first and math.isfinite(better.second) != math.isfinite(worse.second):
+    if is_second_first and math.isnan(better.second) != math.isnan(worse.second):
         return False
-    gap = better.rating - worse.rating
-    if is_second_first and math.isfinite(better.second) and better.second != worse.second:
-        gap = better.second - worse.second
-    return abs(gap) <= tie + 1e-6  # float32: two ratings exactly `tie` apart are tied
+    values = better.rating, worse.rating
+    if is_second_first and not math.isnan(better.second) and better.second != worse.second:
+        values = better.second, worse.second
+    if values[0] == values[1]:  # both may be infinite
+        return True
+    return abs(values[0] - values[1]) <= tie + 1e-6  # float32: two ratings exactly `tie` apart are tied
