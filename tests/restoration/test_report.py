@@ -152,7 +152,7 @@ def test_a_kept_candidate_without_a_reward_is_shown_last_also_among_negative_one
     images = degraded_folder(tmp_path / "hr", "bicubic", scale=2)
     restorer = Restorer.from_pretrained(shifted)
     evaluate(restorer, images, ["psnr_y"], n=3, reward=reward, out=tmp_path / "run", keep_images=True)
-    assert re.findall(r"reward (-\d\.\d+|nan)", report_of(tmp_path / "run")) [:3] == ["-2.000", "-3.000", "nan"]
+    assert re.findall(r"reward (-\d\.\d+|nan)", report_of(tmp_path / "run"))[:3] == ["-2.000", "-3.000", "nan"]
 
 
 def test_a_tuning_run_shows_signals_alarms_and_looks(tmp_path):

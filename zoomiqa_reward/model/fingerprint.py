@@ -34,8 +34,8 @@ def fingerprint_parts(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what the fingerprint is made of.
 
     Weights count as they are in memory, adapters included: a file that changes after loading, or training, cannot give
-    one model the fingerprint of another. They are read whole at the first call and again after they changed. Hooks
-    count with their code; UnknownState is raised for one whose state cannot be read.
+    one model the fingerprint of another. They are read whole at the first call and again after they changed. Hooks,
+    and a `forward` of a module's own, count with their code; UnknownState is raised for one whose state cannot be read.
     """
     model = checkpoint.model
     return {
@@ -60,10 +60,18 @@ def fingerprint_parts(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _hooks(model: nn.Module) -> dict[str, str]:
-    """Return the digest of what users have hooked to the modules; nothing without hooks."""
+    """Return the digest of what users have hooked to the modules, or set as their `forward`; nothing without."""
     hooks = [(name, module._forward_pre_hooks, module._forward_hooks) for name, module in model.named_modules()]
     held = {name: [list(before.values()), list(after.values())] for name, before, after in hooks if before or after}
+    written = {name: _own_forward(module) for name, module in model.named_modules()}
+    held |= {f"{name}.forward": [forward] for name, forward in written.items() if name and forward is not None}
     return {"hooks": state_digest(held)} if held else {}
+
+
+def _own_forward(module: nn.Module) -> Any:
+    """Return the `forward` that was set on this module alone; None without, and where accelerate moves its weights."""
+    forward = None if hasattr(module, "_hf_hook") else vars(module).get("forward")
+    return getattr(forward, "__func__", forward)  # a bound one reaches the module, whose weights are read already
 
 
 def _computed(config: dict[str, Any]) -> dict[str, Any]:
