@@ -31,7 +31,7 @@ from zoomiqa_reward.images.loading import ImageError, ImageSource, ImageSources,
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, ask, fingerprint_of, needed_inputs
-from zoomiqa_reward.rewards.identity import state_digest
+from zoomiqa_reward.rewards.identity import added_by_subclass, state_digest
 from zoomiqa_reward.rewards.normalise import group_keys
 from zoomiqa_reward.runs.settings import identity_of
 
@@ -106,7 +106,8 @@ class ConditionedReward(PairedReward):
     def fingerprint(self) -> str:
         """Covers the quality, the fidelity, gamma and the form."""
         fidelity: object = self._given_fingerprint or self.fidelity or ("lr_consistency", self.blur_px)
-        return state_digest("conditioned", fingerprint_of(self.quality), fidelity, float(self.gamma), self.form)
+        parts = fingerprint_of(self.quality), fidelity, float(self.gamma), self.form
+        return state_digest("conditioned", *parts, *added_by_subclass(self, ConditionedReward))
 
     @property
     def identity(self) -> dict[str, object]:

@@ -25,7 +25,7 @@ from zoomiqa_reward.images.loading import ImageSources, split_images
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, ask, fingerprint_of, needed_inputs
-from zoomiqa_reward.rewards.identity import state_digest
+from zoomiqa_reward.rewards.identity import added_by_subclass, state_digest
 from zoomiqa_reward.runs.settings import identity_of
 
 
@@ -60,7 +60,10 @@ class ReferencedReward(PairedReward):
     @property
     def fingerprint(self) -> str:
         """Covers the quality and the fidelity."""
-        return state_digest("referenced", fingerprint_of(self.quality), self._given_fingerprint or self.fidelity)
+        fidelity: object = self._given_fingerprint or self.fidelity
+        return state_digest(
+            "referenced", fingerprint_of(self.quality), fidelity, *added_by_subclass(self, ReferencedReward)
+        )
 
     @property
     def identity(self) -> dict[str, object]:

@@ -40,7 +40,7 @@ from zoomiqa_reward.model.devices import find_device
 from zoomiqa_reward.model.draws import own_draws
 from zoomiqa_reward.model.fingerprint import fingerprint
 from zoomiqa_reward.model.numerics import callers_precision, precision_settings
-from zoomiqa_reward.rewards.identity import state_digest
+from zoomiqa_reward.rewards.identity import added_by_subclass, state_digest
 from zoomiqa_reward.whole_numbers import whole_numbers
 
 DEFAULT_OVERLAP_PX = 32
@@ -196,6 +196,7 @@ class Restorer:
             "tiling": None if self.tiling is None else asdict(self.tiling),
             "versions": {"torch": version("torch"), "numpy": version("numpy")},
             "precision": _precision(),
+            **({"subclass": state_digest(*added)} if (added := added_by_subclass(self, Restorer)) else {}),
         }  # fmt: skip
 
     def restore(

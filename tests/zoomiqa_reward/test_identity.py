@@ -2,6 +2,7 @@
 
 import functools
 import threading
+from dataclasses import replace
 from types import MethodType
 
 import numpy as np
@@ -10,9 +11,14 @@ import torch
 from tiny import make_image, tiny_checkpoint
 from torch import nn
 
-from zoomiqa_reward import CachedReward, MetricReward, ZoomIQA, ZoomIQAReward
+from restoration.metrics import ReferencedReward
+from restoration.metrics.conditioned import ConditionedReward
+from zoomiqa_reward import CachedReward, ConsensusReward, MetricReward, ZoomIQA, ZoomIQAReward
 from zoomiqa_reward.errors import UnknownState
+from zoomiqa_reward.protocol.spec import ViewPolicy
+from zoomiqa_reward.rewards.composite import CompositeReward, Term
 from zoomiqa_reward.rewards.identity import state_digest
+from zoomiqa_reward.rewards.robust import RobustReward
 
 FACTOR = 1.0
 
@@ -175,6 +181,48 @@ def test_a_model_is_known_by_what_is_set_as_the_forward_of_a_layer():
     assert iqa.fingerprint != before
     layer._hf_hook = object()  # accelerate moves its weights, which changes no value
     assert iqa.fingerprint == before
+
+
+class Halved(ZoomIQA):
+    """A judge of the user's, which asks the library's."""
+
+    def rate(self, *given, **more):
+        """Return half of the ratings."""
+        ratings = super().rate(*given, **more)
+        return replace(ratings, value=ratings.value / 2)
+
+
+def with_gain(base):
+    """Return a subclass whose values are those of `base` times an attribute."""
+
+    class Scaled(base):
+        gain = 1.0
+
+        def __call__(self, *given, **more):
+            scores = super().__call__(*given, **more)
+            return replace(scores, value=scores.value * self.gain)
+
+    return Scaled
+
+
+def test_a_subclass_is_known_by_what_it_adds():
+    """It inherits the fingerprint of its class, but a cache must not give it the values of that class."""
+    iqa = ZoomIQA.from_pretrained(str(tiny_checkpoint()), device="cpu")
+    assert iqa.fingerprint != Halved(iqa.checkpoint).fingerprint == Halved(iqa.checkpoint).fingerprint
+    assert isinstance(Halved(iqa.checkpoint).with_views(ViewPolicy.whole()), Halved)
+    mean = MetricReward(torch.mean, "mean", True, (0, 1))
+    made = [
+        (ZoomIQAReward, (iqa,)), (MetricReward, (torch.mean, "mean", True, (0, 1))), (ConsensusReward, (mean,)),
+        (CompositeReward, ([Term(mean)],)), (RobustReward, (mean,)), (ConditionedReward, (mean,)),
+        (ReferencedReward, (mean,)),
+    ]  # fmt: skip
+    for base, given in made:
+        kind = with_gain(base)
+        plain, one, two, again = base(*given), kind(*given), kind(*given), kind(*given)
+        two.gain = again.gain = 2.0
+        assert len({plain.fingerprint, one.fingerprint, two.fingerprint}) == 3, base
+        assert two.fingerprint == again.fingerprint
+        assert CompositeReward([Term(one)]).fingerprint != CompositeReward([Term(two)]).fingerprint
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own use of an older name

@@ -20,6 +20,7 @@ from zoomiqa_reward.model.ratings import Assessment, Ratings
 from zoomiqa_reward.model.reason import assess_images
 from zoomiqa_reward.model.trie import RatingTrie
 from zoomiqa_reward.protocol.spec import Protocol, ViewPolicy
+from zoomiqa_reward.rewards.identity import added_by_subclass, state_digest
 
 if TYPE_CHECKING:
     from zoomiqa_reward.model.pairs import Comparison
@@ -75,7 +76,7 @@ class ZoomIQA:
 
         `ViewPolicy.whole()` makes a cheap first stage of a cascade. Ratings and fingerprint differ from this model's.
         """
-        return ZoomIQA(replace(self.checkpoint, protocol=replace(self.protocol, views=views)))
+        return replace(self, checkpoint=replace(self.checkpoint, protocol=replace(self.protocol, views=views)))
 
     @property
     def differentiable(self) -> bool:
@@ -105,7 +106,8 @@ class ZoomIQA:
     @property
     def fingerprint_parts(self) -> dict[str, object]:
         """The values that the fingerprint covers."""
-        return fingerprint_parts(self.checkpoint)
+        added = added_by_subclass(self, ZoomIQA)
+        return fingerprint_parts(self.checkpoint) | ({"subclass": state_digest(*added)} if added else {})
 
     @property
     def identity(self) -> dict[str, object]:

@@ -19,6 +19,7 @@ from zoomiqa_reward.images.loading import ImageError, ImageSource, ImageSources,
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, ask, fingerprint_of, require_pointwise, require_reward
+from zoomiqa_reward.rewards.identity import added_by_subclass, state_digest
 from zoomiqa_reward.rewards.normalise import hash_pixels
 from zoomiqa_reward.rewards.score_store import CacheError, ScoreStore
 from zoomiqa_reward.runs.settings import identity_of
@@ -85,8 +86,9 @@ class CachedReward(Reward):
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the reward: the cache changes no value."""
-        return fingerprint_of(self.reward)
+        """The fingerprint of the reward: the cache changes no value, but a subclass may."""
+        added = added_by_subclass(self, CachedReward)
+        return state_digest(fingerprint_of(self.reward), *added) if added else fingerprint_of(self.reward)
 
     @property
     def identity(self) -> dict[str, object]:

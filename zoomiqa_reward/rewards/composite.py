@@ -11,7 +11,7 @@ from zoomiqa_reward.images.loading import ImageSource, ImageSources, split_image
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores, TermScores
 from zoomiqa_reward.rewards.base import Reward, ask, fingerprint_of, is_groupwise, modules_of, require_reward
-from zoomiqa_reward.rewards.identity import state_digest
+from zoomiqa_reward.rewards.identity import added_by_subclass, state_digest
 from zoomiqa_reward.rewards.normalise import (
     METHODS,
     find_groups,
@@ -81,8 +81,9 @@ class CompositeReward(Reward):
     def fingerprint(self) -> str:
         """Covers the fingerprint, weight and normalisation of every term."""
         return state_digest(
-            "composite", [(fingerprint_of(term.reward), float(term.weight), term.normalise) for term in self.terms]
-        )
+            "composite", [(fingerprint_of(term.reward), float(term.weight), term.normalise) for term in self.terms],
+            *added_by_subclass(self, CompositeReward),
+        )  # fmt: skip
 
     @property
     def identity(self) -> dict[str, object]:

@@ -16,7 +16,7 @@ from zoomiqa_reward.images.loading import ImageSources, load_image, split_images
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, ask, fingerprint_of, require_reward
-from zoomiqa_reward.rewards.identity import state_digest
+from zoomiqa_reward.rewards.identity import added_by_subclass, state_digest
 from zoomiqa_reward.rewards.normalise import find_groups
 from zoomiqa_reward.runs.settings import identity_of
 
@@ -51,7 +51,9 @@ class ConsensusReward(Reward):
     @property
     def fingerprint(self) -> str:
         """Covers the reward's fingerprint and the weight."""
-        return state_digest("consensus", fingerprint_of(self.reward), float(self.weight))
+        return state_digest(
+            "consensus", fingerprint_of(self.reward), float(self.weight), *added_by_subclass(self, ConsensusReward)
+        )
 
     @property
     def identity(self) -> dict[str, object]:

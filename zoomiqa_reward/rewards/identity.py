@@ -42,6 +42,19 @@ def state_digest(*values: object) -> str:
     return digest(*(walker.digest(value, "value") for value in values))
 
 
+def added_by_subclass(value: object, base: type) -> tuple[object, ...]:
+    """Return what an object's class adds to `base`, which made the fingerprint: its code, and its attributes' values.
+
+    Nothing for an object of `base` itself.
+    """
+    if type(value) is base:
+        return ()
+    made = [vars(kind)["__init__"].__code__ for kind in base.__mro__ if "__init__" in vars(kind) and kind is not object]
+    known = {name for code in made for name in code.co_names} | set(getattr(base, "__dataclass_fields__", ()))
+    state = {key: item for key, item in attributes_of(value).items() if key not in known and not hasattr(base, key)}
+    return type(value), state
+
+
 class _Paths(threading.local):
     """The objects on the way down, in this thread: a fingerprint that is asked for on the way walks on from here."""
 

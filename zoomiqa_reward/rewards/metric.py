@@ -29,7 +29,7 @@ from zoomiqa_reward.rewards.base import (
     require_pointwise,
 )
 from zoomiqa_reward.rewards.code_reach import reach_of
-from zoomiqa_reward.rewards.identity import state_digest
+from zoomiqa_reward.rewards.identity import added_by_subclass, state_digest
 from zoomiqa_reward.whole_numbers import batch_size_of
 
 FunctionValue = Tensor | float | Sequence[float] | NDArray[np.float32]
@@ -95,8 +95,9 @@ class MetricReward(Reward):
         identified = self.fn if self._given_fingerprint is None else self._given_fingerprint
         form = ["batched"] if self.batched else []
         return state_digest(
-            self.name, self.metric_higher_is_better, list(self.score_range), sorted(self.needs), identified, *form
-        )
+            self.name, self.metric_higher_is_better, list(self.score_range), sorted(self.needs), identified, *form,
+            *added_by_subclass(self, MetricReward),
+        )  # fmt: skip
 
     @Default
     def labels(self) -> frozenset[str]:

@@ -22,7 +22,7 @@ from zoomiqa_reward.model.gradients import require_gradient
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.base import Reward, ask, fingerprint_of, require_pointwise
-from zoomiqa_reward.rewards.identity import state_digest
+from zoomiqa_reward.rewards.identity import added_by_subclass, state_digest
 from zoomiqa_reward.runs.settings import identity_of
 
 SHIFT_PX = 4.0
@@ -83,7 +83,7 @@ class RobustReward(Reward):
     def fingerprint(self) -> str:
         """Covers the wrapped reward and everything about the copies."""
         how = (self.copies, SHIFT_PX, ZOOM, NOISE, QUALITY)
-        return state_digest("robust", how, fingerprint_of(self.reward))
+        return state_digest("robust", how, fingerprint_of(self.reward), *added_by_subclass(self, RobustReward))
 
     @property
     def identity(self) -> dict[str, object]:

@@ -16,7 +16,7 @@ from zoomiqa_reward.model.turns import require_question
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
 from zoomiqa_reward.rewards.argument_order import require_object
 from zoomiqa_reward.rewards.base import Reward
-from zoomiqa_reward.rewards.identity import state_digest
+from zoomiqa_reward.rewards.identity import added_by_subclass, state_digest
 from zoomiqa_reward.runs.settings import identity_of
 from zoomiqa_reward.whole_numbers import batch_size_of
 
@@ -83,7 +83,8 @@ class ZoomIQAReward(Reward):
     @property
     def fingerprint(self) -> str:
         """Covers the model, the mode and options, and `strict`."""
-        return state_digest(self.iqa.fingerprint, self.mode, self.strict, sorted(self._asked().items()))
+        asked = self.mode, self.strict, sorted(self._asked().items())
+        return state_digest(self.iqa.fingerprint, *asked, *added_by_subclass(self, ZoomIQAReward))
 
     @property
     def identity(self) -> dict[str, object]:

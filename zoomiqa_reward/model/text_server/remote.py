@@ -33,6 +33,7 @@ from zoomiqa_reward.model.text_server.spread import spread_in_answer
 from zoomiqa_reward.model.turns import Prompted
 from zoomiqa_reward.model.views import VIEWS_RULE
 from zoomiqa_reward.protocol.spec import PROTOCOL_FILE, Protocol, ProtocolError
+from zoomiqa_reward.rewards.identity import added_by_subclass, state_digest
 
 
 class RemoteOptions(ServerOptions, total=False):
@@ -121,6 +122,7 @@ class RemoteZoomIQA:
             "extra": self.server.extra,
             "content_rule": RULE,
             "views_rule": VIEWS_RULE,
+            **({"subclass": state_digest(*added)} if (added := added_by_subclass(self, RemoteZoomIQA)) else {}),
         }
 
     @property
