@@ -2,8 +2,11 @@
 
 import ast
 import importlib.util
+import itertools
 import json
+import math
 import sys
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 
 import numpy as np
@@ -99,6 +102,30 @@ def test_the_figure_shows_what_was_emptied_and_marks_a_value_for_nothing():
     contrast = run_check(wrapped(lambda image: image.std()), [photo(height=160, width=200)])
     blank = ladder_figure(contrast).crop((LABEL_PX, top + CELL_PX, figure.width, top + row_px))
     assert red_pixels_of(blank) > 20
+
+
+@pytest.mark.parametrize("loses", [False, True])
+def test_a_value_is_red_where_it_rises_itself(loses):
+    """With `loses` the brighter photograph has no value from the third step on, so plain means would fall there."""
+
+    def sharpness(image):
+        strength = float(image.diff(dim=-1).abs().mean())
+        is_lost = loses and float(image.mean()) > 0.6 and strength > 0.1
+        return math.nan if is_lost else strength + float(image.mean())
+
+    dark, bright = photo(), photo("b", seed=1)
+    pair = [replace(dark, image=dark.image * 0.5), replace(bright, image=bright.image * 0.5 + 0.5)]
+    report = run_check(wrapped(sharpness), pair)
+    figure = ladder_figure(report)
+    row_px = CELL_PX + CAPTION_PX + GAP_PX
+    for index, ladder in enumerate([*report.measures.ladders, *report.measures.worsened]):
+        pairs = [[after - before for before, after in itertools.pairwise(row)] for row in ladder.rows]
+        for step in range(1, len(ladder.labels)):
+            changes = [row[step - 1] for row in pairs if not math.isnan(row[step - 1])]
+            left, top = LABEL_PX + step * (CELL_PX + GAP_PX), HEAD_PX + index * row_px + CELL_PX
+            caption = np.asarray(figure.crop((left, top, left + CELL_PX, top + CAPTION_PX)), dtype=int)
+            is_red = bool((caption[..., 0] - caption[..., 2] > 60).any())
+            assert is_red == (not sum(changes) < 0), (ladder.kind, step)
 
 
 def red_pixels(figure):

@@ -1,12 +1,12 @@
 """The check in one image: what was shown, what the reward said, and where it goes the wrong way.
 
 Each row is a kind of damage: the middle of the first photograph step by step, at its own pixels (nothing is resampled),
-with the mean value over all photographs beneath. It is red where it does not fall from the step before; beneath an
-emptied image, where the reward prefers it to the honest candidate on some photograph, or rates it although it has no
-content. At the end of the row, all photographs as lines. Pillow alone, with the font that it bundles.
+with the mean value over the photographs that have one beneath. It is red where it does not fall from the step before,
+or is missing; beneath an emptied image, where the reward prefers it to the honest candidate on some photograph, or
+rates it although it has no content. At the end of the row, all photographs as lines. Pillow alone, with the font that
+it bundles.
 """
 
-import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -85,12 +85,10 @@ def _rows(report: CheckReport) -> list[_Row]:
         *((ladder, shown.ladders[ladder.kind]) for ladder in measures.ladders),
         *((ladder, shown.worsened[ladder.kind]) for ladder in measures.worsened),
     ]:
-        falls = (
-            math.isfinite(ladder.means[0]),
-            *(after < before for before, after in itertools.pairwise(ladder.means)),
-        )
         about = (f"pairs {percent(ladder.pairs_in_order)}", f"steps {percent(ladder.steps_in_order)}", "in order")
-        is_wrong = (math.isnan(ladder.means[0]), *(not does_fall for does_fall in falls))
+        # Of the photographs that have both values: each mean may be over others.
+        rises = [mean(row[k] - row[k - 1] for row in ladder.rows) for k in range(1, len(ladder.labels))]
+        is_wrong = (not math.isfinite(ladder.means[0]), *(not rise < 0 for rise in rises))
         drawn_rows.append(_Row(kind=ladder.kind, about=about, labels=ladder.labels, images=images, means=ladder.means,
                           rows=ladder.rows, is_wrong=is_wrong))  # fmt: skip
     emptied = empty_rows(shown.hr, shown.enlarged)
@@ -114,7 +112,9 @@ def _head(draw: ImageDraw.ImageDraw, report: CheckReport) -> None:
         draw_text(draw, (x, 8), text, 18, colour)
         x += text_width(text, 18) + 24
     count = report.measures.num_photographs
-    about = f"images: the middle of {Path(report.shown.name).name}; numbers: mean over {count} photographs"
+    is_whole = report.measures.measured_share == 1
+    of_those = "" if is_whole else ", of those that have a value"
+    about = f"images: the middle of {Path(report.shown.name).name}; numbers: mean over {count} photographs{of_those}"
     draw_text(draw, (GAP_PX, 33), about, 13, MUTED)
 
 
