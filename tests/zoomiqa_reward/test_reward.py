@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from tiny import ARCHS, make_image, tiny_iqa
+from torch import nn
 
 from zoomiqa_reward.rewards.base import NoReward, Reward
 from zoomiqa_reward.rewards.metric import MetricReward
@@ -273,3 +274,19 @@ def test_a_batched_metric_keeps_its_graph_and_nan_spoils_no_gradient():
 
 def test_a_batched_metric_is_another_metric():
     assert metric(torch.mean).fingerprint != metric(torch.mean, batched=True).fingerprint
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm2d(3)])
+def test_a_metric_network_in_training_mode_is_refused(layer):
+    """Its values would be random, or follow from the other images, in a reward that says it is deterministic."""
+    network = nn.Sequential(layer, nn.Flatten(), nn.AdaptiveAvgPool1d(1))
+    images = [make_image(seed, 16, 16) for seed in range(2)]
+
+    def reward(fn, **options):
+        return MetricReward(fn, "mine", True, (-9, 9), batched=True, **options)
+
+    for fn in (network, nn.DataParallel(network), lambda batch: network(batch).flatten()):
+        with pytest.raises(ValueError, match=r"^reward 'mine': .*training mode.*call model.eval\(\) first, or wrap it"):
+            reward(fn)(images)
+    assert reward(lambda batch: network(batch).flatten(), deterministic=False)(images).valid.all()
+    assert reward(lambda batch: network.eval()(batch).flatten())(images).valid.all()

@@ -119,10 +119,18 @@ def _recomputation(model: nn.Module, repeatable: bool) -> Iterator[None]:
 
 
 def refuse_dropout(model: nn.Module) -> None:
-    """Raise ValueError if a part in training mode drops anything: what the model says would be random."""
+    """Raise ValueError if a part in training mode drops anything, or normalises over a batch.
+
+    What the model says would be random, or follow from the other images of a batch.
+    """
     for name, module in model.named_modules():
         if not module.training:
             continue
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(
+                f"{name or 'the model'} is in training mode: it normalises over the batch, so a value follows from the "
+                "other images too; call model.eval() first"
+            )
         rates = {key: value for key, value in vars(module).items() if "drop" in key}
         if isinstance(module, nn.modules.dropout._DropoutNd):
             rates["p"] = module.p

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zoomiqa_reward.images.loading import ImageError, ImageSource, ImageSources, load_image, split_images
-from zoomiqa_reward.model.gradients import require_gradient, require_graph
+from zoomiqa_reward.model.gradients import refuse_dropout, require_gradient, require_graph
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.model.ratings import Scores
 from zoomiqa_reward.rewards.argument_order import require_object
@@ -119,7 +119,8 @@ class MetricReward(Reward):
         `batched`: a call of `fn` that fails is repeated image by image. An image that fails alone is then not valid;
         the exception is raised only if no image could be measured. The neighbours of an image in its batch may change
         the last bits of its value.
-        Raises NoReward unless `fn` returns one number per image.
+        Raises NoReward unless `fn` returns one number per image; ValueError for a network in training mode that drops
+        anything or normalises over a batch, unless the reward is declared random.
         """
         sources = split_images(images)
         if grad:
@@ -134,6 +135,8 @@ class MetricReward(Reward):
             measured = self._measure_batches(sources, rows)
         else:
             measured = [self._measure(source, row) for source, row in zip(sources, rows, strict=True)]
+        if self.deterministic:  # after the call, for `fn` may switch its network itself
+            self._refuse_training()
         values, errors = [value for value, _ in measured], [error for _, error in measured]
         home = next((value.device for value, error in zip(values, errors, strict=True) if error is None), None)
         raw = torch.stack([value.to(home) for value in values]) if values else torch.zeros(0)
@@ -147,6 +150,13 @@ class MetricReward(Reward):
         return Scores(
             value=value, valid=valid, std=nan.clone(), errors=tuple(errors), info={"raw": raw.detach().tolist()}
         )
+
+    def _refuse_training(self) -> None:
+        for network in self.modules:
+            try:
+                refuse_dropout(network)
+            except ValueError as error:
+                raise ValueError(f"reward {self.name!r}: {error}, or wrap it with deterministic=False") from error
 
     def _measure(self, source: ImageSource, given: dict[str, Any]) -> tuple[Tensor, str | None]:
         try:
