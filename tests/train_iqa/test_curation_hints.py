@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from train_iqa.curation.calibrate import UNTOUCHED, choose
+from train_iqa.curation.calibrate import UNTOUCHED, choose, measure
 from train_iqa.curation.calibrate import main as calibrate
 from train_iqa.curation.config import CurateConfig, Endpoint
 from train_iqa.curation.curator import Curator
@@ -172,6 +173,15 @@ def test_calibration_writes_a_file_that_is_read(tmp_path):
     assert found.provenance["photographs"] == "20 of stripes"
     assert 0.004 < found.of["noisy"].possible < 0.2
     assert found.of["dark"].certain < found.of["bright"].certain
+
+
+def test_the_thresholds_are_measured_on_images_as_they_are_rated(tmp_path):
+    grey = make_image()[..., 0]
+    levels = np.round(grey * 255).astype(np.uint8)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    Image.fromarray(levels.astype(np.uint16) * 257).save(tmp_path / "deep.png")  # white to Pillow
+    measured = measure([tmp_path / "a.png"], 0), measure([tmp_path / "deep.png"], 0)
+    assert measured[0] == measured[1]
 
 
 @pytest.mark.parametrize("state", list(LOOKS))

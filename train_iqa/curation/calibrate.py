@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from train_iqa.curation.hints import Hints, measure_hints
 from train_iqa.curation.states import DAMAGES, LOOKS, MIXED, OPPOSITE, degrade_to
 from train_iqa.curation.thresholds import SHIPPED, STATES, HintThresholds, Threshold
 from train_iqa.nano.degradations import sample_box
 from train_iqa.nano.synthetic import list_photographs
+from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.runs.json_lines import write_json
 from zoomiqa_reward.runs.outputs import claim_file
 from zoomiqa_reward.runs.program import Parser, run_program
@@ -71,8 +71,7 @@ def measure(images: Sequence[Path], seed: int) -> dict[str, list[Hints]]:
     """
     measured: dict[str, list[Hints]] = {group: [] for group in (UNTOUCHED, *LOOKS)}
     for index, path in enumerate(progress(images, len(images), "photographs")):
-        with Image.open(path) as photograph:
-            clean = np.asarray(photograph.convert("RGB"), dtype=np.float32) / np.float32(255)
+        clean = np.ascontiguousarray(load_image(path).permute(1, 2, 0).numpy())
         rng = np.random.default_rng([seed, index])
         for number, (group, hints) in enumerate(measured.items()):
             pixels, box = clean, sample_box(rng) if (index + number) % 2 else None
