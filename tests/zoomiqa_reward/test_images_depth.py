@@ -4,7 +4,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from zoomiqa_reward.images import ImageError, load_image, save_png
 from zoomiqa_reward.images.loading import conversions
@@ -60,3 +60,11 @@ def test_a_note_on_bit_depth_is_about_the_samples_alone(tmp_path: Path) -> None:
     deep = tmp_path / "deep.ppm"
     deep.write_bytes(b"P6 2 2 65535\n" + bytes(24))
     assert conversions(deep) == ("16-bit colour is reduced to 8 bits",)
+
+
+@pytest.mark.parametrize(("space", "notes"), [("sRGB", ()), ("LAB", ("its colour profile is not applied",))])
+def test_a_profile_of_version_4_that_is_srgb_loses_nothing(tmp_path: Path, space: str, notes: tuple[str, ...]) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile(space)).tobytes()
+    assert b"sRGB" not in profile  # version 4 writes its description in two bytes per letter
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", icc_profile=profile)
+    assert conversions(tmp_path / "a.png") == notes

@@ -116,7 +116,8 @@ def conversions(source: object) -> tuple[str, ...]:
     """Return what `load_image` loses of a file or an open PIL image, as notes for the results; usually nothing.
 
     Transparency, 16-bit colour that Pillow reduces to 8 bits, a colour profile that is not applied, further frames.
-    Nothing else is lost. A file that cannot be opened has no notes.
+    Not told: AVIF and JPEG 2000 of more than 8 bits, which Pillow reduces too. Nothing else is lost. A file that cannot
+    be opened has no notes.
     """
     try:
         if isinstance(source, str | os.PathLike):
@@ -151,7 +152,8 @@ def _is_opaque(image: Image.Image) -> bool:
 
 
 def _is_srgb(profile: object) -> bool:
-    return isinstance(profile, bytes) and b"sRGB" in profile  # in its description; such values mean what they are
+    """Return whether its description, in the letters of version 2 or 4, says so: such values mean what they are."""
+    return isinstance(profile, bytes) and any("sRGB".encode(code) in profile for code in ("ascii", "utf-16-be"))
 
 
 def to_pil(tensor: Tensor) -> Image.Image:
