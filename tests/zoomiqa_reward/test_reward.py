@@ -276,6 +276,11 @@ def test_a_batched_metric_is_another_metric():
     assert metric(torch.mean).fingerprint != metric(torch.mean, batched=True).fingerprint
 
 
+def test_a_direction_that_is_a_text_is_refused():
+    with pytest.raises(TypeError, match="higher_is_better='lower': must be True or False"):
+        MetricReward(torch.mean, "mine", "lower", (0, 1))
+
+
 @pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm2d(3)])
 def test_a_metric_network_in_training_mode_is_refused(layer):
     """Its values would be random, or follow from the other images, in a reward that says it is deterministic."""

@@ -177,5 +177,5 @@ def empty_card(height: int) -> Image.Image:
     return Image.new("RGB", (CELL_PX, height), CARD)
 
 
-Opener = Image.Image | Callable[[], Image.Image] | None
+Opener = Image.Image | None | Callable[[], Image.Image | None]
 """An image, a function that opens one, or None for an image that could not be read."""

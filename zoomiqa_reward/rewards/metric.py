@@ -68,9 +68,11 @@ class MetricReward(Reward):
         cannot be read, the property raises UnknownState.
         Raises ValueError for unknown needs, an empty range or a batch size below 1; GroupwiseError where fn asks a
         reward that compares images within a group, because images are given to fn without their group; TypeError for a
-        class and for a batch size that is not whole.
+        class, for a batch size that is not whole and a `higher_is_better` that is neither True nor False.
         """
         require_object("fn", fn)
+        if not isinstance(higher_is_better, bool | np.bool_):  # a text such as "lower" is true
+            raise TypeError(f"higher_is_better={higher_is_better!r}: must be True or False")
         low, high = score_range
         if not low < high:
             raise ValueError(f"score_range={score_range}: the first number must be below the second")
