@@ -169,13 +169,13 @@ def test_a_model_is_known_by_what_is_set_as_the_forward_of_a_layer():
     """It is obeyed, as a hook is: a cache must not give the rating of the plain judge."""
     iqa = ZoomIQA.from_pretrained(str(tiny_checkpoint()), device="cpu")
     layer, image, before = iqa.checkpoint.model.model.language_model.layers[0], make_image(0), iqa.fingerprint
-    known, ratings, plain = set(), {float(iqa.rate(image).mean)}, layer.forward
+    fingerprints, ratings, plain = set(), {float(iqa.rate(image).mean)}, layer.forward
     for share in (0.5, 0.25):
         layer.forward = lambda *given, share=share, **more: share * plain(*given, **more)
-        known.add(iqa.fingerprint)
+        fingerprints.add(iqa.fingerprint)
         ratings.add(float(iqa.rate(image).mean))
         del layer.forward
-    assert len(known - {before}) == 2
+    assert len(fingerprints - {before}) == 2
     assert len(ratings) == 3
     layer.forward = MethodType(lambda module, *given, **more: plain(*given, **more), layer)
     assert iqa.fingerprint != before

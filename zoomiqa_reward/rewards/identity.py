@@ -50,8 +50,8 @@ def added_by_subclass(value: object, base: type) -> tuple[object, ...]:
     if type(value) is base:
         return ()
     made = [vars(kind)["__init__"].__code__ for kind in base.__mro__ if "__init__" in vars(kind) and kind is not object]
-    known = {name for code in made for name in code.co_names} | set(getattr(base, "__dataclass_fields__", ()))
-    state = {key: item for key, item in attributes_of(value).items() if key not in known and not hasattr(base, key)}
+    names = {name for code in made for name in code.co_names} | set(getattr(base, "__dataclass_fields__", ()))
+    state = {key: item for key, item in attributes_of(value).items() if key not in names and not hasattr(base, key)}
     return type(value), state
 
 
