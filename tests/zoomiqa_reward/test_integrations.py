@@ -157,6 +157,22 @@ def test_a_loss_of_another_range_says_once_that_it_is_clamped(spread, monkeypatc
     clamped(spread(batch))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_far_values_are_clamped_exactly(dtype, monkeypatch):
+    """In bfloat16, 300 + (1 - 300) is 0: a white pixel was rated as black."""
+    monkeypatch.setattr("zoomiqa_reward.rewards.loss._TOLD", [torch.Size()])
+    far = torch.tensor([-6e4, -300.0, -0.3, 0.0, 0.3, 1.0, 1.3, 300.0, 6e4], dtype=dtype, requires_grad=True)
+    assert torch.equal(clamped(far), far.detach().clamp(0, 1))
+    clamped(far).sum().backward()
+    assert torch.equal(far.grad, torch.ones_like(far))
+    assert clamped(torch.tensor([math.nan, math.inf])).isnan().all()  # no clamp makes an image of these
+
+
+def test_a_loss_of_no_images_says_so():
+    with pytest.raises(ValueError, match="holds no images"):
+        ZoomIQALoss(model=tiny_iqa())(torch.zeros(0, 3, 64, 64, requires_grad=True))
+
+
 @pytest.mark.integration
 def test_the_plain_loss_needs_no_other_library():
     code = (
@@ -224,6 +240,26 @@ def test_torchmetrics_accumulates_merges_and_resets():
     assert collection.compute()["rating"].item() == pytest.approx(expected.mean().item())
     metric.reset()
     assert int(metric.measured) == 0
+
+
+def test_rewards_in_a_torchmetrics_collection_stay_apart():
+    """It updates one metric for all whose states are equal after the first batch, as after one without any value."""
+    torchmetrics = pytest.importorskip("torchmetrics")
+    from zoomiqa_reward.integrations.torchmetrics import ZoomIQAMetric
+
+    plain, scaled = mean_reward(), mean_reward(fn=lambda image: 0.5 * image.mean())
+    collection = torchmetrics.MetricCollection({
+        "plain": ZoomIQAMetric(plain, on_invalid="drop"), "scaled": ZoomIQAMetric(scaled, on_invalid="drop"),
+        "strict": ZoomIQAMetric(plain),
+    })  # fmt: skip
+    collection.update(torch.zeros(1, 3, 8, 8))
+    collection.update(torch.full((2, 3, 8, 8), 0.75))
+    collection.update("no-such-file.png")
+    with pytest.warns(UserWarning, match=r"the first: no-such-file.png"):
+        values = collection.compute()
+    expected = {"plain": 0.5, "scaled": 0.25, "strict": math.nan}
+    assert {name: value.item() for name, value in values.items()} == pytest.approx(expected, nan_ok=True)
+    assert not collection["scaled"].state_dict()
 
 
 def test_torchmetrics_shows_failures():

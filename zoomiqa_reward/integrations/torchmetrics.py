@@ -1,5 +1,6 @@
 """The mean rating of a data set as a `torchmetrics.Metric`: any reward that needs no prompts."""
 
+import itertools
 import math
 import warnings
 from typing import Any
@@ -19,6 +20,7 @@ except ImportError as error:
     ) from error
 
 ON_INVALID = ("nan", "drop")
+_NUMBERS = itertools.count()
 
 
 class ZoomIQAMetric(Metric):  # type: ignore[misc] # torchmetrics is not followed by the checker
@@ -36,6 +38,7 @@ class ZoomIQAMetric(Metric):  # type: ignore[misc] # torchmetrics is not followe
     total: Tensor
     measured: Tensor
     failed: Tensor
+    number: Tensor
 
     def __init__(self, reward: Reward, *, on_invalid: str = "nan", **kwargs: Any) -> None:
         """Measure with `reward`; kwargs are torchmetrics' own. Raises ValueError for one that needs prompts."""
@@ -51,6 +54,10 @@ class ZoomIQAMetric(Metric):  # type: ignore[misc] # torchmetrics is not followe
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("measured", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("failed", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        # MetricCollection takes metrics with equal states for one, and then updates the first of them only. The digits
+        # of this metric's number tell it from those of other rewards.
+        digits = [int(digit) for digit in f"{next(_NUMBERS):064b}"]
+        self.add_state("number", torch.tensor(digits), dist_reduce_fx="max")
 
     def update(
         self, preds: ImageSources, target: ImageSources | None = None, *, lq: ImageSources | None = None

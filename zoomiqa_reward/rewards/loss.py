@@ -50,10 +50,13 @@ class ZoomIQALoss(nn.Module):
         Values outside [0, 1] are clamped before the rating, and the gradient passes the clamp unchanged. An image that
         cannot be measured is left out of the mean. If no image of the batch has content, the loss is 0 with a zero
         gradient, and the log gets a line; `MAX_EMPTY_BATCHES` such batches in a row raise RuntimeError, and so
-        does a batch that cannot be measured for another reason, such as NaN. Raises ValueError for a `weight`.
+        does a batch that cannot be measured for another reason, such as NaN. Raises ValueError for a `weight`, and for a
+        batch of no images.
         """
         if weight is not None:
             raise ValueError("ZoomIQALoss takes no weight: a rating is of the whole image; leave it out")
+        if not len(pred):
+            raise ValueError(f"pred {tuple(pred.shape)} holds no images: leave such a batch out")
         pred = clamped(pred)
         scores = self.reward(pred, grad=pred.requires_grad and torch.is_grad_enabled())
         if not bool(scores.valid.any()):
@@ -94,7 +97,8 @@ def clamped(batch: Tensor) -> Tensor:
             "0..255 by 255, map -1..1 by (x + 1) / 2; an untrained network may go on",
             stacklevel=3,
         )
-    return batch + excess
+    # Exact where half precision would round batch + excess: 300 + (1 - 300) is 0 in bfloat16.
+    return batch.detach().clamp(0, 1) + (batch - batch.detach())
 
 
 FAR = 0.25
