@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -121,6 +122,20 @@ def test_sum_of_normalised_terms_by_hand():
     assert first["share"] + second["share"] == pytest.approx(1)
     assert reward.needs == {"lq"}
     assert isinstance(reward, Reward)
+
+
+@pytest.mark.parametrize("groups", [
+    [torch.tensor(4), torch.tensor(9), torch.tensor(4)], np.array([4, 9, 4]), torch.tensor([4, 9, 4]), ("a", "b", "a"),
+])  # fmt: skip
+def test_groups_are_told_by_value(groups):
+    """Tensors hash by identity, so each image was a group of its own, and every z-value was 0."""
+    assert group_index(groups).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("groups", [torch.tensor([[0], [1]]), [torch.tensor([0]), torch.tensor([1])], [[0], [1]]])
+def test_what_cannot_tell_groups_is_refused(groups):
+    with pytest.raises(ValueError, match="one number or text per image"):
+        group_index(groups)
 
 
 def test_groups_may_be_given_and_must_be_known():

@@ -50,8 +50,8 @@ class ZoomIQALoss(nn.Module):
         Values outside [0, 1] are clamped before the rating, and the gradient passes the clamp unchanged. An image that
         cannot be measured is left out of the mean. If no image of the batch has content, the loss is 0 with a zero
         gradient, and the log gets a line; `MAX_EMPTY_BATCHES` such batches in a row raise RuntimeError, and so
-        does a batch that cannot be measured for another reason, such as NaN. Raises ValueError for a `weight`, and for a
-        batch of no images.
+        does a batch that cannot be measured for another reason, such as NaN. Raises ValueError for a `weight` and
+        for a batch of no images.
         """
         if weight is not None:
             raise ValueError("ZoomIQALoss takes no weight: a rating is of the whole image; leave it out")

@@ -36,12 +36,18 @@ def group_keys(lq: Sequence[ImageSource], prompts: Sequence[str] | None = None) 
 def group_index(groups: Sequence[Hashable] | Tensor) -> Tensor:
     """Return int64 [batch]: the number of each one's group, counted from 0 as they first appear.
 
+    groups: [batch], or one hashable per image; tensors without dimensions count by their value. Raises ValueError for
+    others.
+
     >>> group_index(["b", "a", "b"])
     tensor([0, 1, 0])
     """
-    items = groups.tolist() if isinstance(groups, Tensor) else list(groups)
+    items = [item.tolist() if isinstance(item, Tensor) else item for item in groups]
     numbers: dict[Hashable, int] = {}
-    return torch.tensor([numbers.setdefault(item, len(numbers)) for item in items], dtype=torch.long)
+    try:
+        return torch.tensor([numbers.setdefault(item, len(numbers)) for item in items], dtype=torch.long)
+    except TypeError as error:
+        raise ValueError(f"groups: give one number or text per image, equal within a group ({error})") from error
 
 
 def find_groups(
