@@ -54,14 +54,15 @@ def test_prompts_reach_a_reward_that_needs_them():
         fn(torch.rand(1, 3, 8, 8))
 
 
-def test_a_failure_is_nan_or_an_error_and_never_zero():
+def test_a_failure_is_an_error_or_nan_and_never_zero():
+    """DDPO's loop takes the mean of all rewards and insists on the number of samples, so it cannot drop a NaN."""
     images = torch.stack([torch.full((3, 8, 8), 0.5), torch.full((3, 8, 8), 3.0)])
-    scores, info = ddpo_reward(mean_reward())(images, ["", ""], [{}, {}])
+    with pytest.raises(RuntimeError, match="could not measure image 1"):
+        ddpo_reward(mean_reward())(images, ["", ""], [{}, {}])
+    scores, info = ddpo_reward(mean_reward(), on_invalid="nan")(images, ["", ""], [{}, {}])
     assert scores.tolist() == pytest.approx([0.5, math.nan], nan_ok=True)
     assert info["valid"].tolist() == [True, False]
     assert "not in [0, 1]" in info["errors"][1]
-    with pytest.raises(RuntimeError, match="could not measure image 1"):
-        ddpo_reward(mean_reward(), on_invalid="raise")(images, ["", ""], [{}, {}])
     with pytest.raises(ValueError, match="on_invalid='zero'"):
         ddpo_reward(mean_reward(), on_invalid="zero")
 

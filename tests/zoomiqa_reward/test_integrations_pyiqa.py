@@ -6,12 +6,17 @@ import os
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.io
 from conftest import ROOT
 from photographs import photograph
 from tiny import tiny_checkpoint, tiny_iqa
 
+from restoration.metrics import measure
+from zoomiqa_reward.images.filters import gaussian_blur
 from zoomiqa_reward.images.loading import load_image, to_pil
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
@@ -100,3 +105,29 @@ command.main()
     printed = run(code)
     value = float(printed.rpartition("'mean':")[2].strip(" }\n").removeprefix("np.float64(").rstrip(")"))
     assert value == pytest.approx(ZoomIQAReward(tiny_iqa())(load_image(tmp_path / "a.png")).value.item())
+
+
+def test_its_metrics_have_our_values_with_the_options_of_the_guide(run, tmp_path):
+    """docs/metrics.md tells which options make the metrics of the same names equal."""
+    basicsr = pytest.importorskip("basicsr")
+    clean = photograph(3, 200, 210)
+    blurred = gaussian_blur(clean[None], 1.0)[0].clamp(0, 1)
+    for name, image in (("clean", clean), ("blurred", blurred)):
+        to_pil(image).save(tmp_path / f"{name}.png")
+    pristine = np.load(Path(basicsr.__file__).parent / "metrics" / "niqe_pris_params.npz")
+    names = {"mu_prisparam": "mu_pris_param", "cov_prisparam": "cov_pris_param"}
+    scipy.io.savemat(tmp_path / "niqe.mat", {theirs: pristine[ours] for theirs, ours in names.items()})
+    code = """
+import json, pyiqa
+luma = {"test_y_channel": True, "color_space": "ycbcr", "crop_border": 4}
+options = {"psnr": luma, "ssim": luma, "fsim": {},
+           "niqe": {"color_space": "ycbcr", "pretrained_model_path": "niqe.mat"}}
+print(json.dumps({name: pyiqa.create_metric(name, device="cpu", **chosen)("blurred.png", "clean.png").item()
+                  for name, chosen in options.items()}))
+"""
+    theirs = json.loads(run(code).splitlines()[-1])
+    ours = measure(["psnr_y", "ssim_y", "fsim", "niqe"], tmp_path / "blurred.png", hr=tmp_path / "clean.png")
+    pairs = {name: (ours[key].value, theirs[name])
+             for key, name in (("psnr_y", "psnr"), ("ssim_y", "ssim"), ("fsim", "fsim"), ("niqe", "niqe"))}  # fmt: skip
+    for name, tolerance in {"psnr": 1e-3, "ssim": 2e-3, "fsim": 1e-4, "niqe": 0.1}.items():
+        assert pairs[name][0] == pytest.approx(pairs[name][1], abs=tolerance), (name, pairs)

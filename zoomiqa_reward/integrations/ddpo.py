@@ -4,8 +4,8 @@ Both trainers pass a batch of images as a float tensor NCHW in [0, 1] or as a ui
 one metadata dictionary per image. A restoration reward also needs the low-quality image, which is in the metadata.
 Pixels are not changed: no 8-bit rounding of floats, no JPEG, no pickle, no shrinking.
 
-Neither trainer has a value for failed measurements. Here they are NaN or an error, never 0. DDPO's loop can drop NaN
-before the advantage; Flow-GRPO's has no place for that, so an error is its default.
+Neither trainer has a value for failed measurements, and neither loop can drop a sample: both count them, and one NaN
+reaches the advantages of all. So such an image is an error by default; a loop that drops samples may ask for NaN.
 Source of the forms: the reward functions of kvablack/ddpo-pytorch (`ddpo_pytorch/rewards.py`) and of
 yifan123/flow_grpo (`flow_grpo/rewards.py`, whose `multi_score` returns named scores with their weighted sum, `avg`).
 """
@@ -41,15 +41,15 @@ RewardFunction = Callable[..., tuple[NDArray[np.float32], dict[str, Any]]]
 FlowRewardFunction = Callable[..., tuple[dict[str, NDArray[np.float32]], dict[str, Any]]]
 
 
-def ddpo_reward(reward: Reward, *, lq_key: str = "lq", hr_key: str = "hr", on_invalid: str = "nan") -> RewardFunction:
+def ddpo_reward(reward: Reward, *, lq_key: str = "lq", hr_key: str = "hr", on_invalid: str = "raise") -> RewardFunction:
     """Return `fn(images, prompts, metadata)`, which gives (scores [batch] float32 higher-better, info).
 
     images: float NCHW tensor in [0, 1], uint8 NHWC array, uint8 NHWC or NCHW tensor, or a list of anything that
     `load_image` takes. metadata: a sequence with one dictionary per image. What `reward.needs` names is taken from
     there under `lq_key` and `hr_key` (any image), and from `prompts`. info: `valid` and `std` (arrays [batch]) and
     `errors` (a list).
-    on_invalid: `nan` gives NaN for what could not be measured: drop those samples by `info["valid"]` before the
-    advantage; `raise` raises RuntimeError with the first reason.
+    on_invalid: what cannot be measured; `raise` raises RuntimeError with the first reason, `nan` gives NaN, for a loop
+    that drops such samples by `info["valid"]` before the advantage.
     Raises GroupwiseError for a reward that compares images within a group: a batch may hold a fragment of one.
     fn raises ValueError for images of another form, or metadata that is missing or too short.
     """
@@ -74,7 +74,6 @@ def flow_grpo_reward(
     It gives ({reward.name: scores, "avg": scores}, info), with the rest as `ddpo_reward` says. For Flow-GRPO's own
     `multi_score`, which sums several of the three-argument kind, use `ddpo_reward`. `ref_images`, if given, stand in
     for `lq` where the metadata holds none; `only_strict` changes nothing.
-    on_invalid: `raise` is the default, because one NaN would reach the advantage of every sample.
     """
     single = ddpo_reward(reward, lq_key=lq_key, hr_key=hr_key, on_invalid=on_invalid)
 

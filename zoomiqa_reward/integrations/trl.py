@@ -3,7 +3,8 @@
 TRL trains models that write text. `image_of` makes the image of a completion: decoded image tokens, the output of the
 restoration that the text plans, or the image in an environment.
 Source of the form: trl 1.16, `GRPOTrainer._calculate_rewards` (lists of equal length and `log_metric`; None for a
-completion that this reward does not apply to, which TRL then leaves out).
+completion that this reward does not apply to, which TRL then leaves out). Beside other reward functions TRL adds up
+those that are there, so None counts as 0: train with `multi_objective_aggregation="normalize_then_sum"` then.
 """
 
 from collections.abc import Callable, Mapping
