@@ -129,6 +129,8 @@ def test_basicsr_metric_by_its_own_builder(host):
         host.calculate_metric({"img": bgr * 1.0 - 9}, options)
     with pytest.raises(ValueError, match="leaves nothing"):
         host.calculate_metric({"img": bgr}, options | {"crop_border": 40})
+    with pytest.raises(ValueError, match=r"option 'modle' .* must be one of crop_border, "):  # nano was used instead
+        host.calculate_metric({"img": bgr}, options | {"modle": "my-7b"})
 
 
 # ---- any training loop

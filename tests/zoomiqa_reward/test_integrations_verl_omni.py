@@ -63,6 +63,14 @@ def test_failures_are_errors_or_nan_and_never_zero():
         call(on_invalid="zero")
 
 
+@pytest.mark.parametrize("wrong", ["togther", "modle", "on_invald", "lqkey"])
+def test_a_misspelt_option_is_refused(wrong):
+    """It was ignored, as verl-omni's own are: a run asked for the input and was rewarded without it."""
+    with pytest.raises(ValueError, match=f"option '{wrong}' .* must be one of model, mode, "):
+        call(**{wrong: "conditioned"})
+    assert call(model_name="theirs", reward_model_tokenizer=None) == call()
+
+
 def test_a_named_reward_is_loaded_once():
     assert named_reward(str(tiny_checkpoint()), device="cpu") is named_reward(str(tiny_checkpoint()), device="cpu")
     with pytest.raises(ValueError, match="only for a Zoom-IQA model"):

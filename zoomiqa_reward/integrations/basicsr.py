@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from zoomiqa_reward.integrations.named import refuse_misspelt
 from zoomiqa_reward.rewards.loss import ZoomIQALoss, shared_model
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
@@ -56,15 +57,16 @@ def calculate_zoomiqa(
     model: str = "nano",
     mode: str = "direct",
     device: str | None = None,
-    **_: object,
+    **others: object,
 ) -> float:
     """Return the rating 1..5 of one image as BasicSR's validation passes it; NaN where it cannot be measured.
 
     img: BGR in [0, 255] (uint8, or float, which is not rounded), HWC or CHW by `input_order`, or grey HW. crop_border:
-    pixels cut from each side before. img2, the reference, is ignored. Other options (`better`, ...) are
-    BasicSR's own. Raises ValueError for another order, shape or range.
+    pixels cut from each side before. img2, the reference, is ignored. others: options of BasicSR's own (`better`, ...).
+    Raises ValueError for another order, shape or range, and a misspelt option.
     """
     del img2
+    refuse_misspelt(others, ("crop_border", "input_order", "model", "mode", "device"))
     if input_order not in ("HWC", "CHW"):
         raise ValueError(f"input_order={input_order!r}: must be HWC or CHW")
     pixels = np.asarray(img, dtype=np.float32)

@@ -1,12 +1,16 @@
 """A reward by name, loaded once per process, for hosts whose configuration holds texts only."""
 
 import threading
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
 from zoomiqa_reward.rewards.base import Reward
 from zoomiqa_reward.rewards.find import DEFAULT_MODEL, find_reward, judged_together, model_of
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
+SIMILARITY = 0.75
+"""Of two names, by difflib's ratio, from which one is a misspelling of the other (`model_name` and `model`: 0.67)."""
 _LOADED: dict[tuple[str, str, str | None, str | None], Reward] = {}
 _LOCK = threading.Lock()
 
@@ -32,3 +36,11 @@ def named_reward(
                 reward = ZoomIQAReward(ZoomIQA.from_pretrained(model, device=device), mode)
             _LOADED[key] = reward if together is None else judged_together(reward, together)
         return _LOADED[key]
+
+
+def refuse_misspelt(given: Iterable[str], options: Iterable[str]) -> None:
+    """Raise ValueError for a name that is nearly one of `options`: it would be ignored, as a host's own names are."""
+    known = list(options)
+    for name in given:
+        if get_close_matches(name, known, n=1, cutoff=SIMILARITY):
+            raise ValueError(f"option {name!r} is not known and looks misspelt: must be one of {', '.join(known)}")

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zoomiqa_reward.integrations.batches import check_on_invalid, require_valid, score_batch
-from zoomiqa_reward.integrations.named import named_reward
+from zoomiqa_reward.integrations.named import named_reward, refuse_misspelt
 from zoomiqa_reward.rewards.base import require_pointwise
+
+OPTIONS = ("model", "mode", "device", "together", "lq_key", "hr_key", "on_invalid")
 
 
 def compute_score(
@@ -36,7 +38,7 @@ def compute_score(
     lq_key: str = "source_img",
     hr_key: str = "target_img",
     on_invalid: str = "raise",
-    **_: object,
+    **others: object,
 ) -> dict[str, float]:
     """Return {"score": value, "std": its standard deviation} of one image; higher is better.
 
@@ -44,10 +46,12 @@ def compute_score(
     low-quality image and the reference under `lq_key` and `hr_key`, if the reward needs them. model: a Zoom-IQA model
     or any reward by name, as `named_reward` takes it; loaded once per process.
     together: `conditioned` judges the image together with its low-quality image, `referenced` with its reference.
-    on_invalid: `raise` raises RuntimeError for an image that cannot be measured; `nan` gives NaN.
-    Raises ValueError for another layout, a video, a missing input, or a reward that compares images in groups.
+    on_invalid: `raise` raises RuntimeError for an image that cannot be measured; `nan` gives NaN. others: what else
+    verl-omni passes, which is not looked at. Raises ValueError for another layout, a video, a missing input, a reward
+    that compares images in groups, and a misspelt option.
     """
     del data_source
+    refuse_misspelt(others, OPTIONS)
     check_on_invalid(on_invalid)
     reward = named_reward(model, mode, device, together)
     require_pointwise(reward, "verl-omni asks for one image at a time")
