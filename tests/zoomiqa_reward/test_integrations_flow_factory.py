@@ -97,6 +97,17 @@ def test_the_first_condition_image_is_the_source(load):
         model(prompt=["", ""], image=images)
 
 
+def test_the_row_may_name_the_source_before_it_was_enlarged(load, tmp_path):
+    """The adapters enlarge condition images, and beside an enlarged input all detail is unfaithful."""
+    to_pil(photograph(2, 24, 24)).save(tmp_path / "low.png")
+    model = load(model="mean_of_source:with_source")
+    rows = [json.dumps({"lq": str(tmp_path / "low.png")}), json.dumps({"lq": None}), "{}"]
+    found = model(prompt=[""] * 3, image=batch(1, 1, 1), metadata=rows, condition_images=[[photograph(0, 96, 96)]] * 3)
+    image, condition = float(batch(1)[0].mean()), float(photograph(0, 96, 96).mean())
+    expected = [image + float(photograph(2, 24, 24).mean()), image + condition, image + condition]
+    assert found.rewards.tolist() == pytest.approx(expected, abs=2e-3)
+
+
 def test_the_reference_stands_in_the_row(load, tmp_path):
     reference = photograph(0, 96, 96)
     to_pil(reference).save(tmp_path / "clean.png")

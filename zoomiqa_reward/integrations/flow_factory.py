@@ -9,8 +9,10 @@
         together: conditioned      # with the low-quality image; or referenced; leave out for the rating alone
         on_invalid: raise          # nan: the sample's reward is NaN
 
-The first condition image of a sample is its low-quality image. The file of its reference, for a reward that needs one,
-stands in the data set's row under `hr` (option `hr_key`), which Flow-Factory passes on as JSON. It groups samples by
+The low-quality image of a sample is the file in the data set's row under `lq`, else its first condition image. Adapters
+may enlarge condition images, beside which `conditioned` takes detail for unfaithful: name the file then.
+The file of its reference, for a reward that needs one, stands in the row under `hr` (option `hr_key`). Flow-Factory
+passes the row on as JSON. It groups samples by
 their condition images and normalises by itself. It has no missing values: a NaN would spread over the batch, so
 `raise` is the default.
 Source of the form: X-GenGroup/Flow-Factory (May 2026), `rewards/abc.py`, `registry.py`, `loader.py`,
@@ -68,8 +70,8 @@ class ZoomIQARewardModel(PointwiseRewardModel):  # type: ignore[misc] # Flow-Fac
     ) -> RewardModelOutput:  # fmt: skip
         """Return RewardModelOutput(rewards [batch] float32, extra_info with `valid`, `std` and `errors`).
 
-        image: CHW tensors in [0, 1]. condition_images: per sample its condition images; the first is `lq`.
-        metadata: per sample a JSON object with the other columns of its row.
+        image: CHW tensors in [0, 1]. condition_images: per sample its condition images; the first is `lq` unless the
+        row names one. metadata: per sample a JSON object with the other columns of its row.
         Raises ValueError for samples without an image, RuntimeError for an image that cannot be measured (`raise`).
         """
         if image is None:
@@ -78,7 +80,8 @@ class ZoomIQARewardModel(PointwiseRewardModel):  # type: ignore[misc] # Flow-Fac
             )
         rows = [{} for _ in image] if metadata is None else [json.loads(text) for text in metadata]
         for row, conditions in zip(rows, condition_images or [()] * len(image), strict=True):
-            row["lq"] = _exact(conditions[0]) if len(conditions) else row.get("lq")
+            if row.get("lq") is None and len(conditions):
+                row["lq"] = _exact(conditions[0])
         scores = score_batch(
             self.reward, [_exact(tensor) for tensor in image], prompt, rows, lq_key="lq", hr_key=self.hr_key
         )  # fmt: skip

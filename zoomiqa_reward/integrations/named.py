@@ -40,7 +40,7 @@ def named_reward(
 
 def refuse_misspelt(given: Iterable[str], options: Iterable[str]) -> None:
     """Raise ValueError for a name that is nearly one of `options`: it would be ignored, as a host's own names are."""
-    known = list(options)
+    names = list(options)
     for name in given:
-        if get_close_matches(name, known, n=1, cutoff=SIMILARITY):
-            raise ValueError(f"option {name!r} is not known and looks misspelt: must be one of {', '.join(known)}")
+        if get_close_matches(name, names, n=1, cutoff=SIMILARITY):
+            raise ValueError(f"option {name!r} is not known and looks misspelt: must be one of {', '.join(names)}")
