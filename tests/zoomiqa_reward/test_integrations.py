@@ -1,5 +1,6 @@
 """Zoom-IQA as a loss and a metric inside its hosts: basicsr and torchmetrics themselves, pyiqa's call form."""
 
+import copy
 import logging
 import math
 import subprocess
@@ -207,6 +208,25 @@ def test_torchmetrics_takes_8_bit_batches_as_its_own_metrics_do():
     assert metric.compute().item() == pytest.approx(sum(float(one.float().mean() / 255) for one in parts))
     with pytest.raises(ValueError, match="must be a float tensor NCHW"):
         metric.update(torch.zeros(1, 4, 8, 8, dtype=torch.uint8))
+
+
+def test_deep_copies_share_the_judge():
+    """An average of weights copies the criterion, and torchmetrics clones its metrics: a 7B was in memory thrice."""
+    pytest.importorskip("torchmetrics")
+    from zoomiqa_reward.integrations.lpips import ZoomIQADistance
+    from zoomiqa_reward.integrations.torchmetrics import ZoomIQAMetric
+
+    iqa = tiny_iqa()
+    metric = ZoomIQAMetric(mean_reward(), on_invalid="drop")
+    metric.update(torch.full((1, 3, 8, 8), 0.5))
+    for module in (ZoomIQALoss(0.5, iqa), ZoomIQAScorer(iqa), ZoomIQADistance(iqa), metric):
+        twin = copy.deepcopy(torch.nn.Sequential(module))[0]
+        assert type(twin) is type(module)
+        assert twin is not module
+        assert twin.reward is module.reward
+    twin = metric.clone()
+    twin.update(torch.full((1, 3, 8, 8), 1.0))
+    assert (metric.compute().item(), twin.compute().item(), twin.on_invalid) == (0.5, 0.75, "drop")
 
 
 def test_torchmetrics_names_the_first_reason_of_a_mean_that_is_nan():

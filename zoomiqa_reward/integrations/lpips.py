@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
 from zoomiqa_reward.rewards.base import ask
-from zoomiqa_reward.rewards.loss import clamped
+from zoomiqa_reward.rewards.loss import clamped, share_reward
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 
 class ZoomIQADistance(nn.Module):
     """max(0, rating(in1) - rating(in0)) / 4: 0 if in0 looks as good as in1, 1 at most.
 
-    The model is no submodule: it is in no state_dict, and `.to()` does not move it.
+    The model is no submodule: it is in no state_dict, `.to()` does not move it, and a deep copy shares it.
     """
 
     def __init__(
@@ -30,6 +30,9 @@ class ZoomIQADistance(nn.Module):
         super().__init__()
         iqa = model if isinstance(model, ZoomIQA) else ZoomIQA.from_pretrained(model, device=device)
         self.reward = ZoomIQAReward(iqa, strict=strict, gradient_checkpointing=gradient_checkpointing)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "ZoomIQADistance":
+        return share_reward(self, memo)
 
     def forward(self, in0: Tensor, in1: Tensor, retPerLayer: bool = False, normalize: bool = False) -> Tensor:
         """Return the distances [batch, 1, 1, 1] on the device of in0; NaN where an image could not be measured.

@@ -15,14 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from zoomiqa_reward.model.zoomiqa import ZoomIQA
-from zoomiqa_reward.rewards.loss import clamped
+from zoomiqa_reward.rewards.loss import clamped, share_reward
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 METRIC_NAME = "zoomiqa"
 
 
 class ZoomIQAScorer(nn.Module):
-    """The rating of each image, [batch, 1], 1 bad .. 5 excellent. The model is no submodule and does not move."""
+    """The rating of each image, [batch, 1], 1 bad .. 5 excellent.
+
+    The model is no submodule, does not move, and is shared by deep copies.
+    """
 
     lower_better = False
     metric_mode = "NR"
@@ -40,6 +43,9 @@ class ZoomIQAScorer(nn.Module):
         super().__init__()
         iqa = model if isinstance(model, ZoomIQA) else ZoomIQA.from_pretrained(model, device=device)
         self.reward = ZoomIQAReward(iqa, mode, strict=strict, gradient_checkpointing=gradient_checkpointing)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "ZoomIQAScorer":
+        return share_reward(self, memo)
 
     def forward(self, x: Any, ref: Any = None, **_: Any) -> Tensor:
         """Return the ratings of a float BCHW batch in [0, 1], or of one image of any kind; NaN where not measured.

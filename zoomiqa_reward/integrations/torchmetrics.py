@@ -11,6 +11,7 @@ from torch import Tensor
 from zoomiqa_reward.images.loading import ImageSources
 from zoomiqa_reward.integrations.batches import batch_images
 from zoomiqa_reward.rewards.base import Reward, ask, require_pointwise
+from zoomiqa_reward.rewards.loss import share_reward
 
 try:
     from torchmetrics import Metric
@@ -24,7 +25,9 @@ _NUMBERS = itertools.count()
 
 
 class ZoomIQAMetric(Metric):  # type: ignore[misc] # torchmetrics is not followed by the checker
-    """Mean of a reward over all images seen, over all processes. Its model is no submodule and does not move.
+    """Mean of a reward over all images seen, over all processes.
+
+    Its model is no submodule, does not move, and is shared by clones.
 
     on_invalid: what an image that could not be measured does to the mean. `nan` (default) makes it NaN, which
     cannot be overlooked; `drop` leaves it out. `failed` counts them either way, and `first_error` holds the first
@@ -58,6 +61,9 @@ class ZoomIQAMetric(Metric):  # type: ignore[misc] # torchmetrics is not followe
         # of this metric's number tell it from those of other rewards.
         digits = [int(digit) for digit in f"{next(_NUMBERS):064b}"]
         self.add_state("number", torch.tensor(digits), dist_reduce_fx="max")
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "ZoomIQAMetric":
+        return share_reward(self, memo)
 
     def update(
         self, preds: ImageSources, target: ImageSources | None = None, *, lq: ImageSources | None = None

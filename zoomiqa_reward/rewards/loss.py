@@ -1,8 +1,10 @@
 """The rating as a loss: any training loop that calls `loss(output)` with a batch of images. Needs no other library."""
 
+import copy
 import logging
 import warnings
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from zoomiqa_reward.rewards.restorations import PREFIX
 from zoomiqa_reward.rewards.zoomiqa import ZoomIQAReward
 
 LOG = logging.getLogger(__name__)
+M = TypeVar("M", bound=nn.Module)
 MAX_EMPTY_BATCHES = 100
 """Batches in a row without any image that shows something, before training stops."""
 
@@ -20,8 +23,8 @@ class ZoomIQALoss(nn.Module):
     """loss_weight * mean over the batch of (5 - rating) / 4: 0 for excellent images, loss_weight for bad ones.
 
     The rating alone rewards invented detail: add a fidelity loss. The model is kept outside the module tree: it is in
-    no state_dict, and `.to()` does not move it. `empty_batches` counts the batches in a row that had no content (random
-    crops of sky, an untrained network).
+    no state_dict, `.to()` does not move it, and a deep copy shares it. `empty_batches` counts the batches in a row that
+    had no content (random crops of sky, an untrained network).
     """
 
     empty_batches = 0
@@ -67,6 +70,9 @@ class ZoomIQALoss(nn.Module):
         total = losses.mean() if self.reduction == "mean" else losses.sum()
         return (self.loss_weight * total).to(pred.device)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> "ZoomIQALoss":
+        return share_reward(self, memo)
+
     def _note_empty(self, errors: list[str]) -> None:
         """Count a batch without any value. Raises RuntimeError unless none of its images has content."""
         self.empty_batches += 1
@@ -80,6 +86,19 @@ class ZoomIQALoss(nn.Module):
             )
         if self.empty_batches == 1:
             LOG.warning("ZoomIQALoss takes no part in a step: %s", errors[0])
+
+
+def share_reward(module: M, memo: dict[int, object]) -> M:
+    """Return a deep copy of a module that shares its `reward`: an average of weights or a clone needs no second judge.
+
+    memo: as `__deepcopy__` gets it.
+    """
+    memo[id(module.reward)] = module.reward
+    twin = module.__class__.__new__(module.__class__)
+    memo[id(module)] = twin
+    state = copy.deepcopy(module.__getstate__(), memo)  # type: ignore[no-untyped-call] # torch's has no types
+    twin.__setstate__(state)  # type: ignore[no-untyped-call] # torch's has no types
+    return twin
 
 
 def clamped(batch: Tensor) -> Tensor:

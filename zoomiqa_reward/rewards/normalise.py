@@ -8,6 +8,7 @@ value, such as the PSNR of equal images, becomes the best of its group by `with_
 
 import math
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def group_index(groups: Sequence[Hashable] | Tensor) -> Tensor:
     >>> group_index(["b", "a", "b"])
     tensor([0, 1, 0])
     """
-    items = [item.tolist() if isinstance(item, Tensor) else item for item in groups]
+    items: list[Any] = [item.tolist() if isinstance(item, Tensor) else item for item in groups]
     numbers: dict[Hashable, int] = {}
     try:
         return torch.tensor([numbers.setdefault(item, len(numbers)) for item in items], dtype=torch.long)
