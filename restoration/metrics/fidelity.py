@@ -1,7 +1,8 @@
 """How close an image is to its reference, or to the low-quality image it was made from; nothing is fetched.
 
-Every function takes float CHW tensors in [0, 1] and returns a float; NaN where the image is too small to be measured,
-or holds a pixel that is no number. It computes in float32, whatever the images are in.
+Every function takes float CHW tensors in [0, 1], grey as three equal channels, and returns a float; NaN where the image
+is too small to be measured, or holds a pixel that is no number. It computes in float32, whatever the images are in.
+Other kinds, shapes and ranges raise ImageError, a ValueError.
 PSNR and SSIM are BasicSR's, on 8-bit values as a PNG would hold them; the others piq's, on floats.
 """
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from restoration.metrics.basicsr_library import basicsr_module
 from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.images.filters import gaussian_blur, resize_bicubic
+from zoomiqa_reward.images.loading import load_image
 from zoomiqa_reward.model.numerics import canonical
 
 BORDER_PX = 4
@@ -106,6 +108,7 @@ def lr_consistency(image: Tensor, image_lq: Tensor, *, blur_px: float = LR_BLUR_
     clean bicubic source. Two pixels are cut from each side. NaN where the source has less than 5 px on a side.
     Raises ValueError where the image is not a whole number of times as large. Source: this project's definition.
     """
+    image, image_lq = pixels_of(image), pixels_of(image_lq)
     height, width = image_lq.shape[1:]
     scale = image.shape[1] // max(height, 1)
     if scale < 1 or image.shape[1:] != (height * scale, width * scale):
@@ -117,16 +120,24 @@ def lr_consistency(image: Tensor, image_lq: Tensor, *, blur_px: float = LR_BLUR_
         raise ValueError(f"blur_px={blur_px}: must be at least 0")
     if min(height, width) <= 2 * LR_BORDER_PX or not are_finite(image, image_lq):
         return math.nan
-    pair = torch.stack([resize_bicubic(image.cpu().float(), height, width), image_lq.cpu().float()])
+    pair = torch.stack([resize_bicubic(image, height, width), image_lq])
     luma = gaussian_blur((pair * torch.tensor(_LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True), blur_px)
     first, second = luma[:, :, LR_BORDER_PX:-LR_BORDER_PX, LR_BORDER_PX:-LR_BORDER_PX].double()
     error = float((first - second).square().mean())
     return LR_CONSISTENCY_CAP_DB if error == 0 else min(-10 * math.log10(error), LR_CONSISTENCY_CAP_DB)
 
 
+def pixels_of(image: Tensor) -> Tensor:
+    """Return an image as `load_image` does, on the CPU and without a graph. One that is not finite stays as it is."""
+    image = image.detach().cpu()
+    if image.is_floating_point() and not are_finite(image):
+        return image.float()
+    return load_image(image)
+
+
 def eight_bit_bgr(image: Tensor) -> np.ndarray:
-    """Return a CHW image in [0, 1] as BasicSR's metrics want it: uint8 HWC, blue first, rounded as in files."""
-    bgr = image.detach().cpu().float().clamp(0, 1).permute(1, 2, 0).flip(2).numpy()
+    """Return what `pixels_of` gives as BasicSR's metrics want it: uint8 HWC, blue first, rounded as in files."""
+    bgr = image.clamp(0, 1).permute(1, 2, 0).flip(2).numpy()
     return np.floor(bgr * 255 + np.float32(0.5)).astype(np.uint8)
 
 
@@ -136,7 +147,7 @@ def are_finite(*images: Tensor) -> bool:
 
 
 def _basicsr_pair(name: str, image: Tensor, reference: Tensor, border_px: int, channel: str, least: int) -> float:
-    _check_pair(image, reference)
+    image, reference = _pair(image, reference)
     if channel not in ("y", "rgb"):
         raise ValueError(f"channel={channel!r}: must be 'y' or 'rgb'")
     if border_px < 0:
@@ -152,16 +163,18 @@ def _basicsr_pair(name: str, image: Tensor, reference: Tensor, border_px: int, c
 
 
 def _piq_pair(name: str, image: Tensor, reference: Tensor, least: int) -> float:
-    _check_pair(image, reference)
+    image, reference = _pair(image, reference)
     try:
         import piq
     except ImportError as error:
         raise MetricUnavailable(f"{name} needs piq ({error}): pip install 'zoomiqa-reward[restoration]'") from error
     if min(image.shape[1:]) < least or not are_finite(image, reference):
         return math.nan
-    return float(getattr(piq, name)(image[None].cpu().float(), reference[None].cpu().float(), data_range=1.0))
+    return float(getattr(piq, name)(image[None], reference[None], data_range=1.0))
 
 
-def _check_pair(image: Tensor, reference: Tensor) -> None:
+def _pair(image: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    image, reference = pixels_of(image), pixels_of(reference)
     if image.shape != reference.shape:
         raise ValueError(f"image {tuple(image.shape)} and reference {tuple(reference.shape)}: sizes must be equal")
+    return image, reference

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from restoration.metrics.basicsr_library import basicsr_module
-from restoration.metrics.fidelity import MetricUnavailable, are_finite, eight_bit_bgr
+from restoration.metrics.fidelity import MetricUnavailable, are_finite, eight_bit_bgr, pixels_of
 from zoomiqa_reward.model.draws import own_draws
 from zoomiqa_reward.model.numerics import canonical
 from zoomiqa_reward.runs.digest import file_digest, file_stamp
@@ -39,6 +39,7 @@ def niqe(image: Tensor) -> float:
         calculate_niqe = basicsr_module("metrics.niqe").calculate_niqe
     except ImportError as error:
         raise MetricUnavailable(f"NIQE: {error}") from error
+    image = pixels_of(image)
     height, width = image.shape[1:]
     if (height // NIQE_BLOCK_PX) * (width // NIQE_BLOCK_PX) < 2 or not are_finite(image):
         return math.nan
@@ -59,13 +60,14 @@ def lpips(image: Tensor, reference: Tensor, *, weights: str | Path | None = None
     Raises MetricUnavailable without the library or the file, ValueError on different sizes or another file.
     Source: Zhang et al. 2018, library lpips.
     """
+    image, reference = pixels_of(image), pixels_of(reference)
     if image.shape != reference.shape:
         raise ValueError(f"image {tuple(image.shape)} and reference {tuple(reference.shape)}: sizes must be equal")
     backbone = backbone_file(weights)
     model = _lpips_model(backbone.resolve(), file_stamp(backbone))
     if min(image.shape[1:]) < LPIPS_MIN_SIDE_PX:
         return math.nan
-    return float(model(image[None].cpu().float(), reference[None].cpu().float(), normalize=True))
+    return float(model(image[None], reference[None], normalize=True))
 
 
 def backbone_file(weights: str | Path | None = None) -> Path:

@@ -26,6 +26,7 @@ from restoration.metrics.fidelity import mdsi
 from restoration.metrics.perceptual import _SLICES, backbone_hash
 from zoomiqa_reward.images import load_image, to_pil
 from zoomiqa_reward.images.filters import gaussian_blur
+from zoomiqa_reward.images.loading import ImageError
 
 LUMA_SPAN = 219.0
 """BT.601 luma of RGB 0..1 is 16 + 219 v for grey v, of 255."""
@@ -54,7 +55,10 @@ def test_ssim_of_flat_greys_by_hand():
     assert ssim_y(make_image(), make_image()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("fn", [psnr_y, ssim_y, fsim, vif, haarpsi, mdsi, niqe, lr_consistency])
+METRIC_FUNCTIONS = [psnr_y, ssim_y, fsim, vif, haarpsi, mdsi, niqe, lr_consistency]
+
+
+@pytest.mark.parametrize("fn", METRIC_FUNCTIONS)
 def test_half_precision_is_measured_in_float32_and_no_number_is_none(fn):
     """VIF of a bfloat16 image was 0.65 instead of 0.55, and PSNR took a pixel that is NaN for black."""
     image = noisy(make_image(0, 96, 200), 0.05).bfloat16()
@@ -64,6 +68,32 @@ def test_half_precision_is_measured_in_float32_and_no_number_is_none(fn):
         spoilt = image.clone()
         spoilt[0, 40, 40] = value
         assert math.isnan(fn(spoilt, *pair))
+
+
+def measured(fn, image, other):
+    return fn(image) if fn is niqe else fn(image, other)
+
+
+@pytest.mark.parametrize("fn", METRIC_FUNCTIONS)
+def test_grey_counts_as_three_equal_channels(fn):
+    """PSNR-Y of a grey tensor was 1.3 dB lower than that of its file, and FSIM failed."""
+    clean = make_image(0, 96, 200).mean(dim=0, keepdim=True)
+    pair = noisy(clean, 0.05), clean
+    expected = measured(fn, *(image.repeat(3, 1, 1) for image in pair))
+    assert measured(fn, *pair) == expected
+    assert measured(fn, *(image[None] for image in pair)) == expected  # a batch of one
+
+
+@pytest.mark.parametrize("fn", METRIC_FUNCTIONS)
+@pytest.mark.parametrize("spread", [
+    lambda x: 255 * x, lambda x: (255 * x).byte(), lambda x: 2 * x - 1, lambda x: torch.stack([x, x]),
+    lambda x: x.permute(1, 2, 0),
+])  # fmt: skip
+def test_another_range_or_form_is_refused(fn, spread):
+    """PSNR, SSIM, NIQE and LR-consistency measured images of 0..255 or -1..1 with all that lies outside cut off."""
+    clean = make_image(0, 96, 200)
+    with pytest.raises(ImageError):
+        measured(fn, spread(noisy(clean, 0.05)), spread(clean))
 
 
 @pytest.mark.parametrize("measure_pair", [psnr_y, ssim_y])
