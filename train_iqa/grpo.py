@@ -80,9 +80,7 @@ class Trainer:
         self.reference: AdapterOff | FrozenCopy | None = None
         if config.kl.needs_initial and not config.tuning.is_lora:
             dtype = getattr(torch, config.reference_dtype)
-            self.reference = FrozenCopy(
-                self.checkpoint.model, dtype, accelerator.device, offload=config.reference_offload
-            )
+            self.reference = FrozenCopy(accelerator, self.checkpoint.model, dtype, offload=config.reference_offload)
         self.model, self.optimizer = make_learner(
             self.checkpoint, accelerator, config.tuning, weight_decay=config.weight_decay, seed=config.seed
         )

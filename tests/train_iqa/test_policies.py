@@ -1,16 +1,18 @@
 """What learns, what it is held to and what is saved are one and the same model, on every way that leads there."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from test_rl_rollout import zooming_folder
 from test_sft import ZOOM
 from test_sft import config as sft_config
 from tiny import ARCHS, make_image, tiny_checkpoint
 
 from train_iqa import sft
-from train_iqa.rl.objective import FrozenCopy
+from train_iqa.rl.objective import AdapterOff, FrozenCopy
 from train_iqa.rows.completions import answer_logprobs, collate_completions, complete
 from train_iqa.training import policy
 from train_iqa.training.learner import ModelConfig, load_base, make_accelerator, make_learner, optimizer_step
@@ -56,17 +58,42 @@ def test_an_adapter_on_top_of_another_is_saved_with_it(arch, train_tower, tmp_pa
 def test_the_frozen_copy_is_the_model_as_it_is_loaded_in_its_type():
     """Rotary frequencies in bfloat16 would be other positions, and a KL that is not 0 before anything was learned."""
     checkpoint = load_checkpoint("nano", device="cpu")
-    copied = FrozenCopy(checkpoint.model, torch.bfloat16, checkpoint.device, offload=True)
+    accelerator = make_accelerator(ModelConfig(device="cpu"))
+    copied = FrozenCopy(accelerator, checkpoint.model, torch.bfloat16, offload=True)
     loaded = load_checkpoint("nano", device="cpu", dtype="bfloat16")
     with copied.active() as model:
         assert torch.equal(logprobs(checkpoint, model), logprobs(loaded))
     assert checkpoint.dtype == torch.float32
 
 
+@pytest.fixture
+def in_bfloat16(monkeypatch):
+    """What `accelerate launch --mixed_precision bf16` sets."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.mark.parametrize("rank", [4, 0], ids=["lora", "full"])
+def test_the_reference_rounds_as_the_policy_does_in_mixed_precision(rank, in_bfloat16):
+    """Else the KL is not 0 before anything was learned, and pulls the policy towards other rounding."""
+    accelerator, checkpoint = make_accelerator(ModelConfig(device="cpu")), load_checkpoint(tiny_checkpoint())
+    copied = FrozenCopy(accelerator, checkpoint.model, torch.float32, offload=False)
+    exact = logprobs(checkpoint)
+    tuning = TuningConfig(lora_rank=rank, lora_alpha=8)
+    model, _ = make_learner(checkpoint, accelerator, tuning, weight_decay=0.0, seed=0)
+    reference = copied if rank == 0 else AdapterOff(accelerator, model)
+    policy_logprobs = logprobs(checkpoint, model)
+    assert not torch.equal(policy_logprobs, exact)  # the policy does compute in bfloat16
+    with reference.active() as frozen:
+        assert torch.equal(logprobs(checkpoint, frozen), policy_logprobs)
+
+
 def sharded(device, prepare):
     return SimpleNamespace(
         device=torch.device(device), distributed_type=SimpleNamespace(value="DEEPSPEED"), prepare=prepare,
-        unwrap_model=lambda model: model,
+        unwrap_model=lambda model: model, autocast=nullcontext,
     )  # fmt: skip
 
 
@@ -76,7 +103,7 @@ def test_the_frozen_copy_answers_where_a_sharded_run_computes():
     model = ModelConfig(name=str(tiny_checkpoint()))
     checkpoint = load_base(model, accelerator, TuningConfig(lora_rank=0))
     assert checkpoint.device.type == "cpu"
-    copied = FrozenCopy(checkpoint.model, torch.float32, accelerator.device, offload=False)
+    copied = FrozenCopy(accelerator, checkpoint.model, torch.float32, offload=False)
     with copied.active() as reference:
         assert {parameter.device.type for parameter in reference.parameters()} == {"meta"}
     assert checkpoint.device.type == "cpu"

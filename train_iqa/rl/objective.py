@@ -142,20 +142,22 @@ class AdapterOff:
 class FrozenCopy:
     """The reference of a full run: a copy taken before anything is trained or wrapped."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, home: torch.device, *, offload: bool) -> None:
-        """Copy the model with weights of this type. home: where the run computes; the model itself may still wait on
-        the CPU to be sharded."""
-        self.home, self.offload = home, offload
+    def __init__(self, accelerator: Accelerator, model: nn.Module, dtype: torch.dtype, *, offload: bool) -> None:
+        """Copy the model with weights of this type; the model itself may still wait on the CPU to be sharded."""
+        self.accelerator, self.offload = accelerator, offload
         self.copy = copy.deepcopy(model).eval().requires_grad_(False)
         for parameter in self.copy.parameters():  # buffers stay float32: the rotary frequencies among them need it
             parameter.data = parameter.data.to(dtype)
-        self.copy.to("cpu" if offload else home)
+        self.copy.to("cpu" if offload else accelerator.device)
 
     @contextmanager
     def active(self) -> Iterator[Any]:
-        """Yield the copy, on the device of the run; offloaded, it leaves again afterwards."""
-        with torch.no_grad():
-            self.copy.to(self.home)
+        """Yield the copy, on the device of the run and in its mixed precision; offloaded, it leaves again afterwards.
+
+        The copy is never prepared, so accelerate puts no autocast around its passes, as it does around the policy's.
+        """
+        with torch.no_grad(), self.accelerator.autocast():
+            self.copy.to(self.accelerator.device)
             try:
                 yield self.copy
             finally:
