@@ -107,7 +107,7 @@ def test_two_processes_have_the_batch_of_one(dataset, tmp_path, monkeypatch):  #
     assert len(first.rows) != len(second.rows)
     for name, values in whole.rewards.items():
         assert torch.equal(torch.cat([first.rewards[name], second.rewards[name]]), values), name
-    assert 0 < whole.rewards["rank"].std()
+    assert whole.rewards["rank"].std() > 0
     for name in ("held", "dropped"):
         parts = [torch.cat(getattr(part, name)) for part in (first, second)]
         assert torch.equal(torch.cat(parts), torch.cat(getattr(whole, name))), name
