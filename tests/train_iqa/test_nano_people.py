@@ -105,8 +105,12 @@ def test_a_table_is_read_as_excel_writes_it_and_what_cannot_be_read_is_named(tmp
     with pytest.raises(DatasetProblems) as caught:
         read_opinions(tmp_path)
     assert [problem.kind for problem in caught.value.problems] == ["label", "label", "label", "missing"]
-    table.write_text(f"{columns}s,1,3,a.png\n s , 1,3,a.png\n")
+    noise_photograph(3, 56).save(tmp_path / "b.png")
+    table.write_text(f"{columns}s,1,3,a.png\n s , 1,3,b.png\n")
     assert len({(opinion.set, opinion.scene) for opinion in read_opinions(tmp_path)}) == 1
+    table.write_text(f"{columns}s,1,3,a.png\ns,2,3,b.png\ns,2,4,./a.png\n")  # one image in two scenes, so in two folds
+    with pytest.raises(DatasetProblems, match=r"people\.csv:4: .*a\.png is listed already, at .*people\.csv:2; leave"):
+        read_opinions(tmp_path)
     table.write_text(f"{columns}s,1,3,small.png\n")
     with pytest.raises(ValueError, match=r"small\.png: 55 x 55 px; sides must be at least 56 px"):
         People(read_opinions(tmp_path), torch.device("cpu"))

@@ -78,7 +78,14 @@ def batch_of(trainer):
 @pytest.mark.integration
 def test_two_processes_have_the_batch_of_one(dataset, tmp_path, monkeypatch):  # noqa: F811
     weights = RewardConfig(format=0.0, rank=1.0)
-    options = {"images_per_step": 8, "images_per_rollout": 2, "num_samples": 3, "rewards": weights, "kl": KL}
+    options = {
+        "images_per_step": 8,
+        "images_per_rollout": 2,
+        "num_samples": 3,
+        "rewards": weights,
+        "kl": KL,
+        "micro_rows": 1,
+    }
     trainer = trainer_of(config(tmp_path, **options), dataset)
     seeds = answers_by_image(generation(dataset.images, LORA)[1], monkeypatch)
     exchange = Exchange(2)

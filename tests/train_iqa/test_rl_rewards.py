@@ -108,6 +108,12 @@ def test_rank_is_the_mean_over_the_others_and_knows_no_order_of_images():
     assert torch.allclose(torch.stack(pairs).mean(dim=0), found[0], atol=1e-6)
 
 
+def test_the_best_order_earns_1_and_no_more():
+    """The eps inside the roots would add 0.001."""
+    ratings = torch.tensor([[4.0, 4.1], [2.0, 2.05], [1.0, 1.1]])
+    assert torch.equal(rank_reward(ratings, torch.tensor([4.0, 2.0, 1.0])), torch.ones(3, 2))
+
+
 def test_an_unreadable_rating_earns_0_and_leaves_the_others_alone():
     ratings, mos = torch.tensor([[3.0, 4.0, NAN], [2.0, 2.0, 2.0], [NAN, 1.0, NAN]]), torch.tensor([4.0, 2.0, 1.0])
     found = rank_reward(ratings, mos)

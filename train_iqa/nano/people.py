@@ -84,15 +84,17 @@ class PeopleConfig:
 
 
 def read_opinions(folder: Path) -> list[Opinion]:
-    """Return the rows of `folder/people.csv`. Raises DatasetProblems with all that is missing or out of range."""
+    """Return the rows of `folder/people.csv`. Raises DatasetProblems with all that is missing, double or wrong."""
     file = folder / FILE
-    listing, opinions = Listing(root=folder, scale=RATINGS), []
+    listing, opinions, first = Listing(root=folder, scale=RATINGS), [], dict[Path, str]()
     for where, row in read_csv(file, COLUMNS, listing):
         path, mos = folder / row["image"], number(row["mos"], where, "mos", listing)
         if not path.is_file():
             listing.fault("missing", where, f"no image {path}")
         elif mos is not None and not 1 <= mos <= 5:
             listing.fault("label", where, f"mos {mos} is outside 1..5")
+        elif mos is not None and (before := first.setdefault(path.resolve(), where)) != where:
+            listing.fault("duplicate", where, f"{path} is listed already, at {before}; leave one of them")
         elif mos is not None:
             opinions.append(Opinion(image=path, set=row["set"], scene=row["scene"], mos=mos))
     if not opinions and not listing.problems:

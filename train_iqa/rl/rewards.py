@@ -88,7 +88,8 @@ def rank_reward(ratings: Tensor, mos: Tensor) -> Tensor:
 
     p = Phi((rating - mu_j) / sqrt(v_i + v_j + eps)) against the mean mu_j and unbiased variance v_j of image j's
     readable ratings, g = 1, 0.5 or 0 by the order of the MOS; the reward is the mean over j of
-    sqrt(p g + eps) + sqrt((1 - p) (1 - g) + eps). All images must be of one data set: MOS of two are not comparable.
+    sqrt(p g + eps) + sqrt((1 - p) (1 - g) + eps), which eps may not raise above 1. All images must be of one data set:
+    MOS of two are not comparable.
     An image with fewer than 2 readable ratings leaves the others' cohort; its own readable sample has v_i = 0. A
     sample without anything to be compared with, or unreadable, earns 0.
     Source: VisualQuality-R1 (fidelity of a Thurstone comparison), with eps inside both roots.
@@ -106,7 +107,7 @@ def rank_reward(ratings: Tensor, mos: Tensor) -> Tensor:
     p = 0.5 * (1 + torch.erf(z / math.sqrt(2)))
     difference = mos[:, None] - mos[None, :]
     truth = ((difference.sign() + 1) / 2)[:, None, :]
-    fidelity = (p * truth + RANK_EPS).sqrt() + ((1 - p) * (1 - truth) + RANK_EPS).sqrt()
+    fidelity = ((p * truth + RANK_EPS).sqrt() + ((1 - p) * (1 - truth) + RANK_EPS).sqrt()).clamp(max=1)
     fidelity = torch.where(compared[:, None, :], fidelity, 0.0).sum(dim=2)
     mean_fidelity = fidelity / compared.sum(dim=1).clamp(min=1)[:, None]
     return torch.where(readable, mean_fidelity, 0.0).float()
