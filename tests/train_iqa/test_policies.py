@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 from test_rl_rollout import zooming_folder
 from test_sft import ZOOM
 from test_sft import config as sft_config
-from tiny import ARCHS, make_image, tiny_checkpoint
+from tiny import ARCHS, RECURRENT, make_config, make_image, make_tokenizer, tiny_checkpoint
 
 from train_iqa import sft
 from train_iqa.rl.objective import AdapterOff, FrozenCopy
@@ -88,6 +88,37 @@ def test_the_reference_rounds_as_the_policy_does_in_mixed_precision(rank, in_bfl
     assert not torch.equal(policy_logprobs, exact)  # the policy does compute in bfloat16
     with reference.active() as frozen:
         assert torch.equal(logprobs(checkpoint, frozen), policy_logprobs)
+
+
+def qwen2_vl(tokenizer):
+    """A tiny Qwen2-VL, whose tower has other names."""
+    from transformers import Qwen2VLConfig
+
+    like = make_config("qwen2_5_vl", tokenizer)
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+             "num_key_value_heads", "bos_token_id", "eos_token_id", "pad_token_id", "rope_parameters")  # fmt: skip
+    text = {name: getattr(like.text_config, name) for name in names}
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
+    return Qwen2VLConfig(text_config=text, vision_config=vision, image_token_id=like.image_token_id)
+
+
+@pytest.mark.parametrize("train_tower", [False, True])
+@pytest.mark.parametrize("arch", ["qwen2_vl", *ARCHS, RECURRENT])
+def test_every_linear_layer_but_the_head_gets_lora(arch, train_tower):
+    """Where names are forgotten, part of the model silently does not learn."""
+    from transformers import AutoModelForImageTextToText
+
+    tokenizer = make_tokenizer()
+    config = qwen2_vl(tokenizer) if arch == "qwen2_vl" else make_config(arch, tokenizer)
+    model = AutoModelForImageTextToText.from_config(config)
+    wanted = {
+        name for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head" and (train_tower or "visual" not in name)
+    }  # fmt: skip
+    tuned = policy.make_trainable(model, TuningConfig(lora_rank=2, lora_alpha=4, train_tower=train_tower))
+    learning = {name for name, parameter in tuned.named_parameters() if parameter.requires_grad}
+    assert {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in learning} == wanted
+    assert any("visual" in name for name in wanted) == train_tower
 
 
 def sharded(device, prepare):

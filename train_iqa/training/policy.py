@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from zoomiqa_reward.model.checkpoint import Checkpoint
 from zoomiqa_reward.runs.outputs import part_folder
 
-LANGUAGE_LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-TOWER_LAYERS = r".*visual\.(blocks|merger).*\.(qkv|proj|gate_proj|up_proj|down_proj|linear_fc1|linear_fc2)"
-"""Linear layers that get LoRA; names of Qwen2-VL, Qwen2.5-VL and Qwen3-VL."""
+LANGUAGE_LAYERS = r".*language_model.*\.(\w+_proj|in_proj_\w+)"
+TOWER_LAYERS = r".*visual\.(blocks|merger|deepstack_merger_list).*\.(qkv|proj|\w+_proj|(linear_)?fc[12]|mlp\.[02])"
+"""Linear layers that get LoRA, all but the output head; names of Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5."""
 
 
 @dataclass(frozen=True, kw_only=True)
