@@ -206,6 +206,31 @@ def blocks():
     return torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.Linear(4, 4)])})
 
 
+def test_two_steps_of_the_optimizer_by_hand():
+    """Muon with Nesterov's momentum on the block, at four times the rate and with AdamW's size; AdamW on the bias."""
+    torch.manual_seed(0)
+    layer = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.Linear(6, 4)])})["blocks"][0]
+    named = [("blocks.0.weight", layer.weight), ("blocks.0.bias", layer.bias)]
+    optimizer, rate, decay = SplitOptimizer(named, weight_decay=0.1), 1e-2, 0.1
+    weight, bias, momentum = layer.weight.detach().clone(), layer.bias.detach().clone(), torch.zeros(4, 6)
+    mean = square = torch.zeros(4)
+    for step in (1, 2):
+        gradients = [torch.randn(4, 6), torch.randn(4)]
+        layer.weight.grad, layer.bias.grad = (gradient.clone() for gradient in gradients)
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+        assert float(optimizer.step(rate, max_norm=0.5)) == pytest.approx(float(norm), rel=1e-5)
+        assert layer.weight.grad is layer.bias.grad is None
+        slope, tilt = (gradient * 0.5 / norm for gradient in gradients)
+        momentum = 0.95 * momentum + 0.05 * slope
+        update = orthogonalised((0.05 * slope + 0.95 * momentum)[None])[0]
+        weight = weight * (1 - 4 * rate * decay) - 4 * rate * 0.2 * 6**0.5 * update
+        mean, square = 0.9 * mean + 0.1 * tilt, 0.98 * square + 0.02 * tilt**2
+        size = (mean / (1 - 0.9**step)) / ((square / (1 - 0.98**step)).sqrt() + 1e-8)
+        bias = bias * (1 - rate * decay) - rate * size
+        torch.testing.assert_close(layer.weight.detach(), weight, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(layer.bias.detach(), bias, rtol=1e-4, atol=1e-5)
+
+
 def test_an_optimizer_goes_on_where_it_was_saved():
     whole, part = blocks(), blocks()
     first, second = (SplitOptimizer(list(x.named_parameters()), weight_decay=0.1) for x in (whole, part))
@@ -229,11 +254,11 @@ def test_a_step_that_is_not_finite_changes_nothing():
 def test_averaged_weights():
     layer = torch.nn.Linear(1, 1, bias=False)
     average = WeightAverage(layer.parameters(), share=0.25)
-    for value in (0.0, 4.0):
+    for value in (2.0, 6.0):
         layer.weight.data.fill_(value)
         average.update()
     average.apply()
-    assert layer.weight.item() == 1.0
+    assert layer.weight.item() == 3.0
 
 
 def test_a_mirrored_box():
