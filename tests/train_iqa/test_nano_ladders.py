@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from train_iqa.nano import ladders
 from train_iqa.nano.ladders import GAP, HEADROOM_SHARE, ON_SHARP, RUNGS, draw_ladder, ladder_batch, ladder_loss
 from train_iqa.nano.language import PAIR_SCALE
 
@@ -63,3 +64,17 @@ def test_the_loss_is_the_shortfall_and_a_bad_image_needs_little():
     assert means.grad is not None
     assert means.grad[0, 0] < 0 < means.grad[0, 1]  # the better one up, the worse one down
     assert means.grad[0, 2] == 0
+    # A bad image's rating is no way to lower what is asked of it.
+    torch.testing.assert_close(means.grad[1], torch.tensor([-1.0, 0.0, 1.0]) / (4 * PAIR_SCALE))
+
+
+def test_the_noise_of_all_rungs_is_one_draw(monkeypatch):
+    """Else a rung may be better than the one before it by chance."""
+    for name in ("ON_ANY", "ON_SHARP"):
+        monkeypatch.setattr(ladders, name, (ladders.add_noise,))
+    for seed in range(8):
+        (first, second, third), gaps = draw_ladder(0.4 + 0.2 * scene(), np.random.default_rng(seed))
+        noises = [(rung - first).ravel() for rung in (second, third)]
+        assert np.corrcoef(*noises)[0, 1] > 0.95
+        assert np.std(noises[1]) > np.std(noises[0])
+        assert gaps[0] > 0.1 * GAP

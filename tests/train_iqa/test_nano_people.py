@@ -40,6 +40,22 @@ def people(tmp_path):
     return People(read_opinions(tmp_path), torch.device("cpu"))
 
 
+def test_every_image_of_a_group_keeps_its_score_and_small_sets_come_often(tmp_path):
+    """Grey images say which score is theirs. Sets of 9 and 1 images are drawn like roots of their sizes, as 3 to 1."""
+    rows = ["image,set,scene,mos"]
+    for number in range(10):
+        Image.new("RGB", (56, 56), (20 + 20 * number,) * 3).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{'wide' if number < 9 else 'narrow'},{number},{1 + number / 4}")
+    (tmp_path / "people.csv").write_text("\n".join(rows) + "\n")
+    people, alone = People(read_opinions(tmp_path), torch.device("cpu")), 0
+    for seed in range(100):
+        images, scores = people.group(4, np.random.default_rng(seed))
+        shown = 1 + (images.mean((1, 2, 3)) * 255 - 20) / 80
+        torch.testing.assert_close(shown, scores, rtol=0, atol=1e-3)
+        alone += len(scores) == 1
+    assert 13 <= alone <= 38
+
+
 def rating_loss(tree, images, question, labels, sigma):
     """Divergence from a bell about the labels, and the excess of the pairs' loss, written out."""
     logprobs = tree.logprobs(images, question)

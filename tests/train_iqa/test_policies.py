@@ -121,6 +121,18 @@ def test_every_linear_layer_but_the_head_gets_lora(arch, train_tower):
     assert any("visual" in name for name in wanted) == train_tower
 
 
+def test_an_adapter_begins_as_its_seed_says_whatever_was_drawn_before():
+    begun = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(len(begun))
+        checkpoint, tuning = load_checkpoint(tiny_checkpoint()), TuningConfig(lora_rank=2, lora_alpha=4)
+        accelerator = make_accelerator(ModelConfig(device="cpu"))
+        model, _ = make_learner(checkpoint, accelerator, tuning, weight_decay=0.0, seed=seed)
+        begun.append(torch.cat([one.detach().flatten() for one in policy.trained_parameters(model)]))
+    assert torch.equal(begun[0], begun[1])
+    assert not torch.equal(begun[0], begun[2])
+
+
 def sharded(device, prepare):
     return SimpleNamespace(
         device=torch.device(device), distributed_type=SimpleNamespace(value="DEEPSPEED"), prepare=prepare,
