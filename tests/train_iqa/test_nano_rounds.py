@@ -82,6 +82,10 @@ def test_round_2_sees_the_region_that_was_named(builder):
         assert row.grids == tuple(map(grid_of, pair))
         assert all(side % TOKEN_PX == 0 for image in pair for side in image.shape[1:])
         assert [number.value for number in row.numbers] == [2.5]
+    texts = [builder.tokenizer.decode(row.ids) for row in rows]
+    for text, place in zip(texts, ("left", "over the whole frame"), strict=True):
+        assert place in text[text.index("Crop Inspection Summary") :]  # what is true, whatever round 1 claimed
+    assert "over the whole frame" not in texts[1][: texts[1].index("Crop Inspection Summary")]
 
 
 def test_a_region_that_failed_is_where_its_record_says():

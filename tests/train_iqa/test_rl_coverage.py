@@ -126,3 +126,15 @@ def test_mismatch_weights_are_capped_from_above_only():
 def test_wrong_settings_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         KlConfig(**options)
+
+
+def test_a_share_of_the_tokens_is_rounded_down_to_one_at_least():
+    logprobs, advantages = -torch.arange(10.0), torch.arange(10.0)
+    counts = [int(coverage_mask(logprobs, advantages, share=share, quadrant="all").sum()) for share in (0.01, 0.29, 1)]
+    assert counts == [1, 2, 10]
+
+
+def test_a_token_at_a_mean_is_neither_likely_nor_good():
+    logprobs, advantages = torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([2.0, 3.0, -5.0])
+    assert coverage_mask(logprobs, advantages, share=1.0).tolist() == [True, False, False]
+    assert coverage_mask(logprobs[[1, 0, 2]], torch.tensor([1.0, 0.0, -1.0]), share=1.0).tolist() == [False] * 3

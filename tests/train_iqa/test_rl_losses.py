@@ -8,19 +8,20 @@ import pytest
 import torch
 from test_rl_trainer import LORA, config, dataset, generation, trainer_of  # noqa: F401 - `dataset` is a fixture
 from test_sft import config as sft_config
-from tiny import tiny_checkpoint
+from tiny import make_image, tiny_checkpoint
 
 from train_iqa import grpo, sft
 from train_iqa.rl.coverage import KlConfig
 from train_iqa.rl.objective import mismatch_weight
 from train_iqa.rl.resampling import ResamplingConfig
 from train_iqa.rl.rewards import RewardConfig
-from train_iqa.rows.completions import answer_logprobs, collate_completions
+from train_iqa.rows.completions import answer_logprobs, collate_completions, complete
 from train_iqa.rows.conversations import read_conversations
 from train_iqa.rows.turn_rows import DIRECT, build_row
 from train_iqa.training.run_state import read_log
 from zoomiqa_reward.model.checkpoint import load_checkpoint
 from zoomiqa_reward.model.direct import trie_of
+from zoomiqa_reward.model.turns import round1
 
 
 def shaken(made, seed=0):
@@ -168,3 +169,21 @@ def test_sft_is_the_mean_over_the_tokens_that_are_learned(tmp_path):
 def test_the_importance_weight_is_a_constant():
     old = torch.zeros(2, requires_grad=True)
     assert not mismatch_weight(old, torch.zeros(2), 2.0).requires_grad
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_what_is_never_sampled_has_no_share_of_the_probability(temperature):
+    """By hand: the distribution at the temperature, without the suppressed tokens, over what is left."""
+    checkpoint = load_checkpoint(tiny_checkpoint(), device="cpu")
+    row = complete(checkpoint, round1(checkpoint.protocol, make_image(0, 56, 84)), "Soft.")
+    batch = collate_completions(checkpoint, [row])
+    logits = checkpoint.model(**batch.inputs).logits[0, -len(row.completion_ids) - 1 : -1] / temperature
+    likely = [int(token) for token in logits.mean(0).topk(8).indices if token not in row.completion_ids]
+    found, spread = answer_logprobs(checkpoint.model, batch, temperature=temperature, suppressed=likely, entropy=True)
+    odds = logits.exp()
+    odds[:, likely] = 0
+    shares = odds / odds.sum(1, keepdim=True)
+    wanted = shares.gather(1, row.completion_ids[:, None])[:, 0].log()
+    torch.testing.assert_close(found[0], wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(spread[0], -torch.xlogy(shares, shares).sum(1), rtol=1e-4, atol=1e-4)

@@ -77,6 +77,7 @@ def test_score_rewards_by_hand():
     assert found[0].tolist() == pytest.approx([1.0, 0.606531, 0.135335, 0.0], abs=1e-5)
     assert threshold_reward(ratings, mos, 0.3)[0].tolist() == [1.0, 0.0, 0.0, 0.0]
     assert threshold_reward(ratings, mos)[1].tolist() == [1.0, 1.0, 1.0, 0.0]
+    assert threshold_reward(ratings, mos, 0.25)[1].tolist() == [0.0, 1.0, 0.0, 0.0]  # an error of just 0.25 is no hit
 
 
 def test_rank_reward_by_hand():

@@ -251,6 +251,7 @@ def test_data_sets_are_mixed_by_weight_in_shuffled_epochs():
     assert plan[:, 0].tolist() == [0, 1] * 4
     assert sorted(plan[plan[:, 0] == 1, 1].tolist()) == [0, 1, 2, 3]
     assert [sorted(plan[plan[:, 0] == 0, 1].tolist()[k : k + 2]) for k in (0, 2)] == [[0, 1], [0, 1]]
+    assert len({tuple(plan_rows([9], [1.0], 27, seed=0)[k : k + 9, 1]) for k in (0, 9, 18)}) == 3  # no order twice
     counts = np.bincount(plan_rows([30, 30], [3.0, 1.0], 100, seed=0)[:, 0])
     assert counts.tolist() == [75, 25]
     with pytest.raises(ValueError, match="not all 0"):
