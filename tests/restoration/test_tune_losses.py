@@ -368,15 +368,23 @@ def test_grpo_learns_from_other_steps_in_other_rounds(tmp_path):
     assert len(set(steps)) > 1
 
 
-def test_reward_gradient_counts_the_rows_that_were_measured(tmp_path):
-    """Rows weigh a part in its update: what could not be measured must not."""
-    asked = []
+class LosesOne(MetricReward):
+    """Gives the first of the images a value of its own."""
 
-    def fails_once(image):
-        asked.append(image)
-        return loudness(image) * (float("nan") if len(asked) == 1 else 1.0)
+    lost = math.nan
 
-    reward = MetricReward(fails_once, "loudness", True, (0, 1), differentiable=True)
+    def __call__(self, images, **inputs):
+        scores = super().__call__(images, **inputs)
+        return replace(scores, value=scores.value + torch.tensor([self.lost, *[0.0] * (len(scores) - 1)]))
+
+
+@pytest.mark.parametrize("lost", [math.nan, -math.inf])
+def test_reward_gradient_counts_the_rows_that_were_measured(tmp_path, lost):
+    """Rows weigh a part in its update: what could not be measured must not, nor what is infinitely bad."""
+    reward = LosesOne(loudness, "loudness", True, (-math.inf, 1), differentiable=True)
+    reward.lost = lost
     tuning = replace(toy_tuning(tmp_path), reward=reward)
     term = RewardGradient()._loss(tuning, tuning.examples[0], 3, torch.Generator().manual_seed(0))
     assert (term.rows, term.asked.total, len(term.asked.failures), term.asked.empty) == (2, 3, 1, 0)
+    assert math.isfinite(float(term.value.detach()))
+    assert ("no gradient leads back" in term.asked.failures[0]) == (lost == -math.inf)

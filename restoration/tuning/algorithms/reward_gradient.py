@@ -140,6 +140,11 @@ class RewardGradient:
         if not bool(images.isfinite().all()):  # their gradient would spoil all weights
             return LossTerm(None, 0, {}, Asked(rows, ["the restoration has pixels that are not finite"] * rows, 0))
         scores = ask_restorations(tuning.reward, list(images), **reward_inputs(tuning, [example] * rows), grad=True)
+        bottomless = scores.value.detach() == -math.inf
+        if bool(bottomless.any()):
+            why = f"{tuning.reward.name} gave -inf, from where no gradient leads back"
+            errors = tuple(why if out else error for out, error in zip(bottomless, scores.errors, strict=True))
+            scores = replace(scores, valid=scores.valid & ~bottomless, errors=errors)
         bottom, top = tuning.reward.score_range
         tau = top if self.tau is None else self.tau
         values = away_from_nothing(scores, images, example.lq, tau, top - bottom)
