@@ -196,6 +196,26 @@ def test_other_files_are_refused(path, tmp_path):
         CachedReward(Counting().reward(), tmp_path / "no" / "where.sqlite")
 
 
+def test_a_disk_that_is_full_costs_no_value_and_a_damaged_file_is_named(path):
+    metric = Counting()
+    with CachedReward(metric.reward(), path) as reward:
+        reward(images(500))
+        with reward.store._open() as connection:
+            connection.execute(f"PRAGMA max_page_count = {connection.execute('PRAGMA page_count').fetchone()[0]}")
+        with pytest.warns(UserWarning, match="new scores are not stored [(]database or disk is full[)]; make room"):
+            scores = reward(images(64, seed=1))
+        assert scores.valid.all()
+        assert scores.info["cache"]["misses"] == 64
+        assert reward.store.size()[0] >= 500  # what was there still is
+    whole = path.read_bytes()
+    path.write_bytes(whole[:8192] + b"\7" * (len(whole) - 8192))
+    with (
+        CachedReward(metric.reward(), path) as reward,
+        pytest.raises(CacheError, match=r"malformed.*give another path"),
+    ):
+        reward(images(1))
+
+
 def test_threads_share_one_object_and_a_copy_opens_its_own(path):
     metric = Counting()
     batch = images(40)

@@ -5,11 +5,13 @@ across a fork. The bound is on the pages in use: the file reuses what was freed,
 one transaction, and its log by about 4 MiB.
 """
 
+import contextlib
 import math
 import os
 import sqlite3
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ FORMAT = 1
 """`user_version` of the file."""
 MIN_BYTES = 64 << 10
 """Smallest bound: below it hardly anything but SQLite's own pages would fit."""
+_WAY_OUT = "make room on its disk, or give another path"
 EVICTED_SHARE = 0.1
 """Of the entries, dropped at a time when the file is full; one at a time would write for every new value."""
 
@@ -52,14 +55,20 @@ class ScoreStore:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """Yield this process' connection, for one thread at a time. A forked child opens its own."""
+        """Yield this process' connection, for one thread at a time. A forked child opens its own.
+
+        Raises CacheError for what SQLite raises inside.
+        """
         with self._lock:
             if self._connection is not None and self._pid != os.getpid():
                 self._inherited.append(self._connection)  # never closed here: that would touch the parent's files
                 self._connection = None
             if self._connection is None:
                 self._connection, self._pid = self._connect(), os.getpid()
-            yield self._connection
+            try:
+                yield self._connection
+            except sqlite3.Error as error:
+                raise CacheError(f"{self.path}: cannot be used any more ({error}); {_WAY_OUT}") from error
 
     def _connect(self) -> sqlite3.Connection:
         try:
@@ -119,13 +128,15 @@ class ScoreStore:
     def write(self, new: dict[bytes, tuple[float, float]], used: Iterable[bytes] = ()) -> None:
         """Store what is new, note what was used, and drop the least recently used while the file is too large.
 
-        One transaction. A key that another process stored meanwhile keeps its value, which is the same.
+        One transaction. A key that another process stored meanwhile keeps its value, which is the same. What cannot
+        be stored now, as on a full disk, is told in a warning and left out, for the values themselves are right.
+        Raises CacheError for a damaged file.
         """
         now = time.time_ns()
         rows = [(key, value, None if math.isnan(std) else std, now) for key, (value, std) in new.items()]
         with self._open() as connection:
-            connection.execute("BEGIN IMMEDIATE")
             try:
+                connection.execute("BEGIN IMMEDIATE")
                 connection.executemany("UPDATE scores SET used = ? WHERE key = ?", [(now, key) for key in used])
                 connection.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?)", rows)
                 while rows and _size(connection) > self.max_bytes:
@@ -136,9 +147,12 @@ class ScoreStore:
                     if dropped < 1:
                         break
                 connection.execute("COMMIT")
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
+            except BaseException as error:
+                with contextlib.suppress(sqlite3.Error):  # a full disk has ended the transaction already
+                    connection.execute("ROLLBACK")
+                if not isinstance(error, sqlite3.OperationalError):
+                    raise
+                warnings.warn(f"{self.path}: new scores are not stored ({error}); {_WAY_OUT}", stacklevel=2)
 
     def size(self) -> tuple[int, int]:
         """Return (entries, bytes of the pages in use)."""
