@@ -391,6 +391,10 @@ def test_a_key_is_sent_and_written_nowhere(scripted, tmp_path, monkeypatch):
         base = configured(scripted, tmp_path, server.url, limit=1)
         asker = Asker(replace(base.teacher, key_variable="TEACHER_KEY"), "teacher", Calls(tmp_path / "none.jsonl"))
         assert asker._client.api_key == "a-secret-word"
+        monkeypatch.setenv("TEACHER_KEY", "a-sécret-word")
+        with pytest.raises(FatalEndpointError, match=r"teacher: TEACHER_KEY: .*ASCII in one line"):
+            Asker(asker.endpoint, "teacher", asker.calls)
+        monkeypatch.setenv("TEACHER_KEY", "a-secret-word\n")
         curate(replace(base, teacher=replace(base.teacher, key_variable="TEACHER_KEY")))
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or b"a-secret-word" not in file.read_bytes()

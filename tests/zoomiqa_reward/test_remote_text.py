@@ -308,6 +308,14 @@ def test_the_fingerprint_names_server_model_protocol_and_ways_of_asking():
     assert of() == of(api_key="k") == of("http://me:secret@a/v1/")
 
 
+def test_a_key_is_read_as_its_file_holds_it_and_shown_in_no_rating():
+    with server(always(FINAL), api_key="a-secret-word\n") as (iqa, script):
+        assert iqa.rate(make_image(), mode="reason").valid.all()
+    assert script.keys == ["Bearer a-secret-word"]
+    with pytest.raises(ValueError, match="ASCII in one line"):
+        RemoteZoomIQA.from_server("http://a/v1", "m", api_key="a-sécret-word", protocol=tiny_protocol())
+
+
 def test_the_protocol_is_given_or_found_never_guessed(tmp_path, nano):
     tiny_protocol().save(tmp_path)
     assert RemoteZoomIQA.from_server("http://a/v1", str(tmp_path)).protocol.name == "tiny"

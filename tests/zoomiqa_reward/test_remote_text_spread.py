@@ -58,6 +58,7 @@ def test_tokens_of_any_length_and_with_a_lead_are_found(cut):
 
 @pytest.mark.parametrize(("text", "number"), [
     ("3.25", [token("token_id:17")]), ("3.25", [token("3"), token(".2"), token("token_id:5")]),
+    ("3.25", [token("1"), token(".50")]),
 ])  # fmt: skip
 def test_a_rating_that_cannot_be_traced_in_the_tokens_has_no_spread(text, number):
     with server(always(FINAL.replace("3.25", text), logprobs=entries(BEFORE, *number))) as (iqa, _):

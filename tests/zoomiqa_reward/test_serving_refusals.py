@@ -24,6 +24,11 @@ REFUSED = {
     "too many bytes": (request(b"x" * 1000, length=200_001), 413, "too_large"),
     "too many images": (request(one_body(7)), 413, "too_large"),
     "no length": (request(length="none", extra="Transfer-Encoding: chunked\r\n"), 411, "length_required"),
+    "a length beside chunks": (
+        request(b"5\r\nhello\r\n0\r\n\r\n", length=5, extra="Transfer-Encoding: chunked\r\n"),
+        411,
+        "length_required",
+    ),
     "pickle": (request(pickle.dumps({}), kind="application/octet-stream"), 415, "unsupported_media_type"),
     "pickle by name": (request(pickle.dumps({}), kind="application/python-pickle"), 415, "unsupported_media_type"),
     "pickle in disguise": (request(pickle.dumps([1] * 99)), 400, "malformed"),

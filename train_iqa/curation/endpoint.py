@@ -19,6 +19,7 @@ from zoomiqa_reward.model.text_server.client import CONTINUE_FIELDS, joined
 from zoomiqa_reward.runs.digest import digest
 from zoomiqa_reward.runs.json_lines import append_line, as_float, read_lines
 from zoomiqa_reward.runs.progress import say
+from zoomiqa_reward.serving.connection import bearer_token
 
 NO_KEY = "no key is set"
 """Sent where the endpoint has an address of its own and no key: local servers take any."""
@@ -118,9 +119,11 @@ class Asker:
             )
         try:
             self._client = AsyncOpenAI(
-                base_url=endpoint.base_url, api_key=key or NO_KEY, max_retries=endpoint.max_retries,
-                timeout=endpoint.timeout_s,
+                base_url=endpoint.base_url, api_key=bearer_token(key or "") or NO_KEY,
+                max_retries=endpoint.max_retries, timeout=endpoint.timeout_s,
             )  # fmt: skip
+        except ValueError as error:
+            raise FatalEndpointError(f"{role}: {endpoint.key_variable}: {error}") from error
         except OpenAIError as error:
             raise FatalEndpointError(f"{role}: {error}") from error
 

@@ -30,10 +30,17 @@ from starlette.types import Receive, Scope, Send
 from zoomiqa_reward.serving.errors import ServingError
 from zoomiqa_reward.serving.scorer import Answer
 from zoomiqa_reward.serving.spec import Limits
-from zoomiqa_reward.serving.wire import PNG_TYPE, SAFETENSORS_TYPE, ScoreItem, ScoreRow, decode_request, oversize
+from zoomiqa_reward.serving.wire import (
+    PNG_TYPE,
+    SAFETENSORS_TYPE,
+    WIRE_VERSION,
+    ScoreItem,
+    ScoreRow,
+    decode_request,
+    oversize,
+)
 
 FINGERPRINT_HEADER = "zoomiqa-fingerprint"
-WIRE_VERSION = 1
 DRAIN_BYTES = 1 << 18
 """Of a refused body, read and thrown away: closing on unread bytes resets the connection, and the client would lose
 the reason. A larger one has to live with that, unless it waits for `100 Continue`."""
@@ -151,7 +158,7 @@ class Gateway:
 
     def _length(self, request: Request) -> int:
         given = request.headers.get("content-length")
-        if given is None:
+        if given is None or "transfer-encoding" in request.headers:  # whose chunks would count, not the length
             raise ServingError("length_required", "send a Content-Length; a body in chunks is not taken")
         if int(given) > self.limits.max_body_bytes:  # h11 has seen that it is a number
             raise ServingError("too_large", f"{given} bytes; at most {self.limits.max_body_bytes} a request")

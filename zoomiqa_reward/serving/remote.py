@@ -19,6 +19,7 @@ from zoomiqa_reward.serving.wire import (
     MAX_HEADER_BYTES,
     SAFETENSORS_TYPE,
     TRANSPORTS,
+    WIRE_VERSION,
     ScoreItem,
     ScoreRow,
     encode_image,
@@ -94,6 +95,12 @@ class RemoteReward(Reward):
             raise
 
     def _read_info(self) -> None:
+        if (wire := self.info.get("wire", WIRE_VERSION)) != WIRE_VERSION:
+            raise ServingError(
+                "bad_reply",
+                f"{self.url} speaks version {wire} of the format, this client {WIRE_VERSION}; install the same version "
+                "of zoomiqa-reward on both sides",
+            )
         try:
             low, high = self.info["score_range"]
             self.score_range = (-math.inf if low is None else float(low), math.inf if high is None else float(high))

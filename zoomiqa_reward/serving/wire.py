@@ -38,6 +38,8 @@ from zoomiqa_reward.serving.spec import Limits
 SAFETENSORS_TYPE = "application/x-safetensors"
 PNG_TYPE = "image/png"
 TRANSPORTS = ("auto", "png", "float")
+WIRE_VERSION = 1
+"""Of the format; a client asks no server of another one."""
 MAX_HEADER_BYTES = 1 << 20
 """Of the safetensors header: names, shapes and prompts."""
 PARTS = ("image", "lq", "hr")

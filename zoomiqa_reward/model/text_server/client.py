@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.model.text_server.replies import ReplyError, ServerReply, read_reply
+from zoomiqa_reward.serving.connection import bearer_token
 
 THINK_JOIN = ("<think>\n", "\n</think>\n")
 CONTINUE_FIELDS = ("continue_final_message", "add_generation_prompt")
@@ -86,7 +87,7 @@ class TextServer:
         self.model = model
         self.timeout_s, self.max_retries, self.top_logprobs = timeout_s, max_retries, top_logprobs
         self.think_join, self.extra = think_join, dict(extra or {})
-        self._base_url, self._api_key = base_url, api_key
+        self._base_url, self._api_key = base_url, api_key and bearer_token(api_key)
         self._refuses_logprobs = self._refuses_top_k = self._refuses_start = False
         self._client: Any = None
         self._lock = threading.Lock()

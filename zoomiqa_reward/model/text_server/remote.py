@@ -272,7 +272,7 @@ class RemoteZoomIQA:
             )  # fmt: skip
         except (RequestFailed, PromptError) as error:
             return Completion(text="", is_truncated=False, failure=str(error))
-        spread = None if reply.tokens is None else spread_in_answer(reply.tokens)
+        spread = None if reply.tokens is None else spread_in_answer(reply.tokens, reply.text)
         return Completion(text=reply.text, is_truncated=reply.is_truncated, spread=spread)
 
     def _direct_one(self, image: Tensor, question: str | None) -> tuple[float, float, str | None, float]:

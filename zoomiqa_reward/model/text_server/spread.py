@@ -100,14 +100,17 @@ def summarise_branches(branches: Sequence[Branch]) -> RatingSpread:
     return RatingSpread(mean=mean, std=math.sqrt(variance), mass=min(mass, 1.0))
 
 
-def spread_in_answer(tokens: Sequence[Token]) -> RatingSpread | None:
+def spread_in_answer(tokens: Sequence[Token], text: str) -> RatingSpread | None:
     """Return the distribution at the rating of an answer's text, None where that cannot be found token by token.
 
-    None as well for a rating that is not written as one within 1.00 .. 5.00 (`7`, `3.5/5`, `1e0`).
+    None as well for a rating that is not written as one within 1.00 .. 5.00 (`7`, `3.5/5`, `1e0`), and for tokens of
+    another answer, with another rating than the text.
     """
     whole = b"".join(token.text for token in tokens)
     try:
         rating = read_rating(whole.decode(errors="replace"))
+        if rating != read_rating(text):
+            return None
     except AnswerError:
         return None
     for key in _RATING_KEY.finditer(whole, max(0, whole.find(b"<answer>"))):
