@@ -1,5 +1,6 @@
 """No output replaces an input, or a file that this program did not make; what it made itself it may replace."""
 
+import errno
 import hashlib
 import json
 import os
@@ -14,8 +15,10 @@ from zoomiqa_reward.images.loading import save_png
 from zoomiqa_reward.runs.folder import bind
 from zoomiqa_reward.runs.json_lines import append_line, read_lines
 from zoomiqa_reward.runs.outputs import OutputError, claim_file, claim_folder, made_here, require_folder, write_figure
+from zoomiqa_reward.runs.program import message_of
 from zoomiqa_reward.runs.progress import ProgressLines
 from zoomiqa_reward.runs.settings import AnotherRun
+from zoomiqa_reward.runs.tables import write_table
 
 
 def photograph(file: Path, colour: tuple[int, int, int] = (90, 120, 40)) -> Path:
@@ -206,3 +209,21 @@ def test_a_damaged_record_of_a_run_is_named(tmp_path):
     (tmp_path / "run" / "run.json").write_text("")
     with pytest.raises(AnotherRun, match=r"run\.json: damaged .*name another folder"):
         bind(tmp_path / "run", {"seed": 0}, is_holder=False)
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_named_with_the_file_and_leaves_the_one_before(tmp_path, monkeypatch):
+    table, log = tmp_path / "scores.csv", tmp_path / "log.jsonl"
+    write_table(table, [{"image": "a.png"}])
+    before = table.read_bytes()
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    monkeypatch.setattr(os, "write", lambda handle, line: len(line) - 1)
+    for file, write in ((table, lambda: write_table(table, [{"image": "b.png"}])), (log, lambda: append_line(log, {}))):
+        with pytest.raises(OSError, match=r"space|in part") as raised:
+            write()
+        assert message_of(raised.value) == f"{file}: the disk is full; make room and give the same command again"
+    assert table.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {table.name, log.name}
