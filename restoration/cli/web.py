@@ -4,9 +4,7 @@ What needs torch or Gradio is imported when the command runs, so that `--help` a
 """
 
 import os
-import signal
 import sys
-import threading
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +12,7 @@ import typer
 
 from restoration.cli import options
 from zoomiqa_reward.cli import inputs, output
+from zoomiqa_reward.runs.program import stop_when_told
 
 if TYPE_CHECKING:
     from restoration.restorer.restorer import Restorer
@@ -60,8 +59,7 @@ def web(
         lambda: inputs.load_model(model, device=device, dtype=dtype, adapter=adapter, protocol=protocol),
         load_restorers, limits,
     )  # fmt: skip
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    stopped = stop_when_told()
     serving = serve_page(studio, f"Model: {model}", host=host, port=port, token=token)
     with serving as url:
         name = studio.judge.result().name  # a model that cannot be loaded ends the command here

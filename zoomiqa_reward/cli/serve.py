@@ -5,9 +5,7 @@ What needs torch or ray is imported when the command runs, so that `--help` and 
 
 import contextlib
 import os
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +13,7 @@ import typer
 
 from zoomiqa_reward.cli import inputs, output
 from zoomiqa_reward.cli.reward_option import RewardName
+from zoomiqa_reward.runs.program import stop_when_told
 
 NumSamples = Annotated[int, typer.Option(help="Sampled answers per rating in mode reason.", min=1)]
 Host = Annotated[str, typer.Option(help="Address to listen on; every address but loopback needs a token.")]
@@ -84,11 +83,10 @@ def serve(
         ray_address=ray_address, ray_folder=ray_folder, dashboard=dashboard,
     )  # fmt: skip
     config.spec.require()  # before Ray starts processes, which would fail one after the other
-    stopped = threading.Event()
     print(f"starting {replicas} replica(s) of {served_model or reward} ...", file=sys.stderr)
     stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr), RewardServer(config) as server:  # Ray prints to stdout
-        signal.signal(signal.SIGTERM, lambda *_: stopped.set())  # after Ray, which sets one of its own
+        stopped = stop_when_told()  # after Ray, which has a handler of its own
         with contextlib.redirect_stdout(stdout):
             output.json_line(
                 {"url": server.url, **{key: server.info[key] for key in ("name", "fingerprint", "threads")}}

@@ -7,7 +7,9 @@ shows where an error came from.
 import argparse
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -81,6 +83,18 @@ def note_run(folder: Path) -> None:
 def what_is_left(kept: str) -> str:
     """Return what an interrupt leaves: `kept`, but not `GOES_ON` before any run has its folder."""
     return NOT_BEGUN if kept == GOES_ON and not _run_folders else kept
+
+
+def stop_when_told() -> threading.Event:
+    """Return an event that is set when the system asks the program to end, or its terminal closes.
+
+    A signal that is ignored stays so: `nohup` wants the program to outlive its terminal.
+    """
+    stopped = threading.Event()
+    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:  # Windows has no SIGHUP
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: stopped.set())
+    return stopped
 
 
 def message_of(error: BaseException) -> str:
