@@ -58,7 +58,7 @@ def test_one_image_under_three_names_is_one_row(capsys, folder, counting, suffix
     for names in (["./in/dark.png"], [absolute], [absolute, "in/dark.png", "./in/dark.png"]):
         assert run(capsys, "score", *names, "--out", table)[0] == 0
         labels = {row["image"]: row["label"] for row in read_table(Path(table))}
-        assert labels == {names[0]: "mine 0", "in/mid.png": "mine 1"}
+        assert labels == {names[0].removeprefix("./"): "mine 0", "in/mid.png": "mine 1"}
     assert model.asked == 2
 
 
@@ -68,7 +68,7 @@ def test_rows_of_another_working_folder_stay(capsys, folder, counting, monkeypat
     run(capsys, "score", "in/dark.png", "--out", table)
     monkeypatch.chdir("in")
     assert run(capsys, "score", "mid.png", "--out", table)[0] == 0
-    assert images_of(table) == ["mid.png", "in/dark.png"]
+    assert images_of(table) == ["in/mid.png", "in/dark.png"]
 
 
 def test_a_table_that_a_spreadsheet_saved_goes_on(capsys, folder, counting):
@@ -116,15 +116,23 @@ def test_every_name_that_a_file_may_have_is_one_row(capsys, folder, counting, su
     assert (len(images_of(f"t.{suffix}")), model.asked) == (4, 4)
 
 
-def test_another_image_of_the_same_name_is_told(capsys, folder, counting, monkeypatch):
-    counting()
-    for k, side in enumerate(("x", "y")):
-        Path(side, "photos").mkdir(parents=True)
-        Image.new("RGB", (32, 40), (k,) * 3).save(f"{side}/photos/1.png")
-        monkeypatch.chdir(folder / side)
-        _, _, err = run(capsys, "score", "photos", "--out", "../all.csv")
-        assert ("new rows for files with other bytes than before: photos/1.png; if they are" in err) == (side == "y")
-        monkeypatch.chdir(folder)
+def test_images_of_one_name_from_two_working_folders_keep_their_rows(capsys, folder, counting, monkeypatch):
+    model = counting()
+    for _ in range(2):
+        for level, side in ((64, "x"), (128, "y")):
+            Path(side, "photos").mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 40), (level,) * 3).save(f"{side}/photos/1.png")
+            monkeypatch.chdir(folder / side)
+            code, _, err = run(capsys, "score", "photos", "--out", "../all.csv")
+            assert (code, "other bytes" in err) == (0, False)
+            monkeypatch.chdir(folder)
+    assert sorted(images_of("all.csv")) == ["x/photos/1.png", "y/photos/1.png"]
+    assert model.asked == 2
+    monkeypatch.chdir("x/photos")
+    assert run(capsys, "score", "../../y/photos/1.png", "--out", "../../all.csv")[0] == 0
+    assert images_of("../../all.csv") == ["y/photos/1.png", "x/photos/1.png"]
+    Image.new("RGB", (32, 40), (200,) * 3).save("1.png")
+    assert "files with other bytes than before: 1.png" in run(capsys, "score", "1.png", "--out", "../../all.csv")[2]
 
 
 def test_a_table_behind_a_link_is_the_one_that_is_written(capsys, folder, counting):
@@ -135,4 +143,4 @@ def test_a_table_behind_a_link_is_the_one_that_is_written(capsys, folder, counti
             Path("link.csv").symlink_to("real/scores.csv")
         assert run(capsys, "score", name, "--out", "link.csv")[0] == 0
     assert Path("link.csv").is_symlink()
-    assert images_of("real/scores.csv") == ["in/mid.png", "in/dark.png"]
+    assert images_of("real/scores.csv") == ["../in/mid.png", "../in/dark.png"]

@@ -219,6 +219,19 @@ def test_odd_names_and_a_folder_without_images_are_shared_too(tmp_path, monkeypa
         assert len(read_table(out)) == 4
 
 
+def test_one_command_in_two_working_folders_is_other_work_unless_it_names_the_same_files(tmp_path, monkeypatch):
+    save_images(tmp_path / "x", "1.png")
+    save_images(tmp_path / "y", "1.png")
+    asked = {"model": "m", **ASKED}
+    monkeypatch.chdir(tmp_path / "x")
+    shared_work(ScoreTable(Path("../t.csv"), "f"), ["1.png"], asked)
+    monkeypatch.chdir(tmp_path / "y")
+    with pytest.raises(AnotherRun, match="files was"):
+        shared_work(ScoreTable(Path("../t.csv"), "f"), ["1.png"], asked)
+    monkeypatch.chdir(tmp_path)
+    shared_work(ScoreTable(Path("t.csv"), "f"), ["x/1.png"], asked)
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """A folder with `in/` and `one.csv`, the table of one process; one of the files is damaged."""

@@ -18,6 +18,7 @@ from zoomiqa_reward.cli.score_table import (
     digest_if_readable,
     fingerprint_of,
     measure_rows,
+    names_in,
     record_of,
     typed_row,
     watch,
@@ -27,7 +28,7 @@ from zoomiqa_reward.runs.digest import digest_of
 from zoomiqa_reward.runs.progress import progress
 from zoomiqa_reward.runs.settings import AnotherRun
 from zoomiqa_reward.runs.shared_work import SharedWork, parts_of
-from zoomiqa_reward.runs.tables import as_stored, read_table
+from zoomiqa_reward.runs.tables import read_table
 
 if TYPE_CHECKING:
     from zoomiqa_reward.model.text_server import RemoteZoomIQA
@@ -92,12 +93,17 @@ def score_on_cluster(job: Job, *, workers: int) -> list[RatedImage]:
     score_on_ray(job, workers=workers, out=job.out, num_files=len(job.files))
     rows = {row["image"]: row for row in map(typed_row, read_table(job.out))}
     print(f"{job.out}: {len(job.files)} images by {workers} workers", file=sys.stderr)
-    return [replace(record_of(rows[as_stored(job.out, file)]), image=file) for file in job.files]
+    names = names_in(job.out, job.files)
+    return [replace(record_of(rows[name]), image=file) for name, file in zip(names, job.files, strict=True)]
 
 
 def shared_work(table: ScoreTable, files: Sequence[str], asked: Mapping[str, object]) -> SharedWork:
     """Return the folder `TABLE.parts` beside the table. Raises AnotherRun, OutputError, SharingError."""
-    settings = {**asked, "fingerprint": table.fingerprint, "files": digest_of(f"{file}\0" for file in files)}
+    settings = {
+        **asked,
+        "fingerprint": table.fingerprint,
+        "files": digest_of(f"{name}\0" for name in names_in(table.path, files)),
+    }
     folder = parts_of(table.path)
     try:
         return SharedWork(folder, settings, len(files))
@@ -139,7 +145,7 @@ def finish_shared(
 
     def write() -> None:
         table.open()  # anew: another command may have written it in the meantime
-        rows = list(work.rows())
+        rows = [row | {"image": file} for row, file in zip(work.rows(), files, strict=True)]
         stale = [item for item, row in enumerate(rows) if _is_changed(files[item], row, row.pop(_CHANGED_NS, None))]
         for _ in measure_again([files[item] for item in stale]):
             pass

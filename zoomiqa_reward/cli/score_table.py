@@ -4,9 +4,10 @@ A row is kept where the file's bytes and all that the rating depends on are the 
 `fingerprint`. A renamed file is not measured again, a failed one is.
 """
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,8 +46,8 @@ class ScoreTable:
     """The rows of a table file: those of the images of this command in their order, then all others.
 
     Several commands may write one table: each reads it again before it writes, and keeps the rows of the others.
-    Columns that the user added stay with their image. An image is known by its place (`inputs.place_of`), and a row
-    names it as the command did.
+    Columns that the user added stay with their image. An image is known by its place, and a row names it by
+    `names_in`.
     """
 
     path: Path
@@ -58,7 +59,7 @@ class ScoreTable:
     replaced: dict[str, None] = field(default_factory=dict)
     """Names whose rows were of other bytes: images that were edited, or others of the same name, in order."""
     _before: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    _at_place: dict[Path, list[dict[str, Any]]] = field(default_factory=dict)
+    _at_place: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """All rows that lie in the table, by the place of their image; they stay there until the image has a new row."""
     _seen: tuple[int, ...] | None = None
     """The file that was read or written last."""
@@ -76,8 +77,9 @@ class ScoreTable:
                 raise
             rows = []
         self._at_place = {}
-        for name, row in {row["image"]: row for row in rows}.items():
-            self._at_place.setdefault(inputs.place_of(name), []).append(row)
+        by_name = {row["image"]: row for row in rows}
+        for place, row in zip(_places_in(self.path, by_name), by_name.values(), strict=True):
+            self._at_place.setdefault(place, []).append(row)
         self._before = {(row["sha256"], row["fingerprint"]): row for row in rows if row["valid"]}
 
     def _typed(self, number: int, row: dict[str, Any]) -> dict[str, Any]:
@@ -109,10 +111,12 @@ class ScoreTable:
         with alone_if_possible(_lock_file(self.path)):
             if _state_of(self.path) != self._seen:
                 self.open()
-            paths = [inputs.place_of(as_stored(self.path, row["image"])) for row in self.rows]
+            names = names_in(self.path, (row["image"] for row in self.rows))
+            paths = _places_in(self.path, names)
             renewed = set(paths)
             content = [
-                {**row, **self._added_columns(path, row)} for path, row in zip(paths, self.rows, strict=True)
+                {**row, "image": name, **self._added_columns(path, row)}
+                for path, name, row in zip(paths, names, self.rows, strict=True)
             ] + [row for path, rows in self._at_place.items() if path not in renewed for row in rows]
             if content:
                 write_table(self.path, content, overwrite=self.overwrite)
@@ -125,11 +129,10 @@ class ScoreTable:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             say(
                 f"{self.path}: new rows for files with other bytes than before: "
-                f"{printable(', '.join(names[:SHOWN]))}{more}; if they are other images of the same names, use "
-                "absolute paths"
+                f"{printable(', '.join(names[:SHOWN]))}{more}"
             )
 
-    def _added_columns(self, path: Path, row: dict[str, Any]) -> dict[str, Any]:
+    def _added_columns(self, path: str, row: dict[str, Any]) -> dict[str, Any]:
         """Return the user's columns of the rows that are replaced."""
         added: dict[str, Any] = {}
         for earlier in self._at_place.get(path, ()):
@@ -139,6 +142,37 @@ class ScoreTable:
                 if key not in row and (value is not None or key not in added):
                     added[key] = value
         return added
+
+
+def names_in(table: Path, files: Iterable[str]) -> list[str]:
+    """Return how a table names files: from its own folder, so that a name means the same in every working folder.
+
+    Absolute names stay as they are.
+    """
+    here, folder, names = os.getcwd(), _folder_of(table), []
+    for name in files:
+        if not os.path.isabs(name):
+            with contextlib.suppress(ValueError):  # another drive of Windows; a name that no disk holds
+                place = os.path.join(here, name)
+                if ".." in name and ".." in Path(name).parts:  # behind a link it leads elsewhere
+                    place = os.path.join(os.path.realpath(os.path.dirname(place)), os.path.basename(place))
+                place = os.path.normpath(place)
+                inside = place.removeprefix(os.path.join(folder, ""))
+                name = inside if inside != place else os.path.relpath(place, folder)
+        names.append(as_stored(table, name))
+    return names
+
+
+def _places_in(table: Path, names: Iterable[str]) -> list[str]:
+    """Return the absolute paths of files that a table names."""
+    folder = _folder_of(table)
+    return [
+        str(Path(name)) if os.path.isabs(name) else os.path.normpath(os.path.join(folder, name)) for name in names
+    ]
+
+
+def _folder_of(table: Path) -> str:
+    return os.path.realpath(behind_link(table).parent)
 
 
 def measure_into(
