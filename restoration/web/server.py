@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from restoration.web.studio import Studio
-from zoomiqa_reward.serving.server import is_loopback
+from zoomiqa_reward.serving.connection import is_loopback
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

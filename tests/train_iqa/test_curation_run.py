@@ -386,15 +386,15 @@ def test_log_probabilities_are_asked_for_and_used(scripted, tmp_path, monkeypatc
 
 
 def test_a_key_is_sent_and_written_nowhere(scripted, tmp_path, monkeypatch):
-    monkeypatch.setenv("TEACHER_KEY", "a-secret-word")
+    monkeypatch.setenv("TEACHER_KEY", "a-secret-word\n")
     with ScriptedServer(scripted[1]) as server:
         base = configured(scripted, tmp_path, server.url, limit=1)
         asker = Asker(replace(base.teacher, key_variable="TEACHER_KEY"), "teacher", Calls(tmp_path / "none.jsonl"))
         assert asker._client.api_key == "a-secret-word"
-        monkeypatch.setenv("TEACHER_KEY", "a-sécret-word")
-        with pytest.raises(FatalEndpointError, match=r"teacher: TEACHER_KEY: .*ASCII in one line"):
-            Asker(asker.endpoint, "teacher", asker.calls)
-        monkeypatch.setenv("TEACHER_KEY", "a-secret-word\n")
-        curate(replace(base, teacher=replace(base.teacher, key_variable="TEACHER_KEY")))
+        monkeypatch.setenv("WRONG_KEY", "a-sécret-word")
+        with pytest.raises(FatalEndpointError, match=r"teacher: WRONG_KEY: .*ASCII in one line"):
+            Asker(replace(asker.endpoint, key_variable="WRONG_KEY"), "teacher", asker.calls)
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # which no server of this machine is asked through
+        assert curate(replace(base, teacher=replace(base.teacher, key_variable="TEACHER_KEY")))["kept"] == 1
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or b"a-secret-word" not in file.read_bytes()

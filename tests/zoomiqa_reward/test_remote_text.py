@@ -316,6 +316,13 @@ def test_a_key_is_read_as_its_file_holds_it_and_shown_in_no_rating():
         RemoteZoomIQA.from_server("http://a/v1", "m", api_key="a-sécret-word", protocol=tiny_protocol())
 
 
+def test_a_server_of_this_machine_is_asked_without_the_proxy_of_the_environment(monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with server(always(FINAL), max_retries=0) as (iqa, _):
+        assert iqa.rate(make_image(), mode="reason").errors == (None,)
+
+
 def test_the_protocol_is_given_or_found_never_guessed(tmp_path, nano):
     tiny_protocol().save(tmp_path)
     assert RemoteZoomIQA.from_server("http://a/v1", str(tmp_path)).protocol.name == "tiny"

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from train_iqa.curation.prompts import Messages
 from zoomiqa_reward.errors import ZoomIQAError
@@ -19,7 +20,7 @@ from zoomiqa_reward.model.text_server.client import CONTINUE_FIELDS, joined
 from zoomiqa_reward.runs.digest import digest
 from zoomiqa_reward.runs.json_lines import append_line, as_float, read_lines
 from zoomiqa_reward.runs.progress import say
-from zoomiqa_reward.serving.connection import bearer_token
+from zoomiqa_reward.serving.connection import bearer_token, is_loopback
 
 NO_KEY = "no key is set"
 """Sent where the endpoint has an address of its own and no key: local servers take any."""
@@ -107,7 +108,7 @@ class Asker:
     """Asks one endpoint in one role."""
 
     def __init__(self, endpoint: Endpoint, role: str, calls: Calls) -> None:
-        from openai import AsyncOpenAI, OpenAIError
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
 
         self.endpoint, self.role, self.calls = endpoint, role, calls
         self._refuses_start = False
@@ -117,10 +118,13 @@ class Asker:
             raise FatalEndpointError(
                 f"{role}: set {endpoint.key_variable}, or give the address of a server without key"
             )
+        address = endpoint.base_url or os.environ.get("OPENAI_BASE_URL", "")
+        is_here = is_loopback(urlsplit(address).hostname or "")
         try:
             self._client = AsyncOpenAI(
                 base_url=endpoint.base_url, api_key=bearer_token(key or "") or NO_KEY,
                 max_retries=endpoint.max_retries, timeout=endpoint.timeout_s,
+                http_client=DefaultAsyncHttpxClient(trust_env=False) if is_here else None,
             )  # fmt: skip
         except ValueError as error:
             raise FatalEndpointError(f"{role}: {endpoint.key_variable}: {error}") from error

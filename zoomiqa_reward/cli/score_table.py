@@ -166,9 +166,7 @@ def names_in(table: Path, files: Iterable[str]) -> list[str]:
 def _places_in(table: Path, names: Iterable[str]) -> list[str]:
     """Return the absolute paths of files that a table names."""
     folder = _folder_of(table)
-    return [
-        str(Path(name)) if os.path.isabs(name) else os.path.normpath(os.path.join(folder, name)) for name in names
-    ]
+    return [str(Path(name)) if os.path.isabs(name) else os.path.normpath(os.path.join(folder, name)) for name in names]
 
 
 def _folder_of(table: Path) -> str:

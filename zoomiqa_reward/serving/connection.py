@@ -5,6 +5,7 @@ A redirect or a proxy would be handed the token. TLS is used for `https` URLs, w
 
 import contextlib
 import http.client
+import ipaddress
 import json
 import queue
 from typing import Any
@@ -24,6 +25,16 @@ def bearer_token(token: str) -> str:
     if not token.isascii() or not token.isprintable():
         raise ValueError("the token or key must be ASCII in one line, for no HTTP header takes another one")
     return token
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address is this machine's own, which no proxy can reach."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class Connections:

@@ -1,7 +1,6 @@
 """A reward server: Ray Serve's replicas behind the gateway, started and stopped as one thing."""
 
 import contextlib
-import ipaddress
 import os
 import secrets
 import shutil
@@ -14,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from zoomiqa_reward.serving.connection import is_loopback
 from zoomiqa_reward.serving.spec import MIB, Limits, RewardSpec
 
 MIN_TOKEN_CHARACTERS = 16
@@ -215,12 +215,3 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(128)
         stack.pop_all()
     return listener
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from zoomiqa_reward.errors import ZoomIQAError
 from zoomiqa_reward.model.text_server.replies import ReplyError, ServerReply, read_reply
-from zoomiqa_reward.serving.connection import bearer_token
+from zoomiqa_reward.serving.connection import bearer_token, is_loopback
 
 THINK_JOIN = ("<think>\n", "\n</think>\n")
 CONTINUE_FIELDS = ("continue_final_message", "add_generation_prompt")
@@ -102,9 +102,11 @@ class TextServer:
             raise ImportError("a text server needs the openai client: pip install 'zoomiqa-reward[serve]'") from error
         with self._lock:
             if self._client is None:
+                is_here = is_loopback(urlsplit(self._base_url).hostname or "")
                 self._client = openai.OpenAI(
                     base_url=self._base_url, api_key=self._api_key or "none", timeout=self.timeout_s,
                     max_retries=self.max_retries,
+                    http_client=openai.DefaultHttpxClient(trust_env=False) if is_here else None,
                 )  # fmt: skip
             return self._client
 
