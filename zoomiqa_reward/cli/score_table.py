@@ -78,8 +78,8 @@ class ScoreTable:
             rows = []
         self._at_place = {}
         by_name = {row["image"]: row for row in rows}
-        for place, row in zip(_places_in(self.path, by_name), by_name.values(), strict=True):
-            self._at_place.setdefault(place, []).append(row)
+        for path, row in zip(_places_in(self.path, by_name), by_name.values(), strict=True):
+            self._at_place.setdefault(path, []).append(row)
         self._before = {(row["sha256"], row["fingerprint"]): row for row in rows if row["valid"]}
 
     def _typed(self, number: int, row: dict[str, Any]) -> dict[str, Any]:
@@ -153,12 +153,12 @@ def names_in(table: Path, files: Iterable[str]) -> list[str]:
     for name in files:
         if not os.path.isabs(name):
             with contextlib.suppress(ValueError):  # another drive of Windows; a name that no disk holds
-                place = os.path.join(here, name)
+                path = os.path.join(here, name)
                 if ".." in name and ".." in Path(name).parts:  # behind a link it leads elsewhere
-                    place = os.path.join(os.path.realpath(os.path.dirname(place)), os.path.basename(place))
-                place = os.path.normpath(place)
-                inside = place.removeprefix(os.path.join(folder, ""))
-                name = inside if inside != place else os.path.relpath(place, folder)
+                    path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+                path = os.path.normpath(path)
+                inside = path.removeprefix(os.path.join(folder, ""))
+                name = inside if inside != path else os.path.relpath(path, folder)
         names.append(as_stored(table, name))
     return names
 
