@@ -3,6 +3,7 @@
 JSON has no NaN: `plain` writes NaN as null and infinity as a text, and `as_float` reads both back.
 """
 
+import errno
 import json
 import math
 import os
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from zoomiqa_reward.runs.outputs import replacing, write_text
+from zoomiqa_reward.runs.outputs import naming, replacing, write_text
 
 
 def append_line(file: Path, row: dict[str, Any]) -> None:
@@ -18,9 +19,10 @@ def append_line(file: Path, row: dict[str, Any]) -> None:
     line = _dumps(row) + "\n"
     handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        if os.write(handle, line.encode()) != len(line.encode()):
-            raise OSError(f"{file}: a line was written only in part; make room on the disk and start again")
-        os.fsync(handle)
+        with naming(file):
+            if os.write(handle, line.encode()) != len(line.encode()):
+                raise OSError(errno.ENOSPC, "a line was written only in part")
+            os.fsync(handle)
     finally:
         os.close(handle)
 

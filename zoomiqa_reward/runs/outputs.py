@@ -142,10 +142,22 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Itera
     name = os.fsdecode(os.fsencode(target.name)[:180])  # a name has at most 255 bytes
     half = target.with_name(f".{name}.{os.getpid()}-{threading.get_ident():x}.tmp")
     try:
-        yield half
-        os.replace(half, target)
+        with naming(path):
+            yield half
+            os.replace(half, target)
     finally:
         half.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Give an OSError that names no file, such as that of a full disk, the path that was written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def behind_link(path: Path) -> Path:

@@ -29,6 +29,7 @@ _SYSTEM = {
     errno.EPERM: "may not be read or written; change its permissions, or name another place",
     errno.EROFS: "lies on a disk that is read-only; name another place",
     errno.ENOSPC: "the disk is full; make room and give the same command again",
+    errno.EDQUOT: "your share of the disk is full; make room and give the same command again",
     errno.EISDIR: "is a folder where a file is wanted; name a file in it",
     errno.ENOTDIR: "is no folder; check the path",
     errno.EEXIST: "is there already; name another place",
