@@ -4,7 +4,7 @@ what makes candidates differ where noise does not.
 The call itself is in `module_engine.py` and `pipeline_engine.py`, randomness in `rng.py`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -18,7 +18,7 @@ from restoration.degradation.classical import enlarge
 from restoration.restorer.noise import NoiseStep, mixing_weights
 from restoration.restorer.rng import candidate_seed
 from zoomiqa_reward.errors import ZoomIQAError
-from zoomiqa_reward.images.loading import load_image
+from zoomiqa_reward.images.loading import RANGE_TOLERANCE, load_image
 
 PROMPT = str | Callable[[Tensor], str]
 """A text, or what makes one of the low-quality image (CHW in [0, 1]), such as a tagger or a model's advice."""
@@ -134,28 +134,45 @@ def prompt_text(prompt: PROMPT, image: Tensor) -> str:
     return text
 
 
-def unit_images(output: Any, name: str) -> list[Tensor]:
+def unit_images(output: Any, name: str, value_range: str = "unit") -> list[Tensor]:
     """Return what a system gave back as float32 CHW images in [0, 1] on the CPU, one per candidate.
 
     Takes diffusers' output object, its tuple, a BCHW or CHW tensor, PIL images, uint8 arrays, or a list of such.
-    Values within `OVERSHOOT` of [0, 1] are clamped. Raises RestorationError naming `name` for anything else, NaN
-    included, and for an image that a safety checker has blackened.
+    value_range: of floats, of `VALUE_RANGES`. Values within `OVERSHOOT` of [0, 1] are clamped. Raises RestorationError
+    naming `name` for anything else, NaN included, and for an image that a safety checker has blackened.
     """
     flagged = getattr(output, "nsfw_content_detected", None)
     if flagged is not None and any(flagged):
         raise RestorationError(f"{name}: its safety checker blackened the image; load it with safety_checker=None")
+    return [_unit(from_range(image, value_range), name) for image in images_of(output)]
+
+
+def single_image(output: Any, name: str, value_range: str) -> Tensor:
+    """Return the one image of `unit_images`. Raises RestorationError also where there are none, or several."""
+    images = unit_images(output, name, value_range)
+    if len(images) != 1:
+        raise RestorationError(
+            f"{name} returned {len(images)} images for one candidate: let it return the restoration alone, or a tuple "
+            "that begins with it"
+        )
+    return images[0]
+
+
+def images_of(output: Any) -> list[Any]:
+    """Return the images that a system gave back, as they are: of a tuple the first entry, of a batch its rows."""
     images = getattr(output, "images", output)
-    while isinstance(images, tuple) and images and not isinstance(images, Tensor):
+    while isinstance(images, tuple) and images:
         images = images[0]
-    if isinstance(images, Tensor | np.ndarray) and images.ndim == 3:
-        images = [images]
-    if not isinstance(images, Tensor | np.ndarray | list):
-        images = [images]
-    return [_unit(image, name) for image in images]
+    if isinstance(images, Tensor | np.ndarray):
+        return list(images) if images.ndim == 4 else [images]
+    if not isinstance(images, list):
+        return [images]
+    batches = (isinstance(image, Tensor | np.ndarray) and image.ndim == 4 for image in images)
+    return [part for image, is_batch in zip(images, batches, strict=True) for part in (image if is_batch else [image])]
 
 
 def _unit(image: Any, name: str) -> Tensor:
-    if isinstance(image, np.ndarray) and np.issubdtype(image.dtype, np.floating):
+    if isinstance(image, np.ndarray) and _holds_floats(image) and image.ndim == 3:
         image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))  # diffusers' "np": float HWC
     if isinstance(image, Tensor) and image.is_floating_point():
         image = image.detach().float().cpu()
@@ -167,12 +184,32 @@ def _unit(image: Any, name: str) -> Tensor:
         raise RestorationError(f"{name} did not return an image: {error}") from error
 
 
-def from_range(output: Any, value_range: str) -> Any:
-    """Return a float output of that range, of `VALUE_RANGES`, as one of [0, 1]; anything else as it is."""
+def from_range(image: Any, value_range: str) -> Any:
+    """Return an image of floats of that range, of `VALUE_RANGES`, as one of [0, 1]; anything else as it is."""
     low, high = VALUE_RANGES[value_range]
-    if value_range == "unit" or not isinstance(output, Tensor) or not output.is_floating_point():
-        return output
-    return (output.float() - low) / (high - low)
+    if value_range == "unit" or not _holds_floats(image):
+        return image
+    return ((image.float() if isinstance(image, Tensor) else image.astype(np.float32)) - low) / (high - low)
+
+
+def leaves_unit(output: Any, value_range: str) -> bool:
+    """Return whether an image of floats, of that range, has values that `load_image` does not take for [0, 1]."""
+    return any(low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE for low, high in _extremes(output, value_range))
+
+
+def _extremes(output: Any, value_range: str) -> Iterator[tuple[float, float]]:
+    """Yield the least and the greatest value of each image of floats in a system's output, as one of [0, 1]."""
+    for image in images_of(output):
+        if _holds_floats(image):
+            values = torch.as_tensor(from_range(image, value_range)).detach().float()
+            if values.numel():
+                yield float(values.min()), float(values.max())
+
+
+def _holds_floats(image: Any) -> bool:
+    if isinstance(image, Tensor):
+        return image.is_floating_point()
+    return isinstance(image, np.ndarray) and np.issubdtype(image.dtype, np.floating)
 
 
 def probe_image(image: Tensor) -> Tensor:
@@ -186,11 +223,11 @@ def check_range(output: Any, name: str, value_range: str) -> None:
 
     One image cannot tell: a network of [-1, 1] stays within [0, 1] where the image is bright.
     """
-    if not isinstance(output, Tensor) or not output.is_floating_point() or not output.numel():
+    extremes = _extremes(output, value_range)
+    outside = [(low, high) for low, high in extremes if low < -OVERSHOOT or high > 1 + OVERSHOOT]
+    if not outside:
         return
-    low, high = (float(value) for value in torch.aminmax(output.detach().float()))
-    if low >= -OVERSHOOT and high <= 1 + OVERSHOOT:
-        return
+    low, high = outside[0]
     raise RestorationError(
         f"{name} made {low:.3g}..{high:.3g} of an image of black and white, which is not in [0, 1] after value_range="
         f"{value_range!r}; say what it writes: value_range='signed' for -1..1, 'bytes' for 0..255"

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from restoration.restorer.image_io import (
     RestorationError,
     check_range,
-    from_range,
+    leaves_unit,
     pad_to_multiple,
     probe_image,
-    unit_images,
+    single_image,
 )
+from restoration.restorer.network_state import network_state
 from restoration.restorer.pipeline_engine import failures_named
 from restoration.restorer.rng import isolated
 from restoration.restorer.tiling import whole_scale
-from zoomiqa_reward.images.loading import RANGE_TOLERANCE
 from zoomiqa_reward.model.draws import own_draws
 from zoomiqa_reward.model.shared_state import Undo, shared_change
 from zoomiqa_reward.rewards.identity import state_digest
@@ -59,10 +59,10 @@ class ModuleEngine:
                 if not self._is_range_known:
                     with isolated(0), own_draws(0):  # what the probe draws must not change what its images draw
                         probe = self.source(probe_image(padded)[None].to(home.device, home.dtype))
-                    check_range(from_range(probe, self.value_range), self.name, self.value_range)
+                    check_range(probe, self.name, self.value_range)
                     self._is_range_known = True
-                output = from_range(self.source(padded[None].to(home.device, home.dtype)), self.value_range)
-            restored = unit_images(output, self.name)[0]
+                output = self.source(padded[None].to(home.device, home.dtype))
+            restored = single_image(output, self.name, self.value_range)
             with failures_named(self.name):
                 self.scale = _agreed(self, whole_scale(padded, restored))
             outputs.append(restored[:, : image.shape[1] * self.scale, : image.shape[2] * self.scale].contiguous())
@@ -71,7 +71,7 @@ class ModuleEngine:
     def parts(self) -> dict[str, Any]:
         """See `Engine`."""
         weights = self._digests.of(self.module)
-        code = state_digest(type(self.module))
+        code = network_state(self.module)
         return {"class": type(self.module).__name__, "code": code, "weights": weights, "multiple_px": self.multiple_px,
                 "value_range": self.value_range}  # fmt: skip
 
@@ -113,13 +113,13 @@ class CallableEngine:
             if self._seed_key is not None and not arguments:
                 texts_and_seed[self._seed_key] = seed
             with failures_named(self.name), torch.no_grad():
-                output = from_range(self.fn(image.clone(), *arguments, **texts_and_seed), self.value_range)
-                if not self._is_range_known and _leaves_unit(output):
+                output = self.fn(image.clone(), *arguments, **texts_and_seed)
+                if not self._is_range_known and leaves_unit(output, self.value_range):
                     with isolated(0), own_draws(0):
                         probe = self.fn(probe_image(image), *arguments, **texts_and_seed)
-                    check_range(from_range(probe, self.value_range), self.name, self.value_range)
+                    check_range(probe, self.name, self.value_range)
                     self._is_range_known = True
-            restored = unit_images(output, self.name)[0]
+            restored = single_image(output, self.name, self.value_range)
             with failures_named(self.name):
                 self.scale = _agreed(self, whole_scale(image, restored))
             outputs.append(restored)
@@ -147,13 +147,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
     with shared_change(module, "evaluating", make):
         yield
-
-
-def _leaves_unit(output: Any) -> bool:
-    if not isinstance(output, Tensor) or not output.is_floating_point() or not output.numel():
-        return False
-    low, high = (float(value) for value in torch.aminmax(output))
-    return low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE
 
 
 def _agreed(engine: Any, measured: int) -> int:

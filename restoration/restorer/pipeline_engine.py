@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from restoration.restorer.image_io import RestorationError, pad_to_multiple, pre_upscale, unit_images
+from restoration.restorer.network_state import described, option_values, switches_of
 from restoration.restorer.rng import candidate_generator
 from zoomiqa_reward.images.loading import to_pil
 from zoomiqa_reward.model.shared_state import Undo, exclusive, shared_change
+from zoomiqa_reward.rewards.code_reach import is_installed
 from zoomiqa_reward.runs.provenance import versions
 from zoomiqa_reward.runs.weights_digest import WeightsDigests
 
@@ -189,7 +191,7 @@ class PipelineEngine:
         return {key: value for key, value in offered.items() if key in self._accepted} | self.call
 
     def parts(self) -> dict[str, Any]:
-        """See `Engine`. Every component by class, configuration and weights; the scheduler is one."""
+        """See `Engine`. Each component by class, configuration, weights and what was switched on."""
         components: dict[str, Any] = {"class": type(self.pipeline).__name__, "system": repr(self.system)}
         for key, component in sorted(self.pipeline.components.items()):
             config = getattr(component, "config", None)
@@ -201,12 +203,16 @@ class PipelineEngine:
                 "config": config,
                 "weights": self._digests.of(component) if isinstance(component, nn.Module) else None,
             }
+            if switches := switches_of(component):
+                components[key]["switches"] = switches
         settings = {
             k: v for k, v in dict(self.pipeline.config).items() if k not in components and not k.startswith("_")
         }
-        options = {"settings": settings, "scale": self.scale, "kernel": self.kernel, "call": self.call,
-               "diffusers": versions("diffusers")["diffusers"]}  # fmt: skip
-        return components | options
+        options = {"settings": settings, "scale": self.scale, "kernel": self.kernel,
+               "call": option_values(self.call), "diffusers": versions("diffusers")["diffusers"]}  # fmt: skip
+        kind = type(self.pipeline)
+        own_code = {} if is_installed(kind.__module__) else {"code": described(kind)}
+        return components | options | own_code
 
 
 @contextmanager

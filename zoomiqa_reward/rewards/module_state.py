@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _NOISE = frozenset(vars(nn.Module())) | {"_is_full_backward_hook", "_is_hf_initialized", "_old_forward", "_hf_hook"}
 """What every network has; weights and the training mode are read by themselves."""
 
@@ -20,7 +20,7 @@ def states_of(module: nn.Module, *, is_installed: bool) -> Iterator[tuple[str, A
     for name, value in sorted(vars(module).items()):
         if name not in _NOISE:
             yield name, value, not is_installed
-    for name in _HOOKS:
+    for name in HOOKS:
         yield name, list(getattr(module, name).values()), True
     if isinstance(module, torch.jit.ScriptModule):
         yield "inlined_graph", _script(module), True
