@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from restoration.restorer.image_io import RestorationError, pad_to_multiple, pre_upscale, unit_images
 from restoration.restorer.network_state import described, option_values, switches_of
 from restoration.restorer.rng import candidate_generator
-from zoomiqa_reward.images.loading import to_pil
+from zoomiqa_reward.images.loading import load_image, to_pil
 from zoomiqa_reward.model.shared_state import Undo, exclusive, shared_change
 from zoomiqa_reward.rewards.code_reach import is_installed
 from zoomiqa_reward.runs.provenance import versions
@@ -30,6 +30,8 @@ from zoomiqa_reward.runs.weights_digest import WeightsDigests
 IMAGE_FORMS = ("unit", "signed", "pil")
 CHECKED_STRIDE = 8
 """Stable Diffusion pipelines refuse other sides, whatever their autoencoder's factor."""
+MASK = "mask_image"
+"""Where an inpainting pipeline may draw: the one argument of a call that lies on the image's own grid."""
 LDM_STRIDE = 32
 """The pipeline itself resizes a PIL image to multiples of this, silently; a tensor goes in as it is."""
 
@@ -154,7 +156,7 @@ class PipelineEngine:
         scheduler = getattr(self.pipeline, "scheduler", None)  # keeps its steps, and pipelines may share it
         alone = exclusive(self.pipeline) if scheduler is None else exclusive(self.pipeline, scheduler)
         with alone, failures_named(self.name), hide_progress_bar(self.pipeline), torch.no_grad():
-            output = self.pipeline(**self.arguments(padded, seeds, texts))
+            output = self.pipeline(**self.arguments(padded, seeds, texts), **self._mask(image, grown))
         outputs = unit_images(output, self.name)
         if len(outputs) != len(seeds):
             raise RestorationError(f"{self.name} returned {len(outputs)} images for {len(seeds)} candidates")
@@ -188,7 +190,25 @@ class PipelineEngine:
             # FLUX-Kontext would otherwise choose a size of its own.
             "max_area": height * width * factor * factor, "_auto_resize": False,
         } | {key: [text] * batch if batch > 1 else text for key, text in texts.items()}  # fmt: skip
-        return {key: value for key, value in offered.items() if key in self._accepted} | self.call
+        given = {key: value for key, value in self.call.items() if key != MASK}
+        return {key: value for key, value in offered.items() if key in self._accepted} | given
+
+    def _mask(self, image: Tensor, grown: Tensor) -> dict[str, Tensor]:
+        """Return the mask of an inpainting pipeline, enlarged and padded as the image is; a pipeline would stretch it.
+
+        Raises RestorationError for one of another size than the image or its enlargement.
+        """
+        if MASK not in self.call:
+            return {}
+        mask = load_image(self.call[MASK])[:1]
+        if mask.shape[1:] == image.shape[1:]:
+            mask = pre_upscale(mask, grown.shape[1] // image.shape[1], "nearest")
+        if mask.shape[1:] != grown.shape[1:]:
+            raise RestorationError(
+                f"{MASK} has {mask.shape[2]} x {mask.shape[1]} px, the image {image.shape[2]} x {image.shape[1]}: give "
+                "one of that size, or as large as the restoration; restore images of other sizes with their own"
+            )
+        return {MASK: pad_to_multiple(mask, self.system.multiple_px)[None]}
 
     def parts(self) -> dict[str, Any]:
         """See `Engine`. Each component by class, configuration, weights and what was switched on."""

@@ -32,7 +32,7 @@ from restoration.restorer.loading import (
     refuse,
 )
 from restoration.restorer.noise import NoiseStep, mixed_draws
-from restoration.restorer.pipeline_engine import Engine, PipelineEngine
+from restoration.restorer.pipeline_engine import MASK, Engine, PipelineEngine
 from restoration.restorer.rng import SEED_END, Apart, DrewAnyway
 from restoration.restorer.tiling import Tiling, restore_tiled
 from zoomiqa_reward.images.loading import ImageSource, load_image
@@ -132,6 +132,10 @@ class Restorer:
         elif device is not None:
             device = find_device(device)
         if is_pipeline(source):
+            if tiling is not None and MASK in call_arguments:
+                raise ValueError(
+                    f"tile_px={tile_px}: a {MASK} is that of the whole image, not of its tiles; leave one out"
+                )
             refuse(
                 "a diffusers pipeline", deterministic=deterministic, fingerprint=fingerprint, value_range=value_range
             )

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from restoration.restorer.loading import Pipeline, is_pipeline, load_pipeline
+from restoration.restorer.network_state import switches_of
 from restoration.tuning.algorithms.groups import NothingLearned
 from restoration.tuning.config import Recipe
 from restoration.tuning.context import Algorithm, Tuning
@@ -364,7 +365,7 @@ def _settings(
         return [f"{low}/{high}" for low, high in zip(lows, group_keys(with_truth), strict=True)]
 
     return recipe.settings() | {
-        "weights": weights_digest(module), "reward": identity_of(reward),
+        "weights": _state_of(module), "reward": identity_of(reward),
         "beside": {name: _state_of(component) for name, component in pipeline.components.items()
                    if component is not module},
         "pairs": None if (pairs := getattr(recipe.algorithm, "pairs_file", None)) is None else file_digest(pairs),
@@ -375,7 +376,8 @@ def _settings(
 def _state_of(component: Any) -> Any:
     """Return what tells another autoencoder, text model or scheduler of a pipeline from this one."""
     if isinstance(component, torch.nn.Module):
-        return weights_digest(component)
+        switches = switches_of(component)
+        return weights_digest(component) if not switches else [weights_digest(component), switches]
     config = getattr(component, "config", None)
     if config is None:
         return type(component).__name__

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from tiny import make_image
+from tiny_pipelines import controlnet
 from torch import nn
 
 from restoration.restorer.image_io import RestorationError
 from restoration.restorer.restorer import Restorer
+from zoomiqa_reward.images import to_pil
 
 
 class TwoOutputs(nn.Module):
@@ -46,3 +48,26 @@ def test_several_images_where_one_is_asked_for_are_refused():
     for several in (lambda image: [image, 1 - image], lambda image: torch.stack([image, 1 - image])):
         with pytest.raises(RestorationError, match="returned 2 images for one candidate"):
             next(Restorer.from_pretrained(several).restore(image, [0]))
+
+
+@pytest.mark.filterwarnings("ignore:The configuration file of this scheduler")
+def test_a_mask_is_enlarged_and_padded_as_its_image(monkeypatch):
+    from diffusers import StableDiffusionInpaintPipeline
+
+    parts = {key: value for key, value in controlnet().components.items() if key not in ("controlnet", "image_encoder")}
+    parts["unet"].register_to_config(sample_size=64)
+    pipeline = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+    seen, preprocess = [], pipeline.mask_processor.preprocess
+    monkeypatch.setattr(
+        pipeline.mask_processor, "preprocess", lambda mask, **more: (seen.append(mask), preprocess(mask, **more))[1]
+    )
+    image, mask = make_image(0, 16, 20), torch.zeros(3, 16, 20)
+    mask[:, :, 10:] = 1
+    restorer = Restorer.from_pretrained(pipeline, scale=2, steps=2, strength=1.0, mask_image=to_pil(mask))
+    assert next(restorer.restore(image, [0])).image.shape == (3, 32, 40)
+    assert seen[0].shape == (1, 1, 32, 48)
+    assert seen[0][0, 0, 0].tolist() == [0.0] * 20 + [1.0] * 28
+    with pytest.raises(RestorationError, match="mask_image has 20 x 16 px, the image 24 x 16: give one of that size"):
+        next(restorer.restore(make_image(0, 16, 24), [0]))
+    with pytest.raises(ValueError, match="a mask_image is that of the whole image"):
+        Restorer.from_pretrained(pipeline, scale=2, mask_image=to_pil(mask), tile_px=64)
