@@ -28,6 +28,7 @@ DETAIL_TOP = CELL_PX + CAPTION_PX
 TEXT_PX = 134
 MARGIN_PX = 14
 LINES = 4
+FOOTER_LINE_PX = 20
 MEANING = "LR-consistency: how well an image that is made small again agrees with the low-quality one."
 
 
@@ -44,12 +45,14 @@ def strip_of(result: "Refined") -> Image.Image:
         cards.append(_card(round_, image, before, low.width, round_.region or first))
         if round_.accepted:
             before = image
-    height = cards[0].height + 2 * MARGIN_PX + 28
-    strip = Image.new("RGB", (len(cards) * (CELL_PX + MARGIN_PX) + MARGIN_PX, height), BACK)
+    width = len(cards) * (CELL_PX + MARGIN_PX) + MARGIN_PX
+    lines = wrap(f"Stopped: {result.ending}. {MEANING}", 14, width - 2 * MARGIN_PX)
+    below = cards[0].height + 2 * MARGIN_PX
+    strip = Image.new("RGB", (width, below + FOOTER_LINE_PX * len(lines) + 8), BACK)
     for index, card in enumerate(cards):
         strip.paste(card, (MARGIN_PX + index * (CELL_PX + MARGIN_PX), MARGIN_PX))
-    for line in wrap(f"Stopped: {result.ending}. {MEANING}", 14, strip.width - 2 * MARGIN_PX, 1):
-        draw_text(ImageDraw.Draw(strip), (MARGIN_PX, height - 30), line, 14, MUTED)
+    for index, line in enumerate(lines):
+        draw_text(ImageDraw.Draw(strip), (MARGIN_PX, below - 2 + FOOTER_LINE_PX * index), line, 14, MUTED)
     return strip
 
 

@@ -39,7 +39,8 @@ def words_of(order: Sequence[Candidate], report: Mapping[str, Any]) -> SheetWord
     parts = [f"{len(order)} candidates, best first, by {what}."]
     second = "reason" if cascade and str(cascade["reward"]).endswith("-reason") else "second"
     if again:
-        parts.append(f"The first {again} were put in order by {cascade['reward'] if cascade else 'a second reward'}.")
+        first = "The first was scored again" if again == 1 else f"The first {again} were put in order"
+        parts.append(f"{first} by {cascade['reward'] if cascade else 'a second reward'}.")
     if len(order) > SHEET_CANDIDATES:
         parts.append(f"The best {SHEET_CANDIDATES} are shown.")
     return SheetWords(

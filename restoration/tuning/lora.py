@@ -60,9 +60,18 @@ def add_lora(
 
 def layers_to_tune(denoiser: Denoiser, targets: Sequence[str] | None) -> list[str]:
     """Return the names of the layers that `add_lora` would put adapters on. Raises ValueError as it says."""
-    module = denoiser.module
+    module, name = denoiser.module, denoiser.module_name
     if tuners(module):
-        raise ValueError(f"{denoiser.module_name} has adapters already: fuse or unload them before tuning")
+        raise ValueError(f"{name} has adapters already: fuse or unload them before tuning")
+    if hasattr(module, "_orig_mod"):
+        raise ValueError(
+            f"{name} is compiled, and adapters change its code: tune pipe.{name}._orig_mod, compile the result"
+        )
+    if any(getattr(layer, "fused_projections", False) for layer in module.modules()):
+        raise ValueError(
+            f"{name} computes with fused projections, which no adapter on to_q, to_k or to_v reaches: call "
+            f"pipe.{name}.unfuse_qkv_projections() before tuning"
+        )
     endings = denoiser.lora_targets if targets is None else targets
     layers = _layers(module, endings)
     # The denoiser's own choice may name layers that only some of its networks have.

@@ -1,9 +1,12 @@
 """What a tuning run needs, asked before anything is written: a refused call leaves no run in its folder."""
 
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from restoration.restorer.network_state import switches_of
 from restoration.tuning.data import Example
 from zoomiqa_reward.rewards.base import Reward, require_reward
 from zoomiqa_reward.rewards.normalise import group_keys
@@ -56,6 +59,17 @@ def require_gradients(module: torch.nn.Module) -> None:
             f"{type(module).__name__} is in float16, whose gradients vanish without a loss scale: load the pipeline in "
             "float32 and set mixed_precision='bf16', or convert it with pipeline.to(torch.bfloat16)"
         )
+
+
+def warn_unsaved(pipeline: Any) -> None:
+    """Warn of what was put on loaded networks, such as FreeU or a hook: the images show it, no saved pipeline does."""
+    for name, component in pipeline.components.items():
+        if unsaved := [key.lstrip(".") for key in switches_of(component) if not key.endswith("processor")]:
+            warnings.warn(
+                f"{name} has {', '.join(unsaved)}, which save_pretrained does not write: the saved pipeline makes "
+                "other images than those that are scored; remove it, or put it on the loaded result again",
+                stacklevel=3,
+            )
 
 
 def require_scale(examples: Sequence[Example], scale: int) -> None:

@@ -54,6 +54,7 @@ from restoration.tuning.requirements import (
     require_others,
     require_scale,
     require_truths,
+    warn_unsaved,
 )
 from restoration.tuning.sampler.transitions import random_steps
 from restoration.tuning.updates import Updates
@@ -160,6 +161,7 @@ def tune(
     restorer_options = restorer_options_of(denoiser, recipe.config)
     require_scale([*mine, *(validation or ())], denoiser.scale)
     layers_to_tune(denoiser, recipe.config.lora_targets)
+    warn_unsaved(source)
     half = recipe.config.mixed_precision == "bf16"
     tuning = Tuning(
         denoiser=denoiser, reward=reward, examples=mine, config=recipe.config, folder=folder, device=here,

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tiny_pipelines import controlnet, convolutions, ldm
 from restoration.restorer.restorer import Restorer
 from restoration.restorer.rng import candidate_seed
 from restoration.selection.best_of_n import Cascade, best_of_n, measure_of
+from restoration.selection.candidates import Candidate
 from restoration.selection.early_stop import EarlyStop
 from restoration.selection.sheet import words_of
 from zoomiqa_reward import CompositeReward, ConsensusReward, RobustReward, Term, ZoomIQAReward
@@ -184,6 +186,15 @@ def test_only_ratings_of_1_to_5_are_called_ratings(wrap, measure, tie):
     words = words_of((), {"settings": {"reward": {"name": reward.name}}, "arguments": measure_of(reward)})
     assert words.measure == measure
     assert ("1 bad to 5 excellent" in words.title) == (measure == "rating")
+
+
+def test_the_sheet_says_how_many_were_scored_again():
+    rows = [Candidate(index=k, seed=k, restorer="r", source=0, prompt=None, batch_position=0, batch_size=1)
+            for k in range(3)]  # fmt: skip
+    report = {"settings": {"reward": {"name": "a"}}, "arguments": {"tie": 0.0, "cascade": {"reward": "b"}}}
+    for again, words in ((1, "The first was scored again by b."), (2, "The first 2 were put in order by b.")):
+        order = [replace(row, cascade_score=1.0) if k < again else row for k, row in enumerate(rows)]
+        assert words in words_of(order, report).title
 
 
 def texts_seen():

@@ -44,6 +44,9 @@ def test_the_strip_names_both_details_and_says_in_words_why_the_run_stopped(monk
     strip_of(result)
     assert [text for text in drawn if text in ("before", "after")] == ["before", "after"]
     assert any(text.startswith("Stopped: all rounds are used. LR-consistency: how well") for text in drawn)
+    drawn.clear()
+    strip_of(replace(result, history=result.history[:1]))  # two columns: too narrow for the sentence in one line
+    assert " ".join(drawn).endswith(f"Stopped: all rounds are used. {strip.MEANING}")
     for stopped, words in (
         ("satisfied", "the model asks for no closer look"), ("unreadable", "the model's answer cannot be read (why)"),
         ("deterministic", "the restorer takes no seed"),

@@ -2,11 +2,13 @@
 
 import json
 import math
+import warnings
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny_pipelines
 import torch
 from test_tune_denoisers import nano
 from test_tune_training import examples, recipe_of, reward_of, rows_of, run
@@ -22,6 +24,7 @@ from restoration.tuning.denoisers.base import denoiser_of, pad_to
 from restoration.tuning.lora import add_lora, tuners
 from restoration.tuning.monitor.monitor import Monitor, Reading
 from restoration.tuning.progress import Mean, merged
+from restoration.tuning.requirements import warn_unsaved
 from restoration.tuning.trainer import _settings
 from zoomiqa_reward.errors import NoReward
 from zoomiqa_reward.rewards.composite import CompositeReward, Term
@@ -151,6 +154,28 @@ def test_loss_steps_of_0_are_not_all_steps():
 def test_endings_that_fit_no_layer_are_named():
     with pytest.raises(ValueError, match=r"no layer whose name ends with conv_inn, conv3: give"):
         add_lora(denoiser_of(nano()), 2, 2, targets=("conv1", "conv_inn", "conv3"))
+
+
+def test_networks_that_adapters_do_not_reach_are_refused(tmp_path):
+    compiled, fused = tiny_pipelines.sd_x4(), tiny_pipelines.sd_x4()
+    compiled.unet = torch.compile(compiled.unet, backend="eager")
+    fused.unet.fuse_qkv_projections()
+    for pipeline, words in ((compiled, "unet is compiled"), (fused, "unet computes with fused projections")):
+        with pytest.raises(ValueError, match=words):
+            tune(recipe_of(SFT(top=1)), examples(), reward_of(), tmp_path / "run", validation=None, pipeline=pipeline)
+        assert not (tmp_path / "run").exists()
+
+
+def test_what_no_saved_pipeline_holds_is_named():
+    pipeline = tiny_pipelines.sd_x4()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_unsaved(pipeline)
+        pipeline.enable_attention_slicing(1)  # other last bits, the same images
+        warn_unsaved(pipeline)
+    pipeline.unet.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    with pytest.warns(UserWarning, match=r"unet has up_blocks\.0\.b1, .* the saved pipeline makes other images"):
+        warn_unsaved(pipeline)
 
 
 def test_padding_never_cuts():
