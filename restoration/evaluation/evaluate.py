@@ -113,8 +113,9 @@ def _run(
     for index, item in enumerate(dataset.items):
         keys = [(item.name, "bicubic", None), *([(item.name, "hr", None)] if item.hr is not None else []),
                 *((item.name, "candidate", seed) for seed in seeds)]  # fmt: skip
-        yield from (folder.records[key] for key in keys if folder.done(key))
-        missing = [key for key in keys if not folder.done(key)]
+        done = [key for key in keys if folder.done(key) and judge.has_kept(*key)]
+        yield from (folder.records[key] for key in done)
+        missing = [key for key in keys if key not in done]
         if not missing:
             continue
         try:

@@ -137,7 +137,8 @@ class ImageMeasurer:
         reference = None if row == "hr" else pair.hr
         measured = measure(self.names, image, hr=reference, lq=pair.lq, options=self.options)
         if self.images is not None and row == "candidate":
-            save_png(image, part_folder(self.images / name) / f"{seed}.png")
+            part_folder(self.images / name)
+            save_png(image, self._file(name, seed))
         value, error = self._rewarded(image, pair.lq, reference, row)
         return ImageRecord(
             **common,
@@ -150,6 +151,14 @@ class ImageMeasurer:
             reward_error=error,
             sha256=pixel_hash(image),
         )
+
+    def has_kept(self, name: str, row: str, seed: int | None) -> bool:
+        """Return whether an image lies where it is to be kept; an earlier call may have kept none."""
+        return self.images is None or row != "candidate" or self._file(name, seed).is_file()
+
+    def _file(self, name: str, seed: int | None) -> Path:
+        assert self.images is not None
+        return self.images / name / f"{seed}.png"
 
     def _rewarded(self, image: Tensor, lq: Tensor, hr: Tensor | None, row: str) -> tuple[float, str | None]:
         """Return the reward and why there is none. A candidate that lost its content has none, whatever the reward."""

@@ -283,8 +283,9 @@ def test_paired_test_between_two_restorers(dataset, tmp_path, capsys):
 def test_without_ground_truth_and_with_images_kept(tmp_path):
     (tmp_path / "lq").mkdir()
     save_png(make_image(0, 24, 56), tmp_path / "lq" / "old.png")
-    found = evaluate(Noisy(), paired_folders(tmp_path / "lq", None), ["niqe", "psnr_y", "lr_consistency"], n=2,
-                     out=tmp_path / "run", keep_images=True)  # fmt: skip
+    low, measured = paired_folders(tmp_path / "lq", None), ["niqe", "psnr_y", "lr_consistency"]
+    evaluate(Noisy(), low, measured, n=2, out=tmp_path / "run")  # keeps none: the next call makes them again
+    found = evaluate(Noisy(), low, measured, n=2, out=tmp_path / "run", keep_images=True)
     results = found.report()
     assert results["headline"] == "niqe"
     assert results["rows"]["mean"]["niqe"]["images"] == 1
