@@ -111,19 +111,25 @@ def sharpened(image: Tensor, sharpness: float, sigma_px: float = SHARPNESS_SIGMA
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     """Return the CHW image with its right and bottom edge mirrored until both sides are multiples.
 
-    Any size works, also where more is added than there is: the mirror image is mirrored again.
-
     >>> pad_to_multiple(torch.arange(3.0).reshape(1, 1, 3), 8)[0, 0].tolist()
     [0.0, 1.0, 2.0, 1.0, 0.0, 1.0, 2.0, 1.0]
     """
-    for axis in (1, 2):
-        side = image.shape[axis]
-        wanted = -(-side // multiple) * multiple
+    height, width = (-(-side // multiple) * multiple for side in image.shape[-2:])
+    return mirrored(image, height, width)
+
+
+def mirrored(images: Tensor, height: int, width: int) -> Tensor:
+    """Return the CHW or BCHW images with their right and bottom edge mirrored up to that size.
+
+    Any size works, also where more is added than there is: the mirror image is mirrored again.
+    """
+    for axis, wanted in ((-2, height), (-1, width)):
+        side = images.shape[axis]
         if wanted != side:
             period = max(2 * side - 2, 1)
-            position = torch.arange(wanted) % period
-            image = image.index_select(axis, torch.minimum(position, period - position).clamp(max=side - 1))
-    return image
+            position = torch.arange(wanted, device=images.device) % period
+            images = images.index_select(axis, torch.minimum(position, period - position).clamp(max=side - 1))
+    return images
 
 
 def prompt_text(prompt: PROMPT, image: Tensor) -> str:

@@ -221,16 +221,16 @@ def test_an_image_from_noise_is_the_pipelines_own(name, monkeypatch):
     pipeline = build()
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     denoiser = denoiser_of(pipeline, **options)
-    lq = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    lq = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     condition = denoiser.encode(lq, [""], generators(1, seed=3))
     ours = denoiser.decode(sample(denoiser, condition, denoiser.path(4), generators(1, seed=7), eta=0.0).x0, condition)
     start = torch.randn(1, *denoiser.noise_shape(condition), generator=generators(1, seed=7)[0])
-    noises = [torch.randn(1, 3, 16, 16, generator=generators(1, seed=3)[0]), start] if name == "sd_x4" else [start]
+    noises = [torch.randn(1, 3, 32, 32, generator=generators(1, seed=3)[0]), start] if name == "sd_x4" else [start]
     supply = iter(noises)
     monkeypatch.setattr(sys.modules[type(pipeline).__module__], "randn_tensor", lambda *_, **__: next(supply))
     image = lq
     if name == "controlnet_from_noise":
-        image = torch.nn.functional.interpolate(lq, size=(32, 32), mode="bicubic", antialias=True).clamp(0, 1)
+        image = torch.nn.functional.interpolate(lq, size=(64, 64), mode="bicubic", antialias=True).clamp(0, 1)
     if name == "ldm":
         image = 2 * lq - 1  # its class takes tensors as its network does
     pipeline.set_progress_bar_config(disable=True)
@@ -244,10 +244,10 @@ def test_an_image_from_noise_is_the_pipelines_own(name, monkeypatch):
 
 def test_guidance_mixes_both_texts():
     plain, guided = made("sd_x4"), made("sd_x4_guided")
-    time, x = torch.tensor(500), torch.randn(2, 4, 10, 10)
     rows = [
         d.encode(LQ.expand(2, -1, -1, -1), ["a sharp photo", "a sharp photo"], generators()) for d in (plain, guided)
     ]
+    time, x = torch.tensor(500), torch.randn(2, *plain.noise_shape(rows[0]))
     with_text = plain.predict(x, time, rows[0])
     empty = replace(rows[0], given=rows[0].given | {"text": rows[1].given["negative"]})
     without = plain.predict(x, time, empty)

@@ -1,6 +1,7 @@
 """The tuned pipeline is called as it was tuned, a pipeline of one's own can be tuned, and a caller sees each round."""
 
 import json
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -59,6 +60,30 @@ def test_a_restorer_runs_the_network_as_often_as_the_denoiser_did(name):
     tuned, rows[:] = list(rows), []
     list(Restorer.from_pretrained(pipeline, **told).restore(lq[0], [0]))
     assert rows == tuned
+
+
+@pytest.mark.parametrize("name", [name for name in PIPELINES if name != "nano"])
+def test_a_restorer_makes_what_was_scored_of_any_size(name, monkeypatch):
+    """Also where the image has to be padded: the same noise is the same image, to rounding."""
+    build, options, _ = PIPELINES[name]
+    pipeline = build()
+    denoiser = denoiser_of(pipeline, **options)
+    lq = torch.rand(1, 3, 17, 21, generator=torch.Generator().manual_seed(1))
+    condition = denoiser.encode(lq, [""], [torch.Generator().manual_seed(3)])
+    drawn = sample(denoiser, condition, denoiser.path(4), [torch.Generator().manual_seed(7)], eta=0.0)
+    scored = denoiser.decode(drawn.x0, condition)[0]
+    shapes = [(7, denoiser.noise_shape(condition))]
+    if "noised" in condition.given:  # SD-x4 noises its image first
+        shapes.insert(0, (3, condition.given["noised"].shape[1:]))
+    noises = iter([torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed)) for seed, shape in shapes])
+    module = sys.modules[type(pipeline).__module__]
+    monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: next(noises))
+    if hasattr(module, "retrieve_latents"):
+        monkeypatch.setattr(module, "retrieve_latents", lambda found, *_, **__: found.latent_dist.mode())
+    told = restorer_options_of(denoiser, TuneConfig(steps=4, eta=0.0))
+    [restored] = Restorer.from_pretrained(pipeline, **told).restore(lq[0], [0])
+    assert restored.image.shape == scored.shape
+    torch.testing.assert_close(restored.image, scored, atol=1e-4, rtol=0)
 
 
 def test_the_result_restores_with_the_settings_of_its_run(tmp_path):

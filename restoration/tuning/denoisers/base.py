@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from restoration.restorer.image_io import mirrored
 from restoration.tuning.config import TuneConfig
 from restoration.tuning.sampler.transitions import NoisePath, Schedule
 
@@ -179,13 +180,26 @@ def pad_to(images: Tensor, height: int, width: int) -> Tensor:
 
     Raises ValueError for images that are larger: padding by less than nothing would cut them.
     """
+    _require_room(images, height, width)
+    space = (0, width - images.shape[-1], 0, height - images.shape[-2])
+    return nn.functional.pad(images.float(), space, mode="replicate")
+
+
+def mirror_to(images: Tensor, height: int, width: int) -> Tensor:
+    """Return BCHW images as float32, mirrored up to that size, as `Restorer` pads what it gives to a pipeline.
+
+    Raises ValueError as `pad_to`.
+    """
+    _require_room(images, height, width)
+    return mirrored(images.float(), height, width)
+
+
+def _require_room(images: Tensor, height: int, width: int) -> None:
     if images.shape[-2] > height or images.shape[-1] > width:
         raise ValueError(
             f"images of {images.shape[-1]} x {images.shape[-2]} px cannot be padded to {width} x {height}: give images "
             "as large as the pipeline makes of the low-quality image"
         )
-    space = (0, width - images.shape[-1], 0, height - images.shape[-2])
-    return nn.functional.pad(images.float(), space, mode="replicate")
 
 
 def capture_outputs(blocks: Sequence[nn.Module], call: Any) -> list[Tensor]:

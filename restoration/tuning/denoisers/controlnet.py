@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from restoration.tuning.denoisers.base import Condition, Denoiser, capture_outputs, pad_to
+from restoration.restorer.pipeline_engine import system_of
+from restoration.tuning.denoisers.base import Condition, Denoiser, capture_outputs, mirror_to
 from restoration.tuning.sampler.parametrisation import from_latent, noisy, to_latent
 from restoration.tuning.sampler.transitions import NoisePath, Schedule
 from zoomiqa_reward.images.filters import resize_bicubic
@@ -56,7 +57,7 @@ class ControlDenoiser:
         self.pipeline, self.module = pipeline, pipeline.unet
         self.schedule = Schedule(pipeline.scheduler)
         self.scale, self.patch_px = scale, int(pipeline.vae_scale_factor)
-        self._stride = self.patch_px * 2 ** (len(self.module.config.block_out_channels) - 1)
+        self._stride = system_of(pipeline).multiple_px
         self._strength, self._control, self._from_image = strength, control_scale, starts_from_image
         self._guidance, self._negative = guidance, negative
         self.restorer_options: dict[str, float | str] = {
@@ -67,7 +68,7 @@ class ControlDenoiser:
 
     @torch.no_grad()
     def encode(self, lq: Tensor, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Condition:
-        """The enlarged image (far edges repeated up to the U-Net's stride), its latent, and the text."""
+        """The enlarged image (mirrored up to the U-Net's stride), its latent, and the text."""
         size = lq.shape[-2] * self.scale, lq.shape[-1] * self.scale
         grown = resize_bicubic(lq.float(), *size)
         guided = self._guidance > 1
@@ -131,4 +132,4 @@ class ControlDenoiser:
 
     def _whole(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        return pad_to(images, height + -height % self._stride, width + -width % self._stride)
+        return mirror_to(images, height + -height % self._stride, width + -width % self._stride)

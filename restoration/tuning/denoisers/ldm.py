@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from restoration.tuning.denoisers.base import Condition, Denoiser, capture_outputs, pad_to
+from restoration.restorer.pipeline_engine import system_of
+from restoration.tuning.denoisers.base import Condition, Denoiser, capture_outputs, mirror_to
 from restoration.tuning.sampler.transitions import NoisePath, Schedule
 
 
@@ -29,12 +30,12 @@ class LDMDenoiser:
         self.pipeline, self.module = pipeline, pipeline.unet
         self.schedule = Schedule(pipeline.scheduler)
         self.scale = self.patch_px = 2 ** (len(pipeline.vqvae.config.block_out_channels) - 1)
-        self._stride = 2 ** (len(self.module.config.block_out_channels) - 1)
+        self._stride = system_of(pipeline).multiple_px
 
     def encode(self, lq: Tensor, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Condition:
-        """The image in [-1, 1], its far edges repeated up to the U-Net's stride. No prompt, nothing random."""
+        """The image in [-1, 1], mirrored as `Restorer` does. No prompt, nothing random."""
         height, width = lq.shape[-2:]
-        whole = pad_to(lq, height + -height % self._stride, width + -width % self._stride)
+        whole = mirror_to(lq, height + -height % self._stride, width + -width % self._stride)
         return Condition(lq=lq, given={"signed": whole * 2 - 1})
 
     def path(self, num_steps: int) -> NoisePath:
@@ -62,7 +63,7 @@ class LDMDenoiser:
 
     def encode_target(self, images: Tensor, condition: Condition) -> Tensor:
         """The VQ encoder's latent, before quantisation."""
-        whole = pad_to(images, *(self.scale * side for side in condition.given["signed"].shape[-2:]))
+        whole = mirror_to(images, *(self.scale * side for side in condition.given["signed"].shape[-2:]))
         return self.pipeline.vqvae.encode((whole * 2 - 1).to(self.pipeline.vqvae.dtype)).latents.float()
 
     def features(self, images: Tensor, condition: Condition) -> list[Tensor]:

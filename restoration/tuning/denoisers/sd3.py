@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from restoration.tuning.denoisers.base import Condition, Denoiser, capture_outputs, pad_to
+from restoration.restorer.pipeline_engine import system_of
+from restoration.tuning.denoisers.base import Condition, Denoiser, capture_outputs, mirror_to
 from restoration.tuning.sampler.parametrisation import from_latent, noisy, to_latent
 from restoration.tuning.sampler.transitions import NoisePath, Schedule
 from zoomiqa_reward.images.filters import resize_bicubic
@@ -43,10 +44,11 @@ class SD3Denoiser:
         self.scale, self._strength = scale, strength
         self.restorer_options: dict[str, float | str] = {"scale": scale, "strength": strength, "guidance_scale": 1.0}
         self.patch_px = int(pipeline.vae_scale_factor) * int(self.module.config.patch_size)
+        self._stride = system_of(pipeline).multiple_px
 
     @torch.no_grad()
     def encode(self, lq: Tensor, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Condition:
-        """The latent of the enlarged image (its far edges repeated up to whole patches), and the text."""
+        """The latent of the enlarged image (mirrored up to whole patches), and the text."""
         size = lq.shape[-2] * self.scale, lq.shape[-1] * self.scale
         grown = resize_bicubic(lq.float(), *size)
         texts = list(prompts)
@@ -84,7 +86,7 @@ class SD3Denoiser:
     def encode_target(self, images: Tensor, condition: Condition) -> Tensor:
         """The mode of the VAE's latent."""
         height, width = images.shape[-2:]
-        whole = pad_to(images, height + -height % self.patch_px, width + -width % self.patch_px)
+        whole = mirror_to(images, height + -height % self._stride, width + -width % self._stride)
         return to_latent(self.pipeline.vae, whole)
 
     def features(self, images: Tensor, condition: Condition) -> list[Tensor]:

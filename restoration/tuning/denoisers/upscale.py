@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from restoration.tuning.denoisers.base import Condition, Denoiser, capture_outputs, pad_to
+from restoration.restorer.pipeline_engine import system_of
+from restoration.tuning.denoisers.base import Condition, Denoiser, capture_outputs, mirror_to
 from restoration.tuning.sampler.parametrisation import from_latent, to_latent
 from restoration.tuning.sampler.transitions import NoisePath, Schedule, draw
 
@@ -34,7 +35,7 @@ class UpscaleDenoiser:
         self.pipeline, self.module = pipeline, pipeline.unet
         self.schedule = Schedule(pipeline.scheduler)
         self.scale = self.patch_px = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
-        self._stride = 2 ** (len(self.module.config.block_out_channels) - 1)
+        self._stride = system_of(pipeline).multiple_px
         self._noise_level, self._guidance, self._negative = noise_level, guidance_scale, negative_prompt
         self.restorer_options: dict[str, float | str] = {"noise_level": noise_level, "guidance_scale": guidance_scale}
         self.restorer_options |= {"negative_prompt": negative_prompt} if negative_prompt else {}
@@ -43,7 +44,7 @@ class UpscaleDenoiser:
     def encode(self, lq: Tensor, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Condition:
         """The noised image in [-1, 1], the text, and with guidance the negative text."""
         height, width = lq.shape[-2:]
-        signed = pad_to(lq, height + -height % self._stride, width + -width % self._stride) * 2 - 1
+        signed = mirror_to(lq, height + -height % self._stride, width + -width % self._stride) * 2 - 1
         level = torch.full((len(lq),), self._noise_level, dtype=torch.long, device=lq.device)
         noise = draw(signed.shape[1:], generators, lq.device)
         guided = self._guidance > 1
@@ -91,7 +92,7 @@ class UpscaleDenoiser:
 
     def encode_target(self, images: Tensor, condition: Condition) -> Tensor:
         """The mode of the VAE's latent."""
-        whole = pad_to(images, *(self.scale * side for side in condition.given["noised"].shape[-2:]))
+        whole = mirror_to(images, *(self.scale * side for side in condition.given["noised"].shape[-2:]))
         return to_latent(self.pipeline.vae, whole)
 
     def features(self, images: Tensor, condition: Condition) -> list[Tensor]:
