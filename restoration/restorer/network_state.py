@@ -22,6 +22,8 @@ from zoomiqa_reward.runs.digest import digest
 _SIMPLE = (bool, int, float, str, bytes, torch.dtype, FunctionType, BuiltinFunctionType)
 _SWITCHES = ("s1", "s2", "b1", "b2", "use_tiling", "use_framewise_encoding", "use_framewise_decoding")
 """FreeU's factors and the autoencoders' tiles: absent, None or False until they are switched on."""
+_LEVELS = ("alphas_cumprod", "shift")
+"""Noise levels that a scheduler computes once, or is told by `set_shift`."""
 _PLAIN_PROCESSORS = ("AttnProcessor2_0",)
 """What attention computes with when it is loaded."""
 _MOVERS = ("_hf_hook", "_diffusers_hook", "_orig_mod")
@@ -51,8 +53,18 @@ def _of_network(module: nn.Module) -> str:
 def switches_of(component: object) -> dict[str, str]:
     """Return what was put on a loaded component of a pipeline, by name; nothing where it is as it was loaded."""
     if not isinstance(component, nn.Module):
-        return {}
+        return dict(_edited_levels(component))
     return {f"{name}.{key}": value for name, child in component.named_modules() for key, value in _put_on(child)}
+
+
+def _edited_levels(component: Any) -> Iterator[tuple[str, str]]:
+    """Yield the noise levels of a scheduler that are not those of its configuration."""
+    held = {key: value for key in _LEVELS if (value := getattr(component, key, None)) is not None}
+    if held and hasattr(component, "set_timesteps"):
+        plain = type(component).from_config(component.config)
+        for key, value in held.items():
+            if described(value) != described(getattr(plain, key)):
+                yield key, described(value)
 
 
 def _put_on(module: nn.Module) -> Iterator[tuple[str, str]]:

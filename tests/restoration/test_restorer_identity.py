@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny import make_image
-from tiny_pipelines import controlnet, ldm, sd_x4
+from tiny_pipelines import controlnet, flux_kontext, ldm, sd_x4
 from torch import nn
 
 from restoration import Restorer
@@ -90,7 +90,13 @@ def _free(pipeline):
     pipeline.unet.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
 
 
-@pytest.mark.parametrize("change", [_switch_on_tiles, _slice_attention, _hook, _replace_forward, _free])
+def _darken_schedule(pipeline):
+    pipeline.scheduler.alphas_cumprod.mul_(0.9)
+
+
+@pytest.mark.parametrize(
+    "change", [_switch_on_tiles, _slice_attention, _hook, _replace_forward, _free, _darken_schedule]
+)
 def test_a_pipeline_differs_by_what_was_switched_on(change):
     pipeline = sd_x4()
     before = _print_of(pipeline)
@@ -107,6 +113,13 @@ def test_freeu_that_is_switched_off_is_the_pipeline_as_it_was():
     _free(pipeline)
     pipeline.unet.disable_freeu()
     assert _print_of(pipeline) == before
+
+
+def test_a_shifted_flow_is_another_pipeline():
+    pipeline = flux_kontext()
+    before = _print_of(pipeline, scale=2)
+    pipeline.scheduler.set_shift(3.0)
+    assert _print_of(pipeline, scale=2) != before
 
 
 def test_a_pipeline_class_of_ones_own_counts_with_its_code():
