@@ -153,7 +153,7 @@ def unit_images(output: Any, name: str, value_range: str = "unit") -> list[Tenso
     return [_unit(from_range(image, value_range), name) for image in images_of(output)]
 
 
-def single_image(output: Any, name: str, value_range: str) -> Tensor:
+def single_image(output: object, name: str, value_range: str) -> Tensor:
     """Return the one image of `unit_images`. Raises RestorationError also where there are none, or several."""
     images = unit_images(output, name, value_range)
     if len(images) != 1:
@@ -164,7 +164,7 @@ def single_image(output: Any, name: str, value_range: str) -> Tensor:
     return images[0]
 
 
-def images_of(output: Any) -> list[Any]:
+def images_of(output: object) -> list[object]:
     """Return the images that a system gave back, as they are: of a tuple the first entry, of a batch its rows."""
     images = getattr(output, "images", output)
     while isinstance(images, tuple) and images:
@@ -198,7 +198,7 @@ def from_range(image: Any, value_range: str) -> Any:
     return ((image.float() if isinstance(image, Tensor) else image.astype(np.float32)) - low) / (high - low)
 
 
-def leaves_unit(output: Any, value_range: str) -> bool:
+def leaves_unit(output: object, value_range: str) -> bool:
     """Return whether an image of floats, of that range, has values that `load_image` does not take for [0, 1]."""
     return any(low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE for low, high in _extremes(output, value_range))
 

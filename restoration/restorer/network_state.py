@@ -4,7 +4,7 @@ A folder of candidates goes on only with the same restorer. Two networks of equa
 or a number; diffusers switches FreeU, tiling and attention processors on objects that are loaded already.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -82,7 +82,7 @@ def _put_on(module: nn.Module) -> Iterator[tuple[str, str]]:
         yield "processor", described(processor)
 
 
-def described(value: Any) -> str:
+def described(value: object) -> str:
     """Return a digest of a value's state; of what cannot be read whole, that of its class and its plain attributes."""
     try:
         return state_digest(load_image(value) if isinstance(value, Image.Image) else value)
@@ -107,7 +107,7 @@ def _is_moved(module: nn.Module) -> bool:
     return any(key in vars(module) or key in module._modules for key in _MOVERS)
 
 
-def option_values(options: dict[str, Any]) -> dict[str, Any]:
+def option_values(options: Mapping[str, object]) -> dict[str, object]:
     """Return the arguments of a call as JSON values; what JSON does not hold, such as an image, by its digest."""
     return {key: value if _is_json(value) else described(value) for key, value in options.items()}
 

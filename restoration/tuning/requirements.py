@@ -2,10 +2,10 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
+from restoration.restorer.loading import Pipeline
 from restoration.restorer.network_state import switches_of
 from restoration.tuning.data import Example
 from zoomiqa_reward.rewards.base import Reward, require_reward
@@ -61,7 +61,7 @@ def require_gradients(module: torch.nn.Module) -> None:
         )
 
 
-def warn_unsaved(pipeline: Any) -> None:
+def warn_unsaved(pipeline: Pipeline) -> None:
     """Warn of what was put on loaded networks, such as FreeU or a hook: the images show it, no saved pipeline does."""
     for name, component in pipeline.components.items():
         if unsaved := [key.lstrip(".") for key in switches_of(component) if not key.endswith("processor")]:
