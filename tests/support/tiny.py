@@ -156,6 +156,7 @@ def make_tiny_checkpoint(
     return target
 
 
+@torch.enable_grad()  # the first test that asks for the checkpoint may run without gradients
 def _teach(folder: Path, lessons: int, seed: int, rate: float) -> None:
     """Teach the model to put its probability on ratings, higher ones for brighter images."""
     from zoomiqa_reward.model.checkpoint import load_checkpoint
