@@ -23,7 +23,7 @@ def bearer_token(token: str) -> str:
     """
     token = token.strip()
     if not token.isascii() or not token.isprintable():
-        raise ValueError("the token or key must be ASCII in one line, for no HTTP header takes another one")
+        raise ValueError("the token or key is not ASCII in one line, and no HTTP header takes another one; correct it")
     return token
 
 
