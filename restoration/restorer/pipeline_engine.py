@@ -155,7 +155,8 @@ class PipelineEngine:
         padded = pad_to_multiple(grown, self.system.multiple_px)
         scheduler = getattr(self.pipeline, "scheduler", None)  # keeps its steps, and pipelines may share it
         alone = exclusive(self.pipeline) if scheduler is None else exclusive(self.pipeline, scheduler)
-        with alone, failures_named(self.name), hide_progress_bar(self.pipeline), torch.no_grad():
+        quiet = hide_progress_bar(self.pipeline)
+        with alone, failures_named(self.name), quiet, _configuration_kept(scheduler), torch.no_grad():
             output = self.pipeline(**self.arguments(padded, seeds, texts), **self._mask(image, grown))
         outputs = unit_images(output, self.name)
         if len(outputs) != len(seeds):
@@ -245,6 +246,20 @@ def failures_named(name: str) -> Iterator[None]:
     except _FAILURES as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RestorationError(f"{name}: {reason}") from error
+
+
+@contextmanager
+def _configuration_kept(scheduler: Any) -> Iterator[None]:
+    """Put a scheduler's configuration back: DPMSolverSinglestep changes its own to fit the steps of a call.
+
+    Its images would follow from earlier calls, and its restorer would be another one after the first.
+    """
+    before = dict(getattr(scheduler, "config", {}))
+    try:
+        yield
+    finally:
+        if before and dict(scheduler.config) != before:
+            scheduler.register_to_config(**before)
 
 
 @contextmanager

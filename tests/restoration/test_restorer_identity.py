@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from diffusers import DPMSolverSinglestepScheduler
 from PIL import Image
 from tiny import make_image
 from tiny_pipelines import controlnet, flux_kontext, ldm, sd_x4
@@ -144,3 +145,16 @@ def test_arguments_of_the_call_count_by_their_content():
     pictures = [Image.new("RGB", (8, 8), colour) for colour in ("black", "black", "white")]
     prints = [_print_of(pipeline, scale=2, ip_adapter_image=picture) for picture in pictures]
     assert prints[0] == prints[1] != prints[2]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' own code
+def test_a_scheduler_that_changes_its_configuration_leaves_the_restorer_as_it_was():
+    """DPMSolverSinglestep sets `lower_order_final` for a number of steps that its order does not divide."""
+    pipeline = ldm()
+    pipeline.scheduler = DPMSolverSinglestepScheduler(lower_order_final=False)
+    restorer = Restorer.from_pretrained(pipeline, num_inference_steps=3)
+    before, config = restorer.fingerprint, dict(pipeline.scheduler.config)
+    [first], [second] = (restorer.restore(make_image(0, 16, 16), seeds=[1]) for _ in range(2))
+    assert torch.equal(first.image, second.image)
+    assert restorer.fingerprint == before
+    assert dict(pipeline.scheduler.config) == config
